@@ -1,0 +1,55 @@
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help venv check test test-all demo demo-down demo-gcp plan plan-score bench lock docs clean
+
+PYTHON := .venv/bin/python
+LOCK := requirements/dev.txt
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+venv: .venv/.locked ## Make the tools' virtual environment from the lock
+
+.venv/.locked: $(LOCK) lab/bootstrap.sh
+	@bash lab/bootstrap.sh $(LOCK)
+	@touch $@
+
+check: venv ## Linters and all tests that need no machine (2 min)
+	@$(PYTHON) tests/suite.py check
+
+test: check ## Everything about every role, on booted machines (ROLE=vllm, PLATFORM=debian13)
+	@$(PYTHON) -m lab services up > /dev/null
+	@$(PYTHON) tests/suite.py roles $(ROLE)
+
+test-all: venv ## The long and rare: Debian 13, upgrades, downgrades, removals, long bad input
+	@$(PYTHON) -m lab services up > /dev/null
+	@FULL=1 PLATFORM=debian13 $(PYTHON) tests/suite.py roles $(ROLE)
+
+demo: venv ## Boot a machine, converge it, show it serving
+	@$(PYTHON) -m lab demo
+
+demo-down: venv ## Take the demo away
+	@$(PYTHON) -m lab demo-down
+
+demo-gcp: venv ## Provision on a loopback Compute API, serve, stop, start, decommission
+	@$(PYTHON) -m lab demo-gcp
+
+plan: venv ## Show the GPU memory plan of the production example on an L4
+	@.venv/bin/ansible-playbook -i inventories/production playbooks/plan.yml \
+		-e '{"gpu_memory_plan_gpu": {"name": "L4", "total_mib": 23034}}' \
+		-e gpu_memory_plan_config=$(CURDIR)/data/gpu_memory/exaone-3.5-2.4b-instruct.json
+
+plan-score: venv ## Score the planner against measured starts (DATA=DIR)
+	@$(PYTHON) tests/plan_score.py $(DATA)
+
+bench: venv ## Time fresh and repeated runs beside the floor
+	@$(PYTHON) -m lab bench
+
+docs: venv ## Write the tables of the role pages from the argument specs
+	@$(PYTHON) docs/generate.py
+
+lock: venv ## Compile the lock files anew
+	@bash requirements/compile.sh
+
+clean: venv ## Remove machines, images, downloads and builds of the laboratory
+	@$(PYTHON) -m lab clean

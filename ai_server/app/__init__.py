@@ -1,0 +1,1 @@
+"""ai-server: the door in front of vLLM."""

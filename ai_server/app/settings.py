@@ -1,0 +1,174 @@
+"""The settings: environment variables over the file `.env`, refused all at once when they are wrong."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+
+EX_CONFIG = 78  # sysexits.h; systemd shows it as CONFIG, and a unit can name it in RestartPreventExitStatus=
+ENV_FILE_VARIABLE = "AI_SERVER_ENV_FILE"
+CALLER_KEY_LENGTH = 16
+
+
+def _header_value(secret: SecretStr) -> SecretStr:
+    """Refuse what cannot travel in an HTTP header, before a client library trips over it."""
+    value = secret.get_secret_value()
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("has characters that an HTTP header cannot carry")
+    return secret
+
+
+def _caller_key(secret: SecretStr) -> SecretStr:
+    if len(secret.get_secret_value()) < CALLER_KEY_LENGTH:
+        raise ValueError(f"has a key shorter than {CALLER_KEY_LENGTH} characters")
+    return secret
+
+
+def _split(value: object) -> object:
+    """`a, b` -> ["a", "b"]; what is not a string passes."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _http_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"is {url!r}, which is not an http:// or https:// address without a query")
+    return url.rstrip("/")
+
+
+def _engine_url(url: str) -> str:
+    if not url.endswith("/v1"):
+        raise ValueError(f"is {url!r}, which does not end in /v1")
+    return url
+
+
+def _callback_url(url: str) -> str:
+    if url.endswith("/v1"):
+        raise ValueError(f"is {url!r}, which ends in /v1: there the backend answers 401")
+    return url
+
+
+def _writable(path: Path) -> Path:
+    """An existing directory, as an absolute path, that this user may write to."""
+    if not path.is_dir():
+        raise ValueError(f"is {str(path)!r}, which is not a directory")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(f"is {str(path)!r}, which uid {os.geteuid()} may not write to")
+    return path.resolve()
+
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Url = Annotated[Text, AfterValidator(_http_url)]
+Secret = Annotated[SecretStr, Field(min_length=1), AfterValidator(_header_value)]
+Directory = Annotated[Path, AfterValidator(_writable)]
+
+
+class Settings(BaseSettings):
+    """One field a variable, by the same name in capitals; the description is the cure that a refusal names."""
+
+    model_config = SettingsConfigDict(env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    app_env: Text = Field(description="the name of the environment, such as production")
+    vllm_base_url: Annotated[Url, AfterValidator(_engine_url)] = Field(
+        description="vLLM's address with its prefix, such as http://localhost:8001/v1"
+    )
+    vllm_api_key: Secret = Field(description="the key that vLLM was started with")
+    vllm_model: Text = Field(description="the base model's name as /v1/models lists it")
+    vllm_lora_adapter_easycontract: Text = Field(description="the easy-contract adapter's name as /v1/models lists it")
+    vllm_lora_adapter_checklist: Text = Field(description="the checklist adapter's name as /v1/models lists it")
+    backend_callback_base_url: Annotated[Url, AfterValidator(_callback_url)] = Field(
+        description="the backend's address without a version, such as https://backend.example/api"
+    )
+    backend_internal_token: Secret | None = Field(
+        default=None, description="the token that the backend's owners give; without it jobs are refused"
+    )
+    http_timeout_sec: PositiveFloat = Field(
+        description="seconds of silence after which an outgoing request is given up, such as 30"
+    )
+    ocr_api: Secret = Field(description="the key of the OCR service")
+    ocr_url: Url | None = Field(default=None, description="where scanned PDFs are posted; without it they are refused")
+
+    ai_server_api_keys: Annotated[
+        list[Annotated[Secret, AfterValidator(_caller_key)]], NoDecode, BeforeValidator(_split), Field(min_length=1)
+    ] = Field(
+        description=f"one key for each caller, separated by commas, each of {CALLER_KEY_LENGTH} characters or more, "
+        "none of them vLLM's own"
+    )
+    rate_limit_per_minute: PositiveInt = Field(default=120, description="requests a minute for each caller")
+    max_body_bytes: PositiveInt = Field(default=1024 * 1024, description="bytes that a JSON request may have")
+    max_upload_bytes: PositiveInt = Field(default=20 * 1024 * 1024, description="bytes that an upload may have")
+    max_pdf_pages: PositiveInt = Field(default=50, description="pages that a PDF may have")
+
+    job_concurrency: PositiveInt = Field(default=2, description="jobs worked on at the same time")
+    job_attempts: PositiveInt = Field(default=20, description="tries for a job's answer, and again for its callback")
+    job_backoff_sec: PositiveFloat = Field(default=2, description="seconds before the second try; each wait doubles")
+    job_retention_days: PositiveInt = Field(default=7, description="days that a finished job can be asked for")
+
+    easycontract_prompt: Text = Field(default="Explain this contract in plain words.", description="an instruction")
+    checklist_prompt: Text = Field(default="Make a checklist from this text.", description="an instruction")
+
+    # As strings: a default is checked like a given value only because of validate_default.
+    resources_directory: Directory = Field(
+        default="resources/s3", validate_default=True, description="an existing directory for the uploads"
+    )
+    state_directory: Directory = Field(
+        default="/var/lib/ai-server", validate_default=True, description="an existing directory for the job store"
+    )
+    log_directory: Directory = Field(
+        default="/var/log/dojangkok/production", validate_default=True, description="an existing directory for the log"
+    )
+
+    @model_validator(mode="after")
+    def _callers_are_not_vllm(self) -> "Settings":
+        if self.vllm_api_key in self.ai_server_api_keys:
+            raise ValueError("AI_SERVER_API_KEYS has VLLM_API_KEY among its keys: give the callers keys of their own")
+        return self
+
+
+def load() -> Settings:
+    """Read the settings; leave the process with one line on stderr and status 78 when they cannot be used."""
+    env_file = Path(os.environ.get(ENV_FILE_VARIABLE, ".env"))
+    try:
+        return Settings(_env_file=env_file)
+    except ValidationError as error:
+        reason = "; ".join(dict.fromkeys(_sentence(detail) for detail in error.errors(include_input=False)))
+    except (OSError, SettingsError, UnicodeDecodeError) as error:
+        reason = f"{env_file} cannot be read: {error}"
+    refuse(f"settings refused: {reason}")
+
+
+def refuse(reason: str) -> None:
+    """Leave the process with one readable line."""
+    print(f"ai-server: {reason}", file=sys.stderr, flush=True)
+    raise SystemExit(EX_CONFIG)
+
+
+def _sentence(detail: dict) -> str:
+    """One of pydantic's errors -> `VARIABLE problem (cure)`, without the value unless a validator above tells it."""
+    message = detail["msg"].removeprefix("Value error, ")
+    if not detail["loc"]:
+        return message
+    name = str(detail["loc"][0])
+    if detail["type"] == "missing":
+        problem = "is missing or empty"
+    elif detail["type"] == "value_error":
+        problem = message
+    elif detail["type"] == "too_short":
+        problem = "is empty"
+    else:
+        problem = f"is wrong: {message}"
+    return f"{name.upper()} {problem} (needed: {Settings.model_fields[name].description})"

@@ -1,0 +1,145 @@
+"""Stand-ins for vLLM, the backend and the OCR service; what they do is chosen by what they are asked."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 10) -> Any:
+    """Return the first true value of the condition; fail the test when there is none in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s: {condition}")
+
+
+def chunk(delta: dict, finish_reason: str | None = None) -> str:
+    """One event of a streamed chat completion."""
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    return f"data: {json.dumps({'choices': [choice]})}\n\n"
+
+
+class StandIns:
+    """One server for the three.
+
+    asked: every request, `{"path", "headers", "body"}`. left: what was asked by clients that left before the end.
+    go_on: set it to let a held answer continue. callback_status: what the backend answers, the last one for ever.
+    """
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.reset()
+        # The protocol is named for asyncio, which otherwise leaves TCP_NODELAY out: 40 ms for each answer.
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        self._socket.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        routes = [
+            Route("/health", self._health),
+            Route("/v1/models", self._models),
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/ocr", self._ocr, methods=["POST"]),
+            Route("/{callback:path}", self._callback, methods=["POST"]),
+        ]
+        config = uvicorn.Config(Starlette(routes=routes), log_config=None, timeout_graceful_shutdown=0)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
+
+    def reset(self) -> None:
+        self.go_on.clear()
+        self.asked: list[dict] = []
+        self.left: list[str] = []
+        self.callback_status = [200]
+        self.ocr_answer: Any = {"pages": [{"text": "words of a scan"}]}
+
+    def __enter__(self) -> "StandIns":
+        self._thread.start()
+        wait_for(lambda: self._server.started)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(5)
+
+    def callbacks(self) -> list[dict]:
+        return [asked for asked in self.asked if "callbacks" in asked["path"]]
+
+    async def _note(self, request: Request) -> Any:
+        raw = await request.body()
+        body = json.loads(raw) if request.headers.get("content-type") == "application/json" else raw
+        self.asked.append({"path": request.url.path, "headers": dict(request.headers), "body": body})
+        return body
+
+    async def _hold(self, request: Request, text: str) -> bool:
+        """Wait until the test says go on (True) or the client leaves (False)."""
+        try:
+            while not self.go_on.is_set():
+                if await request.is_disconnected():
+                    self.left.append(text)
+                    return False
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:  # a StreamingResponse sees the disconnect first, and cancels
+            self.left.append(text)
+            raise
+        return True
+
+    async def _health(self, request: Request) -> Response:
+        return Response()
+
+    async def _models(self, request: Request) -> Response:
+        await self._note(request)
+        return JSONResponse({"object": "list", "data": [{"id": "base"}]})
+
+    async def _chat(self, request: Request) -> Response:
+        body = await self._note(request)
+        text = body["messages"][-1]["content"]
+        if text == "too long":
+            return JSONResponse({"error": {"message": "the context is 8192 tokens", "code": 400}}, 400)
+        if text == "wrong key":
+            return JSONResponse({"error": "Unauthorized"}, 401)
+        if body["model"] == "not-loaded":
+            return JSONResponse({"error": {"message": "The model does not exist."}}, 404)
+        if text == "internal":
+            return Response("oops", 500)
+        if body.get("stream"):
+            return StreamingResponse(self._stream(request, body["model"], text), media_type="text/event-stream")
+        if "hold" in text and not await self._hold(request, text):
+            return Response()
+        message = {"role": "assistant", "content": f"{body['model']} on {text}"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return JSONResponse({"model": body["model"], "choices": [choice], "usage": {"total_tokens": 7}})
+
+    async def _stream(self, request: Request, model: str, text: str):
+        yield chunk({"role": "assistant", "content": model})
+        if "hold" in text and not await self._hold(request, text):
+            return
+        if "break" in text:
+            raise ConnectionAbortedError("the engine died")
+        if "nonsense" in text:
+            yield "data: {}\n\n"
+        yield chunk({"content": f" on {text}"})
+        if "cut" not in text:
+            yield chunk({}, "stop")
+            yield 'data: {"choices": [], "usage": {"total_tokens": 7}}\n\n'
+        yield "data: [DONE]\n\n"
+
+    async def _ocr(self, request: Request) -> Response:
+        await self._note(request)
+        return JSONResponse(self.ocr_answer)
+
+    async def _callback(self, request: Request) -> Response:
+        await self._note(request)
+        return Response(
+            status_code=self.callback_status.pop(0) if self.callback_status[1:] else self.callback_status[0]
+        )

@@ -1,0 +1,131 @@
+"""The adapters' endpoints, answered at once: text, PDFs, scans."""
+
+import hashlib
+import shutil
+
+import pytest
+
+from conftest import OCR_KEY
+from pdfs import pdf
+
+
+@pytest.mark.parametrize(
+    "path, adapter", [("/v1/easy-contract", "easycontract-adapter"), ("/v1/checklist", "checklist-adapter")]
+)
+def test_text(client, standins, path, adapter):
+    answer = client.post(path, json={"text": "rent is due monthly", "max_tokens": 9})
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "model": adapter,
+        "result": f"{adapter} on rent is due monthly",
+        "finish_reason": "stop",
+        "usage": {"total_tokens": 7},
+    }
+    asked = standins.asked[0]["body"]
+    assert (asked["model"], asked["temperature"], asked["max_tokens"]) == (adapter, 0, 9)
+    assert [message["role"] for message in asked["messages"]] == ["system", "user"]
+
+
+def test_text_pdf_is_read_as_it_is(client, server, standins):
+    document = pdf("The first page.", "The second page.")
+    answer = client.post("/v1/easy-contract", files={"file": ("../../etc/passwd", document, "application/pdf")})
+    assert answer.json()["result"] == "easycontract-adapter on The first page.\n\nThe second page."
+    assert [asked["path"] for asked in standins.asked] == ["/v1/chat/completions"]
+    kept = server.directory / "resources/s3" / f"{hashlib.sha256(document).hexdigest()}.pdf"
+    assert kept.read_bytes() == document
+    assert not list(kept.parent.glob(".*"))
+
+
+def test_scanned_pages_go_to_the_ocr_service(client, standins):
+    standins.ocr_answer = {"pages": [{"text": "not asked for"}, {"text": "words of a scan"}]}
+    answer = client.post("/v1/easy-contract", files={"file": pdf("A cover with text.", None)})
+    assert answer.json()["result"] == "easycontract-adapter on A cover with text.\n\nwords of a scan"
+    asked = standins.asked[0]
+    assert (asked["path"], asked["headers"]["authorization"]) == ("/ocr", f"Bearer {OCR_KEY}")
+    assert b'name="document"' in asked["body"] and b"%PDF-" in asked["body"]
+
+
+@pytest.mark.parametrize(
+    "ocr_answer, message",
+    [
+        ({"pages": []}, "read 0 pages of a document of 1"),
+        ({"text": "?"}, "gave an answer without pages"),
+        ([], "gave an answer without pages"),
+    ],
+)
+def test_nonsense_from_the_ocr_service(client, standins, ocr_answer, message):
+    standins.ocr_answer = ocr_answer
+    answer = client.post("/v1/easy-contract", files={"file": pdf(None)})
+    assert answer.status_code == 502
+    assert message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("url, reason", [(None, "OCR_URL is not set"), ("http://127.0.0.1:9/", "is not reachable")])
+def test_no_ocr_service(new_server, url, reason):
+    with new_server(OCR_URL=url).start().client() as client:
+        answer = client.post("/v1/easy-contract", files={"file": pdf(None)})
+        assert (answer.status_code, client.post("/v1/checklist", json={"text": "a"}).status_code) == (503, 200)
+    assert reason in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "content, status, message",
+    [
+        (b"PK\x03\x04", 415, "not a PDF"),
+        (b"%PDF-1.4 and then nothing of the kind", 422, "damaged"),
+        (pdf(*["text"] * 51), 422, "51 pages, and 50 are allowed"),
+        (pdf(" "), 422, "has no text"),
+    ],
+)
+def test_unreadable_uploads(client, standins, content, status, message):
+    answer = client.post("/v1/checklist", files={"file": content})
+    assert (answer.status_code, standins.asked) == (status, [])
+    assert message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "sent, message",
+    [
+        ({"json": {}}, "Send either"),
+        ({"json": {"text": ""}}, "text: "),
+        ({"json": {"text": "a", "max_tokens": 0}}, "max_tokens: "),
+        ({"json": {"text": "a", "txet": "b"}}, "txet: "),
+        ({"json": {"text": "a", "job_id": "../x"}}, "job_id: "),
+        ({"files": {"other": b"x"}}, "other: "),
+        ({"files": {"file": pdf("a")}, "data": {"text": "b"}}, "Send either"),
+        ({"content": b"--x", "headers": {"content-type": "multipart/form-data"}}, "oundary"),
+    ],
+)
+def test_unusable_requests(client, standins, sent, message):
+    answer = client.post("/v1/checklist", **sent)
+    assert (answer.status_code, standins.asked) == (400, [])
+    assert message in answer.json()["error"]["message"]
+
+
+def test_vllms_refusal_is_passed_on(client):
+    answer = client.post("/v1/checklist", json={"text": "too long"})
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, "the context is 8192 tokens")
+
+
+@pytest.mark.parametrize(
+    "text, message", [("nonsense", "not a chat completion"), ("cut", "broke off"), ("break", "not reachable")]
+)
+def test_half_an_answer_is_none(client, text, message):
+    answer = client.post("/v1/checklist", json={"text": text})
+    assert answer.status_code in (502, 503)
+    assert message in answer.json()["error"]["message"]
+
+
+def test_an_adapter_that_vllm_lacks(new_server):
+    with new_server(VLLM_LORA_ADAPTER_CHECKLIST="not-loaded").start().client() as client:
+        answer = client.post("/v1/checklist", json={"text": "a"})
+    assert (answer.status_code, "'not-loaded'" in answer.json()["error"]["message"]) == (502, True)
+
+
+def test_directory_of_the_uploads_is_gone(new_server):
+    server = new_server().start()
+    shutil.rmtree(server.directory / "resources")
+    with server.client() as client:
+        answer = client.post("/v1/checklist", files={"file": pdf("a")})
+    assert answer.status_code == 500
+    assert "RESOURCES_DIRECTORY" in answer.json()["error"]["message"]

@@ -1,0 +1,128 @@
+"""What is passed through to vLLM: intact, unbuffered, and ended when the client leaves."""
+
+import httpx
+import pytest
+
+from conftest import VLLM_KEY
+from standins import chunk, wait_for
+
+
+def body(text: str, **more) -> dict:
+    return {"messages": [{"role": "user", "content": text}], **more}
+
+
+def test_answer_is_vllms_own(client, standins):
+    response = client.post("/v1/chat/completions", json=body("hello", top_p=0.5))
+    assert response.status_code == 200
+    assert response.json()["choices"][0]["message"]["content"] == "base on hello"
+    asked = standins.asked[0]
+    assert asked["body"] == body("hello", top_p=0.5, model="base")
+    assert asked["headers"]["authorization"] == f"Bearer {VLLM_KEY}"
+
+
+def test_a_named_model_is_kept(client):
+    response = client.post("/v1/chat/completions", json=body("hello", model="checklist-adapter"))
+    assert response.json()["model"] == "checklist-adapter"
+
+
+def test_stream_is_not_buffered(client, standins):
+    with client.stream("POST", "/v1/chat/completions", json=body("hold this", stream=True)) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["x-accel-buffering"] == "no"
+        assert response.headers["cache-control"] == "no-cache"
+        chunks = response.iter_raw()
+        assert next(chunks).decode() == chunk({"role": "assistant", "content": "base"})
+        assert not standins.go_on.is_set()  # vLLM is held here: it has not sent the second
+        standins.go_on.set()
+        rest = b"".join(chunks).decode()
+    assert rest.startswith(chunk({"content": " on hold this"})) and rest.endswith("data: [DONE]\n\n")
+
+
+def test_leaving_a_stream_ends_it_in_vllm(client, standins):
+    with client.stream("POST", "/v1/chat/completions", json=body("hold this", stream=True)) as response:
+        chunks = response.iter_raw()
+        next(chunks)
+        assert standins.left == []
+    wait_for(lambda: standins.left == ["hold this"], 2)
+
+
+@pytest.mark.parametrize(
+    "path, sent", [("/v1/chat/completions", body("hold this")), ("/v1/checklist", {"text": "hold"})]
+)
+def test_leaving_before_the_answer_ends_it_in_vllm(client, standins, path, sent):
+    with pytest.raises(httpx.ReadTimeout):
+        client.post(path, json=sent, timeout=0.5)
+    wait_for(lambda: len(standins.left) == 1, 2)
+
+
+def test_a_broken_stream_says_so(client, standins):
+    with client.stream("POST", "/v1/chat/completions", json=body("hold, then break", stream=True)) as response:
+        chunks = response.iter_raw()
+        next(chunks)
+        standins.go_on.set()
+        rest = b"".join(chunks)
+    assert rest.startswith(b"\n\ndata: ") and b"broke off" in rest and b"[DONE]" not in rest
+
+
+def test_errors_of_vllm_keep_their_status(client):
+    response = client.post("/v1/chat/completions", json=body("too long"))
+    assert (response.status_code, response.json()["error"]["message"]) == (400, "the context is 8192 tokens")
+    assert client.post("/v1/chat/completions", json=body("too long", stream=True)).status_code == 400
+    assert client.post("/v1/chat/completions", json=body("internal")).status_code == 500
+
+
+def test_a_refused_key_is_not_the_callers_fault(client):
+    response = client.post("/v1/chat/completions", json=body("wrong key"))
+    assert response.status_code == 502
+    assert "VLLM_API_KEY" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff"])
+def test_a_body_that_is_no_object(client, standins, content):
+    response = client.post("/v1/chat/completions", content=content)
+    assert (response.status_code, response.json()["error"]["message"]) == (400, "The body is not a JSON object.")
+    assert standins.asked == []
+
+
+def test_a_proxy_for_the_outside_world_is_not_for_vllm(new_server):
+    with new_server(HTTP_PROXY="http://127.0.0.1:9").start().client() as client:
+        assert client.get("/v1/models").status_code == 200
+
+
+def test_models_are_vllms(client):
+    assert client.get("/v1/models").json()["data"] == [{"id": "base"}]
+
+
+def test_vllm_away(new_server):
+    server = new_server(VLLM_BASE_URL="http://127.0.0.1:9/v1").start()
+    with server.client() as client:
+        for path in ("/v1/chat/completions", "/v1/easy-contract"):
+            response = client.post(path, json=body("hello") if "chat" in path else {"text": "hello"})
+            assert response.status_code == 503
+            assert "vLLM is not reachable" in response.json()["error"]["message"]
+            assert int(response.headers["retry-after"]) > 0
+        health, ready = client.get("/health"), client.get("/health/ready")
+    assert (health.status_code, health.json()["status"], health.json()["vllm"]) == (
+        200,
+        "degraded",
+        "away: ConnectError",
+    )
+    assert ready.status_code == 503
+    assert "Traceback" not in server.output()
+
+
+def test_vllm_silent(new_server, standins):
+    server = new_server(HTTP_TIMEOUT_SEC="0.3").start()
+    with server.client() as client:
+        response = client.post("/v1/chat/completions", json=body("hold this"))
+        assert (response.status_code, response.json()["error"]["code"]) == (504, 504)
+        with client.stream("POST", "/v1/chat/completions", json=body("hold that", stream=True)) as stream:
+            assert b"broke off" in stream.read()
+    wait_for(lambda: standins.left == ["hold this", "hold that"], 2)
+    assert "Traceback" not in server.output()
+
+
+def test_health(client):
+    health = client.get("/health")
+    assert health.json() | {"jobs": None} == {"status": "ok", "vllm": "ok", "jobs": None, "callbacks": "on"}
+    assert client.get("/health/ready").status_code == 200

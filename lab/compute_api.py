@@ -1,0 +1,719 @@
+"""Google's Compute API on loopback: as much of it as the project uses, strict about what it is asked.
+
+One listener is both the CONNECT proxy and, behind TLS with an authority of its own, the API for
+compute.googleapis.com and www.googleapis.com, and the place where a service account gets a token. Every request to the
+API is held against Google's published discovery document
+(path, parameters, body; it comes with the PyPI package google-api-python-client) and refused where it does not fit.
+Faults are told to it beforehand (`fail`). Nothing is forwarded anywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import datetime
+import functools
+import http.server
+import importlib.resources
+import json
+import re
+import secrets
+import ssl
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+HOSTS = ("compute.googleapis.com", "www.googleapis.com", "oauth2.googleapis.com")
+URL = "https://www.googleapis.com/compute/v1/"
+IMAGES = "ubuntu-os-accelerator-images"
+FAMILY = "ubuntu-accelerator-2204-amd64-with-nvidia-580"
+COMMON_PARAMETERS = {"alt", "fields", "key", "prettyPrint", "quotaUser", "userIp"}
+
+
+class Refused(Exception):
+    """An answer that is not 200: status, the API's reason, a message."""
+
+    def __init__(self, status, reason, message):
+        super().__init__(message)
+        self.status, self.reason, self.message = status, reason, message
+
+
+@dataclass
+class Fault:
+    """Something that goes wrong `times` times for requests of `method` whose path contains `where`.
+
+    With `status` the request is refused; with `operation` (code, message, details) it is accepted and its operation
+    fails. `done` lets a refused request take effect all the same, as when the answer gets lost.
+    """
+
+    method: str
+    where: str = ""
+    status: int = 0
+    reason: str = "backendError"
+    message: str = "A fault of the laboratory"
+    operation: dict | None = None
+    times: int = 1
+    done: bool = False
+
+
+# --- the published schema -----------------------------------------------------------------------------------------
+
+
+class Schema:
+    """Paths, parameters and bodies of the discovery document."""
+
+    def __init__(self):
+        package = importlib.resources.files("googleapiclient.discovery_cache.documents")
+        document = json.loads((package / "compute.v1.json").read_text(encoding="utf-8"))
+        self.schemas = document["schemas"]
+        self.methods = []
+        for resource in document["resources"].values():
+            for method in resource.get("methods", {}).values():
+                names = re.findall(r"{(\w+)}", method["flatPath"])
+                pattern = re.sub(r"{\w+}", "([^/]+)", method["flatPath"])
+                self.methods.append((method["httpMethod"], re.compile(pattern), names, method))
+
+    def match(self, verb, path):
+        """Return (method, path parameters); the most literal path wins, as images/family/{family} does."""
+        found = []
+        for known_verb, pattern, names, method in self.methods:
+            fits = pattern.fullmatch(path)
+            if fits and known_verb == verb:
+                found.append((len(names), method, dict(zip(names, fits.groups(), strict=True))))
+        if not found:
+            raise Refused(404, "notFound", f"{verb} {path} is no method of the Compute API")
+        _, method, values = min(found, key=lambda one: one[0])
+        return method, values
+
+    def check(self, method, values, query, body):
+        known = method.get("parameters", {})
+        for name, value in {**query, **values}.items():
+            if name not in known:
+                if name in COMMON_PARAMETERS:
+                    continue
+                raise Refused(400, "invalid", f"{method['id']}: unknown parameter '{name}'")
+            rule = known[name]
+            if "pattern" in rule and not re.fullmatch(rule["pattern"], value):
+                raise Refused(400, "invalid", f"{method['id']}: parameter {name}='{value}' does not fit")
+            if rule["type"] == "boolean" and value not in ("true", "false"):
+                raise Refused(400, "invalid", f"{method['id']}: parameter {name}='{value}' is no boolean")
+            if rule["type"] == "integer" and not value.isdigit():
+                raise Refused(400, "invalid", f"{method['id']}: parameter {name}='{value}' is no integer")
+        missing = [name for name, rule in known.items() if rule.get("required") and name not in {**query, **values}]
+        if missing:
+            raise Refused(400, "required", f"{method['id']}: parameter {missing[0]} is missing")
+        if "request" in method:
+            if not isinstance(body, dict):
+                raise Refused(400, "required", f"{method['id']}: a body is required")
+            self.fits(self.schemas[method["request"]["$ref"]], body, method["request"]["$ref"])
+        elif body is not None:
+            raise Refused(400, "invalid", f"{method['id']}: takes no body")
+
+    def fits(self, schema, value, where):
+        """Refuse a value that its schema does not allow: unknown, wrongly typed, output-only, outside an enum."""
+        if "$ref" in schema:
+            schema = self.schemas[schema["$ref"]]
+        kinds = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float)}
+        kind = schema.get("type", "any")
+        if kind != "any" and (
+            not isinstance(value, kinds[kind]) or (isinstance(value, bool) and kind in ("integer", "number"))
+        ):
+            raise Refused(400, "invalid", f"Invalid value at '{where}' ({kind}), {json.dumps(value)[:80]}")
+        if kind == "object":
+            for name, one in value.items():
+                inner = schema.get("properties", {}).get(name) or schema.get("additionalProperties")
+                if inner is None:
+                    raise Refused(400, "invalid", f"Invalid JSON payload: unknown name '{name}' at '{where}'")
+                if inner.get("readOnly") or "[Output Only]" in inner.get("description", "")[:16]:
+                    raise Refused(400, "invalid", f"'{where}.{name}' is output only")
+                self.fits(inner, one, f"{where}.{name}")
+        elif kind == "array":
+            for number, one in enumerate(value):
+                self.fits(schema["items"], one, f"{where}[{number}]")
+        elif kind == "string":
+            if "enum" in schema and value not in schema["enum"]:
+                raise Refused(400, "invalid", f"Invalid value for field '{where}': '{value}'")
+            if schema.get("format") in ("int64", "uint64") and not re.fullmatch(r"-?\d+", value):
+                raise Refused(400, "invalid", f"Invalid value for field '{where}': '{value}' is no number")
+            if "pattern" in schema and not re.fullmatch(schema["pattern"], value):
+                raise Refused(400, "invalid", f"Invalid value for field '{where}': '{value}'")
+
+
+@functools.cache
+def schema():
+    return Schema()
+
+
+# --- the cloud ----------------------------------------------------------------------------------------------------
+
+
+def new_fingerprint():
+    return base64.b64encode(secrets.token_bytes(8)).decode()
+
+
+@dataclass
+class Cloud:
+    """State of one project, and the methods of the API on it. Methods are named after the discovery document's ids."""
+
+    project: str = "lab-project"
+    zones: dict = field(
+        default_factory=lambda: {
+            "asia-northeast3-a": ["nvidia-l4", "nvidia-tesla-t4"],
+            "asia-northeast3-b": ["nvidia-l4"],
+            "asia-northeast3-c": ["nvidia-tesla-t4"],
+            "us-central1-a": ["nvidia-l4"],
+        }
+    )
+    quotas: dict = field(default_factory=lambda: {"SSD_TOTAL_GB": 500, "NVIDIA_L4_GPUS": 4, "DISKS_TOTAL_GB": 4096})
+    project_quotas: dict = field(default_factory=lambda: {"GPUS_ALL_REGIONS": 4})
+    page_size: int = 500
+    polls: int = 1  # how often an operation is asked about before it is done
+    schedule_while_running: bool = True
+    address: str | None = None  # the external address of every VM, instead of one from a test network
+    on_power: object = None  # called with (name, "on", "off" or "gone"); may return the address of the machine
+
+    def __post_init__(self):
+        self.lock = threading.RLock()
+        self.firewalls, self.instances, self.disks, self.operations = {}, {}, {}, {}
+        self.faults, self.requests = [], []
+        self.counter = 100
+
+    # --- for tests
+
+    def fail(self, method, **what):
+        self.faults.append(Fault(method, **what))
+
+    def stockout(self, zone, times=1, available=""):
+        details = [{"errorInfo": {"reason": "resource_availability", "metadatas": {"zonesAvailable": available}}}]
+        self.fail(
+            "compute.instances.insert",
+            where=f"/zones/{zone}/",
+            times=times,
+            operation={
+                "code": "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS",
+                "message": f"The zone 'projects/{self.project}/zones/{zone}' does not have enough resources available.",
+                "errorDetails": details,
+            },
+        )
+
+    def instance(self, name):
+        return next(one for (_, own), one in self.instances.items() if own == name)
+
+    def writes(self):
+        return [one for one in self.requests if not one.startswith("GET ")]
+
+    # --- one request
+
+    def answer(self, verb, path, query, body):
+        with self.lock:
+            self.requests.append(f"{verb} {path}")
+            method, values = schema().match(verb, path)
+            schema().check(method, values, query, body)
+            fault = next(
+                (one for one in self.faults if one.times and method["id"] == one.method and one.where in f"/{path}/"),
+                None,
+            )
+            if fault:
+                fault.times -= 1
+            if fault and fault.status and not fault.done:
+                raise Refused(fault.status, fault.reason, fault.message)
+            self._known_project(method["id"], values)
+            handler = getattr(self, method["id"].removeprefix("compute.").replace(".", "_"), None)
+            if handler is None:
+                raise Refused(501, "notImplemented", f"the laboratory does not know {method['id']}")
+            if fault and fault.operation:
+                return self._operation(values, f"{URL}{path}", method["id"], lambda: None, fault.operation)
+            result = handler(values, query, copy.deepcopy(body), f"{URL}{path}")
+            if fault and fault.done:
+                raise Refused(fault.status, fault.reason, fault.message)
+            return result
+
+    def _known_project(self, method, values):
+        if values["project"] not in (self.project, IMAGES):
+            raise Refused(404, "notFound", f"The resource 'projects/{values['project']}' was not found")
+        if values["project"] == IMAGES and not method.startswith("compute.images."):
+            raise Refused(403, "forbidden", f"Required permission for 'projects/{IMAGES}'")
+        if "zone" in values and values["zone"] not in self.zones:
+            raise Refused(400, "invalid", f"Invalid value for field 'zone': '{values['zone']}'. Unknown zone.")
+
+    def _number(self):
+        self.counter += 1
+        return self.counter
+
+    def _operation(self, values, target, kind, effect, error=None):
+        number = self._number()
+        scope = f"zones/{values['zone']}" if "zone" in values else "global"
+        operation = {
+            "kind": "compute#operation",
+            "id": str(number),
+            "name": f"operation-{number}",
+            "operationType": kind.rsplit(".", 1)[-1],
+            "targetLink": target,
+            "status": "RUNNING",
+            "progress": 0,
+            "selfLink": f"{URL}projects/{self.project}/{scope}/operations/operation-{number}",
+        }
+        if "zone" in values:
+            operation["zone"] = f"{URL}projects/{self.project}/zones/{values['zone']}"
+        self.operations[operation["name"]] = [operation, self.polls, effect, error]
+        return dict(operation)
+
+    def _poll(self, name):
+        if name not in self.operations:
+            raise Refused(404, "notFound", f"operation '{name}' was not found")
+        entry = self.operations[name]
+        operation, left, effect, error = entry
+        entry[1] -= 1
+        if operation["status"] != "DONE" and left <= 1:
+            operation.update(status="DONE", progress=100)
+            if error:
+                operation.update(error={"errors": [error]}, httpErrorStatusCode=400, httpErrorMessage="BAD REQUEST")
+            else:
+                effect()
+        return operation
+
+    def zoneOperations_get(self, values, query, body, url):
+        return self._poll(values["operation"])
+
+    globalOperations_get = zoneOperations_get
+
+    def _page(self, items, query):
+        start = int(query.get("pageToken", "0"))
+        page = items[start : start + self.page_size]
+        more = {"nextPageToken": str(start + self.page_size)} if start + self.page_size < len(items) else {}
+        return page, more
+
+    # --- the project
+
+    def projects_get(self, values, query, body, url):
+        usage = {"GPUS_ALL_REGIONS": sum(self._gpus(one) for one in self.instances.values())}
+        quotas = [
+            {"metric": metric, "limit": float(limit), "usage": float(usage.get(metric, 0))}
+            for metric, limit in self.project_quotas.items()
+        ]
+        return {"kind": "compute#project", "name": self.project, "quotas": quotas, "selfLink": url}
+
+    @staticmethod
+    def _gpus(instance):
+        on = instance["status"] != "TERMINATED"
+        return sum(one["acceleratorCount"] for one in instance.get("guestAccelerators", [])) if on else 0
+
+    def regions_get(self, values, query, body, url):
+        region = values["region"]
+        if region not in {zone.rsplit("-", 1)[0] for zone in self.zones}:
+            raise Refused(404, "notFound", f"The resource 'projects/{self.project}/regions/{region}' was not found")
+        here = [one for (zone, _), one in self.instances.items() if zone.startswith(region)]
+        disks = [one for (zone, _), one in self.disks.items() if zone.startswith(region)]
+        usage = {
+            "SSD_TOTAL_GB": sum(int(one["sizeGb"]) for one in disks),
+            "NVIDIA_L4_GPUS": sum(self._gpus(one) for one in here),
+        }
+        quotas = [
+            {"metric": metric, "limit": float(limit), "usage": float(usage.get(metric, 0))}
+            for metric, limit in self.quotas.items()
+        ]
+        return {"kind": "compute#region", "name": region, "quotas": quotas, "selfLink": url}
+
+    def acceleratorTypes_get(self, values, query, body, url):
+        if values["acceleratorType"] not in self.zones[values["zone"]]:
+            raise Refused(404, "notFound", f"The resource '{url.removeprefix(URL)}' was not found")
+        return {"kind": "compute#acceleratorType", "name": values["acceleratorType"], "maximumCardsPerInstance": 8}
+
+    def acceleratorTypes_aggregatedList(self, values, query, body, url):
+        items = [
+            (f"zones/{zone}", {"acceleratorTypes": [{"name": one} for one in kinds]})
+            for zone, kinds in self.zones.items()
+        ]
+        page, more = self._page(items, query)
+        return {"kind": "compute#acceleratorTypeAggregatedList", "items": dict(page), **more}
+
+    def images_getFromFamily(self, values, query, body, url):
+        if (values["project"], values["family"]) != (IMAGES, FAMILY):
+            raise Refused(404, "notFound", f"The resource '{url.removeprefix(URL)}' was not found")
+        return {
+            "kind": "compute#image",
+            "name": f"{FAMILY}-v20261101",
+            "family": FAMILY,
+            "architecture": "X86_64",
+            "diskSizeGb": "30",
+            "status": "READY",
+            "selfLink": f"{URL}projects/{IMAGES}/global/images/{FAMILY}-v20261101",
+        }
+
+    def images_get(self, values, query, body, url):
+        image = self.images_getFromFamily({"project": IMAGES, "family": FAMILY}, {}, None, url)
+        if values["image"] != image["name"]:
+            raise Refused(404, "notFound", f"The resource '{url.removeprefix(URL)}' was not found")
+        return image
+
+    # --- firewall rules
+
+    def _firewall(self, name):
+        if name not in self.firewalls:
+            raise Refused(
+                404, "notFound", f"The resource 'projects/{self.project}/global/firewalls/{name}' was not found"
+            )
+        return self.firewalls[name]
+
+    def firewalls_list(self, values, query, body, url):
+        page, more = self._page(list(self.firewalls.values()), query)
+        return {"kind": "compute#firewallList", **({"items": page} if page else {}), **more}
+
+    def firewalls_get(self, values, query, body, url):
+        return self._firewall(values["firewall"])
+
+    def firewalls_insert(self, values, query, body, url):
+        name = body["name"]
+        if name in self.firewalls:
+            raise Refused(409, "alreadyExists", f"The resource '{name}' already exists")
+        if not body.get("allowed") and not body.get("denied"):
+            raise Refused(400, "required", "Required field 'resource.allowed' not specified")
+        rule = {
+            "kind": "compute#firewall",
+            "id": str(self._number()),
+            "direction": "INGRESS",
+            "priority": 1000,
+            "disabled": False,
+            "logConfig": {"enable": False},
+            "selfLink": f"{url}/{name}",
+            **body,
+        }
+        return self._operation(values, url, "insert", lambda: self.firewalls.update({name: rule}))
+
+    def firewalls_patch(self, values, query, body, url):
+        rule = self._firewall(values["firewall"])
+        for fixed in ("network", "direction", "name"):
+            if fixed in body and body[fixed] != rule[fixed]:
+                raise Refused(400, "invalid", f"{fixed} cannot be changed")
+
+        def effect():
+            rule.update(body)
+            for name in [one for one, value in rule.items() if value == []]:
+                del rule[name]
+
+        return self._operation(values, url, "patch", effect)
+
+    def firewalls_delete(self, values, query, body, url):
+        self._firewall(values["firewall"])
+        return self._operation(values, url, "delete", lambda: self.firewalls.pop(values["firewall"]))
+
+    # --- machines
+
+    def _instance(self, values):
+        key = (values["zone"], values["instance"])
+        if key not in self.instances:
+            raise Refused(
+                404,
+                "notFound",
+                f"The resource 'projects/{self.project}/zones/{key[0]}/instances/{key[1]}' was not found",
+            )
+        return self.instances[key]
+
+    def instances_get(self, values, query, body, url):
+        return self._instance(values)
+
+    def instances_aggregatedList(self, values, query, body, url):
+        empty = {zone for zone in self.zones} - {zone for zone, _ in self.instances}
+        items = [(f"zones/{zone}", {"instances": [one]}) for (zone, _), one in self.instances.items()]
+        items += [(f"zones/{zone}", {"warning": {"code": "NO_RESULTS_ON_PAGE"}}) for zone in sorted(empty)]
+        page, more = self._page(items, query)
+        merged = {}
+        for scope, content in page:
+            merged.setdefault(scope, {}).setdefault("instances", []).extend(content.get("instances", []))
+        return {"kind": "compute#instanceAggregatedList", "items": merged, **more}
+
+    def instances_insert(self, values, query, body, url):
+        zone, name = values["zone"], body["name"]
+        if (zone, name) in self.instances:
+            raise Refused(
+                409,
+                "alreadyExists",
+                f"The resource 'projects/{self.project}/zones/{zone}/instances/{name}' already exists",
+            )
+        here = f"projects/{self.project}/zones/{zone}/"
+        if here not in body["machineType"]:
+            raise Refused(400, "invalid", f"Invalid value for field 'machineType': '{body['machineType']}'")
+        plan = body.get("scheduling", {})
+        if body.get("guestAccelerators") and plan.get("onHostMaintenance") != "TERMINATE":
+            raise Refused(400, "invalid", "Instances with guest accelerators do not support live migration.")
+        if plan.get("provisioningModel") == "SPOT" and plan.get("automaticRestart"):
+            raise Refused(400, "invalid", "Automatic restart is not allowed for spot instances.")
+        for gpu in body.get("guestAccelerators", []):
+            if gpu["acceleratorType"].rsplit("/", 1)[-1] not in self.zones[zone]:
+                raise Refused(404, "notFound", f"The resource '{gpu['acceleratorType']}' was not found")
+        disk = body["disks"][0]
+        image = disk["initializeParams"]["sourceImage"]
+        if not image.endswith(f"{IMAGES}/global/images/family/{FAMILY}"):
+            raise Refused(404, "notFound", f"The resource '{image}' was not found")
+        number = self._number()
+        instance = {
+            "kind": "compute#instance",
+            "id": str(number),
+            **body,
+            "zone": f"{URL}projects/{self.project}/zones/{zone}",
+            "selfLink": f"{url}/{name}",
+            "status": "PROVISIONING",
+            "labelFingerprint": new_fingerprint(),
+            "tags": {**body.get("tags", {}), "fingerprint": new_fingerprint()},
+            "metadata": {**body.get("metadata", {}), "fingerprint": new_fingerprint()},
+        }
+        if plan.get("provisioningModel") == "SPOT":
+            instance["scheduling"] = {**plan, "preemptible": True}
+        network = instance["networkInterfaces"][0]
+        network.update(name="nic0", networkIP=f"10.178.0.{number % 250 + 2}", fingerprint=new_fingerprint())
+        size, kind = disk["initializeParams"]["diskSizeGb"], disk["initializeParams"]["diskType"]
+        instance["disks"] = [
+            {
+                **{key: value for key, value in disk.items() if key != "initializeParams"},
+                "index": 0,
+                "mode": "READ_WRITE",
+                "diskSizeGb": size,
+                "source": f"{URL}{here}disks/{name}",
+            }
+        ]
+
+        def effect():
+            if (zone, name) in self.instances:
+                return
+            self.instances[zone, name] = instance
+            self.disks[zone, name] = {
+                "kind": "compute#disk",
+                "name": name,
+                "sizeGb": size,
+                "type": kind,
+                "sourceImage": f"{URL}projects/{IMAGES}/global/images/{FAMILY}-v20261101",
+            }
+            self._power(instance, "on")
+
+        return self._operation(values, f"{url}/{name}", "insert", effect)
+
+    def _power(self, instance, state):
+        instance["status"] = "RUNNING" if state == "on" else "TERMINATED"
+        booted = self.on_power(instance["name"], state) if self.on_power else None
+        network = instance["networkInterfaces"][0]
+        if booted:
+            network["networkIP"] = booted
+        for access in network.get("accessConfigs", []):
+            # An ephemeral address goes with the power and another one comes.
+            access.pop("natIP", None)
+            if state == "on":
+                access["natIP"] = booted or self.address or f"203.0.113.{self._number() % 250 + 1}"
+
+    def instances_start(self, values, query, body, url):
+        instance = self._instance(values)
+        return self._operation(values, url, "start", lambda: self._power(instance, "on"))
+
+    def instances_stop(self, values, query, body, url):
+        instance = self._instance(values)
+        return self._operation(values, url, "stop", lambda: self._power(instance, "off"))
+
+    def instances_delete(self, values, query, body, url):
+        instance = self._instance(values)
+
+        def effect():
+            key = (values["zone"], values["instance"])
+            self.instances.pop(key)
+            if instance["disks"][0].get("autoDelete"):
+                self.disks.pop(key)
+            if self.on_power:
+                self.on_power(instance["name"], "gone")
+
+        return self._operation(values, url, "delete", effect)
+
+    def _only_stopped(self, instance):
+        if instance["status"] != "TERMINATED":
+            raise Refused(400, "resourceNotReady", f"Instance {instance['name']} must be stopped first.")
+
+    def _fresh(self, given, known):
+        if given != known:
+            raise Refused(412, "conditionNotMet", "Supplied fingerprint does not match current fingerprint.")
+
+    def instances_setTags(self, values, query, body, url):
+        instance = self._instance(values)
+        self._fresh(body.get("fingerprint"), instance["tags"]["fingerprint"])
+        tags = {"items": body.get("items", []), "fingerprint": new_fingerprint()}
+        return self._operation(values, url, "setTags", lambda: instance.update(tags=tags))
+
+    def instances_setLabels(self, values, query, body, url):
+        instance = self._instance(values)
+        self._fresh(body.get("labelFingerprint"), instance["labelFingerprint"])
+        labels = {"labels": body.get("labels", {}), "labelFingerprint": new_fingerprint()}
+        return self._operation(values, url, "setLabels", lambda: instance.update(labels))
+
+    def instances_setMetadata(self, values, query, body, url):
+        instance = self._instance(values)
+        self._fresh(body.get("fingerprint"), instance["metadata"]["fingerprint"])
+        metadata = {"items": body.get("items", []), "fingerprint": new_fingerprint()}
+        return self._operation(values, url, "setMetadata", lambda: instance.update(metadata=metadata))
+
+    def instances_setScheduling(self, values, query, body, url):
+        instance = self._instance(values)
+        if not self.schedule_while_running:
+            self._only_stopped(instance)
+        return self._operation(values, url, "setScheduling", lambda: instance.update(scheduling=body))
+
+    def instances_setMachineType(self, values, query, body, url):
+        instance = self._instance(values)
+        self._only_stopped(instance)
+        return self._operation(values, url, "setMachineType", lambda: instance.update(body))
+
+    def instances_setMachineResources(self, values, query, body, url):
+        instance = self._instance(values)
+        self._only_stopped(instance)
+        return self._operation(values, url, "setMachineResources", lambda: instance.update(body))
+
+    def instances_setDiskAutoDelete(self, values, query, body, url):
+        disk = self._instance(values)["disks"][0]
+        if query["deviceName"] != disk["deviceName"]:
+            raise Refused(400, "invalid", f"No such device: {query['deviceName']}")
+        auto = query["autoDelete"] == "true"
+        return self._operation(values, url, "setDiskAutoDelete", lambda: disk.update(autoDelete=auto))
+
+    def instances_addAccessConfig(self, values, query, body, url):
+        instance = self._instance(values)
+        network = instance["networkInterfaces"][0]
+        if network.get("accessConfigs"):
+            raise Refused(400, "invalid", "At most one access config currently supported.")
+        access = {**body, "natIP": self.address or f"203.0.113.{self._number() % 250 + 1}"}
+        return self._operation(values, url, "addAccessConfig", lambda: network.update(accessConfigs=[access]))
+
+    def instances_deleteAccessConfig(self, values, query, body, url):
+        network = self._instance(values)["networkInterfaces"][0]
+        return self._operation(values, url, "deleteAccessConfig", lambda: network.pop("accessConfigs"))
+
+    def disks_get(self, values, query, body, url):
+        key = (values["zone"], values["disk"])
+        if key not in self.disks:
+            raise Refused(404, "notFound", f"The resource '{url.removeprefix(URL)}' was not found")
+        return self.disks[key]
+
+    def disks_resize(self, values, query, body, url):
+        disk = self.disks_get(values, query, None, url.removesuffix("/resize"))
+        if int(body["sizeGb"]) <= int(disk["sizeGb"]):
+            raise Refused(400, "invalid", "The new size must be larger than the old one.")
+        instance = self.instances[values["zone"], values["disk"]]
+
+        def effect():
+            disk.update(body)
+            instance["disks"][0]["diskSizeGb"] = body["sizeGb"]
+
+        return self._operation(values, url, "resize", effect)
+
+
+# --- the wire -----------------------------------------------------------------------------------------------------
+
+
+def authority(folder):
+    """Make an authority and a certificate for Google's hosts below `folder`; return their paths."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    ca_name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Laboratory authority")])
+    own = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, HOSTS[0])])
+
+    def certificate(subject, public_key, *extensions):
+        builder = x509.CertificateBuilder(ca_name, subject, public_key, x509.random_serial_number())
+        builder = builder.not_valid_before(now - datetime.timedelta(days=1))
+        builder = builder.not_valid_after(now + datetime.timedelta(days=7))
+        for extension, critical in extensions:
+            builder = builder.add_extension(extension, critical)
+        return builder.sign(ca_key, hashes.SHA256())
+
+    usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
+    identifier = x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key())
+    ca = certificate(
+        ca_name, ca_key.public_key(), (x509.BasicConstraints(True, 0), True), (usage, True), (identifier, False)
+    )
+    names = x509.SubjectAlternativeName([x509.DNSName(host) for host in HOSTS])
+    by = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
+    leaf = certificate(own, key.public_key(), (names, False), (x509.BasicConstraints(False, None), True), (by, False))
+    folder = Path(folder)
+    pem = serialization.Encoding.PEM
+    (folder / "ca.pem").write_bytes(ca.public_bytes(pem))
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "server.pem").write_bytes(leaf.public_bytes(pem) + secret)
+    return folder / "ca.pem", folder / "server.pem"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_CONNECT(self):
+        host = self.path.rpartition(":")[0]
+        if host not in HOSTS:
+            return self.send_error(403, f"{host} is not part of the laboratory")
+        self.send_response(200, "Connection established")
+        self.end_headers()
+        self.connection = self.server.tls.wrap_socket(self.connection, server_side=True)
+        self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb", buffering=0)
+        self.close_connection = False
+        return None
+
+    def do_GET(self):
+        split = urlsplit(self.path)
+        length = int(self.headers.get("Content-Length") or 0)
+        text = self.rfile.read(length)
+        try:
+            if not isinstance(self.connection, ssl.SSLSocket):
+                raise Refused(400, "badRequest", "The API speaks TLS only")
+            if split.path == "/token" and dict(parse_qsl(text.decode())).get("assertion"):
+                # Any service account is believed here.
+                self._send(200, {"access_token": self.server.token, "expires_in": 3600, "token_type": "Bearer"})
+                return
+            if self.headers.get("Authorization") != f"Bearer {self.server.token}":
+                raise Refused(401, "authError", "Request had invalid authentication credentials.")
+            if not split.path.startswith("/compute/v1/"):
+                raise Refused(404, "notFound", f"{split.path} is not below /compute/v1/")
+            body = json.loads(text) if text else None
+            path = split.path.removeprefix("/compute/v1/")
+            status, answer = 200, self.server.cloud.answer(self.command, path, dict(parse_qsl(split.query)), body)
+        except Refused as refused:
+            said = {"message": refused.message, "domain": "global", "reason": refused.reason}
+            status = refused.status
+            answer = {"error": {"code": refused.status, "message": refused.message, "errors": [said]}}
+        self._send(status, answer)
+
+    do_POST = do_PATCH = do_PUT = do_DELETE = do_GET
+
+    def _send(self, status, answer):
+        text = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json; charset=UTF-8")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *args):
+        pass
+
+
+class Server:
+    """The listener; a context manager. `environment` is all that a client needs."""
+
+    def __init__(self, folder, cloud=None):
+        self.cloud = cloud or Cloud()
+        self.token = secrets.token_hex(16)
+        ca, certificate = authority(folder)
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.http.cloud, self.http.token = self.cloud, self.token
+        self.http.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.http.tls.load_cert_chain(certificate)
+        self.environment = {
+            "HTTPS_PROXY": f"http://127.0.0.1:{self.http.server_port}",
+            "REQUESTS_CA_BUNDLE": str(ca),
+            "GCP_ACCESS_TOKEN": self.token,
+        }
+
+    def __enter__(self):
+        threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *exc):
+        self.http.shutdown()
+        self.http.server_close()

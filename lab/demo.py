@@ -1,0 +1,99 @@
+"""`make demo`: the whole way on a machine of the laboratory, and `make demo-down`.
+
+The machine is converged by the same site.yml that production runs, through inventories/local, which reads what it needs
+to know of the machine from .lab/demo.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from lab import host, machine, services
+
+NAME = "demo"
+FACTS = host.STATE / "demo.json"
+PORT = int(os.environ.get("DEMO_PORT", "8000"))
+PROMPT = "Write one short sentence about a rented home."
+
+
+def up(arguments: list[str]) -> int:
+    """Boot, converge and show; returns the exit code of the run."""
+    begin = time.monotonic()
+    offered = services.up()
+    booted = machine.up(NAME, publish=[f"127.0.0.1:{PORT}:8000"])
+    FACTS.write_text(json.dumps(facts(booted, offered), indent=1))
+    FACTS.chmod(0o600)
+    host.say("Converging with site.yml (usually 2 min on a fresh machine, half a minute on a finished one) …")
+    playbook = Path(sys.executable).with_name("ansible-playbook")
+    done = subprocess.run([str(playbook), "-i", "inventories/local", "site.yml", *arguments], cwd=host.ROOT)
+    if done.returncode:
+        host.say("The run did not end well: the lines above say why. `make demo` goes on where it stopped.")
+        return done.returncode
+    show(offered, time.monotonic() - begin)
+    return 0
+
+
+def facts(booted: dict, offered: dict) -> dict:
+    """Return what inventories/local reads: where the machine and its services are, sums, and secrets of its own."""
+    sums: dict = {}
+    for program in offered["programs"]:
+        sums.setdefault(program["name"], {}).setdefault(program["version"], {})["amd64"] = program["checksum"]
+    earlier = json.loads(FACTS.read_text())["secrets"] if FACTS.exists() else {}
+    names = ("vllm_api_key", "ai_server_api_key", "backend_internal_token", "ocr_api")
+    return {
+        "machine": booted,
+        "services": {"mirror": offered["mirror"], "loki": offered["loki"]},
+        "checksums": sums,
+        "uv_cache": machine.SHARED_UV_CACHE,
+        "vllm_wheel": offered["vllm_wheel"],
+        "secrets": {name: earlier.get(name) or secrets.token_hex(24) for name in names},
+    }
+
+
+def show(offered: dict, seconds: float) -> None:
+    """Print an answer of each model through ai-server, the addresses, and what to try next."""
+    key = json.loads(FACTS.read_text())["secrets"]["ai_server_api_key"]
+    base = f"http://127.0.0.1:{PORT}"
+    print(f"\nServing after {seconds:.0f} s. Through ai-server, to {PROMPT!r} (a tiny random model: expect no sense):")
+    for name in ("lab/tiny-llama", "easycontract", "checklist"):
+        print(f"  {name:<16}{answer(base, key, name)!r}")
+    print(f"""
+Open
+  {base}/metrics         ai-server: its metrics (docs/ai-server.md lists the endpoints)
+  {base}/health          its state and the engine's
+  {offered["loki"]}/loki/api/v1/labels   Loki, where the logs are
+
+Try next
+  curl -sN {base}/v1/chat/completions -H 'Authorization: Bearer {key}' \\
+    -H 'Content-Type: application/json' \\
+    -d '{{"stream": true, "max_tokens": 20, "messages": [{{"role": "user", "content": "Hello"}}]}}'
+  .venv/bin/ansible-playbook -i inventories/local site.yml --check --diff -e vllm_max_model_len=256
+  .venv/bin/python -m lab ssh {NAME} -- journalctl -u vllm -n 20
+
+make demo again changes nothing; make demo-down takes it all away.""")
+
+
+def answer(base: str, key: str, model_name: str) -> str:
+    """Return what a model says to the demo's prompt."""
+    body = {"model": model_name, "max_tokens": 12, "temperature": 0, "messages": [{"role": "user", "content": PROMPT}]}
+    request = urllib.request.Request(
+        f"{base}/v1/chat/completions",
+        data=json.dumps(body).encode(),
+        headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        return json.load(reply)["choices"][0]["message"]["content"]
+
+
+def down() -> None:
+    """Remove the demo's machines and everything the laboratory wrote into this clone."""
+    for name in (NAME, services.NAME):
+        machine.down(name)
+    FACTS.unlink(missing_ok=True)

@@ -1,0 +1,141 @@
+"""What the laboratory needs from the machine it runs on: programs, rights, room, and places for its files."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+STATE = ROOT / ".lab"
+CACHE = Path(os.environ.get("LAB_CACHE") or "~/.cache/llm-server-lab").expanduser()
+GIB = 1024**3
+
+
+class Problem(Exception):
+    """Something the user can cure; its text is one sentence that says how. The command ends with exit code 2."""
+
+
+def say(text: str) -> None:
+    """Tell the progress on standard error: standard output carries results only."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def step(what: str, usually: str) -> Iterator[None]:
+    """Say what is being done, how long that usually takes, and how long it took."""
+    say(f"{what} (usually {usually}) …")
+    start = time.monotonic()
+    yield
+    say(f"  done in {time.monotonic() - start:.0f} s")
+
+
+def run(argv: list[str], *, cure: str = "", env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
+    """Run a command and return its standard output; `env` is added to the environment.
+
+    Raises Problem with the command's last line of error, and the cure where the caller knows one.
+    """
+    done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, **(env or {})}, cwd=cwd, check=False)
+    if done.returncode != 0:
+        lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"exit code {done.returncode}"
+        raise Problem(f"`{' '.join(argv[:3])} …` failed: {reason}" + (f"; {cure}" if cure else ""))
+    return done.stdout
+
+
+def digest(recipe: Any) -> str:
+    """Twelve hexadecimal digits that change when anything in the recipe (any JSON value) changes."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def lock(name: str) -> Iterator[None]:
+    """Keep two commands, also of different clones, from doing the same work at once."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def become_root(arguments: list[str]) -> None:
+    """Go on as root, through sudo where the caller is not root: system containers need it."""
+    if os.geteuid() == 0:
+        return
+    if not shutil.which("sudo"):
+        raise Problem("The laboratory needs root: run the same command as root, or install sudo.")
+    kept = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(("LAB_", "PATH", "LANG"))]
+    kept.append(f"LAB_CACHE={CACHE}")
+    os.chdir(ROOT)
+    os.execvp("sudo", ["sudo", *kept, sys.executable, "-m", "lab", *arguments])
+
+
+def give_to_caller(path: Path) -> None:
+    """Hand a file made by root to the user who called sudo, so that Ansible run by that user can read it."""
+    if "SUDO_UID" in os.environ:
+        os.chown(path, int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
+
+
+def ssh_key() -> Path:
+    """Return this clone's private key for all its machines, made at the first call."""
+    key = STATE / "ssh" / "id_ed25519"
+    with lock("key"):
+        if not key.exists():
+            key.parent.mkdir(parents=True, exist_ok=True)
+            run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "laboratory", "-f", str(key)])
+            for path in (STATE, key.parent, key, key.with_suffix(".pub")):
+                give_to_caller(path)
+    return key
+
+
+def ensure_packages(programs: dict[str, str]) -> None:
+    """Install the distribution's packages (values) whose programs (keys: a command or an absolute path) are missing."""
+    missing = sorted(
+        {pkg for name, pkg in programs.items() if not (Path(name).exists() if "/" in name else shutil.which(name))}
+    )
+    if not missing:
+        return
+    if not shutil.which("apt-get"):
+        raise Problem(f"Missing here and not installable without apt: {', '.join(missing)}; install them by hand.")
+    with lock("apt"), step(f"Installing {', '.join(missing)}", "30 s"):
+        quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+        run(["apt-get", "-q", "update"], env=quiet, cure="check the package sources and the network of this machine")
+        run(
+            ["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=300", "install", "--no-install-recommends", *missing],
+            env=quiet,
+            cure="repair apt on this machine and try again",
+        )
+
+
+def ensure_room(folder: Path, gib: float, purpose: str) -> None:
+    """Refuse to begin what cannot be finished: `gib` is the free space needed in GiB."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / GIB
+    if free < gib:
+        raise Problem(
+            f"No room for {purpose}: {folder} has {free:.1f} GiB free and {gib:g} GiB are needed; "
+            f"free {gib - free:.1f} GiB there, or set LAB_CACHE to a larger disk."
+        )
+
+
+def ensure_port_free(address: str, port: int) -> None:
+    """Refuse a port of this machine that another program listens on."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise Problem(
+                f"Port {address}:{port} cannot be used here ({error.strerror}): "
+                "stop the program that has it, or publish another port."
+            ) from error

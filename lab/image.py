@@ -1,0 +1,212 @@
+"""The machine image: a fresh cloud machine's root file system, made from the distribution's packages."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from lab import host
+from lab.host import Problem
+
+SUITES = {"debian12": "bookworm", "debian13": "trixie"}
+
+# What a cloud image has, and nothing that the roles must bring themselves (python3-venv, compilers, curl).
+# python3-apt is on cloud images, and without it Ansible's check mode cannot look at packages.
+# No systemd-networkd and no udev: inside a container they would take hold of network interfaces.
+PACKAGES = [
+    "ca-certificates",
+    "dbus",
+    "iproute2",
+    "openssh-server",
+    "procps",
+    "python3",
+    "python3-apt",
+    "sudo",
+    "systemd",
+    "systemd-sysv",
+]
+
+EXTRA_CERTIFICATES = Path("/usr/local/share/ca-certificates")
+BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+
+# Runs on the host, "$1" is the root of the new file system.
+CUSTOMIZE = r"""
+set -eu
+root="$1"
+
+chroot "$root" useradd --create-home --shell /bin/bash --gid users operator
+install -d -o 0 -g 0 -m 755 "$root/home/operator/.ssh"
+echo 'operator ALL=(ALL) NOPASSWD: ALL' > "$root/etc/sudoers.d/operator"
+chmod 440 "$root/etc/sudoers.d/operator"
+
+# Every machine makes host keys of its own at its first boot.
+rm -f "$root"/etc/ssh/ssh_host_*
+cat > "$root/etc/systemd/system/ssh-host-keys.service" <<'UNIT'
+[Unit]
+Description=SSH host keys of this machine
+Before=ssh.service
+ConditionPathExists=!/etc/ssh/ssh_host_ed25519_key
+[Service]
+Type=oneshot
+ExecStart=/usr/bin/ssh-keygen -q -t ed25519 -N "" -f /etc/ssh/ssh_host_ed25519_key
+[Install]
+WantedBy=multi-user.target
+UNIT
+chroot "$root" systemctl -q enable ssh-host-keys.service
+echo 'HostKey /etc/ssh/ssh_host_ed25519_key' > "$root/etc/ssh/sshd_config.d/lab.conf"
+# A login uid can be set once and only by the real init: in a container the login would fail for it.
+sed -i 's/^session *required *pam_loginuid.so/session optional pam_loginuid.so/' "$root/etc/pam.d/sshd"
+
+# Timers that would use the package lock or the host's disks at times of their own choosing.
+chroot "$root" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer fstrim.timer e2scrub_all.timer
+"""
+
+# Only for a host that has certificates of its own: without them no TLS connection works from inside.
+# Python's installers look at their own certificate lists unless they are told, sudo drops the variable.
+CERTIFICATES = rf"""
+cp {EXTRA_CERTIFICATES}/*.crt "$root/usr/local/share/ca-certificates/"
+chroot "$root" update-ca-certificates >/dev/null
+echo 'SSL_CERT_FILE={BUNDLE}' >> "$root/etc/environment"
+echo 'Defaults env_keep += "SSL_CERT_FILE"' >> "$root/etc/sudoers.d/operator"
+mkdir -p "$root/etc/uv" "$root/etc/systemd/system.conf.d"
+printf '[global]\ncert = {BUNDLE}\n' > "$root/etc/pip.conf"
+printf 'native-tls = true\n' > "$root/etc/uv/uv.toml"
+"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides how an image turns out: the same recipe needs no second build."""
+
+    platform: str
+    sources: tuple[str, ...]
+    apt_options: tuple[str, ...]
+    packages: tuple[str, ...]
+    script: str
+    certificates: tuple[str, ...]
+
+    @property
+    def tag(self) -> str:
+        """The image's name in podman's store; changes with the recipe."""
+        return f"localhost/llm-server-lab:{self.platform}-{host.digest(self.__dict__)}"
+
+    @property
+    def archive(self) -> Path:
+        """The root file system's archive in the cache."""
+        return host.CACHE / "images" / f"{self.tag.rpartition(':')[2]}.tar"
+
+
+def archive_addresses(index_targets: str) -> dict[str, str]:
+    """Read the host's Debian mirrors from lines `origin|label|address` of apt's index targets.
+
+    Returns label -> address, `Debian` for packages and `Debian-Security` for updates where the host has them.
+    """
+    addresses = {}
+    for line in index_targets.splitlines():
+        origin, label, address = line.split("|")
+        if origin == "Debian" and label in ("Debian", "Debian-Security"):
+            addresses.setdefault(label, first_mirror(address).rstrip("/"))
+    return addresses
+
+
+def first_mirror(address: str) -> str:
+    """Resolve apt's `mirror+file:` indirection, which cloud images use, to the first address in the list."""
+    if not address.startswith("mirror+file:"):
+        return address
+    lines = Path(urlsplit(address).path).read_text().split("\n")
+    return next(line.split()[0] for line in lines if line.strip() and not line.startswith("#"))
+
+
+def sources(platform: str, addresses: dict[str, str]) -> tuple[str, ...]:
+    """Return the package sources of a platform, one line each, on the host's own mirrors."""
+    if "Debian" not in addresses:
+        raise Problem("No Debian mirror in this host's apt configuration: the laboratory needs a Debian host.")
+    suite = SUITES[platform]
+    lines = [f"deb {addresses['Debian']} {suite} main", f"deb {addresses['Debian']} {suite}-updates main"]
+    if "Debian-Security" in addresses:
+        lines.append(f"deb {addresses['Debian-Security']} {suite}-security main")
+    return tuple(lines)
+
+
+def apt_options(dump: str) -> tuple[str, ...]:
+    """Keep those of the host's apt settings (lines of `apt-config dump`) that decide how packages are reached."""
+    wanted = re.compile(r'^Acquire::(https?::Proxy[^ ]*|Check-Valid-Until|Check-Date|Retries) "[^"]+";$')
+    return ('Acquire::Languages "none";', *(line for line in dump.splitlines() if wanted.match(line)))
+
+
+def recipe(platform: str) -> Recipe:
+    """Return the recipe of a platform's image for this host.
+
+    Raises Problem for an unknown platform or a host without a Debian mirror.
+    """
+    if platform not in SUITES:
+        raise Problem(f"Unknown platform {platform}: choose one of {', '.join(SUITES)}.")
+    ask = ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"]
+    targets = subprocess.run(ask, capture_output=True, text=True, check=False).stdout
+    if not archive_addresses(targets):
+        host.run(["apt-get", "-q", "update"])
+        targets = host.run(ask)
+    certificates = sorted(EXTRA_CERTIFICATES.glob("*.crt"))
+    return Recipe(
+        platform=platform,
+        sources=sources(platform, archive_addresses(targets)),
+        apt_options=apt_options(host.run(["apt-config", "dump"])),
+        packages=tuple(PACKAGES),
+        script=CUSTOMIZE + (CERTIFICATES if certificates else ""),
+        certificates=tuple(path.read_text() for path in certificates),
+    )
+
+
+def bootstrap_command(made: Recipe, script: Path, target: Path) -> list[str]:
+    """Return the command that makes the root file system's archive."""
+    unneeded = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
+    return [
+        "mmdebstrap",
+        "--quiet",
+        "--variant=apt",
+        f"--include={','.join(made.packages)}",
+        *(f"--aptopt={option}" for option in made.apt_options),
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in unneeded),
+        f'--customize-hook=sh {script} "$1"',
+        SUITES[made.platform],
+        str(target),
+        *made.sources,
+    ]
+
+
+def ensure(platform: str) -> str:
+    """Make sure the platform's image is in podman's store and return its tag."""
+    made = recipe(platform)
+    if subprocess.run(["podman", "image", "exists", made.tag], check=False).returncode == 0:
+        return made.tag
+    with host.lock(f"image-{platform}"):
+        if not made.archive.exists():
+            host.ensure_room(made.archive.parent, 2, "the machine image")
+            made.archive.parent.mkdir(parents=True, exist_ok=True)
+            script = made.archive.with_suffix(".sh")
+            unfinished = made.archive.with_suffix(".part.tar")
+            script.write_text(made.script)
+            with host.step(f"Building the machine image {platform} from the distribution's packages", "30 s"):
+                host.run(bootstrap_command(made, script, unfinished), cure="check the network and try again")
+            unfinished.rename(made.archive)
+            script.unlink()
+            for old in made.archive.parent.glob(f"{platform}-*.tar"):
+                if old != made.archive:
+                    old.unlink()
+        with host.step("Importing the image", "5 s"):
+            host.run(["podman", "import", "--quiet", str(made.archive), made.tag], cure="is podman's storage writable?")
+    return made.tag
+
+
+def clean() -> None:
+    """Remove the laboratory's images and its whole cache of downloads and builds."""
+    tags = host.run(["podman", "images", "--quiet", "--filter", "reference=localhost/llm-server-lab"]).split()
+    if tags:
+        host.run(["podman", "rmi", "--force", *sorted(set(tags))])
+    # Go keeps its modules read-only.
+    host.run(["chmod", "-R", "u+w", str(host.CACHE)])
+    shutil.rmtree(host.CACHE)

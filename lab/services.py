@@ -1,0 +1,163 @@
+"""The services machine: what a company's network would offer a server, here on a machine of its own.
+
+Loki takes the logs; a web server mirrors releases and wheels and stands in for the model hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from lab import builds, host, hub, machine
+from lab.host import Problem
+
+NAME = "services"
+LOKI_PORT = 3100
+READY_TIMEOUT = 60
+
+# One process, everything on its own disk. It is ready at once: it waits for no other ingester to leave (a minute), and
+# its querier knows the frontend's address, instead of looking for a scheduler (ten seconds).
+LOKI_CONFIG = """
+auth_enabled: false
+analytics:
+  reporting_enabled: false
+server:
+  http_listen_port: 3100
+  log_level: warn
+common:
+  path_prefix: /var/lib/loki
+  replication_factor: 1
+  ring:
+    instance_addr: 127.0.0.1
+    kvstore:
+      store: inmemory
+ingester:
+  lifecycler:
+    min_ready_duration: 0s
+frontend_worker:
+  frontend_address: 127.0.0.1:9095
+schema_config:
+  configs:
+    - from: 2024-01-01
+      store: tsdb
+      object_store: filesystem
+      schema: v13
+      index:
+        prefix: index_
+        period: 24h
+"""
+
+UNITS = {
+    "loki.service": """
+[Unit]
+Description=Loki
+[Service]
+DynamicUser=yes
+StateDirectory=loki
+ExecStart=/opt/lab/loki -config.file=/opt/lab/loki.yaml
+Restart=always
+[Install]
+WantedBy=multi-user.target
+""",
+    "mirror.service": """
+[Unit]
+Description=Mirror of releases and stand-in of the model hub
+[Service]
+DynamicUser=yes
+LogsDirectory=mirror
+AmbientCapabilities=CAP_NET_BIND_SERVICE
+ExecStart=/usr/bin/python3 /opt/lab/mirror.py /srv/mirror 80 /var/log/mirror/access.jsonl
+Restart=always
+[Install]
+WantedBy=multi-user.target
+""",
+}
+
+
+def up() -> dict[str, Any]:
+    """Build what the services need, boot their machine, and return their addresses (see describe)."""
+    machine.ready_host()
+    loki, *_ = builds.ensure(["loki", "node_exporter", "promtail"])
+    hub.publish()
+    hub.vllm_wheel()
+    # Several scenarios of one clone may ask for the services at once.
+    with host.lock(machine.container(NAME)):
+        machine.up(NAME, mounts=[f"{builds.MIRROR}:/srv/mirror:ro"])
+        with tempfile.TemporaryDirectory(prefix="lab-") as folder:
+            install(Path(folder), Path(loki["archive"]))
+        with host.step("Waiting for Loki and the mirror", "3 s"):
+            wait_until_ready()
+    return describe()
+
+
+def install(folder: Path, loki: Path) -> None:
+    """Put programs, configuration and units onto the machine, and restart what is new."""
+    with zipfile.ZipFile(loki) as archive:
+        (folder / "loki").write_bytes(archive.read("loki-linux-amd64"))
+    (folder / "loki").chmod(0o755)
+    (folder / "loki.yaml").write_text(LOKI_CONFIG)
+    (folder / "mirror.py").write_bytes(Path(__file__).with_name("mirror.py").read_bytes())
+    for name, text in UNITS.items():
+        (folder / name).write_text(text)
+    every = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.iterdir()))).hexdigest()
+    (folder / "digest").write_text(every)
+    box = machine.container(NAME)
+    there = subprocess.run(["podman", "exec", box, "cat", "/opt/lab/digest"], capture_output=True, text=True)
+    if there.stdout == every:
+        return
+    folder.chmod(0o755)
+    host.run(["podman", "exec", box, "mkdir", "-p", "/opt/lab"])
+    host.run(["podman", "cp", f"{folder}/.", f"{box}:/opt/lab"])
+    host.run(["podman", "exec", box, "cp", *(f"/opt/lab/{name}" for name in UNITS), "/etc/systemd/system"])
+    host.run(["podman", "exec", box, "systemctl", "daemon-reload"])
+    host.run(["podman", "exec", box, "systemctl", "enable", *UNITS])
+    host.run(["podman", "exec", box, "systemctl", "restart", *UNITS])
+
+
+def wait_until_ready() -> None:
+    """Wait until Loki says ready and the mirror answers; raises Problem that names the one that does not."""
+    told = describe()
+    deadline = time.monotonic() + READY_TIMEOUT
+    for unit, url in {"mirror": f"{told['mirror']}/requests", "loki": f"{told['loki']}/ready"}.items():
+        while (reason := refusal(url)) is not None:
+            if time.monotonic() > deadline:
+                box = machine.container(NAME)
+                raise Problem(f"{url} does not answer ({reason}); see `podman exec {box} journalctl -u {unit}`.")
+            time.sleep(0.3)
+
+
+def refusal(url: str) -> str | None:
+    """Return why a URL does not answer with success, None when it does."""
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return None
+    except (urllib.error.URLError, OSError) as error:
+        return str(error)
+
+
+def describe() -> dict[str, Any]:
+    """Return the addresses of mirror (see lab/mirror.py for its paths), hub, Loki, the machine, and the programs."""
+    there = machine.describe(NAME)
+    address = there["address"]
+    wheel = hub.vllm_wheel()
+    return {
+        "mirror": f"http://{address}",
+        "vllm_wheel": f"vllm @ http://{address}/wheels/{wheel.name}#sha256={builds.sha256(wheel)}",
+        "hub": f"http://{address}/hub",
+        "repositories": hub.publish(),
+        "loki": f"http://{address}:{LOKI_PORT}",
+        "machine": there,
+        "programs": builds.listing(),
+    }
+
+
+def down() -> None:
+    """Remove the services machine."""
+    machine.down(NAME)

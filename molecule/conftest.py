@@ -1,0 +1,157 @@
+"""What the tests of every scenario share: the scenario's playbook with other variables, and the journal on failure."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+FULL = os.environ.get("FULL") == "1"
+ANSIBLE_TIMEOUT = 900
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of the scenario's playbook ended on the machine."""
+
+    code: int
+    changed: list[str]  # names of the tasks that changed something
+    message: str  # what the failed task said; empty when none failed
+    warnings: list[str]
+    text: str  # everything that was printed
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "full: upgrades, downgrades, removals and long bad inputs; only with FULL=1")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests marked `full` unless FULL=1 asks for them."""
+    left_out = [item for item in items if not FULL and item.get_closest_marker("full")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    report = (yield).get_result()
+    if report.when == "call" and report.failed and "host" in getattr(item, "funcargs", {}):
+        report.sections.append(("journal", journal(item.funcargs["host"])))
+
+
+def journal(host) -> str:
+    """Return the last lines of the machine's journal, without the noise of the logins that the tests make."""
+    try:
+        lines = host.run("journalctl --no-pager --lines=400").stdout.splitlines()
+    except RuntimeError as error:  # testinfra's word for an SSH that does not answer
+        return f"The machine does not answer: {error}"
+    return "\n".join([line for line in lines if " sshd" not in line and " sudo[" not in line][-60:])
+
+
+@pytest.fixture(scope="session")
+def converge() -> Callable[..., Outcome]:
+    """Run the scenario's converge.yml, with variables laid over its own, and return how it ended."""
+    scenario = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"])
+    inventory = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
+    environment = {**os.environ, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.jsonl"}
+    del environment["ANSIBLE_CALLBACKS_ENABLED"]
+
+    def run(variables: dict[str, Any] | None = None, *, check: bool = False, playbook: str = "converge.yml") -> Outcome:
+        command = ["ansible-playbook", "--inventory", str(inventory), "--diff", playbook]
+        command += ["--extra-vars", json.dumps(variables or {})] + (["--check"] if check else [])
+        done = subprocess.run(
+            command,
+            cwd=scenario,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=ANSIBLE_TIMEOUT,
+        )
+        return read(done.returncode, done.stdout + done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def inventory() -> dict[str, Any]:
+    """Return the machine's own variables, such as lab_mirror."""
+    file = Path(os.environ["MOLECULE_INVENTORY_FILE"]).with_name("machine.yml")
+    return yaml.safe_load(file.read_text())["all"]["hosts"]["machine"]
+
+
+@pytest.fixture(scope="session")
+def restart(inventory: dict[str, Any]) -> Callable[[], None]:
+    """Reboot the machine and come back when it answers."""
+    config = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "ssh_config"
+
+    def run() -> None:
+        lab = [sys.executable, "-m", "lab", "restart", inventory["lab_machine"]]
+        subprocess.run(lab, cwd=os.environ["MOLECULE_PROJECT_DIRECTORY"], check=True, stdout=subprocess.DEVNULL)
+        # The connections kept open lead to a machine that is no more: Ansible's end by themselves, this one is shared.
+        subprocess.run(["ssh", "-F", str(config), "-O", "exit", "machine"], check=False, capture_output=True)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def services() -> dict[str, Any]:
+    """Say where the laboratory's mirror, hub and Loki are; see `python -m lab services show`."""
+    return json.loads(lab("services", "show"))
+
+
+def lab(*words: str) -> str:
+    """Run a command of the laboratory and return what it prints."""
+    command = [sys.executable, "-m", "lab", *words]
+    project = os.environ["MOLECULE_PROJECT_DIRECTORY"]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[..., dict[str, Any]]:
+    """Have an older release on the mirror; returns its row of a checksum table."""
+
+    def built(name: str, version: str) -> dict[str, Any]:
+        (release,) = json.loads(lab("build", f"{name}@{version}"))
+        return {version: {"amd64": release["checksum"]}}
+
+    return built
+
+
+@pytest.fixture
+def asked(host, services) -> Callable[[], list[str]]:
+    """Forget what the mirror was asked; the fixture's value returns what this machine asked since, as paths."""
+    record, own = f"{services['mirror']}/requests", host.check_output("hostname -I").split()
+    urllib.request.urlopen(urllib.request.Request(record, method="DELETE"), timeout=10).close()
+
+    def since() -> list[str]:
+        with urllib.request.urlopen(record, timeout=10) as answer:
+            return [entry["path"] for entry in json.load(answer)["requests"] if entry["client"] in own]
+
+    return since
+
+
+def read(code: int, text: str) -> Outcome:
+    """Read the events that ansible-playbook printed, one JSON object a line."""
+    changed, warnings, message = [], [], ""
+    for line in text.splitlines():
+        if not line.startswith("{"):
+            continue
+        event = json.loads(line)
+        for result in event.get("hosts", {}).values():
+            warnings += [str(item) for item in result.get("warnings", [])]
+            if event["_event"] == "v2_runner_on_failed":
+                message = str(result.get("msg", ""))
+            elif event["_event"] == "v2_runner_on_ok" and result.get("changed"):
+                changed.append(event["task"]["name"])
+    return Outcome(code, changed, message, warnings, text)

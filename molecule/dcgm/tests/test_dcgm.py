@@ -1,0 +1,153 @@
+"""DCGM 3.x stays 3.x while the repository has a newer major, and the engine that runs is the one installed."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+
+import pytest
+
+PACKAGE = "datacenter-gpu-manager"
+
+
+def packages(host) -> dict[str, str]:
+    """Return what is installed of DCGM, with the version."""
+    shown = host.run("dpkg-query -W -f '${Package} ${Version} ${db:Status-Abbrev}\\n' 'datacenter-gpu-manager*'").stdout
+    return {line.split()[0]: line.split()[1] for line in shown.splitlines() if line.split()[2].endswith("i")}
+
+
+def held(host) -> list[str]:
+    return host.check_output("apt-mark showhold").split()
+
+
+def engine(host) -> str:
+    """Return the version that the running engine tells."""
+    return host.check_output("dcgmi -v").rpartition("Version : ")[2].strip()
+
+
+def asked(mirror: str, method: str = "GET") -> int:
+    with urllib.request.urlopen(urllib.request.Request(f"{mirror}/requests", method=method), timeout=10) as answer:
+        return json.load(answer)["count"]
+
+
+def test_pinned_held_and_running(host):
+    assert packages(host) == {PACKAGE: "1:3.3.9"}
+    assert held(host) == [PACKAGE]
+    unit = host.service("nvidia-dcgm")
+    assert unit.is_enabled and unit.is_running
+    assert engine(host) == "3.3.9"
+    assert host.socket("tcp://127.0.0.1:5555").is_listening
+
+
+def test_repository_offers_the_newer_major(host):
+    """What the pin is for: without it apt would choose 4.x."""
+    assert "Candidate: 1:4." in host.check_output(f"apt-cache policy {PACKAGE}")
+    host.run_expect([0], "apt-get -y dist-upgrade")
+    assert packages(host) == {PACKAGE: "1:3.3.9"}
+
+
+def test_repeat_asks_nothing_of_the_network(host, converge, inventory):
+    mirror = inventory["lab_mirror"]
+    asked(mirror, "DELETE")
+    outcome = converge()
+    assert (outcome.code, outcome.changed) == (0, [])
+    assert asked(mirror) == 0
+
+
+def test_engine_older_than_the_package_is_restarted(host, converge):
+    """An upgrade that was interrupted before the restart: the package is new, the process is old."""
+    older = "sed -i 's/^VERSION = .*/VERSION = \"3.3.8\"/' /usr/bin/nv-hostengine"
+    host.run_expect([0], f"cp /usr/bin/nv-hostengine /root/engine && {older} && systemctl restart nvidia-dcgm")
+    host.run_expect(
+        [0], "timeout 30 sh -c 'until dcgmi -v; do sleep 0.3; done' && cp /root/engine /usr/bin/nv-hostengine"
+    )
+    assert engine(host) == "3.3.8"
+    outcome = converge()
+    assert (outcome.code, outcome.changed) == (0, ["dcgm : Run the host engine"])
+    assert engine(host) == "3.3.9"
+
+
+def test_stopped_engine_and_lost_hold_are_mended(host, converge):
+    host.run_expect([0], f"systemctl disable --now nvidia-dcgm && apt-mark unhold {PACKAGE}")
+    expected = ["dcgm : Pin the package", "dcgm : Run the host engine"]
+    assert converge(check=True).changed == expected
+    assert converge().changed == expected
+    assert held(host) == [PACKAGE] and host.service("nvidia-dcgm").is_enabled and engine(host) == "3.3.9"
+
+
+@pytest.mark.parametrize(
+    ("version", "says"),
+    [
+        ("4.2.3", "dcgm_version is 4.2.3; this role runs DCGM 3.x"),
+        ("latest", "dcgm_version is latest"),
+        ("3.3.90", "datacenter-gpu-manager 3.3.90 is in no apt repository of this host (known: 1:4.2.3-2, 1:3.3.9"),
+    ],
+)
+def test_wrong_version_is_refused_by_name(host, converge, version, says):
+    outcome = converge({"dcgm_version": version})
+    assert outcome.code != 0 and says in outcome.message
+    assert packages(host) == {PACKAGE: "1:3.3.9"} and engine(host) == "3.3.9"
+
+
+def test_host_without_gpu_is_refused(host, converge):
+    host.run_expect([0], "touch /etc/stand-in-without-gpu")
+    try:
+        outcome = converge()
+    finally:
+        host.run_expect([0], "rm /etc/stand-in-without-gpu")
+    assert outcome.code != 0
+    assert outcome.message.startswith("DCGM needs a GPU. The NVIDIA driver runs but finds no GPU")
+
+
+def test_engine_that_does_not_start_is_no_success(host, converge):
+    """Its port is taken, so systemd reports a started unit and no engine answers."""
+    host.run_expect([0], "systemctl stop nvidia-dcgm")
+    host.run_expect([0], "systemd-run --unit squatter python3 -m http.server 5555 --bind 127.0.0.1 && sleep 1")
+    try:
+        outcome = converge({"dcgm_start_timeout": 5})
+    finally:
+        host.run_expect([0], "systemctl stop squatter")
+    assert outcome.code != 0 and "DCGM 3.3.9 is installed and the engine says nothing" in outcome.message
+    assert converge().code == 0
+
+
+@pytest.mark.full
+def test_downgrade_from_the_next_major(host, converge):
+    """The drift that the pin is against has happened: 4.x stands where 3.x was."""
+    host.run_expect([0], f"apt-mark unhold {PACKAGE} && apt-get -y install {PACKAGE} && systemctl restart nvidia-dcgm")
+    assert set(packages(host)) == {PACKAGE, f"{PACKAGE}-4-core"}
+    outcome = converge()
+    assert outcome.code == 0, outcome.message
+    assert packages(host) == {PACKAGE: "1:3.3.9"} and held(host) == [PACKAGE] and engine(host) == "3.3.9"
+
+
+@pytest.mark.full
+def test_downgrade_and_upgrade_of_a_held_package(host, converge):
+    for version in ("3.3.8", "3.3.9"):
+        outcome = converge({"dcgm_version": version})
+        assert outcome.code == 0, outcome.message
+        assert packages(host) == {PACKAGE: f"1:{version}"} and held(host) == [PACKAGE] and engine(host) == version
+
+
+@pytest.mark.full
+def test_apt_lock_is_waited_for(host, converge):
+    lock = "import fcntl,time; h=open('/var/lib/dpkg/lock-frontend','w'); fcntl.lockf(h, fcntl.LOCK_EX); time.sleep({})"
+    host.run_expect([0], f'systemd-run --unit locker python3 -c "{lock.format(12)}"')
+    assert converge({"dcgm_version": "3.3.8"}).code == 0
+    host.run_expect([0], f'systemd-run --unit locker-long python3 -c "{lock.format(300)}"')
+    outcome = converge({"dcgm_lock_timeout": 6})
+    host.run_expect([0], "systemctl stop locker-long")
+    assert "another run of apt holds its lock for more than 6 s" in outcome.message
+    assert packages(host) == {PACKAGE: "1:3.3.8"}
+    assert converge().code == 0
+
+
+@pytest.mark.full
+def test_removal_leaves_the_host_as_it_was(host, converge):
+    outcome = converge({"dcgm_state": "absent"})
+    assert outcome.code == 0, outcome.message
+    assert packages(host) == {} and held(host) == []
+    assert not host.file("/var/lib/llm-server/packages/dcgm.json").exists
+    assert not host.service("nvidia-dcgm").is_running
+    assert converge({"dcgm_state": "absent"}).changed == []
+    assert converge().code == 0

@@ -1,0 +1,45 @@
+"""The timer on a machine: it waits, it acts, it goes."""
+
+from __future__ import annotations
+
+import json
+
+STATE = "/run/idle-stop/state.json"
+
+
+def test_the_timer_runs_and_survives_a_boot(host):
+    timer = host.service("idle-stop.timer")
+    assert timer.is_running and timer.is_enabled
+
+
+def test_a_first_look_begins_the_time_and_does_nothing(host):
+    host.check_output("systemctl start idle-stop.service")
+    assert json.loads(host.file(STATE).content_string)["since"] > 0
+    assert not host.file("/run/idle-stop/done").exists
+
+
+def test_after_the_time_the_command_runs_inside_the_hardened_unit(host):
+    state = json.loads(host.file(STATE).content_string)
+    state["since"] -= 61 * 60
+    host.run_expect([0], f"printf %s '{json.dumps(state)}' > {STATE}")
+    host.check_output("systemctl start idle-stop.service")
+    assert host.file("/run/idle-stop/done").exists
+
+
+def test_the_unit_is_hardened(host):
+    score = host.run("systemd-analyze security --no-pager idle-stop.service").stdout.splitlines()[-1]
+    assert float(score.split(":")[1].split()[0]) < 3.0, score
+
+
+def test_no_time_at_all_is_refused(converge):
+    outcome = converge({"idle_stop_minutes": 0})
+    assert outcome.code != 0
+    assert "idle_stop_minutes is 0" in outcome.message
+    assert not outcome.changed
+
+
+def test_absent_takes_everything_away(host, converge):
+    assert converge({"idle_stop_state": "absent"}).code == 0
+    assert not host.file("/etc/systemd/system/idle-stop.timer").exists
+    assert not host.file("/usr/local/lib/idle-stop").exists
+    assert not converge({"idle_stop_state": "absent"}).changed

@@ -1,0 +1,292 @@
+"""What node_exporter's role promises, on a booted machine."""
+
+from __future__ import annotations
+
+import concurrent.futures
+
+import pytest
+
+METRICS = "http://127.0.0.1:9100/metrics"
+RELEASES = "/github.com/prometheus/node_exporter/releases/download"
+
+
+def page(host, url=METRICS):
+    """Return the page of metrics as the machine itself sees it; empty when nothing answers."""
+    ask = f"import urllib.request; print(urllib.request.urlopen({url!r}, timeout=10).read().decode())"
+    return host.run("python3 -c %s", ask).stdout
+
+
+def listening(host):
+    """Return address:port of everything that the service's process listens on."""
+    pid = host.check_output("systemctl show --property MainPID --value node_exporter")
+    rows = host.check_output("ss --no-header --listening --tcp --numeric --processes").splitlines()
+    return {row.split()[3] for row in rows if f"pid={pid}," in row}
+
+
+def running_since(host):
+    return host.check_output("systemctl show --property ExecMainStartTimestampMonotonic --value node_exporter")
+
+
+def test_it_measures_this_host(host):
+    metrics = page(host)
+    total = int(host.check_output("awk '/^MemTotal/ {print $2}' /proc/meminfo")) * 1024
+    measured = next(line for line in metrics.splitlines() if line.startswith("node_memory_MemTotal_bytes "))
+    assert float(measured.split()[1]) == total
+    assert 'node_systemd_unit_state{name="node_exporter.service",state="active",type="simple"} 1' in metrics
+    # The mounts are the host's, not the ones of the service's own view of it.
+    assert 'mountpoint="/tmp"} 0' in "".join(
+        line for line in metrics.splitlines() if line.startswith("node_filesystem_readonly")
+    )
+
+
+def test_it_listens_on_loopback_only(host):
+    assert listening(host) == {"127.0.0.1:9100"}
+
+
+def test_it_runs_hardened_as_its_own_user(host):
+    score = host.check_output("systemd-analyze security --no-pager node_exporter | tail -1")
+    assert float(score.split(": ")[1].split()[0]) <= 2.0, score
+    process = host.process.get(comm="node_exporter")
+    assert process.user == "node_exporter"
+    status = host.file(f"/proc/{process.pid}/status").content_string
+    assert "NoNewPrivs:\t1" in status
+    assert "CapBnd:\t0000000000000000" in status
+    assert host.user("node_exporter").shell == "/usr/sbin/nologin"
+
+
+def test_the_rest_of_the_host_keeps_its_owners(host):
+    for path in ("/etc", "/etc/systemd/system", "/opt", "/usr", "/var/lib"):
+        assert (host.file(path).user, host.file(path).group, host.file(path).mode) == ("root", "root", 0o755), path
+
+
+def test_a_second_run_changes_nothing_and_asks_for_nothing(host, converge, asked):
+    before = running_since(host)
+    outcome = converge()
+    assert (outcome.code, outcome.changed) == (0, [])
+    assert asked() == []
+    assert running_since(host) == before
+
+
+def test_it_listens_where_an_interface_is_and_takes_a_port_as_text(host, converge):
+    address = host.check_output("hostname -I").split()[0]
+    outcome = converge({"node_exporter_listen_address": "eth0", "node_exporter_port": "9101"})
+    assert outcome.code == 0, outcome.message
+    assert listening(host) == {f"{address}:9101"}
+    assert converge().code == 0
+    assert listening(host) == {"127.0.0.1:9100"}
+
+
+def test_a_run_that_was_killed_before_the_start_is_healed_by_the_next(host, converge):
+    # Kills the run at the moment when everything is written and the old process still runs.
+    shim = "/usr/local/bin/systemctl"
+    text = '#!/bin/sh\n[ "$1" = restart ] && kill -9 $PPID && exit 1\nexec /usr/bin/systemctl "$@"\n'
+    host.run_test("printf '%%b' %s > %s && chmod 755 %s", text.replace("\n", "\\n"), shim, shim)
+    moved = {"node_exporter_port": 9102}
+    try:
+        assert converge(moved).code != 0
+    finally:
+        host.run_test("rm %s", shim)
+    assert ":9102" in host.file("/etc/systemd/system/node_exporter.service").content_string
+    assert listening(host) == {"127.0.0.1:9100"}
+    outcome = converge(moved)
+    assert (outcome.code, outcome.changed) == (0, ["node_exporter : Run node_exporter"])
+    assert "the running process was not started with what is written" in outcome.text
+    assert listening(host) == {"127.0.0.1:9102"}
+    assert converge(moved).changed == []
+    assert converge().code == 0
+
+
+def test_an_unknown_collector_gives_way_to_what_served(host, converge):
+    outcome = converge({"node_exporter_collectors_enabled": ["nonsense"]})
+    assert outcome.code != 0
+    assert "--collector.nonsense" in outcome.message
+    assert "node_exporter_collectors_enabled" in outcome.message
+    assert "serves again" in outcome.message
+    assert "node_systemd_unit_state" in page(host)
+    assert converge().changed == []
+
+
+def test_an_unknown_version_is_refused_with_the_known_ones(host, converge, asked):
+    before = running_since(host)
+    outcome = converge({"node_exporter_version": "1.99.0"})
+    assert outcome.code != 0
+    assert "node_exporter_version: version 1.99.0 has no checksum" in outcome.message
+    assert "1.9.1" in outcome.message
+    assert asked() == []
+    assert running_since(host) == before
+
+
+def test_a_taken_port_is_refused_before_anything_changes(host, converge):
+    before = running_since(host)
+    host.run_test("systemd-run --unit squatter --property Type=exec python3 -m http.server 9105")
+    try:
+        host.run_test("for _ in 1 2 3 4 5 6 7 8 9; do ss -ltn | grep -q :9105 && break; sleep 0.5; done")
+        outcome = converge({"node_exporter_port": 9105})
+    finally:
+        host.run_test("systemctl stop squatter")
+    assert outcome.code != 0
+    assert "port 9105 is taken by python3" in outcome.message
+    assert ":9105" not in host.file("/etc/systemd/system/node_exporter.service").content_string
+    assert running_since(host) == before
+    assert converge().changed == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "variables, sentence",
+    [
+        ({"node_exporter_port": "ninety"}, "node_exporter_port"),
+        ({"node_exporter_port": 99999}, "99999 is no TCP port"),
+        ({"node_exporter_listen_address": "wlan7"}, "node_exporter_listen_address: 'wlan7' is neither an IP address"),
+        ({"node_exporter_collectors_disabled": "arp"}, None),
+        ({"node_exporter_arguments": ["x"]}, "node_exporter_arguments"),
+    ],
+)
+def test_bad_input_is_one_sentence(host, converge, variables, sentence):
+    before = running_since(host)
+    outcome = converge(variables)
+    if sentence:
+        assert outcome.code != 0
+        assert sentence in outcome.message
+        assert running_since(host) == before
+    else:  # one word where a list is expected is a list of one
+        assert outcome.code == 0, outcome.message
+        assert 'collector="arp"' not in page(host)
+    assert converge().code == 0
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "fault, sentence",
+    [
+        ("corrupt", "do not use it before you know why"),
+        ("truncated", "the download broke off after"),
+        ("stall", "the download broke off"),
+        ("503", "it answered 503"),
+        ("404", "it answered 404"),
+    ],
+)
+def test_a_bad_download_leaves_what_runs(host, converge, services, build, fault, sentence):
+    before = running_since(host)
+    outcome = converge(
+        {
+            "node_exporter_version": "1.8.2",
+            "node_exporter_checksums": build("node_exporter", "1.8.2"),
+            "node_exporter_mirror": f"{services['mirror']}/faults/{fault}",
+        }
+    )
+    assert outcome.code != 0
+    assert outcome.message.startswith("node_exporter 1.8.2 from http://")
+    assert sentence in outcome.message
+    assert not host.file("/opt/node_exporter/1.8.2").exists
+    assert sorted(host.file("/opt/node_exporter").listdir()) == ["1.9.0", "current"]
+    assert running_since(host) == before
+
+
+@pytest.mark.full
+def test_a_full_disk_is_named(host, converge, build):
+    sums = build("node_exporter", "1.8.2")
+    host.run_test("mkdir /tmp/kept && cp -a /opt/node_exporter/. /tmp/kept")
+    host.run_test("mount -t tmpfs -o size=30m tmpfs /opt/node_exporter && cp -a /tmp/kept/. /opt/node_exporter")
+    try:
+        outcome = converge({"node_exporter_version": "1.8.2", "node_exporter_checksums": sums})
+    finally:
+        host.run_test("umount --lazy /opt/node_exporter && rm -r /tmp/kept")
+    assert outcome.code != 0
+    assert "MiB are needed" in outcome.message
+    assert "node_exporter_build_info" in page(host)
+
+
+@pytest.mark.full
+def test_an_upgrade_a_downgrade_and_the_way_back(host, converge, build):
+    old = {"node_exporter_version": "1.8.2", "node_exporter_checksums": build("node_exporter", "1.8.2")}
+    both = ["node_exporter : Install the released program", "node_exporter : Run node_exporter"]
+    assert converge(old).changed == both
+    assert 'version="1.8.2"' in page(host)
+    # Both versions are kept, so the way back is a switch of the link.
+    assert converge().changed == ["node_exporter : Run node_exporter"]
+    assert 'version="1.9.0"' in page(host)
+    assert host.file("/opt/node_exporter/1.8.2/node_exporter").exists
+
+
+@pytest.mark.full
+def test_the_same_version_from_another_archive_is_another_program(host, converge, services):
+    marker = "/opt/node_exporter/1.9.0/.release.json"
+    before = running_since(host)
+    host.run_test("sed -i 's/sha256:..../sha256:0000/' %s", marker)
+    assert converge().changed == ["node_exporter : Install the released program"]
+    assert running_since(host) == before
+    assert converge().changed == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "damage, healed",
+    [
+        ("systemctl stop node_exporter", True),
+        ("systemctl disable node_exporter", False),
+        ("rm /var/lib/llm-server/services/node_exporter/environment", False),
+        ("sed -i s/9100/9100x/ /etc/systemd/system/node_exporter.service", False),
+        ("ln -sfn /nowhere /opt/node_exporter/current", False),
+    ],
+)
+def test_drift_is_mended(host, converge, damage, healed):
+    before = running_since(host)
+    host.run_test(damage)
+    assert converge().changed == ["node_exporter : Run node_exporter"]
+    assert (running_since(host) != before) == healed
+    assert host.service("node_exporter").is_enabled
+    assert "node_exporter_build_info" in page(host)
+    assert converge().changed == []
+
+
+@pytest.mark.full
+def test_a_service_that_was_restarted_by_systemd_is_not_taken_for_dead(host, converge):
+    host.run_test("systemctl kill --signal=KILL node_exporter")
+    outcome = converge()
+    assert outcome.code == 0, outcome.message
+    assert "node_exporter_build_info" in page(host)
+
+
+@pytest.mark.full
+def test_two_controllers_do_not_mix(host, converge):
+    lock = "/run/llm-server-node_exporter.lock"
+    host.run_test("systemd-run --unit holder --property Type=exec flock %s sleep 60", lock)
+    try:
+        outcome = converge()
+    finally:
+        host.run_test("systemctl stop holder")
+    assert outcome.code != 0
+    assert "another run is changing this service now" in outcome.message
+    ports = [9106, 9107]
+    with concurrent.futures.ThreadPoolExecutor() as both:
+        outcomes = list(both.map(lambda port: converge({"node_exporter_port": port}), ports))
+    assert any(outcome.code == 0 for outcome in outcomes)
+    for outcome in outcomes:
+        assert outcome.code == 0 or "another run" in outcome.message
+    (address,) = listening(host)
+    winner = int(address.rsplit(":")[-1])
+    assert winner in ports
+    assert converge({"node_exporter_port": winner}).changed == []
+    assert converge().code == 0
+
+
+@pytest.mark.full
+def test_removal_leaves_the_host_as_it_was(host, converge):
+    def everything():
+        return host.check_output("find /etc /opt /usr /var/lib -path /var/lib/private -prune -o -print | sort")
+
+    assert converge({"node_exporter_state": "absent"}, check=True).changed != []
+    assert "node_exporter_build_info" in page(host)
+    assert converge({"node_exporter_state": "absent"}).code == 0
+    bare = everything()
+    assert "node_exporter" not in bare
+    assert "llm-server" not in bare
+    assert not host.user("node_exporter").exists
+    assert not host.group("node_exporter").exists
+    assert page(host) == ""
+    assert converge({"node_exporter_state": "absent"}).changed == []
+    assert converge().code == 0
+    assert converge({"node_exporter_state": "absent"}).code == 0
+    assert everything() == bare
+    assert converge().code == 0

@@ -1,0 +1,255 @@
+"""What promtail's role promises, on a booted machine and in a real Loki."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.parse
+import urllib.request
+import uuid
+
+import pytest
+
+CONFIG = "/etc/promtail/promtail.yml"
+INSTALL, RUN = "promtail : Install the released program", "promtail : Run promtail"
+ARRIVAL_TIMEOUT = 40
+
+
+@pytest.fixture(scope="session")
+def mark():
+    """A word that no other run's lines hold."""
+    return f"mark-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def arrived(services, host):
+    """Wait for lines that hold a text; returns ``[(labels, line)]`` of this machine, once there are ``count``."""
+    own = host.check_output("hostname")
+
+    def ask(text):
+        query = {"query": f'{{host="{own}"}} |= "{text}"', "limit": 1000, "start": int((time.time() - 3600) * 1e9)}
+        url = f"{services['loki']}/loki/api/v1/query_range?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            streams = json.load(answer)["data"]["result"]
+        return [(stream["stream"], line) for stream in streams for _, line in stream["values"]]
+
+    def wait(text, count):
+        deadline = time.monotonic() + ARRIVAL_TIMEOUT
+        while len(found := ask(text)) < count and time.monotonic() < deadline:
+            time.sleep(1)
+        return found
+
+    return wait
+
+
+def say(host, unit, text):
+    """Have a service write a line to the journal."""
+    host.run_test("systemd-run --quiet --wait --unit %s sh -c %s", unit, f"echo '{text}'; sleep 0.5")
+
+
+def write(host, text):
+    host.run_test("umask 027; echo %s >> /var/log/apps/app.log", text)
+
+
+def listening(host):
+    """Return address:port of everything that the service's process listens on."""
+    pid = host.check_output("systemctl show --property MainPID --value promtail")
+    rows = host.check_output("ss --no-header --listening --tcp --numeric --processes").splitlines()
+    return {row.split()[3] for row in rows if f"pid={pid}," in row}
+
+
+def running_since(host):
+    return host.check_output("systemctl show --property ExecMainStartTimestampMonotonic --value promtail")
+
+
+def test_it_listens_on_loopback_only(host):
+    assert listening(host) == {"127.0.0.1:9080", "127.0.0.1:9095"}
+
+
+def test_it_runs_hardened_as_its_own_user(host):
+    score = host.check_output("systemd-analyze security --no-pager promtail | tail -1")
+    assert float(score.split(": ")[1].split()[0]) <= 2.0, score
+    process = host.process.get(comm="promtail")
+    assert process.user == "promtail"
+    status = host.file(f"/proc/{process.pid}/status").content_string
+    assert "NoNewPrivs:\t1" in status
+    assert "CapBnd:\t0000000000000000" in status
+    # It reads through groups that the service is given, not the user.
+    assert host.user("promtail").groups == ["promtail"]
+
+
+def test_only_root_and_it_can_read_what_it_is_told(host):
+    config = host.file(CONFIG)
+    assert (config.user, config.group, config.mode) == ("root", "promtail", 0o640)
+
+
+def test_journal_lines_arrive_with_their_labels_and_unmixed(host, arrived, mark):
+    say(host, "alpha.service", f"{mark} from alpha")
+    say(host, "beta.service", f"{mark} from beta level=warn")
+    say(host, "gamma.service", f"{mark} from gamma")
+    own = host.check_output("hostname")
+    labels = {line: labels for labels, line in arrived(f"{mark} from", 2)}
+    assert sorted(labels) == [f"{mark} from alpha", f"{mark} from beta level=warn"]
+    alpha, beta = labels[f"{mark} from alpha"], labels[f"{mark} from beta level=warn"]
+    expected = {"job": "alpha-journal", "service": "alpha", "unit": "alpha.service", "env": "test", "host": own}
+    assert expected.items() <= alpha.items()
+    expected = {"job": "beta", "service": "beta", "unit": "beta.service", "level": "warn", "host": own}
+    assert expected.items() <= beta.items()
+
+
+def test_a_file_of_a_group_arrives(host, arrived, mark):
+    write(host, f"{mark} in a file")
+    ((labels, line),) = arrived(f"{mark} in a file", 1)
+    assert line == f"{mark} in a file"
+    assert (labels["job"], labels["service"], labels["host"]) == ("applogs", "app", host.check_output("hostname"))
+
+
+def test_no_line_is_sent_twice_after_a_kill(host, arrived, mark):
+    for number in range(5):
+        write(host, f"{mark} before {number}")
+    say(host, "alpha.service", f"{mark} before the kill")
+    assert len(arrived(f"{mark} before", 6)) == 6
+    time.sleep(2)  # the positions are on disk after one
+    host.run_test("systemctl kill --signal=KILL promtail")
+    write(host, f"{mark} after 0")
+    say(host, "alpha.service", f"{mark} after the kill")
+    assert len(arrived(f"{mark} after", 2)) == 2
+    time.sleep(3)
+    assert sorted(line for _, line in arrived(mark + " before", 6)) == [
+        *(f"{mark} before {number}" for number in range(5)),
+        f"{mark} before the kill",
+    ]
+    assert len(arrived(f"{mark} after", 2)) == 2
+
+
+def test_a_second_run_changes_nothing_and_asks_for_nothing(host, converge, asked):
+    before = running_since(host)
+    outcome = converge()
+    assert (outcome.code, outcome.changed) == (0, []), outcome.message
+    assert asked() == []
+    assert running_since(host) == before
+
+
+def test_a_bad_stage_gives_way_to_what_served(host, converge, arrived, mark):
+    stages = [{"regex": {"expression": "(unclosed"}}]
+    jobs = [{"job": "alpha", "unit": "alpha.service", "pipeline_stages": stages}]
+    outcome = converge({"promtail_journal_jobs": jobs})
+    assert outcome.code != 0
+    assert "pipeline_stages" in outcome.message
+    assert "(unclosed" in outcome.message
+    assert "serves again" in outcome.message
+    say(host, "alpha.service", f"{mark} after the bad stage")
+    assert len(arrived(f"{mark} after the bad stage", 1)) == 1
+    assert converge().changed == []
+
+
+def test_a_port_as_text_and_a_loki_that_is_away(host, converge):
+    # The address is one that never answers; there are no files to ship either.
+    away = {"promtail_loki_url": "http://192.0.2.1:3100/", "promtail_file_jobs": []}
+    outcome = converge({"promtail_port": "9081", **away})
+    assert (outcome.code, outcome.changed) == (0, [RUN]), outcome.message
+    assert listening(host) == {"127.0.0.1:9081", "127.0.0.1:9095"}
+    assert "url: http://192.0.2.1:3100/loki/api/v1/push" in host.file(CONFIG).content_string.replace('"', "")
+    start = time.monotonic()
+    assert converge().code == 0
+    assert time.monotonic() - start < 60
+    assert listening(host) == {"127.0.0.1:9080", "127.0.0.1:9095"}
+
+
+@pytest.mark.full
+def test_a_stop_without_loki_is_short_and_loses_no_position(host, converge, arrived, mark):
+    assert converge({"promtail_loki_url": "http://192.0.2.1:3100"}).code == 0
+    say(host, "alpha.service", f"{mark} while Loki is away")
+    time.sleep(2)
+    start = time.monotonic()
+    host.run_test("systemctl stop promtail")
+    assert time.monotonic() - start < 25
+    positions = host.file("/var/lib/promtail/positions.yaml").content_string
+    assert "cursor-alpha-journal" in positions
+    assert "/var/log/apps/app.log" in positions
+    assert converge().code == 0
+    say(host, "alpha.service", f"{mark} since Loki is back")
+    assert len(arrived(f"{mark} since Loki is back", 1)) == 1
+
+
+@pytest.mark.full
+def test_a_run_that_was_killed_before_the_start_is_healed_by_the_next(host, converge):
+    shim = "/usr/local/bin/systemctl"
+    text = '#!/bin/sh\\n[ "$1" = restart ] && kill -9 $PPID && exit 1\\nexec /usr/bin/systemctl "$@"\\n'
+    host.run_test("printf '%%b' %s > %s && chmod 755 %s", text, shim, shim)
+    moved = {"promtail_port": 9082}
+    try:
+        assert converge(moved).code != 0
+    finally:
+        host.run_test("rm %s", shim)
+    assert "9082" in host.file(CONFIG).content_string
+    assert "127.0.0.1:9080" in listening(host)
+    outcome = converge(moved)
+    assert (outcome.code, outcome.changed) == (0, [RUN])
+    assert "the running process was not started with what is written" in outcome.text
+    assert "127.0.0.1:9082" in listening(host)
+    assert converge().code == 0
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "variables, sentence",
+    [
+        ({"promtail_version": "3.99.0"}, "promtail_version: version 3.99.0 has no checksum"),
+        ({"promtail_loki_url": "loki:3100"}, "promtail_loki_url must be the base of Loki's address"),
+        ({"promtail_loki_url": "http://loki:3100/loki/api/v1/push"}, "promtail_loki_url must be the base"),
+        ({"promtail_port": "many"}, "promtail_port"),
+        ({"promtail_journal_jobs": [{"job": "x"}]}, "unit"),
+        ({"promtail_file_jobs": [{"job": "x", "path": "/x", "pipeline_stages": [{"regexp": {}}]}]}, "pipeline_stages"),
+        ({"promtail_groups": ["systemd-journal", "nowhere"]}, "a group that it is to read through does not exist"),
+        ({"promtail_journal_path": "/var/log/nowhere"}, "promtail_journal_path"),
+        ({"promtail_grpc_port": 22}, "port 22 is taken by sshd"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_what_ran_still_runs(host, converge, variables, sentence):
+    outcome = converge(variables)
+    assert outcome.code != 0
+    assert sentence in outcome.message
+    assert listening(host) == {"127.0.0.1:9080", "127.0.0.1:9095"}
+    assert converge().changed == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "fault, sentence", [("corrupt", "do not use it before you know why"), ("truncated", "the download broke off after")]
+)
+def test_a_bad_download_leaves_what_runs(host, converge, services, build, fault, sentence):
+    before = running_since(host)
+    old = {"promtail_version": "3.4.1", "promtail_checksums": build("promtail", "3.4.1")}
+    outcome = converge({**old, "promtail_mirror": f"{services['mirror']}/faults/{fault}"})
+    assert outcome.code != 0
+    assert sentence in outcome.message
+    assert not host.file("/opt/promtail/3.4.1").exists
+    assert running_since(host) == before
+
+
+@pytest.mark.full
+def test_an_upgrade_and_a_downgrade(host, converge, build):
+    old = {"promtail_version": "3.4.1", "promtail_checksums": build("promtail", "3.4.1")}
+    assert converge(old).changed == [INSTALL, RUN]
+    assert "version 3.4.1" in host.check_output("/opt/promtail/current/promtail --version")
+    assert converge().changed == [RUN]
+    assert "version 3.4.2" in host.check_output("/opt/promtail/current/promtail --version")
+
+
+@pytest.mark.full
+def test_removal_leaves_the_host_as_it_was(host, converge):
+    def everything():
+        return host.check_output("find /etc /opt /usr /var/lib -path /var/lib/private -prune -o -print | sort")
+
+    assert converge({"promtail_state": "absent"}).code == 0
+    bare = everything()
+    assert "promtail" not in bare
+    assert "llm-server" not in bare
+    assert not host.user("promtail").exists
+    assert host.file("/var/log/apps/app.log").exists
+    assert converge({"promtail_state": "absent"}).changed == []
+    assert converge().code == 0
+    assert converge({"promtail_state": "absent"}).code == 0
+    assert everything() == bare
+    assert converge().code == 0

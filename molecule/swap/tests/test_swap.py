@@ -1,0 +1,109 @@
+"""The swap file on a real kernel, in the order of a machine's life."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+FOREIGN = "# /swapfile none swap sw 0 0\n/foreign.swap   none  swap  sw,pri=1   0 0\n"
+LINE = "/swapfile none swap sw 0 0\n"
+
+
+def swaps(host) -> dict[str, int]:
+    """Return the swap in use as {path: MiB}; the kernel's figure lacks the file's first page."""
+    rows = host.file("/proc/swaps").content_string.splitlines()[1:]
+    return {row.split()[0]: round((int(row.split()[2]) + 4) / 1024) for row in rows}
+
+
+def test_it_is_in_use_and_written_down_once(host):
+    assert swaps(host) == {"/foreign.swap": 16, "/swapfile": 128}
+    assert host.check_output("stat -c '%a %U %G %s' /swapfile") == f"600 root root {128 << 20}"
+    assert host.file("/etc/fstab").content_string == FOREIGN + LINE
+    assert host.check_output("sysctl -n vm.swappiness") == "10"
+
+
+def test_it_takes_pages_and_survives_growing_with_them(host, converge):
+    host.check_output("swapoff /foreign.swap")
+    # Just enough to push some of it into swap: what is left must still be safe to work with.
+    hog = (
+        "import time\n"
+        "held = []\n"
+        "while int(open('/proc/swaps').read().split()[8]) < 12 * 1024:\n"
+        "    held.append(bytearray(b'x') * (8 << 20))\n"
+        "    time.sleep(0.1)\n"
+        "time.sleep(3600)\n"
+    )
+    host.run_expect([0], "systemd-run --unit=hog python3 -c %s", hog)
+    deadline = time.monotonic() + 120
+    while int(host.check_output("awk '/swapfile/ {print $4}' /proc/swaps")) < 10 * 1024:
+        assert time.monotonic() < deadline, "nothing was swapped out"
+        time.sleep(1)
+    outcome = converge({"swap_size_mib": 256})
+    assert outcome.code == 0 and outcome.changed, outcome.text
+    assert swaps(host) == {"/swapfile": 256}
+    assert host.check_output("systemctl is-active hog") == "active"
+    assert host.check_output("ls / | grep swap").split() == ["foreign.swap", "swapfile"]
+    assert host.file("/etc/fstab").content_string == FOREIGN + LINE
+
+
+def test_it_does_not_shrink_below_what_is_in_use(host, converge):
+    outcome = converge({"swap_size_mib": 16})
+    assert outcome.code == 2 and "swap_size_mib: switching /swapfile" in outcome.message, outcome.text
+    assert swaps(host) == {"/swapfile": 256}
+    assert host.check_output("systemctl is-active hog") == "active"
+    host.check_output("systemctl stop hog")
+
+
+def test_it_shrinks_and_takes_another_swappiness(host, converge):
+    outcome = converge({"swap_size_mib": 128, "swap_swappiness": 30})
+    assert outcome.code == 0, outcome.text
+    assert swaps(host) == {"/swapfile": 128}
+    assert host.check_output("sysctl -n vm.swappiness") == "30"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"swap_size_mib": "much"}, "swap_size_mib"),
+        ({"swap_size_mib": 999999}, "swap_size_mib: / has"),
+        ({"swap_path": "/dev/shm/swapfile"}, "lies on tmpfs, which cannot hold a swap file"),
+        ({"swap_path": "/etc/hostname"}, "swap_path: /etc/hostname holds data that is not swap"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_the_swap_stays(host, converge, variables, sentence):
+    outcome = converge(variables)
+    assert outcome.code == 2 and sentence in outcome.message, outcome.text
+    assert swaps(host) == {"/swapfile": 128}
+
+
+@pytest.mark.full
+def test_it_survives_a_reboot(host, converge, restart):
+    converge()
+    restart()
+    assert swaps(host) == {"/foreign.swap": 16, "/swapfile": 128}
+    assert host.check_output("sysctl -n vm.swappiness") == "10"
+    assert converge().changed == []
+
+
+@pytest.mark.full
+def test_it_moves(host, converge):
+    assert converge({"swap_path": "/var/swap"}).code == 0
+    assert "/swapfile" not in swaps(host) and swaps(host)["/var/swap"] == 128
+    assert not host.file("/swapfile").exists
+    assert host.file("/etc/fstab").content_string == FOREIGN + "/var/swap none swap sw 0 0\n"
+    assert converge().code == 0
+    assert host.file("/etc/fstab").content_string == FOREIGN + LINE
+
+
+@pytest.mark.full
+def test_it_goes_and_leaves_the_host_as_before(host, converge):
+    assert converge({"swap_state": "absent"}, check=True).changed
+    assert host.file("/swapfile").exists
+    assert converge({"swap_state": "absent"}).code == 0
+    assert "/swapfile" not in swaps(host) and not host.file("/swapfile").exists
+    assert host.file("/etc/fstab").content_string == FOREIGN
+    assert not host.file("/etc/sysctl.d/99-swap.conf").exists
+    assert host.check_output("sysctl -n vm.swappiness") == "60"
+    assert converge({"swap_state": "absent"}).changed == []

@@ -1,0 +1,163 @@
+"""The real engine under its real unit: what it serves, what it keeps to itself, and what cannot break it."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+KEY = "canary-vllm-key-31415926"
+BASE, ADAPTERS = "lab/tiny-llama", ["easycontract", "checklist"]
+URL = "http://127.0.0.1:8001"
+
+
+def ask(host, path: str, body: dict | None = None, key: str | None = KEY) -> tuple[int, dict]:
+    """Return status and JSON of one request, made on the machine, which has no curl."""
+    program = (
+        "import json,sys,urllib.request,urllib.error\n"
+        "url,key,body=json.load(sys.stdin)\n"
+        "headers={'Content-Type':'application/json'}\n"
+        "if key: headers['Authorization']='Bearer '+key\n"
+        "request=urllib.request.Request(url,json.dumps(body).encode() if body else None,headers)\n"
+        "try:\n"
+        "    answer=urllib.request.urlopen(request,timeout=60); status=answer.status\n"
+        "except urllib.error.HTTPError as error: answer=error; status=error.code\n"
+        "print(json.dumps([status,answer.read().decode()]))\n"
+    )
+    arguments = json.dumps([URL + path, key, body])
+    status, text = json.loads(host.check_output("echo %s | python3 -c %s", arguments, program))
+    return status, json.loads(text) if text.startswith("{") else {}
+
+
+def say(host, model: str) -> str:
+    body = {"model": model, "prompt": "A rented home", "max_tokens": 12, "temperature": 0}
+    status, answer = ask(host, "/v1/completions", body)
+    assert status == 200, answer
+    return answer["choices"][0]["text"]
+
+
+def pid(host) -> str:
+    return host.check_output("systemctl show vllm --property MainPID --value")
+
+
+def still_serves(host, before: str) -> None:
+    """The very process of before is there, and answers."""
+    assert pid(host) == before
+    assert say(host, BASE)
+
+
+def test_it_serves_the_base_and_both_adapters(host):
+    status, answer = ask(host, "/v1/models")
+    assert status == 200
+    cards = {card["id"]: card for card in answer["data"]}
+    assert set(cards) == {BASE, *ADAPTERS}
+    assert {cards[name]["parent"] for name in ADAPTERS} == {BASE}
+    said = {name: say(host, name) for name in [BASE, *ADAPTERS]}
+    assert len(set(said.values())) == 3, said
+
+
+def test_it_listens_on_loopback_and_asks_for_its_key(host):
+    listening = host.check_output("ss -Hltn 'sport = :8001'")
+    assert "127.0.0.1:8001" in listening and "0.0.0.0:8001" not in listening and "*:8001" not in listening
+    assert ask(host, "/v1/models", key=None)[0] == 401
+
+
+def test_its_key_is_nowhere_but_in_its_own_environment(host):
+    secrets = host.file("/etc/vllm/secrets.env")
+    assert (secrets.mode, secrets.user, secrets.group) == (0o600, "root", "root")
+    host.check_output("useradd --system prober 2>/dev/null; id prober")
+    places = "ps axeww; cat /etc/vllm/* /etc/systemd/system/*.service; systemctl show vllm; cat /proc/[0-9]*/environ"
+    seen = host.run("runuser -u prober -- sh -c %s 2>/dev/null", places).stdout
+    assert "vllm.service" in seen and KEY not in seen
+    assert KEY not in host.check_output("journalctl --no-pager --unit vllm")
+    assert KEY not in host.check_output("systemctl show vllm")
+    assert KEY in host.check_output("tr '\\0' '\\n' < /proc/%s/environ", pid(host))
+
+
+def test_it_runs_hardened_and_as_itself(host):
+    assert host.check_output("ps -o user= -p %s", pid(host)) == "vllm"
+    verdict = host.check_output("systemd-analyze --no-pager security vllm.service").splitlines()[-1]
+    assert float(verdict.split(":")[1].split()[0]) <= 3.0, verdict
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"vllm_api_key": ""}, "vllm_api_key must be set"),
+        ({"vllm_version": "0.20.0"}, "known: 0.15.1, 0.23.0, 0.32.0"),
+        ({"vllm_model_path": "/srv/models/absent"}, "/srv/models/absent: there is no such directory"),
+        ({"vllm_max_lora_rank": 9}, "the engine takes 1, 8, 16"),
+        ({"vllm_port": 22}, "port 22 is taken by sshd"),
+        (
+            {"vllm_engine_arguments": {"kv-cache-memory-bytes": 16777216, "no-such": 1}},
+            "unrecognized arguments: --no-such",
+        ),
+        (
+            {"vllm_lora_adapters": [{"name": "bad", "source": "/srv/models/misfits/shape"}]},
+            "adapter bad:",
+        ),
+    ],
+    ids=["empty-key", "unknown-version", "no-model", "rank-choice", "port-taken", "unknown-argument", "misfit-adapter"],
+)
+def test_what_cannot_work_is_refused_before_the_service_is_touched(host, converge, change, says):
+    before = pid(host)
+    outcome = converge(change)
+    assert outcome.code != 0
+    assert says in outcome.message, outcome.message
+    still_serves(host, before)
+
+
+def test_a_start_that_fails_gives_way_to_what_served(host, converge):
+    """The engine's parser takes this length; the model does not, which shows only when the engine starts."""
+    outcome = converge({"vllm_max_model_len": 100000})
+    assert outcome.code != 0
+    assert "100000 is more than the model allows" in outcome.message, outcome.message
+    assert "serves again" in outcome.message
+    assert say(host, BASE)
+    assert "max-model-len: 512" in host.file("/etc/vllm/config.yaml").content_string
+
+
+def test_the_engine_comes_back_when_its_child_is_killed(host):
+    child = host.check_output("pgrep --parent %s | head -1", pid(host))
+    host.check_output("kill -KILL %s", child)
+    time.sleep(1)
+    deadline = time.monotonic() + 180
+    while host.run("python3 -c 'import urllib.request as u; u.urlopen(\"%s/health\")'", URL).rc:
+        assert time.monotonic() < deadline, "the engine did not come back"
+        time.sleep(1)
+    assert say(host, BASE)
+
+
+@pytest.mark.full
+def test_a_model_comes_from_the_hub_at_its_revision(host, converge, inventory):
+    revision = inventory["lab_repositories"]["lab/tiny-llama"]["main"]
+    change = {"vllm_model_path": "", "vllm_model_revision": revision, "vllm_hub_url": inventory["lab_hub"]}
+    outcome = converge({**change, "vllm_model_revision": "main"})
+    assert outcome.code != 0 and "40 hexadecimal digits" in outcome.message
+    outcome = converge(change)
+    assert outcome.code == 0, outcome.text
+    assert say(host, BASE)
+    assert converge(change).changed == []
+    assert converge({}).code == 0
+
+
+@pytest.mark.full
+def test_it_goes_back_on_demand_and_forward_again(host, converge):
+    assert converge({"vllm_max_model_len": 256}).code == 0
+    outcome = converge({"service": "vllm"}, playbook="../../playbooks/rollback.yml")
+    assert outcome.code == 0, outcome.text
+    assert "max-model-len: 512" in host.file("/etc/vllm/config.yaml").content_string
+    assert say(host, BASE)
+    assert converge({}).changed == []
+
+
+@pytest.mark.full
+def test_it_can_be_taken_away(host, converge):
+    assert converge({"vllm_state": "absent"}).code == 0
+    assert not host.file("/etc/systemd/system/vllm.service").exists
+    assert not host.file("/etc/vllm").exists
+    assert not host.file("/app/vllm-server/environments").exists
+    assert host.run("pgrep -u vllm").rc != 0
+    assert converge({"vllm_state": "absent"}).changed == []
+    assert converge({}).code == 0

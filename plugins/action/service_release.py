@@ -1,0 +1,115 @@
+"""Lead a service from one release to the next, and tell what it is doing while it starts.
+
+The module of the same name does each step on the machine; what only the controller can do is here: show progress,
+name the cause of a failure from the table of known ones, and decide to go back.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+display = Display()
+
+KNOWN = Path(__file__).resolve().parents[2] / "data" / "journal"
+SHOWN_EVERY = 5.0
+
+
+class ActionModule(ActionBase):
+    """Run the phases apply, look, confirm or back of the module."""
+
+    def run(self, tmp=None, task_vars=None):
+        super().run(tmp, task_vars)
+        result = self._phase("apply", task_vars)
+        gives_way = result.pop("gives_way", False)
+        if result.get("failed") or not result.pop("await", False):
+            return result
+        service, host = self._task.args["name"], task_vars["inventory_hostname"]
+        seen = self._wait(service, host, result["release"], task_vars)
+        if seen.get("ready"):
+            confirmed = self._phase("confirm", task_vars, release=result["release"])
+            return confirmed if confirmed.get("failed") else {**result, "elapsed": seen["elapsed"]}
+        if "journal" not in seen:
+            return seen
+        if gives_way:
+            return self._go_back(service, host, {**result, **seen}, task_vars)
+        return failure(service, {**result, **seen}, "it is the release that served last, so it is left as it is")
+
+    def _phase(self, phase, task_vars, **extra):
+        # The target's log hides a secret of one line, but not the text of a file that has several.
+        quiet = {**task_vars, "ansible_no_target_syslog": True}
+        return self._execute_module(
+            module_name="service_release", module_args={**self._task.args, "phase": phase, **extra}, task_vars=quiet
+        )
+
+    def _wait(self, service, host, release, task_vars):
+        """Ask again and again until the service is ready, dead or late; a line every few seconds says where it is."""
+        limit = int(self._task.args.get("start_timeout") or 60)
+        shown, elapsed = "", 0.0
+        while True:
+            seconds = max(0.0, min(SHOWN_EVERY, limit - elapsed))
+            seen = self._phase("look", task_vars, seconds=seconds, release=release)
+            if seen.get("ready") or seen.get("dead") or seen.get("failed"):
+                return seen
+            elapsed = seen["elapsed"]
+            if elapsed >= limit:
+                return {**seen, "why": f"not ready after {limit} s: {seen['why']}"}
+            phase = known("phases", service, seen["journal"]) or {"says": seen["why"]}
+            line = f"{host}: {service} starting, {elapsed:.0f} s of {limit} s: {phase['says']}"
+            if line != shown:
+                display.display(f"  {line}", color="cyan")
+                shown = line
+
+    def _go_back(self, service, host, result, task_vars):
+        display.display(f"  {host}: {service} does not serve; going back to what served before", color="yellow")
+        back = self._phase("back", task_vars, release=result["release"])
+        if back.get("failed"):
+            return back
+        earlier = back["rolled_back_to"]
+        if not earlier:
+            serves = "there was no earlier release, so it is stopped; its files stay for inspection"
+            return failure(service, {**result, **back}, serves)
+        again = self._wait(service, host, earlier, task_vars)
+        if not again.get("ready"):
+            why = again.get("why") or again.get("msg")
+            return failure(service, {**result, **back}, f"release {earlier} was put back and does not serve: {why}")
+        self._phase("confirm", task_vars, release=earlier)
+        return failure(service, {**result, **back}, f"release {earlier} serves again")
+
+
+def failure(service: str, result: dict, now: str) -> dict:
+    """Return the result of a task whose release does not serve: the cause first, then how things stand now."""
+    cause = known("causes", service, result["journal"])
+    why = f"{cause['says']} {cause['cure']}" if cause else result["why"]
+    return {
+        "failed": True,
+        "changed": True,
+        "msg": f"{service}: release {result['release']} does not serve: {why.strip().rstrip('.')}. Now {now}.",
+        "cause": cause,
+        "why": result["why"],
+        "journal": result["journal"][-15:],
+        "rolled_back_to": result.get("rolled_back_to"),
+        "elapsed": result["elapsed"],
+    }
+
+
+def known(kind: str, service: str, journal: list[str]) -> dict | None:
+    """Return the row of ``data/journal/<kind>.yml`` that explains the journal: the last phase, the first cause.
+
+    A row with ``services`` is about these services only.
+    """
+    rows = yaml.safe_load((KNOWN / f"{kind}.yml").read_text())
+    found = None
+    for row in rows:
+        if service not in row.get("services", [service]):
+            continue
+        match = next((match for line in journal if (match := re.search(row["matches"], line))), None)
+        if match:
+            found = {"id": row["id"], "cure": match.expand(row.get("cure", "")), "says": match.expand(row["says"])}
+            if kind == "causes":
+                return found
+    return found

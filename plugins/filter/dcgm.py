@@ -1,0 +1,46 @@
+"""Filters of the dcgm_exporter role: the release that fits the installed DCGM, and its counters file."""
+
+from __future__ import annotations
+
+from ansible.errors import AnsibleFilterError
+
+
+def exporter_release(dcgm: str, table: list, tag: str = "", commits: dict | None = None) -> dict:
+    """Return ``{"tag", "commit"}`` of the exporter for the installed version ``dcgm``, such as "3.3.9".
+
+    ``table`` is data/dcgm/exporters.yml; ``tag`` chooses a release, empty the newest of DCGM's major; ``commits`` adds
+    or replaces ``{tag: commit}``. Errors: an unknown tag, and one whose library is not the installed one.
+    """
+    commits = {**{row["tag"]: row["commit"] for row in table}, **(commits or {})}
+    major = dcgm.partition(".")[0]
+    fitting = [row["tag"] for row in table if str(row["dcgm"]) == major]
+    if not tag and not fitting:
+        raise AnsibleFilterError(
+            f"no release of dcgm-exporter is known for DCGM {dcgm}; give dcgm_exporter_tag and its commit in "
+            "dcgm_exporter_commits"
+        )
+    tag = tag or fitting[-1]
+    if tag not in commits:
+        known = ", ".join(row["tag"] for row in table)
+        raise AnsibleFilterError(
+            f"dcgm_exporter_tag: {tag} is not known (known: {known}); choose one of these, or add its commit to "
+            "dcgm_exporter_commits"
+        )
+    wanted = tag.partition(".")[0]
+    if wanted != major:
+        library = "libdcgm.so" if wanted == "3" else f"libdcgm.so.{wanted}"
+        raise AnsibleFilterError(
+            f"dcgm_exporter_tag: {tag} needs the {library} of DCGM {wanted}.x and DCGM {dcgm} is installed, so it "
+            f"would not start; leave dcgm_exporter_tag empty{' or choose ' + fitting[-1] if fitting else ''}"
+        )
+    return {"tag": tag, "commit": commits[tag]}
+
+
+def counters_csv(counters: list) -> str:
+    """Return the counters file: ``FIELD, type, help`` a line, exactly two commas each."""
+    return "".join(f"{row['field']}, {row['type']}, {row['help']}\n" for row in counters)
+
+
+class FilterModule:
+    def filters(self):
+        return {"exporter_release": exporter_release, "counters_csv": counters_csv}

@@ -1,0 +1,38 @@
+"""Filters that turn a version into what is downloaded."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from ansible.errors import AnsibleFilterError
+
+
+def mirrored(url: str, base: str | None) -> str:
+    """Return ``url``, or its place below the mirror ``base``: ``<base>/<host>/<path>``."""
+    if not base:
+        return url
+    parts = urlsplit(url)
+    return f"{base.rstrip('/')}/{parts.netloc}{parts.path}"
+
+
+def checksum_of(table: dict, version: str, architecture: str, variable: str) -> str:
+    """Return the checksum of ``version`` for ``architecture``.
+
+    ``table`` is ``{version: {architecture: "sha256:…"}}``. Errors: a version or architecture that the table lacks is
+    refused by name, with the known ones and the variable (``<role>_checksums``) that adds one.
+    """
+    cure = f"choose one of these or add the release's sha256 by {variable.removesuffix('_version')}_checksums"
+    if version not in table:
+        known = ", ".join(sorted(table)) or "none"
+        raise AnsibleFilterError(f"{variable}: version {version} has no checksum (known: {known}); {cure}")
+    if architecture not in table[version]:
+        known = ", ".join(sorted(table[version]))
+        raise AnsibleFilterError(
+            f"{variable}: version {version} has no checksum for {architecture} (known: {known}); {cure}"
+        )
+    return table[version][architecture]
+
+
+class FilterModule:
+    def filters(self):
+        return {"mirrored": mirrored, "checksum_of": checksum_of}

@@ -1,0 +1,47 @@
+"""Filters for what goes into a unit."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from ansible.errors import AnsibleFilterError
+
+
+def exec_line(argv: list) -> str:
+    """Return ``argv`` as the value of ExecStart=, quoted so that systemd hands over exactly these arguments.
+
+    Source: systemd.service(5), "Command lines"; ``%`` and ``$`` would be expanded, so they are doubled.
+    """
+    return " ".join(_quoted(str(argument)) for argument in argv)
+
+
+def _quoted(argument: str) -> str:
+    argument = argument.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("%", "%%")
+    argument = argument.replace("$", "$$")
+    return f'"{argument}"' if not argument or any(mark in argument for mark in " \t;'\"\\") else argument
+
+
+def listen_address(value: str, facts: dict, variable: str) -> str:
+    """Return the IP address that ``value`` stands for: itself, or the IPv4 address of the interface of that name."""
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        pass
+    interface = facts.get(value.replace("-", "_")) or {}
+    address = (interface.get("ipv4") or {}).get("address")
+    if not address:
+        known = ", ".join(facts.get("interfaces") or [])
+        raise AnsibleFilterError(
+            f"{variable}: {value!r} is neither an IP address nor an interface with one (interfaces here: {known})"
+        )
+    return address
+
+
+def host_port(address: str, port: int | str) -> str:
+    """Return ``address:port``, with the brackets that an IPv6 address needs."""
+    return f"[{address}]:{port}" if ":" in str(address) else f"{address}:{port}"
+
+
+class FilterModule:
+    def filters(self):
+        return {"exec_line": exec_line, "host_port": host_port, "listen_address": listen_address}

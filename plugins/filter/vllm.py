@@ -1,0 +1,116 @@
+"""Filters that turn the variables of the vllm role into what the engine reads."""
+
+from __future__ import annotations
+
+import json
+
+
+def engine_config(arguments: dict) -> dict:
+    """Return ``arguments`` in the form that every vLLM since 0.15 reads from a ``--config`` file.
+
+    A true switch stays true; a false one becomes ``no-<name>: true``, since the parser drops ``false``. A mapping
+    becomes a JSON string and a list of mappings a list of JSON strings, since the parser would hand over their Python
+    form. Null takes an argument away. Source: vllm/utils/argparse_utils.py of 0.15.1 and 0.32.0.
+    """
+    config = {}
+    for name, value in arguments.items():
+        name = name.lstrip("-").replace("_", "-")
+        if value is None:
+            continue
+        if value is False:
+            config.pop(name, None)
+            config[f"no-{name}"] = True
+        elif isinstance(value, dict):
+            config[name] = json.dumps(value, sort_keys=True)
+        elif isinstance(value, list):
+            config[name] = [json.dumps(item, sort_keys=True) if isinstance(item, dict) else item for item in value]
+        else:
+            config[name] = value
+    return config
+
+
+def lora_modules(adapters: list, paths: dict, base: str) -> list:
+    """Return the engine's ``lora-modules``: one mapping an adapter, its directory taken from ``paths`` by its name."""
+    return [{"name": each["name"], "path": paths[each["name"]], "base_model_name": base} for each in adapters]
+
+
+def completion_probes(models: list, url: str, bearer: str, timeout: float) -> list:
+    """Return one ``completion`` probe a model; see module_utils/probes.py."""
+    return [{"completion": {"url": url, "bearer": bearer, "model": name, "timeout": timeout}} for name in models]
+
+
+def completion_checks(models: list, url: str, bearer: str, timeout: float) -> list:
+    """Return one row of the checklist a model: its answer to a prompt; see module_utils/checklist.py."""
+    options = {"url": url, "prompt": "Write one short sentence about a rented home:", "timeout": timeout}
+    return [
+        {
+            "what": f"vLLM: {name} answers",
+            "kind": "completion",
+            "bearer": bearer,
+            "options": {**options, "model": name},
+            "cure": "Read journalctl -u vllm, then run the playbook again.",
+        }
+        for name in models
+    ]
+
+
+def known_problems(version: str, table: dict, transformers: str, python: str, quirks: dict) -> dict:
+    """Return ``{"refused": [...], "advised": [...]}`` for an engine version, from the table in data/vllm/versions.yml.
+
+    ``transformers`` and ``python`` are the versions it will run with ("" where not known yet); ``quirks`` says what is
+    asked of it: ``{"enforce_eager": bool, "gpu": str, "model": str, "revision": str, "trust_remote_code": bool}``.
+    """
+    refused, advised = [], []
+    row = table["engines"].get(version)
+    wanted = _parts(version)
+    if row is None:
+        known = ", ".join(table["engines"])
+        refused.append(
+            f"vllm_version {version} is not in data/vllm/versions.yml (known: {known}); take one of these or add a row."
+        )
+    else:
+        if python and not _within(python, row["python"]):
+            refused.append(f"vllm_version {version} runs on Python {row['python']}; this host has {python}.")
+        if transformers and not _within(transformers, row["transformers"]):
+            refused.append(f"vllm_version {version} needs transformers {row['transformers']}, not {transformers}.")
+    for quirk in table["quirks"]:
+        if _within(version, quirk["engines"]) and all(quirks.get(key) == value for key, value in quirk["when"].items()):
+            (refused if quirk["refuse"] else advised).append(f"{quirk['says']} {quirk['cure']}")
+    for advisory in table["advisories"]:
+        applies = all(quirks.get(key) == value for key, value in advisory.get("when", {}).items())
+        if wanted < _parts(advisory["fixed"]) and applies:
+            advised.append(
+                f"{advisory['id']} ({advisory['says']}) is fixed in {advisory['fixed']}; vllm_version is {version}."
+            )
+    return {"refused": refused, "advised": advised}
+
+
+def _parts(version: str) -> tuple:
+    return tuple(int(part) for part in version.split("+")[0].split(".") if part.isdigit())
+
+
+def _within(version: str, bounds: str) -> bool:
+    """Say whether ``version`` meets ``bounds``, such as ``>=3.10,<3.13`` (compared exactly, part by part)."""
+    tests = {
+        ">=": lambda a, b: a >= b, "<=": lambda a, b: a <= b, "==": lambda a, b: a == b,
+        ">": lambda a, b: a > b, "<": lambda a, b: a < b,
+    }  # fmt: skip
+    for bound in filter(None, (part.strip() for part in bounds.split(","))):
+        operator = next(sign for sign in tests if bound.startswith(sign))
+        limit = _parts(bound[len(operator) :].strip())
+        seen = _parts(version)
+        width = max(len(seen), len(limit))
+        if not tests[operator](seen + (0,) * (width - len(seen)), limit + (0,) * (width - len(limit))):
+            return False
+    return True
+
+
+class FilterModule:
+    def filters(self):
+        return {
+            "completion_checks": completion_checks,
+            "completion_probes": completion_probes,
+            "engine_config": engine_config,
+            "known_problems": known_problems,
+            "lora_modules": lora_modules,
+        }

@@ -1,0 +1,147 @@
+"""Look at a finished server from where a user stands: one row a check, with what was measured.
+
+Each kind takes the options of its check and returns ``(measured, ok)``; it changes nothing. A check that cannot be made
+at all is a row that says why, never an exception.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from . import nvidia_smi, probes, systemd_unit
+
+
+def http(url: str, status: int = 200, bearer: str | None = None, timeout: float = 5) -> tuple[str, bool]:
+    """The URL answers with ``status``."""
+    seen, text = probes.ask(url, bearer, timeout=timeout)
+    return (str(seen), True) if seen == status else (f"{seen}: {shortened(text)}", False)
+
+
+def models(url: str, expected: list[str], bearer: str | None = None, timeout: float = 5) -> tuple[str, bool]:
+    """``<url>/models`` lists exactly ``expected``."""
+    failure = probes.models(url, expected, bearer, timeout)
+    return (failure, False) if failure else (", ".join(expected), True)
+
+
+def completion(
+    url: str, model: str, prompt: str, bearer: str | None = None, max_tokens: int = 12, timeout: float = 60
+) -> tuple[str, bool]:
+    """``model`` answers ``prompt``; the row shows the answer and how long it took."""
+    body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+    start = time.monotonic()
+    seen, text = probes.ask(f"{url}/completions", bearer, body, timeout)
+    if seen != 200:
+        return f"{seen}: {shortened(text)}", False
+    answer = json.loads(text)
+    return f"{shortened(answer['choices'][0]['text'])!r} in {time.monotonic() - start:.2f} s", bool(
+        answer["usage"]["completion_tokens"]
+    )
+
+
+def chat(
+    url: str, model: str, prompt: str, bearer: str | None = None, max_tokens: int = 12, timeout: float = 60
+) -> tuple[str, bool]:
+    """``model`` answers a streamed chat; the row shows the answer and the number of pieces it came in."""
+    body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens, "stream": True}
+    seen, text = probes.ask(f"{url}/chat/completions", bearer, {**body, "temperature": 0}, timeout)
+    if seen != 200:
+        return f"{seen}: {shortened(text)}", False
+    events = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
+    pieces = [json.loads(event)["choices"] for event in events if event != "[DONE]"]
+    said = "".join(choice["delta"].get("content") or "" for choices in pieces for choice in choices)
+    return f"{shortened(said)!r} in {len(pieces)} pieces", bool(pieces) and events[-1] == "[DONE]"
+
+
+def metric(url: str, series: list[str], timeout: float = 5) -> tuple[str, bool]:
+    """The Prometheus page has every one of ``series``."""
+    failure = probes.metric(url, series, timeout)
+    return (failure, False) if failure else (f"{len(series)} series asked for, all there", True)
+
+
+def unit(name: str) -> tuple[str, bool]:
+    """The unit runs, is enabled and has not been restarted by systemd."""
+    live = systemd_unit.show(name)
+    measured = (
+        f"{live.get('ActiveState')}, {live.get('UnitFileState') or 'not there'}, {live.get('NRestarts')} restarts"
+    )
+    good = live.get("ActiveState") == "active" and live.get("UnitFileState") == "enabled"
+    return measured, good and live.get("NRestarts") == "0"
+
+
+def pushes(url: str, timeout: float = 5) -> tuple[str, bool]:
+    """The log shipper at the metrics page ``url`` has sent lines and dropped none."""
+    seen, text = probes.ask(url, timeout=timeout)
+    if seen != 200:
+        return f"{seen}: {shortened(text)}", False
+    sent, dropped = (total(text, f"promtail_{name}_entries_total") for name in ("sent", "dropped"))
+    return f"{sent:.0f} lines sent, {dropped:.0f} dropped", sent > 0 and not dropped
+
+
+def total(page: str, name: str) -> float:
+    """Return the sum of all series of one metric on a Prometheus page."""
+    return sum(
+        float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line.startswith((f"{name}{{", f"{name} "))
+    )
+
+
+def loki(url: str, host: str, service: str, other_units: list[str], wait: float = 20, timeout: float = 5):
+    """Loki has lines of ``service`` from ``host`` within the last hour, and none of them comes from another unit."""
+    query = urllib.parse.urlencode(
+        {"query": f'{{host="{host}",service="{service}"}}', "since": "1h", "limit": "500", "direction": "backward"}
+    )
+    deadline = time.monotonic() + wait
+    while True:
+        seen, text = probes.ask(f"{url}/loki/api/v1/query_range?{query}", timeout=timeout)
+        if seen != 200:
+            return f"{seen}: {shortened(text)}", False
+        streams = json.loads(text)["data"]["result"]
+        lines = sum(len(stream["values"]) for stream in streams)
+        if lines or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    foreign = sorted({stream["stream"].get("unit", "") for stream in streams} & set(other_units))
+    if foreign:
+        return f"{lines} lines, mixed with {', '.join(foreign)}", False
+    return f"{lines} lines", lines > 0
+
+
+def gpu(name: str = "") -> tuple[str, bool]:
+    """The driver answers and the first GPU is the one that ``name`` says; any when empty."""
+    try:
+        found = nvidia_smi.read()
+    except nvidia_smi.GpuError as error:
+        return str(error), False
+    first = found["gpus"][0]
+    return f"{first['name']}, {first['total_mib']} MiB, driver {found['driver_version']}", name in first["name"]
+
+
+def swap(path: str, megabytes: int) -> tuple[str, bool]:
+    """The swap file is in use with its declared size."""
+    rows = [row.split() for row in Path("/proc/swaps").read_text().splitlines()[1:]]
+    sizes = {row[0]: int(row[2]) // 1024 for row in rows}
+    if path not in sizes:
+        return f"{path} is not in use", False
+    return f"{sizes[path]} MiB", abs(sizes[path] - megabytes) <= 1
+
+
+_CHECKS = (http, models, completion, chat, metric, unit, pushes, loki, gpu, swap)
+KINDS = {function.__name__: function for function in _CHECKS}
+
+
+def run(check: dict) -> dict:
+    """Return the row of one check: ``{what, measured, ok, cure}``; ``cure`` only where it is not ok."""
+    try:
+        measured, ok = KINDS[check["kind"]](**check["options"])
+    except (OSError, ValueError, KeyError, TypeError, systemd_unit.SystemdError) as error:
+        where = f"{check['options']['url']}: " if "url" in check["options"] else ""
+        measured, ok = f"{where}{error}", False
+    return {"what": check["what"], "measured": measured, "ok": ok, "cure": "" if ok else check.get("cure", "")}
+
+
+def shortened(text: str, limit: int = 60) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,48 @@
+"""What DCGM says of itself, and the exporter that fits it. Plain Python."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+
+def parse_versions(text: str) -> dict[str, str | None]:
+    """Read the output of ``dcgmi -v``: ``client`` of the installed library, ``engine`` of the running host engine.
+
+    Source: NVIDIA/DCGM dcgmi/Version.cpp; the engine's part stands below "Hostengine build info:".
+    """
+    client, _, engine = text.partition("Hostengine build info:")
+    return {"client": _version(client), "engine": _version(engine)}
+
+
+def _version(text: str) -> str | None:
+    found = re.search(r"^\s*Version\s*:\s*(\d+\.\d+[\w.]*)", text, re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def ask(dcgmi: str = "dcgmi") -> dict[str, str | None]:
+    """Return `parse_versions` of this machine; both None where DCGM is not installed, no engine where none answers."""
+    try:
+        done = subprocess.run([dcgmi, "-v"], capture_output=True, text=True, errors="replace", timeout=60, check=False)
+    except FileNotFoundError:
+        return {"client": None, "engine": None}
+    return parse_versions(done.stdout)
+
+
+def upstream(version: str) -> str:
+    """Return the program's version inside the package version ``epoch:upstream-revision``."""
+    return version.rpartition(":")[2].partition("-")[0]
+
+
+def start_reason(live: dict[str, str], told: dict[str, str | None], version: str) -> str | None:
+    """Say why the engine's unit has to be started anew, or return None.
+
+    ``live`` is `systemd_unit.show` of the unit, ``told`` is `parse_versions`, ``version`` the package's.
+    """
+    if live.get("ActiveState") != "active":
+        return f"it was not running ({live.get('ActiveState', 'unknown')}, {live.get('SubState', 'unknown')})"
+    if told["engine"] is None:
+        return "it did not answer"
+    if told["engine"] != upstream(version):
+        return f"the running engine was {told['engine']}, {upstream(version)} is installed"
+    return None

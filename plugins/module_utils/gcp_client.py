@@ -1,0 +1,214 @@
+"""A small client of the Compute Engine API: authentication, retries, pages, operations with the API's reason.
+
+The requests library honours HTTPS_PROXY and REQUESTS_CA_BUNDLE, so nothing about the way is set here.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+import uuid
+
+import google.auth
+import google.auth.exceptions
+import requests
+from google.auth.transport.requests import AuthorizedSession
+from google.oauth2 import credentials as oauth2
+from google.oauth2 import service_account
+
+ROOT = "https://compute.googleapis.com/compute/v1/"
+SCOPES = ("https://www.googleapis.com/auth/compute",)
+TIMEOUT = (10, 60)  # seconds to connect, seconds between two bytes
+
+# Answers that say "later": too many requests, a conflict with another change, a server in trouble.
+TRANSIENT = {409, 429, 500, 502, 503, 504}
+RATE = {"rateLimitExceeded", "userRateLimitExceeded"}  # Compute says these with status 403
+STOCKOUT = ("ZONE_RESOURCE_POOL_EXHAUSTED", "does not have enough resources", "resource_availability", "stockout")
+HINTS = {
+    401: "the credentials are not accepted: renew GCP_ACCESS_TOKEN (gcloud auth print-access-token) or run "
+    "'gcloud auth application-default login'",
+    403: "give the account the role Compute Instance Admin (v1) and Compute Security Admin on the project, "
+    "and see that its Compute Engine API is enabled",
+}
+
+
+class GcpError(Exception):
+    """One refusal of the API or of an operation.
+
+    Attributes: status (HTTP status, 0 where there is none), reasons (the API's codes), stockout (the zone has no
+    capacity), zones_available (zones that the API names as having some).
+    """
+
+    def __init__(self, message, status=0, reasons=(), zones_available=()):
+        super().__init__(message)
+        self.status = status
+        self.reasons = tuple(reasons)
+        self.zones_available = tuple(zones_available)
+
+    @property
+    def stockout(self):
+        said = " ".join((*self.reasons, str(self)))
+        return any(word in said for word in STOCKOUT)
+
+    @property
+    def exists(self):
+        """Whether what was to be made is there already."""
+        return bool({"alreadyExists", "RESOURCE_ALREADY_EXISTS"}.intersection(self.reasons))
+
+
+def credentials_for(service_account_file=None, environ=os.environ):
+    """Choose credentials: GCP_ACCESS_TOKEN, else the service account file, else application default credentials."""
+    try:
+        if environ.get("GCP_ACCESS_TOKEN"):
+            return oauth2.Credentials(environ["GCP_ACCESS_TOKEN"])
+        if service_account_file:
+            return service_account.Credentials.from_service_account_file(service_account_file, scopes=SCOPES)
+        return google.auth.default(scopes=SCOPES)[0]
+    except (google.auth.exceptions.GoogleAuthError, OSError, ValueError) as error:
+        raise GcpError(
+            f"No credentials for Google Cloud ({one_line(error)}): set GCP_ACCESS_TOKEN, or gcp_service_account_file "
+            "to a readable key file, or run 'gcloud auth application-default login'."
+        ) from error
+
+
+class Client:
+    """Requests within one project; `tries` counts attempts, `pause` (s) is the first wait between two of them."""
+
+    def __init__(self, project, credentials, tries=6, pause=1.0, operation_timeout=900):
+        self.project = project
+        self.tries = tries
+        self.pause = pause
+        self.operation_timeout = operation_timeout
+        # A refused token is an answer to tell, not one to try again: google-auth can renew what it can renew itself.
+        self.session = AuthorizedSession(credentials)
+
+    def get(self, path, missing_ok=False, **params):
+        """Return the answer to GET of a path below the project; None for a 404 when missing_ok."""
+        try:
+            return self.request("GET", path, params=params)
+        except GcpError as error:
+            if missing_ok and error.status == 404:
+                return None
+            raise
+
+    def list(self, path, **params):
+        """Yield the items of every page; those of an aggregated list as (scope, list of that scope) pairs."""
+        token = None
+        while True:
+            page = self.get(path, **params, **({"pageToken": token} if token else {}))
+            items = page.get("items") or []
+            yield from items.items() if isinstance(items, dict) else items
+            token = page.get("nextPageToken")
+            if not token:
+                return
+
+    def change(self, method, path, body=None, **params):
+        """Send a change and wait for its operation; return the finished operation."""
+        # The same requestId in a repeated request lets the API recognize it, so nothing is done twice.
+        operation = self.request(method, path, body, params={"requestId": str(uuid.uuid4()), **params})
+        where = path.split("/")
+        return self.wait(operation, "/".join(where[:2]) if where[0] == "zones" else "global", f"{method} {path}")
+
+    def wait(self, operation, scope, what):
+        """Ask for an operation until it is done. `scope`: "global" or "zones/ZONE"."""
+        deadline = time.monotonic() + self.operation_timeout
+        pause = min(self.pause, 0.5)
+        while operation.get("status") != "DONE":
+            if time.monotonic() > deadline:
+                raise GcpError(
+                    f"{what}: operation {operation['name']} is still {operation.get('status')} after "
+                    f"{self.operation_timeout} s: look at it in the console, or raise gcp_operation_timeout."
+                )
+            time.sleep(pause)
+            pause = min(pause * 1.5, 5.0)
+            operation = self.get(f"{scope}/operations/{operation['name']}")
+        if operation.get("error"):
+            raise operation_error(operation, what)
+        return operation
+
+    def request(self, method, path, body=None, params=None):
+        """Send one request, again while the answer is transient; return the JSON body.
+
+        `path` is relative to the project unless it begins with "projects/". Raises GcpError with the API's reason.
+        """
+        if not path.startswith("projects/"):
+            path = f"projects/{self.project}/{path}".rstrip("/")
+        for attempt in range(1, self.tries + 1):
+            last = attempt == self.tries
+            try:
+                answer = self.session.request(method, ROOT + path, json=body, params=params, timeout=TIMEOUT)
+            except google.auth.exceptions.RefreshError as error:
+                # google-auth tried to renew after a 401 and could not.
+                raise GcpError(f"{method} {path}: 401 {one_line(error)}; {HINTS[401]}.", status=401) from error
+            except (requests.ConnectionError, requests.Timeout, google.auth.exceptions.TransportError) as error:
+                if last or isinstance(error, (requests.exceptions.SSLError, requests.exceptions.ProxyError)):
+                    raise GcpError(
+                        f"{method} {path}: the Compute API cannot be reached ({one_line(error)}): check the network, "
+                        "HTTPS_PROXY and REQUESTS_CA_BUNDLE."
+                    ) from error
+                self._sleep(attempt)
+                continue
+            if answer.ok:
+                return read_json(answer, f"{method} {path}")
+            error = answer_error(answer, f"{method} {path}")
+            # Only the caller knows what an existing resource means, and a stockout is worth another zone, not time.
+            final = error.exists or error.stockout
+            later = answer.status_code in TRANSIENT or RATE.intersection(error.reasons)
+            if last or final or not later:
+                raise error
+            self._sleep(attempt, answer.headers.get("Retry-After"))
+        raise AssertionError("unreachable")
+
+    def _sleep(self, attempt, asked=None):
+        pause = self.pause * 2 ** (attempt - 1)
+        if asked and asked.isdigit():
+            pause = max(pause, int(asked))
+        time.sleep(min(pause, 60) * random.uniform(0.8, 1.2))
+
+
+def one_line(value):
+    return " ".join(str(value).split())
+
+
+def read_json(answer, what):
+    try:
+        return answer.json()
+    except ValueError as error:
+        raise GcpError(
+            f"{what}: the answer is not JSON but {answer.headers.get('Content-Type')}: is HTTPS_PROXY a portal?"
+        ) from error
+
+
+def answer_error(answer, what):
+    """Make a GcpError from a refused request, whatever its body looks like."""
+    status = answer.status_code
+    try:
+        error = answer.json()["error"]
+        message = error.get("message") or answer.reason
+        reasons = [one["reason"] for one in error.get("errors", []) if one.get("reason")]
+        details = error.get("details", [])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, reasons, details = answer.text[:200] or answer.reason, [], []
+    reasons += [one["reason"] for one in details if isinstance(one, dict) and one.get("reason")]
+    quota = any("quota" in reason.lower() or reason in RATE for reason in reasons)
+    hint = f"; {HINTS[status]}" if status in HINTS and not quota else ""
+    said = f" ({', '.join(dict.fromkeys(reasons))})" if reasons else ""
+    return GcpError(f"{what}: {status}{said} {one_line(message).rstrip('.')}{hint}.", status, reasons)
+
+
+def operation_error(operation, what):
+    """Make a GcpError from a finished operation that failed."""
+    errors = operation["error"].get("errors") or [{"code": "UNKNOWN", "message": operation.get("httpErrorMessage", "")}]
+    zones = []
+    for one in errors:
+        for detail in one.get("errorDetails", []):
+            named = detail.get("errorInfo", {}).get("metadatas", {}).get("zonesAvailable", "")
+            zones += [zone.strip() for zone in named.split(",") if zone.strip()]
+    said = "; ".join(f"{one.get('code')}: {one_line(one.get('message', '')).rstrip('.')}" for one in errors)
+    return GcpError(
+        f"{what} failed: {said}.",
+        status=operation.get("httpErrorStatusCode", 0),
+        reasons=[one.get("code", "") for one in errors],
+        zones_available=zones,
+    )

@@ -1,0 +1,478 @@
+"""What is declared for Google Cloud: checked, worded as the API wants it, and compared with what is there.
+
+No requests here: dictionaries in, dictionaries and sentences out. A rule and a machine are the dictionaries that
+the module gcp_fleet documents.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+URL = "https://www.googleapis.com/compute/v1/"
+# Written into the description of all that is made, so that only that is taken away again.
+MARK = "Made by llm-server, playbooks/provision.yml"
+
+NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+ZONE = re.compile(r"[a-z]+-[a-z]+[0-9]+-[a-z]")
+LABEL_KEY = re.compile(r"[a-z][-_a-z0-9]{0,62}")
+LABEL_VALUE = re.compile(r"[-_a-z0-9]{0,63}")
+
+LIVE, STOPPED, NEW = "live", "stopped", "new"
+
+
+@dataclass
+class Difference:
+    """One field of a machine that is not as declared; `cure`: LIVE, STOPPED (mended on a stopped VM) or NEW."""
+
+    field: str
+    actual: object
+    declared: object
+    cure: str
+
+
+def region_of(zone):
+    return zone.rsplit("-", 1)[0]
+
+
+def last(url):
+    """Return the name at the end of a full or partial URL."""
+    return (url or "").rsplit("/", 1)[-1]
+
+
+def tail(url, project):
+    """Return a resource URL from "projects/" on, so that full and partial forms compare equal."""
+    url = re.sub(r"^https?://[^/]+/compute/[^/]+/", "", url or "")
+    return url if not url or url.startswith("projects/") else f"projects/{project}/{url.lstrip('/')}"
+
+
+# --- what was declared, checked ---------------------------------------------------------------------------------
+
+
+def machine_problems(machines):
+    """Return a sentence for each declared value that cannot be meant."""
+    problems = []
+    names = [machine["name"] for machine in machines]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        problems.append(f"gcp_machines names '{name}' more than once: give each machine a name of its own.")
+    for machine in machines:
+        who = f"gcp_machines: {machine['name']}"
+        if not NAME.fullmatch(machine["name"]):
+            problems.append(f"{who}: the name must be 1-63 lower-case letters, digits and hyphens, a letter first.")
+        if not machine["zones"]:
+            problems.append(f"{who}: zones is empty: name at least one, such as asia-northeast3-a.")
+        for zone in machine["zones"]:
+            if not ZONE.fullmatch(zone):
+                problems.append(f"{who}: '{zone}' is no zone: write it like asia-northeast3-a.")
+        for tag in machine["tags"]:
+            if not NAME.fullmatch(tag):
+                problems.append(f"{who}: the tag '{tag}' must be lower-case letters, digits and hyphens.")
+        for key, value in machine["labels"].items():
+            if not LABEL_KEY.fullmatch(key) or not LABEL_VALUE.fullmatch(str(value)):
+                problems.append(
+                    f"{who}: the label {key}={value} must be lower-case letters, digits, '-' and '_' (63 at most)."
+                )
+        if machine["spot"] and machine["maintenance_policy"] != "TERMINATE":
+            problems.append(f"{who}: a spot machine needs maintenance_policy TERMINATE.")
+        if machine["accelerator"]["count"] and machine["maintenance_policy"] != "TERMINATE":
+            problems.append(f"{who}: a machine with a GPU cannot migrate: set maintenance_policy to TERMINATE.")
+    return problems
+
+
+def is_world(network):
+    """Say whether a range is, for the purpose of asking twice, the whole Internet."""
+    return network.prefixlen < 8
+
+
+def read_ranges(rule):
+    """Return (networks that are the world, narrower ones, problems) of a rule's source ranges."""
+    networks, problems = [], []
+    for text in rule["source_ranges"]:
+        try:
+            networks.append(ipaddress.ip_network(text))
+        except ValueError as error:
+            problems.append(
+                f"rule {rule['name']}: source range '{text}' is not usable ({error}): write 203.0.113.0/24."
+            )
+    world = [one for one in networks if is_world(one)]
+    narrow = [one for one in networks if not is_world(one)]
+    # Narrow ones that together are the world are the world.
+    for version in (4, 6):
+        if any(is_world(one) for one in ipaddress.collapse_addresses([n for n in narrow if n.version == version])):
+            world += [one for one in narrow if one.version == version]
+            narrow = [one for one in narrow if one.version != version]
+    return world, narrow, problems
+
+
+def effective_rules(rules, open_to_world, world_ports):
+    """Work out the rules that are really made.
+
+    A range that is the whole Internet opens `world_ports` only; the other ports of such a rule are opened to its
+    narrower ranges, in a rule of their own (NAME-restricted), or to nobody.
+
+    Returns (rules to have, names to be without, problems, remarks).
+    """
+    have, problems, remarks = [], [], []
+    for rule in rules:
+        if rule["state"] == "absent":
+            continue
+        world, narrow, wrong = read_ranges(rule)
+        problems += wrong
+        if not rule["source_ranges"]:
+            problems.append(
+                f"rule {rule['name']}: it has no source ranges: set gcp_source_ranges to the networks that may reach "
+                f"port {listed(rule['ports'])}, such as ['203.0.113.0/24']."
+            )
+        if wrong or not rule["source_ranges"]:
+            continue
+        if world and not open_to_world:
+            problems.append(
+                f"rule {rule['name']}: {listed(world)} is the whole Internet: name narrower gcp_source_ranges, or set "
+                "gcp_open_to_world: true if that is what you want."
+            )
+            continue
+        shut = [port for port in rule["ports"] if world and port not in world_ports]
+        open_ = [port for port in rule["ports"] if port not in shut]
+        if open_:
+            have.append({**rule, "ports": open_, "source_ranges": [str(one) for one in world + narrow]})
+        if shut and narrow:
+            name = f"{rule['name']}-restricted" if open_ else rule["name"]
+            have.append({**rule, "name": name, "ports": shut, "source_ranges": [str(one) for one in narrow]})
+        if shut:
+            remarks.append(
+                f"rule {rule['name']}: port {listed(shut)} stays closed to the Internet"
+                f"{f' and open to {listed(narrow)}' if narrow else ''}; gcp_open_to_world_ports would open it."
+            )
+    wanted = {rule["name"] for rule in have}
+    without = {name for rule in rules for name in (rule["name"], f"{rule['name']}-restricted")} - wanted
+    return have, without, problems, remarks
+
+
+def open_ports(rules, tags):
+    """Return the ports that rules open on a machine that carries these tags, sorted."""
+    return sorted({port for rule in rules if set(rule["target_tags"]) & set(tags) for port in rule["ports"]})
+
+
+def listed(values):
+    return ", ".join(str(value) for value in values)
+
+
+# --- firewall rules ---------------------------------------------------------------------------------------------
+
+
+def rule_body(project, rule):
+    """Word a rule as the API's Firewall; the lists that must be empty are left to `rule_patch`."""
+    return {
+        "name": rule["name"],
+        "description": MARK,
+        "network": f"{URL}projects/{project}/global/networks/{rule['network']}",
+        "direction": "INGRESS",
+        "priority": rule["priority"],
+        "disabled": False,
+        "allowed": [{"IPProtocol": "tcp", "ports": [str(port) for port in sorted(rule["ports"])]}],
+        "sourceRanges": sorted(rule["source_ranges"]),
+        "targetTags": sorted(rule["target_tags"]),
+    }
+
+
+LISTS = ("sourceTags", "sourceServiceAccounts", "targetServiceAccounts", "destinationRanges")
+
+
+def rule_view(project, firewall):
+    """Bring a Firewall of the API, or a body for it, into the one form that is compared and shown."""
+    return {
+        "network": tail(firewall.get("network"), project),
+        "direction": firewall.get("direction", "INGRESS"),
+        "priority": firewall.get("priority", 1000),
+        "disabled": bool(firewall.get("disabled")),
+        "allowed": protocols(firewall.get("allowed")),
+        "denied": protocols(firewall.get("denied")),
+        "sourceRanges": sorted(canonical(one) for one in firewall.get("sourceRanges") or []),
+        "targetTags": sorted(firewall.get("targetTags") or []),
+        "logging": bool((firewall.get("logConfig") or {}).get("enable")),
+        **{name: sorted(firewall.get(name) or []) for name in LISTS},
+    }
+
+
+def canonical(cidr):
+    try:
+        return str(ipaddress.ip_network(cidr, strict=False))
+    except ValueError:
+        return cidr
+
+
+def protocols(entries):
+    """Flatten Firewall.allowed into sorted "tcp:8000-8001" strings with touching ports merged."""
+    spans = {}
+    flat = set()
+    for entry in entries or []:
+        protocol = {"6": "tcp", "17": "udp", "1": "icmp"}.get(str(entry.get("IPProtocol")), entry.get("IPProtocol"))
+        if not entry.get("ports"):
+            flat.add(str(protocol))
+        for text in entry.get("ports") or []:
+            low, _, high = str(text).partition("-")
+            spans.setdefault(protocol, []).append((int(low), int(high or low)))
+    for protocol, pairs in spans.items():
+        if protocol in flat:
+            continue
+        merged = []
+        for low, high in sorted(pairs):
+            if merged and low <= merged[-1][1] + 1:
+                merged[-1][1] = max(merged[-1][1], high)
+            else:
+                merged.append([low, high])
+        flat.update(f"{protocol}:{low}" if low == high else f"{protocol}:{low}-{high}" for low, high in merged)
+    return sorted(flat)
+
+
+def rule_patch(project, rule, firewall):
+    """Return (body, replace): the fields to PATCH, and whether the rule can only be made anew."""
+    view, body = rule_view(project, firewall), rule_body(project, rule)
+    wanted = rule_view(project, body)
+    wrong = {key for key in wanted if view[key] != wanted[key]}
+    if wrong & {"network", "direction", "denied"}:
+        return body, True
+    patch = {key: body[key] for key in body if key in wrong}
+    patch.update({name: [] for name in LISTS if name in wrong})
+    if "logging" in wrong:
+        patch["logConfig"] = {"enable": False}
+    return patch, False
+
+
+# --- machines ---------------------------------------------------------------------------------------------------
+
+
+def scheduling(machine):
+    if machine["spot"]:
+        # The API refuses automatic restart of a spot machine; STOP keeps the disk when it is taken away.
+        return {
+            "provisioningModel": "SPOT",
+            "instanceTerminationAction": "STOP",
+            "onHostMaintenance": "TERMINATE",
+            "automaticRestart": False,
+        }
+    return {
+        "provisioningModel": "STANDARD",
+        "onHostMaintenance": machine["maintenance_policy"],
+        "automaticRestart": machine["automatic_restart"],
+    }
+
+
+def accelerators(project, zone, machine):
+    if not machine["accelerator"]["count"]:
+        return []
+    kind = f"{URL}projects/{project}/zones/{zone}/acceleratorTypes/{machine['accelerator']['type']}"
+    return [{"acceleratorType": kind, "acceleratorCount": machine["accelerator"]["count"]}]
+
+
+ACCESS = {"type": "ONE_TO_ONE_NAT", "name": "External NAT", "networkTier": "PREMIUM"}
+
+
+def machine_body(project, zone, machine):
+    """Word a machine as the API's Instance for an insert."""
+    here = f"{URL}projects/{project}/zones/{zone}"
+    interface = {"network": f"{URL}projects/{project}/global/networks/{machine['network']}"}
+    if machine["subnetwork"]:
+        region = region_of(zone)
+        interface["subnetwork"] = f"{URL}projects/{project}/regions/{region}/subnetworks/{machine['subnetwork']}"
+    if machine["external_address"]:
+        interface["accessConfigs"] = [dict(ACCESS)]
+    image = machine["image"]
+    return {
+        "name": machine["name"],
+        "description": MARK,
+        "machineType": f"{here}/machineTypes/{machine['machine_type']}",
+        "guestAccelerators": accelerators(project, zone, machine),
+        "disks": [
+            {
+                "boot": True,
+                "autoDelete": True,
+                "type": "PERSISTENT",
+                "deviceName": machine["name"],
+                "initializeParams": {
+                    "diskSizeGb": str(machine["disk"]["size_gb"]),
+                    "diskType": f"{here}/diskTypes/{machine['disk']['type']}",
+                    "sourceImage": f"{URL}projects/{image['project']}/global/images/family/{image['family']}",
+                },
+            }
+        ],
+        "networkInterfaces": [interface],
+        "scheduling": scheduling(machine),
+        "tags": {"items": sorted(machine["tags"])},
+        "labels": {key: str(value) for key, value in machine["labels"].items()},
+        "metadata": {
+            "items": [{"key": key, "value": str(value)} for key, value in sorted(machine["metadata"].items())]
+        },
+    }
+
+
+def declared_view(machine):
+    """Return the fields of a declared machine in the form that is compared and shown."""
+    gpu = machine["accelerator"]
+    return {
+        "machine_type": machine["machine_type"],
+        "accelerator": {gpu["type"]: gpu["count"]} if gpu["count"] else {},
+        "image": f"{machine['image']['project']}/{machine['image']['family']}",
+        "disk_type": machine["disk"]["type"],
+        "disk_size_gb": machine["disk"]["size_gb"],
+        "disk_auto_delete": True,
+        "network": machine["network"],
+        **({"subnetwork": machine["subnetwork"]} if machine["subnetwork"] else {}),
+        "external_address": machine["external_address"],
+        "scheduling": scheduling(machine),
+        "tags": sorted(machine["tags"]),
+        "labels": {key: str(value) for key, value in sorted(machine["labels"].items())},
+        "metadata": {key: str(value) for key, value in sorted(machine["metadata"].items())},
+    }
+
+
+def actual_view(machine, instance, disk, image_family):
+    """Return the same fields of what is there.
+
+    `disk`: the API's Disk of the boot disk, `image_family`: "project/family" it was made from; where one is unknown
+    (None: no longer there to ask) the declared value stands in, as nothing can be said against it.
+    """
+    declared = declared_view(machine)
+    boot = boot_disk(instance)
+    interface = (instance.get("networkInterfaces") or [{}])[0]
+    plan = instance.get("scheduling") or {}
+    spot = plan.get("provisioningModel") == "SPOT" or plan.get("preemptible")
+    actual_plan = {
+        "provisioningModel": "SPOT" if spot else plan.get("provisioningModel", "STANDARD"),
+        "onHostMaintenance": plan.get("onHostMaintenance", "TERMINATE" if spot else "MIGRATE"),
+        "automaticRestart": plan.get("automaticRestart", not spot),
+    }
+    if machine["spot"]:
+        actual_plan["instanceTerminationAction"] = plan.get("instanceTerminationAction", "STOP")
+    size = (disk or {}).get("sizeGb") or boot.get("diskSizeGb") or declared["disk_size_gb"]
+    items = {one["key"]: one.get("value", "") for one in (instance.get("metadata") or {}).get("items") or []}
+    labels = instance.get("labels") or {}
+    return {
+        "machine_type": last(instance.get("machineType")),
+        "accelerator": {
+            last(one.get("acceleratorType")): one.get("acceleratorCount", 0)
+            for one in instance.get("guestAccelerators") or []
+        },
+        "image": image_family or declared["image"],
+        "disk_type": last(disk["type"]) if disk and disk.get("type") else declared["disk_type"],
+        "disk_size_gb": int(size),
+        "disk_auto_delete": bool(boot.get("autoDelete")),
+        "network": last(interface.get("network")),
+        **({"subnetwork": last(interface.get("subnetwork"))} if machine["subnetwork"] else {}),
+        "external_address": bool(interface.get("accessConfigs")),
+        "scheduling": actual_plan,
+        "tags": sorted((instance.get("tags") or {}).get("items") or []),
+        # Labels that Google sets itself are not ours to take away.
+        "labels": {key: value for key, value in sorted(labels.items()) if not key.startswith("goog-")},
+        # Metadata is shared with Google's own tools (ssh-keys, windows-keys …): only declared keys are compared.
+        "metadata": {key: items[key] for key in sorted(machine["metadata"]) if key in items},
+    }
+
+
+def boot_disk(instance):
+    disks = instance.get("disks") or [{}]
+    return next((one for one in disks if one.get("boot")), disks[0])
+
+
+CURES = {
+    "machine_type": STOPPED,
+    "accelerator": STOPPED,
+    "image": NEW,
+    "disk_type": NEW,
+    "network": NEW,
+    "subnetwork": NEW,
+}
+
+
+def differences(declared, actual):
+    """Compare two views field by field."""
+    found = []
+    for field, wanted in declared.items():
+        is_ = actual[field]
+        if is_ == wanted:
+            continue
+        cure = CURES.get(field, LIVE)
+        if field == "disk_size_gb" and wanted < is_:
+            cure = NEW
+        if field == "scheduling" and is_["provisioningModel"] != wanted["provisioningModel"]:
+            cure = STOPPED
+        found.append(Difference(field, is_, wanted, cure))
+    return found
+
+
+def refusal(name, difference):
+    """Say why a difference is not mended, and how it can be."""
+    what = f"{name}: {difference.field} is {difference.actual}, declared is {difference.declared}"
+    if difference.cure == STOPPED:
+        return (
+            f"{what}: this changes only while the machine is stopped: run playbooks/stop.yml, then "
+            "playbooks/provision.yml, which changes it and starts the machine."
+        )
+    if difference.field == "disk_size_gb":
+        return (
+            f"{what}: a disk cannot shrink: declare {difference.actual} GB, or make a new machine "
+            "(playbooks/decommission.yml, then playbooks/provision.yml; what is on the disk is lost)."
+        )
+    return (
+        f"{what}: this is fixed when a machine is made: declare what is there, or make a new machine "
+        "(playbooks/decommission.yml, then playbooks/provision.yml; what is on the disk is lost)."
+    )
+
+
+def addresses(instance):
+    """Return (external, internal) address of an instance, None where it has none."""
+    interface = (instance.get("networkInterfaces") or [{}])[0]
+    external = next((one["natIP"] for one in interface.get("accessConfigs") or [] if one.get("natIP")), None)
+    return external, interface.get("networkIP")
+
+
+# --- quota and money --------------------------------------------------------------------------------------------
+
+
+def disk_metric(disk_type):
+    """Return the name of the region's quota that a disk type counts against, None where it is not a total in GB."""
+    return {
+        "pd-ssd": "SSD_TOTAL_GB",
+        "pd-balanced": "SSD_TOTAL_GB",
+        "pd-standard": "DISKS_TOTAL_GB",
+    }.get(disk_type)
+
+
+def gpu_metric(accelerator, spot, quotas):
+    """Return the name of the region's GPU quota; a spot machine counts against the ordinary one where it has none."""
+    metric = f"{accelerator.upper().replace('-', '_')}_GPUS"
+    preemptible = f"PREEMPTIBLE_{metric}"
+    return preemptible if spot and quotas.get(preemptible, {}).get("limit") else metric
+
+
+def quota_problem(where, quotas, metric, asked, who, cure):
+    """Compare one quota with what is asked for; return a sentence or None. `quotas`: metric -> {limit, usage}."""
+    quota = quotas.get(metric)
+    if quota is None:
+        return None
+    limit, usage = quota.get("limit", 0), quota.get("usage", 0)
+    if usage + asked <= limit:
+        return None
+    return (
+        f"{where}: quota {metric} is {limit:g}, {usage:g} of it in use, {asked:g} more asked for by {listed(who)}: "
+        f"ask Google for {usage + asked:g} (console: IAM & Admin, Quotas), or "
+        f"{cure.format(left=max(limit - usage, 0))}."
+    )
+
+
+def estimate(machine, zone, prices):
+    """Return {"running": per hour, "stopped": per hour, "currency": …, "missing": sentence or ""}."""
+    table = (prices.get("regions") or {}).get(region_of(zone)) or {}
+    kind = "spot" if machine["spot"] else "on_demand"
+    per_machine = (table.get("machines") or {}).get(machine["machine_type"], {}).get(kind)
+    per_gb = (table.get("disk_gb_month") or {}).get(machine["disk"]["type"])
+    address = (table.get("external_address") or {}).get(kind, 0) if machine["external_address"] else 0
+    result = {"currency": prices.get("currency", "USD"), "running": None, "stopped": None, "missing": ""}
+    if per_machine is None or per_gb is None:
+        what = machine["machine_type"] if per_machine is None else machine["disk"]["type"]
+        result["missing"] = f"data/gcp/prices.yml has no {kind} price of {what} in {region_of(zone)}"
+        return result
+    result["stopped"] = round(machine["disk"]["size_gb"] * per_gb / prices.get("hours_per_month", 730), 4)
+    result["running"] = round(per_machine + address + result["stopped"], 4)
+    return result

@@ -1,0 +1,128 @@
+"""Build a Go program from a tag of its repository: verified commit, own toolchain, a directory of its own.
+
+The directory's name carries the version and a digest over all that decides the build, so a build is there or is not,
+an old one is never changed under a running process, and going back is a matter of a link. Plain Python on top of git
+and go.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from . import unprivileged
+
+NEEDED_MIB = 2048  # sources, modules, caches and objects of one build
+
+
+class BuildError(RuntimeError):
+    """The program cannot be built; the text is one sentence that names the cause."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """What is built: the ``package`` of ``source`` (a git URL) at the tag ``version``, which must be ``commit``."""
+
+    name: str
+    version: str
+    source: str
+    commit: str
+    package: str
+    toolchain: str  # version of Go
+    ldflags: str = ""
+    says: str = ""  # what `--version` has to contain
+
+    @property
+    def directory_name(self) -> str:
+        """Return ``<version>-<8 hexadecimal digits>``; where the sources come from does not change what is built."""
+        decisive = {key: value for key, value in asdict(self).items() if key != "source"}
+        return f"{self.version}-{hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where and as whom is built."""
+
+    home: Path  # the program's directory; builds lie below it
+    go: Path  # root of the Go toolchain
+    user: str | None = None  # the account that builds; this one when None
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def lock(self):
+        """One build at a time below ``home``; a second one waits and then finds it done."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        with (self.home / ".lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def make(self, build: Build) -> Path:
+        """Build beside and move into place in one step; return the directory, whole."""
+        target = self.home / build.directory_name
+        free = shutil.disk_usage(self.home).free >> 20
+        if free < NEEDED_MIB:
+            raise BuildError(f"the disk of {self.home} has {free} MiB free, {NEEDED_MIB} MiB are needed to build")
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=self.home) as name:
+            stage = Path(name)
+            stage.chmod(0o755)
+            tree = stage / "work" / "tree"
+            tree.parent.mkdir()
+            unprivileged.own(tree.parent, self.user)
+            self._fetch(build, tree)
+            program = self._compile(build, tree)
+            whole = stage / "whole"
+            whole.mkdir()
+            whole.chmod(0o755)
+            shutil.copyfile(program, whole / build.name)
+            (whole / build.name).chmod(0o755)
+            (whole / ".build.json").write_text(json.dumps(asdict(build), indent=1))
+            whole.rename(target)
+        return target
+
+    def _fetch(self, build: Build, tree: Path) -> None:
+        """Get the tag, and refuse it when it is not the commit that is expected."""
+        self._run("git", "clone", "--quiet", "--branch", build.version, "--", build.source, str(tree))
+        found = self._run("git", "-C", str(tree), "rev-parse", "HEAD").strip()
+        if found != build.commit:
+            raise BuildError(
+                f"tag {build.version} of {build.source} is commit {found}, expected {build.commit}; "
+                "do not use it before you know why"
+            )
+
+    def _compile(self, build: Build, tree: Path) -> Path:
+        program = tree.parent / build.name
+        go = [str(self.go / "bin" / "go"), "-C", str(tree), "build", "-trimpath", "-o", str(program)]
+        self._run(*go, *(["-ldflags", build.ldflags] if build.ldflags else []), build.package, own=tree.parent)
+        said = self._run(str(program), "--version")
+        if program.is_symlink() or build.says not in said:
+            raise BuildError(f"the built program says {said.strip()!r} instead of {build.says!r}")
+        return program
+
+    def _run(self, *argv: str, own: Path | None = None) -> str:
+        """Run one step as the building user; Go's files go below ``own``, and git gives a stalled server up."""
+        environment = {
+            "LC_ALL": "C",
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_HTTP_LOW_SPEED_LIMIT": "1000",
+            "GIT_HTTP_LOW_SPEED_TIME": "60",
+        }
+        if own:
+            environment |= {
+                "GOROOT": str(self.go),
+                "GOPATH": str(own / "path"),
+                "GOCACHE": str(own / "cache"),
+                "GOTMPDIR": str(own),
+                "GOTOOLCHAIN": "local",
+                "GOFLAGS": "-buildvcs=false -modcacherw",
+                "CGO_ENABLED": "1",
+            }
+        try:
+            return unprivileged.run(*argv, user=self.user, environment={**environment, **self.environment})
+        except unprivileged.CommandError as error:
+            raise BuildError(str(error)) from None

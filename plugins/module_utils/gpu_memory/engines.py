@@ -1,0 +1,163 @@
+"""Facts about engines and cards, by version, with where they were read.
+
+vLLM: read in the Python sources of the released wheels named in `read_in`; the constants in bytes were checked
+against public start-up logs (the table in data/gpu_memory).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from .errors import PlanError
+from .figures import GIB
+
+
+@dataclass(frozen=True)
+class VllmRules:
+    """How one range of vLLM versions budgets GPU memory. Bytes where nothing else is said."""
+
+    since: tuple[int, ...] = (0, 0, 0)
+    read_in: str = ""
+    utilization: float = 0.90  # default of gpu_memory_utilization
+    start_check: bool = False  # refuses when free memory is under the share asked for
+    sampler_bytes: float = 38.3  # of one logit in the dummy sampling run: sort, cumulated and drawn in float32
+    legacy: str = "always"  # which GPUs run the V0 engine: always, old (compute capability under 8.0), never
+    hybrid_groups: bool = False  # layers of different cache form share one pool of blocks
+    graphs_counted: bool = False  # an estimate of the CUDA graphs is taken off the KV cache
+    second_runner: str = ""  # models on the second model runner: "" none, named, dense
+    tokens_by_concurrency: bool = False  # "GPU KV cache size" is concurrency times the longest request
+    in_flight_batches: int = 1  # batches a sliding window must keep at once
+    overhead: tuple[float, float, float] = (0.09, 0.01, 0.30)  # GiB beside torch's own: value, low, high
+    large_batches: bool = False  # cards of 70 GiB and more default to 1024 sequences, 8192 tokens
+    length_message: str = "v1"
+
+
+# Each entry states only what changed.
+_VLLM_CHANGES: tuple[dict, ...] = (
+    {"since": (0, 0, 0), "read_in": "start-up logs of 0.6.5 to 0.7.3", "length_message": "v0"},
+    {"since": (0, 8, 0), "read_in": "vllm 0.8.5", "legacy": "old", "length_message": "v1"},
+    {"since": (0, 8, 4), "read_in": "vllm 0.8.5", "large_batches": True},
+    {"since": (0, 9, 0), "read_in": "start-up errors of 0.9.1", "start_check": True},
+    {"since": (0, 9, 1), "read_in": "vllm 0.11.0", "hybrid_groups": True},
+    {"since": (0, 11, 0), "read_in": "vllm 0.11.0", "legacy": "never"},
+    # Top-k and top-p by a kernel in place: what stays is the logits in two precisions, probabilities and noise.
+    {"since": (0, 16, 0), "read_in": "vllm 0.18.0", "sampler_bytes": 14.0},
+    {"since": (0, 20, 0), "read_in": "vllm 0.20.0", "utilization": 0.92, "graphs_counted": True},
+    {"since": (0, 21, 0), "read_in": "vllm 0.23.0", "tokens_by_concurrency": True},
+    {"since": (0, 23, 0), "read_in": "vllm 0.23.0", "second_runner": "named"},
+    {"since": (0, 25, 0), "read_in": "vllm 0.25.1", "second_runner": "dense", "overhead": (0.42, 0.15, 0.60)},
+    {"since": (0, 27, 0), "read_in": "vllm 0.27.0", "in_flight_batches": 2},
+)
+NEWEST_READ = (0, 28, 0)  # the newest version whose source was read
+
+SECOND_RUNNER_NAMED = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM"})
+
+MESSAGE_FREE = (
+    "Free memory on device ({free}/{total} GiB) on startup is less than desired GPU memory utilization "
+    "({utilization}, {asked} GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes."
+)
+MESSAGE_NO_BLOCKS = (
+    "No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing the engine."
+)
+MESSAGE_LENGTH = {
+    "v0": (
+        "The model's max seq len ({length}) is larger than the maximum number of tokens that can be stored in "
+        "KV cache ({tokens}). Try increasing `gpu_memory_utilization` or decreasing `max_model_len` when "
+        "initializing the engine."
+    ),
+    "v1": (
+        "To serve at least one request with the model's max seq len ({length}), ({needed} GiB KV cache is needed, "
+        "which is larger than the available KV cache memory ({available} GiB). Based on the available memory, the "
+        "estimated maximum model length is {fitting}."
+    ),
+}
+MESSAGE_OOM = "cudaMalloc failed: out of memory (allocating {size} MiB on device 0)"
+
+
+def parse_version(text: str) -> tuple[int, int, int]:
+    """(major, minor, patch) of `0.15.1`, `0.15.2rc1`, `0.8.x`; PlanError when there is no version in the text."""
+    match = re.match(r"\s*v?(\d+)\.(\d+)(?:\.(\d+|x))?", str(text))
+    if not match:
+        raise PlanError(f"Engine version {text!r} is not a version such as 0.23.0: give the one that is installed.")
+    patch = match.group(3)
+    return int(match.group(1)), int(match.group(2)), 99 if patch == "x" else int(patch or 0)
+
+
+def vllm_rules(version: str) -> VllmRules:
+    """The rules in force at `version`."""
+    wanted = parse_version(version)
+    rules = VllmRules()
+    for change in _VLLM_CHANGES:
+        if change["since"] <= wanted:
+            rules = replace(rules, **change)
+    return rules
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU model: CUDA's total in GiB, what `nvidia-smi` calls memory.total in MiB, compute capability."""
+
+    pattern: str
+    cuda_gib: float
+    smi_mib: int
+    capability: float
+
+
+# CUDA's figure is what engines divide; nvidia-smi adds what the driver keeps. Read in start-up logs and in the
+# vendor's specifications; the first matching pattern wins.
+CARDS: tuple[Card, ...] = (
+    Card(r"\bL40S?\b", 44.42, 46068, 8.9),
+    Card(r"\bL4\b", 22.04, 23034, 8.9),
+    Card(r"\bT4\b", 14.56, 15360, 7.5),
+    Card(r"\bA10G?\b", 22.06, 23028, 8.6),
+    Card(r"\bA30\b", 23.5, 24576, 8.0),
+    Card(r"A100.*40", 39.39, 40960, 8.0),
+    Card(r"A100", 79.25, 81920, 8.0),
+    Card(r"H100 NVL", 93.11, 95830, 9.0),
+    Card(r"H100", 79.18, 81559, 9.0),
+    Card(r"H200", 139.8, 143771, 9.0),
+    Card(r"B200", 178.36, 183359, 10.0),
+    Card(r"V100.*16", 15.77, 16384, 7.0),
+    Card(r"V100", 31.74, 32768, 7.0),
+    Card(r"Turing", 14.56, 15360, 7.5),
+    Card(r"PRO 6000", 94.97, 97887, 12.0),
+    Card(r"\bA6000\b", 47.4, 49140, 8.6),
+    Card(r"6000 Ada", 47.4, 49140, 8.9),
+    Card(r"5090", 31.36, 32607, 12.0),
+    Card(r"5080|5070 Ti", 15.47, 16303, 12.0),
+    Card(r"4090", 23.53, 24564, 8.9),
+    Card(r"4080", 15.6, 16376, 8.9),
+    Card(r"4060 Ti", 15.6, 16380, 8.9),
+    Card(r"4050", 5.78, 6141, 8.9),
+    Card(r"3090", 23.57, 24576, 8.6),
+    Card(r"3060", 11.63, 12288, 8.6),
+    Card(r"2080 Ti", 10.75, 11264, 7.5),
+    Card(r"2060", 11.63, 12288, 7.5),
+)
+
+
+def card(name: str) -> Card | None:
+    """The card a GPU's name tells of, None for an unknown one."""
+    for entry in CARDS:
+        if re.search(entry.pattern, name or "", re.IGNORECASE):
+            return entry
+    return None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU as CUDA sees it, bytes. `free` is None where nobody measured it."""
+
+    name: str
+    total: int
+    free: int | None = None
+    capability: float = 8.0
+    note: str = ""
+
+
+# What a process's own CUDA context takes from free memory before the engine looks (start-up logs: 0.06 to 0.56 GiB).
+CONTEXT_BYTES = (int(0.22 * GIB), int(0.06 * GIB), int(0.56 * GIB))
+# What an engine holds beyond its budget once it serves: context, kernels, allocator slack.
+BEYOND_BUDGET = (int(0.65 * GIB), int(0.20 * GIB), int(1.10 * GIB))
+LLAMACPP_CONTEXT = (380 << 20, 300 << 20, 460 << 20)

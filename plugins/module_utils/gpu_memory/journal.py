@@ -1,0 +1,108 @@
+"""What an engine logged about its memory at start, and how far the plan was from it.
+
+Line forms: vLLM 0.6 to 0.28 and llama.cpp (see docs/gpu-memory.md). Sizes in bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from .errors import PlanError
+from .figures import GIB, MIB
+
+_NUMBER = r"(-?[\d,]+(?:\.\d+)?)"
+# figure -> pattern; later lines win, a process logs each start anew
+_GIB = {
+    "weights": [rf"Model loading took {_NUMBER} ?GiB", rf"model weights take {_NUMBER} ?GiB",
+                rf"Loading model weights took {_NUMBER} ?GB"],
+    "activation": [rf"PyTorch activation peak memory takes {_NUMBER} ?GiB", rf"{_NUMBER} GiB for peak activation"],
+    "overhead": [rf"non_torch_memory takes {_NUMBER} ?GiB"],
+    "consumed": [rf"Actual usage is {_NUMBER} GiB for consumed memory"],
+    "kv_cache": [rf"Available KV cache memory: {_NUMBER} GiB", rf"reserved for KV Cache is {_NUMBER} ?GiB"],
+    "cuda_graphs": [rf"Estimated CUDA graph memory: {_NUMBER} GiB"],
+    "cuda_graphs_actual": [rf"Graph capturing finished in .* took {_NUMBER} GiB"],
+}  # fmt: skip
+_COUNTS = {
+    "kv_tokens": [rf"GPU KV cache size: {_NUMBER} tokens"],
+    "blocks": [rf"# (?:GPU|cuda) blocks: {_NUMBER}"],
+    "concurrency": [rf"Maximum concurrency for [\d,]+ tokens per request: {_NUMBER}x"],
+}
+_LLAMA = {
+    "weights": rf"CUDA\d+ model buffer size = *{_NUMBER} MiB",
+    "kv_cache": rf"CUDA\d+ KV buffer size = *{_NUMBER} MiB",
+    "activation": rf"CUDA\d+ compute buffer size = *{_NUMBER} MiB",
+}
+
+
+def measured(text: str) -> dict:
+    """Figures in the engine's log lines of its latest start; empty when none is there. Bytes, tokens, times."""
+    starts = [m.start() for m in re.finditer(r"Initializing (?:a V1|an) LLM engine|non-default args", text)]
+    if starts:
+        text = text[starts[-1] :]
+    found: dict = {}
+    for table, factor in ((_GIB, GIB), (_COUNTS, 1)):
+        for figure, patterns in table.items():
+            for pattern in patterns:
+                hits = re.findall(pattern, text)
+                if hits:
+                    found[figure] = float(hits[-1].replace(",", "")) * factor
+    for figure, pattern in _LLAMA.items():
+        hits = re.findall(pattern, text)
+        if hits:
+            found[figure] = sum(float(hit.replace(",", "")) for hit in hits) * MIB
+    if "blocks" in found and "kv_tokens" not in found:
+        found["kv_tokens"] = found["blocks"] * 16
+    return found
+
+
+def compare(plan: dict, log: str) -> list[dict]:
+    """One entry a figure both have: figure, unit, planned, measured, difference, within (the planned range)."""
+    rows = []
+    for figure, value in measured(log).items():
+        planned = plan["figures"].get(figure)
+        if planned is None:
+            continue
+        rows.append(
+            {
+                "figure": figure,
+                "unit": planned.unit,
+                "planned": planned.value,
+                "measured": value,
+                "difference": value - planned.value,
+                "within": planned.least <= value <= planned.most,
+            }
+        )
+    return rows
+
+
+def history_key(plan: dict) -> str:
+    """Starts that are alike enough to learn from: same engine version, model and everything that shapes activation."""
+    parts = (plan["engine"], plan["version"], plan["model"], plan["utilization"], plan.get("max_num_seqs"))
+    return "|".join(str(part) for part in (*parts, plan.get("max_num_batched_tokens"), plan["fingerprint"]))
+
+
+def read_history(path: str) -> dict:
+    """The kept comparisons by key; empty where the file is not there. PlanError when it is damaged."""
+    if not path or not Path(path).is_file():
+        return {}
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        return value if isinstance(value, dict) else {}
+    except (OSError, ValueError):
+        raise PlanError(f"{path} is not readable JSON: remove it, it is written anew after the next start.") from None
+
+
+def remember(history: dict, plan: dict, rows: list[dict]) -> bool:
+    """Adds what was learned to `history`; true when that changed it."""
+    cache = next((row for row in rows if row["figure"] == "kv_cache"), None)
+    if cache is None:
+        return False
+    # Kept against the plan without any earlier correction, so that two starts do not chase each other.
+    entry = {"kv_cache_difference": round(cache["measured"] - plan["uncorrected_kv_cache"])}
+    key = history_key(plan)
+    if history.get(key) == entry:
+        return False
+    history[key] = entry
+    return True

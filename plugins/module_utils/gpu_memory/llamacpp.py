@@ -1,0 +1,201 @@
+"""What llama.cpp will do with a GPU: model, KV and compute buffers, and the CUDA context.
+
+KV buffer = cells * (key width + value width) * bytes, exact. The compute buffer is the larger of the output
+matrix's scores and, without flash attention, the attention scores.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from .engines import LLAMACPP_CONTEXT, MESSAGE_OOM, Gpu
+from .errors import PlanError
+from .figures import COMPUTED, MIB, READ, Figure, estimate
+from .shape import LINEAR, SLIDING, LayerGroup, Shape
+from .tensors import Gguf
+
+# bytes of one value: a block of 32 and its scale
+KV_TYPES = {
+    "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32,
+    "q4_0": 18 / 32, "iq4_nl": 18 / 32,
+}  # fmt: skip
+
+
+@dataclass
+class LlamaService:
+    """One llama.cpp server. `layers` as in --n-gpu-layers; `file_size` in bytes where no header was read."""
+
+    name: str
+    shape: Shape
+    header: Gguf | None = None
+    file_size: int = 0
+    embedding_size: int = 0
+    gpu_layers: int = 999
+    context: int = 4096
+    batch: int = 2048
+    ubatch: int = 512
+    flash_attention: bool = True
+    kv_type: str = "f16"
+    parallel: int = 1
+    sliding_cache: bool = True  # windowed layers keep only their window (mainline since May 2025)
+    model: str = ""
+    version: str = ""
+    assumptions: list[str] = field(default_factory=list)
+
+
+def layers_on_gpu(gpu_layers: int, layers: int) -> tuple[int, bool]:
+    """(repeating layers, output layer) that go to the GPU: the output counts first, then the last layers."""
+    if gpu_layers < 0 or gpu_layers > layers:
+        return layers, True
+    return max(0, gpu_layers - 1), gpu_layers > 0
+
+
+def kv_bytes(service: LlamaService, on_gpu: int) -> float:
+    """Bytes of the KV cache of the last `on_gpu` layers, spread over the kinds in proportion."""
+    total = 0.0
+    cells = service.context
+    for group in service.shape.groups:
+        count = group.count
+        if on_gpu < service.shape.layers:
+            count = math.ceil(count * on_gpu / service.shape.layers)
+        if group.kind == LINEAR:
+            continue
+        own = cells
+        if group.kind == SLIDING and service.sliding_cache and group.window:
+            own = min(cells, 32 * math.ceil((group.window * service.parallel + service.ubatch) / 32))
+        total += count * own * token_bytes(service, group)
+    return total
+
+
+def token_bytes(service: LlamaService, group: LayerGroup) -> float:
+    """Bytes of one cell in one layer; `kv_type` is one type, or two as `key/value`."""
+    types = [kind.strip() for kind in service.kv_type.split("/")]
+    for kind in types:
+        if kind not in KV_TYPES:
+            raise PlanError(f"{service.name}: KV type {kind} is not known: use one of {', '.join(KV_TYPES)}.")
+    if group.kind == LINEAR:
+        return 0.0
+    key, value = KV_TYPES[types[0]], KV_TYPES[types[-1]]
+    return max(1, group.kv_heads) * (group.key_dim * key + group.value_dim * value)
+
+
+def model_bytes(service: LlamaService, on_gpu: int, output: bool) -> Figure:
+    """Weights on the GPU. The token embedding stays in main memory; a tied one is copied as the output."""
+    shape = service.shape
+    if service.header:
+        first = shape.layers - on_gpu
+        size = 0
+        for name, tensor in service.header.tensors.items():
+            if name.startswith("blk."):
+                size += tensor.size if int(name.split(".")[1]) >= first else 0
+            elif output and (name.startswith("output") or (shape.tied and name == "token_embd.weight")):
+                size += tensor.size
+        return Figure(size, READ, note="tensors in the GGUF header")
+    embedding = service.embedding_size or _embedding_bytes(service)
+    body = service.file_size - embedding
+    head = embedding
+    layers = body - (0 if shape.tied else head)
+    size = layers * on_gpu / shape.layers + (head if output else 0)
+    return estimate(size, size * 0.97, size * 1.03, "share of the file's size")
+
+
+def _embedding_bytes(service: LlamaService) -> int:
+    """The embedding's share of the file: the file's own bits a weight, over vocabulary and width."""
+    shape = service.shape
+    dense = shape.linear_parameters() + shape.embedding_parameters()
+    embedding = shape.vocab * shape.hidden
+    if not dense or (shape.moe and not shape.expert_intermediate) or not shape.intermediate:
+        return int(min(embedding * 0.6, service.file_size / 4))
+    return int(service.file_size * embedding / dense)
+
+
+def compute_bytes(service: LlamaService, output: bool) -> Figure:
+    """The compute buffer on the GPU."""
+    shape, rows = service.shape, min(service.ubatch, service.batch, service.context)
+    scores = rows * (shape.vocab + shape.hidden * (2 if shape.moe else 1)) * 4 if output else 0
+    wide = shape.intermediate if not shape.moe else (shape.experts_per_token or 4) * (shape.expert_intermediate or 1024)
+    forward = rows * (2 * wide + 2 * shape.hidden) * 4
+    if not service.flash_attention:
+        forward += rows * service.context * shape.heads * 4
+    size = max(scores, forward)
+    return estimate(size, size * 0.85, size * 1.5, f"{rows} tokens a step")
+
+
+def plan_llamacpp(service: LlamaService, gpu: Gpu) -> dict:
+    """The plan of one server alone on what is free of `gpu`; the same keys as plan_vllm."""
+    if service.context < 1:
+        raise PlanError(f"{service.name}: context is {service.context}, it must be at least 1.")
+    longest = service.shape.max_position
+    assumptions = list(service.assumptions)
+    if longest and service.context > longest:
+        assumptions.append(f"context {service.context} is beyond the {longest} tokens the model was made for")
+
+    def parts(gpu_layers: int):
+        on_gpu, output = layers_on_gpu(gpu_layers, service.shape.layers)
+        weights = model_bytes(service, on_gpu, output)
+        cache = Figure(kv_bytes(service, on_gpu), COMPUTED, note=f"{service.context} cells, {service.kv_type}")
+        compute = compute_bytes(service, output)
+        return weights, cache, compute
+
+    weights, cache, compute = parts(service.gpu_layers)
+    context = estimate(*LLAMACPP_CONTEXT, "CUDA context")
+    total = estimate(
+        weights.value + cache.value + compute.value + context.value,
+        weights.least + cache.least + compute.least + context.least,
+        weights.most + cache.most + compute.most + context.most,
+        "model, KV, compute and context",
+    )
+    free = gpu.total if gpu.free is None else gpu.free
+    verdict, message, reasons, cures = "fits", "", [], []
+    if total.value > free:
+        verdict = "refused"
+        size = weights.value if weights.value > free else compute.value
+        message = MESSAGE_OOM.format(size=f"{size / MIB:.2f}")
+    elif total.most > free:
+        verdict = "tight"
+        reasons.append("it fits by the estimate, not by the worst of its range")
+    if verdict != "fits":
+        most = service.shape.layers + 1
+        now = min(service.gpu_layers if service.gpu_layers >= 0 else most, most)
+        for count in range(now - 1, -1, -1):
+            w, k, c = parts(count)
+            if w.most + k.most + c.most + context.most <= free:
+                cures.append(f"lower gpu_layers to {count} ({now - count} fewer on the GPU)")
+                break
+        half = service.context // 2
+        if half >= 256 and verdict == "tight":
+            cures.append(f"lower context to {half}")
+        if not cures:
+            cures.append("a smaller model, or free GPU memory: not even the context and no layer fit")
+    per_token = sum(g.count * token_bytes(service, g) for g in service.shape.groups)
+    figures = {
+        "total": Figure(gpu.total, READ, note=gpu.note or "GPU memory"),
+        "weights": weights,
+        "kv_cache": cache,
+        "activation": compute,
+        "overhead": context,
+        "kv_bytes_per_token": Figure(per_token, COMPUTED, unit="bytes/token", note="all layers"),
+        "kv_tokens": Figure(service.context, READ, unit="tokens", note="context asked for"),
+        "used_after_start": total,
+    }
+    return {
+        "name": service.name,
+        "engine": "llamacpp",
+        "version": service.version,
+        "model": service.model,
+        "verdict": verdict,
+        "message": message,
+        "reasons": reasons,
+        "margin_tokens": 0,
+        "cures": cures,
+        "figures": figures,
+        "max_model_len": service.context,
+        "gpu_layers": min(service.gpu_layers, service.shape.layers + 1),
+        "utilization": 0.0,
+        "concurrency": float(service.parallel),
+        "needed": cache.value,
+        "used": total.value,
+        "assumptions": assumptions,
+        "rules": "llama.cpp buffers",
+    }

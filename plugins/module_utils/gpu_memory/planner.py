@@ -1,0 +1,279 @@
+"""From what a user writes to one plan of a GPU: services in their order of start, budgets, total, verdict."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+
+from . import journal
+from .checks import adapter_problems
+from .engines import Gpu, card, parse_version
+from .errors import PlanError
+from .figures import MIB, Figure
+from .llamacpp import LlamaService, plan_llamacpp
+from .shape import QUANTIZED_BITS, Shape, quantized_bits, shape_from_config, shape_from_gguf
+from .sources import cached_snapshot, open_model, read_json
+from .tensors import gguf_header, model_tensors
+from .vllm import VllmService, plan_vllm
+from .weights import from_tensors
+
+ENGINES = ("vllm", "llamacpp", "reserved")
+VERDICTS = ("fits", "tight", "refused")
+
+
+def gpu_from(given: dict) -> Gpu:
+    """The GPU from `name`, `total_mib`, `free_mib` (and `cuda_total_mib`) as nvidia-smi or a person gives them.
+
+    nvidia-smi's total holds what the driver keeps; where only that is known, the card's CUDA total is looked up.
+    """
+    name = str(given.get("name") or "")
+    known = card(name)
+    try:
+        total = float(given["total_mib"])
+        free = float(given["free_mib"]) if given.get("free_mib") is not None else None
+        cuda = float(given["cuda_total_mib"]) if given.get("cuda_total_mib") else 0.0
+    except (KeyError, TypeError, ValueError):
+        raise PlanError(
+            "gpu needs total_mib (and free_mib) as numbers of MiB, such as "
+            "{name: L4, total_mib: 23034, free_mib: 22500}."
+        ) from None
+    if total <= 0 or (free is not None and not 0 <= free <= total):
+        raise PlanError(
+            f"gpu: total_mib is {given['total_mib']} and free_mib {given.get('free_mib')}: the total must be above 0, "
+            "and what is free between 0 and the total."
+        )
+    note = "measured: used and free of nvidia-smi"
+    if not cuda and known and abs(total - known.smi_mib) < 0.02 * known.smi_mib:
+        cuda, note = known.cuda_gib * 1024, f"CUDA's figure for {name}"
+        # What is not free is held by others or by the driver, whose share is in the difference of the two totals.
+        free = cuda if free is None else max(0.0, min(cuda, free))
+    elif not cuda:
+        cuda, note = total, "as given"
+        free = cuda if free is None else free
+    capability = known.capability if known else 8.0
+    return Gpu(name or "GPU", int(cuda * MIB), int((cuda if free is None else free) * MIB), capability, note)
+
+
+def plan(services: list[dict], gpu: dict, hub_url: str = "", hub_token: str = "", history_path: str = "") -> dict:
+    """The plan of all `services` on one GPU, in their order of start.
+
+    Returns `verdict` (the worst of them), `services` (one plan each, figures as Figure), `gpu`, `used` and `free_after`
+    (bytes) and `cures`. PlanError for input that cannot be used.
+    """
+    if not services:
+        raise PlanError("services is empty: name at least one service to plan.")
+    names = [str(s.get("name") or f"service {n + 1}") for n, s in enumerate(services)]
+    if len(set(names)) != len(names):
+        raise PlanError(f"services: the names {', '.join(names)} are not unique: give each service its own.")
+    card_now = gpu_from(gpu)
+    history = journal.read_history(history_path)
+    free, plans = card_now.free, []
+    for name, given in zip(names, services, strict=True):
+        one = plan_service({**given, "name": name}, replace(card_now, free=int(free)), hub_url, hub_token, history)
+        plans.append(one)
+        free = max(0.0, free - one["used"])
+    worst = max((p["verdict"] for p in plans), key=VERDICTS.index)
+    used = sum(p["used"] for p in plans)
+    reasons = []
+    if len(plans) > 1 and any(p["engine"] == "vllm" for p in plans):
+        reasons.append("start one after the other: engines that start together mis-size each other's KV cache")
+    return {
+        "verdict": worst,
+        "gpu": card_now,
+        "services": plans,
+        "used": used,
+        "held_by_others": card_now.total - card_now.free,
+        "free_after": card_now.free - used,
+        "reasons": reasons,
+    }
+
+
+# What `vllm serve` calls an option and the planner knows under the same name with underscores.
+_ARGUMENTS = frozenset(
+    {
+        "block_size", "dtype", "enable_lora", "enforce_eager", "gpu_memory_utilization", "kv_cache_dtype",
+        "kv_cache_memory_bytes", "language_model_only", "max_lora_rank", "max_loras", "max_model_len",
+        "max_num_batched_tokens", "max_num_seqs", "pipeline_parallel_size", "quantization", "tensor_parallel_size",
+    }
+)  # fmt: skip
+
+
+def with_arguments(given: dict) -> dict:
+    """The service with its `engine_arguments` (names as on the command line) put in; those that do not matter left."""
+    arguments = given.get("engine_arguments") or {}
+    told = {str(key).lstrip("-").replace("-", "_"): value for key, value in arguments.items()}
+    return {**given, **{key: value for key, value in told.items() if key in _ARGUMENTS}}
+
+
+def plan_service(given: dict, gpu: Gpu, hub_url: str, hub_token: str, history: dict) -> dict:
+    """One service on what is free of `gpu`."""
+    given = with_arguments(given)
+    engine = str(given.get("engine") or "vllm")
+    if engine not in ENGINES:
+        raise PlanError(f"{given['name']}: engine {engine} is not known: use one of {', '.join(ENGINES)}.")
+    if engine == "reserved":
+        return _reserved(given, gpu)
+    if engine == "llamacpp":
+        result = plan_llamacpp(_llama(given, hub_url, hub_token), gpu)
+        result["fingerprint"] = _fingerprint(given)
+        return result
+    service = _vllm(given, gpu, hub_url, hub_token)
+    result = plan_vllm(service, gpu)
+    result["fingerprint"] = _fingerprint(given)
+    result["uncorrected_kv_cache"] = result["figures"]["kv_cache"].value
+    known = history.get(journal.history_key(result))
+    if known:
+        result = plan_vllm(service, gpu, correction=float(known["kv_cache_difference"])) | {
+            "fingerprint": result["fingerprint"],
+            "uncorrected_kv_cache": result["uncorrected_kv_cache"],
+        }
+    return result
+
+
+def _fingerprint(given: dict) -> str:
+    """What else decides the memory of a start, in a few characters."""
+    keys = (
+        "revision", "dtype", "quantization", "kv_cache_dtype", "enforce_eager", "tensor_parallel_size", "max_lora_rank",
+        "gpu_layers", "context", "kv_cache_memory_bytes",
+    )  # fmt: skip
+    told = {k: str(given[k]) for k in keys if given.get(k) is not None}
+    told["adapters"] = str(len(given.get("adapters") or []))
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _reserved(given: dict, gpu: Gpu) -> dict:
+    """Memory that something else is going to take: only its amount is known."""
+    size = _whole(given, "memory_mib")
+    if size is None:
+        raise PlanError(f"{given['name']}: engine reserved needs memory_mib, the GPU memory it will take.")
+    size *= MIB
+    refused = size > gpu.free
+    return {
+        "name": given["name"], "engine": "reserved", "version": "", "model": "", "reasons": [],
+        "verdict": "refused" if refused else "fits",
+        "message": f"{size // MIB} MiB are asked for, {gpu.free // MIB} MiB are free" if refused else "",
+        "cures": [f"free {(size - gpu.free) // MIB} MiB, or plan it on another GPU"] if refused else [],
+        "figures": {"total": Figure(gpu.total, "read"), "used_after_start": Figure(size, "read", note="as given")},
+        "max_model_len": 0, "utilization": 0.0, "concurrency": 0.0, "needed": 0, "used": size, "margin_tokens": 0,
+        "assumptions": [], "rules": "as given", "fingerprint": "",
+    }  # fmt: skip
+
+
+def _whole(given: dict, key: str) -> int | None:
+    """The integer under `key`; None when it is absent. Text from the command line (`-e`) counts as a number."""
+    value = given.get(key)
+    if value is None or value == "":
+        return None
+    try:
+        if isinstance(value, bool) or int(value) != float(value):
+            raise ValueError
+        return int(value)
+    except (TypeError, ValueError):
+        raise PlanError(f"{given['name']}: {key} is {value!r}, it must be a whole number.") from None
+
+
+def _share(given: dict) -> float | None:
+    value = given.get("gpu_memory_utilization")
+    if value is None or value == "":
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise PlanError(
+            f"{given['name']}: gpu_memory_utilization is {value!r}, it must be a number above 0 and at most 1."
+        ) from None
+
+
+def _yes(given: dict, key: str) -> bool:
+    return str(given.get(key, "")).lower() in ("true", "yes", "1", "on")
+
+
+def _load(given: dict, hub_url: str, hub_token: str, gguf: bool) -> tuple[Shape, dict, object]:
+    """(shape, tensors, GGUF header) of a service's model; tensors are empty where no weight file is at hand."""
+    model = str(given.get("model") or "")
+    if isinstance(given.get("config"), dict):
+        return shape_from_config(given["config"], model or given["name"]), {}, None
+    if not model:
+        raise PlanError(f"{given['name']}: model is not given: a path, or a name on the hub.")
+    cache = str(given.get("hf_home") or "")
+    source, file = open_model(model, str(given.get("revision") or ""), hub_url, cache, hub_token)
+    if file or gguf:
+        if not file:
+            found = [n for n in source.names() if n.endswith(".gguf") and ("-of-" not in n or "-00001-of-" in n)]
+            if len(found) != 1:
+                raise PlanError(f"{given['name']}: {source.label} has {len(found)} GGUF files: give the path of one.")
+            file = found[0]
+        header = gguf_header(source, file)
+        return shape_from_gguf(header.metadata, header.tensors, file), {}, header
+    shape = shape_from_config(read_json(source, "config.json"), source.label)
+    return shape, model_tensors(source), None
+
+
+def _adapter(given: dict, adapter: dict, tensors: dict, rank: int, hub_url: str, hub_token: str) -> str:
+    """Refuses an adapter that does not fit; returns what had to be assumed where its files are not at hand."""
+    name = f"{given['name']}: adapter {adapter.get('name') or adapter.get('source')}"
+    origin = str(adapter.get("path") or adapter.get("source") or "")
+    if not origin:
+        return ""
+    cache, revision = str(given.get("hf_home") or ""), str(adapter.get("revision") or "")
+    by_hand = isinstance(given.get("config"), dict)
+    if (by_hand or not hub_url) and not origin.startswith("/") and not cached_snapshot(cache, origin, revision):
+        return f"adapter {origin} is not at hand: whether it fits is not checked"
+    source, _ = open_model(origin, revision, hub_url, cache, hub_token)
+    problems = adapter_problems(source, tensors, rank)
+    if problems:
+        raise PlanError(f"{name}: {problems[0]}")
+    return ""
+
+
+def _vllm(given: dict, gpu: Gpu, hub_url: str, hub_token: str) -> VllmService:
+    name = given["name"]
+    version = str(given.get("version") or "")
+    if not version:
+        raise PlanError(f"{name}: version is not given: the arithmetic depends on the engine's version.")
+    parse_version(version)
+    method = str(given.get("quantization") or "")
+    if method and method.lower() not in QUANTIZED_BITS:
+        quantized_bits(method)
+    shape, tensors, _ = _load(given, hub_url, hub_token, gguf=False)
+    adapters = given.get("adapters") or []
+    rank = _whole(given, "max_lora_rank") or 16
+    assumptions = [text for text in (_adapter(given, a, tensors, rank, hub_url, hub_token) for a in adapters) if text]
+    tp, pp = _whole(given, "tensor_parallel_size") or 1, _whole(given, "pipeline_parallel_size") or 1
+    dtype = str(given.get("dtype") or "auto")
+    service = VllmService(
+        name=name, version=version, model=str(given.get("model") or name), shape=shape, dtype=dtype,
+        quantization=method, kv_cache_dtype=str(given.get("kv_cache_dtype") or "auto"),
+        gpu_memory_utilization=_share(given), max_model_len=_whole(given, "max_model_len"),
+        max_num_seqs=_whole(given, "max_num_seqs"), max_num_batched_tokens=_whole(given, "max_num_batched_tokens"),
+        enforce_eager=_yes(given, "enforce_eager"), tensor_parallel_size=tp, pipeline_parallel_size=pp,
+        language_model_only=_yes(given, "language_model_only"), lora=bool(adapters) or _yes(given, "enable_lora"),
+        max_loras=_whole(given, "max_loras") or 1, max_lora_rank=rank,
+        block_size=_whole(given, "block_size") or 16, kv_cache_memory_bytes=_whole(given, "kv_cache_memory_bytes"),
+        assumptions=assumptions,
+    )  # fmt: skip
+    if tensors:
+        loaded = dtype if dtype != "auto" else ("float16" if shape.dtype == "float32" else shape.dtype)
+        with_bits = shape if not method or shape.quantization else replace(shape, bits=quantized_bits(method))
+        service.weights = from_tensors(tensors, with_bits, loaded, method, tp, pp)
+    elif _whole(given, "model_size_mib"):
+        service.weights = Figure(_whole(given, "model_size_mib") * MIB / (tp * pp), "read", note="size as given")
+    return service
+
+
+def _llama(given: dict, hub_url: str, hub_token: str) -> LlamaService:
+    shape, _, header = _load(given, hub_url, hub_token, gguf=True)
+    size = _whole(given, "model_size_mib")
+    if header is None and not size:
+        raise PlanError(f"{given['name']}: model_size_mib is not given: without a GGUF file its size is needed.")
+    layers = _whole(given, "gpu_layers")
+    flash = given.get("flash_attention")
+    return LlamaService(
+        name=given["name"], shape=shape, header=header, file_size=(size or 0) * MIB,
+        gpu_layers=999 if layers is None else layers, context=_whole(given, "context") or shape.max_position or 4096,
+        batch=_whole(given, "batch") or 2048, ubatch=_whole(given, "ubatch") or 512,
+        flash_attention=True if flash is None else _yes(given, "flash_attention"),
+        kv_type=str(given.get("kv_cache_dtype") or "f16"), parallel=_whole(given, "parallel") or 1,
+        model=str(given.get("model") or given["name"]), version=str(given.get("version") or ""),
+    )  # fmt: skip

@@ -1,0 +1,80 @@
+"""Bytes of weights on one GPU: read from headers where files are there, computed from the shape where not."""
+
+from __future__ import annotations
+
+import re
+
+from .errors import PlanError
+from .figures import COMPUTED, ESTIMATED, GIB, READ, Figure, estimate
+from .shape import DTYPE_BYTES, Shape
+from .tensors import SAFETENSORS_BYTES, Tensor
+
+# The allocator rounds up and the engine adds tables of its own: logs lie 0.01 to 0.09 GiB above the files.
+ALLOCATOR, TABLES = 1.002, int(0.015 * GIB)
+
+
+def dtype_bytes(name: str) -> int:
+    """Bytes of one value of a type as engines name it."""
+    key = str(name).replace("torch.", "")
+    if key not in DTYPE_BYTES:
+        raise PlanError(f"dtype {name} is not known: use auto, bfloat16, float16 or float32.")
+    return DTYPE_BYTES[key]
+
+
+def from_tensors(tensors: dict[str, Tensor], shape: Shape, dtype: str, quantization: str, tp: int, pp: int) -> Figure:
+    """Weights from the headers: what is stored, in the type it is loaded as."""
+    target = dtype_bytes(dtype)
+    in_flight = quantization and not shape.quantization
+    total = 0.0
+    for name, tensor in tensors.items():
+        if shape.tied and name == "lm_head.weight":
+            continue  # the engine shares the embedding
+        size = tensor.size
+        width = SAFETENSORS_BYTES.get(tensor.dtype, 2)
+        floating = tensor.dtype in ("F32", "BF16", "F16")
+        if floating and not shape.quantization:
+            size = size // width * target
+        if in_flight and floating and len(tensor.shape) == 2 and not _keeps_type(name):
+            size = size // target * shape.bits / 8
+        total += size
+    total = total * ALLOCATOR / (tp * pp) + TABLES
+    note = "tensors in the safetensors headers"
+    if in_flight:
+        return estimate(total, total * 0.97, total * 1.06, f"{note}, quantized to {quantization} while loading")
+    return Figure(total, READ if tp * pp == 1 else COMPUTED, total * 0.995, total * 1.01, note)
+
+
+def _keeps_type(name: str) -> bool:
+    return "embed" in name or "lm_head" in name or "norm" in name
+
+
+def from_shape(shape: Shape, dtype: str, name: str, tp: int, pp: int, ep: int | None = None) -> Figure:
+    """Weights by the dimensions, or by the number of parameters in the model's name where those are not enough."""
+    plain = dtype_bytes(dtype)
+    linear_bytes = shape.bits / 8 if shape.quantization else plain
+    complete = shape.intermediate and shape.hidden and shape.vocab
+    stated = parameters_in_name(name)
+    share = tp * pp
+    if complete and not (shape.moe and not shape.expert_intermediate) and not shape.hybrid:
+        total = shape.weight_bytes(plain, tp, ep) * ALLOCATOR / pp + TABLES
+        spread = 0.02 if shape.known else 0.10
+        low, high = total * (1 - spread), total * (1 + 2 * spread)
+        return Figure(total, COMPUTED, low, high, "dimensions in the configuration")
+    if stated:
+        embedding = min(shape.embedding_parameters(), stated / 2)
+        total = ((stated - embedding) * linear_bytes + embedding * plain) * ALLOCATOR / share
+        return Figure(total, ESTIMATED, total * 0.94, total * 1.08, f"{stated / 1e9:g} billion parameters by its name")
+    raise PlanError(
+        f"The weights of {name} cannot be computed: its configuration has no sizes of experts and its files are absent."
+    )
+
+
+def parameters_in_name(name: str) -> float:
+    """Parameters a model's name states (`7B`, `235B-A22B`, `0.5b`, `8x7B`, `360M`); 0 when it states none."""
+    many = re.search(r"(?<![\w.])(\d+)x(\d+(?:\.\d+)?)b(?![a-z])", name, re.IGNORECASE)
+    if many:
+        return int(many.group(1)) * float(many.group(2)) * 1e9 * 0.83  # experts share attention
+    found = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", name, re.IGNORECASE)
+    if not found:
+        return 0
+    return float(found.group(1)) * (1e9 if found.group(2).lower() == "b" else 1e6)

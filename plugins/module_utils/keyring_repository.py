@@ -1,0 +1,252 @@
+"""An apt repository that a keyring package brings: checked before anything changes, registered once, taken away whole.
+
+apt stops at a repository that is registered twice with different Signed-By, so entries of the same origin in other
+files are set aside as comments that can be given back. Plain Python; commands are run by a function that is handed in.
+Sources: sources.list(5), apt.conf(5), deb(5).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from urllib.parse import urlsplit
+
+ENTRY = re.compile(r"^\s*deb(?:-src)?\s+(?:\[[^\]]*\]\s+)?(\S+)\s")
+BUSY = re.compile(r"could not get lock|unable to (?:acquire|lock)|(?:was|is) locked by", re.IGNORECASE)
+PAUSE = 3  # seconds between two tries while another program holds apt's lock
+
+Run = Callable[[list[str]], "subprocess.CompletedProcess[bytes]"]
+
+
+class RepositoryError(RuntimeError):
+    """The repository cannot be registered; the text is one sentence that names the cause and the cure."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """What is wanted. ``uri`` is where it is fetched from, ``origin`` what every address of it contains."""
+
+    package: str
+    version: str
+    keyring: str
+    source: str
+    uri: str
+    origin: str
+
+    @property
+    def line(self) -> str:
+        return f"deb [signed-by={self.keyring}] {self.uri} /\n"
+
+    @property
+    def mark(self) -> str:
+        return f"# set aside for {self.package}: "
+
+
+def set_aside(text: str, repository: Repository) -> str:
+    """Return a .list file's text with the entries of this origin as marked comments."""
+    lines = []
+    for line in text.splitlines(keepends=True):
+        entry = ENTRY.match(line)
+        lines.append(repository.mark + line if entry and repository.origin in entry[1] else line)
+    return "".join(lines)
+
+
+def set_aside_deb822(text: str, repository: Repository) -> str:
+    """Return a .sources file's text with the stanzas of this origin as marked comments."""
+    stanzas = re.split(r"(\n[ \t]*\n)", text)
+    for number, stanza in enumerate(stanzas):
+        lines = stanza.splitlines(keepends=True)
+        plain = "".join(line for line in lines if not line.startswith("#"))
+        uris = re.search(r"^URIs:((?:.*\n?)(?:[ \t]+.*\n?)*)", plain, re.MULTILINE | re.IGNORECASE)
+        off = re.search(r"^Enabled:\s*(?:no|false|0|off|without)\s*$", plain, re.MULTILINE | re.IGNORECASE)
+        if uris and repository.origin in uris[1] and not off:
+            stanzas[number] = "".join(repository.mark + line for line in lines)
+    return "".join(stanzas)
+
+
+def given_back(text: str, repository: Repository) -> str:
+    """Return a file's text without the marks."""
+    return re.sub(f"^{re.escape(repository.mark)}", "", text, flags=re.MULTILINE)
+
+
+def own_text(before: str, repository: Repository) -> str:
+    """Return the text of the repository's own file; what somebody else wrote into it before is set aside."""
+    aside = set_aside("".join(_foreign_lines(before, repository)), repository)
+    return aside + ("\n" if aside and not aside.endswith("\n") else "") + repository.line
+
+
+def foreign_text(before: str, repository: Repository) -> str:
+    """Return what somebody else wrote into the repository's own file, given back; empty for nothing."""
+    return given_back("".join(_foreign_lines(before, repository)), repository)
+
+
+def _foreign_lines(text: str, repository: Repository) -> list[str]:
+    return [line for line in text.splitlines(keepends=True) if f"signed-by={repository.keyring}]" not in line]
+
+
+def list_name(uri: str) -> str:
+    """Return how apt's index files of a flat repository begin."""
+    parts = urlsplit(uri)
+    place = f"{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/"
+    return re.sub(r"[\\|{}\[\]<>\"^~_=!@#$%&*]", lambda match: f"%{ord(match[0]):02x}", place).replace("/", "_")
+
+
+class Apt:
+    """apt and dpkg of the machine, or in tests of a tree with a function that plays their part."""
+
+    def __init__(self, repository: Repository, root: Path = Path("/"), run: Run | None = None, patience: int = 600):
+        self.repository = repository
+        self.root = root
+        self.run = run or _run
+        self.patience = patience
+
+    def at(self, path: str) -> Path:
+        return self.root / path.lstrip("/")
+
+    def installed(self) -> str | None:
+        """Return the installed version of the keyring package; None when it is not wholly there."""
+        asked = ["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Version}", self.repository.package]
+        status, _, version = self.run(asked).stdout.decode().partition(" ")
+        return version if status == "installed" and self.at(self.repository.keyring).exists() else None
+
+    def known(self) -> bool:
+        """Whether dpkg has anything of the package, its configuration files included."""
+        asked = ["dpkg-query", "--show", "--showformat", "${db:Status-Status}", self.repository.package]
+        return self.run(asked).stdout.decode() not in ("", "not-installed")
+
+    def indexed(self) -> bool:
+        """Whether apt has an index of the repository."""
+        return any(self.lists())
+
+    def lists(self) -> list[Path]:
+        return sorted(self.at("/var/lib/apt/lists").glob(list_name(self.repository.uri) + "*"))
+
+    def sources(self) -> list[Path]:
+        """Return all files with apt sources but the repository's own."""
+        parts = self.at("/etc/apt/sources.list.d")
+        files = [self.at("/etc/apt/sources.list"), *sorted(parts.glob("*.list")), *sorted(parts.glob("*.sources"))]
+        return [file for file in files if file.is_file() and file != self.at(self.repository.source)]
+
+    def differences(self, state: str) -> dict[str, tuple[str, str]]:
+        """Return the files that must change as ``{path: (before, after)}``; an empty text stands for no file."""
+        found = {}
+        for file in self.sources():
+            before = file.read_text()
+            if state == "absent":
+                after = given_back(before, self.repository)
+            else:
+                aside = set_aside_deb822 if file.suffix == ".sources" else set_aside
+                after = aside(before, self.repository)
+            if before != after:
+                found[f"/{file.relative_to(self.root)}"] = (before, after)
+        own = self.at(self.repository.source)
+        before = own.read_text() if own.exists() else ""
+        after = own_text(before, self.repository) if state == "present" else foreign_text(before, self.repository)
+        if before != after:
+            found[self.repository.source] = (before, after)
+        return found
+
+    def try_out(self, keyring: Path) -> None:
+        """Let apt read and verify the repository with files of its own, before it is registered."""
+        with tempfile.TemporaryDirectory(prefix="apt-") as work:
+            folder = Path(work)
+            folder.chmod(0o755)  # the index is fetched and verified by users without rights
+            (folder / "lists" / "partial").mkdir(parents=True)
+            trial = folder / "trial.list"
+            trial.write_text(f"deb [signed-by={keyring}] {self.repository.uri} /\n")
+            done = self.run(
+                [
+                    *("apt-get", "update", "-o", f"Dir::Etc::sourcelist={trial}", "-o", "Dir::Etc::sourceparts=-"),
+                    *("-o", f"Dir::State::lists={folder / 'lists'}", "-o", "APT::Sandbox::User=root"),
+                    *("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=", "-o", "Acquire::Retries=2"),
+                ]
+            )
+            if not list((folder / "lists").glob("*Packages*")):
+                raise RepositoryError(
+                    f"apt cannot use {self.repository.uri}: {_reason(done)}; check the address, the mirror, and that "
+                    "the keyring belongs to it"
+                )
+
+    def install(self, package: Path) -> None:
+        """Install the keyring package; a configuration file that somebody changed stays."""
+        self.patiently(["dpkg", "--force-confold", "--install", str(package)])
+
+    def update(self) -> None:
+        """Fetch the repository's index, and no other."""
+        source = self.at(self.repository.source)
+        self.patiently(
+            [
+                *("apt-get", "update", "-o", f"Dir::Etc::sourcelist={source}", "-o", "Dir::Etc::sourceparts=-"),
+                *("-o", "APT::Get::List-Cleanup=0", "-o", "Acquire::Retries=2"),
+            ]
+        )
+        if not self.indexed():
+            raise RepositoryError(f"apt has no index of {self.repository.uri} after an update; run it again")
+
+    def purge(self) -> None:
+        """Take the keyring package and the index away."""
+        if self.known():
+            self.patiently(["dpkg", "--purge", self.repository.package])
+        for file in self.lists():
+            file.unlink()
+
+    def write(self, texts: dict[str, tuple[str, str]]) -> None:
+        """Write the files of `differences`, each in one step."""
+        for path, (_, text) in texts.items():
+            place = self.at(path)
+            if not text and path == self.repository.source:
+                place.unlink(missing_ok=True)
+                continue
+            beside = place.with_name(f".{place.name}.new")
+            beside.write_text(text)
+            if place.exists():
+                shutil.copystat(place, beside)
+            else:
+                beside.chmod(0o644)
+            beside.replace(place)
+
+    def patiently(self, argv: list[str]) -> None:
+        """Run a command, again while another program holds apt's lock; raises `RepositoryError` when it fails."""
+        deadline = time.monotonic() + self.patience
+        while (done := self.run(argv)).returncode != 0:
+            if not BUSY.search(done.stderr.decode()):
+                raise RepositoryError(f"`{' '.join(argv[:2])}` failed: {_reason(done)}")
+            if time.monotonic() > deadline:
+                raise RepositoryError(
+                    f"another program has kept apt's lock for {self.patience} s: {_reason(done)}; wait for it to end, "
+                    "or raise the lock's time limit"
+                )
+            time.sleep(min(PAUSE, self.patience / 10))
+
+
+def keyring_of(package: bytes, path: str) -> bytes:
+    """Return the file ``path`` out of the unpacked tree (a tar archive) of a package."""
+    with tarfile.open(fileobj=BytesIO(package)) as tree:
+        for member in tree:
+            if member.name.lstrip("./") == path.lstrip("/") and (file := tree.extractfile(member)):
+                return file.read()
+    raise RepositoryError(f"the keyring package holds no {path}; choose another version of it")
+
+
+def _reason(done: subprocess.CompletedProcess[bytes]) -> str:
+    lines = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
+    said = re.compile(r"^(?:[EW]: |(?:Error|Warning): |dpkg: error: )")
+    first = next((line for line in lines if said.match(line)), lines[-1] if lines else "")
+    return said.sub("", first) or f"exit code {done.returncode}"
+
+
+def _run(argv: list[str]) -> subprocess.CompletedProcess[bytes]:
+    environment = {
+        "LC_ALL": "C",
+        "DEBIAN_FRONTEND": "noninteractive",
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    }
+    return subprocess.run(argv, capture_output=True, check=False, env=environment)

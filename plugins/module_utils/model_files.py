@@ -1,0 +1,92 @@
+"""Bring a model and its adapters to this machine at their revision, before any service is touched.
+
+The hub is asked by its own client, `huggingface_hub`, in the interpreter of the engine's environment and as the
+service's user. A snapshot at a commit never changes, so one that was fetched to its end is not asked for again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+# Runs in the engine's environment. Arguments and answer are JSON; the token comes by environment.
+_FETCH = r"""
+import json, shutil, sys
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import errors as hub
+
+want = json.load(sys.stdin)
+try:
+    info = HfApi().model_info(want["repo"], revision=want["revision"], files_metadata=True)
+    size = sum(file.size or 0 for file in info.siblings)
+    free = shutil.disk_usage(want["cache"]).free
+    if size > free:
+        answer = {"error": f"needs {size >> 20} MiB, the disk of {want['cache']} has {free >> 20} MiB free"}
+    else:
+        answer = {"path": snapshot_download(want["repo"], revision=want["revision"], cache_dir=want["cache"])}
+except hub.GatedRepoError:
+    answer = {"error": "is gated and the token has no access to it; ask for access and set vllm_huggingface_token"}
+except hub.RevisionNotFoundError:
+    answer = {"error": f"has no revision {want['revision']}"}
+except hub.RepositoryNotFoundError:
+    answer = {"error": "does not exist or is private; correct its name or set vllm_huggingface_token"}
+except Exception as error:
+    first = (str(error).splitlines() or [""])[0]
+    answer = {"error": f"could not be fetched: {type(error).__name__}: {first}"}
+json.dump(answer, sys.stdout)
+"""
+
+
+class ModelError(RuntimeError):
+    """A model is not to be had; the text is one sentence that names it and the cure."""
+
+
+class Hub:
+    """Snapshots below ``cache``, fetched by ``python`` as ``user`` with the variables of ``environment``."""
+
+    def __init__(self, cache: Path, python: str, user: str | None, environment: dict):
+        self.cache, self.python, self.user, self.environment = cache, python, user, environment
+
+    def place(self, source: str, revision: str | None) -> tuple[Path, bool]:
+        """Return ``(directory, whole)`` of a source: an absolute path as it is, a hub name as its snapshot.
+
+        Errors: `ModelError` for a path that is absent and for a hub name without a full commit.
+        """
+        if source.startswith("/"):
+            if not Path(source).is_dir():
+                raise ModelError(f"{source}: there is no such directory; correct vllm_model or vllm_lora_adapters")
+            return Path(source), True
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+            raise ModelError(f"{source!r} is neither an absolute path nor a name of the form owner/model")
+        if not COMMIT.fullmatch(revision or ""):
+            raise ModelError(f"{source} needs its revision as a commit of 40 hexadecimal digits, not {revision!r}")
+        snapshot = self.cache / f"models--{source.replace('/', '--')}" / "snapshots" / revision
+        return snapshot, self._note(source, revision).exists() and snapshot.is_dir()
+
+    def fetch(self, source: str, revision: str) -> Path:
+        """Download one snapshot to its end and note it; return its directory."""
+        done = subprocess.run(
+            [self.python, "-c", _FETCH],
+            input=json.dumps({"repo": source, "revision": revision, "cache": str(self.cache)}),
+            capture_output=True, text=True, errors="replace", cwd="/", user=self.user, group=self.user,
+            extra_groups=[] if self.user else None, env={**os.environ, **self.environment}, umask=0o022,
+        )  # fmt: skip
+        try:
+            answer = json.loads(done.stdout)
+        except ValueError:
+            last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+            answer = {"error": f"could not be fetched: {last}"}
+        if "error" in answer:
+            raise ModelError(f"{source} at {revision}: {answer['error']}")
+        note = self._note(source, revision)
+        note.parent.mkdir(exist_ok=True)
+        note.touch()
+        return Path(answer["path"])
+
+    def _note(self, source: str, revision: str) -> Path:
+        return self.cache / ".whole" / f"{source.replace('/', '--')}@{revision}"

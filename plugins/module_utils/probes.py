@@ -1,0 +1,136 @@
+"""Ask a service whether it serves: each probe returns None, or one sentence that says why not.
+
+A probe is a dictionary with exactly one of the keys ``http``, ``metric``, ``models`` and ``completion``; its value
+holds the options below. All URLs are asked directly, never through a proxy: a probe speaks to this very machine or
+to its neighbour, and a proxy's error page must not pass for an answer.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import socket
+import ssl
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def ask(url: str, bearer: str | None = None, body: dict | None = None, timeout: float = 5) -> tuple[int, str]:
+    """Return ``(status, text)`` of one request.
+
+    Errors: `OSError` whose text is one cause without a stack (connection refused, time-out, TLS, bad URL).
+    """
+    headers = {"Accept": "*/*"}
+    if bearer:
+        headers["Authorization"] = f"Bearer {bearer}"
+    data = None
+    if body is not None:
+        data, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
+    try:
+        request = urllib.request.Request(url, data=data, headers=headers)
+        with _DIRECT.open(request, timeout=timeout) as answer:
+            return answer.status, answer.read().decode(errors="replace")
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(errors="replace")
+    except urllib.error.URLError as error:
+        raise OSError(_cause(error.reason)) from None
+    except HTTPException as error:
+        raise OSError(f"no answer in HTTP: {error!r}") from None
+    except ValueError as error:
+        raise OSError(str(error)) from None
+    except (OSError, ssl.SSLError) as error:
+        raise OSError(_cause(error)) from None
+
+
+def _cause(reason) -> str:
+    if isinstance(reason, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(reason, (socket.timeout, TimeoutError)):
+        return "no answer in time"
+    if isinstance(reason, ConnectionResetError):
+        return "connection reset"
+    return str(reason)
+
+
+def http(url: str, status: int = 200, contains: str | None = None, bearer: str | None = None, timeout: float = 5):
+    """The URL answers with ``status`` and, where given, a text that holds ``contains``."""
+    seen, text = ask(url, bearer, timeout=timeout)
+    if seen != status:
+        return f"{url} answered {seen} instead of {status}: {_short(text)}"
+    if contains is not None and contains not in text:
+        return f"{url} answered {seen} without {contains!r}: {_short(text)}"
+    return None
+
+
+def metric(url: str, series: list[str], timeout: float = 5):
+    """The Prometheus page at the URL has every one of ``series``: an open port alone proves nothing."""
+    seen, text = ask(url, timeout=timeout)
+    if seen != 200:
+        return f"{url} answered {seen} instead of 200: {_short(text)}"
+    present = set(re.findall(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)[ {]", text, re.MULTILINE))
+    missing = [name for name in series if name not in present]
+    return f"{url} has no series {', '.join(missing)} yet" if missing else None
+
+
+def models(url: str, expected: list[str], bearer: str | None = None, timeout: float = 5):
+    """``<url>/models`` lists exactly the ids ``expected``."""
+    seen, text = ask(f"{url}/models", bearer, timeout=timeout)
+    if seen != 200:
+        return f"{url}/models answered {seen} instead of 200: {_short(text)}"
+    try:
+        listed = {card["id"] for card in json.loads(text)["data"]}
+    except (ValueError, KeyError, TypeError):
+        return f"{url}/models answered no model list: {_short(text)}"
+    missing, extra = sorted(set(expected) - listed), sorted(listed - set(expected))
+    if not missing and not extra:
+        return None
+    return f"{url}/models: missing {', '.join(missing) or 'none'}; unexpected {', '.join(extra) or 'none'}"
+
+
+def completion(
+    url: str, model: str, bearer: str | None = None, prompt: str = "Hello", max_tokens: int = 8, timeout: float = 60
+):
+    """``model`` completes ``prompt``: an engine can be ready, list its models and die at its first request."""
+    body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+    seen, text = ask(f"{url}/completions", bearer, body, timeout=timeout)
+    if seen != 200:
+        return f"a completion by {model} at {url} answered {seen} instead of 200: {_short(text)}"
+    try:
+        tokens = json.loads(text)["usage"]["completion_tokens"]
+    except (ValueError, KeyError, TypeError):
+        return f"a completion by {model} at {url} answered no completion: {_short(text)}"
+    return None if tokens else f"a completion by {model} at {url} produced no token"
+
+
+KINDS = {"http": http, "metric": metric, "models": models, "completion": completion}
+
+
+def first_failure(probes: list[dict], within: float | None = None) -> str | None:
+    """Run ``probes`` in order; return the first sentence that says why the service does not serve, or None.
+
+    No request waits longer than ``within`` seconds, where that is given.
+    """
+    for probe in probes:
+        for kind, options in probe.items():
+            if options is None:
+                continue
+            given = {key: value for key, value in options.items() if value is not None}
+            if within is not None:
+                usual = inspect.signature(KINDS[kind]).parameters["timeout"].default
+                given["timeout"] = min(given.get("timeout", usual), within)
+            try:
+                failure = KINDS[kind](**given)
+            except OSError as error:
+                failure = f"{options['url']}: {error}"
+            if failure:
+                return failure
+    return None
+
+
+def _short(text: str, limit: int = 200) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,100 @@
+"""Build a virtual environment beside the one that runs, named by all that it is made from.
+
+Plain Python; the same inputs give the same directory, so an environment that is there is right and one that is not is
+built anew. Nothing is ever changed in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from . import unprivileged
+
+MARKER = ".environment.json"
+
+
+class BuildError(RuntimeError):
+    """The environment cannot be built; the text is one sentence with the installer's own last words."""
+
+
+def digest(inputs: dict) -> str:
+    """Return 12 hexadecimal digits over everything the environment is made from."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def complete(directory: Path) -> bool:
+    """Say whether ``directory`` holds an environment that was built to its end."""
+    return (directory / MARKER).is_file()
+
+
+class Builder:
+    """Builds as ``user``, with ``environment`` variables, by ``uv`` or by ``pip``."""
+
+    def __init__(self, installer: str, uv: str, python: str, user: str | None, environment: dict):
+        self.installer, self.uv, self.python, self.user = installer, uv, python, user
+        self.environment = environment
+
+    def build(self, directory: Path, inputs: dict, needed_mib: int) -> None:
+        """Make ``directory`` whole, or leave nothing of it behind.
+
+        ``inputs`` has ``requirements``, ``overrides``, ``constraints`` (texts of requirements files), ``hashes`` (bool)
+        and ``imports`` (modules that must be importable at the end).
+        """
+        free = shutil.disk_usage(existing(directory)).free >> 20
+        if free < needed_mib:
+            raise BuildError(f"the disk of {directory} has {free} MiB free, {needed_mib} MiB are needed")
+        if directory.exists():
+            shutil.rmtree(directory)
+        try:
+            with tempfile.TemporaryDirectory(prefix="environment-") as stage:
+                unprivileged.own(Path(stage), self.user)
+                self._make(directory, inputs, Path(stage))
+                for name in inputs["imports"]:
+                    self._run(str(directory / "bin/python"), "-c", f"import {name}")
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        (directory / MARKER).write_text(json.dumps(inputs, indent=1))
+
+    def _make(self, directory: Path, inputs: dict, stage: Path) -> None:
+        files = {}
+        for name in ("requirements", "overrides", "constraints"):
+            if inputs[name]:
+                files[name] = stage / f"{name}.txt"
+                files[name].write_text(inputs[name])
+                files[name].chmod(0o644)
+        # The directory belongs to the builder only while it is built.
+        directory.mkdir(parents=True)
+        unprivileged.own(directory, self.user)
+        hashes = ["--require-hashes"] if inputs["hashes"] else []
+        constraints = ["--constraint", str(files["constraints"])] if "constraints" in files else []
+        if self.installer == "uv":
+            self._run(self.uv, "venv", "--no-project", "--allow-existing", "--python", self.python, str(directory))
+            overrides = ["--override", str(files["overrides"])] if "overrides" in files else []
+            # The service cannot write into its environment: uncompiled, every start would compile it all again.
+            target = ["--compile-bytecode", "--python", str(directory / "bin/python")]
+            sources = [*hashes, *overrides, *constraints, "--requirement", str(files["requirements"])]
+            self._run(self.uv, "pip", "install", *target, *sources)
+        else:
+            if "overrides" in files:
+                raise BuildError("pip knows no overrides; choose uv as the installer or leave them out")
+            self._run(self.python, "-m", "venv", str(directory))
+            self._run(
+                str(directory / "bin/python"), "-m", "pip", "install", "--no-input", *hashes, *constraints,
+                "--requirement", str(files["requirements"]),
+            )  # fmt: skip
+
+    def _run(self, *argv: str) -> None:
+        try:
+            unprivileged.run(*argv, user=self.user, environment=self.environment)
+        except unprivileged.CommandError as error:
+            raise BuildError(str(error)) from None
+
+
+def existing(path: Path) -> Path:
+    """Return ``path`` or its nearest parent that exists."""
+    return next(parent for parent in [path, *path.parents] if parent.exists())

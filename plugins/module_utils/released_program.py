@@ -1,0 +1,108 @@
+"""Install a released program from an archive: verified, unpacked beside, moved into place in one step.
+
+Plain Python; the download itself is handed in, so everything here can be tested without a network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+MARKER = ".release.json"
+
+
+# Pythons that know filters warn where none is named.
+_SAFE = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+
+
+class ReleaseError(RuntimeError):
+    """The program cannot be installed; the text is one sentence that names the cause and the cure."""
+
+
+def installed_checksum(directory: Path) -> str | None:
+    """Return the checksum of the archive that ``directory`` was made from, or None where it is not whole."""
+    try:
+        return json.loads((directory / MARKER).read_text())["checksum"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def sha256(path: Path) -> str:
+    """Return ``sha256:<hex>`` of a file."""
+    with path.open("rb") as handle:
+        total = hashlib.sha256()
+        while block := handle.read(1 << 20):
+            total.update(block)
+    return f"sha256:{total.hexdigest()}"
+
+
+def unpack(archive: Path, directory: Path) -> None:
+    """Unpack a .tar.gz or .zip into ``directory``; a single top folder is taken away.
+
+    Errors: `ReleaseError` for an archive that is damaged or that reaches outside the directory.
+    """
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as packed:
+                for entry in packed.infolist():
+                    _inside(directory, entry.filename)
+                packed.extractall(directory)
+        else:
+            with tarfile.open(archive) as packed:
+                for member in packed.getmembers():
+                    _inside(directory, member.name)
+                    if member.issym() or member.islnk():
+                        _inside(directory, str(Path(member.name).parent / member.linkname))
+                packed.extractall(directory, **_SAFE)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        raise ReleaseError(f"the archive is damaged: {error}") from None
+    entries = list(directory.iterdir())
+    if len(entries) == 1 and entries[0].is_dir():
+        for entry in list(entries[0].iterdir()):
+            entry.rename(directory / entry.name)
+        entries[0].rmdir()
+
+
+def _inside(directory: Path, name: str) -> None:
+    if not (directory / name).resolve().is_relative_to(directory.resolve()):
+        raise ReleaseError(f"the archive holds a path outside itself: {name}")
+
+
+def install(archive: Path, checksum: str, member: str, directory: Path) -> None:
+    """Make ``directory`` from ``archive``, whole or not at all.
+
+    ``member`` is the program inside, relative to the archive without its top folder; where the archive holds one single
+    file, that file gets its name. Made by root, everything belongs to root, readable and executable by all.
+    """
+    found = sha256(archive)
+    if found != checksum:
+        raise ReleaseError(f"the archive has {found}, expected {checksum}; do not use it before you know why")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as stage_name:
+        stage = Path(stage_name) / "tree"
+        stage.mkdir()
+        unpack(archive, stage)
+        program = stage / member
+        files = [path for path in stage.iterdir() if path.is_file()]
+        if not program.exists() and len(files) == 1 == len(list(stage.iterdir())):
+            files[0].rename(program)
+        if not program.is_file():
+            raise ReleaseError(f"the archive has no {member}")
+        for path in [stage, *stage.rglob("*")]:
+            if path.is_symlink():
+                continue
+            if os.geteuid() == 0:  # on a controller the user who runs the playbook keeps the program
+                shutil.chown(path, "root", "root")
+            executable = path.is_dir() or path == program or path.stat().st_mode & stat.S_IXUSR
+            path.chmod(0o755 if executable else 0o644)
+        (stage / MARKER).write_text(json.dumps({"checksum": checksum}))
+        if directory.exists():
+            shutil.rmtree(directory)
+        stage.rename(directory)

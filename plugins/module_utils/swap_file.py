@@ -1,0 +1,377 @@
+"""Bring a swap file to a size, a path, or away, without a moment in which memory could run out.
+
+A swap file in use cannot be renamed or resized, so a change of size goes over a bridge: a second file takes the pages
+while the first one is made anew. Plain Python: what to do is planned from what was seen, then done step by step, and
+an interrupted run is finished by the next one. Sizes are bytes unless a name says otherwise.
+Sources: swapon(8), fstab(5), proc(5).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+BRIDGE, PART = ".bridge", ".part"
+SIGNATURE = b"SWAPSPACE2"
+FILE_SYSTEMS = ("ext2", "ext3", "ext4", "xfs")  # their blocks stay where they are, and holes can be ruled out
+DISK_RESERVE = 256 << 20
+MEMORY_RESERVE = 0.05  # share of the machine's memory that stays available when swap is switched off
+SYSCTL = "/etc/sysctl.d/99-swap.conf"
+NOTE = "/var/lib/llm-server/swap.json"
+
+
+class SwapError(RuntimeError):
+    """The change cannot be made; the text is one sentence that names the variable and the cure."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do: ``make`` (with a size), ``on``, ``off``, ``remove`` or ``protect`` (mode 0600)."""
+
+    verb: str
+    path: str
+    size: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.path}" + (f" {self.size >> 20} MiB" if self.size else "")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of ours: its size, whether it holds a swap signature, is in use, and is closed to other users."""
+
+    size: int
+    swap: bool = True
+    active: bool = False
+    protected: bool = True
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the host shows: memory, all swap in use, and the files that could be ours with the disks they lie on."""
+
+    memory: int
+    available: int
+    active: dict[str, tuple[int, int]]  # path: (size, used)
+    files: dict[str, File] = field(default_factory=dict)
+    disk: dict[str, str] = field(default_factory=dict)  # path: mount point
+    free: dict[str, int] = field(default_factory=dict)  # mount point: free space
+
+    @property
+    def room(self) -> int:
+        """Memory that programs can still take: available memory and free swap."""
+        return self.available + sum(size - used for size, used in self.active.values())
+
+
+def plan(path: str, size: int, earlier: list[str], seen: Seen) -> list[Step]:
+    """Return the steps to one active file of ``size`` at ``path``; ``earlier`` are the places ours was at before."""
+    bridge, part = path + BRIDGE, path + PART
+    steps = [Step("remove", part)] if part in seen.files else []
+    mine = seen.files.get(path)
+    others = [other for other in (bridge, *earlier) if other != path]
+    if mine and mine.active and mine.size == size:
+        steps += [] if mine.protected else [Step("protect", path)]
+    elif mine and mine.active:
+        if bridge not in seen.files or not seen.files[bridge].active:
+            steps += [Step("make", bridge, min(mine.size, size)), Step("on", bridge, min(mine.size, size))]
+        steps += [Step("off", path, mine.size), Step("remove", path), Step("make", path, size), Step("on", path, size)]
+        steps += [Step("off", bridge, min(mine.size, size)), Step("remove", bridge)]
+        others = [other for other in others if other != bridge]
+    elif mine and mine.swap and mine.size == size:
+        steps += [] if mine.protected else [Step("protect", path)]
+        steps.append(Step("on", path, size))
+    else:
+        steps += [Step("make", path, size), Step("on", path, size)]
+    return steps + [step for other in others for step in away(other, seen)]
+
+
+def away(path: str, seen: Seen) -> list[Step]:
+    """Return the steps that take one file of ours away; a file that is not swap is somebody's data and stays."""
+    file = seen.files.get(path)
+    if not file or not (file.swap or path.endswith((BRIDGE, PART))):
+        return []
+    return ([Step("off", path, file.size)] if file.active else []) + [Step("remove", path)]
+
+
+def disk_problem(steps: list[Step], seen: Seen) -> str | None:
+    """Return the sentence for the step that would fill a disk, None where all have room."""
+    free = dict(seen.free)
+    for step in steps:
+        disk = seen.disk.get(step.path)
+        if step.verb == "remove" and disk and step.path in seen.files:
+            free[disk] += seen.files[step.path].size
+        if step.verb != "make":
+            continue
+        free[disk] -= step.size
+        if free[disk] < DISK_RESERVE:
+            short = DISK_RESERVE - free[disk]
+            return (
+                f"swap_size_mib: {disk} has {seen.free[disk] >> 20} MiB free and lacks {_mib(short)} MiB for the "
+                f"swap file with what must lie beside it during the change and {DISK_RESERVE >> 20} MiB that stay "
+                "free; free that much or choose a smaller size"
+            )
+    return None
+
+
+def memory_problem(steps: list[Step], seen: Seen) -> str | None:
+    """Return the sentence for the step that would leave programs without memory, None where none does."""
+    reserve = min(int(seen.memory * MEMORY_RESERVE), seen.room)
+    room = seen.room
+    for step in steps:
+        room += {"on": step.size, "off": -step.size}.get(step.verb, 0)
+        if step.verb == "off" and room < reserve:
+            return (
+                f"swap_size_mib: switching {step.path} off now would leave programs {max(room, 0) >> 20} MiB of "
+                f"memory and swap, {_mib(reserve - room)} MiB less than is safe; stop a program that uses memory, or "
+                "keep more swap"
+            )
+    return None
+
+
+def fstab_with(text: str, ours: set[str], path: str | None) -> str:
+    """Return fstab with exactly one line for ``path``, none for the rest of ``ours``, and all others as they were."""
+    line = f"{_escaped(path)} none swap sw 0 0\n" if path else ""
+    kept, written = [], not path
+    for old in text.splitlines(keepends=True):
+        words = old.split()
+        if len(words) >= 3 and not words[0].startswith("#") and words[2] == "swap" and _plain(words[0]) in ours:
+            if not written:
+                kept.append(line)
+                written = True
+            continue
+        kept.append(old)
+    if not written:
+        if kept and not kept[-1].endswith("\n"):
+            kept[-1] += "\n"
+        kept.append(line)
+    return "".join(kept)
+
+
+def _mib(size: int) -> int:
+    return -(-size >> 20)
+
+
+def _escaped(path: str) -> str:
+    return path.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011")
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+class Host:
+    """The machine, or in tests a tree that looks like one; commands are run by ``run(argv)``."""
+
+    def __init__(self, root: Path = Path("/"), run=None) -> None:
+        self.root = root
+        self.run = run or _run
+
+    def at(self, path: str) -> Path:
+        return self.root / path.lstrip("/")
+
+    def see(self, paths: list[str]) -> Seen:
+        """Look at memory, swap, and the files at ``paths`` with what lies beside them."""
+        meminfo = dict(re.findall(r"^(\w+):\s+(\d+) kB$", self.at("/proc/meminfo").read_text(), re.MULTILINE))
+        active = self.active()
+        files, disk, free = {}, {}, {}
+        for path in [name + end for name in paths for end in ("", BRIDGE, PART)]:
+            parent = self.at(path).parent
+            if not parent.is_dir():
+                continue
+            disk[path] = self.mount(path)[0]
+            free[disk[path]] = shutil.disk_usage(parent).free
+            if self.at(path).is_file() and not self.at(path).is_symlink():
+                files[path] = self.file(path, path in active)
+        return Seen(int(meminfo["MemTotal"]) << 10, int(meminfo["MemAvailable"]) << 10, active, files, disk, free)
+
+    def file(self, path: str, active: bool) -> File:
+        status = self.at(path).stat()
+        with self.at(path).open("rb") as handle:
+            page = handle.read(os.sysconf("SC_PAGE_SIZE"))
+        protected = status.st_mode & 0o7777 == 0o600 and (status.st_uid == 0 or self.root != Path("/"))
+        return File(status.st_size, page.endswith(SIGNATURE), active, protected)
+
+    def active(self) -> dict[str, tuple[int, int]]:
+        """Return all swap in use as ``{path: (size, used)}``."""
+        found = {}
+        for line in self.at("/proc/swaps").read_text().splitlines()[1:]:
+            name, _, size, used, _ = line.rsplit(maxsplit=4)
+            found[_plain(name)] = (int(size) << 10, int(used) << 10)
+        return found
+
+    def mount(self, path: str) -> tuple[str, str]:
+        """Return mount point and type of the file system that ``path`` lies on."""
+        parent = self.at(path).parent.resolve().relative_to(self.root.resolve())
+        inside = str(Path("/") / parent)
+        best = ("", "")
+        for line in self.at("/proc/self/mountinfo").read_text().splitlines():
+            fields, _, rest = line.partition(" - ")
+            point = _plain(fields.split()[4])
+            if len(point) >= len(best[0]) and (inside + "/").startswith(point.rstrip("/") + "/"):
+                best = (point, rest.split()[0])
+        return best
+
+    def path_problem(self, path: str) -> str | None:
+        """Return the sentence that says why no swap file can lie at ``path``, None where it can."""
+        place = self.at(path)
+        if not path.startswith("/") or path.endswith("/") or os.path.normpath(path) != path:
+            return f"swap_path: {path} is not a plain absolute path of a file; write one such as /swapfile"
+        if not place.parent.is_dir():
+            return f"swap_path: the directory {Path(path).parent} does not exist; make it or choose another path"
+        kind = self.mount(path)[1]
+        if kind not in FILE_SYSTEMS:
+            known = ", ".join(FILE_SYSTEMS)
+            return f"swap_path: {path} lies on {kind}, which cannot hold a swap file; choose a path on one of {known}"
+        if place.is_symlink() or (place.exists() and not place.is_file()):
+            return f"swap_path: {path} is not a regular file; move it away or choose another path"
+        if place.exists() and not self.file(path, False).swap:
+            return f"swap_path: {path} holds data that is not swap; move it away or choose another path"
+        return None
+
+    def do(self, step: Step) -> None:
+        """Carry out one step; raises `SwapError` with what the program said."""
+        place = self.at(step.path)
+        if step.verb == "make":
+            self.make(step)
+        elif step.verb == "protect":
+            os.chown(place, 0, 0)
+            place.chmod(0o600)
+        elif step.verb == "remove":
+            place.unlink(missing_ok=True)
+        elif step.verb == "on":
+            self.run(["swapon", str(place)])
+        else:
+            problem = memory_problem([step], self.see([]))
+            if problem:
+                raise SwapError(problem)
+            self.run(["swapoff", str(place)])
+
+    def make(self, step: Step) -> None:
+        """Make a whole swap file beside its place, then give it its name: what has the name is never half done."""
+        part = self.at(step.path.removesuffix(BRIDGE) + PART)
+        part.unlink(missing_ok=True)
+        try:
+            descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, step.size)
+            finally:
+                os.close(descriptor)
+            self.run(["mkswap", str(part)])
+            part.rename(self.at(step.path))
+        except OSError as error:
+            raise SwapError(f"swap_path: {step.path} cannot be made: {error.strerror}") from None
+        finally:
+            part.unlink(missing_ok=True)
+
+    def read(self, path: str) -> str:
+        place = self.at(path)
+        return place.read_text() if place.exists() else ""
+
+    def write(self, path: str, text: str) -> None:
+        """Replace a file in one step, keeping its mode; an empty text removes it."""
+        place = self.at(path)
+        if not text and path != "/etc/fstab":
+            place.unlink(missing_ok=True)
+            return
+        place.parent.mkdir(parents=True, exist_ok=True)
+        mode = place.stat().st_mode & 0o7777 if place.exists() else 0o644
+        with tempfile.NamedTemporaryFile("w", dir=place.parent, prefix=".swap-", delete=False) as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        Path(handle.name).chmod(mode)
+        Path(handle.name).replace(place)
+
+    @property
+    def note(self) -> dict:
+        """What must be known to go back: where our file is or was (``paths``), and the swappiness before us."""
+        return {"paths": [], **json.loads(self.read(NOTE) or "{}")}
+
+    @property
+    def swappiness(self) -> int:
+        return int(self.read("/proc/sys/vm/swappiness"))
+
+    @swappiness.setter
+    def swappiness(self, value: int) -> None:
+        self.at("/proc/sys/vm/swappiness").write_text(f"{value}\n")
+
+
+@dataclass(frozen=True)
+class Change:
+    """All that is to be done: steps on files, texts of configuration files, and the value of vm.swappiness."""
+
+    places: list[str]  # every path that is or was ours
+    steps: list[Step]
+    texts: dict[str, str]  # path: the whole text, empty for none
+    differences: dict[str, tuple[str, str]]  # path: (before, after), where they differ
+    swappiness: tuple[int, int]  # (before, after)
+
+    @property
+    def needed(self) -> bool:
+        return bool(self.steps or self.differences or self.swappiness[0] != self.swappiness[1])
+
+
+def change(host: Host, state: str, path: str, size: int, swappiness: int) -> Change:
+    """Compare the host with what is wanted; raises `SwapError` with all that stands in the way."""
+    note, before = host.note, host.swappiness
+    places = list(dict.fromkeys([path, *note["paths"]]))
+    if state == "present":
+        problems = [host.path_problem(path)]
+        if size <= 0:
+            problems.append("swap_size_mib: must be at least 1; use swap_state: absent for no swap")
+        if not 0 <= swappiness <= 200:
+            problems.append(f"swap_swappiness: {swappiness} is not in the kernel's range of 0 to 200")
+        _refuse(problems)
+        seen = host.see(places)
+        steps = plan(path, size, note["paths"], seen)
+        note = {"paths": [path], "swappiness": note.get("swappiness", before)}
+        texts = {SYSCTL: f"vm.swappiness = {swappiness}\n", NOTE: json.dumps(note) + "\n"}
+        after = swappiness
+    else:
+        seen = host.see(places)
+        steps = [step for name in seen.files for step in away(name, seen)]
+        texts = {SYSCTL: "", NOTE: ""}
+        after = note.get("swappiness", before)
+    _refuse([disk_problem(steps, seen), memory_problem(steps, seen)])
+    ours = {name + end for name in places for end in ("", BRIDGE)}
+    texts["/etc/fstab"] = fstab_with(host.read("/etc/fstab"), ours, path if state == "present" else None)
+    differences = {name: (host.read(name), text) for name, text in texts.items() if host.read(name) != text}
+    return Change(places, steps, texts, differences, (before, after))
+
+
+def _refuse(problems: list[str | None]) -> None:
+    found = [problem for problem in problems if problem]
+    if found:
+        raise SwapError("; ".join(found))
+
+
+def carry_out(host: Host, wanted: Change) -> None:
+    """Do what is to be done. The note comes first, so that after an interruption the next run knows what is ours."""
+    if wanted.steps:
+        note = {"swappiness": wanted.swappiness[0], **host.note, "paths": wanted.places}
+        host.write(NOTE, json.dumps(note) + "\n")
+    for step in wanted.steps:
+        host.do(step)
+    for path, text in wanted.texts.items():
+        if host.read(path) != text:
+            host.write(path, text)
+    if wanted.swappiness[0] != wanted.swappiness[1]:
+        host.swappiness = wanted.swappiness[1]
+
+
+def _run(argv: list[str]) -> None:
+    done = subprocess.run(
+        argv,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+    )
+    if done.returncode != 0:
+        raise SwapError(f"`{' '.join(argv)}` failed: {done.stderr.strip() or done.returncode}")

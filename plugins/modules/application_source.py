@@ -1,0 +1,141 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.application_source; the action plugin of the same name sends a tree where needed."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: application_source
+short_description: Have one version of an application's source in a directory of its own
+description:
+  - Makes C(<root>/<digest>) from a tree of the controller, an archive or a git repository; the directory is whole or
+    absent, belongs to root and is never changed in place. The service is switched to it by a link; see
+    M(service_release).
+  - One that is there is left alone; nothing is sent and nothing is asked of the network.
+  - The application has C(app/main.py), and its requirements with hashes in C(uv.lock) (with C(pyproject.toml)) or in
+    C(requirements.txt).
+author: The llm-server maintainers
+options:
+  root: {description: Directory of the sources., type: path, required: true}
+  path: {description: The tree on the controller., type: path}
+  excluded:
+    description: Patterns of names or paths in the tree that are left out.
+    type: list
+    elements: str
+    default: [.git, .venv, .env, __pycache__, "*.pyc", .pytest_cache, .ruff_cache, .mypy_cache]
+  url: {description: An archive (.tar.gz or .zip)., type: str}
+  checksum: {description: "Its checksum, C(sha256:<64 hexadecimal digits>).", type: str}
+  repository: {description: URL of a git repository., type: str}
+  version: {description: A tag of the repository or a commit by its 40 digits., type: str}
+  ca_path: {description: Certificate authorities to trust for the archive., type: path}
+  uv: {description: The uv program., type: path, default: /opt/uv/current/bin/uv}
+  user: {description: User who clones and reads uv.lock., type: str}
+  digest: {description: Digest of the tree; set by the action plugin., type: str}
+  file: {description: The packed tree on the target; set by the action plugin., type: path}
+attributes:
+  check_mode: {description: Says whether it would make the directory; asks nothing of the network., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Have the application
+  application_source:
+    root: /app/ai-server/releases
+    repository: https://git.example.com/ai-server.git
+    version: v1.4.0
+    user: ai-server
+  register: __source
+"""
+
+RETURN = r"""
+path: {description: The source., type: str, returned: always, sample: /app/ai-server/releases/3f2a9b01c4de}
+requirements:
+  description: Text of the requirements with hashes; a comment in check mode while the source is not there.
+  type: str
+  returned: always
+"""
+
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.application_source import EXCLUDED, SourceError, export, install, made, named
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.downloads import download
+from ansible.module_utils.released_program import ReleaseError, sha256
+
+UNKNOWN = "# known when the source is there\n"
+
+
+def origin_of(wanted: dict) -> dict:
+    """Return what names the directory; a mirror of the same archive is the same source."""
+    if wanted["url"]:
+        return {"archive": wanted["checksum"]}
+    if wanted["repository"]:
+        return {"repository": wanted["repository"], "version": wanted["version"]}
+    return {"tree": wanted["digest"]}
+
+
+def fetch(module: AnsibleModule, archive: Path) -> Path:
+    """Have the source packed on this machine; return the file."""
+    wanted = module.params
+    if wanted["url"]:
+        download(module, wanted["url"], archive, wanted["ca_path"])
+        found = sha256(archive)
+        if found != wanted["checksum"]:
+            raise SourceError(f"it has {found}, expected {wanted['checksum']}")
+        return archive
+    if wanted["repository"]:
+        export(wanted["repository"], wanted["version"], archive, wanted["user"])
+        return archive
+    return Path(wanted["file"])
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "root": {"type": "path", "required": True},
+            "path": {"type": "path"},
+            "excluded": {"type": "list", "elements": "str", "default": EXCLUDED},
+            "url": {"type": "str"},
+            "checksum": {"type": "str"},
+            "repository": {"type": "str"},
+            "version": {"type": "str"},
+            "ca_path": {"type": "path"},
+            "uv": {"type": "path", "default": "/opt/uv/current/bin/uv"},
+            "user": {"type": "str"},
+            "digest": {"type": "str"},
+            "file": {"type": "path"},
+        },
+        mutually_exclusive=[("path", "url", "repository")],
+        required_one_of=[("path", "url", "repository")],
+        required_together=[("url", "checksum"), ("repository", "version")],
+        supports_check_mode=True,
+    )
+    wanted = module.params
+    origin = origin_of(wanted)
+    root = Path(wanted["root"])
+    directory = root / named(origin)
+    noted = made(directory)
+    result = {
+        "changed": noted is None,
+        "path": str(directory),
+        "requirements": (noted or {}).get("requirements", UNKNOWN),
+    }
+    if noted is None:
+        place = wanted["url"] or wanted["repository"] or wanted["path"]
+        result["diff"] = {"before": "", "after": f"{directory} from {place}\n"}
+        if module.check_mode:
+            module.exit_json(**result)
+        if wanted["path"] and not wanted["file"]:
+            module.exit_json(**result, send=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".fetched-", dir=root) as stage:
+                archive = fetch(module, Path(stage) / "archive")
+                noted = install(archive, origin, directory, wanted["uv"], wanted["user"])
+        except (SourceError, ReleaseError, OSError) as error:
+            module.fail_json(msg=f"the application's source {place}: {error}")
+        result["requirements"] = noted["requirements"]
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.checklist."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: checklist
+short_description: Measure a finished server, one row a check
+description:
+  - Asks what a user would ask of a server and reports what was measured; changes nothing and fails for nothing, so that
+    one red row does not hide the others.
+author: The llm-server maintainers
+options:
+  checks:
+    description: The checks, in the order of the table.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      what: {description: Name of the row., type: str, required: true}
+      kind:
+        description: Function of module_utils/checklist.py.
+        type: str
+        required: true
+        choices: [http, models, completion, chat, metric, unit, pushes, loki, gpu, swap]
+      options: {description: Options of the kind., type: dict, required: true}
+      bearer: {description: Key for requests of this check., type: str}
+      cure: {description: What to do when the row is red., type: str, default: ""}
+attributes:
+  check_mode: {description: It changes nothing in any mode., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Measure
+  checklist:
+    checks:
+      - what: node_exporter answers
+        kind: metric
+        options: {url: "http://127.0.0.1:9100/metrics", series: [node_memory_MemTotal_bytes]}
+"""
+
+RETURN = r"""
+rows:
+  description: One entry a check.
+  type: list
+  elements: dict
+  returned: always
+  sample: [{what: node_exporter answers, measured: "1 series asked for, all there", ok: true, cure: ""}]
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.checklist import KINDS, run
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "checks": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "what": {"type": "str", "required": True},
+                    "kind": {"type": "str", "required": True, "choices": list(KINDS)},
+                    "options": {"type": "dict", "required": True},
+                    "bearer": {"type": "str", "no_log": True},
+                    "cure": {"type": "str", "default": ""},
+                },
+            }
+        },
+        supports_check_mode=True,
+    )
+    checks = module.params["checks"]
+    for check in checks:
+        if check["bearer"]:
+            check["options"]["bearer"] = check["bearer"]
+    module.exit_json(changed=False, rows=[run(check) for check in checks])
+
+
+if __name__ == "__main__":
+    main()

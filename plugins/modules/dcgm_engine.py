@@ -1,0 +1,101 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.dcgm: the host engine runs, and is the version that is installed."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: dcgm_engine
+short_description: Run DCGM's host engine in the version that is installed
+description:
+  - Enables and starts the package's own unit, and restarts it when the running engine says another version than the
+    package's, as after an upgrade or an interrupted run.
+  - Waits until the engine answers, then compares what the installed client and the running engine say.
+  - "Source: C(dcgmi -v)."
+author: The llm-server maintainers
+options:
+  version: {description: "Version of the package, with or without epoch and revision.", type: str}
+  unit: {description: The unit., type: str, default: nvidia-dcgm.service}
+  timeout: {description: Seconds until the engine must answer., type: int, default: 60}
+  state:
+    description: V(stopped) disables and stops the unit where it exists.
+    type: str
+    choices: [running, stopped]
+    default: running
+attributes:
+  check_mode: {description: Says whether it would start or stop., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Run the engine
+  dcgm_engine:
+    version: "1:3.3.9"
+"""
+
+RETURN = r"""
+client: {description: Version of the installed client., type: str, returned: when running, sample: 3.3.9}
+engine: {description: Version of the running engine., type: str, returned: when running, sample: 3.3.9}
+restarted: {description: Why the engine was started; null when it was not., type: str, returned: when running}
+"""
+
+import time
+
+from ansible.module_utils import dcgm, systemd_unit
+from ansible.module_utils.basic import AnsibleModule
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "version": {"type": "str"},
+            "unit": {"type": "str", "default": "nvidia-dcgm.service"},
+            "timeout": {"type": "int", "default": 60},
+            "state": {"type": "str", "choices": ["running", "stopped"], "default": "running"},
+        },
+        required_if=[("state", "running", ["version"])],
+        supports_check_mode=True,
+    )
+    try:
+        stop(module) if module.params["state"] == "stopped" else run(module)
+    except systemd_unit.SystemdError as error:
+        module.fail_json(msg=f"DCGM's engine: {error}")
+
+
+def stop(module: AnsibleModule) -> None:
+    unit = module.params["unit"]
+    live = systemd_unit.show(unit)
+    changed = live.get("ActiveState") == "active" or live.get("UnitFileState") == "enabled"
+    if changed and not module.check_mode:
+        systemd_unit.run("systemctl", "disable", "--now", unit)
+    module.exit_json(changed=changed)
+
+
+def run(module: AnsibleModule) -> None:
+    unit, version = module.params["unit"], module.params["version"]
+    live, told = systemd_unit.show(unit), dcgm.ask()
+    reason = dcgm.start_reason(live, told, version)
+    enable = live.get("UnitFileState") != "enabled"
+    if module.check_mode:
+        module.exit_json(changed=bool(reason or enable), restarted=reason, **told)
+    since = time.time()
+    if reason or enable:
+        systemd_unit.run("systemctl", "daemon-reload")
+    if enable:
+        systemd_unit.run("systemctl", "enable", unit)
+    if reason:
+        systemd_unit.run("systemctl", "restart", unit)
+    while (told := dcgm.ask())["engine"] is None and time.time() < since + module.params["timeout"]:
+        if systemd_unit.show(unit).get("ActiveState") in ("failed", "inactive"):
+            break
+        time.sleep(0.5)
+    wrong = {name: seen for name, seen in told.items() if seen != dcgm.upstream(version)}
+    if wrong:
+        said = "; ".join(f"the {name} says {seen or 'nothing'}" for name, seen in wrong.items())
+        module.fail_json(
+            msg=f"DCGM {dcgm.upstream(version)} is installed and {said}. See journalctl -u {unit}.",
+            journal=systemd_unit.journal(unit, since)[-15:],
+        )
+    module.exit_json(changed=bool(reason or enable), restarted=reason, **told)
+
+
+if __name__ == "__main__":
+    main()

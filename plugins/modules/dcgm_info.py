@@ -1,0 +1,46 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.dcgm: which DCGM is here."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: dcgm_info
+short_description: Ask which DCGM is installed and which one runs
+description:
+  - Asks the installed client and the running host engine for their versions. Changes nothing.
+  - "Sources: C(dcgmi -v), C(nvidia-smi -q -x)."
+author: The llm-server maintainers
+options:
+  gpu_required: {description: Fail on a host without a GPU that answers., type: bool, default: false}
+attributes:
+  check_mode: {description: It changes nothing in any mode., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Ask DCGM
+  dcgm_info:
+  register: dcgm
+"""
+
+RETURN = r"""
+client: {description: Version of the installed client; empty where there is none., type: str, returned: always}
+engine: {description: Version of the running engine; empty where none answers., type: str, returned: always}
+"""
+
+from ansible.module_utils import dcgm
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.nvidia_smi import GpuError, read
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec={"gpu_required": {"type": "bool", "default": False}}, supports_check_mode=True)
+    if module.params["gpu_required"]:
+        try:
+            read()
+        except GpuError as error:
+            module.fail_json(msg=f"DCGM needs a GPU. {error}", kind=error.kind)
+    module.exit_json(changed=False, **{name: seen or "" for name, seen in dcgm.ask().items()})
+
+
+if __name__ == "__main__":
+    main()

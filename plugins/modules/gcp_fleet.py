@@ -1,0 +1,312 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.gcp_fleet."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: gcp_fleet
+short_description: Firewall rules and virtual machines of one Google Cloud project, exactly as declared
+description:
+  - Compares what is declared with what is there, field by field and both ways, so that a port, range, tag or label
+    that was added by hand is found like one that was taken away.
+  - Mends what can be mended in the state that a machine is in; returns the rest as RV(refused), with the way to do it.
+  - Works on all machines side by side; a failure of one does not stop the others.
+  - Everything made carries a mark in its description, and only what carries it is deleted.
+  - Authenticates with E(GCP_ACCESS_TOKEN) where it is set, else with O(service_account_file), else with application
+    default credentials. E(HTTPS_PROXY) and E(REQUESTS_CA_BUNDLE) are honoured.
+author: The llm-server maintainers
+requirements: [google-auth, requests]
+options:
+  state:
+    description:
+      - V(checked) asks all that must be right before anything is made (credentials, project, accelerator in the zone,
+        image family, quota) and estimates what the machines cost; it changes nothing.
+      - V(present) makes and mends rules and machines, and starts a machine that is stopped.
+      - V(started) and V(stopped) start and stop machines; labels, tags and disk stay.
+      - V(absent) deletes the machines in O(names) with their boot disks, then the rules that no other machine uses.
+    type: str
+    choices: [checked, present, started, stopped, absent]
+    default: present
+  project: {description: ID of the project., type: str, required: true}
+  service_account_file: {description: Key file of a service account., type: path}
+  rules:
+    description: Firewall rules (ingress, allow, TCP).
+    type: list
+    elements: dict
+    default: []
+    options:
+      name: {description: Name of the rule., type: str, required: true}
+      ports: {description: TCP ports that it opens., type: list, elements: int, required: true}
+      source_ranges: {description: Networks that may reach them (CIDR)., type: list, elements: str, default: []}
+      target_tags: {description: Network tags of the machines., type: list, elements: str, required: true}
+      network: {description: Network of the project., type: str, default: default}
+      priority: {description: "Priority, 0 is first.", type: int, default: 1000}
+      state: {description: Whether the rule is to be there., type: str, choices: [present, absent], default: present}
+  open_to_world:
+    description: Allow source ranges that are the whole Internet (C(0.0.0.0/0), any network wider than C(/8)).
+    type: bool
+    default: false
+  open_to_world_ports:
+    description: Ports that such a range opens; the others of its rule stay closed to it.
+    type: list
+    elements: int
+    default: []
+  machines:
+    description: The machines.
+    type: list
+    elements: dict
+    required: true
+    options:
+      name: {description: Name of the machine., type: str, required: true}
+      zones:
+        description: Zones to make it in; a further one is tried when those before have no capacity.
+        type: list
+        elements: str
+        required: true
+      machine_type: {description: Machine type., type: str, required: true}
+      accelerator:
+        description: GPU of the machine.
+        type: dict
+        required: true
+        options:
+          type: {description: Accelerator type., type: str, required: true}
+          count: {description: "How many, 0 for none.", type: int, required: true}
+      image:
+        description: Image of the boot disk.
+        type: dict
+        required: true
+        options:
+          project: {description: Project of the image., type: str, required: true}
+          family: {description: Image family., type: str, required: true}
+      disk:
+        description: Boot disk.
+        type: dict
+        required: true
+        options:
+          size_gb: {description: Size (GB)., type: int, required: true}
+          type: {description: Disk type., type: str, required: true}
+      network: {description: Network of the project., type: str, default: default}
+      subnetwork: {description: Subnetwork in the zone's region; the network's own when left out., type: str}
+      external_address: {description: Whether it gets an external address., type: bool, default: true}
+      spot: {description: Make it a spot machine (may be stopped by Google at any time)., type: bool, default: false}
+      maintenance_policy:
+        description: What happens at host maintenance; with a GPU only V(TERMINATE) is possible.
+        type: str
+        choices: [TERMINATE, MIGRATE]
+        default: TERMINATE
+      automatic_restart: {description: Restart after a failure of the host., type: bool, default: true}
+      tags: {description: Network tags., type: list, elements: str, default: []}
+      labels: {description: Labels., type: dict, default: {}}
+      metadata: {description: Metadata keys to have; others are left alone., type: dict, default: {}}
+  names: {description: Only these machines., type: list, elements: str, default: []}
+  prices: {description: Price table (see C(data/gcp/prices.yml))., type: dict, default: {}}
+  unfit_images:
+    description: Image projects that do not fit a machine series (see C(data/gcp/images.yml)).
+    type: list
+    elements: dict
+    default: []
+  tries: {description: How often a request is sent while the answer is 409 429 or 5xx., type: int, default: 6}
+  retry_pause: {description: Seconds before the second try; doubled for each further one., type: float, default: 1.0}
+  operation_timeout: {description: Seconds to wait for one operation., type: int, default: 900}
+attributes:
+  check_mode: {description: Reads everything and changes nothing; the diff is what a run would do., support: full}
+  diff_mode: {description: Shows every changed field of every rule and machine., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Make both rules and the machine
+  gcp_fleet:
+    project: my-project
+    rules:
+      - name: allow-ai-server-ports
+        ports: [8000, 8001]
+        target_tags: [ai-server]
+        source_ranges: [203.0.113.0/24]
+    machines:
+      - name: llm-1
+        zones: [asia-northeast3-a, asia-northeast3-b]
+        machine_type: g2-standard-4
+        accelerator: {type: nvidia-l4, count: 1}
+        image:
+          project: ubuntu-os-accelerator-images
+          family: ubuntu-accelerator-2204-amd64-with-nvidia-580
+        disk: {size_gb: 200, type: pd-ssd}
+        tags: [ai-server]
+"""
+
+RETURN = r"""
+changes:
+  description: What was done (in check mode would be), a sentence each.
+  returned: always
+  type: list
+  elements: str
+  sample: [make rule allow-ai-server-ports, make llm-1 in asia-northeast3-a]
+machines:
+  description: The machines as they are now.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name: {description: Name., type: str, sample: llm-1}
+    zone: {description: Zone it is in., type: str, sample: asia-northeast3-a}
+    status: {description: "Status that the API tells, or C(absent).", type: str, sample: RUNNING}
+    address: {description: External address; null without one or while stopped., type: str, sample: 203.0.113.7}
+    internal_address: {description: Address in its network., type: str, sample: 10.178.0.2}
+    changes: {description: What was done to it., type: list, elements: str}
+    refused: {description: "What is not as declared and not mended, with the way to do it.", type: list, elements: str}
+    tried: {description: Zones without capacity that were tried before., type: list, elements: dict}
+refused:
+  description:
+    - What is not as declared and cannot be mended in the state that its machine is in, with the way to do it. The rest
+      is mended and the module does not fail, so that its diff is seen; the caller decides what becomes of these.
+  returned: always
+  type: list
+  elements: str
+report:
+  description: The same in sentences for people; costs, machines, remarks.
+  returned: always
+  type: list
+  elements: str
+  sample: [llm-1 in asia-northeast3-a is RUNNING at 203.0.113.7 (internal 10.178.0.2).]
+remarks:
+  description: What is worth knowing and no failure.
+  returned: always
+  type: list
+  elements: str
+estimates:
+  description: Estimated cost per hour while running and while stopped, in the currency of the price table.
+  returned: with state checked
+  type: list
+  elements: dict
+  sample: [{name: llm-1, running: 0.9728, stopped: 0.0605, currency: USD, missing: ""}]
+problems:
+  description: All that is wrong, a sentence each; with the API's reason where it is the API that refuses.
+  returned: when something is wrong
+  type: list
+  elements: str
+"""
+
+import traceback
+
+import yaml
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+
+try:
+    from ansible.module_utils.gcp_client import GcpError
+    from ansible.module_utils.gcp_fleet import Fleet, cost_sentence
+
+    MISSING = None
+except ImportError:
+    MISSING = traceback.format_exc()
+
+
+def strings(**names):
+    return {name: {"type": "str", "required": required} for name, required in names.items()}
+
+
+RULE = {
+    **strings(name=True),
+    "ports": {"type": "list", "elements": "int", "required": True},
+    "source_ranges": {"type": "list", "elements": "str", "default": []},
+    "target_tags": {"type": "list", "elements": "str", "required": True},
+    "network": {"type": "str", "default": "default"},
+    "priority": {"type": "int", "default": 1000},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+}
+
+MACHINE = {
+    **strings(name=True, machine_type=True, subnetwork=False),
+    "zones": {"type": "list", "elements": "str", "required": True},
+    "accelerator": {
+        "type": "dict",
+        "required": True,
+        "options": {**strings(type=True), "count": {"type": "int", "required": True}},
+    },
+    "image": {"type": "dict", "required": True, "options": strings(project=True, family=True)},
+    "disk": {
+        "type": "dict",
+        "required": True,
+        "options": {"size_gb": {"type": "int", "required": True}, **strings(type=True)},
+    },
+    "network": {"type": "str", "default": "default"},
+    "external_address": {"type": "bool", "default": True},
+    "spot": {"type": "bool", "default": False},
+    "maintenance_policy": {"type": "str", "choices": ["TERMINATE", "MIGRATE"], "default": "TERMINATE"},
+    "automatic_restart": {"type": "bool", "default": True},
+    "tags": {"type": "list", "elements": "str", "default": []},
+    "labels": {"type": "dict", "default": {}},
+    "metadata": {"type": "dict", "default": {}},
+}
+
+ARGUMENTS = {
+    "state": {
+        "type": "str",
+        "choices": ["checked", "present", "started", "stopped", "absent"],
+        "default": "present",
+    },
+    "project": {"type": "str", "required": True},
+    "service_account_file": {"type": "path"},
+    "rules": {"type": "list", "elements": "dict", "options": RULE, "default": []},
+    "open_to_world": {"type": "bool", "default": False},
+    "open_to_world_ports": {"type": "list", "elements": "int", "default": []},
+    "machines": {"type": "list", "elements": "dict", "options": MACHINE, "required": True},
+    "names": {"type": "list", "elements": "str", "default": []},
+    "prices": {"type": "dict", "default": {}},
+    "unfit_images": {"type": "list", "elements": "dict", "default": []},
+    "tries": {"type": "int", "default": 6},
+    "retry_pause": {"type": "float", "default": 1.0},
+    "operation_timeout": {"type": "int", "default": 900},
+}
+
+
+def main():
+    module = AnsibleModule(
+        ARGUMENTS,
+        supports_check_mode=True,
+        required_if=[("state", "absent", ("names",))],
+    )
+    if MISSING:
+        module.fail_json(msg=missing_required_lib("google-auth and requests"), exception=MISSING)
+    fleet = Fleet(module.params, check_mode=module.check_mode)
+    state = module.params["state"]
+    estimates, machines, problems = [], [], []
+    try:
+        if state == "checked":
+            problems, estimates = fleet.checked()
+        else:
+            problems = fleet.declaration_problems()
+            if not problems:
+                machines, problems = getattr(fleet, state)()
+    except GcpError as error:
+        problems = [*problems, str(error)]
+    result = {
+        "changed": bool(fleet.changes),
+        "changes": [change.what for change in fleet.changes],
+        "machines": [one.as_dict() for one in machines],
+        "estimates": estimates,
+        "report": [
+            *(cost_sentence(one) for one in estimates),
+            *(one.sentence() for one in machines),
+            *fleet.remarks,
+        ],
+        "remarks": fleet.remarks,
+        "refused": fleet.refused,
+        "diff": [shown(change) for change in fleet.changes],
+    }
+    if problems:
+        module.fail_json(msg="\n".join(problems), problems=problems, **result)
+    module.exit_json(**result)
+
+
+def shown(change):
+    before, after = change.only_differing()
+    return {
+        "before_header": change.what,
+        "after_header": change.what,
+        "before": "" if before is None else yaml.safe_dump(before, sort_keys=False),
+        "after": "" if after is None else yaml.safe_dump(after, sort_keys=False),
+    }
+
+
+if __name__ == "__main__":
+    main()

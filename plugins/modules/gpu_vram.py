@@ -1,0 +1,171 @@
+#!/usr/bin/python
+"""Reads GPUs and their memory; asserts; waits until memory is free."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: gpu_vram
+short_description: Read GPUs, assert their memory, wait until it is free
+description:
+  - Reads every NVIDIA GPU of the host with its memory and processes from C(nvidia-smi -q -x).
+  - Fails when a wish about count, name or memory does not hold, with what is wanted and what is there.
+  - With O(wait_timeout) it waits for wishes about memory, so that one model can leave before the next comes.
+  - Changes nothing.
+options:
+  index:
+    description: Look at this GPU only, counted from 0 in the order nvidia-smi shows. All of them when absent.
+    type: int
+  count:
+    description: Number of GPUs the host must have.
+    type: int
+  name:
+    description: Part of the name each GPU must have, such as C(L4). Case does not matter.
+    type: str
+  minimum_total_mib:
+    description: Total memory each GPU must at least have, MiB as nvidia-smi shows it.
+    type: int
+  minimum_free_mib:
+    description: Free memory each GPU must at least have, MiB.
+    type: int
+  maximum_used_mib:
+    description: Used memory each GPU may at most have, MiB.
+    type: int
+  wait_timeout:
+    description: Seconds to wait for the memory wishes. 0 asks once. Check mode asks once.
+    type: int
+    default: 0
+  wait_interval:
+    description: Seconds between two looks.
+    type: int
+    default: 5
+  command_timeout:
+    description: Seconds after which a driver that does not answer counts as hanging.
+    type: int
+    default: 20
+notes:
+  - A host without GPU or driver, a driver that hangs, a library mismatch, a GPU that fell off the bus, MIG and C(N/A)
+    fields each fail with a sentence of their own; RV(kind) tells them apart.
+attributes:
+  check_mode:
+    support: full
+author: The maintainers of this repository
+"""
+
+EXAMPLES = r"""
+- name: Read the GPUs
+  gpu_vram:
+  register: gpu
+
+- name: Wait until the last model has left the GPU
+  gpu_vram:
+    maximum_used_mib: 1024
+    wait_timeout: 120
+
+- name: Refuse a machine that is not what was ordered
+  gpu_vram:
+    count: 1
+    name: L4
+    minimum_total_mib: 23000
+"""
+
+RETURN = r"""
+gpus:
+  description: The GPUs, each with index, minor, uuid, name, total_mib, used_mib, free_mib, reserved_mib, mig, lost and
+    processes (pid, name, used_mib, unit). A size is null where the driver says N/A.
+  returned: when nvidia-smi answered
+  type: list
+  elements: dict
+  sample: [{index: 0, minor: 0, uuid: GPU-1, name: NVIDIA L4, total_mib: 23034, used_mib: 3, free_mib: 22566,
+    reserved_mib: 464, mig: false, lost: false, processes: []}]
+driver_version:
+  description: Version of the driver.
+  returned: when nvidia-smi answered
+  type: str
+  sample: 580.95.05
+cuda_version:
+  description: Newest CUDA the driver serves.
+  returned: when nvidia-smi answered
+  type: str
+  sample: "13.0"
+notes:
+  description: What a reader of the figures must know, such as MIG or fields that are N/A; warned about as well.
+  returned: when nvidia-smi answered
+  type: list
+  elements: str
+waited_s:
+  description: Seconds that were waited.
+  returned: when nvidia-smi answered
+  type: int
+kind:
+  description: Why there are no figures (no_nvidia_smi, no_driver, no_gpu, library_mismatch, hang, gpu_lost, mig,
+    not_available, permissions, nvml, unreadable, failed), or C(unmet) for a wish that does not hold.
+  returned: on failure
+  type: str
+unmet:
+  description: The wishes that do not hold.
+  returned: on failure
+  type: list
+  elements: str
+"""
+
+import time
+
+from ansible.module_utils import nvidia_smi
+from ansible.module_utils.basic import AnsibleModule
+
+WISHES = ("count", "name", "minimum_total_mib", "minimum_free_mib", "maximum_used_mib")
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "index": {"type": "int"},
+            "count": {"type": "int"},
+            "name": {"type": "str"},
+            "minimum_total_mib": {"type": "int"},
+            "minimum_free_mib": {"type": "int"},
+            "maximum_used_mib": {"type": "int"},
+            "wait_timeout": {"type": "int", "default": 0},
+            "wait_interval": {"type": "int", "default": 5},
+            "command_timeout": {"type": "int", "default": 20},
+        },
+        supports_check_mode=True,
+    )
+    wanted = {key: module.params[key] for key in WISHES}
+    patience = 0 if module.check_mode else module.params["wait_timeout"]
+    start = time.monotonic()
+    try:
+        while True:
+            found = nvidia_smi.read(module.params["command_timeout"])
+            gpus = found["gpus"]
+            if module.params["index"] is not None:
+                gpus = [nvidia_smi.choose(gpus, module.params["index"])]
+            notes = nvidia_smi.notes(gpus)
+            problems = nvidia_smi.unmet(gpus, wanted)
+            waited = int(time.monotonic() - start)
+            # Only memory changes by waiting: a missing GPU or a wrong name is told at once.
+            if not problems or waited >= patience or nvidia_smi.unmet(gpus, {k: wanted[k] for k in WISHES[:3]}):
+                break
+            time.sleep(min(module.params["wait_interval"], max(1, patience - waited)))
+    except nvidia_smi.GpuError as error:
+        module.fail_json(msg=str(error), kind=error.kind)
+    result = {
+        "gpus": gpus,
+        "driver_version": found["driver_version"],
+        "cuda_version": found["cuda_version"],
+        "waited_s": waited,
+        "notes": notes,
+    }
+    for note in notes:
+        module.warn(note)
+    if problems:
+        text = "; ".join(problems)
+        who = nvidia_smi.holders(gpus)
+        text += f" (held by {who})" if who else ""
+        text += f" after {waited} s" if patience else ""
+        module.fail_json(msg=text + ".", kind="unmet", unmet=problems, **result)
+    module.exit_json(changed=False, **result)
+
+
+if __name__ == "__main__":
+    main()

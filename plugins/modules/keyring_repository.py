@@ -1,0 +1,166 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.keyring_repository."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: keyring_repository
+short_description: Register an apt repository through its keyring package
+description:
+  - Downloads the keyring package, compares its checksum, lets apt read and verify the repository with that key in a
+    place of its own, and only then installs the package, writes the source and fetches the repository's index.
+  - Entries of the same origin in other files, such as one made for apt-key, are set aside as comments, because apt
+    stops at conflicting values of Signed-By; O(state=absent) gives them back.
+  - Asks nothing of the network when nothing is to be changed.
+  - "Source: sources.list(5)."
+author: The llm-server maintainers
+options:
+  package: {description: The keyring package., type: str, required: true}
+  version: {description: Its version., type: str, required: true}
+  url: {description: Where it is downloaded from., type: str, required: true}
+  checksum: {description: "Its checksum, C(sha256:<64 hexadecimal digits>); for O(state=present).", type: str}
+  keyring: {description: The keyring that the package installs., type: path, required: true}
+  source: {description: The file with apt sources that registers the repository., type: path, required: true}
+  uri: {description: "Address of the flat repository, of a mirror's where one is used.", type: str, required: true}
+  origin:
+    description: What the addresses of all entries contain that register this origin, whatever the mirror.
+    type: str
+    required: true
+  ca_path: {description: Certificate authorities to trust for the download., type: path}
+  lock_timeout: {description: Seconds to wait for another program that holds apt's lock., type: int, default: 600}
+  state:
+    description: V(absent) purges the package and gives back what was set aside.
+    type: str
+    choices: [present, absent]
+    default: present
+attributes:
+  check_mode: {description: Shows what would change; asks nothing of the network., support: full}
+  diff_mode: {description: Shows the files with apt sources., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Register NVIDIA's repository
+  keyring_repository:
+    package: cuda-keyring
+    version: 1.1-1
+    url: https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2204/x86_64/cuda-keyring_1.1-1_all.deb
+    checksum: sha256:<64 hexadecimal digits>
+    keyring: /usr/share/keyrings/cuda-archive-keyring.gpg
+    source: /etc/apt/sources.list.d/cuda-ubuntu2204-x86_64.list
+    uri: https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2204/x86_64/
+    origin: developer.download.nvidia.com/compute/cuda/repos/
+"""
+
+RETURN = r"""
+installed:
+  description: Version of the keyring package that was there before; null when there was none.
+  type: str
+  returned: success
+  sample: 1.1-1
+set_aside:
+  description: Files with entries that were set aside, or given back with O(state=absent).
+  type: list
+  elements: str
+  returned: success
+  sample: [/etc/apt/sources.list.d/cuda.list]
+"""
+
+import hashlib
+import re
+import subprocess
+import tempfile
+from http.client import HTTPException
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.keyring_repository import Apt, Repository, RepositoryError, keyring_of
+from ansible.module_utils.urls import fetch_url
+
+SILENCE_LIMIT = 30  # seconds without a byte
+
+
+def download(module: AnsibleModule) -> bytes:
+    """Return the keyring package; raises `RepositoryError` when it does not come or is another one."""
+    url, checksum = module.params["url"], module.params["checksum"]
+    answer, info = fetch_url(module, url, timeout=SILENCE_LIMIT, ca_path=module.params["ca_path"])
+    if info["status"] != 200:
+        raise RepositoryError(f"{url} cannot be had: {info['msg']}; check the address or the mirror")
+    try:
+        package = answer.read()
+    except (OSError, HTTPException) as error:
+        raise RepositoryError(f"the download of {url} broke off: {error}; run again") from None
+    found = f"sha256:{hashlib.sha256(package).hexdigest()}"
+    if found != checksum:
+        raise RepositoryError(f"{url} has the checksum {found}, expected was {checksum}; it is not installed")
+    return package
+
+
+def register(module: AnsibleModule, apt: Apt, texts: dict[str, tuple[str, str]], new: bool) -> None:
+    """Verify the repository, then install, write and update."""
+    keyring = apt.repository.keyring
+    with tempfile.TemporaryDirectory(prefix="keyring-") as work:
+        if new:
+            package, key = Path(work) / "keyring.deb", Path(work) / "keyring.gpg"
+            package.write_bytes(download(module))
+            tree = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(package)], capture_output=True, check=False)
+            key.write_bytes(keyring_of(tree.stdout, keyring))
+            key.parent.chmod(0o755)
+            apt.try_out(key)
+            apt.install(package)
+            texts = apt.differences("present")
+        else:
+            apt.try_out(Path(keyring))
+    apt.write(texts)
+    apt.update()
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "package": {"type": "str", "required": True},
+            "version": {"type": "str", "required": True},
+            "url": {"type": "str", "required": True},
+            "checksum": {"type": "str"},
+            "keyring": {"type": "path", "required": True, "no_log": False},
+            "source": {"type": "path", "required": True},
+            "uri": {"type": "str", "required": True},
+            "origin": {"type": "str", "required": True},
+            "ca_path": {"type": "path"},
+            "lock_timeout": {"type": "int", "default": 600},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        },
+        required_if=[("state", "present", ("checksum",))],
+        supports_check_mode=True,
+    )
+    wanted = module.params
+    present = wanted["state"] == "present"
+    if present and not re.fullmatch(r"sha256:[0-9a-f]{64}", wanted["checksum"]):
+        module.fail_json(msg=f"checksum must be sha256: and 64 hexadecimal digits, not {wanted['checksum']!r}")
+    repository = Repository(*(wanted[name] for name in ("package", "version", "keyring", "source", "uri", "origin")))
+    apt = Apt(repository, patience=wanted["lock_timeout"])
+    installed = apt.installed()
+    texts = apt.differences(wanted["state"])
+    new = installed != wanted["version"]
+    changed = bool(texts) or (new or not apt.indexed() if present else apt.known() or apt.indexed())
+    if changed and not module.check_mode:
+        try:
+            if present:
+                register(module, apt, texts, new)
+            else:
+                apt.purge()
+                apt.write(texts)
+        except (RepositoryError, OSError) as error:
+            module.fail_json(msg=f"{wanted['package']} {wanted['version']}: {error}")
+    module.exit_json(
+        changed=changed,
+        installed=installed,
+        set_aside=[path for path in texts if path != wanted["source"]],
+        diff=[
+            {"before_header": path, "after_header": path, "before": before, "after": after}
+            for path, (before, after) in texts.items()
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

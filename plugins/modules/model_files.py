@@ -1,0 +1,128 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.model_files."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: model_files
+short_description: Have a model and its LoRA adapters on disk, whole and fitting each other
+description:
+  - Fetches what comes from a hub at its commit with C(huggingface_hub) of the engine's environment; takes absolute
+    paths as they are. A snapshot that is there is not asked for again, so a repeated run needs no network.
+  - Reads the headers of all files and refuses a model that is not whole and an adapter that does not fit it.
+author: The llm-server maintainers
+options:
+  model: {description: "Name on the hub, or absolute path.", type: str, required: true}
+  revision: {description: Commit of the model (40 hexadecimal digits); not used for a path., type: str}
+  adapters:
+    description: LoRA adapters.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name: {description: Name the engine serves it under., type: str, required: true}
+      source: {description: "Name on the hub, or absolute path.", type: str, required: true}
+      revision: {description: Commit of the adapter; not used for a path., type: str}
+  max_lora_rank: {description: Greatest rank the engine will allow., type: int, default: 16}
+  cache: {description: "The hub's cache, owned by O(user).", type: path, required: true}
+  python: {description: Interpreter that has huggingface_hub., type: path, required: true}
+  user: {description: User who fetches., type: str}
+  endpoint: {description: Base URL of the hub or of a mirror of it., type: str}
+  token: {description: Token for gated and private models., type: str}
+  environment: {description: "Variables such as proxies and certificates.", type: dict, default: {}}
+attributes:
+  check_mode: {description: Says what it would fetch; asks nothing of the network., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Have the model and its adapters
+  model_files:
+    model: LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct
+    revision: e949c91dec92095908d34e6b560af77dd0c993f8
+    cache: /app/vllm-server/.cache/huggingface/hub
+    python: /app/vllm-server/venv/bin/python
+    user: vllm
+  register: __files
+"""
+
+RETURN = r"""
+model: {description: Directory of the model., type: str, returned: always}
+adapters: {description: Directory of each adapter by its name., type: dict, returned: always}
+fetched: {description: What was fetched., type: list, elements: str, returned: always}
+"""
+
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.gpu_memory.checks import check_adapter, check_model
+from ansible.module_utils.model_files import Hub, ModelError
+
+
+def main() -> None:
+    source = {"source": {"type": "str", "required": True}, "revision": {"type": "str"}}
+    module = AnsibleModule(
+        argument_spec={
+            "model": {"type": "str", "required": True},
+            "revision": {"type": "str"},
+            "adapters": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {"name": {"type": "str", "required": True}, **source},
+            },
+            "max_lora_rank": {"type": "int", "default": 16},
+            "cache": {"type": "path", "required": True},
+            "python": {"type": "path", "required": True},
+            "user": {"type": "str"},
+            "endpoint": {"type": "str"},
+            "token": {"type": "str", "no_log": True},
+            "environment": {"type": "dict", "default": {}},
+        },
+        supports_check_mode=True,
+    )
+    wanted = module.params
+    variables = {key: str(value) for key, value in wanted["environment"].items()}
+    if wanted["endpoint"]:
+        variables["HF_ENDPOINT"] = wanted["endpoint"]
+    if wanted["token"]:
+        variables["HF_TOKEN"] = wanted["token"]
+    variables.update({"HOME": wanted["cache"], "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"})
+    hub = Hub(Path(wanted["cache"]), wanted["python"], wanted["user"], variables)
+    try:
+        result = bring(hub, wanted, module.check_mode)
+    except (ModelError, OSError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+def bring(hub: Hub, wanted: dict, check_mode: bool) -> dict:
+    """Fetch what is missing and check all of it; return the module's result."""
+    asked = {"": (wanted["model"], wanted["revision"])}
+    asked |= {adapter["name"]: (adapter["source"], adapter["revision"]) for adapter in wanted["adapters"]}
+    places, fetched, missing = {}, [], set()
+    for name, (source, revision) in asked.items():
+        places[name], whole = hub.place(source, revision)
+        if not whole:
+            fetched.append(f"{source}@{revision}")
+            if check_mode:
+                missing.add(name)
+            else:
+                places[name] = hub.fetch(source, revision)
+    problems = []
+    if "" not in missing:
+        problems += check_model(str(places[""]))
+        for name in asked.keys() - missing - {""}:
+            found = check_adapter(str(places[""]), str(places[name]), wanted["max_lora_rank"])
+            problems += [f"adapter {name}: {problem}" for problem in found]
+    if problems:
+        raise ModelError(" ".join(problems))
+    return {
+        "changed": bool(fetched),
+        "model": str(places.pop("")),
+        "adapters": {name: str(place) for name, place in places.items()},
+        "fetched": fetched,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.python_environment."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: python_environment
+short_description: Build a virtual environment beside the one that runs
+description:
+  - Makes C(<root>/<digest>) from a set of requirements, as the user who will run it, and reports its path; the digest
+    covers everything the environment is made from.
+  - One that is there already is left alone and nothing is asked of an index. Nothing is changed in place, so a service
+    goes on running on the old one until its link is switched; see M(service_release).
+author: The llm-server maintainers
+options:
+  root: {description: Directory of the environments., type: path, required: true}
+  requirements: {description: Text of a requirements file., type: str, required: true}
+  overrides: {description: Text of a requirements file that overrides what packages ask for (uv only)., type: str}
+  constraints: {description: Text of a constraints file., type: str}
+  hashes: {description: Whether every requirement carries its hashes and they are checked., type: bool, default: false}
+  imports: {description: Modules that must be importable at the end., type: list, elements: str, default: []}
+  installer: {description: What installs., type: str, choices: [uv, pip], default: uv}
+  uv: {description: The uv program., type: path, default: /opt/uv/current/bin/uv}
+  python: {description: Interpreter of the environment., type: str, default: /usr/bin/python3}
+  user: {description: User who builds., type: str}
+  environment: {description: "Variables for the installer: index, proxy, cache, certificates.", type: dict, default: {}}
+  needed_mib: {description: Free disk space that is asked for beforehand in MiB., type: int, default: 200}
+attributes:
+  check_mode: {description: Says whether it would build; asks nothing of the network., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Build the environment
+  python_environment:
+    root: /app/ai-server/environments
+    requirements: "{{ lookup('ansible.builtin.file', 'requirements.txt') }}"
+    hashes: true
+    imports: [app.main]
+    user: ai-server
+  register: __environment
+"""
+
+RETURN = r"""
+path: {description: The environment., type: str, returned: always, sample: /app/ai-server/environments/3f2a9b01c4de}
+"""
+
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.python_environment import Builder, BuildError, complete, digest
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "root": {"type": "path", "required": True},
+            "requirements": {"type": "str", "required": True},
+            "overrides": {"type": "str"},
+            "constraints": {"type": "str"},
+            "hashes": {"type": "bool", "default": False},
+            "imports": {"type": "list", "elements": "str", "default": []},
+            "installer": {"type": "str", "choices": ["uv", "pip"], "default": "uv"},
+            "uv": {"type": "path", "default": "/opt/uv/current/bin/uv"},
+            "python": {"type": "str", "default": "/usr/bin/python3"},
+            "user": {"type": "str"},
+            "environment": {"type": "dict", "default": {}},
+            "needed_mib": {"type": "int", "default": 200},
+        },
+        supports_check_mode=True,
+    )
+    wanted = module.params
+    inputs = {
+        key: wanted[key]
+        for key in ("requirements", "overrides", "constraints", "hashes", "imports", "installer", "python")
+    }
+    directory = Path(wanted["root"]) / digest(inputs)
+    changed = not complete(directory)
+    if changed and not module.check_mode:
+        variables = {key: str(value) for key, value in wanted["environment"].items()}
+        builder = Builder(wanted["installer"], wanted["uv"], wanted["python"], wanted["user"], variables)
+        try:
+            builder.build(directory, inputs, wanted["needed_mib"])
+        except (BuildError, OSError) as error:
+            module.fail_json(msg=f"{directory}: {error}")
+    diff = {"before": "", "after": f"{directory}\n{wanted['requirements'][:2000]}"} if changed else {}
+    module.exit_json(changed=changed, path=str(directory), diff=diff)
+
+
+if __name__ == "__main__":
+    main()

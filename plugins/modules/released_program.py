@@ -1,0 +1,99 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.released_program."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: released_program
+short_description: Install one version of a released program into a directory of its own
+description:
+  - Downloads the archive, compares its checksum, unpacks it beside the target and moves it into place in one step, so
+    that C(<root>/<name>/<version>) is whole or absent.
+  - A version that is there with the same checksum is left alone and nothing is asked of the network.
+  - Old versions are left to the service that runs them; see M(service_release).
+author: The llm-server maintainers
+options:
+  name: {description: The program., type: str, required: true}
+  version: {description: "Its version, the name of its directory.", type: str}
+  url: {description: The archive (.tar.gz or .zip)., type: str}
+  checksum: {description: "Its checksum, C(sha256:<64 hexadecimal digits>).", type: str}
+  member:
+    description: The program inside the archive, without the archive's top folder; O(name) when left out.
+    type: str
+  root: {description: Directory of all released programs., type: path, default: /opt}
+  ca_path: {description: Certificate authorities to trust for the download., type: path}
+  state:
+    description: V(absent) removes every version.
+    type: str
+    choices: [present, absent]
+    default: present
+attributes:
+  check_mode: {description: Says whether it would install; asks nothing of the network., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Install node_exporter
+  released_program:
+    name: node_exporter
+    version: 1.9.0
+    url: https://github.com/prometheus/node_exporter/releases/download/v1.9.0/node_exporter-1.9.0.linux-amd64.tar.gz
+    checksum: sha256:<64 hexadecimal digits>
+"""
+
+RETURN = r"""
+path: {description: Directory of this version., type: str, returned: when present, sample: /opt/node_exporter/1.9.0}
+"""
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.downloads import download
+from ansible.module_utils.released_program import ReleaseError, install, installed_checksum
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "version": {"type": "str"},
+            "url": {"type": "str"},
+            "checksum": {"type": "str"},
+            "member": {"type": "str"},
+            "root": {"type": "path", "default": "/opt"},
+            "ca_path": {"type": "path"},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        },
+        required_if=[("state", "present", ("version", "url", "checksum"))],
+        supports_check_mode=True,
+    )
+    wanted = module.params
+    home = Path(wanted["root"]) / wanted["name"]
+    if wanted["state"] == "absent":
+        existed = home.exists()
+        if existed and not module.check_mode:
+            shutil.rmtree(home)
+        module.exit_json(changed=existed)
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", wanted["checksum"]):
+        module.fail_json(msg=f"checksum must be sha256: and 64 hexadecimal digits, not {wanted['checksum']!r}")
+    directory = home / wanted["version"]
+    changed = installed_checksum(directory) != wanted["checksum"]
+    diff = {"before": "", "after": f"{directory} from {wanted['url']}\n"} if changed else {}
+    if changed and not module.check_mode:
+        home.mkdir(parents=True, exist_ok=True)
+        try:
+            with tempfile.TemporaryDirectory(prefix=".download-", dir=home) as stage:
+                archive = Path(stage) / "archive"
+                download(module, wanted["url"], archive, wanted["ca_path"])
+                install(archive, wanted["checksum"], wanted["member"] or wanted["name"], directory)
+        except (ReleaseError, OSError) as error:
+            if not any(home.iterdir()):
+                home.rmdir()
+            module.fail_json(msg=f"{wanted['name']} {wanted['version']} from {wanted['url']}: {error}")
+    module.exit_json(changed=changed, path=str(directory), diff=diff)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,365 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.service_release; the action plugin of the same name calls it phase by phase."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: service_release
+short_description: Run a systemd service on exactly what is written, or keep the release that served before
+description:
+  - Writes the files, links and unit of a service after each has been checked, and restarts the service when the running
+    process was started with anything else. The process carries the digest of its release in its environment, so an
+    interrupted run is healed by the next one.
+  - Waits until the probes answer. When they do not, the last verified release is put back and started, and the task
+    fails with the cause taken from the journal.
+  - "Source of the unit's defaults: systemd.exec(5)."
+author: The llm-server maintainers
+options:
+  name:
+    description: Name of the service; its unit is C(<name>.service).
+    type: str
+    required: true
+  state:
+    description:
+      - V(prepared) makes the user and the directories, for what must be there before the release can be described.
+      - V(present) writes, starts and verifies the release; V(absent) takes the service away but keeps the directories
+        marked O(directories[].keep); V(previous) goes back to an earlier verified release.
+    type: str
+    choices: [prepared, present, absent, previous]
+    default: present
+  release:
+    description:
+      - With O(state=previous), the release to go back to; the last verified one when left out.
+      - In the other phases of the action plugin, the release they are about.
+    type: str
+  purge:
+    description: With O(state=absent), remove kept directories and the user too.
+    type: bool
+    default: false
+  user:
+    description: System user that is created for the service when it is missing.
+    type: str
+  home:
+    description: Home directory named in the user's entry; it is not created.
+    type: path
+    default: /nonexistent
+  directories:
+    description: Directories the service needs.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path: {description: The directory., type: path, required: true}
+      owner: {description: Its owner., type: str, default: root}
+      group: {description: Its group., type: str, default: root}
+      mode: {description: Its mode in octal digits., type: str, default: "0755"}
+      keep: {description: Whether it holds data that outlives the service., type: bool, default: false}
+  files:
+    description: Files the service is started with.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path: {description: The file., type: path, required: true}
+      content: {description: Its whole text., type: str, required: true}
+      owner: {description: Its owner., type: str, default: root}
+      group: {description: Its group., type: str, default: root}
+      mode: {description: Its mode in octal digits., type: str, default: "0644"}
+      validate:
+        description: Command that checks the file before it replaces the old one; C(%s) stands for the staged file.
+        type: list
+        elements: str
+  secrets:
+    description: Files like O(files) whose text appears in no result, diff or log.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path: {description: The file., type: path, required: true}
+      content: {description: Its whole text., type: str, required: true}
+      owner: {description: Its owner., type: str, default: root}
+      group: {description: Its group., type: str, default: root}
+      mode: {description: Its mode in octal digits., type: str, default: "0600"}
+      validate:
+        description: Like O(files[].validate); the program must not print what it reads.
+        type: list
+        elements: str
+  links:
+    description: Links switched with the release, such as the one that chooses the program's version.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path: {description: The link., type: path, required: true}
+      target:
+        description: Directory it points to; removed when no kept release points there any more.
+        type: path
+        required: true
+  unit:
+    description: >-
+      Sections of the unit as C({section: {directive: value}}), laid over the project's hardened defaults; a list
+      repeats the directive, null takes a default away.
+    type: dict
+    default: {}
+  listens:
+    description: TCP ports that must be free, or held by this very service, before anything is written.
+    type: list
+    elements: int
+    default: []
+  probes:
+    description: What must answer before the release counts as serving, in this order; see the module M(ready).
+    type: list
+    elements: dict
+    default: []
+  start_timeout:
+    description: Seconds until the probes must have answered.
+    type: int
+    default: 60
+  phase:
+    description: Step of the action plugin; not for playbooks.
+    type: str
+    choices: [apply, look, back, confirm]
+    default: apply
+  seconds:
+    description: With O(phase=look), how long to watch before answering.
+    type: float
+    default: 5
+attributes:
+  check_mode: {description: Checks and shows the differences; writes and starts nothing., support: full}
+  diff_mode: {description: Shows files and the unit; secrets only as changed., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Run node_exporter
+  service_release:
+    name: node_exporter
+    user: node_exporter
+    links:
+      - {path: /opt/node_exporter/current, target: /opt/node_exporter/1.9.0}
+    unit:
+      Unit: {Description: Host metrics for Prometheus}
+      Service:
+        User: node_exporter
+        ExecStart: /opt/node_exporter/current/node_exporter --web.listen-address=127.0.0.1:9100
+    listens: [9100]
+    probes:
+      - metric: {url: "http://127.0.0.1:9100/metrics", series: [node_memory_MemTotal_bytes]}
+"""
+
+RETURN = r"""
+release: {description: Digest of the release that was asked for., type: str, returned: always, sample: 1f0c9a7be2d34c55}
+restarted: {description: Why the service was started anew; null when it was not., type: str, returned: always}
+elapsed: {description: Seconds from the start until the probes answered., type: float, returned: when it was started}
+cause: {description: Cause named in the journal, with its cure., type: dict, returned: on failure}
+journal: {description: Last lines of the service's journal., type: list, elements: str, returned: on failure}
+rolled_back_to: {description: Release that serves again; null where there was none., type: str, returned: on failure}
+"""
+
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.probes import first_failure
+from ansible.module_utils.service_release import Refused, Service, digest
+from ansible.module_utils.systemd_unit import SystemdError
+
+
+def file_options(mode: str, secret: bool) -> dict:
+    options = {
+        "path": {"type": "path", "required": True},
+        "content": {"type": "str", "required": True, "no_log": secret},
+        "owner": {"type": "str", "default": "root"},
+        "group": {"type": "str", "default": "root"},
+        "mode": {"type": "str", "default": mode},
+    }
+    return {**options, "validate": {"type": "list", "elements": "str"}}
+
+
+def listed(options: dict) -> dict:
+    return {"type": "list", "elements": "dict", "default": [], "options": options}
+
+
+PROBE = {
+    "url": {"type": "str", "required": True},
+    "bearer": {"type": "str", "no_log": True},
+    "timeout": {"type": "float"},
+}
+PROBES = {
+    "http": {"type": "dict", "options": {**PROBE, "status": {"type": "int"}, "contains": {"type": "str"}}},
+    "metric": {
+        "type": "dict",
+        "options": {
+            "url": PROBE["url"],
+            "timeout": PROBE["timeout"],
+            "series": {"type": "list", "elements": "str", "required": True},
+        },
+    },
+    "models": {
+        "type": "dict",
+        "options": {**PROBE, "expected": {"type": "list", "elements": "str", "required": True}},
+    },
+    "completion": {
+        "type": "dict",
+        "options": {
+            **PROBE,
+            "model": {"type": "str", "required": True},
+            "prompt": {"type": "str"},
+            "max_tokens": {"type": "int"},
+        },
+    },
+}
+
+ARGUMENTS = {
+    "name": {"type": "str", "required": True},
+    "state": {"type": "str", "choices": ["prepared", "present", "absent", "previous"], "default": "present"},
+    "release": {"type": "str"},
+    "purge": {"type": "bool", "default": False},
+    "user": {"type": "str"},
+    "home": {"type": "path", "default": "/nonexistent"},
+    "directories": listed(
+        {
+            "path": {"type": "path", "required": True},
+            "owner": {"type": "str", "default": "root"},
+            "group": {"type": "str", "default": "root"},
+            "mode": {"type": "str", "default": "0755"},
+            "keep": {"type": "bool", "default": False},
+        }
+    ),
+    "files": listed(file_options("0644", secret=False)),
+    "secrets": {**listed(file_options("0600", secret=True)), "no_log": False},
+    "links": listed({"path": {"type": "path", "required": True}, "target": {"type": "path", "required": True}}),
+    "unit": {"type": "dict", "default": {}},
+    "listens": {"type": "list", "elements": "int", "default": []},
+    "probes": listed(PROBES),
+    "start_timeout": {"type": "int", "default": 60},
+    "phase": {"type": "str", "choices": ["apply", "look", "back", "confirm"], "default": "apply"},
+    "seconds": {"type": "float", "default": 5},
+}
+
+
+def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
+    """Write and start what is wanted; the result says whether the start is still to be awaited."""
+    release = service.build([*wanted["files"], *wanted["secrets"]], wanted["links"], wanted["unit"])
+    name = digest(release)
+    new_user = service.missing_user(wanted["user"])
+    directories = service.wrong_directories(wanted["directories"])
+    differences = service.differences(release)
+    restart = service.restart_reason(release, differences)
+    secret = {entry["path"] for entry in wanted["secrets"]}
+    result = {
+        "changed": bool(new_user or directories or differences or restart),
+        "release": name,
+        "restarted": restart,
+        "diff": [shown(difference, secret) for difference in differences],
+    }
+    if differences or restart:
+        checked = [*wanted["files"], *wanted["secrets"]]
+        validators = {entry["path"]: entry["validate"] for entry in checked if entry["validate"]}
+        service.check_ports(wanted["listens"])
+        if not check_mode:
+            prepare(service, wanted, new_user, directories)
+        service.check(release, validators, wanted["user"], check_mode)
+    elif not check_mode:
+        prepare(service, wanted, new_user, directories)
+    if check_mode:
+        return {**result, "await": False}
+    state = service.state()
+    if differences or restart:
+        previous = state["current"]
+        service.put(release)
+        if previous and previous != name and (service.store / "releases" / f"{previous}.json").exists():
+            service.take_away(service.release(previous), but=release)
+        service.note(current=name)
+    service.store_probes(name, wanted["probes"])
+    # What served last is the best there is: only something newer gives way to it.
+    result["gives_way"] = name != (state["verified"] or [None])[-1]
+    if restart:
+        service.start()
+        return {**result, "await": True}
+    if name not in state["verified"] or first_failure(wanted["probes"]):
+        service.watch()
+        return {**result, "await": True}
+    return {**result, "await": False}
+
+
+def prepare(service: Service, wanted: dict, new_user: bool, directories: list[dict]) -> None:
+    if new_user:
+        service.add_user(wanted["user"], wanted["home"])
+    for entry in directories:
+        service.put_directory(entry)
+
+
+def shown(difference: dict, secret: set[str]) -> dict:
+    what = difference["what"]
+    if what in secret:
+        return {"prepared": f"{what}: secret, its text is not shown\n"}
+    return {
+        "before_header": what,
+        "after_header": what,
+        "before": (difference["before"] or "").rstrip("\n") + "\n" if difference["before"] else "",
+        "after": difference["after"].rstrip("\n") + "\n",
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    wanted, service = module.params, Service(module.params["name"])
+    try:
+        if module.check_mode:
+            result = dry_run(service, wanted)
+        else:
+            with service.lock():
+                result = act(service, wanted)
+    except (Refused, SystemdError, OSError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+def dry_run(service: Service, wanted: dict) -> dict:
+    if wanted["state"] == "absent":
+        return {"changed": service.removable(wanted["purge"])}
+    if wanted["state"] == "previous":
+        service.earlier(wanted["release"])
+        return {"changed": True}
+    if wanted["state"] == "prepared":
+        return {
+            "changed": service.missing_user(wanted["user"]) or bool(service.wrong_directories(wanted["directories"]))
+        }
+    return apply(service, wanted, check_mode=True)
+
+
+def act(service: Service, wanted: dict) -> dict:
+    if wanted["phase"] != "apply" and wanted["release"] != service.state()["current"]:
+        raise Refused(f"{service.name}: another run changed this service meanwhile; run this one again")
+    if wanted["phase"] == "look":
+        questions = service.probes_of(wanted["release"])
+        return {"changed": False, **service.look(questions, wanted["seconds"], wanted["start_timeout"])}
+    if wanted["phase"] == "confirm":
+        service.confirm()
+        return {"changed": False}
+    if wanted["phase"] == "back":
+        return give_way(service)
+    if wanted["state"] == "absent":
+        return {"changed": service.remove(wanted["purge"])}
+    if wanted["state"] == "prepared":
+        new_user, directories = service.missing_user(wanted["user"]), service.wrong_directories(wanted["directories"])
+        prepare(service, wanted, new_user, directories)
+        return {"changed": bool(new_user or directories)}
+    if wanted["state"] == "previous":
+        target = service.back(wanted["release"])
+        why = f"back to release {target}"
+        return {"changed": True, "release": target, "restarted": why, "await": True, "gives_way": True}
+    return apply(service, wanted, check_mode=False)
+
+
+def give_way(service: Service) -> dict:
+    """Keep the failed release for inspection and start the last verified one; without one, stop."""
+    failed = service.state()["current"]
+    service.note(failed=failed)
+    earlier = [name for name in service.state()["verified"] if name != failed]
+    if earlier:
+        return {"changed": True, "rolled_back_to": service.back(earlier[-1])}
+    service.stop()
+    return {"changed": True, "rolled_back_to": None}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.swap_file."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: swap_file
+short_description: Keep one swap file of a size, in use now and after a reboot
+description:
+  - Makes the file, switches it on, keeps one line for it in C(/etc/fstab) and sets C(vm.swappiness).
+  - Grows and shrinks over a second file that takes the pages meanwhile, so that there is never less swap than the
+    smaller of both sizes. A file in use is never touched in place. An interrupted run is finished by the next one.
+  - Swap that is not at O(path) and was not made by this module is left alone, and so is every other line of fstab.
+  - "Sources: swapon(8), fstab(5), sysctl.d(5)."
+author: The llm-server maintainers
+options:
+  path: {description: The swap file., type: path, default: /swapfile}
+  size_mib: {description: Its size in MiB; asked for with O(state=present)., type: int}
+  swappiness:
+    description: How eagerly the kernel swaps, 0 to 200; asked for with O(state=present).
+    type: int
+  state:
+    description:
+      - V(absent) switches the file off where memory allows it, removes it and its line, and gives back the swappiness
+        of before.
+    type: str
+    choices: [present, absent]
+    default: present
+attributes:
+  check_mode: {description: Checks disk and memory too and shows the steps; changes nothing., support: full}
+  diff_mode: {description: Shows the steps and the configuration files., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Have 32 GiB of swap
+  swap_file:
+    path: /swapfile
+    size_mib: 32768
+    swappiness: 10
+"""
+
+RETURN = r"""
+steps:
+  description: What was done to swap files, in this order.
+  type: list
+  elements: str
+  returned: success
+  sample: [make /swapfile 32768 MiB, on /swapfile 32768 MiB]
+foreign:
+  description: Swap in use that is not this module's, with its size in MiB; it is left alone.
+  type: dict
+  returned: success
+  sample: {/dev/sda2: 1024}
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.swap_file import BRIDGE, Host, SwapError, carry_out, change
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "default": "/swapfile"},
+            "size_mib": {"type": "int"},
+            "swappiness": {"type": "int"},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        },
+        required_if=[("state", "present", ("size_mib", "swappiness"))],
+        supports_check_mode=True,
+    )
+    wanted, host = module.params, Host()
+    size = (wanted["size_mib"] or 0) << 20
+    try:
+        planned = change(host, wanted["state"], wanted["path"], size, wanted["swappiness"] or 0)
+        if not module.check_mode:
+            carry_out(host, planned)
+        active = host.active()
+    except (SwapError, OSError) as error:
+        module.fail_json(msg=str(error))
+    ours = {path + end for path in planned.places for end in ("", BRIDGE)}
+    steps = [str(step) for step in planned.steps]
+    texts = {**planned.differences, "swap files": ("", "".join(f"{step}\n" for step in steps))}
+    if planned.swappiness[0] != planned.swappiness[1]:
+        texts["vm.swappiness"] = tuple(f"{value}\n" for value in planned.swappiness)
+    module.exit_json(
+        changed=planned.needed,
+        steps=steps,
+        foreign={path: size >> 20 for path, (size, _) in active.items() if path not in ours},
+        diff=[
+            {"before_header": name, "after_header": name, "before": before, "after": after}
+            for name, (before, after) in texts.items()
+            if before != after
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

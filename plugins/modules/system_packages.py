@@ -1,0 +1,134 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.system_packages."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: system_packages
+short_description: Packages of the distribution in given versions, held where asked, gone again with their role
+description:
+  - Installs, upgrades and downgrades packages to the versions asked for, in one transaction together with the removal
+    of what stands in their way, and holds them.
+  - Refuses a transaction that would remove anything else.
+  - When everything is there, apt is not run and nothing is asked of the network.
+  - "Sources: apt-get(8), apt-mark(8), deb-version(7)."
+author: The llm-server maintainers
+options:
+  name:
+    description: Under which name is noted what came, so that O(state=absent) removes exactly that.
+    type: str
+    required: true
+  packages:
+    description: The packages.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name: {description: The package., type: str, required: true}
+      version:
+        description: Its version, with or without epoch and revision; any when empty.
+        type: str
+        default: ""
+      hold: {description: Whether apt must not change it., type: bool, default: false}
+  instead_of:
+    description: Patterns of package names that are removed when they are installed.
+    type: list
+    elements: str
+    default: []
+  lock_timeout:
+    description: Seconds to wait while another run of apt holds its lock.
+    type: int
+    default: 600
+  state:
+    description: V(absent) removes what came with these packages and releases their holds.
+    type: str
+    choices: [present, absent]
+    default: present
+attributes:
+  check_mode: {description: Says what would be installed; asks nothing of the network., support: full}
+  diff_mode: {description: Shows versions and holds before and after., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Pin the 3.x package
+  system_packages:
+    name: dcgm
+    packages:
+      - {name: datacenter-gpu-manager, version: 3.3.9, hold: true}
+    instead_of: ["datacenter-gpu-manager-4-*"]
+"""
+
+RETURN = r"""
+versions:
+  description: Full version of each package that is installed, by name.
+  type: dict
+  returned: always
+  sample: {datacenter-gpu-manager: "1:3.3.9"}
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.system_packages import PackageError, Packages, Wanted, plan
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "packages": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "version": {"type": "str", "default": ""},
+                    "hold": {"type": "bool", "default": False},
+                },
+            },
+            "instead_of": {"type": "list", "elements": "str", "default": []},
+            "lock_timeout": {"type": "int", "default": 600},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        },
+        supports_check_mode=True,
+    )
+    options = module.params
+    wanted = [Wanted(**each) for each in options["packages"]]
+    packages = Packages(options["name"], options["lock_timeout"])
+    try:
+        if options["state"] == "absent":
+            absent(module, packages, wanted)
+        before = packages.installed()
+        steps = plan(wanted, options["instead_of"], before)
+        if steps and not module.check_mode:
+            packages.apply(wanted, options["instead_of"])
+        after = before if module.check_mode else packages.installed()
+    except (PackageError, OSError) as error:
+        module.fail_json(msg=f"{options['name']}: {error}")
+    module.exit_json(
+        changed=bool(steps),
+        versions={each.name: after[each.name].version for each in wanted if each.name in after},
+        diff=difference(wanted, steps, before),
+    )
+
+
+def absent(module: AnsibleModule, packages: Packages, wanted: list[Wanted]) -> None:
+    names, held = packages.removable(wanted)
+    changed = packages.note_path.exists()
+    if changed and not module.check_mode:
+        stay = packages.remove(names, held)
+        if stay:
+            module.warn(f"Other packages need what came with {module.params['name']}, so it stays: {', '.join(stay)}")
+    text = "".join(f"{name}\n" for name in names) + "".join(f"{name} (held)\n" for name in held)
+    module.exit_json(changed=changed, versions={}, diff={"before": text, "after": ""})
+
+
+def difference(wanted: list[Wanted], steps, before: dict) -> dict:
+    if not steps:
+        return {}
+    names = [*(each.name for each in wanted), *steps.remove]
+    old = [f"{name} {before[name].version}{' (held)' * before[name].held}\n" for name in names if name in before]
+    new = [f"{each.name} {each.version or '(any version)'}{' (held)' * each.hold}\n" for each in wanted]
+    return {"before": "".join(old), "after": "".join(new)}
+
+
+if __name__ == "__main__":
+    main()

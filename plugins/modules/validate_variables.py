@@ -1,0 +1,29 @@
+#!/usr/bin/python
+"""Documentation of the action plugin of the same name, which does its work on the controller."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: validate_variables
+short_description: Say everything that is wrong with a host's variables, at once
+description:
+  - Templates every variable that the argument specs of the named roles know, checks its presence and type, and then the
+    rules that only show in combination, which each role keeps in C(__<role>_rules) of its C(vars/main.yml).
+  - A secret that cannot be decrypted is named here instead of failing where it is first used.
+  - Works on the controller; asks nothing of the host.
+author: The llm-server maintainers
+options:
+  roles: {description: Names of the roles that the host will get., type: list, elements: str, required: true}
+attributes:
+  check_mode: {description: It changes nothing in any mode., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Check the variables
+  validate_variables:
+    roles: [vllm, ai_server]
+"""
+
+RETURN = r"""
+problems: {description: One sentence each., type: list, elements: str, returned: always}
+"""

@@ -1,0 +1,145 @@
+#!/usr/bin/python
+"""Reads the list of models of a vLLM server and compares it with what is wanted."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vllm_models
+short_description: Read the models of a vLLM server and assert base and adapters
+description:
+  - Reads C(/v1/models) and returns id, root, parent and max_model_len of each model.
+  - Fails when the base model or an adapter is missing or an unexpected one is there, and says which.
+  - With O(wait_timeout) it asks again until the list is right, and reports what it saw last.
+  - Changes nothing, so check mode asks too, once.
+options:
+  url:
+    description: Address of the server, with or without C(/v1) at its end.
+    type: str
+    required: true
+  api_key:
+    description: Key of the server. Never in a result or a log.
+    type: str
+  base:
+    description: Name of the base model that must be served, and no other. Any is right when absent.
+    type: str
+  adapters:
+    description: Names of the adapters that must be served, and no others. Any are right when absent.
+    type: list
+    elements: str
+  wait_timeout:
+    description: Seconds to wait until the list is right. 0 asks once. A refused key is never waited for.
+    type: int
+    default: 0
+  wait_interval:
+    description: Seconds between two questions.
+    type: int
+    default: 5
+  timeout:
+    description: Seconds for one answer.
+    type: int
+    default: 10
+  ca_path:
+    description: File of certificates to trust, instead of the system's.
+    type: path
+  validate_certs:
+    description: Whether the server's certificate is checked.
+    type: bool
+    default: true
+attributes:
+  check_mode:
+    support: full
+author: The maintainers of this repository
+"""
+
+EXAMPLES = r"""
+- name: The server serves the base model and both adapters
+  vllm_models:
+    url: http://127.0.0.1:8001
+    api_key: "{{ vllm_api_key }}"
+    base: LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct
+    adapters:
+      - easycontract
+      - checklist
+    wait_timeout: 120
+"""
+
+RETURN = r"""
+models:
+  description: The models as the server lists them, each with id, root, parent and max_model_len. A base model has no
+    parent; an adapter has no max_model_len.
+  returned: when the server answered
+  type: list
+  elements: dict
+  sample: [{id: base, root: /app/models/base, parent: null, max_model_len: 8192}]
+missing:
+  description: Wanted and not served.
+  returned: when the server answered
+  type: list
+  elements: str
+unexpected:
+  description: Served and not wanted.
+  returned: when the server answered
+  type: list
+  elements: str
+attempts:
+  description: How often the server was asked.
+  returned: always
+  type: int
+kind:
+  description: Why there is no right list (refused, timeout, unreachable, closed, tls, unauthorized, not_found, status,
+    not_json, not_models, different).
+  returned: on failure
+  type: str
+"""
+
+import time
+
+from ansible.module_utils import vllm_api
+from ansible.module_utils.basic import AnsibleModule
+
+# Waiting does not cure these.
+FINAL = ("unauthorized", "tls")
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "required": True},
+            "api_key": {"type": "str", "no_log": True},
+            "base": {"type": "str"},
+            "adapters": {"type": "list", "elements": "str"},
+            "wait_timeout": {"type": "int", "default": 0},
+            "wait_interval": {"type": "int", "default": 5},
+            "timeout": {"type": "int", "default": 10},
+            "ca_path": {"type": "path"},
+            "validate_certs": {"type": "bool", "default": True},
+        },
+        supports_check_mode=True,
+    )
+    p = module.params
+    if p["api_key"] is not None and not p["api_key"].strip():
+        module.no_log_values.discard(p["api_key"])  # blanks are no secret, and hiding them would garble the sentence
+        module.fail_json(msg="api_key is empty: give the server's key, or leave the option out.", attempts=0)
+    patience = 0 if module.check_mode else p["wait_timeout"]
+    start, attempts = time.monotonic(), 0
+    while True:
+        attempts += 1
+        result: dict = {"attempts": attempts}
+        try:
+            models = vllm_api.fetch(p["url"], p["api_key"] or "", p["timeout"], p["ca_path"] or "", p["validate_certs"])
+            diff = vllm_api.difference(models, p["base"] or "", p["adapters"])
+            result |= {"models": models, "missing": diff["missing"], "unexpected": diff["unexpected"]}
+            text, kind = vllm_api.describe(models, diff), "different"
+        except vllm_api.ApiError as error:
+            text, kind = str(error), error.kind
+        waited = time.monotonic() - start
+        if not text:
+            module.exit_json(changed=False, **result)
+        if waited >= patience or kind in FINAL:
+            tail = f" Asked {attempts} times in {waited:.0f} s." if attempts > 1 else ""
+            module.fail_json(msg=f"{text}{'' if text.endswith('.') else '.'}{tail}", kind=kind, **result)
+        time.sleep(min(p["wait_interval"], max(0.2, patience - waited)))
+
+
+if __name__ == "__main__":
+    main()

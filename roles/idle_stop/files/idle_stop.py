@@ -1,0 +1,85 @@
+#!/usr/bin/python3
+"""Power the machine off when no request came for some time. One look; a timer repeats it.
+
+Settings (JSON file): minutes, sources [{url, counters, gauges}], sessions, command. State: what the counters said at
+the last look and since when nothing has happened, in seconds of the clock that runs since boot.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+TIMEOUT = 5  # s for one source
+
+
+def read_metrics(text, names):
+    """Sum the values of each named series over its labels; a series that is not there has no entry."""
+    sums = {}
+    for line in text.splitlines():
+        name = line.split("{")[0].split(" ")[0]
+        if name in names:
+            try:
+                sums[name] = sums.get(name, 0.0) + float(line.rsplit(" ", 1)[1])
+            except (ValueError, IndexError):
+                continue
+    return sums
+
+
+def look(source, fetch):
+    """Return (counters, busy) of one source; ({}, False) where it does not answer."""
+    try:
+        text = fetch(source["url"])
+    except (OSError, ValueError):
+        return {}, False
+    gauges = source.get("gauges") or []
+    busy = any(value > 0 for value in read_metrics(text, gauges).values())
+    return read_metrics(text, source.get("counters") or []), busy
+
+
+def decide(settings, state, now, fetch, sessions):
+    """Return (new state, seconds idle). `state`: the last one or None; `sessions`: number of people logged in."""
+    seen = [look(source, fetch) for source in settings["sources"]]
+    counters = [counted for counted, _ in seen]
+    busy = any(flag for _, flag in seen) or (settings["sessions"] and sessions > 0)
+    if state is None or len(state["counters"]) != len(counters):
+        return {"since": now, "counters": counters}, 0
+    pairs = list(zip(counters, state["counters"], strict=True))
+    # A service that does not answer has not been used; one that comes back with other numbers has.
+    moved = any(new and new != old for new, old in pairs)
+    since = now if busy or moved else state["since"]
+    return {"since": since, "counters": [new or old for new, old in pairs]}, now - since
+
+
+def fetch(url):
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+        return answer.read().decode("utf-8", "replace")
+
+
+def logged_in():
+    done = subprocess.run(["loginctl", "list-sessions", "--no-legend"], capture_output=True, text=True, check=False)
+    # Newer systemd lists its own user managers beside people.
+    return sum(" manager" not in line for line in done.stdout.splitlines())
+
+
+def main():
+    settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    path = Path(os.environ.get("RUNTIME_DIRECTORY", "/run/idle-stop")) / "state.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        state = None
+    state, idle = decide(settings, state, time.monotonic(), fetch, logged_in())
+    path.write_text(json.dumps(state), encoding="utf-8")
+    if idle >= settings["minutes"] * 60:
+        print(f"no request for {idle / 60:.0f} minutes: {' '.join(settings['command'])}")
+        path.unlink()
+        subprocess.run(settings["command"], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The plan as people and roles meet it: the playbook, and the module on a host with a (canned) nvidia-smi."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ansible.module_utils import basic, nvidia_smi
+from ansible.module_utils.testing import patch_module_args
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
+
+import gpu_memory_samples as samples
+
+from plugins.modules import gpu_memory_plan, gpu_vram
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "tests" / "unit" / "data" / "nvidia_smi"
+ONE_L4 = (DATA / "l4_two.xml").read_text().split('<gpu id="00000000:C1')[0] + "</nvidia_smi_log>"
+
+
+class Left(Exception):
+    """The module's end with its result."""
+
+
+def run(monkeypatch, module, check=False, **arguments):
+    def leave(self, **result):
+        raise Left(basic.remove_values(result, self.no_log_values))
+
+    monkeypatch.setattr(basic.AnsibleModule, "exit_json", leave)
+    monkeypatch.setattr(basic.AnsibleModule, "fail_json", lambda self, msg, **r: leave(self, failed=True, msg=msg, **r))
+    with patch_module_args({**arguments, "_ansible_check_mode": check}), pytest.raises(Left) as caught:
+        module.main()
+    json.dumps(caught.value.args[0])
+    return caught.value.args[0]
+
+
+@pytest.fixture
+def one_l4(monkeypatch):
+    """A host with one L4; returns a function that sets what is used and by which unit."""
+
+    def put(used=1, free=22601, unit=""):
+        entry = (
+            f"<process_info><pid>4711</pid><process_name>python3</process_name><used_memory>{used} MiB</used_memory>"
+            "</process_info>"
+        )
+        text = ONE_L4.replace("<used>1 MiB", f"<used>{used} MiB").replace("<free>22601 MiB", f"<free>{free} MiB")
+        text = text.replace("<processes>", f"<processes>{entry}" if unit is not None else "<processes>")
+        monkeypatch.setattr(nvidia_smi, "query", lambda *arguments: text)
+        monkeypatch.setattr(nvidia_smi, "unit_of", lambda pid, proc: unit or "")
+
+    return put
+
+
+def service(tmp_path, **changes):
+    directory = tmp_path / "model"
+    if not directory.exists():
+        samples.write_model(directory, samples.EXAONE)
+    return {
+        "name": "vllm", "version": "0.15.1", "model": str(directory), "gpu_memory_utilization": 0.85,
+        "max_model_len": 8192, "enforce_eager": True, "unit": "vllm.service", **changes,
+    }  # fmt: skip
+
+
+def test_what_the_own_unit_holds_counts_as_free(monkeypatch, tmp_path, one_l4):
+    one_l4(used=19980, free=2622, unit="vllm.service")
+    result = run(monkeypatch, gpu_memory_plan, services=[service(tmp_path)], refuse=True)
+    assert (result["verdict"], result["changed"]) == ("fits", False)
+
+
+def test_what_others_hold_does_not(monkeypatch, tmp_path, one_l4):
+    one_l4(used=19980, free=2622, unit="feedback.service")
+    result = run(monkeypatch, gpu_memory_plan, services=[service(tmp_path)], refuse=True)
+    assert (result["failed"], result["kind"]) == (True, "refused")
+    assert "vllm would not start on NVIDIA L4: Free memory on device" in result["msg"]
+    assert "Cure: free" in result["msg"]
+    assert result["plan"]["services"][0]["verdict"] == "refused"
+    shown = run(monkeypatch, gpu_memory_plan, services=[service(tmp_path)])
+    assert (shown.get("failed"), shown["verdict"]) == (None, "refused")
+
+
+def test_a_host_without_gpu_says_so(monkeypatch, tmp_path):
+    def absent(*arguments):
+        raise nvidia_smi.failure((DATA / "no_driver.txt").read_text(), 9)
+
+    monkeypatch.setattr(nvidia_smi, "query", absent)
+    result = run(monkeypatch, gpu_memory_plan, services=[service(tmp_path)])
+    assert result["kind"] == "no_driver"
+    assert result["msg"].endswith("Or give the GPU's figures by hand.")
+
+
+def test_two_ranks_need_two_gpus(monkeypatch, tmp_path, one_l4):
+    one_l4()
+    result = run(monkeypatch, gpu_memory_plan, services=[service(tmp_path, tensor_parallel_size=2)])
+    assert "needs 2 GPUs, this host has 1" in result["msg"]
+
+
+LOG = "Model loading took 4.55 GiB memory\nAvailable KV cache memory: 12.90 GiB\nGPU KV cache size: 180,320 tokens\n"
+
+
+def test_a_start_is_compared_and_kept(monkeypatch, tmp_path, one_l4):
+    one_l4(used=19980, free=2622, unit="vllm.service")
+    monkeypatch.setattr(gpu_memory_plan, "unit_log", lambda unit: LOG if unit == "vllm.service" else "")
+    history = tmp_path / "state" / "history.json"
+    arguments = {"services": [service(tmp_path)], "compare": True, "history_path": str(history)}
+    looked = run(monkeypatch, gpu_memory_plan, check=True, **arguments)
+    assert looked["changed"]
+    assert not history.exists()
+    first = run(monkeypatch, gpu_memory_plan, **arguments)
+    assert first["changed"]
+    assert {row["figure"] for row in first["comparison"]["vllm"]} == {"weights", "kv_cache", "kv_tokens"}
+    assert "planned" in first["rendered"]
+    assert not run(monkeypatch, gpu_memory_plan, **arguments)["changed"]
+    planned = run(monkeypatch, gpu_memory_plan, services=[service(tmp_path)], history_path=str(history))
+    assert planned["plan"]["services"][0]["figures"]["kv_cache"]["value"] == pytest.approx(12.90 * 1024, abs=0.2)
+
+
+def test_gpu_vram_waits_until_the_last_model_has_left(monkeypatch):
+    answers = [19980, 19980, 3]
+
+    def query(*arguments):
+        used = answers.pop(0) if len(answers) > 1 else answers[0]
+        return ONE_L4.replace("<used>1 MiB", f"<used>{used} MiB")
+
+    monkeypatch.setattr(nvidia_smi, "query", query)
+    result = run(monkeypatch, gpu_vram, maximum_used_mib=1024, wait_timeout=20, wait_interval=0)
+    assert result["gpus"][0]["used_mib"] == 3
+    assert answers == [3]
+
+
+def test_gpu_vram_gives_up_and_names_the_holder(monkeypatch, one_l4):
+    one_l4(used=19980, free=2622, unit="vllm.service")
+    result = run(monkeypatch, gpu_vram, maximum_used_mib=1024, wait_timeout=1, wait_interval=1)
+    assert "GPU 0 has 19980 MiB used, wanted at most 1024 MiB (held by python3 (pid 4711, vllm.service" in result["msg"]
+    assert result["kind"] == "unmet"
+    assert result["waited_s"] >= 1
+
+
+def test_gpu_vram_does_not_wait_for_another_card(monkeypatch, one_l4):
+    one_l4()
+    assert run(monkeypatch, gpu_vram, name="H100", wait_timeout=60)["waited_s"] == 0
+
+
+def playbook(tmp_path, *arguments):
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(
+        "vllm: {hosts: {gpu-1: {ansible_host: 203.0.113.1, ansible_ssh_common_args: '-o ConnectTimeout=1'}}}\n"
+    )
+    return subprocess.run(
+        [Path(sys.executable).parent / "ansible-playbook", "-i", inventory, "playbooks/plan.yml", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_SSH_RETRIES": "0"},
+    )  # fmt: skip
+
+
+L4_BY_HAND = '{"gpu_memory_plan_gpu": {"name": "L4", "total_mib": 23034}}'
+
+
+def test_the_playbook_plans_without_asking_any_host(tmp_path):
+    samples.write_model(tmp_path / "model", samples.EXAONE)
+    output = tmp_path / "plan.json"
+    model = f"vllm_model_path={tmp_path / 'model'}"
+    done = playbook(tmp_path, "-e", L4_BY_HAND, "-e", model, "-e", f"gpu_memory_plan_output={output}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "in use after start" in done.stdout
+    plan = json.loads(output.read_text())
+    assert plan["verdict"] == "fits"
+    assert plan["services"][0]["figures"]["weights"]["origin"] == "read"
+    what_if = playbook(
+        tmp_path, "-e", L4_BY_HAND, "-e", model, "-e", "vllm_gpu_memory_utilization=0.3", "-e",
+        "vllm_max_model_len=32768", "-e", "gpu_memory_plan_refuse=true",
+    )  # fmt: skip
+    assert what_if.returncode != 0
+    assert "vllm would not start on L4: To serve at least one request" in what_if.stdout
+
+
+def test_the_playbook_says_that_a_host_is_not_reachable(tmp_path):
+    done = playbook(tmp_path)
+    assert done.returncode != 0
+    assert "gpu-1 is not reachable: give its GPU by hand" in done.stdout
+
+
+def test_the_production_example_is_planned_by_its_shape_alone(tmp_path):
+    config = ROOT / "data" / "gpu_memory" / "exaone-3.5-2.4b-instruct.json"
+    output = tmp_path / "plan.json"
+    done = subprocess.run(
+        [Path(sys.executable).parent / "ansible-playbook", "-i", "inventories/production", "playbooks/plan.yml", "-e",
+         L4_BY_HAND, "-e", f"gpu_memory_plan_config={config}", "-e", f"gpu_memory_plan_output={output}"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    planned = json.loads(output.read_text())["services"][0]
+    assert planned["verdict"] == "fits"
+    assert planned["figures"]["lora"]["value"] > 0

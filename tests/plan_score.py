@@ -1,0 +1,362 @@
+"""Score the GPU memory planner over a table of real start-ups: `plan_score.py [DIRECTORY]`.
+
+The directory has `vllm_logs.csv`, `llamacpp_logs.csv` and `model_configs.csv` (the repository's own is
+`data/gpu_memory`). Only what a user knows before the start goes into a plan; what the engine measured is compared.
+The rule for which rows have enough input stands in docs/gpu-memory.md. Prints `name passed/count` a measure and
+below it the rows that missed.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "plugins" / "module_utils"))
+
+from gpu_memory.engines import Gpu, card, parse_version, vllm_rules  # noqa: E402
+from gpu_memory.errors import PlanError  # noqa: E402
+from gpu_memory.figures import GIB, MIB  # noqa: E402
+from gpu_memory.llamacpp import LlamaService, plan_llamacpp  # noqa: E402
+from gpu_memory.shape import Shape, shape_from_row  # noqa: E402
+from gpu_memory.vllm import VllmService, plan_vllm  # noqa: E402
+
+OWN = ROOT / "data" / "gpu_memory"
+SMALL_BUDGET = 24 * GIB  # where total * utilization is below, an error under 0.5 GiB of KV memory counts as right
+ALLOWED = 0.5 * GIB
+# Words of a model's name that change neither its shape nor its size.
+IDLE = {
+    "4bit", "8bit", "autoround", "awq", "base", "bf16", "bnb", "chat", "ct", "dynamic", "fp16", "fp4", "fp8", "gguf",
+    "gptq", "hf", "instruct", "int4", "int8", "it", "k", "m", "meta", "mlc", "mxfp4", "nvfp4", "pertensor", "preset",
+    "q4", "q5", "q8", "qat", "quantized", "s", "static", "ud", "unsloth", "w4a16", "xl",
+}  # fmt: skip
+
+
+def number(text: str) -> float | None:
+    match = re.match(r"\s*(-?\d+(?:\.\d+)?)", text or "")
+    return float(match.group(1)) if match else None
+
+
+def words(name: str) -> frozenset[str]:
+    """The words that tell one model from another: family, version, size, variant."""
+    name = re.sub(r"\([^)]*\)", " ", name.split("/")[-1]).lower()
+    name = re.sub(r"(qwen|llama|gemma|phi|granite|mistral|exaone)[-_ ]?(\d)", r"\1 \2", name)
+    found = {word.strip(".") for word in re.split(r"[^a-z0-9.]+", name)} - IDLE - {""}
+    return frozenset(word for word in found if not re.fullmatch(r"\d{4}|v\d+(\.\d+)?|\d+k", word))
+
+
+class Shapes:
+    """Shapes by model name: the given folder's rows first, then the repository's own."""
+
+    def __init__(self, folder: Path):
+        self.rows = []
+        for place in dict.fromkeys((folder, OWN)):
+            path = place / "model_configs.csv"
+            if path.exists():
+                self.rows += list(csv.DictReader(path.open(encoding="utf-8")))
+        self.shapes = [(row["model"], shape_or_none(row)) for row in self.rows]
+
+    def find(self, model: str, quantized: bool = False) -> Shape | None:
+        """The shape of a row of this name, else of one with the same telling words; rows with all sizes first."""
+        wanted = words(model)
+        if not any(re.search(r"\d", word) for word in wanted):
+            return None
+        found = [(name, shape) for name, shape in self.shapes if shape and shape.hidden and words(name) == wanted]
+        # A preset repeats a model in another program's words, sometimes under another model's name.
+        found.sort(
+            key=lambda item: (
+                not item[1].intermediate,
+                "preset" in item[0],
+                item[0] != model,
+                bool(item[1].quantization) != quantized,
+            )
+        )
+        return found[0][1] if found else None
+
+
+def shape_or_none(row: dict) -> Shape | None:
+    """The row's shape; None where it has too few figures or words that the planner does not know."""
+    try:
+        return shape_from_row(row)
+    except PlanError:
+        return None
+
+
+@dataclass
+class VllmRow:
+    """One row of vllm_logs.csv and what may be read of it."""
+
+    row: dict
+    shape: Shape | None
+    version: str
+    total: float | None
+    reason: str = ""
+
+    @property
+    def case(self) -> str:
+        return self.row["case_id"]
+
+
+def total_bytes(row: dict) -> float | None:
+    """The GPU's total as a user knows it: stated, or by the card's name and its MiB figure."""
+    stated = number(row["gpu_total_gib"])
+    if stated:
+        return stated * GIB
+    known = card(row["gpu"])
+    if known and "+" not in row["gpu"]:
+        return known.cuda_gib * GIB
+    sizes = [int(x) for x in re.findall(r"(\d{4,6})\s*MiB", row["gpu"])]
+    return min(sizes) * MIB * 0.97 if sizes else None
+
+
+# What tables and names call a quantization, and the planner's word for it; the first that is found wins.
+METHODS = (
+    ("nvfp4", "nvfp4"), ("mxfp4", "mxfp4"), ("w4a16|wna16", "w4a16"), ("w8a8", "w8a8"), ("w8a16|int8|8bit", "int8"),
+    ("awq", "awq"), ("gptq", "gptq"), ("auto-?round|int4", "auto-round"), ("bnb|bitsandbytes", "bitsandbytes"),
+    ("fp8", "fp8"), ("gguf", "gguf"), ("4bit", "bitsandbytes"), ("compressed-tensors", "compressed-tensors"),
+)  # fmt: skip
+
+
+def quantization(row: dict) -> str:
+    """The method a row states, else the one in the model's name; "" for plain weights."""
+    for text in (row["quantization"], row["model"]):
+        for pattern, method in METHODS:
+            if re.search(pattern, text, re.IGNORECASE):
+                return method
+    return ""
+
+
+def load(row: dict, shapes: Shapes) -> VllmRow:
+    """The row with its shape, or the reason why it has too little input for a plan of tokens."""
+    shape = shapes.find(row["model"], bool(quantization(row)))
+    out = VllmRow(row, shape, row["vllm_version"], total_bytes(row))
+    try:
+        parse_version(out.version)
+    except PlanError:
+        out.reason = "version"
+    if not out.reason and not out.total:
+        out.reason = "total memory"
+    if not out.reason and not number(row["tp"]):
+        out.reason = "tensor-parallel size"
+    if not out.reason and not number(row["gpu_memory_utilization"]):
+        out.reason = "utilization"
+    if not out.reason and not out.shape:
+        out.reason = "model"
+    if not out.reason and re.search(r"offload|overrid", row["notes"], re.IGNORECASE):
+        out.reason = "offload"
+    return out
+
+
+def first_word(text: str) -> str:
+    """The first word of a cell, "auto" for an empty one."""
+    return text.split()[0].lower() if text.strip() else "auto"
+
+
+def service_of(entry: VllmRow) -> VllmService:
+    """The service a row describes, without anything the engine measured."""
+    row = entry.row
+    length = number(row["max_model_len"])
+    return VllmService(
+        name=entry.case, version=entry.version, model=row["model"], shape=entry.shape,
+        dtype=first_word(row["dtype"]), quantization=quantization(row),
+        kv_cache_dtype=first_word(row["kv_cache_dtype"]),
+        gpu_memory_utilization=number(row["gpu_memory_utilization"]),
+        max_model_len=int(length) if length else None,
+        max_num_seqs=int(number(row["max_num_seqs"]) or 0) or None,
+        max_num_batched_tokens=int(number(row["max_num_batched_tokens"]) or 0) or None,
+        enforce_eager=row["enforce_eager"].lower() == "true",
+        tensor_parallel_size=int(number(row["tp"]) or 1), pipeline_parallel_size=int(number(row["pp"]) or 1),
+        expert_parallel_size=expert_parallel(row), language_model_only="language-model-only" in row["notes"],
+        lora=row["lora"].lower() not in ("", "false", "no", "none", "0", "disabled"),
+    )  # fmt: skip
+
+
+def expert_parallel(row: dict) -> int | None:
+    """GPUs the experts are spread over where the row's command line says so: all that the row names."""
+    if "expert-parallel" not in row["notes"]:
+        return None
+    named = re.findall(r"(?:x|of )(\d+)", row["gpu"])
+    return max(map(int, named)) if named else None
+
+
+def gpu_of(entry: VllmRow) -> Gpu:
+    known = card(entry.row["gpu"])
+    free = number(entry.row["gpu_free_at_start_gib"])
+    return Gpu(
+        entry.row["gpu"], int(entry.total), int(free * GIB) if free else None, known.capability if known else 8.0
+    )
+
+
+def measured_tokens(row: dict, plan: dict | None) -> float | None:
+    """Tokens the engine had room for: logged, or by its blocks, or by its KV memory where all layers are alike."""
+    tokens, blocks, memory = (number(row[k]) for k in ("kv_cache_tokens", "gpu_blocks", "available_kv_gib"))
+    if tokens or blocks:
+        return tokens or blocks * 16
+    return memory * GIB / plan["figures"]["kv_bytes_per_token"].value if plan and memory and memory > 0 else None
+
+
+def start_check(row: dict, total: float | None, version: str) -> bool | None:
+    """Whether free memory covers the share asked for; None where a figure is absent."""
+    free, share = number(row["gpu_free_at_start_gib"]), number(row["gpu_memory_utilization"])
+    if share is None and version:
+        try:
+            share = vllm_rules(version).utilization
+        except PlanError:
+            share = None
+    return None if free is None or share is None or not total else free * GIB >= total * share
+
+
+class Score:
+    """Counts one measure and remembers what missed."""
+
+    def __init__(self, name: str):
+        self.name, self.passed, self.count, self.missed = name, 0, 0, []
+
+    def add(self, right: bool, text: str) -> None:
+        self.count += 1
+        self.passed += right
+        if not right:
+            self.missed.append(text)
+
+    def show(self) -> None:
+        print(f"{self.name} {self.passed}/{self.count}")
+        for text in self.missed:
+            print(f"    {text}")
+
+
+def score_vllm(folder: Path, shapes: Shapes, verbose: bool) -> None:
+    verdict, trivial, refusals = Score("verdict"), Score("verdict_if_always_ok"), Score("refusals_caught")
+    within = {pct: Score(f"kv_tokens_within_{pct}pct") for pct in (5, 10, 15)}
+    strict = {pct: Score(f"kv_tokens_within_{pct}pct_without_allowance") for pct in (5, 10, 15)}
+    every = {pct: Score(f"kv_tokens_all_grades_within_{pct}pct") for pct in (5, 10, 15)}
+    errors, left_out = [], {}
+    for row in csv.DictReader((folder / "vllm_logs.csv").open(encoding="utf-8")):
+        entry = load(row, shapes)
+        refused = row["outcome"].startswith("error")
+        check = start_check(row, entry.total, entry.version)
+        plan = None
+        if not entry.reason:
+            try:
+                plan = plan_vllm(service_of(entry), gpu_of(entry), context=False)
+            except PlanError as error:
+                entry.reason = f"plan ({error})"
+        if plan is not None or check is not None:
+            said = plan["verdict"] if plan else "fits" if check else "refused"
+            right = (said == "refused") == refused
+            text = f"{entry.case} {row['model']}: planned {said}, was {row['outcome']}"
+            verdict.add(right, text)
+            trivial.add((check is False) == refused, f"{entry.case}: was {row['outcome']}")
+            if refused:
+                refusals.add(said == "refused", text)
+        if entry.reason:
+            left_out.setdefault(entry.reason, []).append(entry.case)
+        measured = measured_tokens(row, plan)
+        if plan is None or not measured or row["outcome"] != "ok":
+            continue
+        planned = plan["figures"]["kv_tokens"].value
+        error = abs(planned / measured - 1) * 100
+        budget = entry.total * plan["utilization"]
+        memory = plan["figures"]["kv_cache"].value
+        memory_error = abs(planned - measured) * memory / planned if planned else GIB
+        allowed = budget < SMALL_BUDGET and memory_error < ALLOWED
+        text = (
+            f"{entry.case} {row['model']}: planned {planned:.0f}, measured {measured:.0f} tokens "
+            f"({(planned / measured - 1) * 100:+.1f} %)"
+        )
+        for pct in (5, 10, 15):
+            every[pct].add(error <= pct or allowed, text)
+            if row["completeness"] == "A":
+                within[pct].add(error <= pct or allowed, text)
+                strict[pct].add(error <= pct, text)
+        if row["completeness"] == "A":
+            errors.append(error)
+        if verbose:
+            f = plan["figures"]
+            print(
+                f"# {text} weights {f['weights'].value / GIB:.2f}/{row['weights_gib']} act "
+                f"{f['activation'].value / GIB:.2f}/{row['activation_peak_gib']} over {f['overhead'].value / GIB:.2f}"
+                f"/{row['non_torch_gib']} graphs {f['cuda_graphs'].value / GIB:.2f} kv "
+                f"{f['kv_cache'].value / GIB:.2f}/{row['available_kv_gib']}"
+            )
+    for score in (verdict, trivial, refusals, *within.values(), *strict.values(), *every.values()):
+        score.show()
+    print(f"kv_tokens_median_error_pct {statistics.median(errors):.2f}" if errors else "kv_tokens_median_error_pct -")
+    for reason, cases in sorted(left_out.items()):
+        print(f"left_out_vllm_no_{reason.replace(' ', '_').replace('-', '_')} {len(cases)}: {' '.join(cases)}")
+
+
+def llama_service(row: dict, shape: Shape) -> LlamaService:
+    """The server a row describes."""
+    size = number(row["model_size_file"])
+    unit = GIB if "GiB" in row["model_size_file"] else MIB
+    layers = number(row["offloaded_layers"])
+    engine = row["engine"].lower()
+    return LlamaService(
+        name=row["case_id"], shape=shape, file_size=int(size * unit) if size else 0,
+        gpu_layers=int(layers) if layers else 999, context=int(number(row["n_ctx"]) or 0),
+        batch=int(number(row["n_batch"]) or 2048), ubatch=int(number(row["n_ubatch"]) or 512),
+        flash_attention=row["flash_attn"] != "0", kv_type=row["kv_type"] or "f16",
+        sliding_cache=not ("ik_llama" in engine or "2024" in engine or "llamafile" in engine), model=row["model"],
+    )  # fmt: skip
+
+
+def buffers(text: str) -> float | None:
+    """Sum of the MiB figures in a cell such as `96.00 (12 layers) + 15.00 (12 SWA layers)`."""
+    plain = re.sub(r"\([^)]*\)", "", text or "")
+    found = [float(x) for x in re.findall(r"\d+(?:\.\d+)?", plain)]
+    return sum(found) if found else None
+
+
+def score_llamacpp(folder: Path, shapes: Shapes, verbose: bool) -> None:
+    cache, total = Score("llamacpp_kv_within_1pct"), Score("llamacpp_total_within_5pct")
+    left_out: dict[str, list[str]] = {}
+    for row in csv.DictReader((folder / "llamacpp_logs.csv").open(encoding="utf-8")):
+        shape, measured = shapes.find(row["model"], quantized=True), buffers(row["gpu_kv_buffer_mib"])
+        if not shape or not number(row["n_ctx"]) or not measured:
+            left_out.setdefault("model" if not shape else "context", []).append(row["case_id"])
+            continue
+        try:
+            service = llama_service(row, shape)
+            figures = plan_llamacpp(service, Gpu("", 1 << 50))["figures"]
+        except PlanError as error:
+            left_out.setdefault(f"plan ({error})", []).append(row["case_id"])
+            continue
+        planned = figures["kv_cache"].value / MIB
+        text = f"{row['case_id']} {row['model']}: planned {planned:.0f}, measured {measured:.0f} MiB"
+        cache.add(abs(planned / measured - 1) <= 0.01, text)
+        overridden = re.search(r"overrid|-ot\b|cpu-moe", row["notes"] + row["engine_note"], re.IGNORECASE)
+        parts = [buffers(row[k]) for k in ("gpu_model_buffer_mib", "gpu_kv_buffer_mib", "gpu_compute_buffer_mib")]
+        if not service.file_size or overridden or None in parts:
+            continue
+        planned = sum(figures[k].value for k in ("weights", "kv_cache", "activation")) / MIB
+        measured = sum(parts)
+        text = f"{row['case_id']} {row['model']}: planned {planned:.0f}, measured {measured:.0f} MiB"
+        total.add(abs(planned / measured - 1) <= 0.05, text)
+        if verbose:
+            print("#", text, {k: round(figures[k].value / MIB) for k in ("weights", "kv_cache", "activation")}, parts)
+    cache.show()
+    total.show()
+    for reason, cases in sorted(left_out.items()):
+        print(f"left_out_llamacpp_no_{reason} {len(cases)}: {' '.join(cases)}")
+
+
+def main(arguments: list[str]) -> int:
+    verbose = "-v" in arguments
+    places = [a for a in arguments if a != "-v"]
+    folder = Path(places[0]) if places and places[0] else OWN
+    missing = [n for n in ("vllm_logs.csv", "llamacpp_logs.csv") if not (folder / n).is_file()]
+    if missing:
+        print(f"{folder} lacks {', '.join(missing)}: give the folder with the tables of start-ups.", file=sys.stderr)
+        return 2
+    shapes = Shapes(folder)
+    score_vllm(folder, shapes, verbose)
+    score_llamacpp(folder, shapes, verbose)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

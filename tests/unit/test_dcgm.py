@@ -1,0 +1,88 @@
+"""What DCGM says of itself, and which exporter fits it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible.errors import AnsibleFilterError
+from ansible.module_utils import dcgm
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = importlib.util.spec_from_file_location("dcgm_filter", ROOT / "plugins/filter/dcgm.py")
+filters = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(filters)
+TABLE = yaml.safe_load((ROOT / "data/dcgm/exporters.yml").read_text())
+
+BOTH = """\
+Version : 3.3.9
+Build ID : 18
+Build Date : 2024-10-30
+Commit ID : 0
+CPU Arch : x86_64
+
+Hostengine build info:
+Version : 3.3.8
+Build ID : 12
+"""
+
+
+def test_client_and_engine_are_told_apart():
+    assert dcgm.parse_versions(BOTH) == {"client": "3.3.9", "engine": "3.3.8"}
+    assert dcgm.parse_versions(BOTH.partition("\nHost")[0]) == {"client": "3.3.9", "engine": None}
+    assert dcgm.parse_versions("Error: unable to establish a connection") == {"client": None, "engine": None}
+
+
+def test_absent_dcgm_says_nothing(tmp_path):
+    assert dcgm.ask(str(tmp_path / "dcgmi")) == {"client": None, "engine": None}
+
+
+@pytest.mark.parametrize(
+    ("live", "engine", "reason"),
+    [
+        ({"ActiveState": "active"}, "3.3.9", None),
+        ({"ActiveState": "active"}, "3.3.8", "the running engine was 3.3.8, 3.3.9 is installed"),
+        ({"ActiveState": "active"}, None, "it did not answer"),
+        ({"ActiveState": "failed", "SubState": "failed"}, "3.3.9", "it was not running (failed, failed)"),
+    ],
+)
+def test_reason_to_start_the_engine(live, engine, reason):
+    assert dcgm.start_reason(live, {"client": "3.3.9", "engine": engine}, "1:3.3.9-1") == reason
+
+
+def test_release_follows_the_major_of_dcgm():
+    assert filters.exporter_release("3.3.9", TABLE)["tag"] == "3.3.9-3.6.1"
+    assert filters.exporter_release("3.1.8", TABLE)["tag"] == "3.3.9-3.6.1"
+    assert filters.exporter_release("4.2.3", TABLE)["tag"] == "4.0.0-4.0.1"
+    assert filters.exporter_release("3.3.9", TABLE)["commit"] == "b97b7633e3f39f7a537bd77561cc0ec0c2dca3f5"
+
+
+@pytest.mark.parametrize(
+    ("version", "tag", "sentence"),
+    [
+        ("3.3.9", "4.0.0-4.0.1", "needs the libdcgm.so.4 of DCGM 4.x and DCGM 3.3.9 is installed"),
+        ("4.2.3", "3.3.9-3.6.1", "needs the libdcgm.so of DCGM 3.x and DCGM 4.2.3 is installed"),
+        ("3.3.9", "3.3.9", r"3.3.9 is not known \(known: 3.3.8-3.6.0, 3.3.9-3.6.1, 4.0.0-4.0.1\)"),
+        ("5.0.0", "", "no release of dcgm-exporter is known for DCGM 5.0.0"),
+    ],
+)
+def test_mismatch_is_refused(version, tag, sentence):
+    with pytest.raises(AnsibleFilterError, match=sentence):
+        filters.exporter_release(version, TABLE, tag)
+
+
+def test_a_commit_of_the_users_own_makes_a_tag_known():
+    commits = {"4.9.0-4.9.0": "a" * 40, "3.3.9-3.6.1": "b" * 40}
+    assert filters.exporter_release("4.9.0", TABLE, "4.9.0-4.9.0", commits)["commit"] == "a" * 40
+    assert filters.exporter_release("3.3.9", TABLE, "", commits)["commit"] == "b" * 40
+
+
+def test_counters_file():
+    rows = [{"field": "DCGM_FI_DEV_GPU_TEMP", "type": "gauge", "help": "Temperature (in C)."}]
+    assert filters.counters_csv(rows) == "DCGM_FI_DEV_GPU_TEMP, gauge, Temperature (in C).\n"
+
+
+def test_table_is_whole():
+    assert all(len(row["commit"]) == 40 and row["tag"].startswith(f"{row['dcgm']}.") for row in TABLE)

@@ -1,0 +1,43 @@
+"""What is written into a .env comes out of its reader again, or is refused."""
+
+import importlib.util
+import io
+from pathlib import Path
+
+import dotenv
+import pytest
+from ansible.errors import AnsibleFilterError
+
+PLUGIN = Path(__file__).resolve().parents[2] / "plugins/filter/dotenv.py"
+spec = importlib.util.spec_from_file_location("dotenv_filter", PLUGIN)
+plugin = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(plugin)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("http://localhost:8001/v1", "NAME=http://localhost:8001/v1\n"),
+        (30, "NAME=30\n"),
+        (True, "NAME=true\n"),
+        (["a", "b"], "NAME=a,b\n"),
+        ("two words", "NAME='two words'\n"),
+        ("it's #1", "NAME='it\\'s #1'\n"),
+        ("a\\b", "NAME='a\\\\b'\n"),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_values(value, text):
+    assert plugin.dotenv({"NAME": value}) == text
+
+
+@pytest.mark.parametrize("value", ["it's", "a\\b", "a#b", " spaces ", "x$y", '"quoted"', "p%q", "k=v", "`ls`"])
+def test_the_reader_gets_what_was_given(value):
+    assert dotenv.dotenv_values(stream=io.StringIO(plugin.dotenv({"NAME": value}))) == {"NAME": value}
+
+
+@pytest.mark.parametrize("settings", [{"NAME": "a\nb"}, {"NAME": "a${HOME}"}, {"A NAME": "x"}])
+def test_what_the_file_cannot_carry_is_refused(settings):
+    with pytest.raises(AnsibleFilterError):
+        plugin.dotenv(settings)

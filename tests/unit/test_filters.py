@@ -1,0 +1,108 @@
+"""Filters of the roles, by table."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from ansible.errors import AnsibleFilterError
+
+PLUGINS = Path(__file__).resolve().parents[2] / "plugins" / "filter"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"filter_{name}", PLUGINS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.FilterModule().filters()
+
+
+RELEASES, SYSTEMD = load("releases"), load("systemd")
+URL = "https://github.com/grafana/loki/releases/download/v3.4.2/promtail-linux-amd64.zip"
+TABLE = {"3.4.2": {"amd64": "sha256:aa"}, "3.4.1": {"amd64": "sha256:bb", "arm64": "sha256:cc"}}
+FACTS = {
+    "interfaces": ["lo", "eth0", "br_lan", "wg0"],
+    "eth0": {"ipv4": {"address": "10.0.0.5"}},
+    "br_lan": {"ipv4": {"address": "10.1.0.1"}},
+    "wg0": {},
+}
+
+
+@pytest.mark.parametrize(
+    "base, expected",
+    [
+        (None, URL),
+        ("", URL),
+        ("http://mirror", URL.replace("https://", "http://mirror/")),
+        ("http://mirror:8080/files/", URL.replace("https://", "http://mirror:8080/files/")),
+    ],
+)
+def test_mirrored(base, expected):
+    assert RELEASES["mirrored"](URL, base) == expected
+
+
+@pytest.mark.parametrize("version, architecture, expected", [("3.4.2", "amd64", "aa"), ("3.4.1", "arm64", "cc")])
+def test_a_checksum(version, architecture, expected):
+    assert RELEASES["checksum_of"](TABLE, version, architecture, "promtail_version") == f"sha256:{expected}"
+
+
+@pytest.mark.parametrize(
+    "table, version, architecture, sentence",
+    [
+        (TABLE, "3.4", "amd64", "promtail_version: version 3.4 has no checksum (known: 3.4.1, 3.4.2); choose one of"),
+        (TABLE, "3.4.2", "arm64", "promtail_version: version 3.4.2 has no checksum for arm64 (known: amd64)"),
+        ({}, "3.4.2", "amd64", "(known: none)"),
+    ],
+)
+def test_an_unknown_version_names_the_known_ones(table, version, architecture, sentence):
+    with pytest.raises(AnsibleFilterError) as failure:
+        RELEASES["checksum_of"](table, version, architecture, "promtail_version")
+    assert sentence in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    "argv, line",
+    [
+        (["/bin/a", "--x=1"], "/bin/a --x=1"),
+        (["/bin/a", 9100, ""], '/bin/a 9100 ""'),
+        (["/bin/a", "two words"], '/bin/a "two words"'),
+        (["/bin/a", "50%", "$HOME"], "/bin/a 50%% $$HOME"),
+        (["/bin/a", 'say "hi"'], '/bin/a "say \\"hi\\""'),
+        (["/bin/a", "a\\b"], '/bin/a "a\\\\b"'),
+        (["/bin/a", "it's;"], '/bin/a "it\'s;"'),
+        (["/bin/a", "two\nlines"], '/bin/a "two\\nlines"'),
+    ],
+)
+def test_a_command_line_for_systemd(argv, line):
+    assert SYSTEMD["exec_line"](argv) == line
+
+
+@pytest.mark.parametrize(
+    "value, address",
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "0.0.0.0"),
+        ("::1", "::1"),
+        ("eth0", "10.0.0.5"),
+        ("br-lan", "10.1.0.1"),
+    ],
+)
+def test_a_listen_address(value, address):
+    assert SYSTEMD["listen_address"](value, FACTS, "x_listen_address") == address
+
+
+@pytest.mark.parametrize("value", ["wlan0", "wg0", "10.0.0", "localhost", ""])
+def test_a_listen_address_that_is_none_is_refused_by_name(value):
+    with pytest.raises(AnsibleFilterError) as failure:
+        SYSTEMD["listen_address"](value, FACTS, "x_listen_address")
+    assert f"x_listen_address: {value!r} is neither an IP address nor an interface" in str(failure.value)
+    assert "lo, eth0" in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    "address, port, expected",
+    [("127.0.0.1", 9100, "127.0.0.1:9100"), ("::1", "9100", "[::1]:9100"), ("fe80::1", 80, "[fe80::1]:80")],
+)
+def test_an_address_with_a_port(address, port, expected):
+    assert SYSTEMD["host_port"](address, port) == expected

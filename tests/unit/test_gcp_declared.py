@@ -1,0 +1,133 @@
+"""Rules, money and quota of Google Cloud, without any request."""
+
+import pytest
+from ansible.module_utils import gcp_declared as declared
+
+RULE = {
+    "name": "allow-ai-server-ports",
+    "ports": [8000, 8001],
+    "target_tags": ["ai-server"],
+    "source_ranges": ["203.0.113.0/24"],
+    "network": "default",
+    "priority": 1000,
+    "state": "present",
+}
+
+
+def effective(*ranges, open_to_world=False, world_ports=(8000,), **changed):
+    return declared.effective_rules([{**RULE, "source_ranges": list(ranges), **changed}], open_to_world, world_ports)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "view"),
+    [
+        ([{"IPProtocol": "tcp", "ports": ["8000", "8001"]}], ["tcp:8000-8001"]),
+        ([{"IPProtocol": "tcp", "ports": ["8001"]}, {"IPProtocol": "6", "ports": ["8000"]}], ["tcp:8000-8001"]),
+        ([{"IPProtocol": "tcp", "ports": ["8000-8001"]}], ["tcp:8000-8001"]),
+        ([{"IPProtocol": "tcp", "ports": ["8000", "8002"]}], ["tcp:8000", "tcp:8002"]),
+        ([{"IPProtocol": "tcp"}, {"IPProtocol": "tcp", "ports": ["8000"]}], ["tcp"]),
+        ([{"IPProtocol": "all"}], ["all"]),
+        (None, []),
+    ],
+)
+def test_ports_are_compared_by_what_they_open(allowed, view):
+    assert declared.protocols(allowed) == view
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [["0.0.0.0/0"], ["::/0"], ["0.0.0.0/1", "128.0.0.0/1"], [f"{number}.0.0.0/8" for number in range(16)]],
+)
+def test_the_world_in_any_wording_has_to_be_said(ranges):
+    have, _, problems, _ = effective(*ranges)
+    assert have == []
+    assert "gcp_open_to_world: true" in problems[0]
+    (rule,), without, problems, remarks = effective(*ranges, open_to_world=True)
+    assert (rule["ports"], problems) == ([8000], [])
+    assert without == {"allow-ai-server-ports-restricted"}
+    assert "8001 stays closed" in remarks[0]
+
+
+def test_a_rule_of_which_the_world_gets_nothing_is_not_made():
+    have, without, problems, _ = effective("0.0.0.0/0", open_to_world=True, ports=[9100, 9400])
+    assert (have, problems) == ([], [])
+    assert "allow-ai-server-ports" in without
+
+
+def test_narrow_ranges_beside_the_world_keep_their_ports():
+    first, second = effective("0.0.0.0/0", "203.0.113.0/24", open_to_world=True)[0]
+    assert (first["ports"], first["source_ranges"]) == ([8000], ["0.0.0.0/0", "203.0.113.0/24"])
+    assert (second["name"], second["ports"]) == ("allow-ai-server-ports-restricted", [8001])
+    assert second["source_ranges"] == ["203.0.113.0/24"]
+
+
+@pytest.mark.parametrize(
+    ("ranges", "said"),
+    [([], "set gcp_source_ranges"), (["203.0.113.7/24"], "203.0.113.7/24"), (["office"], "'office'")],
+)
+def test_ranges_that_cannot_be_used_are_named(ranges, said):
+    assert said in effective(*ranges)[2][0]
+
+
+def test_a_rule_may_be_absent_without_ranges():
+    assert effective(state="absent")[2] == []
+
+
+def test_open_ports_follow_the_tags():
+    rules = [RULE, {**RULE, "ports": [9100], "target_tags": ["monitoring"]}]
+    assert declared.open_ports(rules, ["monitoring"]) == [9100]
+    assert declared.open_ports(rules, []) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "global/networks/default",
+        "projects/p/global/networks/default",
+        "https://www.googleapis.com/compute/v1/projects/p/global/networks/default",
+        "https://compute.googleapis.com/compute/beta/projects/p/global/networks/default",
+    ],
+)
+def test_every_form_of_a_url_is_the_same(url):
+    assert declared.tail(url, "p") == "projects/p/global/networks/default"
+
+
+def test_a_spot_machine_counts_against_the_ordinary_quota_where_it_has_none_of_its_own():
+    assert declared.gpu_metric("nvidia-l4", True, {}) == "NVIDIA_L4_GPUS"
+    own = {"PREEMPTIBLE_NVIDIA_L4_GPUS": {"limit": 1, "usage": 0}}
+    assert declared.gpu_metric("nvidia-l4", True, own) == "PREEMPTIBLE_NVIDIA_L4_GPUS"
+    assert declared.gpu_metric("nvidia-l4", False, own) == "NVIDIA_L4_GPUS"
+
+
+def test_quota_that_just_fits_is_enough():
+    quotas = {"SSD_TOTAL_GB": {"limit": 250, "usage": 50}}
+    assert declared.quota_problem("region r", quotas, "SSD_TOTAL_GB", 200, ["llm"], "") is None
+    said = declared.quota_problem("region r", quotas, "SSD_TOTAL_GB", 201, ["llm"], "take {left:g}")
+    assert "ask Google for 251" in said
+    assert "take 200" in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"name": "Llm"}, "the name must be"),
+        ({"zones": []}, "zones is empty"),
+        ({"zones": ["asia-northeast3"]}, "is no zone"),
+        ({"tags": ["AI"]}, "the tag 'AI'"),
+        ({"labels": {"a": "B"}}, "the label a=B"),
+        ({"maintenance_policy": "MIGRATE"}, "cannot migrate"),
+    ],
+)
+def test_a_machine_that_cannot_be_meant(changed, said):
+    machine = {
+        "name": "llm",
+        "zones": ["asia-northeast3-a"],
+        "tags": [],
+        "labels": {},
+        "spot": False,
+        "maintenance_policy": "TERMINATE",
+        "accelerator": {"type": "nvidia-l4", "count": 1},
+    }
+    assert declared.machine_problems([machine]) == []
+    assert said in declared.machine_problems([{**machine, **changed}])[0]
+    assert "more than once" in declared.machine_problems([machine, machine])[0]

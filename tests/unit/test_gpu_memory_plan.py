@@ -1,0 +1,432 @@
+"""Plans: the arithmetic of each engine, the field's own cases, bad input."""
+
+import json
+import time
+from dataclasses import replace
+
+import gpu_memory_samples as samples
+import pytest
+from ansible.module_utils.gpu_memory import journal, render
+from ansible.module_utils.gpu_memory.engines import Gpu, parse_version, vllm_rules
+from ansible.module_utils.gpu_memory.errors import PlanError
+from ansible.module_utils.gpu_memory.figures import GIB, MIB
+from ansible.module_utils.gpu_memory.planner import gpu_from, plan
+from ansible.module_utils.gpu_memory.shape import shape_from_config
+from ansible.module_utils.gpu_memory.vllm import VllmService, cache_pool, graph_count, lora_bytes, plan_vllm
+
+L4 = samples.L4
+
+
+def service(**changes):
+    return {"name": "vllm", "version": "0.15.1", "model": "m", "config": samples.MISTRAL, **changes}
+
+
+def only(result):
+    return result["services"][0]
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [("0.15.1", (0, 15, 1)), ("0.8.x (inferred)", (0, 8, 99)), ("v0.15.2rc1", (0, 15, 2)), ("0.7.2/0.7.3", (0, 7, 2))],
+)
+def test_versions(text, version):
+    assert parse_version(text) == version
+
+
+@pytest.mark.parametrize(
+    ("version", "field", "value"),
+    [
+        ("0.19.1", "utilization", 0.90),
+        ("0.21.0", "utilization", 0.92),
+        ("0.15.1", "sampler_bytes", 38.3),
+        ("0.18.0", "sampler_bytes", 14.0),
+        ("0.19.1", "graphs_counted", False),
+        ("0.23.0", "graphs_counted", True),
+        ("0.6.6", "legacy", "always"),
+        ("0.15.1", "legacy", "never"),
+    ],
+)
+def test_rules_by_version(version, field, value):
+    assert getattr(vllm_rules(version), field) == value
+
+
+def test_the_budget_adds_up():
+    one = only(plan([service(gpu_memory_utilization=0.7, max_model_len=2048)], L4))
+    figures = {name: figure.value for name, figure in one["figures"].items()}
+    spent = figures["weights"] + figures["activation"] + figures["overhead"] + figures["cuda_graphs"]
+    assert figures["budget"] == pytest.approx(spent + figures["kv_cache"])
+    assert figures["kv_bytes_per_token"] == 2 * 32 * 8 * 128 * 2
+    assert figures["kv_tokens"] == figures["kv_cache"] // (16 * 131072) * 16
+
+
+def test_every_figure_says_where_it_comes_from(tmp_path):
+    directory = samples.write_model(tmp_path, samples.TINY, "F32")
+    one = only(plan([service(config=None, model=str(directory), dtype="float32")], L4))
+    assert one["figures"]["weights"].origin == "read"
+    assert {f.origin for f in one["figures"].values()} == {"read", "computed", "estimated"}
+    for figure in one["figures"].values():
+        assert figure.least <= figure.value <= figure.most
+        assert figure.origin != "estimated" or figure.least < figure.most
+
+
+def test_weights_follow_the_type_they_are_loaded_as(tmp_path):
+    directory = samples.write_model(tmp_path, {**samples.MISTRAL, "num_hidden_layers": 2}, "F32")
+    full = only(plan([service(config=None, model=str(directory), dtype="float32")], L4))["figures"]["weights"].value
+    half = only(plan([service(config=None, model=str(directory), dtype="bfloat16")], L4))["figures"]["weights"].value
+    assert full / half == pytest.approx(2, rel=0.02)
+
+
+# Mistral-7B v0.3 on an L4, as the field ran it: the utilization and length, and what happened.
+@pytest.mark.parametrize("version", ["0.8.5", "0.9.1"])
+@pytest.mark.parametrize(
+    ("utilization", "length", "started"),
+    [(0.5, None, False), (0.7, 2048, True), (0.5, 2048, False), (0.6, 8192, False)],
+)
+def test_mistral_on_an_l4(version, utilization, length, started):
+    one = only(plan([service(version=version, gpu_memory_utilization=utilization, max_model_len=length)], L4))
+    assert (one["verdict"] != "refused") == started
+    if started:
+        assert one["figures"]["used_after_start"].least < 16.2 * GIB < one["figures"]["used_after_start"].most
+    else:
+        assert one["message"].startswith("No available memory for the cache blocks")
+        assert one["cures"]
+
+
+def test_exaone_on_an_l4_used_what_was_planned():
+    one = only(
+        plan(
+            [service(config=samples.EXAONE, gpu_memory_utilization=0.85, max_model_len=8192, enforce_eager=True,
+                     adapters=[{"name": "a"}, {"name": "b"}], max_lora_rank=16)],
+            L4,
+        )
+    )  # fmt: skip
+    used = one["figures"]["used_after_start"]
+    assert one["verdict"] == "fits"
+    assert used.least <= 19980 * MIB <= used.most
+    assert used.value == pytest.approx(19980 * MIB, rel=0.01)
+
+
+def llama(name, path, layers):
+    return {
+        "name": name, "engine": "llamacpp", "model": str(path), "gpu_layers": layers, "context": 1024, "batch": 128,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("gguf")
+    for size in ("3B", "7B"):
+        samples.qwen_gguf(directory / f"{size}.gguf", size)
+    return directory
+
+
+# Two llama.cpp servers on a 6 GB card; the field's own estimate for 20 layers was too low, 25 layers do not fit.
+@pytest.mark.parametrize(
+    ("first", "second", "layers", "fits"),
+    [("7B", "7B", 999, False), ("3B", "7B", 999, False), ("3B", "7B", 20, True), ("3B", "7B", 25, False)],
+)
+def test_two_servers_on_six_gigabytes(qwen, first, second, layers, fits):
+    gpu = {"name": "RTX 4050", "total_mib": 6141, "free_mib": 5900}
+    result = plan([llama("chat", qwen / f"{first}.gguf", 999), llama("code", qwen / f"{second}.gguf", layers)], gpu)
+    assert (result["verdict"] == "fits") == fits
+    code = result["services"][1]
+    if fits:
+        assert code["figures"]["weights"].value == pytest.approx(3.1e9, rel=0.03)
+    else:
+        assert "gpu_layers" in code["cures"][0]
+
+
+def test_fewer_layers_is_a_cure_that_cures(qwen):
+    gpu = {"name": "RTX 4050", "total_mib": 6141, "free_mib": 4000}
+    refused = only(plan([llama("code", qwen / "7B.gguf", 999)], gpu))
+    assert refused["verdict"] == "refused"
+    layers = int(refused["cures"][0].split("gpu_layers to ")[1].split()[0])
+    assert only(plan([llama("code", qwen / "7B.gguf", layers)], gpu))["verdict"] == "fits"
+    assert only(plan([llama("code", qwen / "7B.gguf", layers + 1)], gpu))["verdict"] != "fits"
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [("f16", 2), ("q8_0", 34 / 32), ("q4_0", 18 / 32), ("q8_0/q4_0", (34 + 18) / 64)]
+)
+def test_llamacpp_cache_by_type(qwen, kind, size):
+    one = only(plan([{**llama("code", qwen / "7B.gguf", 999), "kv_cache_dtype": kind}], L4))
+    assert one["figures"]["kv_cache"].value == 1024 * 28 * 2 * 512 * size
+
+
+def test_lowering_the_length_is_a_cure_that_cures():
+    asked = service(gpu_memory_utilization=0.75, max_model_len=32768)
+    refused = only(plan([asked], L4))
+    assert refused["verdict"] == "refused"
+    assert "max seq len (32768)" in refused["message"]
+    length = int(refused["cures"][0].split("max_model_len to ")[1])
+    assert only(plan([{**asked, "max_model_len": length}], L4))["verdict"] != "refused"
+    assert only(plan([{**asked, "max_model_len": length + 16}], L4))["verdict"] == "refused"
+    utilization = float(refused["cures"][1].split("utilization to ")[1])
+    assert only(plan([{**asked, "gpu_memory_utilization": utilization}], L4))["verdict"] != "refused"
+    assert only(plan([{**asked, "gpu_memory_utilization": utilization - 0.01}], L4))["verdict"] == "refused"
+
+
+def test_free_memory_under_the_share_asked_for():
+    one = only(plan([service(gpu_memory_utilization=0.9, max_model_len=2048)], {**L4, "free_mib": 17400}))
+    assert one["verdict"] == "refused"
+    assert one["message"].startswith("Free memory on device (")
+    assert "(0.9, 19.84 GiB)" in one["message"]
+    share = float(one["cures"][0].split("utilization to ")[1].split()[0])
+    asked = service(gpu_memory_utilization=share, max_model_len=2048)
+    assert only(plan([asked], {**L4, "free_mib": 17400}))["verdict"] != "refused"
+
+
+def test_one_after_the_other_takes_what_is_left():
+    chat = service(name="chat", gpu_memory_utilization=0.5, config=samples.EXAONE, max_model_len=4096)
+    result = plan([chat, {**chat, "name": "again", "gpu_memory_utilization": 0.6}], L4)
+    assert [s["verdict"] for s in result["services"]] == ["fits", "refused"]
+    assert result["services"][1]["message"].startswith("Free memory on device")
+    assert result["verdict"] == "refused"
+    assert result["free_after"] < 0
+
+
+def test_a_chat_model_and_a_feedback_model_on_an_l4():
+    chat = service(name="chat", gpu_memory_utilization=0.85, max_model_len=8192)
+    result = plan([chat, {"name": "feedback", "engine": "reserved", "memory_mib": 7000}], L4)
+    assert result["verdict"] == "refused"
+    assert "7000 MiB are asked for" in result["services"][1]["message"]
+
+
+def test_sliding_windows_share_blocks_with_full_layers():
+    text = {
+        "architectures": ["Gemma4ForConditionalGeneration"], "num_hidden_layers": 35, "hidden_size": 1536,
+        "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256, "global_head_dim": 512,
+        "intermediate_size": 6144, "vocab_size": 262144, "sliding_window": 512, "num_kv_shared_layers": 20,
+        "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7,
+    }  # fmt: skip
+    shape = shape_from_config(text, "gemma")
+    pool = cache_pool(shape.groups, vllm_rules("0.21.0"), 1, 1, 2, 16)
+    # A public start of 0.21.0: 9.92 GiB of cache are 129.66 requests of 8192 tokens.
+    concurrency = 9.92 * GIB // pool.block_bytes / pool.request_blocks(8192, 2048)
+    assert concurrency == pytest.approx(129.66, rel=0.001)
+    # And of 0.28.0, where two batches are in flight: 4.66 GiB are 31.72 requests of 16384.
+    pool = cache_pool(shape.groups, vllm_rules("0.28.0"), 1, 1, 2, 16)
+    assert 4.66 * GIB // pool.block_bytes / pool.request_blocks(16384, 4096) == pytest.approx(31.72, rel=0.002)
+
+
+def test_linear_layers_cost_a_state_a_request():
+    config = {
+        "architectures": ["Qwen3_5ForConditionalGeneration"], "num_hidden_layers": 64, "hidden_size": 5120,
+        "num_attention_heads": 24, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 248320,
+        "intermediate_size": 17408, "full_attention_interval": 4, "linear_num_value_heads": 48,
+    }  # fmt: skip
+    pool = cache_pool(shape_from_config(config, "m").groups, vllm_rules("0.27.0"), 1, 1, 2, 16)
+    # A public start: 19.54 GiB of cache are 1.20 requests of 262144 tokens.
+    assert 19.54 * GIB // pool.block_bytes / pool.request_blocks(262144, 2048) == pytest.approx(1.2, rel=0.02)
+
+
+def test_adapter_slots():
+    shape = shape_from_config(samples.EXAONE, "m")
+    per_layer = 2560 + 2560 + 2 * (2560 + 640) + 2560 + 2560 + 3 * (2560 + 7168)
+    assert lora_bytes(shape, 2, 16, 1, 2) == 2 * 16 * 2 * (30 * per_layer + 2 * (102400 + 2560))
+
+
+def test_graphs_captured_by_default():
+    assert graph_count(256) == 51 + 35
+
+
+def test_what_engine_arguments_say_counts():
+    plain = only(plan([service(max_model_len=4096)], L4))
+    told = only(plan([service(max_model_len=4096, engine_arguments={"kv-cache-dtype": "fp8", "seed": 1})], L4))
+    assert told["figures"]["kv_bytes_per_token"].value * 2 == plain["figures"]["kv_bytes_per_token"].value
+    few = only(plan([service(max_model_len=4096, engine_arguments={"max-num-seqs": 8})], L4))
+    assert few["max_num_seqs"] == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gpu_memory_utilization": 0}, "gpu_memory_utilization is 0, it must be above 0"),
+        ({"gpu_memory_utilization": 1.1}, "gpu_memory_utilization is 1.1"),
+        ({"gpu_memory_utilization": "much"}, "must be a number"),
+        ({"max_model_len": 65536}, "beyond the model's 32768"),
+        ({"max_model_len": "long"}, "max_model_len is 'long'"),
+        ({"quantization": "magic"}, "Quantization magic is not known"),
+        ({"kv_cache_dtype": "fp3"}, "kv_cache_dtype fp3 is not known"),
+        ({"dtype": "float7"}, "dtype float7 is not known"),
+        ({"version": ""}, "version is not given"),
+        ({"version": "newest"}, "is not a version"),
+        ({"engine": "other"}, "engine other is not known"),
+        ({"tensor_parallel_size": 3}, "does not divide"),
+        ({"adapters": [{"name": "a"}], "max_lora_rank": 9}, "max_lora_rank 9 is not one of"),
+        ({"config": None, "model": ""}, "model is not given"),
+        ({"config": None, "model": "org/name"}, "no hub_url is given"),
+        ({"engine": "reserved"}, "needs memory_mib"),
+        ({"engine": "llamacpp"}, "model_size_mib is not given"),
+        ({"engine": "llamacpp", "model_size_mib": 4000, "kv_cache_dtype": "q3"}, "KV type q3 is not known"),
+    ],
+)
+def test_bad_input_is_one_sentence(changes, words):
+    with pytest.raises(PlanError) as caught:
+        plan([service(**changes)], L4)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("gpu", [{}, {"total_mib": "big"}, {"total_mib": 0}, {"total_mib": 100, "free_mib": 200}])
+def test_bad_gpu_figures(gpu):
+    with pytest.raises(PlanError, match="total_mib"):
+        plan([service()], gpu)
+
+
+def test_names_must_differ_and_services_be_there():
+    with pytest.raises(PlanError, match="not unique"):
+        plan([service(), service()], L4)
+    with pytest.raises(PlanError, match="services is empty"):
+        plan([], L4)
+
+
+def test_an_adapter_that_does_not_fit_is_refused(tmp_path):
+    base = samples.write_model(tmp_path / "base", samples.TINY, "F32")
+    adapter = samples.write_adapter(tmp_path / "a", samples.TINY, rank=16)
+    asked = service(config=None, model=str(base), adapters=[{"name": "a", "path": str(adapter)}], max_lora_rank=8)
+    with pytest.raises(PlanError, match=r"adapter a: .* has rank 16"):
+        plan([asked], L4)
+
+
+def test_an_architecture_never_seen_is_planned_with_a_wider_range():
+    known = only(plan([service(gpu_memory_utilization=0.85)], L4))["figures"]["weights"]
+    novel = {**samples.MISTRAL, "architectures": ["NovelForCausalLM"]}
+    one = only(plan([service(config=novel, gpu_memory_utilization=0.85)], L4))
+    weights = one["figures"]["weights"]
+    assert weights.most - weights.least > 3 * (known.most - known.least)
+    assert any("has not been seen" in text for text in one["assumptions"])
+
+
+def test_a_version_newer_than_known_is_said():
+    assert any("newer" in text for text in only(plan([service(version="0.99.0")], L4))["assumptions"])
+
+
+def test_the_gpu_by_its_name():
+    gpu = gpu_from({"name": "L4", "total_mib": 23034})
+    assert gpu.total == int(22.04 * GIB)
+    assert gpu.free == gpu.total
+    other = gpu_from({"name": "Unheard Of", "total_mib": 10000, "cuda_total_mib": 9800, "free_mib": 9000})
+    assert (other.total, other.free) == (9800 * MIB, 9000 * MIB)
+
+
+def test_an_old_card_runs_the_old_engine():
+    shape = shape_from_config(samples.MISTRAL, "m")
+    asked = VllmService("v", "0.8.5", "m", shape, max_model_len=20000, max_num_seqs=1)
+    old = plan_vllm(asked, Gpu("T4", 80 * GIB, 80 * GIB, 7.5))
+    new = plan_vllm(asked, Gpu("L4", 80 * GIB, 80 * GIB, 8.9))
+    assert (old["max_num_batched_tokens"], new["max_num_batched_tokens"]) == (20000, 8192)
+
+
+def test_a_plan_takes_under_a_second(tmp_path):
+    directory = samples.write_model(tmp_path, samples.MISTRAL, shards=3)
+    start = time.monotonic()
+    plan([service(config=None, model=str(directory))], L4)
+    assert time.monotonic() - start < 1
+
+
+def test_the_picture_and_the_json_agree():
+    result = plan([service(gpu_memory_utilization=0.7, max_model_len=2048)], {**L4, "free_mib": 20000})
+    text, data = render.as_text(result), render.as_json(result)
+    bar = next(line for line in text.splitlines() if line.startswith("["))
+    assert len(bar) == render.BAR_WIDTH + 2
+    assert bar.count("A") == round(result["used"] / result["gpu"].total * render.BAR_WIDTH)
+    assert data["verdict"] == result["verdict"]
+    assert f"verdict: {data['verdict']}" in text
+    figures = data["services"][0]["figures"]
+    assert figures["weights"]["unit"] == "MiB"
+    assert figures["weights"]["low"] <= figures["weights"]["value"] <= figures["weights"]["high"]
+    json.dumps(data)
+
+
+VLLM_LOG = """
+INFO [api_server.py:1351] non-default args: {}
+INFO [gpu_model_runner.py:3851] Model loading took 4.9 GiB memory and 3.1 seconds
+INFO [gpu_worker.py:367] Available KV cache memory: 11.00 GiB
+INFO [api_server.py:1351] non-default args: {'model': 'm'}
+INFO [gpu_model_runner.py:3851] Model loading took 4.55 GiB memory and 2.9 seconds
+INFO [gpu_worker.py:367] Available KV cache memory: 12.90 GiB
+INFO [kv_cache_utils.py:1307] GPU KV cache size: 180,320 tokens
+INFO [kv_cache_utils.py:1312] Maximum concurrency for 8,192 tokens per request: 22.01x
+"""
+
+
+def test_the_latest_start_in_the_journal_counts():
+    assert journal.measured(VLLM_LOG) == {
+        "weights": 4.55 * GIB, "kv_cache": 12.90 * GIB, "kv_tokens": 180320, "concurrency": 22.01,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "figure", "value"),
+    [
+        ("Free memory on device (22.0/22.04 GiB) on startup. Actual usage is 5.58 GiB for consumed memory (weights + "
+         "non-torch), 1.04 GiB for peak activation, and 0.53 GiB for CUDAGraph memory.", "activation", 1.04 * GIB),
+        ("model weights take 14.27GiB; non_torch_memory takes 0.09GiB; PyTorch activation peak memory takes 1.40GiB; "
+         "the rest of the memory reserved for KV Cache is 12.80GiB.", "kv_cache", 12.80 * GIB),
+        ("# GPU blocks: 14984, # CPU blocks: 4681", "kv_tokens", 14984 * 16),
+        ("Estimated CUDA graph memory: 0.53 GiB total", "cuda_graphs", 0.53 * GIB),
+        ("GPU KV cache size: 519,681 tokens, Maximum concurrency for 16,384 tokens per request: 31.72x", "kv_tokens",
+         519681),
+        ("load_tensors:        CUDA0 model buffer size =  4403.49 MiB", "weights", 4403.49 * MIB),
+        ("llama_kv_cache_unified:      CUDA0 KV buffer size =    64.00 MiB", "kv_cache", 64 * MIB),
+        ("llama_context:      CUDA0 compute buffer size =   258.50 MiB", "activation", 258.5 * MIB),
+    ],
+)  # fmt: skip
+def test_log_lines_of_all_ages(line, figure, value):
+    assert journal.measured(line)[figure] == pytest.approx(value)
+
+
+def test_a_start_teaches_the_next_plan(tmp_path):
+    path = tmp_path / "history.json"
+    asked = [service(config=samples.EXAONE, gpu_memory_utilization=0.85, max_model_len=8192, enforce_eager=True)]
+    first = only(plan(asked, L4, history_path=str(path)))
+    rows = journal.compare(first, VLLM_LOG)
+    history = {}
+    assert journal.remember(history, first, rows)
+    assert not journal.remember(history, first, rows)
+    path.write_text(json.dumps(history))
+    second = only(plan(asked, L4, history_path=str(path)))
+    assert second["figures"]["kv_cache"].value == pytest.approx(12.90 * GIB, rel=1e-6)
+    assert second["figures"]["kv_cache"].note == "corrected by an earlier start on this host"
+    # The same measurement again changes nothing: plans do not chase each other.
+    assert not journal.remember(history, second, journal.compare(second, VLLM_LOG))
+    other = only(plan([{**asked[0], "version": "0.23.0"}], L4, history_path=str(path)))
+    assert "corrected" not in other["figures"]["kv_cache"].note
+
+
+def test_a_damaged_history_is_told(tmp_path):
+    path = tmp_path / "history.json"
+    path.write_text("{")
+    with pytest.raises(PlanError, match="remove it"):
+        plan([service()], L4, history_path=str(path))
+
+
+def test_a_journal_without_figures_teaches_nothing():
+    one = only(plan([service()], L4))
+    assert journal.compare(one, "nothing here") == []
+    assert journal.remember({}, one, []) is False
+
+
+def test_the_comparison_says_what_lay_outside():
+    one = only(plan([service(config=samples.EXAONE, gpu_memory_utilization=0.85, enforce_eager=True)], L4))
+    rows = {row["figure"]: row for row in journal.compare(one, VLLM_LOG)}
+    assert rows["weights"]["within"]
+    assert rows["weights"]["difference"] == pytest.approx(4.55 * GIB - one["figures"]["weights"].value)
+    far = journal.compare(one, VLLM_LOG.replace("4.55", "9.55"))
+    assert not next(row for row in far if row["figure"] == "weights")["within"]
+    assert "no" in render.comparison_text(far).splitlines()[1]
+
+
+def test_given_memory_for_the_cache_is_taken_as_given():
+    one = only(plan([service(kv_cache_memory_bytes=2 * GIB, max_model_len=2048)], L4))
+    assert one["figures"]["kv_cache"].value == 2 * GIB
+    assert one["figures"]["kv_tokens"].value == 2 * GIB // 131072
+
+
+def test_replacing_only_the_card_changes_only_the_room():
+    shape = shape_from_config(samples.MISTRAL, "m")
+    small = plan_vllm(VllmService("v", "0.15.1", "m", shape), gpu_from(L4))
+    large = plan_vllm(VllmService("v", "0.15.1", "m", shape), replace(gpu_from(L4), total=40 * GIB, free=40 * GIB))
+    assert small["figures"]["weights"] == large["figures"]["weights"]
+    assert large["figures"]["kv_cache"].value > small["figures"]["kv_cache"].value

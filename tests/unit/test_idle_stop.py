@@ -1,0 +1,90 @@
+"""When a machine counts as idle."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = importlib.util.spec_from_file_location("idle_stop", ROOT / "roles/idle_stop/files/idle_stop.py")
+idle_stop = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(idle_stop)
+
+SETTINGS = {
+    "minutes": 10,
+    "sources": [
+        {"url": "http://one/metrics", "counters": ["vllm:prompt_tokens_total"], "gauges": ["vllm:num_requests_running"]}
+    ],
+    "sessions": True,
+}
+
+
+def metrics(tokens, running=0):
+    return (
+        "# HELP vllm:prompt_tokens_total Number of prefill tokens.\n"
+        f'vllm:prompt_tokens_total{{model_name="a"}} {tokens}\n'
+        f'vllm:prompt_tokens_total{{model_name="b"}} 1.0\n'
+        f'vllm:prompt_tokens_total_other{{model_name="b"}} 99.0\n'
+        f"vllm:num_requests_running {running}\n"
+    )
+
+
+def looks(*seen, sessions=0):
+    """Idle seconds after a look a minute; each seen is a text or an exception."""
+    state, idle = None, []
+    for number, one in enumerate(seen):
+
+        def fetch(url, one=one):
+            if isinstance(one, Exception):
+                raise one
+            return one
+
+        state, seconds = idle_stop.decide(SETTINGS, state, 1000 + number * 60, fetch, sessions)
+        idle.append(seconds)
+    return idle
+
+
+def test_time_grows_while_nothing_is_asked():
+    assert looks(metrics(5), metrics(5), metrics(5)) == [0, 60, 120]
+
+
+def test_a_request_begins_it_anew():
+    assert looks(metrics(5), metrics(5), metrics(6), metrics(6)) == [0, 60, 0, 60]
+
+
+def test_a_request_that_is_being_answered_is_no_idleness():
+    assert looks(metrics(5), metrics(5, running=1), metrics(5)) == [0, 0, 60]
+
+
+def test_a_service_that_does_not_answer_is_idle_and_its_return_with_the_same_numbers_too():
+    assert looks(metrics(5), OSError("refused"), metrics(5)) == [0, 60, 120]
+
+
+def test_a_restarted_service_has_been_used():
+    assert looks(metrics(5), OSError("refused"), metrics(0)) == [0, 60, 0]
+
+
+def test_somebody_logged_in_keeps_the_machine_up():
+    assert looks(metrics(5), metrics(5), sessions=1) == [0, 0]
+
+
+def test_series_are_summed_over_labels_and_never_matched_by_prefix():
+    assert idle_stop.read_metrics(metrics(5), ["vllm:prompt_tokens_total"]) == {"vllm:prompt_tokens_total": 6.0}
+
+
+@pytest.mark.parametrize("minutes_idle", [9, 11])
+def test_the_command_runs_after_the_time(tmp_path, monkeypatch, minutes_idle):
+    done = tmp_path / "done"
+    settings = tmp_path / "settings.json"
+    now = idle_stop.time.monotonic()
+    state = {"since": now - minutes_idle * 60, "counters": [{"vllm:prompt_tokens_total": 6.0}]}
+    (tmp_path / "state.json").write_text(idle_stop.json.dumps(state), encoding="utf-8")
+    settings.write_text(
+        idle_stop.json.dumps({**SETTINGS, "sessions": False, "command": ["touch", str(done)]}), encoding="utf-8"
+    )
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(idle_stop, "fetch", lambda url: metrics(5))
+    monkeypatch.setattr(idle_stop, "logged_in", lambda: 0)
+    monkeypatch.setattr(idle_stop.sys, "argv", ["idle_stop.py", str(settings)])
+    idle_stop.main()
+    assert done.exists() == (minutes_idle >= 10)

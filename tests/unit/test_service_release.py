@@ -1,0 +1,349 @@
+"""Releases of a service, on a directory that stands in for the host and a systemd that only remembers."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ansible.module_utils import service_release, systemd_unit
+from ansible.module_utils.service_release import Refused, Service, digest
+
+UNIT = {"Service": {"User": "app", "ExecStart": "/opt/app/current/app"}}
+
+
+class Systemd:
+    """What `systemctl` would know of one unit."""
+
+    def __init__(self):
+        self.said, self.running, self.enabled, self.restarts, self.dead = [], None, False, 0, False
+
+    def run(self, *argv, check=True, timeout=120):
+        self.said.append(" ".join(argv[:2]))
+        if argv[:2] == ("systemctl", "enable"):
+            self.enabled = True
+        if argv[:2] == ("systemctl", "restart"):
+            self.running = self.environment().strip().partition("=")[2]
+        return SimpleNamespace(returncode=0, stdout="", stderr="")
+
+    def show(self, unit):
+        return {
+            "ActiveState": "failed" if self.dead else ("active" if self.running else "inactive"),
+            "SubState": "running",
+            "MainPID": "7" if self.running and not self.dead else "0",
+            "NRestarts": str(self.restarts),
+            "UnitFileState": "enabled" if self.enabled else "disabled",
+            "Result": "exit-code",
+            "ExecMainStatus": "1",
+            "ExecMainStartTimestampMonotonic": "0",
+        }
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    """A host below ``tmp_path``: store, units, locks, and nobody but root."""
+    systemd = Systemd()
+    monkeypatch.setattr(service_release, "STORE", tmp_path / "var/lib/llm-server/services")
+    monkeypatch.setattr(service_release, "UNITS", tmp_path / "etc/systemd/system")
+    monkeypatch.setattr(service_release, "LOCKS", tmp_path)
+    monkeypatch.setattr(service_release, "LOCK_TIMEOUT", 0)
+    monkeypatch.setattr(service_release.shutil, "chown", lambda *_: None)
+
+    def attributes(path):
+        return (f"{path.stat().st_mode & 0o7777:04o}", "root", "root") if path.exists() else None
+
+    monkeypatch.setattr(service_release, "attributes", attributes)
+    monkeypatch.setattr(service_release, "accounts", lambda: {"root"})
+    monkeypatch.setattr(systemd_unit, "run", systemd.run)
+    monkeypatch.setattr(systemd_unit, "show", systemd.show)
+    monkeypatch.setattr(systemd_unit, "running_release", lambda pid: systemd.running)
+    monkeypatch.setattr(systemd_unit, "journal", lambda unit, since: ["a line"])
+    service = Service("app")
+    systemd.environment = lambda: service.environment.read_text()
+    return SimpleNamespace(systemd=systemd, service=service, root=tmp_path)
+
+
+def wanted(host, text="a: 1\n", version="1.0", name="app.yml"):
+    """Return the release of a service with one file and one link."""
+    target = host.root / "opt/app" / version
+    target.mkdir(parents=True, exist_ok=True)
+    file = {"path": str(host.root / "etc/app" / name), "content": text, "mode": "0640", "owner": "root"}
+    link = {"path": str(host.root / "opt/app/current"), "target": str(target)}
+    return host.service.build([{**file, "group": "root"}], [link], UNIT)
+
+
+def serve(host, release):
+    """Write, start and verify a release, as a run does."""
+    host.service.put(release)
+    host.service.note(current=digest(release))
+    host.service.start()
+    host.service.confirm()
+
+
+class TestDigest:
+    @pytest.mark.parametrize("change", [{"text": "a: 2\n"}, {"version": "1.1"}, {"name": "other.yml"}])
+    def test_another_part_is_another_release(self, host, change):
+        assert digest(wanted(host)) != digest(wanted(host, **change))
+
+    def test_the_same_parts_are_the_same_release(self, host):
+        assert digest(wanted(host)) == digest(wanted(host))
+
+    def test_the_same_version_from_another_archive_is_another_release(self, host):
+        before = digest(wanted(host))
+        (host.root / "opt/app/1.0/.release.json").write_text('{"checksum": "sha256:aa"}')
+        assert digest(wanted(host)) != before
+
+
+class TestDifferences:
+    def test_a_bare_host_lacks_everything(self, host):
+        release = wanted(host)
+        assert [Path(each["what"]).name for each in host.service.differences(release)] == [
+            "app.yml", "app.service", "current", "app.service at boot",
+        ]  # fmt: skip
+
+    def test_what_was_put_differs_in_nothing(self, host):
+        release = wanted(host)
+        serve(host, release)
+        assert host.service.differences(release) == []
+        assert host.service.restart_reason(release, []) is None
+
+    @pytest.mark.parametrize("path", ["etc/app/app.yml", "etc/systemd/system/app.service"])
+    def test_a_changed_file_and_a_changed_mode_are_seen(self, host, path):
+        release = wanted(host)
+        serve(host, release)
+        (host.root / path).write_text("edited\n")
+        assert [each["what"] for each in host.service.differences(release)] == [str(host.root / path)]
+        host.service.put(release)
+        (host.root / path).chmod(0o666)
+        assert [each["what"] for each in host.service.differences(release)] == [str(host.root / path)]
+
+    def test_a_lost_environment_and_a_unit_that_is_off_at_boot_are_seen(self, host):
+        release = wanted(host)
+        serve(host, release)
+        host.service.environment.unlink()
+        assert [each["what"] for each in host.service.differences(release)] == [str(host.service.environment)]
+        host.service.put(release)
+        host.systemd.enabled = False
+        assert [each["what"] for each in host.service.differences(release)] == ["app.service at boot"]
+
+
+class TestRestart:
+    def test_a_stopped_service_is_started(self, host):
+        release = wanted(host)
+        host.service.put(release)
+        assert host.service.restart_reason(release, []) == "it was not running (inactive, running)"
+
+    def test_a_run_that_ended_before_the_start_is_healed(self, host):
+        serve(host, wanted(host))
+        new = wanted(host, text="a: 2\n")
+        host.service.put(new)
+        assert host.service.differences(new) == []
+        reason = host.service.restart_reason(new, [])
+        assert reason == "the running process was not started with what is written"
+
+    def test_a_change_is_named(self, host):
+        serve(host, wanted(host))
+        new = wanted(host, text="a: 2\n")
+        reason = host.service.restart_reason(new, host.service.differences(new))
+        assert reason == f"changed: {host.root}/etc/app/app.yml"
+
+
+class TestLook:
+    def test_it_is_ready_when_its_probes_are(self, host):
+        serve(host, wanted(host))
+        seen = host.service.look([], 0, 60)
+        assert (seen["ready"], seen["dead"], seen["journal"]) == (True, False, [])
+
+    def test_a_process_that_left_is_dead_at_once(self, host):
+        serve(host, wanted(host))
+        host.systemd.dead = True
+        seen = host.service.look([], 30, 60)
+        assert (seen["ready"], seen["dead"]) == (False, True)
+        assert seen["why"] == "its process left (exit-code, status 1)"
+        assert seen["journal"] == ["a line"]
+
+    def test_a_restart_by_systemd_during_the_start_is_a_death(self, host):
+        serve(host, wanted(host))
+        host.systemd.restarts = 1
+        assert host.service.look([], 30, 60)["dead"] is True
+
+    def test_a_crash_loop_before_the_start_is_not(self, host):
+        serve(host, wanted(host))
+        host.systemd.restarts = 2
+        host.service.start()
+        assert host.service.look([], 0, 60)["ready"] is True
+
+    def test_a_restart_of_long_ago_is_not(self, host):
+        serve(host, wanted(host))
+        host.systemd.restarts = 3
+        host.service.watch()
+        assert host.service.look([], 0, 60)["ready"] is True
+
+    def test_the_journal_is_this_processs_own(self, host, monkeypatch):
+        told = []
+        monkeypatch.setattr(systemd_unit, "journal", lambda unit, since: told.append(since) or [])
+        before = time.time()
+        serve(host, wanted(host))
+        host.systemd.dead = True
+        host.service.look([], 0, 60)
+        # One that this run found running is told from its own start on, an hour ago.
+        usual = host.systemd.show("app.service")
+        begun = str(int((time.monotonic() - 3600) * 1e6))
+        monkeypatch.setattr(systemd_unit, "show", lambda _: {**usual, "ExecMainStartTimestampMonotonic": begun})
+        host.service.watch()
+        host.service.look([], 0, 60)
+        assert before <= told[0] <= time.time()
+        assert told[1] == pytest.approx(time.time() - 3600, abs=5)
+
+    def test_it_does_not_look_past_its_limit(self, host, monkeypatch):
+        serve(host, wanted(host))
+        host.service.note(since=host.service.state()["since"] - 59.9)
+        within = []
+        monkeypatch.setattr(service_release.probes, "first_failure", lambda _, most: within.append(most) or "not yet")
+        seen = host.service.look([{}], 600, 60)
+        assert (seen["ready"], seen["dead"], seen["why"]) == (False, False, "not yet")
+        assert within[0] == 1 and len(within) <= 2
+
+
+class TestBack:
+    def test_the_last_verified_release_comes_back_whole(self, host):
+        old, new = wanted(host), wanted(host, text="a: 2\n", version="1.1", name="other.yml")
+        serve(host, old)
+        host.service.put(new)
+        host.service.take_away(old, but=new)
+        host.service.note(current=digest(new))
+        assert host.service.back() == digest(old)
+        assert host.service.differences(old) == []
+        assert host.systemd.running == digest(old)
+        assert not (host.root / "etc/app/other.yml").exists()
+
+    def test_without_an_earlier_one_there_is_no_way_back(self, host):
+        serve(host, wanted(host))
+        with pytest.raises(Refused, match="no earlier verified release is kept here"):
+            host.service.back()
+
+    def test_one_that_is_not_kept_is_refused_with_the_kept_ones(self, host):
+        old, new = wanted(host), wanted(host, text="a: 2\n")
+        serve(host, old)
+        serve(host, new)
+        with pytest.raises(Refused, match=f"release nope is not kept here; kept are: {digest(old)}"):
+            host.service.back("nope")
+
+    def test_three_are_kept_and_the_programs_that_none_needs_go(self, host):
+        releases = [wanted(host, version=f"1.{number}") for number in range(5)]
+        for release in releases:
+            serve(host, release)
+        assert host.service.state()["verified"] == [digest(release) for release in releases[2:]]
+        assert sorted(path.name for path in (host.root / "opt/app").iterdir()) == ["1.2", "1.3", "1.4", "current"]
+        assert len(list((host.service.store / "releases").iterdir())) == 3
+
+
+class TestRefusal:
+    @pytest.mark.parametrize("port", [0, 65536, -1])
+    def test_a_number_that_is_no_port(self, host, port):
+        with pytest.raises(Refused, match=f"{port} is no TCP port"):
+            host.service.check_ports([port])
+
+    def test_a_port_of_another(self, host, monkeypatch):
+        monkeypatch.setattr(systemd_unit, "port_holder", lambda port, unit: "nginx (pid 12)" if port == 80 else None)
+        host.service.check_ports([81])
+        with pytest.raises(Refused, match=r"app: port 80 is taken by nginx \(pid 12\); stop it or choose another port"):
+            host.service.check_ports([81, 80])
+
+    def test_a_second_run_at_the_same_time(self, host):
+        with (host.root / "llm-server-app.lock").open("w") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            with pytest.raises(Refused, match="another run is changing this service now"), host.service.lock():
+                pass
+        with host.service.lock():
+            assert not host.service.store.exists()
+
+
+class TestRemoval:
+    def put_directories(self, host, keep):
+        for entry in (
+            {"path": str(host.root / "srv/app"), "owner": "root", "group": "root", "mode": "0755", "keep": False},
+            {"path": str(host.root / "srv/data/app"), "owner": "root", "group": "root", "mode": "0750", "keep": keep},
+        ):
+            host.service.put_directory(entry)
+
+    def test_everything_that_was_made_goes_and_the_rest_stays(self, host):
+        (host.root / "srv").mkdir()
+        (host.root / "srv/mine").write_text("mine")
+        self.put_directories(host, keep=False)
+        serve(host, wanted(host))
+        assert host.service.remove(purge=False) is True
+        assert sorted(path.name for path in (host.root / "srv").iterdir()) == ["mine"]
+        assert not (host.root / "var/lib/llm-server").exists()
+        assert not (host.root / "etc/app/app.yml").exists()
+        assert not host.service.unit_path.exists()
+        assert "systemctl disable" in host.systemd.said
+        assert host.service.remove(purge=False) is False
+
+    def test_data_stays_until_purging_is_asked_for(self, host):
+        self.put_directories(host, keep=True)
+        serve(host, wanted(host))
+        (host.root / "srv/data/app/model").write_text("weights")
+        assert host.service.remove(purge=False) is True
+        assert (host.root / "srv/data/app/model").read_text() == "weights"
+        assert host.service.remove(purge=False) is False
+        assert host.service.remove(purge=True) is True
+        assert not (host.root / "srv/data").exists()
+
+    def test_a_directory_is_noted_before_it_is_made(self, host, monkeypatch):
+        monkeypatch.setattr(Path, "mkdir", self.killed_below(host.root / "srv"))
+        with pytest.raises(KeyboardInterrupt):
+            self.put_directories(host, keep=False)
+        noted = [entry["path"] for entry in host.service.state()["created"]["directories"]]
+        assert noted == [str(host.root / "srv"), str(host.root / "srv/app")]
+
+    @staticmethod
+    def killed_below(place):
+        usual = Path.mkdir
+
+        def mkdir(path, *args, **kwargs):
+            if path.is_relative_to(place):
+                raise KeyboardInterrupt
+            return usual(path, *args, **kwargs)
+
+        return mkdir
+
+
+class TestWrite:
+    def test_a_reader_never_sees_half_a_file(self, host, monkeypatch):
+        path = host.root / "etc/app.yml"
+        service_release.write(path, "old", 0o600)
+        monkeypatch.setattr(service_release.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            service_release.write(path, "new", 0o600)
+        assert path.read_text() == "old"
+
+    def test_mode_is_set_before_the_text_is_there(self, host):
+        path = host.root / "secret"
+        service_release.write(path, "text", 0o600)
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_probes_are_kept_with_their_release(host):
+    questions = [{"http": {"url": "http://127.0.0.1:1/health"}}]
+    host.service.store_probes("abc", questions)
+    assert host.service.probes_of("abc") == questions
+    assert host.service.probes_of("other") == []
+    assert (host.service.store / "probes/abc.json").stat().st_mode & 0o777 == 0o600
+    assert json.loads((host.service.store / "probes/abc.json").read_text()) == questions
+
+
+class TestUnit:
+    def test_defaults_are_hardened_and_can_be_taken_away(self):
+        text = systemd_unit.render({"Service": {"ExecStart": "/x", "ProtectHome": None, "PrivateTmp": False}})
+        assert "NoNewPrivileges=yes\n" in text
+        assert "ProtectHome" not in text
+        assert "PrivateTmp=no\n" in text
+        assert text.index("[Unit]") < text.index("[Service]") < text.index("[Install]")
+
+    def test_a_list_repeats_its_directive(self):
+        text = systemd_unit.render({"Service": {"Environment": ["A=1", "B=2"]}})
+        assert "Environment=A=1\nEnvironment=B=2\n" in text

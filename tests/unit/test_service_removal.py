@@ -1,0 +1,59 @@
+"""A service that goes away leaves its data, and nothing else."""
+
+import pytest
+from ansible.module_utils import service_release
+
+
+@pytest.fixture
+def service(tmp_path, tmp_path_factory, monkeypatch):
+    """A service with a directory that holds data below it, a log directory, and parents that it made."""
+    monkeypatch.setattr(service_release, "STORE", tmp_path / "var/llm-server/services")
+    monkeypatch.setattr(service_release, "UNITS", tmp_path / "units")
+    monkeypatch.setattr(service_release, "LOCKS", tmp_path_factory.mktemp("run"))
+    made = service_release.Service("thing")
+    root = tmp_path / "srv/root"
+    declared = [(root, False), (root / "program", False), (root / "data", True), (tmp_path / "log/deep", True)]
+    entries = [{"path": str(tmp_path / name), "keep": False, "declared": False} for name in ("srv", "log")]
+    entries += [{"path": str(path), "keep": keep, "declared": True} for path, keep in declared]
+    for path, _ in declared:
+        path.mkdir(parents=True)
+    (root / "program/file").touch()
+    with made.lock():
+        made.note(created={"user": None, "directories": entries})
+    return made
+
+
+def remove(service, purge=False):
+    with service.lock():
+        return service.remove(purge)
+
+
+def test_data_below_a_directory_that_goes_stays(service, tmp_path):
+    (tmp_path / "srv/root/data/file").touch()
+    assert remove(service)
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("file"))] == ["srv/root/data/file"]
+    assert not (tmp_path / "srv/root/program").exists()
+
+
+def test_a_second_removal_changes_nothing_and_a_later_purge_takes_the_rest(service, tmp_path):
+    (tmp_path / "srv/root/data/file").touch()
+    (tmp_path / "log/deep/file").touch()
+    assert remove(service)
+    assert not service.removable(purge=False)
+    assert not remove(service)
+    assert service.removable(purge=True)
+    assert remove(service, purge=True)
+    assert not (tmp_path / "srv").exists()
+    assert not (tmp_path / "log").exists()
+    assert not service.store.exists()
+
+
+def test_without_data_nothing_is_left(service, tmp_path):
+    assert remove(service)
+    assert [path.name for path in tmp_path.rglob("*")] == ["var"]
+
+
+def test_what_others_put_into_a_parent_stays(service, tmp_path):
+    (tmp_path / "srv/other").touch()
+    assert remove(service, purge=True)
+    assert [path.name for path in (tmp_path / "srv").iterdir()] == ["other"]

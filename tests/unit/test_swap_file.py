@@ -1,0 +1,287 @@
+"""The swap file: the plan, the guards, and whole runs on a tree that looks like a machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from ansible.module_utils.swap_file import (
+    DISK_RESERVE,
+    SIGNATURE,
+    File,
+    Host,
+    Seen,
+    Step,
+    SwapError,
+    carry_out,
+    change,
+    disk_problem,
+    fstab_with,
+    memory_problem,
+    plan,
+)
+
+MIB = 1 << 20
+OLD_LINE = "/swapfile none swap sw 0 0\n"
+OTHERS = "UUID=1 / ext4 defaults 0 1\n# /swapfile none swap sw 0 0\n/dev/sda2 none swap sw 0 0"
+
+
+def seen(files=(), active=(), available=1000, free=10000) -> Seen:
+    """A host with sizes in MiB: ``files`` {path: File}, ``active`` {path: (size, used)}."""
+    active = {path: (size * MIB, used * MIB) for path, (size, used) in dict(active).items()}
+    disk = {name: "/" for name in ("/swapfile", "/swapfile.bridge", "/swapfile.part", "/old")}
+    return Seen(1000 * MIB, available * MIB, active, dict(files), disk, {"/": free * MIB})
+
+
+def told(steps: list[Step]) -> list[str]:
+    return [str(step) for step in steps]
+
+
+def used(size: int) -> dict[str, File]:
+    return {"/swapfile": File(size * MIB, active=True)}
+
+
+@pytest.mark.parametrize(
+    ("files", "earlier", "expected"),
+    [
+        ({}, [], ["make /swapfile 100 MiB", "on /swapfile 100 MiB"]),
+        (used(100), [], []),
+        ({"/swapfile": File(100 * MIB)}, [], ["on /swapfile 100 MiB"]),
+        ({"/swapfile": File(50 * MIB)}, [], ["make /swapfile 100 MiB", "on /swapfile 100 MiB"]),
+        ({"/swapfile": File(100 * MIB, active=True, protected=False)}, [], ["protect /swapfile"]),
+        (
+            used(50),
+            [],
+            [
+                "make /swapfile.bridge 50 MiB",
+                "on /swapfile.bridge 50 MiB",
+                "off /swapfile 50 MiB",
+                "remove /swapfile",
+                "make /swapfile 100 MiB",
+                "on /swapfile 100 MiB",
+                "off /swapfile.bridge 50 MiB",
+                "remove /swapfile.bridge",
+            ],
+        ),
+        # Interrupted with only the bridge in use: the file is made, and only then the bridge goes.
+        (
+            {"/swapfile.bridge": File(50 * MIB, active=True), "/swapfile.part": File(3, swap=False)},
+            [],
+            [
+                "remove /swapfile.part",
+                "make /swapfile 100 MiB",
+                "on /swapfile 100 MiB",
+                "off /swapfile.bridge 50 MiB",
+                "remove /swapfile.bridge",
+            ],
+        ),
+        # A new path: the old file is the bridge.
+        (
+            {"/old": File(70 * MIB, active=True)},
+            ["/old"],
+            ["make /swapfile 100 MiB", "on /swapfile 100 MiB", "off /old 70 MiB", "remove /old"],
+        ),
+    ],
+)
+def test_plan(files, earlier, expected):
+    assert told(plan("/swapfile", 100 * MIB, earlier, seen(files))) == expected
+
+
+@pytest.mark.parametrize(("before", "after"), [(50, 100), (100, 50), (100, 99)])
+def test_there_is_never_less_swap_than_the_smaller_size(before, after):
+    files = used(before)
+    swap = lowest = before
+    for step in plan("/swapfile", after * MIB, [], seen(files, {"/swapfile": (before, 10)})):
+        swap += {"on": step.size, "off": -step.size}.get(step.verb, 0) // MIB
+        lowest = min(lowest, swap)
+        assert not (step.verb == "make" and step.path == "/swapfile" and swap < min(before, after))
+    assert (lowest, swap) == (min(before, after), after)
+
+
+def test_shrinking_below_what_is_in_use_is_refused_with_the_figures():
+    state = seen(used(800), {"/swapfile": (800, 700)}, available=100)
+    problem = memory_problem(plan("/swapfile", 100 * MIB, [], state), state)
+    assert problem and "swap_size_mib" in problem and "550 MiB less than is safe" in problem
+    state = seen(used(800), {"/swapfile": (800, 20)}, available=100)
+    assert memory_problem(plan("/swapfile", 100 * MIB, [], state), state) is None
+
+
+def test_growing_is_allowed_on_a_machine_that_is_almost_out_of_memory():
+    state = seen(used(100), {"/swapfile": (100, 99)}, available=5)
+    assert memory_problem(plan("/swapfile", 800 * MIB, [], state), state) is None
+
+
+def test_the_disk_must_hold_what_lies_beside_it_on_the_way():
+    steps = plan("/swapfile", 100 * MIB, [], seen(used(200)))
+    reserve = DISK_RESERVE // MIB
+    assert disk_problem(steps, seen(used(200), free=100 + reserve)) is None
+    problem = disk_problem(steps, seen(used(200), free=99 + reserve))
+    assert problem and problem.startswith("swap_size_mib: / has") and "lacks 1 MiB" in problem
+
+
+@pytest.mark.parametrize(
+    ("before", "path", "after"),
+    [
+        (OTHERS, "/swapfile", OTHERS + "\n" + OLD_LINE),
+        (OLD_LINE + OTHERS, "/swapfile", OLD_LINE + OTHERS),
+        (OLD_LINE * 3 + OTHERS, "/swapfile", OLD_LINE + OTHERS),
+        ("/swapfile swap swap defaults 0 0\n" + OTHERS, "/swapfile", OLD_LINE + OTHERS),
+        (OLD_LINE + OTHERS, "/data/swap file", "/data/swap\\040file none swap sw 0 0\n" + OTHERS),
+        (OTHERS + "\n" + OLD_LINE, None, OTHERS + "\n"),
+        ("", "/swapfile", OLD_LINE),
+    ],
+)
+def test_fstab_has_one_line_for_ever_and_the_others_untouched(before, path, after):
+    assert fstab_with(before, {"/swapfile", "/data/swap file"}, path) == after
+    assert fstab_with(after, {"/swapfile", "/data/swap file"}, path) == after
+
+
+class Machine(Host):
+    """A tree with /proc and /etc, and a kernel that knows mkswap, swapon and swapoff."""
+
+    def __init__(self, root: Path, kind: str = "ext4") -> None:
+        super().__init__(root, self.command)
+        self.commands: list[str] = []
+        self.fail_at = ""
+        for folder in ("proc/self", "proc/sys/vm", "etc"):
+            (root / folder).mkdir(parents=True)
+        (root / "proc/meminfo").write_text("MemTotal:  1000000 kB\nMemAvailable:  500000 kB\n")
+        (root / "proc/swaps").write_text("Filename Type Size Used Priority\n/dev/sda2 partition 1024 0 -2\n")
+        (root / "proc/self/mountinfo").write_text(f"1 0 8:1 / / rw - {kind} /dev/sda1 rw\n")
+        (root / "proc/sys/vm/swappiness").write_text("60\n")
+        (root / "etc/fstab").write_text(OTHERS)
+
+    def command(self, argv: list[str]) -> None:
+        name, path = argv[0], Path(argv[1])
+        inside = "/" + str(path.relative_to(self.root))
+        self.commands.append(f"{name} {inside}")
+        if self.commands[-1] == self.fail_at:
+            raise SwapError(f"`{self.fail_at}` failed")
+        swaps = self.root / "proc/swaps"
+        if name == "mkswap":
+            page = os.sysconf("SC_PAGE_SIZE")
+            with path.open("r+b") as handle:
+                handle.write(b"\0" * (page - len(SIGNATURE)) + SIGNATURE)
+        elif name == "swapon":
+            swaps.write_text(swaps.read_text() + f"{inside} file {path.stat().st_size >> 10} 0 -3\n")
+        else:
+            lines = swaps.read_text().splitlines(keepends=True)
+            swaps.write_text("".join(line for line in lines if not line.startswith(inside + " ")))
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def converge(machine: Machine, size: int = 4, path: str = "/swapfile", state: str = "present", swappiness: int = 10):
+    wanted = change(machine, state, path, size * MIB, swappiness)
+    carry_out(machine, wanted)
+    return wanted
+
+
+def tree(machine: Machine) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(machine.root.rglob("*")) if path.is_file()}
+
+
+def test_fresh_repeat_grow_shrink_move_and_away(machine):
+    before = tree(machine)
+    converge(machine)
+    assert (machine.root / "swapfile").stat().st_mode & 0o777 == 0o600
+    assert machine.active()["/swapfile"][0] == 4 * MIB
+    assert machine.read("/etc/fstab") == OTHERS + "\n" + OLD_LINE
+    assert machine.read("/etc/sysctl.d/99-swap.conf") == "vm.swappiness = 10\n" and machine.swappiness == 10
+    assert not change(machine, "present", "/swapfile", 4 * MIB, 10).needed
+    for size in (8, 2):
+        assert converge(machine, size).needed
+        assert machine.active()["/swapfile"][0] == size * MIB
+        assert not change(machine, "present", "/swapfile", size * MIB, 10).needed
+    (machine.root / "data").mkdir()
+    converge(machine, 2, "/data/swap")
+    assert sorted(machine.active()) == ["/data/swap", "/dev/sda2"]
+    assert not (machine.root / "swapfile").exists()
+    assert machine.read("/etc/fstab") == OTHERS + "\n/data/swap none swap sw 0 0\n"
+    assert not change(machine, "present", "/data/swap", 2 * MIB, 10).needed
+    converge(machine, state="absent", path="/data/swap")
+    after = tree(machine)
+    fstab = str(machine.root / "etc/fstab")
+    assert after.pop(fstab) == before.pop(fstab) + b"\n"
+    assert after == before
+    assert not change(machine, "absent", "/data/swap", 0, 0).needed
+
+
+@pytest.mark.parametrize(
+    "fail_at", ["mkswap /swapfile.part", "swapon /swapfile.bridge", "swapoff /swapfile", "swapon /swapfile"]
+)
+def test_an_interrupted_change_is_finished_by_the_next_run(machine, fail_at):
+    converge(machine)
+    machine.fail_at = fail_at
+    with pytest.raises(SwapError, match=fail_at):
+        converge(machine, 8)
+    assert sum(size for path, (size, _) in machine.active().items() if "swapfile" in path) >= 4 * MIB
+    machine.fail_at = ""
+    converge(machine, 8)
+    assert sorted(machine.active()) == ["/dev/sda2", "/swapfile"]
+    assert machine.active()["/swapfile"][0] == 8 * MIB
+    assert not (machine.root / "swapfile.bridge").exists()
+    converge(machine, state="absent")
+    assert machine.swappiness == 60
+
+
+def test_a_file_in_use_is_never_touched_in_place(machine):
+    converge(machine)
+    inode = (machine.root / "swapfile").stat().st_ino
+    machine.fail_at = "swapoff /swapfile"
+    with pytest.raises(SwapError):
+        converge(machine, 8)
+    assert (machine.root / "swapfile").stat().st_ino == inode
+    assert (machine.root / "swapfile").stat().st_size == 4 * MIB
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"size": 0}, "swap_size_mib: must be at least 1"),
+        ({"swappiness": 201}, "swap_swappiness: 201"),
+        ({"path": "swapfile"}, "swap_path: swapfile is not a plain absolute path"),
+        ({"path": "/missing/swapfile"}, "swap_path: the directory /missing does not exist"),
+        ({"path": "/etc/fstab"}, "swap_path: /etc/fstab holds data that is not swap"),
+        ({"path": "/proc"}, "swap_path: /proc is not a regular file"),
+        ({"size": 1 << 30}, "swap_size_mib: / has"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_done(machine, arguments, sentence):
+    before = tree(machine)
+    with pytest.raises(SwapError) as raised:
+        converge(machine, **arguments)
+    assert str(raised.value).startswith(sentence)
+    assert tree(machine) == before and machine.commands == []
+
+
+def test_all_that_is_wrong_is_said_at_once(machine):
+    with pytest.raises(SwapError, match=r"swap_path: .*; swap_size_mib: .*; swap_swappiness: "):
+        converge(machine, size=0, path="x", swappiness=-1)
+
+
+@pytest.mark.parametrize("kind", ["overlay", "tmpfs", "btrfs", "nfs4"])
+def test_file_systems_that_cannot_hold_swap_are_refused(tmp_path, kind):
+    with pytest.raises(SwapError, match=f"lies on {kind}, which cannot hold a swap file"):
+        converge(Machine(tmp_path, kind))
+
+
+def test_absent_leaves_data_and_foreign_swap(machine):
+    (machine.root / "swapfile").write_text("a diary")
+    converge(machine, state="absent")
+    assert (machine.root / "swapfile").read_text() == "a diary"
+    assert list(machine.active()) == ["/dev/sda2"]
+
+
+def test_a_file_made_by_hand_with_three_lines_is_adopted(machine):
+    converge(machine)
+    shutil.rmtree(machine.root / "var")
+    (machine.root / "etc/fstab").write_text(OLD_LINE * 3)
+    machine.commands.clear()
+    converge(machine)
+    assert machine.commands == [] and machine.read("/etc/fstab") == OLD_LINE
