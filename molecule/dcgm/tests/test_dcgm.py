@@ -59,7 +59,7 @@ def test_engine_older_than_the_package_is_restarted(host, converge):
     older = "sed -i 's/^VERSION = .*/VERSION = \"3.3.8\"/' /usr/bin/nv-hostengine"
     host.run_expect([0], f"cp /usr/bin/nv-hostengine /root/engine && {older} && systemctl restart nvidia-dcgm")
     host.run_expect(
-        [0], "timeout 30 sh -c 'until dcgmi -v; do sleep 0.3; done' && cp /root/engine /usr/bin/nv-hostengine"
+        [0], "timeout 120 sh -c 'until dcgmi -v; do sleep 0.3; done' && cp /root/engine /usr/bin/nv-hostengine"
     )
     assert engine(host) == "3.3.8"
     outcome = converge()
@@ -102,7 +102,8 @@ def test_host_without_gpu_is_refused(host, converge):
 def test_engine_that_does_not_start_is_no_success(host, converge):
     """Its port is taken, so systemd reports a started unit and no engine answers."""
     host.run_expect([0], "systemctl stop nvidia-dcgm")
-    host.run_expect([0], "systemd-run --unit squatter python3 -m http.server 5555 --bind 127.0.0.1 && sleep 1")
+    host.run_expect([0], "systemd-run --unit squatter python3 -m http.server 5555 --bind 127.0.0.1")
+    host.run_expect([0], "timeout 60 sh -c 'until ss -Hltn sport = :5555 | grep -q .; do sleep 0.2; done'")
     try:
         outcome = converge({"dcgm_start_timeout": 5})
     finally:

@@ -170,7 +170,8 @@ def test_open_port_without_series_is_not_ready(host, converge):
 
 
 def test_taken_port_is_named_before_anything_changes(host, converge):
-    host.run_expect([0], "systemd-run --unit squatter python3 -m http.server 9402 --bind 127.0.0.1 && sleep 2")
+    host.run_expect([0], "systemd-run --unit squatter python3 -m http.server 9402 --bind 127.0.0.1")
+    host.run_expect([0], "timeout 60 sh -c 'until ss -Hltn sport = :9402 | grep -q .; do sleep 0.2; done'")
     pid = main_pid(host)
     outcome = converge({"dcgm_exporter_port": 9402})
     host.run_expect([0], "systemctl stop squatter")
