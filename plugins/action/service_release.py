@@ -7,6 +7,7 @@ name the cause of a failure from the table of known ones, and decide to go back.
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import yaml
@@ -17,6 +18,7 @@ display = Display()
 
 KNOWN = Path(__file__).resolve().parents[2] / "data" / "journal"
 SHOWN_EVERY = 5.0
+HOOK_TIMEOUT = 600  # seconds: a load balancer may drain connections for minutes
 
 
 class ActionModule(ActionBase):
@@ -24,19 +26,34 @@ class ActionModule(ActionBase):
 
     def run(self, tmp=None, task_vars=None):
         super().run(tmp, task_vars)
+        service, host = self._task.args["name"], task_vars["inventory_hostname"]
+        left = self._leave_rotation(service, host, task_vars)
+        if left.get("failed"):
+            return left
+        result = self._change(service, host, task_vars)
+        if result.pop("out", False):
+            return self._rejoin_rotation(service, host, result, task_vars)
+        if left and result.get("failed"):
+            result["msg"] = f"{result['msg']} The host stays out of rotation until a run ends well."
+        return {**result, **left}
+
+    def _change(self, service, host, task_vars):
+        """Lead the service to its release, or back; ``out`` in the result: it serves, on a host out of rotation."""
         result = self._phase("apply", task_vars)
         gives_way = result.pop("gives_way", False)
         if result.get("failed") or not result.pop("await", False):
             return result
-        service, host = self._task.args["name"], task_vars["inventory_hostname"]
+        out = result.pop("out", False)
         seen = self._wait(service, host, result["release"], task_vars)
         if seen.get("ready"):
             confirmed = self._phase("confirm", task_vars, release=result["release"])
-            return confirmed if confirmed.get("failed") else {**result, "elapsed": seen["elapsed"]}
+            return confirmed if confirmed.get("failed") else {**result, "elapsed": seen["elapsed"], "out": out}
         if "journal" not in seen:
             return seen
         if gives_way:
-            return self._go_back(service, host, {**result, **seen}, task_vars)
+            failed = self._go_back(service, host, {**result, **seen}, task_vars)
+            serves = failed.pop("serves", False)
+            return {**failed, "out": out and serves}
         return failure(service, {**result, **seen}, "it is the release that served last, so it is left as it is")
 
     def _phase(self, phase, task_vars, **extra):
@@ -78,7 +95,48 @@ class ActionModule(ActionBase):
             why = again.get("why") or again.get("msg")
             return failure(service, {**result, **back}, f"release {earlier} was put back and does not serve: {why}")
         self._phase("confirm", task_vars, release=earlier)
-        return failure(service, {**result, **back}, f"release {earlier} serves again")
+        return {**failure(service, {**result, **back}, f"release {earlier} serves again"), "serves": True}
+
+    def _leave_rotation(self, service, host, task_vars):
+        """Take the host out of rotation where this task will interrupt a service that served; see ``take_out``."""
+        args = self._task.args
+        if not args.get("take_out") or args.get("state") == "prepared" or self._task.check_mode:
+            return {}
+        ahead = self._phase("ahead", task_vars)
+        if ahead.get("failed") or not ahead["interrupts"]:
+            return ahead if ahead.get("failed") else {}
+        # Noted before it is done: whoever comes next puts the host back, also when this run ends here.
+        self._phase("out", task_vars)
+        display.display(f"  {host}: out of rotation, {service} is going to be interrupted", color="cyan")
+        problem = command(args["take_out"])
+        if problem:
+            return {
+                "failed": True,
+                "msg": f"{service}: take_out failed, so nothing was changed: {problem}. Correct it and run again.",
+            }
+        return {"rotation": "out"}
+
+    def _rejoin_rotation(self, service, host, result, task_vars):
+        """Put a host that was taken out back into rotation, now that its service serves."""
+        problem = command(self._task.args.get("put_back"))
+        if problem:
+            said = f"{result['msg']} And put_back" if result.get("failed") else f"{service} serves, but put_back"
+            return {**result, "failed": True, "msg": f"{said} failed: {problem}. Correct it and run again."}
+        self._phase("in", task_vars)
+        display.display(f"  {host}: back in rotation, {service} serves", color="cyan")
+        return {**result, "changed": True, "rotation": "back"}
+
+
+def command(argv: list[str] | None) -> str | None:
+    """Run a command on the controller; return None, or what went wrong in its own last words."""
+    if not argv:
+        return None
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=HOOK_TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    said = (done.stderr.strip() or done.stdout.strip() or f"{argv[0]}: exit code {done.returncode}").splitlines()
+    return said[-1].rstrip(".") if done.returncode else None
 
 
 def failure(service: str, result: dict, now: str) -> dict:

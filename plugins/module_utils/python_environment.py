@@ -6,15 +6,18 @@ built anew. Nothing is ever changed in place.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import unprivileged
 
 MARKER = ".environment.json"
+LOCKS = Path("/run")
 
 
 class BuildError(RuntimeError):
@@ -47,6 +50,19 @@ class Builder:
         free = shutil.disk_usage(existing(directory)).free >> 20
         if free < needed_mib:
             raise BuildError(f"the disk of {directory} has {free} MiB free, {needed_mib} MiB are needed")
+        with self._alone(directory):
+            if not complete(directory):
+                self._build(directory, inputs)
+
+    @staticmethod
+    @contextmanager
+    def _alone(directory: Path):
+        """Wait for another controller's run that builds the same environment now."""
+        with (LOCKS / f"llm-server-environment-{directory.name}.lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def _build(self, directory: Path, inputs: dict) -> None:
         if directory.exists():
             shutil.rmtree(directory)
         try:

@@ -30,7 +30,8 @@ from . import probes, released_program, systemd_unit, unprivileged
 STORE = Path("/var/lib/llm-server/services")
 UNITS = Path("/etc/systemd/system")
 LOCKS = Path("/run")
-LOCK_TIMEOUT = 10  # seconds: a second run that only looks is soon over
+# Seconds: a module whose controller was killed goes on to its end, as long as the service takes to stop.
+LOCK_TIMEOUT = 120
 KEPT = 3  # the release that runs and two before it
 
 
@@ -77,8 +78,9 @@ class Service:
         """Return what earlier runs noted.
 
         ``current``, ``verified`` (newest last) and ``failed`` are releases; ``created`` is what was made for the
-        service; ``since`` is the Unix time from which a start is awaited, ``restarts`` systemd's count at that time,
-        ``told_since`` the time from which the journal is about this process.
+        service; ``since`` is when a start began to be awaited, in seconds of the clock that runs since boot and that
+        nobody sets; ``restarts`` is systemd's count at that time, ``told_after`` where the journal begins to be about this
+        process; ``out`` says that a run took the host out of rotation and did not put it back yet.
         """
         blank = {
             "current": None,
@@ -87,7 +89,8 @@ class Service:
             "created": {"user": None, "directories": []},
             "since": 0,
             "restarts": 0,
-            "told_since": 0,
+            "told_after": 0,
+            "out": False,
         }
         try:
             return {**blank, **json.loads((self.store / "state.json").read_text())}
@@ -249,17 +252,17 @@ class Service:
     def start(self) -> None:
         """Start the process on what is written; whether it lives is for `look` to say."""
         systemd_unit.run("systemctl", "reset-failed", self.unit, check=False)
-        since = time.time()
+        since, told_after = time.monotonic(), systemd_unit.journal_end()
         systemd_unit.run("systemctl", "restart", self.unit, check=False, timeout=300)
         # Counted after the start: what systemd did with the process before it is not held against this one.
-        self.note(since=since, told_since=since, restarts=self._restarts())
+        self.note(since=since, told_after=told_after, restarts=self._restarts())
 
     def watch(self) -> None:
         """Await a process that this run did not start: what went before is not held against it."""
         begun = int(systemd_unit.show(self.unit).get("ExecMainStartTimestampMonotonic") or 0) / 1e6
-        now = time.time()
-        told_since = now - (time.monotonic() - begun) if begun else now
-        self.note(since=now, told_since=told_since, restarts=self._restarts())
+        now = time.monotonic()
+        told_after = time.time() - (now - begun if begun else 0)
+        self.note(since=now, told_after=told_after, restarts=self._restarts())
 
     def _restarts(self) -> int:
         return int(systemd_unit.show(self.unit).get("NRestarts") or 0)
@@ -277,13 +280,13 @@ class Service:
             why = None
             dead = self._left(state["restarts"])
             if not dead:
-                within = limit - (time.time() - state["since"])
+                within = limit - (time.monotonic() - state["since"])
                 why = probes.first_failure(questions, max(within, 1))
                 dead = self._left(state["restarts"])
             why = dead or why
-            elapsed = time.time() - state["since"]
+            elapsed = time.monotonic() - state["since"]
             if not why or dead or time.monotonic() >= end or elapsed >= limit:
-                lines = systemd_unit.journal(self.unit, state["told_since"]) if why else []
+                lines = systemd_unit.journal(self.unit, state["told_after"]) if why else []
                 return {
                     "ready": not why,
                     "dead": bool(dead),

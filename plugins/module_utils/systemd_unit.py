@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 # The rights every service of this project starts without. A service that needs one back names it in its own
@@ -113,11 +114,21 @@ def running_release(pid: int) -> str | None:
     return None
 
 
-def journal(unit: str, since: float, lines: int = 400) -> list[str]:
-    """Return the last ``lines`` messages of ``unit`` since the Unix time ``since``, oldest first."""
+def journal_end() -> str | float:
+    """Return the place where the journal ends now, for `journal`: its cursor, which no jump of the clock moves.
+
+    An empty journal has none; then it is the Unix time.
+    """
+    said = run("journalctl", "--lines", "0", "--show-cursor", "--quiet", "--no-pager", check=False).stdout
+    return said.partition("-- cursor: ")[2].strip() or time.time()
+
+
+def journal(unit: str, after: str | float, lines: int = 400) -> list[str]:
+    """Return the last ``lines`` messages of ``unit`` after a cursor or a Unix time, oldest first."""
     # The last words of a process that just died may still be on their way.
     run("journalctl", "--sync", check=False)
-    span = ["--since", f"@{since:.3f}", "--lines", str(lines)]
+    start = ["--after-cursor", after] if isinstance(after, str) else ["--since", f"@{after:.3f}"]
+    span = [*start, "--lines", str(lines)]
     out = run("journalctl", "--unit", unit, *span, "--output", "cat", "--no-pager", check=False).stdout
     return out.splitlines()
 

@@ -76,14 +76,14 @@ def run(module: AnsibleModule) -> None:
     enable = live.get("UnitFileState") != "enabled"
     if module.check_mode:
         module.exit_json(changed=bool(reason or enable), restarted=reason, **told)
-    since = time.time()
+    told_after, deadline = systemd_unit.journal_end(), time.monotonic() + module.params["timeout"]
     if reason or enable:
         systemd_unit.run("systemctl", "daemon-reload")
     if enable:
         systemd_unit.run("systemctl", "enable", unit)
     if reason:
         systemd_unit.run("systemctl", "restart", unit)
-    while (told := dcgm.ask())["engine"] is None and time.time() < since + module.params["timeout"]:
+    while (told := dcgm.ask())["engine"] is None and time.monotonic() < deadline:
         if systemd_unit.show(unit).get("ActiveState") in ("failed", "inactive"):
             break
         time.sleep(0.5)
@@ -92,7 +92,7 @@ def run(module: AnsibleModule) -> None:
         said = "; ".join(f"the {name} says {seen or 'nothing'}" for name, seen in wrong.items())
         module.fail_json(
             msg=f"DCGM {dcgm.upstream(version)} is installed and {said}. See journalctl -u {unit}.",
-            journal=systemd_unit.journal(unit, since)[-15:],
+            journal=systemd_unit.journal(unit, told_after)[-15:],
         )
     module.exit_json(changed=bool(reason or enable), restarted=reason, **told)
 

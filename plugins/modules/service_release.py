@@ -115,10 +115,24 @@ options:
     description: Seconds until the probes must have answered.
     type: int
     default: 60
+  take_out:
+    description:
+      - Command that takes this host out of rotation. It runs on the controller, after everything was checked and before
+        a service that served is interrupted; where it fails, the service is not touched.
+    type: list
+    elements: str
+    default: []
+  put_back:
+    description:
+      - Command that puts this host back into rotation. It runs on the controller once the service serves again, be it
+        on the release before, and only on a host that was taken out; an interrupted run is made up for by the next.
+    type: list
+    elements: str
+    default: []
   phase:
     description: Step of the action plugin; not for playbooks.
     type: str
-    choices: [apply, look, back, confirm]
+    choices: [apply, ahead, out, in, look, back, confirm]
     default: apply
   seconds:
     description: With O(phase=look), how long to watch before answering.
@@ -153,6 +167,7 @@ elapsed: {description: Seconds from the start until the probes answered., type: 
 cause: {description: Cause named in the journal, with its cure., type: dict, returned: on failure}
 journal: {description: Last lines of the service's journal., type: list, elements: str, returned: on failure}
 rolled_back_to: {description: Release that serves again; null where there was none., type: str, returned: on failure}
+rotation: {description: Whether the host was put back into rotation., type: str, returned: when hooks ran, sample: back}
 """
 
 
@@ -230,7 +245,13 @@ ARGUMENTS = {
     "listens": {"type": "list", "elements": "int", "default": []},
     "probes": listed(PROBES),
     "start_timeout": {"type": "int", "default": 60},
-    "phase": {"type": "str", "choices": ["apply", "look", "back", "confirm"], "default": "apply"},
+    "take_out": {"type": "list", "elements": "str", "default": []},
+    "put_back": {"type": "list", "elements": "str", "default": []},
+    "phase": {
+        "type": "str",
+        "choices": ["apply", "ahead", "out", "in", "look", "back", "confirm"],
+        "default": "apply",
+    },
     "seconds": {"type": "float", "default": 5},
 }
 
@@ -269,6 +290,7 @@ def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
             service.take_away(service.release(previous), but=release)
         service.note(current=name)
     service.store_probes(name, wanted["probes"])
+    result["out"] = state["out"]
     # What served last is the best there is: only something newer gives way to it.
     result["gives_way"] = name != (state["verified"] or [None])[-1]
     if restart:
@@ -327,6 +349,13 @@ def dry_run(service: Service, wanted: dict) -> dict:
 
 
 def act(service: Service, wanted: dict) -> dict:
+    if wanted["phase"] == "ahead":
+        foreseen = dry_run(service, wanted)
+        served = bool(service.state()["verified"])
+        return {"changed": False, "interrupts": served and bool(foreseen.get("restarted", foreseen["changed"]))}
+    if wanted["phase"] in ("out", "in"):
+        service.note(out=wanted["phase"] == "out")
+        return {"changed": True}
     if wanted["phase"] != "apply" and wanted["release"] != service.state()["current"]:
         raise Refused(f"{service.name}: another run changed this service meanwhile; run this one again")
     if wanted["phase"] == "look":
@@ -346,7 +375,8 @@ def act(service: Service, wanted: dict) -> dict:
     if wanted["state"] == "previous":
         target = service.back(wanted["release"])
         why = f"back to release {target}"
-        return {"changed": True, "release": target, "restarted": why, "await": True, "gives_way": True}
+        out = service.state()["out"]
+        return {"changed": True, "release": target, "restarted": why, "await": True, "gives_way": True, "out": out}
     return apply(service, wanted, check_mode=False)
 
 

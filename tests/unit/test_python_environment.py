@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import sys
 from pathlib import Path
 
@@ -21,8 +22,9 @@ INPUTS = {
 
 
 @pytest.fixture
-def installer(tmp_path):
+def installer(tmp_path, monkeypatch):
     """A program in the place of uv: notes how it is called, makes a Python, fails where it is told to."""
+    monkeypatch.setattr(python_environment, "LOCKS", tmp_path)
     program, calls = tmp_path / "uv", tmp_path / "calls"
     program.write_text(
         f"#!{sys.executable}\n"
@@ -136,3 +138,11 @@ def test_pip_knows_no_overrides(tmp_path):
 def test_the_nearest_parent_that_exists(tmp_path):
     assert existing(tmp_path / "a/b/c") == tmp_path
     assert python_environment.existing(tmp_path) == tmp_path
+
+
+def test_two_runs_that_want_the_same_environment_build_it_once(tmp_path, installer):
+    place = tmp_path / "environments" / digest(INPUTS)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: builder(installer).build(place, INPUTS, 1), range(2)))
+    assert complete(place)
+    assert len([call for call in installer if call.startswith("venv")]) == 1

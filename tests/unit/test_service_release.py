@@ -185,7 +185,7 @@ class TestLook:
     def test_the_journal_is_this_processs_own(self, host, monkeypatch):
         told = []
         monkeypatch.setattr(systemd_unit, "journal", lambda unit, since: told.append(since) or [])
-        before = time.time()
+        monkeypatch.setattr(systemd_unit, "journal_end", lambda: "s=1;i=2")
         serve(host, wanted(host))
         host.systemd.dead = True
         host.service.look([], 0, 60)
@@ -195,8 +195,16 @@ class TestLook:
         monkeypatch.setattr(systemd_unit, "show", lambda _: {**usual, "ExecMainStartTimestampMonotonic": begun})
         host.service.watch()
         host.service.look([], 0, 60)
-        assert before <= told[0] <= time.time()
+        assert told[0] == "s=1;i=2"
         assert told[1] == pytest.approx(time.time() - 3600, abs=5)
+
+    def test_a_clock_that_jumps_is_no_late_start(self, host, monkeypatch):
+        serve(host, wanted(host))
+        now = time.time()
+        monkeypatch.setattr(service_release.time, "time", lambda: now + 7200)
+        monkeypatch.setattr(service_release.probes, "first_failure", lambda *_: "not yet")
+        seen = host.service.look([{}], 0, 60)
+        assert (seen["dead"], seen["why"]) == (False, "not yet") and seen["elapsed"] < 60
 
     def test_it_does_not_look_past_its_limit(self, host, monkeypatch):
         serve(host, wanted(host))

@@ -1,0 +1,107 @@
+"""A host leaves rotation only for an interruption, and comes back once its service serves."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from plugins.action import service_release
+from plugins.action.service_release import ActionModule
+
+READY = {"ready": True, "elapsed": 1.0}
+DEAD = {"dead": True, "why": "its process left", "journal": ["a line"], "elapsed": 1.0}
+
+
+@pytest.fixture
+def task(tmp_path, monkeypatch):
+    """A task whose phases answer as told; `said` has the phases and hooks in the order in which they ran."""
+    said, note = [], tmp_path / "note"
+
+    def hook(word: str) -> list[str]:
+        return [sys.executable, "-c", f"open({str(note)!r}, 'a').write('{word} ')"]
+
+    def make(answers: dict, check_mode: bool = False, **args) -> ActionModule:
+        action = ActionModule.__new__(ActionModule)
+        names = {"name": "app", "take_out": hook("OUT"), "put_back": hook("IN"), **args}
+        action._task = SimpleNamespace(args=names, check_mode=check_mode)
+        looks = list(answers.pop("looks", []))
+
+        def phase(name, task_vars, **extra):
+            said.append(name)
+            return dict(looks.pop(0)) if name == "look" else dict(answers.get(name, {"changed": False}))
+
+        action._phase = phase
+        return action
+
+    monkeypatch.setattr(service_release.ActionBase, "run", lambda *_: {})
+    return SimpleNamespace(make=make, said=said, hooks=lambda: note.read_text().split() if note.exists() else [])
+
+
+def run(action: ActionModule) -> dict:
+    return action.run(task_vars={"inventory_hostname": "gpu-1"})
+
+
+APPLIED = {"changed": True, "release": "new", "restarted": "changed", "await": True, "gives_way": True, "out": True}
+BACK = {"changed": True, "rolled_back_to": "old"}
+
+
+def test_an_interruption_happens_out_of_rotation(task):
+    result = run(task.make({"ahead": {"interrupts": True}, "apply": APPLIED, "looks": [READY]}))
+    assert task.said == ["ahead", "out", "apply", "look", "confirm", "in"]
+    assert task.hooks() == ["OUT", "IN"]
+    assert (result["rotation"], result.get("failed")) == ("back", None)
+
+
+def test_a_run_that_interrupts_nothing_calls_nobody(task):
+    quiet = {"changed": False, "release": "old", "restarted": None, "await": False, "out": False}
+    assert run(task.make({"ahead": {"interrupts": False}, "apply": quiet}))["changed"] is False
+    assert task.hooks() == []
+
+
+def test_what_is_refused_leaves_the_host_in_rotation(task):
+    result = run(task.make({"ahead": {"failed": True, "msg": "app: port 80 is taken"}}))
+    assert result["msg"] == "app: port 80 is taken" and task.said == ["ahead"] and task.hooks() == []
+
+
+def test_a_host_that_cannot_leave_is_not_touched(task):
+    fails = [sys.executable, "-c", "raise SystemExit('no such backend.')"]
+    result = run(task.make({"ahead": {"interrupts": True}}, take_out=fails))
+    assert result["failed"] and "apply" not in task.said
+    assert result["msg"] == ("app: take_out failed, so nothing was changed: no such backend. Correct it and run again.")
+
+
+def test_a_hook_that_is_not_there_is_said(task):
+    result = run(task.make({"ahead": {"interrupts": True}}, take_out=["/nowhere/hook"]))
+    assert result["failed"] and "No such file or directory: '/nowhere/hook'" in result["msg"]
+
+
+def test_the_release_before_serves_in_rotation(task):
+    answers = {"ahead": {"interrupts": True}, "apply": APPLIED, "looks": [DEAD, READY], "back": BACK}
+    result = run(task.make(answers))
+    assert result["failed"] and result["msg"].endswith("Now release old serves again.")
+    assert task.hooks() == ["OUT", "IN"] and result["rotation"] == "back"
+
+
+def test_a_host_that_does_not_serve_stays_out(task):
+    answers = {"ahead": {"interrupts": True}, "apply": APPLIED, "looks": [DEAD, DEAD], "back": BACK}
+    result = run(task.make(answers))
+    assert result["failed"] and result["msg"].endswith("The host stays out of rotation until a run ends well.")
+    assert task.hooks() == ["OUT"]
+
+
+def test_the_next_run_puts_back_what_an_interrupted_one_left_out(task):
+    quiet = {"changed": False, "release": "old", "restarted": None, "await": False, "out": True}
+    result = run(task.make({"ahead": {"interrupts": False}, "apply": quiet}))
+    assert task.hooks() == ["IN"] and result["changed"] is True and task.said[-1] == "in"
+
+
+def test_check_mode_asks_no_balancer(task):
+    run(task.make({"apply": {"changed": True, "await": False}}, check_mode=True))
+    assert task.said == ["apply"] and task.hooks() == []
+
+
+def test_without_hooks_no_question_is_asked(task):
+    run(task.make({"apply": {**APPLIED, "out": False}, "looks": [READY]}, take_out=[], put_back=[]))
+    assert task.said == ["apply", "look", "confirm"]
