@@ -78,9 +78,9 @@ class Service:
         """Return what earlier runs noted.
 
         ``current``, ``verified`` (newest last) and ``failed`` are releases; ``created`` is what was made for the
-        service; ``since`` is when a start began to be awaited, in seconds of the clock that runs since boot and that
-        nobody sets; ``restarts`` is systemd's count at that time, ``told_after`` where the journal begins to be about this
-        process; ``out`` says that a run took the host out of rotation and did not put it back yet.
+        service; ``since`` is when a start began to be awaited, in seconds of the clock since boot, which nobody sets;
+        ``restarts`` is systemd's count at that time, ``told_after`` where the journal begins to be about this process;
+        ``out`` says that a run took the host out of rotation and did not put it back yet.
         """
         blank = {
             "current": None,
