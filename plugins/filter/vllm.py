@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 
 def engine_config(arguments: dict) -> dict:
@@ -85,6 +86,12 @@ def known_problems(version: str, table: dict, transformers: str, python: str, qu
     return {"refused": refused, "advised": advised}
 
 
+def pinned_version(texts: list, name: str) -> str:
+    """Return the version that the first of these texts of requirements files pins ``name`` to, "" where none does."""
+    pin = re.compile(rf"^{re.escape(name)}\s*==\s*([0-9][^\s;\\]*)", re.IGNORECASE | re.MULTILINE)
+    return next((found[1] for text in texts if (found := pin.search(text))), "")
+
+
 def _parts(version: str) -> tuple:
     return tuple(int(part) for part in version.split("+")[0].split(".") if part.isdigit())
 
@@ -113,4 +120,5 @@ class FilterModule:
             "engine_config": engine_config,
             "known_problems": known_problems,
             "lora_modules": lora_modules,
+            "pinned_version": pinned_version,
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -108,7 +109,16 @@ class Builder:
         try:
             unprivileged.run(*argv, user=self.user, environment=self.environment)
         except unprivileged.CommandError as error:
-            raise BuildError(str(error)) from None
+            raise BuildError(f"{error}{self._through()}") from None
+
+    def _through(self) -> str:
+        """Return the proxies that the installer was given, without their passwords: it does not name them itself."""
+        told = [
+            f"{name} {re.sub('//[^/]*@', '//', value)}"
+            for name, value in sorted(self.environment.items())
+            if name.upper().endswith("_PROXY") and name.upper() != "NO_PROXY"
+        ]
+        return f" (it was to go through {', '.join(told)})" if told else ""
 
 
 def existing(path: Path) -> Path:

@@ -123,3 +123,16 @@ def test_collections_named_twice_are_the_same():
         namespace, name = named["name"].split(".")
         manifest = Path(ansible_collections.__path__[0]) / namespace / name / "MANIFEST.json"
         assert json.loads(manifest.read_text())["collection_info"]["version"] == named["version"]
+
+
+def test_a_lock_with_a_transformers_that_the_engine_does_not_take_is_refused():
+    lock = str(ROOT / "data/vllm/locks/vllm-0.23.0.txt")
+    done = playbook(
+        "playbooks/validate.yml", "-e", json.dumps({**SECRETS, "vllm_version": "0.32.0", "vllm_lock": lock})
+    )
+    assert "vllm_version 0.32.0 needs transformers >=5.5.3, not 4.57.6" in done.stdout + done.stderr, done.stdout
+
+
+def test_a_lock_that_is_not_there_is_named():
+    done = playbook("playbooks/validate.yml", "-e", json.dumps({**SECRETS, "vllm_lock": "/srv/absent.txt"}))
+    assert "vllm_lock: there is no /srv/absent.txt; make it with" in done.stdout + done.stderr, done.stdout

@@ -18,7 +18,7 @@ def load(name):
     return module.FilterModule().filters()
 
 
-RELEASES, SYSTEMD = load("releases"), load("systemd")
+RELEASES, SYSTEMD, VLLM = load("releases"), load("systemd"), load("vllm")
 URL = "https://github.com/grafana/loki/releases/download/v3.4.2/promtail-linux-amd64.zip"
 TABLE = {"3.4.2": {"amd64": "sha256:aa"}, "3.4.1": {"amd64": "sha256:bb", "arm64": "sha256:cc"}}
 FACTS = {
@@ -106,3 +106,20 @@ def test_a_listen_address_that_is_none_is_refused_by_name(value):
 )
 def test_an_address_with_a_port(address, port, expected):
     assert SYSTEMD["host_port"](address, port) == expected
+
+
+LOCK = "a==1 \\\n    --hash=sha256:aa\ntransformers==4.57.6 \\\n    --hash=sha256:bb\ntransformers-extra==9\n"
+
+
+@pytest.mark.parametrize(
+    "texts, version",
+    [
+        ([LOCK], "4.57.6"),
+        (["torch==2.9\ntransformers == 5.5.3 ; python_version > '3'", LOCK], "5.5.3"),
+        (["", "Transformers==5.19.0"], "5.19.0"),
+        (["transformers-extra==9", "transformers>=5", "x-transformers==1"], ""),
+        ([], ""),
+    ],
+)
+def test_the_version_that_is_pinned(texts, version):
+    assert VLLM["pinned_version"](texts, "transformers") == version

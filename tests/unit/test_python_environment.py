@@ -146,3 +146,10 @@ def test_two_runs_that_want_the_same_environment_build_it_once(tmp_path, install
         list(pool.map(lambda _: builder(installer).build(place, INPUTS, 1), range(2)))
     assert complete(place)
     assert len([call for call in installer if call.startswith("venv")]) == 1
+
+
+def test_a_failed_build_names_the_proxy_it_was_given_and_not_its_password(tmp_path, installer):
+    proxies = {"HTTPS_PROXY": "http://user:hidden@127.0.0.1:9", "no_proxy": "localhost", "UV_CACHE_DIR": "/c"}
+    with pytest.raises(BuildError) as failure:
+        builder(installer, FAIL="pip", **proxies).build(tmp_path / "abc", INPUTS, 1)
+    assert str(failure.value).endswith("no such package (it was to go through HTTPS_PROXY http://127.0.0.1:9)")

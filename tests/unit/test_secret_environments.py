@@ -1,0 +1,37 @@
+"""What a role gives a module as environment may have a password, which Ansible would write into the host's journal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTION = '"environment": {"type": "dict"'
+MODULES = sorted(path.stem for path in (ROOT / "plugins/modules").glob("*.py") if OPTION in path.read_text())
+
+
+def tasks(content: list):
+    for task in content or []:
+        yield task
+        for part in ("block", "rescue", "always"):
+            yield from tasks(task.get(part))
+
+
+CALLS = [
+    (f"{path.parents[1].name}: {task['name']}", task)
+    for path in sorted((ROOT / "roles").glob("*/tasks/*.yml"))
+    for task in tasks(yaml.safe_load(path.read_text()))
+    if set(MODULES) & task.keys()
+]
+
+
+def test_the_modules_that_take_an_environment_are_known():
+    assert MODULES == ["go_program", "model_files", "python_environment"]
+    assert len(CALLS) >= 6
+
+
+@pytest.mark.parametrize("task", [task for _, task in CALLS], ids=[name for name, _ in CALLS])
+def test_the_call_stays_out_of_the_journal(task):
+    assert task["vars"]["ansible_no_target_syslog"] is True
