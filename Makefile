@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv check test test-all demo demo-down demo-gcp plan plan-score bench lock docs clean
+.PHONY: help venv check test test-all demo demo-down demo-gcp plan plan-score bench drill drill-quick lock docs clean
 
 PYTHON := .venv/bin/python
 LOCK := requirements/dev.txt
@@ -41,6 +41,12 @@ plan: venv ## Show the GPU memory plan of the production example on an L4
 
 plan-score: venv ## Score the planner against measured starts (DATA=DIR)
 	@$(PYTHON) tests/plan_score.py $(DATA)
+
+drill: venv ## Do to servers whatever could break one (SEED=7 repeats the random choices)
+	@$(PYTHON) -m lab drill $(if $(SEED),--seed $(SEED))
+
+drill-quick: venv ## The part of the drill that fits into eight minutes
+	@$(PYTHON) -m lab drill --quick $(if $(SEED),--seed $(SEED))
 
 bench: venv ## Time fresh and repeated runs beside the floor
 	@$(PYTHON) -m lab bench

@@ -16,6 +16,7 @@ from lab import (
     builds,
     demo,
     demo_gcp,
+    drill,
     exporter_repository,
     host,
     image,
@@ -57,6 +58,11 @@ def parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="time the roles beside the floor and write docs/benchmarks.md")
     bench.add_argument("--repeats", type=int, default=5)
+
+    drilled = commands.add_parser("drill", help="do to a server whatever could break it, and say what came of it")
+    drilled.add_argument("--quick", action="store_true", help="what fits into eight minutes")
+    drilled.add_argument("--seed", type=int, help="repeat the random choices of an earlier drill")
+    drilled.add_argument("--only", nargs="*", default=[], metavar="LINE", help="these lines, by the names in lab/drill")
 
     shared = commands.add_parser("services", help="the machine with Loki, the mirror and the model hub's stand-in")
     shared.add_argument("action", choices=["up", "down", "show"])
@@ -124,6 +130,8 @@ def act(options: argparse.Namespace) -> Any:
         case "bench":
             print(bench.run(options.repeats))
             return 0
+        case "drill":
+            return drill.run(options.quick, options.seed, options.only)
         case "build":
             return builds.ensure(options.names)
         case "model":

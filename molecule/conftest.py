@@ -8,26 +8,18 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+sys.path.insert(0, os.environ["MOLECULE_PROJECT_DIRECTORY"])
+
+from lab import playbook as playbooks
+from lab.playbook import Outcome
+
 FULL = os.environ.get("FULL") == "1"
-ANSIBLE_TIMEOUT = 900
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run of the scenario's playbook ended on the machine."""
-
-    code: int
-    changed: list[str]  # names of the tasks that changed something
-    message: str  # what the failed task said; empty when none failed
-    warnings: list[str]
-    text: str  # everything that was printed
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -63,22 +55,10 @@ def converge() -> Callable[..., Outcome]:
     """Run the scenario's converge.yml, with variables laid over its own, and return how it ended."""
     scenario = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"])
     inventory = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
-    environment = {**os.environ, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.jsonl"}
-    del environment["ANSIBLE_CALLBACKS_ENABLED"]
 
     def run(variables: dict[str, Any] | None = None, *, check: bool = False, playbook: str = "converge.yml") -> Outcome:
-        command = ["ansible-playbook", "--inventory", str(inventory), "--diff", playbook]
-        command += ["--extra-vars", json.dumps(variables or {})] + (["--check"] if check else [])
-        done = subprocess.run(
-            command,
-            cwd=scenario,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=ANSIBLE_TIMEOUT,
-        )
-        return read(done.returncode, done.stdout + done.stderr)
+        words = ["--diff", *(["--check"] if check else [])]
+        return playbooks.run(playbooks.command(inventory, playbook, variables or {}, *words), scenario)
 
     return run
 
@@ -139,19 +119,3 @@ def asked(host, services) -> Callable[[], list[str]]:
             return [entry["path"] for entry in json.load(answer)["requests"] if entry["client"] in own]
 
     return since
-
-
-def read(code: int, text: str) -> Outcome:
-    """Read the events that ansible-playbook printed, one JSON object a line."""
-    changed, warnings, message = [], [], ""
-    for line in text.splitlines():
-        if not line.startswith("{"):
-            continue
-        event = json.loads(line)
-        for result in event.get("hosts", {}).values():
-            warnings += [str(item) for item in result.get("warnings", [])]
-            if event["_event"] == "v2_runner_on_failed":
-                message = str(result.get("msg", ""))
-            elif event["_event"] == "v2_runner_on_ok" and result.get("changed"):
-                changed.append(event["task"]["name"])
-    return Outcome(code, changed, message, warnings, text)

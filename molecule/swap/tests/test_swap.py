@@ -23,22 +23,29 @@ def test_it_is_in_use_and_written_down_once(host):
     assert host.check_output("sysctl -n vm.swappiness") == "10"
 
 
-def test_it_takes_pages_and_survives_growing_with_them(host, converge):
-    host.check_output("swapoff /foreign.swap")
-    # Just enough to push some of it into swap: what is left must still be safe to work with.
-    hog = (
+def hold(host, unit: str, amount: str, swapped: int, *properties: str) -> None:
+    """Have a program hold ``amount`` MiB (a Python expression) and wait until ``swapped`` MiB of swap are in use."""
+    program = (
         "import time\n"
+        "memory = dict(line.split(':') for line in open('/proc/meminfo'))\n"
+        "available = int(memory['MemAvailable'].split()[0]) >> 10\n"
         "held = []\n"
-        "while int(open('/proc/swaps').read().split()[8]) < 12 * 1024:\n"
-        "    held.append(bytearray(b'x') * (8 << 20))\n"
-        "    time.sleep(0.1)\n"
+        f"for _ in range(({amount}) // 4):\n"
+        "    held.append(bytearray(b'x') * (4 << 20))\n"
         "time.sleep(3600)\n"
     )
-    host.run_expect([0], "systemd-run --unit=hog python3 -c %s", hog)
-    deadline = time.monotonic() + 120
-    while int(host.check_output("awk '/swapfile/ {print $4}' /proc/swaps")) < 10 * 1024:
+    options = " ".join(f"--property={each}" for each in properties)
+    host.run_expect([0], f"systemd-run --unit={unit} {options} python3 -c %s", program)
+    deadline = time.monotonic() + 180
+    while int(host.check_output("awk 'NR > 1 {used += $4} END {print used}' /proc/swaps")) < swapped * 1024:
         assert time.monotonic() < deadline, "nothing was swapped out"
         time.sleep(1)
+
+
+def test_it_takes_pages_and_survives_growing_with_them(host, converge):
+    host.check_output("swapoff /foreign.swap")
+    # Its own limit pushes it into swap, so that the machine keeps what is safe to work with.
+    hold(host, "hog", "64", 24, "MemoryHigh=24M")
     outcome = converge({"swap_size_mib": 256})
     assert outcome.code == 0 and outcome.changed, outcome.text
     assert swaps(host) == {"/swapfile": 256}
@@ -48,11 +55,12 @@ def test_it_takes_pages_and_survives_growing_with_them(host, converge):
 
 
 def test_it_does_not_shrink_below_what_is_in_use(host, converge):
+    hold(host, "holder", "available + 120", 80)
     outcome = converge({"swap_size_mib": 16})
     assert outcome.code == 2 and "swap_size_mib: switching /swapfile" in outcome.message, outcome.text
     assert swaps(host) == {"/swapfile": 256}
-    assert host.check_output("systemctl is-active hog") == "active"
-    host.check_output("systemctl stop hog")
+    assert host.check_output("systemctl is-active hog holder").split() == ["active", "active"]
+    host.check_output("systemctl stop hog holder")
 
 
 def test_it_shrinks_and_takes_another_swappiness(host, converge):

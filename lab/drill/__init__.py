@@ -1,0 +1,176 @@
+"""`make drill`: whatever could break a server is done to one, and a table says what came of it.
+
+Four beds, each new: a server with the real engine; one with the engine's light stand-in, for runs that are interrupted
+again and again; a fleet of five; a virtual machine with a kernel of its own. `make drill-quick` is what fits into eight
+minutes, on one server with the light engine.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lab import host, qemu, services
+from lab.drill import cases
+from lab.drill.bed import Bed
+from lab.drill.cases import Row, Stage
+from lab.host import ROOT, Problem
+
+PAGE = ROOT / "docs" / "drill.md"
+Line = Callable[[Bed, Stage], Row]
+
+CORRUPT = cases.broken_download("checksum", "a release with another checksum", "node_exporter")
+TRUNCATED = cases.broken_download("truncated", "a release cut off on its way", "node_exporter")
+ERROR_500 = cases.broken_download("500", "a mirror that answers 500", "500")
+STALLED = cases.broken_download("stall", "a download that stalls", "node_exporter")
+KILLS = (cases.killed("vllm"), cases.killed("vllm", child=True), *map(cases.killed, cases.UNITS[1:]))
+
+SERVER: tuple[Line, ...] = (
+    cases.fresh_with_apt_locked, cases.nothing_to_do, cases.bad_argument, cases.bad_adapter, cases.too_large,
+    cases.port_taken, cases.wrong_vault_password, CORRUPT, TRUNCATED, ERROR_500, STALLED, cases.start_fails,
+    cases.never_ready, cases.dies_at_first_completion, *KILLS, cases.canaries,
+)  # fmt: skip
+INTERRUPTED: tuple[Line, ...] = (
+    cases.controller_killed, cases.connection_cut, cases.rebooted, cases.two_controllers, cases.far_away,
+)  # fmt: skip
+FLEET: tuple[Line, ...] = (cases.one_bad_host, cases.unreachable_host)
+VIRTUAL: tuple[Line, ...] = (cases.new_virtual_machine, cases.clock_jumps, cases.virtual_reboot)
+QUICK: tuple[Line, ...] = (
+    cases.fresh_with_apt_locked, cases.nothing_to_do, cases.far_away, cases.bad_argument, cases.too_large,
+    cases.port_taken, cases.wrong_vault_password, CORRUPT, cases.never_ready, cases.dies_at_first_completion,
+    *KILLS, cases.canaries, cases.controller_killed,
+)  # fmt: skip
+
+
+def light(offered: dict[str, Any], build: str = "0.32.0") -> dict[str, Any]:
+    """Return the variables that choose a build of the engine's light stand-in."""
+    return {
+        "vllm_package": "vllm-light",
+        "vllm_version": "0.32.0",
+        "vllm_lock": "",
+        "vllm_overrides": [],
+        "vllm_extra_packages": [offered["light_engine"][build]],
+    }
+
+
+def beds(offered: dict[str, Any], quick: bool) -> list[tuple[Bed, tuple[Line, ...], bool]]:
+    """Return what is drilled where, and whether the bed is converged before its first line."""
+    often = {"ai_server_environment": {"RATE_LIMIT_PER_MINUTE": "60000"}}
+    everything = ["vllm", "ai_server", "monitoring"]
+    if quick:
+        return [(Bed("quick", ["drill"], everything, {**light(offered), **often}), QUICK, False)]
+    own = {"install_environment": {}, "vllm_start_timeout": 300, "swap_size_mib": 256}
+    words = {"promtail_journal_jobs": [{"job": "words", "unit": "drill-words.service"}]}
+    fleet = [f"drill-{number}" for number in range(1, 6)]
+    return [
+        (Bed("server", ["drill"], everything, often), SERVER, False),
+        (Bed("interrupted", ["drill"], everything, {**light(offered), **often}), INTERRUPTED, True),
+        (Bed("fleet", fleet, ["vllm", "monitoring"], light(offered)), FLEET, True),
+        (
+            Bed(
+                "virtual",
+                ["drill-virtual"],
+                ["vllm", "monitoring", "swap"],
+                {**light(offered), **own, **words},
+                kind=qemu,
+            ),
+            VIRTUAL,
+            False,
+        ),
+    ]
+
+
+def run(quick: bool, seed: int | None, only: list[str]) -> int:
+    """Drill, print the table, and write the page after a whole drill; returns the exit code."""
+    seed = random.SystemRandom().randrange(10**6) if seed is None else seed
+    host.say(f"Seed {seed}: SEED={seed} repeats the random choices.")
+    offered = services.up()
+    stage = Stage({**offered, "light_engine": {part: light(offered, f"0.32.0+{part}") for part in ("hangs", "dies")}},
+                  random.Random(seed), quick)  # fmt: skip
+    begin, rows = time.monotonic(), []
+    for bed, lines, converged in beds(offered, quick):
+        wanted = [line for line in lines if not only or line.__name__ in only]
+        if wanted:
+            rows += drill(bed, wanted, converged or wanted[0] is not lines[0], stage)
+    took = time.monotonic() - begin
+    print(table(rows))
+    failed = sum(not row.good for row in rows)
+    print(f"Seed {seed}, {took / 60:.0f} min.")
+    print(f"{len(rows) - failed} passed, {failed} failed")
+    if not (quick or only):
+        PAGE.write_text(page(rows, seed, took))
+    return int(failed > 0)
+
+
+def drill(bed: Bed, lines: list[Line], converged: bool, stage: Stage) -> list[Row]:
+    """Have a bed anew and do every line of its part; the machines go again."""
+    rows: list[Row] = []
+    host.say(f"Bed {bed.folder.name}: {', '.join(each.name for each in bed.hosts)}; {len(lines)} lines")
+    try:
+        bed.boot(stage.offered)
+        bed.prepare()
+        if converged:
+            outcome = bed.converge()
+            if outcome.code:
+                raise Problem(f"{bed.folder.name} does not converge: {cases.sentence(outcome, 400)}")
+            cases.watch(bed)
+        for line in lines:
+            begin = time.monotonic()
+            try:
+                row = line(bed, stage)
+            except Problem as problem:
+                row = Row(line.__doc__ or line.__name__, "to be seen to its end", str(problem), False)
+            rows.append(row)
+            verdict = "ok" if row.good else "FAILED"
+            host.say(f"  {verdict:<7}{time.monotonic() - begin:4.0f} s  {row.done}: {row.seen}")
+            if line in (cases.fresh_with_apt_locked, cases.new_virtual_machine):
+                cases.watch(bed)
+    finally:
+        bed.down()
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """Return the table as people read it in a terminal."""
+    widths = (34, 34, 60)
+    lines = []
+    for row in rows:
+        cells = [textwrap.wrap(text, width) for text, width in zip(cells_of(row)[:3], widths, strict=True)]
+        height = max(map(len, cells))
+        silent = "" if row.silent is None else f"{row.silent:.1f} s"
+        for number in range(height):
+            parts = [
+                (cell[number] if number < len(cell) else "").ljust(w) for cell, w in zip(cells, widths, strict=True)
+            ]
+            tail = f"{silent:>7}  {'ok' if row.good else 'FAILED'}" if number == 0 else ""
+            lines.append("  ".join([*parts, tail]).rstrip())
+    head = "  ".join(text.ljust(width) for text, width in zip(("done", "expected", "seen"), widths, strict=True))
+    return "\n".join(["", f"{head}  silent", "-" * (sum(widths) + 22), *lines, ""])
+
+
+def cells_of(row: Row) -> list[str]:
+    """Return the texts of a line."""
+    return [row.done, row.expected, row.seen, "" if row.silent is None else f"{row.silent:.1f} s"]
+
+
+def page(rows: list[Row], seed: int, took: float) -> str:
+    """Return the text of docs/drill.md."""
+    lines = ["| done | expected | seen | not answering | |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        cells = [cell.replace("|", "\\|") for cell in cells_of(row)]
+        lines.append(f"| {' | '.join(cells)} | {'ok' if row.good else '**failed**'} |")
+    about = textwrap.fill(
+        "Written by `make drill`, which does all this to machines of the laboratory: a server with the real engine on "
+        "the processor; one with the engine's light stand-in, for runs that are interrupted again and again; a fleet "
+        "of five; and a virtual machine with a kernel of its own. Meanwhile the server is asked for one token four "
+        "times a second; *not answering* is for how long it gave none. `make drill-quick` is what fits into eight "
+        f"minutes. `SEED={seed}` repeats the random choices of this page.",
+        118,
+    )
+    machine = f"{os.cpu_count()} processors, {sys.platform}, {took / 60:.0f} minutes"
+    return f"# The drill\n\n{about}\n\n{machine}.\n\n" + "\n".join(lines) + "\n"

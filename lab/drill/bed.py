@@ -1,0 +1,172 @@
+"""What a drill happens on: machines of the laboratory, converged by site.yml and asked for tokens all the time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lab import demo, host, machine, model, playbook
+from lab.host import ROOT, STATE, Problem
+from lab.playbook import Outcome
+
+FOLDER = STATE / "drill"
+WATCH = Path(__file__).with_name("watch.py")
+HOME = "/run/drill"
+CALLER = "caller-of-the-drill-0123456789abcdef"
+ENGINE_KEY = "engine-of-the-drill-0123456789abcdef"
+
+# What the services of a machine run on, beside what is written for them.
+SERVICES = r"""
+import json, pathlib, subprocess
+told = {}
+for store in sorted(pathlib.Path("/var/lib/llm-server/services").glob("*")):
+    state = json.loads((store / "state.json").read_text())
+    asked = ["systemctl", "show", store.name, "--property", "MainPID,InvocationID,ActiveState"]
+    live = dict(line.split("=", 1) for line in subprocess.run(asked, capture_output=True, text=True).stdout.split())
+    environ = pathlib.Path(f"/proc/{live['MainPID']}/environ")
+    entries = environ.read_bytes().split(b"\0") if environ.exists() else []
+    running = [entry.partition(b"=")[2].decode() for entry in entries if entry.startswith(b"SERVICE_RELEASE=")]
+    journal = ["journalctl", "--quiet", "--output", "cat", "_PID=1", f"UNIT={store.name}.service"]
+    lines = subprocess.run(journal, capture_output=True, text=True).stdout.splitlines()
+    told[store.name] = {
+        "pid": int(live["MainPID"]), "active": live["ActiveState"], "written": state["current"],
+        "running": (running or [None])[0], "verified": (state["verified"] or [None])[-1], "failed": state["failed"],
+        "starts": sum(line.startswith("Started ") for line in lines),
+    }
+print(json.dumps(told))
+"""
+
+
+@dataclass
+class Host:
+    """One machine: `kind` is the module of the laboratory that keeps it."""
+
+    name: str
+    kind: Any
+    platform: str
+    reached: dict[str, Any] = field(default_factory=dict)
+
+    def boot(self) -> None:
+        """Have the machine anew."""
+        self.kind.down(self.name)
+        self.reached = self.kind.up(self.name, self.platform)
+
+    def sh(self, script: str, check: bool = True) -> str:
+        """Run a shell script as root and return what it printed."""
+        argv = self.kind.ssh_command(self.name, ["sudo", "sh", "-s"])
+        done = subprocess.run(argv, input=script, capture_output=True, text=True, errors="replace", check=False)
+        if check and done.returncode:
+            raise Problem(f"{self.name}: {script.strip().splitlines()[-1]}: {done.stderr.strip() or done.returncode}")
+        return done.stdout
+
+    def put(self, text: str, place: str) -> None:
+        """Write a file that only root reads."""
+        self.sh(f"umask 077; mkdir -p {Path(place).parent}; cat > {place} <<'END-OF-FILE'\n{text}\nEND-OF-FILE\n")
+
+    def services(self) -> dict[str, dict[str, Any]]:
+        """Return each service's pid, starts so far, and the releases that are written, running and verified."""
+        return json.loads(self.sh(f"python3 - <<'END-OF-FILE'\n{SERVICES}\nEND-OF-FILE\n"))
+
+    def astray(self) -> list[str]:
+        """Return the services that run on something else than what is written and verified."""
+        return [
+            name
+            for name, seen in self.services().items()
+            if seen["active"] != "active" or not seen["written"] == seen["running"] == seen["verified"]
+        ]
+
+    def watch(self, url: str, key: str, model: str) -> None:
+        """Begin to ask the server for tokens; `watched` tells what came of it."""
+        self.sh("systemctl stop drill-watch 2>/dev/null; true")
+        self.put(WATCH.read_text(), f"{HOME}/watch.py")
+        self.put(json.dumps({"url": url, "key": key, "model": model}), f"{HOME}/question.json")
+        self.sh(
+            f"systemd-run --quiet --unit drill-watch python3 {HOME}/watch.py {HOME}/question.json {HOME}/state.json"
+        )
+        self.until(lambda: self.watched()["asked"] > 0, 30, "the watch asks nothing")
+
+    def watched(self) -> dict[str, Any]:
+        """Return how often the server was asked, how often it did not answer, and for how many seconds in all."""
+        told = self.sh(f"cat {HOME}/state.json 2>/dev/null || true")
+        return json.loads(told) if told else {"asked": 0, "refused": 0, "silent": 0.0, "now": False}
+
+    def until(self, holds, seconds: float, otherwise: str) -> float:
+        """Wait until a condition holds and return how long it took; raises Problem after ``seconds``."""
+        begin = time.monotonic()
+        while not holds():
+            if time.monotonic() - begin > seconds:
+                raise Problem(f"{self.name}: {otherwise} after {seconds:.0f} s")
+            time.sleep(0.3)
+        return time.monotonic() - begin
+
+
+class Bed:
+    """Machines of one inventory, with the variables that all of them have."""
+
+    def __init__(self, name: str, hosts: list[str], groups: list[str], variables: dict[str, Any], **about: Any) -> None:
+        kind, platform = about.get("kind", machine), about.get("platform", "debian12")
+        self.hosts = [Host(each, kind, platform) for each in hosts]
+        self.groups, self.variables = groups, variables
+        self.folder = FOLDER / name
+        self.own: dict[str, dict[str, Any]] = {}  # variables of one machine
+
+    @property
+    def one(self) -> Host:
+        """The machine of a bed that has only one."""
+        return self.hosts[0]
+
+    def boot(self, offered: dict[str, Any]) -> None:
+        """Have all machines anew and write the inventory: the demo's, with facts of its own for each machine."""
+        for each in self.hosts:
+            each.boot()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        link = self.folder / "group_vars"
+        link.unlink(missing_ok=True)
+        link.symlink_to(ROOT / "inventories/local/group_vars")
+        self.describe(offered)
+
+    def prepare(self) -> None:
+        """Bring the tiny model to machines that do not share this host's folders."""
+        for each in self.hosts:
+            if each.kind is not machine:
+                packed = subprocess.run(["tar", "-c", "-C", str(model.ensure()), "."], capture_output=True, check=True)
+                unpack = each.kind.ssh_command(
+                    each.name, ["sudo", "sh", "-c", "'mkdir -p /srv/models && tar -x -C /srv/models'"]
+                )
+                subprocess.run(unpack, input=packed.stdout, capture_output=True, check=True)
+
+    def describe(self, offered: dict[str, Any]) -> None:
+        """Write the inventory's hosts; anew after a machine was reached in another way."""
+        variables = {}
+        for each in self.hosts:
+            facts = demo.facts(each.reached, offered)
+            facts["secrets"] |= {"vllm_api_key": ENGINE_KEY, "ai_server_api_key": CALLER}
+            always = {"demo": facts, "lab_directory": str(ROOT / "lab"), "promtail_host_label": each.name}
+            variables[each.name] = {**always, **self.variables, **self.own.get(each.name, {})}
+        names = {name: {} for name in variables}
+        inventory = {"all": {"hosts": variables, "children": {group: {"hosts": names} for group in self.groups}}}
+        (self.folder / "hosts.yml").write_text(yaml.safe_dump(inventory))
+        (self.folder / "hosts.yml").chmod(0o600)
+
+    def command(self, change: dict[str, Any] | None = None, *words: str, run: str = "site.yml") -> list[str]:
+        """Return the words that run site.yml on this bed with some variables changed."""
+        return playbook.command(self.folder / "hosts.yml", run, change or {}, *words)
+
+    def converge(self, change: dict[str, Any] | None = None, *words: str, run: str = "site.yml") -> Outcome:
+        """Run site.yml on this bed, with some variables changed."""
+        return playbook.run(self.command(change, *words, run=run), ROOT, self.environment())
+
+    def environment(self) -> dict[str, str]:
+        """Return what each run gets: connections of its own, so that a killed run leaves none to the next."""
+        return {"ANSIBLE_SSH_CONTROL_PATH_DIR": str(host.STATE / "cp"), "ANSIBLE_HOME": str(STATE / "ansible")}
+
+    def down(self) -> None:
+        """Remove the machines."""
+        for each in self.hosts:
+            each.kind.down(each.name)

@@ -1,0 +1,564 @@
+"""What is done to a server, what must come of it, and what came of it: one function a line of the table."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab import builds, machine, playbook
+from lab.drill.bed import CALLER, ENGINE_KEY, Bed, Host
+from lab.host import ROOT, Problem
+from lab.latency import Link
+from lab.playbook import Outcome
+
+BASE = "lab/tiny-llama"
+OLDER = "1.8.2"  # of node_exporter: what the broken downloads are of
+UNITS = ("vllm", "ai-server", "node_exporter", "promtail")
+BACK_WITHIN = 30  # seconds until a service that was killed answers again; a real engine loads its model in that time
+ENGINE_BACK_WITHIN = 180
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `silent` is for how many seconds the server did not answer, None where none was asked."""
+
+    done: str
+    expected: str
+    seen: str
+    good: bool
+    silent: float | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What all lines share: the services of the laboratory, the seed, and whether only eight minutes are given."""
+
+    offered: dict[str, Any]
+    random: random.Random
+    quick: bool
+
+    @property
+    def mirror(self) -> str:
+        """The address of the laboratory's mirror."""
+        return self.offered["mirror"]
+
+
+def sentence(outcome: Outcome, length: int = 160) -> str:
+    """Return what a run said in the end, on one line."""
+    said = " ".join(outcome.message.split()) or f"exit code {outcome.code}"
+    return said if len(said) <= length else f"{said[: length - 1]}…"
+
+
+class Silence:
+    """Measures for how long the server of a machine does not answer while something is done."""
+
+    def __init__(self, there: Host) -> None:
+        self.there = there
+        self.before = there.watched()["silent"]
+
+    def seconds(self) -> float:
+        """Return the seconds of silence since the beginning."""
+        return round(self.there.watched()["silent"] - self.before, 1)
+
+
+def refused(bed: Bed, done: str, change: dict[str, Any], says: str) -> Row:
+    """A change that cannot work: refused with a sentence, and the very processes of before go on serving."""
+    before, silence = bed.one.services(), Silence(bed.one)
+    outcome = bed.converge(change)
+    after, silent = bed.one.services(), silence.seconds()
+    untouched = before == after
+    good = outcome.code != 0 and says in outcome.message and untouched and silent == 0
+    seen = sentence(outcome) if untouched else f"services changed; {sentence(outcome)}"
+    return Row(done, "refused with the cause; no process is touched", seen, good, silent)
+
+
+def gives_way(bed: Bed, done: str, change: dict[str, Any], says: str) -> Row:
+    """A start that fails: the release before serves again and the failed one is kept to be looked at."""
+    before, silence = bed.one.services()["vllm"], Silence(bed.one)
+    outcome = bed.converge(change)
+    after = bed.one.services()["vllm"]
+    kept = after["failed"] is not None
+    back = after["written"] == before["written"] == after["running"]
+    good = outcome.code != 0 and says in outcome.message and "serves again" in outcome.message and back and kept
+    expected = "the release before serves again, the cause is named, the failed one is kept"
+    answers = bed.one.watched()["now"]
+    return Row(done, expected, sentence(outcome), good and answers, silence.seconds())
+
+
+# -- a run by itself --------------------------------------------------------------------------------------------------
+
+
+def fresh_with_apt_locked(bed: Bed, stage: Stage) -> Row:
+    """The first run on a new machine, where unattended-upgrades holds apt's lock for minutes."""
+    seconds = 20 if stage.quick else 300
+    program = (
+        "import fcntl, time\\nh = open('/var/lib/dpkg/lock-frontend', 'w')\\n"
+        f"fcntl.lockf(h, fcntl.LOCK_EX)\\ntime.sleep({seconds})"
+    ).replace("\\n", "\n")
+    bed.one.put(program, "/run/drill/lock.py")
+    bed.one.sh("systemd-run --quiet --unit drill-lock python3 /run/drill/lock.py")
+    begin = time.monotonic()
+    outcome = bed.converge()
+    took = time.monotonic() - begin
+    good = outcome.code == 0 and took > seconds and not bed.one.astray()
+    seen = f"serving after {took:.0f} s" if outcome.code == 0 else sentence(outcome)
+    return Row(f"a new machine, apt's lock held for {seconds} s", "waits, then serves", seen, good)
+
+
+def nothing_to_do(bed: Bed, stage: Stage) -> Row:
+    """A run without changes."""
+    before, silence = bed.one.services(), Silence(bed.one)
+    forget_requests(stage)
+    begin = time.monotonic()
+    outcome = bed.converge()
+    took, asked = time.monotonic() - begin, len(requests(stage, bed.one))
+    good = outcome.code == 0 and not outcome.changed and not asked and bed.one.services() == before
+    seen = f"changed={len(outcome.changed)}, {asked} requests, {took:.0f} s"
+    return Row("a run without a change", "changed=0, no request, no restart", seen, good, silence.seconds())
+
+
+def forget_requests(stage: Stage) -> None:
+    """Let the mirror forget what it was asked."""
+    urllib.request.urlopen(urllib.request.Request(f"{stage.mirror}/requests", method="DELETE"), timeout=10).close()
+
+
+def requests(stage: Stage, there: Host) -> list[str]:
+    """Return what the mirror was asked by a machine."""
+    with urllib.request.urlopen(f"{stage.mirror}/requests", timeout=10) as answer:
+        entries = json.load(answer)["requests"]
+    return [entry["path"] for entry in entries if entry["client"] == there.reached["address"]]
+
+
+# -- what cannot work -------------------------------------------------------------------------------------------------
+
+
+def bad_argument(bed: Bed, stage: Stage) -> Row:
+    """An engine argument that the installed engine does not know."""
+    change = {"vllm_engine_arguments": {"no-such-argument": 1}}
+    return refused(bed, "an argument that the engine does not know", change, "unrecognized arguments")
+
+
+def bad_adapter(bed: Bed, stage: Stage) -> Row:
+    """An adapter that was trained on another base."""
+    change = {"vllm_lora_adapters": [{"name": "misfit", "source": "/srv/models/misfits/shape"}]}
+    change |= {"ai_server_lora_adapter_easycontract": "misfit", "ai_server_lora_adapter_checklist": "misfit"}
+    return refused(bed, "an adapter of another model", change, "adapter misfit:")
+
+
+def port_taken(bed: Bed, stage: Stage) -> Row:
+    """A port that another program has."""
+    return refused(bed, "a port that is taken", {"vllm_port": 22}, "port 22 is taken by sshd")
+
+
+LARGE = r"""
+import json, pathlib
+folder = pathlib.Path("/srv/large")
+folder.mkdir(exist_ok=True)
+config = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672,
+    "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128,
+    "max_position_embeddings": 8192, "vocab_size": 128256, "torch_dtype": "bfloat16",
+}
+(folder / "config.json").write_text(json.dumps(config))
+for name in ("tokenizer.json", "tokenizer_config.json"):
+    (folder / name).write_bytes(pathlib.Path("/srv/models/tiny", name).read_bytes())
+size = 130 << 30
+header = json.dumps({"model.w": {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}}).encode()
+with (folder / "model.safetensors").open("wb") as handle:
+    handle.write(len(header).to_bytes(8, "little") + header)
+    handle.truncate(8 + len(header) + size)
+"""
+
+
+def too_large(bed: Bed, stage: Stage) -> Row:
+    """A model whose weights are larger than the GPU; its files are whole, and sparse. The GPU is a stand-in."""
+    bed.one.put(LARGE, "/run/drill/large.py")
+    bed.one.put((ROOT / "lab/stand_ins/nvidia-smi").read_text(), "/usr/bin/nvidia-smi")
+    bed.one.sh("python3 /run/drill/large.py; chmod 755 /usr/bin/nvidia-smi; chmod -R a+rX /srv/large")
+    change = {"vllm_model_path": "/srv/large", "vllm_memory_plan": "refuse", "vllm_lora_adapters": []}
+    change |= {"ai_server_lora_adapter_easycontract": BASE, "ai_server_lora_adapter_checklist": BASE}
+    change |= {"vllm_engine_arguments": {}, "vllm_dtype": "bfloat16"}
+    row = refused(bed, "a model too large for the GPU (an L4's stand-in)", change, "GPU")
+    bed.one.sh("rm -rf /srv/large /usr/bin/nvidia-smi")
+    return row
+
+
+def wrong_vault_password(bed: Bed, stage: Stage) -> Row:
+    """Secrets that cannot be decrypted."""
+    folder = bed.folder
+    for name in ("right", "wrong"):
+        (folder / f"{name}.txt").write_text(f"{name} password\n")
+    (folder / "vault.yml").write_text(f"vllm_api_key: {ENGINE_KEY}-other\n")
+    vault = Path(playbook.command(folder, "", {})[0]).with_name("ansible-vault")
+    subprocess.run(
+        [str(vault), "encrypt", "--vault-password-file", str(folder / "right.txt"), str(folder / "vault.yml")],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    before, silence = bed.one.services(), Silence(bed.one)
+    outcome = bed.converge(
+        {}, "--extra-vars", f"@{folder / 'vault.yml'}", "--vault-password-file", str(folder / "wrong.txt")
+    )
+    told = [line for line in outcome.text.splitlines() if "Decryption failed" in line]
+    good = outcome.code != 0 and bool(told) and bed.one.services() == before
+    expected = "refused before anything; no process is touched"
+    seen = told[0] if told else sentence(outcome)
+    return Row("a wrong vault password", expected, seen, good, silence.seconds())
+
+
+def broken_download(kind: str, done: str, says: str) -> Callable[[Bed, Stage], Row]:
+    """Return the line for a release that does not arrive whole."""
+
+    def line(bed: Bed, stage: Stage) -> Row:
+        (release,) = builds.ensure([f"node_exporter@{OLDER}"])
+        checksum = "sha256:" + "0" * 64 if kind == "checksum" else release["checksum"]
+        mirror = stage.mirror if kind == "checksum" else f"{stage.mirror}/faults/{kind}"
+        change = {"node_exporter_version": OLDER, "node_exporter_mirror": mirror}
+        change["node_exporter_checksums"] = {OLDER: {"amd64": checksum}}
+        return refused(bed, done, change, says)
+
+    line.__name__ = f"download_{kind}"
+    return line
+
+
+# -- what fails only when it runs -------------------------------------------------------------------------------------
+
+
+def never_ready(bed: Bed, stage: Stage) -> Row:
+    """A new engine that starts and never gets ready."""
+    change = {**other_engine(stage, "hangs"), "vllm_start_timeout": 20}
+    return gives_way(bed, "a new engine that never gets ready (20 s given)", change, "not ready after 20 s")
+
+
+def dies_at_first_completion(bed: Bed, stage: Stage) -> Row:
+    """A new engine that is ready, lists its models, and dies when it is asked for the first time."""
+    return gives_way(
+        bed, "a new engine that dies at its first completion", other_engine(stage, "dies"), "vllm: release"
+    )
+
+
+def start_fails(bed: Bed, stage: Stage) -> Row:
+    """A length that the argument parser takes and the model does not."""
+    return gives_way(bed, "a length that the model does not allow", {"vllm_max_model_len": 100000}, "is more than")
+
+
+def other_engine(stage: Stage, build: str) -> dict[str, Any]:
+    """Return the variables that choose a broken build of the light engine."""
+    return dict(stage.offered["light_engine"][build])
+
+
+def killed(unit: str, child: bool = False) -> Callable[[Bed, Stage], Row]:
+    """Return the line for a service, or its child, that is killed."""
+    ask = {
+        "node_exporter": "http://127.0.0.1:9100/metrics",
+        "promtail": "http://127.0.0.1:9080/ready",
+    }.get(unit)
+    within = ENGINE_BACK_WITHIN if unit == "vllm" else BACK_WITHIN
+
+    def line(bed: Bed, stage: Stage) -> Row:
+        before, silence = bed.one.services()[unit]["pid"], Silence(bed.one)
+        pid = bed.one.sh(f"pgrep --parent {before} | head -1").strip() if child else str(before)
+        begin = time.monotonic()
+        bed.one.sh(f"kill -KILL {pid}")
+        bed.one.until(lambda: bed.one.services()[unit]["pid"] not in (0, before), within, f"{unit} stays away")
+        if ask:
+            fetch = f"python3 -c \"import urllib.request as u; u.urlopen('{ask}', timeout=5)\" && echo up"
+            bed.one.until(lambda: "up" in bed.one.sh(fetch, check=False), within, f"{unit} does not answer")
+        else:
+            bed.one.until(lambda: bed.one.watched()["now"], within, f"{unit} does not answer")
+        took = time.monotonic() - begin
+        good = not bed.one.astray()
+        who = f"{unit}'s child process" if child else unit
+        return Row(
+            f"kill -9 of {who}", f"answers again within {within} s", f"after {took:.0f} s", good, silence.seconds()
+        )
+
+    line.__name__ = f"killed_{unit}" + "_child" * child
+    return line
+
+
+# -- runs that do not end, and runs side by side ----------------------------------------------------------------------
+
+CHANGES = (
+    {"vllm_max_model_len": 256, "ai_server_http_timeout_sec": 20, "node_exporter_port": 9101, "promtail_port": 9081},
+    {},
+)
+
+
+def controller_killed(bed: Bed, stage: Stage) -> Row:
+    """The controller is killed in random tasks of runs that change every service; one more run must heal each."""
+    times = 3 if stage.quick else 20
+    silence, healed, wrong, places = Silence(bed.one), 0, [], []
+    for number in range(times):
+        change = CHANGES[number % 2]
+        starts = {name: seen["starts"] for name, seen in bed.one.services().items()}
+        at, after = stage.random.randrange(2, 60), round(stage.random.uniform(0, 2), 1)
+        name = playbook.interrupted(bed.command(change), ROOT, at, after, bed.environment())
+        places.append(name or "the end")
+        outcome = bed.converge(change)
+        services = bed.one.services()
+        twice = [unit for unit, seen in services.items() if seen["starts"] - starts[unit] > 1]
+        astray = bed.one.astray()
+        if outcome.code == 0 and not astray and not twice:
+            healed += 1
+        else:
+            problem = sentence(outcome) if outcome.code else f"astray: {astray}, restarted twice: {twice}"
+            wrong.append(f"killed {after} s into task {at} ({name}): {problem}")
+    last = bed.converge(CHANGES[(times - 1) % 2])
+    good = healed == times and not last.changed
+    seen = f"{healed} of {times} healed, then changed={len(last.changed)}" + "".join(f"; {each}" for each in wrong)
+    done = f"the controller killed in {times} random tasks (such as {places[0]!r}, {places[-1]!r})"
+    return Row(done, "one more run converges, no service is restarted twice", seen, good, silence.seconds())
+
+
+def connection_cut(bed: Bed, stage: Stage) -> Row:
+    """Every SSH connection of a run is cut while the engine restarts; the next run converges."""
+    change, silence = CHANGES[0], Silence(bed.one)
+    before = bed.one.services()["vllm"]["starts"]
+    found: list[Outcome] = []
+    run = threading.Thread(target=lambda: found.append(bed.converge(change)))
+    run.start()
+    bed.one.until(lambda: bed.one.services()["vllm"]["starts"] > before, 120, "the engine is not restarted")
+    # The session that gives the order must end last, so the order is carried out by systemd.
+    bed.one.sh("systemd-run --quiet --on-active=1 pkill -KILL -f 'sshd.*@'", check=False)
+    run.join()
+    time.sleep(2)
+    outcome = bed.converge(change)
+    good = outcome.code == 0 and not bed.one.astray() and bed.one.services()["vllm"]["starts"] == before + 1
+    seen = f"cut run: {sentence(found[0], 70)}; next run: {'converged' if outcome.code == 0 else sentence(outcome)}"
+    done = "the connection cut while the engine restarts"
+    return Row(done, "one more run converges, the engine is restarted once", seen, good, silence.seconds())
+
+
+def two_controllers(bed: Bed, stage: Stage) -> Row:
+    """Two controllers that want different things on one host at once."""
+    silence = Silence(bed.one)
+    both = playbook.together(*(lambda change=change: bed.converge(change) for change in CHANGES))
+    ended = ["converged" if each.code == 0 else sentence(each, 60) for each in both]
+    astray = bed.one.astray()
+    last = bed.converge(CHANGES[0])
+    good = not astray and last.code == 0 and not bed.one.astray() and bed.one.watched()["now"]
+    told = all(each.code == 0 or "another run" in each.message or "taken by" in each.message for each in both)
+    seen = f"{ended[0]}; {ended[1]}; after it what runs is what is written" if not astray else f"astray: {astray}"
+    expected = "each ends well or says that another runs; what runs is what is written"
+    return Row("two controllers at once with different wishes", expected, seen, good and told, silence.seconds())
+
+
+def rebooted(bed: Bed, stage: Stage) -> Row:
+    """The machine goes down while a run restarts the engine."""
+    change, before = CHANGES[1], bed.one.services()["vllm"]["starts"]
+    run = threading.Thread(target=lambda: bed.converge(change))
+    run.start()
+    bed.one.until(lambda: bed.one.services()["vllm"]["starts"] > before, 120, "the engine is not restarted")
+    bed.one.kind.restart(bed.one.name)
+    run.join()
+    outcome = bed.converge(change)
+    good = outcome.code == 0 and not bed.one.astray()
+    seen = "converged" if outcome.code == 0 else sentence(outcome)
+    watch(bed)
+    return Row("the machine rebooted while the engine restarts", "all up; one more run converges", seen, good)
+
+
+# -- secrets ----------------------------------------------------------------------------------------------------------
+
+# Everything an unprivileged user of the machine can read.
+PROBE = r"""
+id drill-probe >/dev/null 2>&1 || useradd --system drill-probe
+runuser -u drill-probe -- sh -c '
+ps axeww -o args; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline
+systemctl show "*"; systemctl cat "*.service"; journalctl --no-pager
+find / -xdev -type f -size -2M -not -path "/proc/*" -not -path "/sys/*" -not -path "*/site-packages/*" \
+  -not -path "/usr/*" -readable -exec cat {} +' 2>/dev/null
+# And what even root finds in the journal and in systemd.
+journalctl --no-pager; systemctl show vllm ai-server node_exporter promtail; systemctl cat vllm ai-server
+"""
+
+
+def canaries(bed: Bed, stage: Stage) -> Row:
+    """Secrets of a known text are searched wherever they could have leaked."""
+    secrets = {
+        "vllm_api_key": "canary-engine-key-2718281828",
+        "ai_server_api_keys": ["canary-caller-key-16180339887498948482"],
+        "ai_server_backend_internal_token": "canary-backend-token-57721566490",
+        "ai_server_ocr_api": "canary-ocr-key-14142135623",
+        "vllm_huggingface_token": "canary-hub-token-17320508075",
+    }
+    watch(bed, "canary-caller-key-16180339887498948482")
+    silence = Silence(bed.one)
+    outcome = bed.converge(secrets, "--diff", "-vvv")
+    # The controller's own command line has them here, because this drill gives them as extra variables.
+    printed = [line for line in outcome.text.splitlines() if "canary" in line and "--extra-vars" not in line]
+    found = [line for line in bed.one.sh(PROBE, check=False).splitlines() if "canary" in line]
+    pid = bed.one.services()["vllm"]["pid"]
+    own = "canary-engine-key" in bed.one.sh(f"tr '\\0' '\\n' < /proc/{pid}/environ")
+    silent = silence.seconds()
+    bed.converge()
+    watch(bed)
+    good = outcome.code == 0 and not printed and not found and own
+    seen = f"{len(printed)} in the output, {len(found)} on the machine"
+    seen += f"; first: {(printed + found)[0][:80]!r}" if printed or found else ""
+    expected = "found only in the engine's own environment"
+    return Row("five secrets searched as an unprivileged user and in -vvv --diff", expected, seen, good, silent)
+
+
+def watch(bed: Bed, key: str = CALLER) -> None:
+    """Ask the application on every machine of a bed, or the engine where there is none."""
+    through = "ai_server" in bed.groups
+    for each in bed.hosts:
+        port, own = (8000, key) if through else (8001, ENGINE_KEY)
+        each.watch(f"http://127.0.0.1:{port}/v1/chat/completions", own, BASE)
+
+
+# -- fleets -----------------------------------------------------------------------------------------------------------
+
+
+def one_bad_host(bed: Bed, stage: Stage) -> Row:
+    """One of five has what the change needs taken by something else."""
+    bad = bed.hosts[2]
+    bad.sh("systemd-run --quiet --unit squatter python3 -m http.server 8010 --bind 127.0.0.1")
+    bad.until(lambda: ":8010" in bad.sh("ss -Hltn"), 30, "nobody takes the port")
+    rotation = bed.folder / "rotation.txt"
+    rotation.unlink(missing_ok=True)
+    hook = ["sh", "-c", f'echo "$0 $1" >> {rotation}', "{{ inventory_hostname }}"]
+    change = {"vllm_port": 8010, "rollout_batch": 1, "vllm_take_out": [*hook, "out"], "vllm_put_back": [*hook, "in"]}
+    before = [each.services()["vllm"] for each in bed.hosts]
+    silences = [Silence(each) for each in bed.hosts]
+    outcome = bed.converge(change)
+    moved = [each.services()["vllm"] != then for each, then in zip(bed.hosts, before, strict=True)]
+    calls = rotation.read_text().split("\n")[:-1] if rotation.exists() else []
+    first, second = (each.name for each in bed.hosts[:2])
+    right = calls == [f"{first} out", f"{first} in", f"{second} out", f"{second} in"]
+    good = outcome.code != 0 and moved == [True, True, False, False, False] and right
+    good = good and "port 8010 is taken" in outcome.message
+    silent = sum(silence.seconds() for silence in silences[2:])
+    seen = f"changed: {moved}; rotation: {', '.join(calls)}; {sentence(outcome, 90)}"
+    bad.sh("systemctl stop squatter")
+    expected = "two changed, each out of rotation meanwhile; the bad one and those after it untouched"
+    return Row(
+        "a fleet of five, one at a time, the third has the port taken", expected, seen, good and silent == 0, silent
+    )
+
+
+def unreachable_host(bed: Bed, stage: Stage) -> Row:
+    """One of five does not answer SSH."""
+    away = bed.hosts[4]
+    before = [each.services() for each in bed.hosts[:4]]
+    subprocess.run(["podman", "pause", machine.container(away.name)], check=True, capture_output=True)
+    try:
+        outcome = bed.converge({"vllm_max_model_len": 128}, "--timeout", "5")
+    finally:
+        subprocess.run(["podman", "unpause", machine.container(away.name)], check=True, capture_output=True)
+    untouched = [each.services() for each in bed.hosts[:4]] == before
+    good = outcome.code != 0 and untouched and away.name in outcome.text
+    seen = f"{'nothing' if untouched else 'something'} changed; {sentence(outcome)}"
+    return Row("a fleet of five, one does not answer", "reported before anything is changed anywhere", seen, good)
+
+
+# -- a virtual machine ------------------------------------------------------------------------------------------------
+
+
+def new_virtual_machine(bed: Bed, stage: Stage) -> Row:
+    """A machine with a kernel of its own, from a fresh image."""
+    begin = time.monotonic()
+    outcome = bed.converge()
+    again = bed.converge() if outcome.code == 0 else outcome
+    good = outcome.code == 0 and again.code == 0 and not again.changed and not bed.one.astray()
+    seen = f"converged, then changed={len(again.changed)}, {time.monotonic() - begin:.0f} s in all"
+    done = "a new virtual machine: swap, engine's stand-in, node_exporter, promtail"
+    return Row(done, "converges; again changes nothing", seen if outcome.code == 0 else sentence(outcome), good)
+
+
+def clock_jumps(bed: Bed, stage: Stage) -> Row:
+    """The clock jumps by two hours, forward and back, while the engine starts."""
+    ended = []
+    for hours, change in ((2, {"vllm_max_model_len": 256}), (-2, {})):
+        starts = bed.one.services()["vllm"]["starts"]
+        jump = f"until [ $(journalctl -q -o cat _PID=1 UNIT=vllm.service | grep -c ^Started) -gt {starts} ]; do :; done"
+        jump = f"{jump}; date -s @$(($(date +%s) + {hours * 3600}))"
+        bed.one.put(jump, "/run/drill/jump.sh")
+        bed.one.sh("systemd-run --quiet --collect --unit drill-jump sh /run/drill/jump.sh")
+        outcome = bed.converge(change)
+        ended.append("converged" if outcome.code == 0 and not bed.one.astray() else sentence(outcome, 70))
+    good = ended == ["converged", "converged"]
+    return Row("the clock jumps two hours, forward and back, during starts", "no false verdict", "; ".join(ended), good)
+
+
+def virtual_reboot(bed: Bed, stage: Stage) -> Row:
+    """A real reboot: everything is up again, swap is on, and no line of the log is sent twice."""
+    there, mark = bed.one, f"drill-{stage.random.randrange(10**9)}"
+    unit = (
+        'systemd-run --quiet --wait --unit drill-words sh -c "for n in $(seq {} {}); do echo {} \\$n; sleep 0.1; done"'
+    )
+    there.sh(unit.format(1, 20, mark))
+    time.sleep(3)
+    there.kind.restart(there.name)
+    begin = time.monotonic()
+    there.until(lambda: all(seen["active"] == "active" for seen in there.services().values()), 120, "not all are up")
+    there.sh(unit.format(21, 40, mark))
+    ask = "python3 -c \"import urllib.request as u; u.urlopen('http://127.0.0.1:8001/health', timeout=5)\" && echo up"
+    there.until(lambda: "up" in there.sh(ask, check=False), 120, "the engine does not answer")
+    took = time.monotonic() - begin
+    swap = "swapfile" in there.sh("cat /proc/swaps")
+    lines: list[str] = []
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(set(lines)) < 40:
+        lines = logged(stage, mark)
+        time.sleep(1)
+    time.sleep(5)
+    lines = logged(stage, mark)
+    outcome = bed.converge()
+    good = swap and len(lines) == len(set(lines)) == 40 and outcome.code == 0 and not outcome.changed
+    seen = f"all up, swap {'on' if swap else 'off'}, {len(lines)} lines of 40 ({len(set(lines))} different), "
+    seen += f"then changed={len(outcome.changed)}; engine answers {took:.0f} s after SSH"
+    return Row("the virtual machine rebooted", "all up, swap on, each line sent once, changed=0", seen, good)
+
+
+def logged(stage: Stage, mark: str) -> list[str]:
+    """Return the lines with a mark that Loki has."""
+    query = urllib.parse.quote(f'{{job=~".+"}} |= "{mark}"')
+    url = f"{stage.offered['loki']}/loki/api/v1/query_range?limit=1000&since=3h&query={query}"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        streams = json.load(answer)["data"]["result"]
+    return [line for stream in streams for _, line in stream["values"]]
+
+
+# -- how fast nothing is ----------------------------------------------------------------------------------------------
+
+
+def far_away(bed: Bed, stage: Stage) -> Row:
+    """A run without a change where each round trip takes 20 ms."""
+    there = bed.one
+    with Link((there.reached["address"], there.reached["port"]), 0.010) as port:
+        options = ["HostName=127.0.0.1", f"HostKeyAlias={there.reached['address']}", "StrictHostKeyChecking=yes"]
+        options += [f"UserKnownHostsFile={there.reached['known_hosts']}"]
+        words = [word for option in options for word in ("-o", option)]
+        bare = min(timed(ssh(there, port, words)) for _ in range(3))
+        begin = time.monotonic()
+        outcome = bed.converge({"ansible_port": port, "ansible_ssh_common_args": " ".join(words)})
+        took = time.monotonic() - begin
+    good = outcome.code == 0 and not outcome.changed
+    seen = f"{took:.1f} s = {took / bare:.0f} times one bare SSH command ({bare:.2f} s)"
+    return Row("a run without a change at 20 ms a round trip", "changed=0; reported as a ratio", seen, good)
+
+
+def ssh(there: Host, port: int, options: list[str]) -> list[str]:
+    """Return the bare command: one connection, one word."""
+    reached = there.reached
+    batch = ["-q", "-i", reached["key"], "-p", str(port), "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes"]
+    return ["ssh", *batch, *options, f"{reached['user']}@{reached['address']}", "true"]
+
+
+def timed(command: list[str]) -> float:
+    """Return how many seconds a command takes; raises Problem where it fails."""
+    begin = time.monotonic()
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        raise Problem(f"`{' '.join(command)}` failed")
+    return time.monotonic() - begin
