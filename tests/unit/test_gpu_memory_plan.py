@@ -424,6 +424,13 @@ def test_given_memory_for_the_cache_is_taken_as_given():
     assert one["figures"]["kv_tokens"].value == 2 * GIB // 131072
 
 
+def test_given_memory_for_the_cache_does_not_hide_weights_that_are_too_large():
+    one = only(plan([service(kv_cache_memory_bytes=16 * GIB, max_model_len=2048)], L4))
+    assert one["verdict"] == "refused"
+    assert one["message"].startswith("CUDA out of memory: the weights and the KV cache as given take ")
+    assert one["cures"][0].startswith("a smaller or quantized model, a smaller cache or a larger GPU: ")
+
+
 def test_replacing_only_the_card_changes_only_the_room():
     shape = shape_from_config(samples.MISTRAL, "m")
     small = plan_vllm(VllmService("v", "0.15.1", "m", shape), gpu_from(L4))

@@ -60,6 +60,7 @@ MESSAGE_FREE = (
 MESSAGE_NO_BLOCKS = (
     "No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing the engine."
 )
+MESSAGE_CUDA_OOM = "CUDA out of memory: the weights and the KV cache as given take {needed} of {total} GiB."
 MESSAGE_LENGTH = {
     "v0": (
         "The model's max seq len ({length}) is larger than the maximum number of tokens that can be stored in "

@@ -14,6 +14,7 @@ from . import weights as weight_rules
 from .engines import (
     BEYOND_BUDGET,
     CONTEXT_BYTES,
+    MESSAGE_CUDA_OOM,
     MESSAGE_FREE,
     MESSAGE_LENGTH,
     MESSAGE_NO_BLOCKS,
@@ -326,6 +327,9 @@ def plan_vllm(service: VllmService, gpu: Gpu, correction: float | None = None, c
     if not service.lora:
         figures.pop("lora")
 
+    # With the cache given, no budget protects the card: what must be on it at once is certain.
+    cache = service.kv_cache_memory_bytes
+    fixed = weights.least + slots + cache if cache else 0
     free = gpu.free
     context_bytes = CONTEXT_BYTES if context else (0, 0, 0)
     verdict, message = "fits", ""
@@ -338,6 +342,8 @@ def plan_vllm(service: VllmService, gpu: Gpu, correction: float | None = None, c
         )
         if not rules.start_check:
             message = MESSAGE_NO_BLOCKS + " (less is free than the share asked for)"
+    elif fixed > gpu.total:
+        verdict, message = "refused", MESSAGE_CUDA_OOM.format(needed=gib(fixed), total=gib(gpu.total))
     elif available.value <= 0:
         verdict, message = "refused", MESSAGE_NO_BLOCKS
     elif needed > available.value:
@@ -356,6 +362,10 @@ def plan_vllm(service: VllmService, gpu: Gpu, correction: float | None = None, c
         if free is not None and budget + on_top + BEYOND_BUDGET[1] > free:
             verdict = "tight"
             reasons.append("what the engine holds beyond its budget (context, CUDA graphs) may not find room")
+    cures = _cures(verdict, service, rules, gpu, utilization, length, needed, available, longest_fitting, context_bytes)
+    if fixed > gpu.total:
+        missing = gib(fixed - gpu.total)
+        cures = [f"a smaller or quantized model, a smaller cache or a larger GPU: {missing} GiB are missing"]
     return {
         "name": service.name,
         "engine": "vllm",
@@ -365,9 +375,7 @@ def plan_vllm(service: VllmService, gpu: Gpu, correction: float | None = None, c
         "message": message,
         "reasons": reasons,
         "margin_tokens": int(kv_tokens.value - length) if verdict != "refused" else 0,
-        "cures": _cures(
-            verdict, service, rules, gpu, utilization, length, needed, available, longest_fitting, context_bytes
-        ),
+        "cures": cures,
         "figures": figures,
         "max_model_len": length,
         "max_num_seqs": seqs,
