@@ -159,6 +159,9 @@ class Packages:
             else:
                 self._run("apt-get", "--quiet", "--yes", "purge", *names)
         self.note_path.unlink(missing_ok=True)
+        for folder in (NOTES, NOTES.parent):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
         return stay
 
     def _argument(self, each: Wanted) -> str:

@@ -143,7 +143,7 @@ def test_removal_takes_what_came_and_leaves_what_was_there(monkeypatch, tmp_path
     assert packages.removable(tools) == (["git", "libcurl"], [])
     machine.simulation = "Purg git [1]\nPurg libcurl [1]\n"
     assert packages.remove(["git", "libcurl"], []) == []
-    assert not (tmp_path / "tools.json").exists()
+    assert not tmp_path.exists(), "the folder of the notes goes with its last one"
 
 
 def test_what_others_have_come_to_need_stays(monkeypatch, tmp_path):
