@@ -21,7 +21,7 @@ test: check ## Everything about every role, on booted machines (ROLE=vllm, PLATF
 	@$(PYTHON) -m lab services up > /dev/null
 	@$(PYTHON) tests/suite.py roles $(ROLE)
 
-test-all: venv ## The long and rare: Debian 13, upgrades, downgrades, removals, long bad input
+test-all: venv ## The long and rare: Debian 13, upgrades, downgrades, removals, long bad input, the quick drill
 	@$(PYTHON) -m lab services up > /dev/null
 	@FULL=1 PLATFORM=debian13 $(PYTHON) tests/suite.py roles $(ROLE)
 

@@ -1,8 +1,8 @@
 """How long the roles take, fresh and when nothing is to be done, beside the floor under any run over SSH.
 
-Each round boots a machine and measures on it, one after the other: a bare SSH command and one module call (the floor),
-then for each case a first run and a second one. Every command opens its own SSH connection. Module calls are counted in
-the machine's journal, requests in the mirror's record.
+For each case, each round boots a machine and measures on it, one after the other: a bare SSH command and one module
+call (the floor), then a first run and a second one. Every command opens its own SSH connection. Module calls are
+counted in the machine's journal, requests in the mirror's record.
 """
 
 from __future__ import annotations
@@ -22,18 +22,36 @@ from typing import Any
 
 import yaml
 
-from lab import builds, host, machine, services
+from lab import exporter_repository, host, machine, nvidia_repository, playbook, qemu, services
+from lab.bed import Bed
 from lab.host import ROOT, Problem
 
-NAME = "bench"
 PAGE = ROOT / "docs" / "benchmarks.md"
 BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Case:
+    """The roles that are timed, those that must be there before, and what kind of machine they need."""
+
+    roles: tuple[str, ...]
+    before: tuple[str, ...] = ()
+    virtual: bool = False
+
+
 CASES = {
-    "node_exporter": ["node_exporter"],
-    "promtail": ["promtail"],
-    "node_exporter + promtail": ["node_exporter", "promtail"],
-    "uv": ["uv"],
+    "node_exporter": Case(("node_exporter",)),
+    "promtail": Case(("promtail",)),
+    "node_exporter + promtail": Case(("node_exporter", "promtail")),
+    "uv": Case(("uv",)),
+    "ai_server": Case(("ai_server",), before=("uv",)),
+    "vllm": Case(("vllm",), before=("uv",)),
+    "cuda_keyring": Case(("cuda_keyring",)),
+    "dcgm": Case(("dcgm",), before=("cuda_keyring",)),
+    "dcgm_exporter": Case(("dcgm_exporter",), before=("cuda_keyring", "dcgm")),
+    "swap": Case(("swap",), virtual=True),
 }
+VIRTUAL = " (virtual machine)"
 FLOOR = "one module call"
 BARE = "one bare SSH command"
 # What users would pick instead, as measured once on a machine like this one; see the page.
@@ -75,28 +93,37 @@ class Bench:
         self.services = services.up()
         self.series: dict[str, Series] = {}
         self.floor = 0.0
-        self.there: dict[str, Any] = {}
-        self.inventory = folder / "inventory.yml"
+        self.bed: Bed
 
-    def boot(self) -> None:
-        """Have a machine that nothing was ever done to."""
-        machine.down(NAME)
-        self.there = machine.up(NAME)
-        checksums: dict[str, dict[str, Any]] = {}
-        for program in builds.listing():
-            checksums.setdefault(program["name"], {})[program["version"]] = {"amd64": program["checksum"]}
+    def boot(self, case: Case) -> None:
+        """Have a machine that nothing was ever done to, but for what the case needs before it."""
+        nvidia = {**nvidia_repository.ensure(), "exporter": exporter_repository.ensure()}
+        go = nvidia["exporter"]["go"]
         variables = {
-            "ansible_host": self.there["address"],
-            "ansible_port": self.there["port"],
-            "ansible_user": self.there["user"],
-            "ansible_ssh_private_key_file": self.there["key"],
-            "ansible_ssh_common_args": f"-o UserKnownHostsFile={self.there['known_hosts']} -o IdentitiesOnly=yes",
-            "promtail_loki_url": self.services["loki"],
-            "promtail_journal_jobs": [{"job": "ssh", "unit": "ssh.service"}],
+            "swap_size_mib": 256,
+            "cuda_keyring_mirror": self.services["mirror"],
+            "cuda_keyring_checksums": nvidia["checksums"],
+            "dcgm_exporter_mirror": self.services["mirror"],
+            "dcgm_exporter_commits": nvidia["exporter"]["commits"],
+            "dcgm_exporter_go_version": go["version"],
+            "dcgm_exporter_go_checksums": {go["version"]: go["checksums"]},
         }
-        for role in ("node_exporter", "promtail"):
-            variables |= {f"{role}_mirror": self.services["mirror"], f"{role}_checksums": checksums[role]}
-        self.inventory.write_text(yaml.safe_dump({"all": {"hosts": {"machine": variables}}}))
+        name = "bench-virtual" if case.virtual else "bench"
+        self.bed = Bed("bench", [name], [], variables, kind=qemu if case.virtual else machine)
+        self.bed.boot(self.services)
+        self.bed.one.put((ROOT / "lab/stand_ins/nvidia-smi").read_text(), "/usr/bin/nvidia-smi")
+        self.bed.one.sh("chmod 755 /usr/bin/nvidia-smi")
+        if case.before:
+            outcome = playbook.run(self.run_of(case.before), ROOT, self.bed.environment())
+            if outcome.code:
+                raise Problem(f"{', '.join(case.before)} failed: {outcome.message}")
+
+    def run_of(self, roles: tuple[str, ...]) -> list[str]:
+        """Return the command that gives the machine some roles."""
+        play = {"hosts": "all", "gather_facts": False, "roles": list(roles)}
+        written = self.folder / f"{'-'.join(roles)}.yml"
+        written.write_text(yaml.safe_dump([play]))
+        return self.bed.command(run=str(written))
 
     def measure(self, name: str, command: list[str], counted: bool = True) -> None:
         """Time a command and count what it did; raises Problem with its last words where it fails."""
@@ -117,7 +144,7 @@ class Bench:
         series = self.series.setdefault(name, Series())
         series.seconds.append(seconds)
         # The floor of the same machine in the same minute: a busy host slows both.
-        if name == FLOOR:
+        if name.startswith(FLOOR):
             self.floor = seconds
         elif counted:
             series.ratios.append(seconds / self.floor)
@@ -128,9 +155,9 @@ class Bench:
 
     def ask(self, *command: str) -> str:
         """Run a command on the machine, outside of what is timed."""
-        return subprocess.run(
-            machine.ssh_command(NAME, list(command)), capture_output=True, text=True, check=True
-        ).stdout
+        there = self.bed.one
+        argv = there.kind.ssh_command(there.name, list(command))
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
     def module_calls(self, since: str) -> int:
         """Count the modules that ran on the machine as root: each is a command of sudo in the journal."""
@@ -142,20 +169,26 @@ class Bench:
         request = urllib.request.Request(f"{self.services['mirror']}/requests", method=method)
         with urllib.request.urlopen(request, timeout=10) as answer:
             told = json.load(answer)
-        return {"requests": [entry for entry in told["requests"] if entry["client"] == self.there["address"]]}
+        # A virtual machine's requests come from this host, which asks nothing itself meanwhile.
+        clients = {self.bed.one.reached["address"]}
+        if clients != {"127.0.0.1"}:
+            return {"requests": [entry for entry in told["requests"] if entry["client"] in clients]}
+        return told
 
     def round(self) -> None:
         """Measure everything once."""
-        for case, roles in CASES.items():
-            self.boot()
-            ansible = [str(BIN / "ansible"), "--inventory", str(self.inventory), "all", "--become"]
-            self.measure(BARE, machine.ssh_command(NAME, ["true"]), counted=False)
-            self.measure(FLOOR, [*ansible, "--module-name", "ansible.builtin.ping"])
-            playbook = self.folder / "playbook.yml"
-            playbook.write_text(yaml.safe_dump([{"hosts": "all", "gather_facts": False, "roles": roles}]))
-            run = [str(BIN / "ansible-playbook"), "--inventory", str(self.inventory), str(playbook)]
-            self.measure(f"{case}, fresh", run)
-            self.measure(f"{case}, no-op", run)
+        for name, case in CASES.items():
+            self.boot(case)
+            there, kind = self.bed.one, VIRTUAL if case.virtual else ""
+            try:
+                self.measure(BARE + kind, there.kind.ssh_command(there.name, ["true"]), counted=False)
+                ansible = [str(BIN / "ansible"), "--inventory", str(self.bed.folder / "hosts.yml"), "all", "--become"]
+                self.measure(FLOOR + kind, [*ansible, "--module-name", "ansible.builtin.ping"])
+                run = self.run_of(case.roles)
+                self.measure(f"{name}, fresh", run)
+                self.measure(f"{name}, no-op", run)
+            finally:
+                self.bed.down()
 
     def table(self) -> list[str]:
         """Return the lines of the table of results."""
@@ -170,12 +203,9 @@ def run(repeats: int, write: Callable[[str], Any] = PAGE.write_text) -> str:
     """Measure `repeats` rounds, write the page, and return the table."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         bench = Bench(Path(folder))
-        try:
-            for number in range(repeats):
-                host.say(f"Round {number + 1} of {repeats} …")
-                bench.round()
-        finally:
-            machine.down(NAME)
+        for number in range(repeats):
+            host.say(f"Round {number + 1} of {repeats} …")
+            bench.round()
     table = "\n".join(bench.table())
     write(page(table, repeats))
     return table
@@ -189,7 +219,10 @@ def page(table: str, repeats: int) -> str:
         "Written by `make bench`. Each case runs on a new machine of the laboratory, fresh, then again with nothing\n"
         "to do. The floor is one module call (`ansible -m ping`): what any run costs before it does anything. Every\n"
         "command opens its own SSH connection. Module calls are counted on the machine, requests at the mirror from\n"
-        "which released programs come; uv comes from a package index, so its requests are not seen here. A ratio is\n"
-        "the median of those to the floor of the same machine in the same minute.\n\n"
+        "which released programs, NVIDIA's packages (stand-ins) and the exporter's source come; Python packages come\n"
+        "from an index, through a cache, so their requests are not seen here. vllm is the engine's CPU build, with\n"
+        "its start; uv is there before it and before ai_server, as each role before those that need it. swap needs a\n"
+        "virtual machine, without hardware's help, and has a floor of its own. A ratio is the median of those to the\n"
+        "floor of the same machine in the same minute.\n\n"
         f"{repeats} rounds on {load}.\n\n{table}\n{PEERS}"
     )

@@ -24,12 +24,19 @@ class Link:
         return self.server.sockets[0].getsockname()[1]
 
     def __exit__(self, *_: object) -> None:
-        self.server.close()
+        self._do(self._close())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
+
+    async def _close(self) -> None:
+        self.server.close()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection(*self.there)

@@ -1,7 +1,8 @@
 """Run the project's tests, quickest first: a line a step, the log of what failed, and the count at the end.
 
     python tests/suite.py check             linters and everything that needs no machine
-    python tests/suite.py roles [NAME …]    the role scenarios on booted machines (PLATFORM, FULL by environment)
+    python tests/suite.py roles [NAME …]    the role scenarios on booted machines (PLATFORM, FULL by environment);
+                                            all of them in full end with the drill's quick part
 
 Each step's whole output is in .lab/logs/<step>.log.
 """
@@ -23,6 +24,7 @@ BIN = Path(sys.executable).parent
 LOGS = ROOT / ".lab" / "logs"
 TAIL = 80
 SIDE_BY_SIDE = 2
+FULL = os.environ.get("FULL") == "1"
 
 # Linters first: they are the quickest to say that something is wrong.
 CHECKS = {
@@ -102,6 +104,9 @@ def main() -> int:
         steps = perform([Step(name, argv) for name, argv in present.items()], SIDE_BY_SIDE)
     else:
         steps = perform(scenarios(options.names), SIDE_BY_SIDE)
+        if FULL and not options.names:
+            # Alone: it measures for how long a server does not answer.
+            steps += perform([Step("drill-quick", [sys.executable, "-m", "lab", "drill", "--quick"])], 1)
     passed, failed = sum(step.passed for step in steps), sum(step.failed for step in steps)
     print(f"{passed} passed, {failed} failed")
     return int(any(not step.good for step in steps))

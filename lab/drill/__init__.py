@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 from lab import host, qemu, services
+from lab.bed import Bed
 from lab.drill import cases
-from lab.drill.bed import Bed
 from lab.drill.cases import Row, Stage
 from lab.host import ROOT, Problem
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import builds, machine, playbook
-from lab.drill.bed import CALLER, ENGINE_KEY, Bed, Host
+from lab.bed import CALLER, ENGINE_KEY, Bed, Host
 from lab.host import ROOT, Problem
 from lab.latency import Link
 from lab.playbook import Outcome

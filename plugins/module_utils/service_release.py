@@ -252,10 +252,11 @@ class Service:
     def start(self) -> None:
         """Start the process on what is written; whether it lives is for `look` to say."""
         systemd_unit.run("systemctl", "reset-failed", self.unit, check=False)
-        since, told_after = time.monotonic(), systemd_unit.journal_end()
+        told_after = systemd_unit.journal_end()
         systemd_unit.run("systemctl", "restart", self.unit, check=False, timeout=300)
-        # Counted after the start: what systemd did with the process before it is not held against this one.
-        self.note(since=since, told_after=told_after, restarts=self._restarts())
+        # Counted after the start: how long the process before it took to stop, and how often systemd brought that one
+        # back, is not held against this one.
+        self.note(since=time.monotonic(), told_after=told_after, restarts=self._restarts())
 
     def watch(self) -> None:
         """Await a process that this run did not start: what went before is not held against it."""
@@ -311,7 +312,9 @@ class Service:
         """Note that the current release serves, and let go of releases that nothing needs any more."""
         state = self.state()
         verified = [name for name in state["verified"] if name != state["current"]] + [state["current"]]
-        self.note(verified=verified[-KEPT:], failed=None)
+        # One that failed is kept for inspection until something newer serves.
+        back = state["current"] in state["verified"] and state["failed"] != state["current"]
+        self.note(verified=verified[-KEPT:], failed=state["failed"] if back else None)
         self.prune()
 
     def prune(self) -> None:

@@ -206,6 +206,19 @@ class TestLook:
         seen = host.service.look([{}], 0, 60)
         assert (seen["dead"], seen["why"]) == (False, "not yet") and seen["elapsed"] < 60
 
+    def test_the_time_to_stop_the_process_before_is_not_its_own(self, host, monkeypatch):
+        serve(host, wanted(host))
+        now, usual = time.monotonic(), host.systemd.run
+
+        def slow(*argv, **options):
+            if argv[1] == "restart":
+                monkeypatch.setattr(service_release.time, "monotonic", lambda: now + 30)
+            return usual(*argv, **options)
+
+        monkeypatch.setattr(systemd_unit, "run", slow)
+        host.service.start()
+        assert host.service.look([], 0, 20)["elapsed"] < 1
+
     def test_it_does_not_look_past_its_limit(self, host, monkeypatch):
         serve(host, wanted(host))
         host.service.note(since=host.service.state()["since"] - 59.9)
@@ -227,6 +240,18 @@ class TestBack:
         assert host.service.differences(old) == []
         assert host.systemd.running == digest(old)
         assert not (host.root / "etc/app/other.yml").exists()
+
+    def test_the_failed_one_is_kept_until_something_newer_serves(self, host):
+        old, bad, new = (wanted(host, version=version) for version in ("1.0", "1.1", "1.2"))
+        serve(host, old)
+        host.service.put(bad)
+        host.service.note(current=digest(bad), failed=digest(bad))
+        host.service.back()
+        host.service.confirm()
+        assert host.service.state()["failed"] == digest(bad)
+        assert (host.root / "opt/app/1.1").is_dir() and host.service.release(digest(bad)) == bad
+        serve(host, new)
+        assert host.service.state()["failed"] is None and not (host.root / "opt/app/1.1").exists()
 
     def test_without_an_earlier_one_there_is_no_way_back(self, host):
         serve(host, wanted(host))

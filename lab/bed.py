@@ -1,4 +1,4 @@
-"""What a drill happens on: machines of the laboratory, converged by site.yml and asked for tokens all the time."""
+"""Machines of one inventory, converged by site.yml and asked for tokens: for the drill and the benchmark."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lab import demo, host, machine, model, playbook
 from lab.host import ROOT, STATE, Problem
 from lab.playbook import Outcome
 
-FOLDER = STATE / "drill"
-WATCH = Path(__file__).with_name("watch.py")
+FOLDER = STATE / "beds"
+WATCH = Path(__file__).parent / "drill" / "watch.py"
 HOME = "/run/drill"
 CALLER = "caller-of-the-drill-0123456789abcdef"
 ENGINE_KEY = "engine-of-the-drill-0123456789abcdef"
