@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import ansible.module_utils
 from ansible.errors import AnsibleError
-from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
+
+UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
+if UTILS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(UTILS)
+from ansible.module_utils.role_variables import kind_problems, typed
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 
@@ -16,13 +22,21 @@ class ActionModule(ActionBase):
 
     def run(self, tmp=None, task_vars=None):
         result = super().run(tmp, task_vars)
-        problems, ports = [], {}
+        problems, sound, defaults, values = [], set(), {}, {}
         for role in self._task.args["roles"]:
-            problems += self._problems_of(role, task_vars, ports)
-        problems = list(dict.fromkeys(problems + self._clashes(ports)))
+            found = self._examine(role, task_vars, defaults, values)
+            problems += found
+            sound |= set() if found else {role}
+        problems += self._clashes({name: port for name, port in values.items() if name.endswith("_port")})
+        between = [
+            rule for rule in task_vars.get(self._task.args.get("between"), []) if sound.issuperset(rule["roles"])
+        ]
+        problems += self._broken(between, {**defaults, **task_vars, **values})
+        problems = list(dict.fromkeys(problems))
         result.update(changed=False, problems=problems)
         if problems:
-            result.update(failed=True, msg=" ".join(f"({n}) {text}" for n, text in enumerate(problems, 1)))
+            numbered = [f"({n}) {text}" for n, text in enumerate(problems, 1)] if len(problems) > 1 else problems
+            result.update(failed=True, msg=" ".join(numbered))
         return result
 
     @staticmethod
@@ -37,62 +51,85 @@ class ActionModule(ActionBase):
             taken.setdefault(port, name)
         return problems
 
-    def _problems_of(self, role, task_vars, ports):
+    def _examine(self, role, task_vars, all_defaults, all_values):
+        """Return the role's problems; add its defaults, and the values of right type in that type, to those given."""
         home = ROLES / role
         specs = self._read(home / "meta/argument_specs.yml").get("argument_specs", {})
         options = specs.get("main", {}).get("options") or {}
-        private = self._read(home / "vars/main.yml")
-        scope = {**self._read(home / "defaults/main.yml"), **task_vars, **private, "role_path": str(home)}
+        private, defaults = self._read(home / "vars/main.yml"), self._read(home / "defaults/main.yml")
+        scope = {**defaults, **task_vars, **private, "role_path": str(home)}
+        values, problems = self._typed(options, scope)
+        rules = private.get(f"__{role}_rules") or []
+        unkind = self._unkind([rule for rule in rules if "kind" in rule and rule["variable"] in values], values)
+        if not problems:  # rules over values that are wrong would only repeat it
+            rest = [rule for rule in rules if "that" in rule and rule["variable"] not in unkind]
+            # They see values in their declared types: 0.23 written without quotes is a version all the same.
+            problems = self._broken(rest, {**scope, **values})
+        all_defaults.update(defaults)
+        all_values.update(values)
+        return problems + [text for found in unkind.values() for text in found]
+
+    def _typed(self, options, scope):
+        """Return ``(values of the right type in that type, problems of the others)``."""
         templar = self._templar.copy_with_new_env(available_variables=scope)
         values, problems = {}, []
-        for name in options:
+        for name, spec in options.items():
             if name not in scope:
+                problems += [f"{name} must be set in the inventory."] if spec.get("required") else []
                 continue
             try:
-                values[name] = templar.template(scope[name])
+                value, found = typed(name, spec, templar.template(scope[name]))
             except AnsibleError as error:
-                problems.append(f"{name} {self._cause(error)}.")
-        checked = ArgumentSpecValidator(self._required_known(options, problems)).validate(values)
-        problems += [self._sentence(message) for message in checked.error_messages]
-        if problems:
-            return problems  # rules over values that are wrong would only repeat it
-        # Rules see values in their declared types: 0.23 written without quotes is a version all the same.
-        typed = {name: checked.validated_parameters[name] for name in values}
-        templar = self._templar.copy_with_new_env(available_variables={**scope, **typed})
-        ports.update({name: port for name, port in typed.items() if name.endswith("_port")})
-        for rule in private.get(f"__{role}_rules") or []:
-            problems += self._broken(rule, templar)
+                found = [f"{name} {self._cause(error)}"]
+            if found:
+                problems += found
+            else:
+                values[name] = value
+        return values, problems
+
+    @staticmethod
+    def _unkind(rules, values):
+        """Return ``{variable: sentences}`` for the values that are not of their kind."""
+        unkind = {}
+        for rule in rules:
+            name, key = rule["variable"], rule.get("each")
+            inner = [(name, values[name])]
+            if key:  # of each mapping in the list
+                inner = [(f"{name}[{n}].{key}", one[key]) for n, one in enumerate(values[name]) if key in one]
+            found = [text for at, one in inner for text in kind_problems(at, one, rule["kind"], rule.get("optional"))]
+            if found:
+                unkind.setdefault(name, []).extend(found)
+        return unkind
+
+    def _broken(self, rules, scope):
+        """Return the sentences of ``rules`` that do not hold, and of those that cannot be asked."""
+        templar, problems = self._templar.copy_with_new_env(available_variables=scope), []
+        for rule in rules:
+            try:
+                if not templar.template(rule["that"]):
+                    problems.append(templar.template(rule["fail_msg"]).strip())
+            except AnsibleError as error:
+                said = self._said(error)
+                named = said.startswith(rule["variable"])
+                problems.append(said if named else f"{rule['variable']}: {said}")
         return problems
 
-    @staticmethod
-    def _broken(rule, templar):
-        try:
-            return [] if templar.template(rule["that"]) else [templar.template(rule["fail_msg"]).strip()]
-        except AnsibleError as error:
-            return [f"{rule['variable']}: {error.message}"]
-
-    @staticmethod
-    def _required_known(options, problems):
-        """Return ``options`` without the demand for variables whose value was already found to be unreadable."""
-        named = {problem.split()[0] for problem in problems}
-        return {
-            name: {**spec, "required": bool(spec.get("required")) and name not in named}
-            for name, spec in options.items()
-        }
-
-    @staticmethod
-    def _sentence(message):
-        if message.startswith("missing required arguments: "):
-            names = message.removeprefix("missing required arguments: ")
-            return f"{names} must be set in the inventory."
-        return message if message.endswith(".") else f"{message}."
-
-    @staticmethod
-    def _cause(error):
-        text = " ".join(str(error).split())
-        if "vault" in text.lower() or "decrypt" in text.lower():
-            return "cannot be decrypted: give the vault's password with --ask-vault-pass or --vault-password-file"
+    @classmethod
+    def _cause(cls, error):
+        """Return what follows the name of a variable whose value cannot be had."""
+        text = cls._said(error)
+        undefined = re.match(r"'(\w+)' is undefined", text)
+        if undefined:
+            return f"uses {undefined[1]}, which is undefined; define {undefined[1]} in the inventory."
+        if "decrypt" in text.lower() or "vault secret" in text.lower():
+            return "cannot be decrypted: give the vault's password with --ask-vault-pass or --vault-password-file."
         return f"cannot be read: {text}"
+
+    @staticmethod
+    def _said(error):
+        """Return an error's text as one sentence, with one full stop."""
+        text = " ".join(str(error).split())
+        return re.sub(r"^(Syntax error in template|The filter plugin '\w+' failed): ", "", text).rstrip(".") + "."
 
     def _read(self, path):
         if not path.exists():

@@ -7,13 +7,21 @@ DOCUMENTATION = r"""
 module: validate_variables
 short_description: Say everything that is wrong with a host's variables, at once
 description:
-  - Templates every variable that the argument specs of the named roles know, checks its presence and type, and then the
-    rules that only show in combination, which each role keeps in C(__<role>_rules) of its C(vars/main.yml).
+  - Templates every variable that the argument specs of the named roles know, checks its presence and type, and then
+    what each role keeps in C(__<role>_rules) of its C(vars/main.yml).
+  - A rule with C(kind) says what a type cannot, such as C(absolute_path) of its C(variable); the kinds are in
+    C(module_utils/role_variables.py). With C(each) it is asked of that key of each mapping in the list, and with
+    C(optional) an empty text will do. A rule with C(that) and C(fail_msg) is for what only shows in combination.
   - A secret that cannot be decrypted is named here instead of failing where it is first used.
   - Works on the controller; asks nothing of the host.
 author: The llm-server maintainers
 options:
   roles: {description: Names of the roles that the host will get., type: list, elements: str, required: true}
+  between:
+    description: >-
+      Name of a variable with rules between roles; each names in C(roles) those that the host must have for it to be
+      asked.
+    type: str
 attributes:
   check_mode: {description: It changes nothing in any mode., support: full}
 """

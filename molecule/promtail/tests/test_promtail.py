@@ -196,7 +196,7 @@ def test_a_run_that_was_killed_before_the_start_is_healed_by_the_next(host, conv
     "variables, sentence",
     [
         ({"promtail_version": "3.99.0"}, "promtail_version: version 3.99.0 has no checksum"),
-        ({"promtail_loki_url": "loki:3100"}, "promtail_loki_url must be the base of Loki's address"),
+        ({"promtail_loki_url": "loki:3100"}, 'promtail_loki_url is "loki:3100"; it must be an http(s) address'),
         ({"promtail_loki_url": "http://loki:3100/loki/api/v1/push"}, "promtail_loki_url must be the base"),
         ({"promtail_port": "many"}, "promtail_port"),
         ({"promtail_journal_jobs": [{"job": "x"}]}, "unit"),

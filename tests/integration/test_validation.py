@@ -1,0 +1,170 @@
+"""What the validation play says to bad input: one sentence each, all of them at once, and nothing is changed."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+GOOD = {
+    "vault_vllm_api_key": "canary-key-2718281828",
+    "vault_huggingface_token": "",
+    "vault_backend_internal_token": "internal-token",
+    "vault_ocr_api": "ocr-key",
+    "vault_ai_server_api_keys": ["caller-key-0123456789"],
+    "node_exporter_checksums": {"1.9.0": {"amd64": "sha256:0"}},
+    "promtail_checksums": {"3.4.2": {"amd64": "sha256:0"}},
+    "vllm_lora_adapters": [{"name": "easycontract", "source": "/srv/a"}, {"name": "checklist", "source": "/srv/b"}],
+}
+# Nothing is asked of a host: this controller stands in for it.
+HERE = {"ansible_connection": "local", "ansible_become": False, "ansible_python_interpreter": sys.executable}
+
+
+def playbook(name: str, variables: dict, *arguments: str, inventory: str = "inventories/production"):
+    argv = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", inventory, name]
+    argv += ["-e", json.dumps(variables), *arguments]
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def validate(variables: dict) -> tuple[int, list[str]]:
+    """Return the exit code and the problems that the play lists."""
+    done = playbook("playbooks/validate.yml", {**GOOD, **HERE, **variables})
+    listed = [block.partition("\nPLAY")[0] for block in done.stdout.split("    problems:\n")[1:]]
+    return done.returncode, yaml.safe_load(listed[0]) if listed else [done.stdout + done.stderr]
+
+
+def test_good_input_passes():
+    done = playbook("playbooks/validate.yml", {**GOOD, **HERE})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "changed=0" in done.stdout
+
+
+def test_each_bad_value_is_named_with_its_cure():
+    bad = {
+        "swap_size_mib": ("-5", "it must be 1 to 1048576 (MiB)"),
+        "swap_path": ("swap/file", "must be an absolute path"),
+        "vllm_model": ("a b; rm", "it must be a name of"),
+        "vllm_root": ("vllm", "must be an absolute path"),
+        "vllm_user": ("root", "and not root"),
+        "vllm_host": ("127.0.0.256", "an IP address or a host name"),
+        "vllm_hub_url": ("hub", "an http(s) address"),
+        "vllm_huggingface_token": ("hf_canary\n", "a line break"),
+        "vllm_api_key": ("canary-key-2718281828\n", "at least 8 characters of"),
+        "vllm_start_timeout": (0, "more than 0"),
+        "vllm_completion_timeout": (-1, "more than 0"),
+        "ai_server_root": ("./ai", "must be an absolute path"),
+        "ai_server_log_directory": ("logs", "must be an absolute path"),
+        "ai_server_user": ("ai server", "a system user of its own"),
+        "ai_server_host": ("localhost", "an IP address"),
+        "ai_server_vllm_base_url": ("localhost:8001/v1", "an http(s) address"),
+        "ai_server_ocr_api": ("ocr canary", "has a blank"),
+        "ai_server_backend_internal_token": ("canary\n", "a line break"),
+        "ai_server_api_keys": (["caller-key-0123456789\n"], "a line break"),
+        "ai_server_lora_adapter_checklist": ("", "it must be a name of"),
+        "ai_server_environment": ({"OCR_URL": "a\nb"}, "OCR_URL cannot stand in a .env file"),
+        "ai_server_http_timeout_sec": (0, "more than 0"),
+        "node_exporter_listen_address": ("10.0.0", "an IP address or the name of an interface"),
+        "promtail_listen_address": ("eth0 ", "an IP address or the name of an interface"),
+        "promtail_loki_url": ("loki.example:3100", "an http(s) address"),
+        "promtail_file_jobs": ([{"job": "app", "path": "log/*.log"}], "must be an absolute path"),
+        "dcgm_exporter_listen_address": ("1.2.3.4.5", "an IP address or the name of an interface"),
+        "dcgm_exporter_port": (0, "a TCP port is 1 to 65535"),
+        "dcgm_start_timeout": (-3, "more than 0"),
+    }
+    code, problems = validate({name: value for name, (value, _) in bad.items()})
+    assert code != 0
+    for name, (_, cure) in bad.items():
+        assert any(text.startswith(name) and cure in text for text in problems), (name, problems)
+    assert not [text for text in problems if not text.endswith(".") or text.endswith("..")]
+    assert len(problems) <= len(bad) + 3  # three variables have their values from those: a user, the model, the key
+    assert "canary" not in str(problems)
+
+
+@pytest.mark.parametrize(
+    "variables, said",
+    [
+        ({"vllm_lora_adapters": "x"}, "vllm_lora_adapters is no list; it must be a list of mappings"),
+        ({"vllm_lora_adapters": [None]}, "vllm_lora_adapters[0] has no value (null)"),
+        ({"vllm_model": None}, "vllm_model has no value (null)"),
+        ({"vllm_dtype": "fp4"}, "it must be one of auto, half, float16, bfloat16, float, float32."),
+        ({"vllm_root": "{{ nowhere }}/x"}, "vllm_root uses nowhere, which is undefined; define nowhere"),
+        ({"vllm_environment": {"A": "{{ vault_a }}"}}, "vllm_environment uses vault_a, which is undefined"),
+        ({"vllm_root": "{{ 'x' | nothing }}"}, "vllm_root cannot be read: No filter named 'nothing'."),
+    ],
+)
+def test_wrong_types_and_templates_are_one_sentence(variables, said):
+    code, problems = validate(variables)
+    assert code != 0
+    assert any(said in text for text in problems), problems
+    assert not [text for text in problems if text.endswith("..") or "Traceback" in text]
+
+
+@pytest.mark.parametrize(
+    "variables, said",
+    [
+        ({"vllm_model": "gpt2"}, "vllm_model is gpt2; it must be owner/name on the hub"),
+        (
+            {"vllm_lora_adapters": [{"name": "../x", "source": "/srv/a"}, {"name": "a b", "source": "a b"}]},
+            "vllm_lora_adapters[1].source",
+        ),
+        (
+            {"ai_server_lora_adapter_checklist": "check"},
+            "ai_server_lora_adapter_checklist is check, which is none of vllm_lora_adapters (easycontract, checklist)",
+        ),
+        ({"ai_server_vllm_model": "a/other"}, "the engine on this host serves LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct"),
+        ({"ai_server_vllm_api_key": "another-key"}, "ai_server_vllm_api_key is not the vllm_api_key of the engine"),
+        ({"promtail_listen_address": "wlan7"}, "promtail_listen_address: 'wlan7' is neither an IP address nor"),
+    ],
+)
+def test_what_only_shows_in_combination(variables, said):
+    code, problems = validate(variables)
+    assert code != 0
+    assert any(said in text for text in problems), problems
+
+
+def test_an_engine_elsewhere_has_names_of_its_own():
+    elsewhere = {"ai_server_vllm_base_url": "http://engine.example:8001/v1"}
+    assert validate({**elsewhere, "ai_server_lora_adapter_checklist": "check"})[0] == 0
+
+
+def test_a_host_that_cannot_be_reached_ends_the_run_before_anything_is_changed(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers, and nobody else can take it
+        port = taken.getsockname()[1]
+        away = {"ansible_host": "127.0.0.1", "ansible_port": port, "ansible_ssh_retries": 0}
+        inventory = tmp_path / "hosts.yml"
+        inventory.write_text(yaml.safe_dump({"swap": {"hosts": {"good": HERE, "away": away}}}))
+        done = playbook("site.yml", {}, inventory=str(inventory))
+    assert done.returncode != 0
+    assert 'remote host "127.0.0.1". Make sure this host can be reached over ssh' in done.stdout + done.stderr
+    assert "away" in done.stdout and "unreachable=1" in done.stdout
+    assert "TASK [Reach every host]" in done.stdout
+    assert "TASK [swap" not in done.stdout and "changed=1" not in done.stdout
+
+
+@pytest.mark.parametrize("password", ["wrong", None])
+def test_a_wrong_or_missing_vault_password_ends_the_run_before_anything_else(tmp_path, password):
+    (tmp_path / "right").write_text("right")
+    variables = tmp_path / "group_vars/all"
+    variables.mkdir(parents=True)
+    vault = variables / "vault.yml"
+    vault.write_text("vault_vllm_api_key: canary-key-2718281828\n")
+    program = Path(sys.executable).with_name("ansible-vault")
+    argv = [str(program), "encrypt", str(vault), "--vault-password-file", str(tmp_path / "right")]
+    subprocess.run(argv, cwd=ROOT, check=True, capture_output=True, timeout=60)
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"swap": {"hosts": {"good": HERE}}}))
+    given = []
+    if password:
+        (tmp_path / "given").write_text(password)
+        given = ["--vault-password-file", str(tmp_path / "given")]
+    done = playbook("site.yml", {}, *given, inventory=str(tmp_path / "hosts.yml"))
+    assert done.returncode != 0
+    said = "Decryption failed" if password else "Attempting to decrypt but no vault secrets found"
+    assert said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert "TASK" not in done.stdout
