@@ -403,7 +403,8 @@ def canaries(bed: Bed, stage: Stage) -> Row:
     bed.converge()
     watch(bed)
     good = outcome.code == 0 and not printed and not found and own
-    seen = f"{len(printed)} in the output, {len(found)} on the machine"
+    seen = f"{len(printed)} in the output, {len(found)} on the machine, {'one' if own else 'none'} in the environment"
+    seen += f"; {sentence(outcome)}" if outcome.code else ""
     seen += f"; first: {(printed + found)[0][:80]!r}" if printed or found else ""
     expected = "found only in the engine's own environment"
     return Row("five secrets searched as an unprivileged user and in -vvv --diff", expected, seen, good, silent)
