@@ -210,7 +210,8 @@ class Service:
             raise Refused(f"{self.name}: {argv[0]} could not check {file['path']}: {error}") from None
         if done.returncode:
             said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
-            said = [line.replace(str(staged), file["path"]) for line in said]
+            told = [line for line in said if not line.startswith(("usage:", " "))]  # argparse shows its usage first
+            said = [line.replace(str(staged), file["path"]) for line in told or said]
             raise Refused(f"{self.name}: {Path(argv[0]).name} refuses {file['path']}: {' | '.join(said[-3:])}")
 
     def put(self, release: dict) -> None:
