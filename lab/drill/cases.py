@@ -396,13 +396,18 @@ def canaries(bed: Bed, stage: Stage) -> Row:
     outcome = bed.converge(secrets, "--diff", "-vvv")
     # The controller's own command line has them here, because this drill gives them as extra variables.
     printed = [line for line in outcome.text.splitlines() if "canary" in line and "--extra-vars" not in line]
+    # One that anybody can read is planted: a search that does not find it proves nothing.
+    bed.one.sh("echo canary-planted > /etc/drill-planted; chmod 644 /etc/drill-planted")
     found = [line for line in bed.one.sh(PROBE, check=False).splitlines() if "canary" in line]
+    bed.one.sh("rm /etc/drill-planted")
+    planted = "canary-planted" in found
+    found = [line for line in found if line != "canary-planted"]
     pid = bed.one.services()["vllm"]["pid"]
     own = "canary-engine-key" in bed.one.sh(f"tr '\\0' '\\n' < /proc/{pid}/environ")
     silent = silence.seconds()
     bed.converge()
     watch(bed)
-    good = outcome.code == 0 and not printed and not found and own
+    good = outcome.code == 0 and not printed and not found and own and planted
     seen = f"{len(printed)} in the output, {len(found)} on the machine, {'one' if own else 'none'} in the environment"
     seen += f"; {sentence(outcome)}" if outcome.code else ""
     seen += f"; first: {(printed + found)[0][:80]!r}" if printed or found else ""
