@@ -33,8 +33,11 @@ import ansible.module_utils
 from ansible.errors import AnsibleParserError
 from ansible.module_utils.common.text.converters import to_native
 from ansible.plugins.inventory import BaseInventoryPlugin, Constructable
+from ansible.utils.display import Display
 from ansible.utils.vars import combine_vars
 from ansible.vars.plugins import get_vars_from_inventory_sources
+
+display = Display()
 
 UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
 if UTILS not in ansible.module_utils.__path__:
@@ -52,13 +55,18 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
     def parse(self, inventory, loader, path, cache=True):
         super().parse(inventory, loader, path, cache)
         self._read_config_data(path)
-        settings = self._settings(path)
         try:
-            self._fill(settings)
-        except AnsibleParserError:
-            raise
+            self._fill(self._settings(path))
+        except AnsibleParserError as error:
+            self._end(error.message)
         except Exception as error:
-            raise AnsibleParserError(f"Google Cloud inventory: {to_native(error)}") from error
+            self._end(f"Google Cloud inventory: {to_native(error)}")
+
+    @staticmethod
+    def _end(sentence):
+        """End the run: no other plugin reads this file, and their complaints would bury the sentence."""
+        display.error(sentence)
+        raise SystemExit(1)
 
     def _settings(self, path):
         """Return the variables that the inventory directory gives to all, extra variables on top."""

@@ -168,3 +168,10 @@ def test_a_wrong_or_missing_vault_password_ends_the_run_before_anything_else(tmp
     said = "Decryption failed" if password else "Attempting to decrypt but no vault secrets found"
     assert said in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert "TASK" not in done.stdout
+
+
+def test_a_google_cloud_inventory_without_a_project_is_one_sentence():
+    done = playbook("site.yml", {}, inventory="inventories/gcp")
+    assert done.returncode != 0
+    assert done.stderr.strip() == "[ERROR]: gcp_project is empty: set it to the ID of your Google Cloud project."
+    assert done.stdout.strip() == ""
