@@ -33,7 +33,7 @@ KILLS = (cases.killed("vllm"), cases.killed("vllm", child=True), *map(cases.kill
 SERVER: tuple[Line, ...] = (
     cases.fresh_with_apt_locked, cases.nothing_to_do, cases.bad_argument, cases.bad_adapter, cases.too_large,
     cases.port_taken, cases.wrong_vault_password, CORRUPT, TRUNCATED, ERROR_500, STALLED, cases.start_fails,
-    cases.never_ready, cases.dies_at_first_completion, *KILLS, cases.canaries,
+    cases.never_ready, cases.dies_at_first_completion, *KILLS, cases.loki_away, cases.canaries,
 )  # fmt: skip
 INTERRUPTED: tuple[Line, ...] = (
     cases.controller_killed, cases.connection_cut, cases.rebooted, cases.two_controllers, cases.far_away,
@@ -64,19 +64,20 @@ def beds(offered: dict[str, Any], quick: bool) -> list[tuple[Bed, tuple[Line, ..
     everything = ["vllm", "ai_server", "monitoring"]
     if quick:
         return [(Bed("quick", ["drill"], everything, {**light(offered), **often}), QUICK, False)]
-    own = {"install_environment": {}, "vllm_start_timeout": 300, "swap_size_mib": 256}
-    words = {"promtail_journal_jobs": [{"job": "words", "unit": "drill-words.service"}]}
+    logs = {"promtail_journal_jobs": [{"job": "vllm", "unit": "vllm.service"}], "promtail_file_jobs": []}
+    own = {**logs, "install_environment": {}, "vllm_start_timeout": 300, "swap_size_mib": 256}
+    own["promtail_file_jobs"] = [{"job": "words", "path": f"{cases.WORDS}/*.log"}]
     fleet = [f"drill-{number}" for number in range(1, 6)]
     return [
         (Bed("server", ["drill"], everything, often), SERVER, False),
         (Bed("interrupted", ["drill"], everything, {**light(offered), **often}), INTERRUPTED, True),
-        (Bed("fleet", fleet, ["vllm", "monitoring"], light(offered)), FLEET, True),
+        (Bed("fleet", fleet, ["vllm", "monitoring"], {**light(offered), **logs}), FLEET, True),
         (
             Bed(
                 "virtual",
                 ["drill-virtual"],
                 ["vllm", "monitoring", "swap"],
-                {**light(offered), **own, **words},
+                {**light(offered), **own},
                 kind=qemu,
             ),
             VIRTUAL,

@@ -285,6 +285,17 @@ def killed(unit: str, child: bool = False) -> Callable[[Bed, Stage], Row]:
     return line
 
 
+def loki_away(bed: Bed, stage: Stage) -> Row:
+    """Nobody takes the logs: the server serves all the same, and the run does not end well."""
+    silence, address = Silence(bed.one), "http://127.0.0.1:3999"
+    outcome = bed.converge({"promtail_loki_url": address})
+    up = not bed.one.astray()
+    bed.converge()
+    good = up and outcome.code != 0 and address in outcome.message
+    expected = "services up; the checklist's red row names the address and the cure; the run fails"
+    return Row("Loki does not answer", expected, sentence(outcome, 240), good, silence.seconds())
+
+
 # -- runs that do not end, and runs side by side ----------------------------------------------------------------------
 
 CHANGES = (
