@@ -23,10 +23,11 @@ class ActionModule(ActionBase):
     def run(self, tmp=None, task_vars=None):
         result = super().run(tmp, task_vars)
         problems, sound, defaults, values = [], set(), {}, {}
-        for role in self._task.args["roles"]:
+        for role in self._task.args.get("roles", []):
             found = self._examine(role, task_vars, defaults, values)
             problems += found
             sound |= set() if found else {role}
+        problems += self._examine_own(task_vars)
         problems += self._clashes({name: port for name, port in values.items() if name.endswith("_port")})
         between = [
             rule for rule in task_vars.get(self._task.args.get("between"), []) if sound.issuperset(rule["roles"])
@@ -50,6 +51,12 @@ class ActionModule(ActionBase):
                 problems.append(f"{name} and {taken[port]} are both {port}; give each a port of its own.")
             taken.setdefault(port, name)
         return problems
+
+    def _examine_own(self, task_vars):
+        """Return the problems of variables that no role has: those that the task itself declares."""
+        values, problems = self._typed(self._task.args.get("options", {}), task_vars)
+        rules = [rule for rule in self._task.args.get("rules", []) if rule["variable"] in values]
+        return problems + [text for found in self._unkind(rules, values).values() for text in found]
 
     def _examine(self, role, task_vars, all_defaults, all_values):
         """Return the role's problems; add its defaults, and the values of right type in that type, to those given."""

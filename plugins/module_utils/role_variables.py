@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from ansible.module_utils.common.parameters import DEFAULT_TYPE_VALIDATORS
@@ -61,6 +62,13 @@ def is_url(value) -> bool:
         return False
 
 
+def is_json_file(value) -> bool:
+    try:
+        return value.startswith("/") and isinstance(json.loads(Path(value).read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
+
+
 # kind: (whether a value is of it, what it must be)
 KINDS: dict[str, tuple[Callable, str]] = {
     "absolute_path": (
@@ -88,6 +96,7 @@ KINDS: dict[str, tuple[Callable, str]] = {
         "owner/name on the hub or an absolute path on the host",
     ),
     "secret": (re.compile(r"(?!.*\$\{)[!-~]+").fullmatch, ""),
+    "json_file": (is_json_file, "the absolute path of a file on the controller that holds a JSON mapping"),
     "positive": (lambda value: value > 0, "more than 0"),
 }
 
@@ -116,7 +125,7 @@ def shown(value) -> str:
 def typed(name: str, spec: Mapping, value) -> tuple[object, list[str]]:
     """Return ``value`` in the type that ``spec`` declares, and one sentence for each thing that is wrong with it.
 
-    A text that should be another type is not shown: it may be a secret in the wrong place.
+    A text where a list or a mapping should be is not shown: it may be a secret.
     """
     kind = spec.get("type", "str")
     if value is None:
@@ -177,12 +186,14 @@ def _described(value, kind: str) -> str:
         return f"{shown(value)} without quotes" if kind in ("str", "path") else shown(value)
     if isinstance(value, list):
         return "a list"
-    return "a mapping" if isinstance(value, Mapping) else "no list" if kind == "list" else "no mapping"
+    return "a mapping" if isinstance(value, Mapping) else "text" if isinstance(value, str) else shown(value)
 
 
 def _such_as(spec: Mapping) -> str:
     if spec.get("type") == "list" and spec.get("options"):
         return f" of mappings, each with {', '.join(spec['options'])}"
+    if spec.get("type") == "dict" and spec.get("options"):
+        return f" with {', '.join(spec['options'])}"
     if spec.get("type", "str") == "str" and spec.get("choices"):
         return f", one of {', '.join(map(str, spec['choices']))}"
     return ""

@@ -16,12 +16,19 @@ description:
   - Works on the controller; asks nothing of the host.
 author: The llm-server maintainers
 options:
-  roles: {description: Names of the roles that the host will get., type: list, elements: str, required: true}
+  roles: {description: Names of the roles that the host will get., type: list, elements: str}
   between:
     description: >-
       Name of a variable with rules between roles; each names in C(roles) those that the host must have for it to be
       asked.
     type: str
+  options:
+    description: Variables that no role has, in the form of the options of an argument spec.
+    type: dict
+  rules:
+    description: Rules with a C(kind) for O(options).
+    type: list
+    elements: dict
 attributes:
   check_mode: {description: It changes nothing in any mode., support: full}
 """

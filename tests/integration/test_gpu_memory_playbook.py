@@ -182,6 +182,22 @@ def test_the_playbook_says_that_a_host_is_not_reachable(tmp_path):
     assert "gpu-1 is not reachable: give its GPU by hand" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"gpu_memory_plan_gpu": "L4"}, "gpu_memory_plan_gpu is text; it must be a mapping with name, total_mib"),
+        ({"gpu_memory_plan_gpu": {"name": "L4"}}, "gpu_memory_plan_gpu lacks total_mib; give it one."),
+        ({"gpu_memory_plan_gpu": {"total_mib": -1}}, "gpu: total_mib is -1: the total must be above 0"),
+        ({"gpu_memory_plan_config": "/nowhere.json"}, 'gpu_memory_plan_config is "/nowhere.json"; it must be the'),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence(tmp_path, given, said):
+    done = playbook(tmp_path, "-e", L4_BY_HAND, "-e", json.dumps(given))
+    assert done.returncode != 0
+    assert said in done.stdout + done.stderr
+    assert "caused by" not in done.stdout + done.stderr
+
+
 def test_the_production_example_is_planned_by_its_shape_alone(tmp_path):
     config = ROOT / "data" / "gpu_memory" / "exaone-3.5-2.4b-instruct.json"
     output = tmp_path / "plan.json"

@@ -89,7 +89,7 @@ def test_each_bad_value_is_named_with_its_cure():
 @pytest.mark.parametrize(
     "variables, said",
     [
-        ({"vllm_lora_adapters": "x"}, "vllm_lora_adapters is no list; it must be a list of mappings"),
+        ({"vllm_lora_adapters": "x"}, "vllm_lora_adapters is text; it must be a list of mappings"),
         ({"vllm_lora_adapters": [None]}, "vllm_lora_adapters[0] has no value (null)"),
         ({"vllm_model": None}, "vllm_model has no value (null)"),
         ({"vllm_dtype": "fp4"}, "it must be one of auto, half, float16, bfloat16, float, float32."),

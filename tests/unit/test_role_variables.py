@@ -47,6 +47,14 @@ def test_a_list_is_told_by_its_element_and_empty_may_be_optional():
     assert kind_problems("x", " ", "url", optional=True)
 
 
+def test_a_file_of_json_is_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    (tmp_path / "list.json").write_text("[1]")
+    assert kind_problems("x", str(tmp_path / "config.json"), "json_file") == []
+    for bad in (tmp_path / "list.json", tmp_path / "nowhere.json", tmp_path, Path("config.json")):
+        assert "a file on the controller that holds a JSON mapping" in kind_problems("x", str(bad), "json_file")[0]
+
+
 def test_a_secret_is_never_shown():
     assert "hunter2" not in kind_problems("x_token", "hunter2 ", "secret")[0]
 
@@ -64,11 +72,12 @@ def test_a_secret_is_never_shown():
         ({"type": "str"}, {"a": 1}, "x is a mapping; it must be text."),
         ({"type": "str", "choices": ["a", "off"]}, False, "x is false without quotes; it must be text, one of a, off."),
         ({"type": "str", "choices": ["a", "b"]}, "c", 'x is "c"; it must be one of a, b.'),
-        ({"type": "list", "elements": "str"}, "word", "x is no list; it must be a list."),
+        ({"type": "list", "elements": "str"}, "word", "x is text; it must be a list."),
         ({"type": "list", "elements": "str"}, ["a", None], "x[1] has no value (null); give it one, or take it out."),
-        ({"type": "dict"}, "word", "x is no mapping; it must be a mapping."),
-        (ADAPTERS, "word", "x is no list; it must be a list of mappings, each with name, revision."),
-        (ADAPTERS, ["word"], "x[0] is no mapping; it must be a mapping."),
+        ({"type": "dict"}, "word", "x is text; it must be a mapping."),
+        (ADAPTERS, "word", "x is text; it must be a list of mappings, each with name, revision."),
+        (ADAPTERS, ["word"], "x[0] is text; it must be a mapping with name, revision."),
+        (ADAPTERS, 7, "x is 7; it must be a list of mappings, each with name, revision."),
         (ADAPTERS, [None], "x[0] has no value (null); give it one, or take it out."),
         (ADAPTERS, [{}], "x[0] lacks name; give it one."),
         (ADAPTERS, [{"name": "a", "revison": "b"}], "x[0] has revison, which is not known; it takes name, revision."),

@@ -138,7 +138,7 @@ def test_a_taken_port_is_refused_before_anything_changes(host, converge):
         ({"node_exporter_port": "ninety"}, "node_exporter_port"),
         ({"node_exporter_port": 99999}, "node_exporter_port is 99999"),
         ({"node_exporter_listen_address": "wlan7"}, "node_exporter_listen_address: 'wlan7' is neither an IP address"),
-        ({"node_exporter_collectors_disabled": "arp"}, "node_exporter_collectors_disabled is no list"),
+        ({"node_exporter_collectors_disabled": "arp"}, "node_exporter_collectors_disabled is text; it must be a list"),
         ({"node_exporter_arguments": ["x"]}, "node_exporter_arguments"),
     ],
 )

@@ -39,9 +39,9 @@ def gpu_from(given: dict) -> Gpu:
             "{name: L4, total_mib: 23034, free_mib: 22500}."
         ) from None
     if total <= 0 or (free is not None and not 0 <= free <= total):
+        shown = f"{given['total_mib']}" + ("" if free is None else f" and free_mib {given['free_mib']}")
         raise PlanError(
-            f"gpu: total_mib is {given['total_mib']} and free_mib {given.get('free_mib')}: the total must be above 0, "
-            "and what is free between 0 and the total."
+            f"gpu: total_mib is {shown}: the total must be above 0, and what is free between 0 and the total."
         )
     note = "measured: used and free of nvidia-smi"
     if not cuda and known and abs(total - known.smi_mib) < 0.02 * known.smi_mib:
