@@ -284,6 +284,18 @@ def test_a_tag_of_a_repository_serves_and_a_branch_is_refused(host, converge):
 
 
 @pytest.mark.full
+def test_uv_stays_while_another_service_builds_environments(host, converge):
+    other = "/var/lib/llm-server/services/other"
+    state = {"created": {"directories": [{"path": "/app/other/environments"}]}}
+    host.check_output(f"mkdir {other} && echo '{json.dumps(state)}' > {other}/state.json")
+    assert converge({"ai_server_state": "absent"}).code == 0
+    assert host.file("/opt/uv/current").exists
+    assert host.package("python3-venv").is_installed
+    host.check_output(f"rm -r {other}")
+    assert converge().code == 0
+
+
+@pytest.mark.full
 def test_removal_keeps_data_and_purging_takes_it(host, converge):
     host.check_output(f"runuser -u ai-server -- touch {ROOT}/resources/s3/contract.pdf")
     assert converge({"ai_server_state": "absent"}).code == 0
@@ -292,6 +304,8 @@ def test_removal_keeps_data_and_purging_takes_it(host, converge):
     assert host.check_output(f"ls -A {ROOT}").split() == ["resources", "state"]
     assert host.file(f"{ROOT}/resources/s3/contract.pdf").exists
     assert host.file(LOG).exists
+    assert not host.file("/opt/uv").exists
+    assert not host.package("python3-venv").is_installed
     assert converge({"ai_server_state": "absent"}).changed == []
     assert converge({"ai_server_state": "absent", "ai_server_purge": True}).code == 0
     for path in (ROOT, "/app", "/var/log/dojangkok"):

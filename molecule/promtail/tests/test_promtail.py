@@ -156,6 +156,31 @@ def test_a_port_as_text_and_a_loki_that_is_away(host, converge):
     assert listening(host) == {"127.0.0.1:9080", "127.0.0.1:9095"}
 
 
+def test_it_listens_where_an_interface_is(host, converge):
+    address = host.check_output("hostname -I").split()[0]
+    outcome = converge({"promtail_listen_address": "eth0"})
+    assert (outcome.code, outcome.changed) == (0, [RUN]), outcome.message
+    assert listening(host) == {f"{address}:9080", "127.0.0.1:9095"}
+    assert converge({"promtail_listen_address": address}).changed == []
+    assert converge().code == 0
+    assert listening(host) == {"127.0.0.1:9080", "127.0.0.1:9095"}
+
+
+def test_a_taken_port_is_named_before_anything_changes(host, converge):
+    before = running_since(host)
+    host.run_test("systemd-run --unit squatter --property Type=exec python3 -m http.server 9085")
+    try:
+        host.run_test("until ss -Hltn 'sport = :9085' | grep -q .; do sleep 0.2; done")
+        outcome = converge({"promtail_port": 9085})
+    finally:
+        host.run_test("systemctl stop squatter")
+    assert outcome.code != 0
+    assert "port 9085 is taken by python3" in outcome.message
+    assert "9085" not in host.file(CONFIG).content_string
+    assert running_since(host) == before
+    assert converge().changed == []
+
+
 @pytest.mark.full
 def test_a_stop_without_loki_is_short_and_loses_no_position(host, converge, arrived, mark):
     assert converge({"promtail_loki_url": "http://192.0.2.1:3100"}).code == 0
@@ -199,6 +224,7 @@ def test_a_run_that_was_killed_before_the_start_is_healed_by_the_next(host, conv
         ({"promtail_loki_url": "loki:3100"}, 'promtail_loki_url is "loki:3100"; it must be an http(s) address'),
         ({"promtail_loki_url": "http://loki:3100/loki/api/v1/push"}, "promtail_loki_url must be the base"),
         ({"promtail_port": "many"}, "promtail_port"),
+        ({"promtail_listen_address": "wlan7"}, "promtail_listen_address: 'wlan7' is neither an IP address nor an"),
         ({"promtail_journal_jobs": [{"job": "x"}]}, "unit"),
         ({"promtail_file_jobs": [{"job": "x", "path": "/x", "pipeline_stages": [{"regexp": {}}]}]}, "pipeline_stages"),
         ({"promtail_groups": ["systemd-journal", "nowhere"]}, "a group that it is to read through does not exist"),
@@ -216,13 +242,22 @@ def test_bad_input_is_one_sentence_and_what_ran_still_runs(host, converge, varia
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "fault, sentence", [("corrupt", "do not use it before you know why"), ("truncated", "the download broke off after")]
+    "fault, sentence",
+    [
+        ("corrupt", "do not use it before you know why"),
+        ("truncated", "the download broke off after"),
+        ("stall", "the download broke off"),
+    ],
 )
 def test_a_bad_download_leaves_what_runs(host, converge, services, build, fault, sentence):
     before = running_since(host)
     old = {"promtail_version": "3.4.1", "promtail_checksums": build("promtail", "3.4.1")}
+    start = time.monotonic()
     outcome = converge({**old, "promtail_mirror": f"{services['mirror']}/faults/{fault}"})
+    # Three tries of 15 seconds without a byte, and the pauses between them.
+    assert time.monotonic() - start < 90
     assert outcome.code != 0
+    assert outcome.message.startswith("promtail 3.4.1 from http://")
     assert sentence in outcome.message
     assert not host.file("/opt/promtail/3.4.1").exists
     assert running_since(host) == before

@@ -1,0 +1,190 @@
+"""Engines that come, go and fail, with the laboratory's light stand-in: the same role, starts of a second."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from engine import BASE, ask, pid, say
+
+pytestmark = pytest.mark.full
+
+BUILD, RUN = "vllm : Build the engine's environment beside the one that runs", "vllm : Run vLLM"
+STORE = "/var/lib/llm-server/services/vllm"
+STAND_IN = Path(__file__).resolve().parents[3] / "lab/stand_ins/nvidia-smi"
+LARGE = "/srv/large"
+# A copy of the tiny model with this many words: its weights would take 29 GiB, of which the disk holds the header.
+ENLARGE = """
+import json, pathlib, shutil, sys
+source, target, words = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), 60_000_000
+shutil.copytree(source, target)
+config = json.loads((target / "config.json").read_text())
+(target / "config.json").write_text(json.dumps({**config, "vocab_size": words}))
+with (source / "model.safetensors").open("rb") as handle:
+    header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+end = 0
+for name in header.keys() - {"__metadata__"}:
+    rows, *columns = header[name]["shape"]
+    rows = words if rows == config["vocab_size"] else rows
+    begin, end = end, end + 4 * rows * (columns or [1])[0]
+    header[name].update(shape=[rows, *columns], data_offsets=[begin, end])
+text = json.dumps(header).encode()
+with (target / "model.safetensors").open("wb") as handle:
+    handle.write(len(text).to_bytes(8, "little") + text)
+    handle.truncate(8 + len(text) + end)
+"""
+
+
+@pytest.fixture(scope="module")
+def light(services, tmp_path_factory):
+    """Return the variables of one version of the stand-in, locked with its hash, and others with them."""
+    locks = tmp_path_factory.mktemp("locks")
+    for version, reference in services["light_engine"].items():
+        (locks / version).write_text(f"{reference}\n")
+
+    def variables(version, **others):
+        return {
+            "vllm_package": "vllm-light",
+            "vllm_version": version.partition("+")[0],
+            "vllm_lock": str(locks / version),
+            "vllm_overrides": [],
+            "vllm_extra_packages": [],
+            "vllm_environment_mib": 50,
+            "vllm_start_timeout": 15,
+            "vllm_stop_timeout": 5,
+            **others,
+        }
+
+    return variables
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stand_in_serves(converge, light):
+    """Have the stand-in serve for these tests, and the real engine after them."""
+    outcome = converge(light("0.32.0"))
+    assert outcome.code == 0, outcome.message
+    yield
+    outcome = converge()
+    assert outcome.code == 0, outcome.message
+
+
+def environment(host):
+    return host.file("/app/vllm-server/venv").linked_to
+
+
+def version(host):
+    return ask(host, "/version")[1]["version"]
+
+
+def still_serves(host, before):
+    """What served before does, as the very same process."""
+    assert (pid(host), environment(host)) == before
+    assert say(host, BASE)
+
+
+def test_the_engine_goes_up_and_down_and_the_oldest_environment_goes(host, converge, light):
+    def there(path):
+        return host.file(f"{path}/bin/vllm").exists
+
+    newer = environment(host)
+    assert converge(light("0.23.0")).changed == [BUILD, RUN]
+    older = environment(host)
+    assert version(host) == "0.23.0"
+    assert older != newer
+    assert there(newer)
+
+    assert converge(light("0.32.0")).changed == [RUN], "both environments are kept, so the way back builds nothing"
+    assert (version(host), environment(host)) == ("0.32.0", newer)
+
+    assert converge(light("0.23.0", vllm_installer="pip")).changed == [BUILD, RUN]
+    by_pip = environment(host)
+    assert version(host) == "0.23.0"
+    assert by_pip not in (newer, older)
+    assert host.file(f"{by_pip}/bin/pip").exists
+    assert there(older) and there(newer)
+
+    assert converge(light("0.32.0", vllm_installer="pip")).changed == [BUILD, RUN]
+    assert version(host) == "0.32.0"
+    assert there(newer) and there(by_pip)
+    assert not there(older), "two releases before the one that runs are kept, not three"
+    assert len(host.file("/app/vllm-server/environments").listdir()) == 3
+
+    assert converge(light("0.32.0")).changed == [RUN]
+    assert say(host, BASE)
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [("0.32.0+hangs", "not ready after 15 s"), ("0.32.0+dies", "its process left (exit-code, status 1)")],
+    ids=["never-ready", "dies-at-its-first-completion"],
+)
+def test_an_engine_that_does_not_serve_gives_way_and_stays_for_inspection(host, converge, light, bad, why):
+    before = environment(host)
+    outcome = converge(light(bad))
+    assert outcome.code != 0
+    assert why in outcome.message, outcome.message
+    assert "serves again" in outcome.message
+    assert (version(host), environment(host)) == ("0.32.0", before)
+    assert say(host, BASE)
+    failed = json.loads(host.file(f"{STORE}/state.json").content_string)["failed"]
+    (link,) = json.loads(host.file(f"{STORE}/releases/{failed}.json").content_string)["links"]
+    assert link["target"] != before
+    assert host.check_output("%s/bin/vllm --version", link["target"]) == bad
+    assert converge(light("0.32.0")).changed == []
+
+
+@pytest.fixture
+def gpu(host):
+    """An idle L4 by the stand-in of nvidia-smi, and a model that is too large for it."""
+    host.check_output("printf %%s %s > /usr/bin/nvidia-smi && chmod 755 /usr/bin/nvidia-smi", STAND_IN.read_text())
+    host.check_output("rm -rf %s && python3 -c %s /srv/models/tiny %s", LARGE, ENLARGE, LARGE)
+    yield
+    host.check_output("rm -rf /usr/bin/nvidia-smi /var/lib/gpu_memory %s", LARGE)
+
+
+def test_a_model_that_is_too_large_is_refused_and_passes_when_only_warned_of(host, converge, light, gpu):
+    arguments = {"vllm_engine_arguments": {"disable-fastapi-docs": True}, "vllm_memory_plan": "refuse"}
+    fits = light("0.32.0", **arguments)
+    assert converge(fits).code == 0
+    before = pid(host), environment(host)
+    large = {**fits, "vllm_model_path": LARGE, "vllm_lora_adapters": []}
+    for check in (True, False):
+        outcome = converge(large, check=check)
+        assert outcome.code != 0
+        assert outcome.message.startswith("vllm would not start on NVIDIA L4: No available memory for the cache blocks")
+        assert "Cure: a smaller or quantized model" in outcome.message
+        assert outcome.changed == []
+        still_serves(host, before)
+    outcome = converge({**large, "vllm_memory_plan": "warn"})
+    assert outcome.code == 0, outcome.message
+    assert "verdict: refused" in outcome.text
+    assert ask(host, "/v1/models")[1]["data"][0]["root"] == LARGE
+    assert converge(light("0.32.0")).code == 0
+
+
+def test_a_disk_that_is_too_small_is_named_before_anything_is_built(host, converge, light):
+    before = pid(host), environment(host)
+    there = host.file("/app/vllm-server/environments").listdir()
+    outcome = converge(light("0.32.0", vllm_constraints=["absent==1"], vllm_environment_mib=10**9))
+    assert outcome.code != 0
+    assert "MiB free, 1000000000 MiB are needed" in outcome.message
+    assert outcome.message.startswith("/app/vllm-server/environments/")
+    assert host.file("/app/vllm-server/environments").listdir() == there
+    still_serves(host, before)
+
+
+@pytest.mark.parametrize("installer", ["uv", "pip"])
+def test_the_installer_goes_through_the_proxy_and_its_password_stays_secret(host, converge, light, installer):
+    before = pid(host), environment(host)
+    there = host.file("/app/vllm-server/environments").listdir()
+    proxy = {"HTTP_PROXY": "http://someone:canary-password@127.0.0.1:9", "NO_PROXY": ""}
+    constraint = [f"absent=={len(installer)}"]
+    change = {"vllm_installer": installer, "vllm_install_environment": proxy, "vllm_constraints": constraint}
+    outcome = converge(light("0.32.0", **change))
+    assert outcome.code != 0
+    assert "(it was to go through HTTP_PROXY http://127.0.0.1:9)" in outcome.message
+    assert "canary-password" not in outcome.message
+    assert "canary-password" not in host.check_output("journalctl --no-pager")
+    assert host.file("/app/vllm-server/environments").listdir() == there
+    still_serves(host, before)
