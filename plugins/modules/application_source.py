@@ -29,6 +29,7 @@ options:
   ca_path: {description: Certificate authorities to trust for the archive., type: path}
   uv: {description: The uv program., type: path, default: /opt/uv/current/bin/uv}
   user: {description: User who clones and reads uv.lock., type: str}
+  environment: {description: "Variables for downloads, git and uv: proxy, certificates.", type: dict, default: {}}
   digest: {description: Digest of the tree; set by the action plugin., type: str}
   file: {description: The packed tree on the target; set by the action plugin., type: path}
 attributes:
@@ -53,6 +54,7 @@ requirements:
   returned: always
 """
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -101,6 +103,7 @@ def main() -> None:
             "ca_path": {"type": "path"},
             "uv": {"type": "path", "default": "/opt/uv/current/bin/uv"},
             "user": {"type": "str"},
+            "environment": {"type": "dict", "default": {}},
             "digest": {"type": "str"},
             "file": {"type": "path"},
         },
@@ -110,6 +113,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     wanted = module.params
+    os.environ.update({key: str(value) for key, value in wanted["environment"].items()})
     origin = origin_of(wanted)
     root = Path(wanted["root"])
     directory = root / named(origin)

@@ -28,8 +28,14 @@ CALLS = [
 
 
 def test_the_modules_that_take_an_environment_are_known():
-    assert MODULES == ["go_program", "model_files", "python_environment"]
-    assert len(CALLS) >= 6
+    assert MODULES == ["application_source", "go_program", "model_files", "python_environment"]
+    assert len(CALLS) >= 7
+
+
+def test_no_task_has_an_environment_of_its_own():
+    """Ansible hands it over on the command line, which sudo logs."""
+    files = (ROOT / "roles").glob("*/tasks/*.yml")
+    assert [path for path in files for task in tasks(yaml.safe_load(path.read_text())) if "environment" in task] == []
 
 
 @pytest.mark.parametrize("task", [task for _, task in CALLS], ids=[name for name, _ in CALLS])

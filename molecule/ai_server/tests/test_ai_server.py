@@ -184,6 +184,12 @@ def test_a_changed_setting_restarts_once(host, converge):
     assert converge().changed == [SERVICE]
 
 
+def test_what_the_installers_are_given_stays_out_of_the_journal(host, converge):
+    outcome = converge({"ai_server_install_environment": {"NO_PROXY": "canary-proxy-password"}})
+    assert (outcome.code, outcome.changed) == (0, [])
+    assert "canary-proxy-password" not in host.check_output("journalctl --no-pager")
+
+
 # -- other sources -----------------------------------------------------------------------------------------------------
 
 BREAK = {
