@@ -54,6 +54,7 @@ def light(offered: dict[str, Any], build: str = "0.32.0") -> dict[str, Any]:
         "vllm_version": "0.32.0",
         "vllm_lock": "",
         "vllm_overrides": [],
+        "vllm_environment_mib": 200,
         "vllm_extra_packages": [offered["light_engine"][build]],
     }
 
