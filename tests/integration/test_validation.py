@@ -115,7 +115,7 @@ def test_wrong_types_and_templates_are_one_sentence(variables, said):
         ),
         (
             {"ai_server_lora_adapter_checklist": "check"},
-            "ai_server_lora_adapter_checklist is check, which is none of vllm_lora_adapters (easycontract, checklist)",
+            "ai_server_lora_adapter_checklist is check, which the engine on this host does not serve (",
         ),
         ({"ai_server_vllm_model": "a/other"}, "the engine on this host serves LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct"),
         ({"ai_server_vllm_api_key": "another-key"}, "ai_server_vllm_api_key is not the vllm_api_key of the engine"),
