@@ -42,8 +42,8 @@ plan: venv ## Show the GPU memory plan of the production example on an L4
 plan-score: venv ## Score the planner against measured starts (DATA=DIR)
 	@$(PYTHON) tests/plan_score.py $(DATA)
 
-drill: venv ## Do to servers whatever could break one (SEED=7 repeats the random choices)
-	@$(PYTHON) -m lab drill $(if $(SEED),--seed $(SEED))
+drill: venv ## Do to servers whatever could break one (SEED=7 repeats the random choices, BED=fleet is one part)
+	@$(PYTHON) -m lab drill $(if $(SEED),--seed $(SEED)) $(if $(BED),--bed $(BED))
 
 drill-quick: venv ## The part of the drill that fits into eight minutes
 	@$(PYTHON) -m lab drill --quick $(if $(SEED),--seed $(SEED))

@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     drilled = commands.add_parser("drill", help="do to a server whatever could break it, and say what came of it")
     drilled.add_argument("--quick", action="store_true", help="what fits into eight minutes")
     drilled.add_argument("--seed", type=int, help="repeat the random choices of an earlier drill")
+    drilled.add_argument("--bed", nargs="*", default=[], help="these beds: server, interrupted, fleet, virtual")
     drilled.add_argument("--only", nargs="*", default=[], metavar="LINE", help="these lines, by the names in lab/drill")
 
     shared = commands.add_parser("services", help="the machine with Loki, the mirror and the model hub's stand-in")
@@ -131,7 +132,7 @@ def act(options: argparse.Namespace) -> Any:
             print(bench.run(options.repeats))
             return 0
         case "drill":
-            return drill.run(options.quick, options.seed, options.only)
+            return drill.run(options.quick, options.seed, options.bed, options.only)
         case "build":
             return builds.ensure(options.names)
         case "model":

@@ -112,7 +112,7 @@ class Bed:
     def __init__(self, name: str, hosts: list[str], groups: list[str], variables: dict[str, Any], **about: Any) -> None:
         kind, platform = about.get("kind", machine), about.get("platform", "debian12")
         self.hosts = [Host(each, kind, platform) for each in hosts]
-        self.groups, self.variables = groups, variables
+        self.name, self.groups, self.variables = name, groups, variables
         self.folder = FOLDER / name
         self.own: dict[str, dict[str, Any]] = {}  # variables of one machine
 

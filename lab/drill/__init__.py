@@ -7,9 +7,10 @@ minutes, on one server with the light engine.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import random
-import sys
 import textwrap
 import time
 from collections.abc import Callable
@@ -19,9 +20,10 @@ from lab import host, qemu, services
 from lab.bed import Bed
 from lab.drill import cases
 from lab.drill.cases import Row, Stage
-from lab.host import ROOT, Problem
+from lab.host import ROOT, STATE, Problem
 
 PAGE = ROOT / "docs" / "drill.md"
+KEPT = STATE / "drill.json"
 Line = Callable[[Bed, Stage], Row]
 
 CORRUPT = cases.broken_download("checksum", "a release with another checksum", "node_exporter")
@@ -87,39 +89,56 @@ def beds(offered: dict[str, Any], quick: bool) -> list[tuple[Bed, tuple[Line, ..
     ]
 
 
-def run(quick: bool, seed: int | None, only: list[str]) -> int:
-    """Drill, print the table, and write the page after a whole drill; returns the exit code."""
+def run(quick: bool, seed: int | None, on: list[str], only: list[str]) -> int:
+    """Drill, print the table, and write the page once every bed was drilled; returns the exit code.
+
+    ``on`` are the beds (all, when empty), ``only`` the lines. What whole beds came to is kept beside the machines'
+    keys, so that one bed can be drilled again and the page still tells all.
+    """
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     host.say(f"Seed {seed}: SEED={seed} repeats the random choices.")
     offered = services.up()
     stage = Stage({**offered, "light_engine": {part: light(offered, f"0.32.0+{part}") for part in ("hangs", "dies")}},
                   random.Random(seed), quick)  # fmt: skip
     begin, rows = time.monotonic(), []
-    for bed, lines, converged in beds(offered, quick):
+    every = beds(offered, quick)
+    for bed, lines, converged in every:
         wanted = [line for line in lines if not only or line.__name__ in only]
-        if wanted:
-            rows += drill(bed, wanted, converged or wanted[0] is not lines[0], stage)
+        if wanted and (not on or bed.name in on):
+            since = time.monotonic()
+            found = drill(bed, wanted, converged or wanted[0] is not lines[0], stage)
+            rows += found
+            if len(found) == len(lines) and not quick:
+                keep(bed.name, found, seed, time.monotonic() - since)
     took = time.monotonic() - begin
     print(table(rows))
     failed = sum(not row.good for row in rows)
     print(f"Seed {seed}, {took / 60:.0f} min.")
     print(f"{len(rows) - failed} passed, {failed} failed")
-    if not (quick or only):
-        PAGE.write_text(page(rows, seed, took))
+    known = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    if not (quick or only) and known.keys() >= {bed.name for bed, *_ in every}:
+        PAGE.write_text(page([known[bed.name] for bed, *_ in every]))
     return int(failed > 0)
+
+
+def keep(name: str, rows: list[Row], seed: int, took: float) -> None:
+    """Keep what a bed came to."""
+    known = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    known[name] = {"seed": seed, "minutes": round(took / 60), "rows": [dataclasses.asdict(row) for row in rows]}
+    KEPT.write_text(json.dumps(known, indent=1))
 
 
 def drill(bed: Bed, lines: list[Line], converged: bool, stage: Stage) -> list[Row]:
     """Have a bed anew and do every line of its part; the machines go again."""
     rows: list[Row] = []
-    host.say(f"Bed {bed.folder.name}: {', '.join(each.name for each in bed.hosts)}; {len(lines)} lines")
+    host.say(f"Bed {bed.name}: {', '.join(each.name for each in bed.hosts)}; {len(lines)} lines")
     try:
         bed.boot(stage.offered)
         bed.prepare()
         if converged:
             outcome = bed.converge()
             if outcome.code:
-                raise Problem(f"{bed.folder.name} does not converge: {cases.sentence(outcome, 400)}")
+                raise Problem(f"{bed.name} does not converge: {cases.sentence(outcome, 400)}")
             cases.watch(bed)
         for line in lines:
             begin = time.monotonic()
@@ -160,19 +179,20 @@ def cells_of(row: Row) -> list[str]:
     return [row.done, row.expected, row.seen, "" if row.silent is None else f"{row.silent:.1f} s"]
 
 
-def page(rows: list[Row], seed: int, took: float) -> str:
-    """Return the text of docs/drill.md."""
+def page(found: list[dict[str, Any]]) -> str:
+    """Return the text of docs/drill.md from what each bed came to."""
     lines = ["| done | expected | seen | not answering | |", "| --- | --- | --- | --- | --- |"]
-    for row in rows:
+    for row in (Row(**row) for bed in found for row in bed["rows"]):
         cells = [cell.replace("|", "\\|") for cell in cells_of(row)]
         lines.append(f"| {' | '.join(cells)} | {'ok' if row.good else '**failed**'} |")
+    seeds = sorted({bed["seed"] for bed in found})
     about = textwrap.fill(
         "Written by `make drill`, which does all this to machines of the laboratory: a server with the real engine on "
         "the processor; one with the engine's light stand-in, for runs that are interrupted again and again; a fleet "
         "of five; and a virtual machine with a kernel of its own. Meanwhile the server is asked for one token four "
         "times a second; *not answering* is for how long it gave none. `make drill-quick` is what fits into eight "
-        f"minutes. `SEED={seed}` repeats the random choices of this page.",
+        f"minutes. `SEED={seeds[0]}` repeats the random choices of this page.",
         118,
     )
-    machine = f"{os.cpu_count()} processors, {sys.platform}, {took / 60:.0f} minutes"
-    return f"# The drill\n\n{about}\n\n{machine}.\n\n" + "\n".join(lines) + "\n"
+    minutes = sum(bed["minutes"] for bed in found)
+    return f"# The drill\n\n{about}\n\n{os.cpu_count()} processors, {minutes} minutes.\n\n" + "\n".join(lines) + "\n"

@@ -63,13 +63,13 @@ class ActionModule(ActionBase):
             module_name="service_release", module_args={**self._task.args, "phase": phase, **extra}, task_vars=quiet
         )
 
-    def _wait(self, service, host, release, task_vars):
+    def _wait(self, service, host, release, task_vars, limit=None):
         """Ask again and again until the service is ready, dead or late; a line every few seconds says where it is."""
-        limit = int(self._task.args.get("start_timeout") or 60)
+        limit = limit or int(self._task.args.get("start_timeout") or 60)
         shown, elapsed = "", 0.0
         while True:
             seconds = max(0.0, min(SHOWN_EVERY, limit - elapsed))
-            seen = self._phase("look", task_vars, seconds=seconds, release=release)
+            seen = self._phase("look", task_vars, seconds=seconds, release=release, start_timeout=limit)
             if seen.get("ready") or seen.get("dead") or seen.get("failed"):
                 return seen
             elapsed = seen["elapsed"]
@@ -90,7 +90,7 @@ class ActionModule(ActionBase):
         if not earlier:
             serves = "there was no earlier release, so it is stopped; its files stay for inspection"
             return failure(service, {**result, **back}, serves)
-        again = self._wait(service, host, earlier, task_vars)
+        again = self._wait(service, host, earlier, task_vars, back.pop("start_timeout", None))
         if not again.get("ready"):
             why = again.get("why") or again.get("msg")
             return failure(service, {**result, **back}, f"release {earlier} was put back and does not serve: {why}")

@@ -237,14 +237,20 @@ class Service:
             if entry["path"] not in stay:
                 Path(entry["path"]).unlink(missing_ok=True)
 
-    def store_probes(self, name: str, questions: list[dict]) -> None:
-        """Keep what proves the release, so that going back to it can be proven too (secrets included: root only)."""
-        if self.probes_of(name) != questions:
-            write(self.store / "probes" / f"{name}.json", json.dumps(questions), 0o600)
+    def store_proof(self, name: str, questions: list[dict], limit: int) -> None:
+        """Keep what proves the release and within how many seconds, so that going back to it can be proven too.
 
-    def probes_of(self, name: str | None) -> list[dict]:
+        The questions have their secrets: only root reads the file.
+        """
+        if self.proof_of(name) != (questions, limit):
+            proof = {"probes": questions, "start_timeout": limit}
+            write(self.store / "probes" / f"{name}.json", json.dumps(proof), 0o600)
+
+    def proof_of(self, name: str | None) -> tuple[list[dict], int | None]:
+        """Return a release's probes and the seconds that its start may take."""
         path = self.store / "probes" / f"{name}.json"
-        return json.loads(path.read_text()) if path.exists() else []
+        proof = json.loads(path.read_text()) if path.exists() else {"probes": [], "start_timeout": None}
+        return proof["probes"], proof["start_timeout"]
 
     def stop(self) -> None:
         """Stop a release that never served and had none before it; its files stay for inspection."""

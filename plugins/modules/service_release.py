@@ -289,7 +289,7 @@ def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
         if previous and previous != name and (service.store / "releases" / f"{previous}.json").exists():
             service.take_away(service.release(previous), but=release)
         service.note(current=name)
-    service.store_probes(name, wanted["probes"])
+    service.store_proof(name, wanted["probes"], wanted["start_timeout"])
     result["out"] = state["out"]
     # What served last is the best there is: only something newer gives way to it.
     result["gives_way"] = name != (state["verified"] or [None])[-1]
@@ -359,7 +359,7 @@ def act(service: Service, wanted: dict) -> dict:
     if wanted["phase"] != "apply" and wanted["release"] != service.state()["current"]:
         raise Refused(f"{service.name}: another run changed this service meanwhile; run this one again")
     if wanted["phase"] == "look":
-        questions = service.probes_of(wanted["release"])
+        questions, _ = service.proof_of(wanted["release"])
         return {"changed": False, **service.look(questions, wanted["seconds"], wanted["start_timeout"])}
     if wanted["phase"] == "confirm":
         service.confirm()
@@ -386,7 +386,9 @@ def give_way(service: Service) -> dict:
     service.note(failed=failed)
     earlier = [name for name in service.state()["verified"] if name != failed]
     if earlier:
-        return {"changed": True, "rolled_back_to": service.back(earlier[-1])}
+        # The time given to the one that failed may be what is wrong with it.
+        _, limit = service.proof_of(earlier[-1])
+        return {"changed": True, "rolled_back_to": service.back(earlier[-1]), "start_timeout": limit}
     service.stop()
     return {"changed": True, "rolled_back_to": None}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import textwrap
@@ -126,8 +127,9 @@ class TestTable:
         assert max(map(len, lines)) < 160
 
     def test_the_page_is_a_table_that_repeats_the_seed(self):
-        text = drill.page(list(self.ROWS), 7, 120)
-        assert "`SEED=7`" in text and "a \\| b" in text and "**failed**" in text and "2 minutes" in text
+        found = [{"seed": 7, "minutes": 2, "rows": [dataclasses.asdict(row)]} for row in self.ROWS]
+        text = drill.page(found)
+        assert "`SEED=7`" in text and "a \\| b" in text and "**failed**" in text and "4 minutes" in text
 
     def test_a_long_sentence_is_cut(self):
         outcome = playbook.Outcome(2, [], "word " * 100, [], "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -362,11 +361,10 @@ class TestWrite:
 
 def test_probes_are_kept_with_their_release(host):
     questions = [{"http": {"url": "http://127.0.0.1:1/health"}}]
-    host.service.store_probes("abc", questions)
-    assert host.service.probes_of("abc") == questions
-    assert host.service.probes_of("other") == []
+    host.service.store_proof("abc", questions, 600)
+    assert host.service.proof_of("abc") == (questions, 600)
+    assert host.service.proof_of("other") == ([], None)
     assert (host.service.store / "probes/abc.json").stat().st_mode & 0o777 == 0o600
-    assert json.loads((host.service.store / "probes/abc.json").read_text()) == questions
 
 
 class TestUnit:

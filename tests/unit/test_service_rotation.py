@@ -17,7 +17,7 @@ DEAD = {"dead": True, "why": "its process left", "journal": ["a line"], "elapsed
 @pytest.fixture
 def task(tmp_path, monkeypatch):
     """A task whose phases answer as told; `said` has the phases and hooks in the order in which they ran."""
-    said, note = [], tmp_path / "note"
+    said, limits, note = [], [], tmp_path / "note"
 
     def hook(word: str) -> list[str]:
         return [sys.executable, "-c", f"open({str(note)!r}, 'a').write('{word} ')"]
@@ -30,13 +30,16 @@ def task(tmp_path, monkeypatch):
 
         def phase(name, task_vars, **extra):
             said.append(name)
+            limits.append(extra.get("start_timeout"))
             return dict(looks.pop(0)) if name == "look" else dict(answers.get(name, {"changed": False}))
 
         action._phase = phase
         return action
 
     monkeypatch.setattr(service_release.ActionBase, "run", lambda *_: {})
-    return SimpleNamespace(make=make, said=said, hooks=lambda: note.read_text().split() if note.exists() else [])
+    return SimpleNamespace(
+        make=make, said=said, limits=limits, hooks=lambda: note.read_text().split() if note.exists() else []
+    )
 
 
 def run(action: ActionModule) -> dict:
@@ -105,3 +108,9 @@ def test_check_mode_asks_no_balancer(task):
 def test_without_hooks_no_question_is_asked(task):
     run(task.make({"apply": {**APPLIED, "out": False}, "looks": [READY]}, take_out=[], put_back=[]))
     assert task.said == ["apply", "look", "confirm"]
+
+
+def test_the_release_before_has_the_time_that_it_was_given(task):
+    answers = {"apply": APPLIED, "looks": [DEAD, READY], "back": {**BACK, "start_timeout": 300}}
+    run(task.make(answers, take_out=[], put_back=[], start_timeout=20))
+    assert [limit for limit in task.limits if limit] == [20, 300]
