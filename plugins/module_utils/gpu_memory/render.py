@@ -5,6 +5,7 @@ from __future__ import annotations
 from .figures import GIB, MIB, Figure, gib
 
 BAR_WIDTH = 72
+OVER_WIDTH = 10  # how far the bar may stand out; the legend says by how much it does
 LABELS = {
     "weights": "weights",
     "lora": "adapter slots",
@@ -92,7 +93,7 @@ def bar(result: dict) -> str:
     for letter, _, size in parts:
         line += letter * round(size / total * BAR_WIDTH)
     over = max(0, len(line) - BAR_WIDTH)
-    line = line[:BAR_WIDTH] + "." * (BAR_WIDTH - len(line)) + "]" + "!" * over
+    line = line[:BAR_WIDTH] + "." * (BAR_WIDTH - len(line)) + "]" + "!" * min(over, OVER_WIDTH)
     legend = ", ".join(f"{letter} {name} {gib(size)}" for letter, name, size in parts if size >= MIB)
     free = f"free {gib(result['free_after'])}" if result["free_after"] >= 0 else f"over by {gib(-result['free_after'])}"
     return f"[{line}\n {legend}, . {free} of {gib(total)} GiB"
