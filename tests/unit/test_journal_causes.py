@@ -90,7 +90,7 @@ class Watched:
         self.plugin._task = type("Task", (), {"args": {"name": "vllm", "start_timeout": 12}})()
         self.plugin._phase = self.phase
 
-    def phase(self, phase, task_vars, seconds, release):
+    def phase(self, phase, task_vars, seconds, release, start_timeout):
         self.slices.append(seconds)
         self.clock += seconds
         ready = self.clock >= self.ready_after
