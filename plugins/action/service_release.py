@@ -7,6 +7,7 @@ name the cause of a failure from the table of known ones, and decide to go back.
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -131,6 +132,7 @@ def command(argv: list[str] | None) -> str | None:
     """Run a command on the controller; return None, or what went wrong in its own last words."""
     if not argv:
         return None
+    argv = shlex.split(argv) if isinstance(argv, str) else argv
     try:
         done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=HOOK_TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

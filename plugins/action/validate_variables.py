@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ if UTILS not in ansible.module_utils.__path__:
 from ansible.module_utils.role_variables import kind_problems, typed
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
+NEARLY = 0.88  # how alike two names must be for one to be taken for the other, mistyped
 
 
 class ActionModule(ActionBase):
@@ -27,6 +29,7 @@ class ActionModule(ActionBase):
             found = self._examine(role, task_vars, defaults, values)
             problems += found
             sound |= set() if found else {role}
+        problems += self._misspelt(self._task.args.get("roles", []), task_vars)
         problems += self._examine_own(task_vars)
         problems += self._clashes({name: port for name, port in values.items() if name.endswith("_port")})
         between = [
@@ -51,6 +54,19 @@ class ActionModule(ActionBase):
                 problems.append(f"{name} and {taken[port]} are both {port}; give each a port of its own.")
             taken.setdefault(port, name)
         return problems
+
+    def _misspelt(self, roles, task_vars):
+        """Return the variables that are almost one of the roles' own: a limit or a pin that would be passed over."""
+        specs = [self._read(path).get("argument_specs", {}) for path in ROLES.glob("*/meta/argument_specs.yml")]
+        known = {name for spec in specs for name in spec.get("main", {}).get("options") or {}}
+        own = tuple(f"{role}_" for role in roles)
+        unknown = [name for name in task_vars if own and str(name).startswith(own) and name not in known]
+        near = {name: difflib.get_close_matches(name, known, 1, NEARLY) for name in sorted(unknown)}
+        return [
+            f"{name} is no variable of a role, {found[0]} is; correct the name or take it out."
+            for name, found in near.items()
+            if found
+        ]
 
     def _examine_own(self, task_vars):
         """Return the problems of variables that no role has: those that the task itself declares."""

@@ -76,7 +76,10 @@ KINDS: dict[str, tuple[Callable, str]] = {
         "an absolute path without blanks, quotes, \\, %, $ and .., such as /srv/example",
     ),
     "url": (is_url, "an http(s) address, such as http://host.example:3100"),
-    "host": (is_host, "an IP address or a host name, such as 127.0.0.1 or localhost"),
+    "listen_address": (
+        lambda value: value == "localhost" or is_ip_address(value),
+        "an IP address of the host or localhost, such as 127.0.0.1 or 0.0.0.0",
+    ),
     "ip_address": (is_ip_address, "an IP address, such as 0.0.0.0 or 127.0.0.1"),
     "interface_or_address": (is_interface_or_address, "an IP address or the name of an interface, such as 127.0.0.1"),
     "account": (

@@ -93,8 +93,8 @@ class Service:
             "out": False,
         }
         try:
-            return {**blank, **json.loads((self.store / "state.json").read_text())}
-        except FileNotFoundError:
+            return {**blank, **dict(json.loads((self.store / "state.json").read_text()))}
+        except (FileNotFoundError, ValueError, TypeError):  # a damaged note is as good as none: the next one is whole
             return blank
 
     def note(self, **changes) -> None:
@@ -230,6 +230,11 @@ class Service:
         systemd_unit.run("systemctl", "daemon-reload")
         systemd_unit.run("systemctl", "enable", self.unit)
 
+    def adopt(self, release: dict) -> None:
+        """Note what runs as it is: the note of it was lost, and there is nothing to write or to restart."""
+        write(self.store / "releases" / f"{digest(release)}.json", json.dumps(release, indent=1), 0o600)
+        self.note(current=digest(release))
+
     def take_away(self, release: dict, but: dict | None = None) -> None:
         """Remove the files and links of ``release`` that ``but`` does not have."""
         stay = {entry["path"] for entry in [*(but or {}).get("files", []), *(but or {}).get("links", [])]}
@@ -338,6 +343,9 @@ class Service:
 
     def earlier(self, to: str | None = None) -> str:
         """Return the verified release to go back to: ``to``, or the last one before the current."""
+        if not self.store.is_dir():
+            present = sorted(path.name for path in self.store.parent.glob("*") if path.is_dir())
+            raise Refused(f"there is no service {self.name} on this host; there are: {', '.join(present) or 'none'}")
         state = self.state()
         kept = [name for name in state["verified"] if name != state["current"]]
         if not kept:

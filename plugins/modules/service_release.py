@@ -171,6 +171,8 @@ rotation: {description: Whether the host was put back into rotation., type: str,
 """
 
 
+import re
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.probes import first_failure
 from ansible.module_utils.service_release import Refused, Service, digest
@@ -289,6 +291,8 @@ def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
         if previous and previous != name and (service.store / "releases" / f"{previous}.json").exists():
             service.take_away(service.release(previous), but=release)
         service.note(current=name)
+    elif state["current"] != name:
+        service.adopt(release)
     service.store_proof(name, wanted["probes"], wanted["start_timeout"])
     result["out"] = state["out"]
     # What served last is the best there is: only something newer gives way to it.
@@ -324,7 +328,11 @@ def shown(difference: dict, secret: set[str]) -> dict:
 def main() -> None:
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     wanted, service = module.params, Service(module.params["name"])
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", wanted["name"]):
+        module.fail_json(msg=f"name is {wanted['name']!r}; it must be a service's, such as vllm or ai-server")
     try:
+        if wanted["state"] == "previous" and wanted["phase"] == "apply":
+            service.earlier(wanted["release"])  # before a lock is left for a service that there is not
         if module.check_mode:
             result = dry_run(service, wanted)
         else:

@@ -52,7 +52,7 @@ def test_each_bad_value_is_named_with_its_cure():
         "vllm_model": ("a b; rm", "it must be a name of"),
         "vllm_root": ("vllm", "must be an absolute path"),
         "vllm_user": ("root", "and not root"),
-        "vllm_host": ("127.0.0.256", "an IP address or a host name"),
+        "vllm_host": ("banana", "an IP address of the host or localhost"),
         "vllm_hub_url": ("hub", "an http(s) address"),
         "vllm_huggingface_token": ("hf_canary\n", "a line break"),
         "vllm_api_key": ("canary-key-2718281828\n", "at least 8 characters of"),
@@ -96,6 +96,7 @@ def test_each_bad_value_is_named_with_its_cure():
                 "vllm_dtype": "fp4",
                 "vllm_root": "{{ nowhere }}/x",
                 "vllm_environment": {"A": "{{ vault_a }}"},
+                "vllm_max_model_length": 4096,
             },
             [
                 "vllm_lora_adapters is text; it must be a list of mappings",
@@ -103,6 +104,7 @@ def test_each_bad_value_is_named_with_its_cure():
                 "it must be one of auto, half, float16, bfloat16, float, float32.",
                 "vllm_root uses nowhere, which is undefined; define nowhere",
                 "vllm_environment uses vault_a, which is undefined",
+                "vllm_max_model_length is no variable of a role, vllm_max_model_len is; correct the name",
             ],
         ),
         (

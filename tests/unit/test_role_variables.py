@@ -21,7 +21,7 @@ ADAPTERS = {
     [
         ("absolute_path", ["/swapfile", "/srv/a-b/", "/log/*.log"], ["swapfile", "/", "", "/a/../b", "/a b", "/a\n"]),
         ("url", ["http://a_b:3100", "https://[::1]:8/v1"], ["loki:3100", "ftp://x", "http://", "http://x:y", "http://a\n"]),
-        ("host", ["127.0.0.1", "::1", "localhost", "a-1.example"], ["999.1.1.1", "a b", "", "-a", "a\n", "http://a"]),
+        ("listen_address", ["127.0.0.1", "::1", "localhost"], ["999.1.1.1", "banana", "", "-a", "a\n", "http://a"]),
         ("ip_address", ["0.0.0.0", "::"], ["localhost", "1.2.3", "127.0.0.1:80", ""]),
         ("interface_or_address", ["eth0", "ens4", "10.0.0.1", "::1"], ["1.2.3", "eth0 ", "", "a" * 16, ":9100"]),
         ("account", ["root", "_apt", "a-1"], ["1a", "A", "a b", "", "a" * 33, "a\n", "../x"]),

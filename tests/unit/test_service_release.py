@@ -11,6 +11,8 @@ import pytest
 from ansible.module_utils import service_release, systemd_unit
 from ansible.module_utils.service_release import Refused, Service, digest
 
+from plugins.modules import service_release as module
+
 UNIT = {"Service": {"User": "app", "ExecStart": "/opt/app/current/app"}}
 
 
@@ -252,6 +254,11 @@ class TestBack:
         serve(host, new)
         assert host.service.state()["failed"] is None and not (host.root / "opt/app/1.1").exists()
 
+    def test_a_service_that_is_not_here_is_named_with_those_that_are(self, host):
+        serve(host, wanted(host))
+        with pytest.raises(Refused, match="there is no service ap on this host; there are: app"):
+            Service("ap").earlier()
+
     def test_without_an_earlier_one_there_is_no_way_back(self, host):
         serve(host, wanted(host))
         with pytest.raises(Refused, match="no earlier verified release is kept here"):
@@ -271,6 +278,33 @@ class TestBack:
         assert host.service.state()["verified"] == [digest(release) for release in releases[2:]]
         assert sorted(path.name for path in (host.root / "opt/app").iterdir()) == ["1.2", "1.3", "1.4", "current"]
         assert len(list((host.service.store / "releases").iterdir())) == 3
+
+
+class TestLostNotes:
+    @pytest.mark.parametrize("text", [None, '{"current": "72', "[1]", ""])
+    def test_what_runs_is_adopted_as_it_is(self, host, monkeypatch, text):
+        release = wanted(host)
+        serve(host, release)
+        note = host.service.store / "state.json"
+        note.unlink() if text is None else note.write_text(text)
+        restarts = host.systemd.said.count("systemctl restart")
+        monkeypatch.setattr(host.service, "build", lambda *_: release)
+        arguments = {
+            "files": [],
+            "secrets": [],
+            "links": [],
+            "unit": {},
+            "directories": [],
+            "listens": [],
+            "probes": [],
+        }
+        arguments |= {"user": None, "home": "/", "start_timeout": 60}
+        result = module.apply(host.service, arguments, check_mode=False)
+        assert (result["restarted"], result["await"]) == (None, True)
+        assert host.service.state()["current"] == digest(release)
+        host.service.confirm()
+        assert host.service.state()["verified"] == [digest(release)]
+        assert host.systemd.said.count("systemctl restart") == restarts
 
 
 class TestRefusal:
