@@ -108,24 +108,29 @@ def run(quick: bool, seed: int | None, on: list[str], only: list[str]) -> int:
             since = time.monotonic()
             found = drill(bed, wanted, converged or wanted[0] is not lines[0], stage)
             rows += found
-            if len(found) == len(lines) and not quick:
-                keep(bed.name, found, seed, time.monotonic() - since)
+            if not quick:
+                keep(bed.name, lines, dict(zip(wanted, found, strict=True)), seed, time.monotonic() - since)
     took = time.monotonic() - begin
     print(table(rows))
     failed = sum(not row.good for row in rows)
     print(f"Seed {seed}, {took / 60:.0f} min.")
     print(f"{len(rows) - failed} passed, {failed} failed")
     known = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    if not (quick or only) and known.keys() >= {bed.name for bed, *_ in every}:
+    if not quick and known.keys() >= {bed.name for bed, *_ in every}:
         PAGE.write_text(page([known[bed.name] for bed, *_ in every]))
     return int(failed > 0)
 
 
-def keep(name: str, rows: list[Row], seed: int, took: float) -> None:
-    """Keep what a bed came to."""
+def keep(name: str, lines: tuple[Line, ...], found: dict[Line, Row], seed: int, took: float) -> None:
+    """Keep what a bed came to; a line that was drilled again takes the place of what it came to before."""
     known = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    known[name] = {"seed": seed, "minutes": round(took / 60), "rows": [dataclasses.asdict(row) for row in rows]}
-    KEPT.write_text(json.dumps(known, indent=1))
+    before = known.get(name, {"rows": {}, "minutes": 0})
+    rows = before["rows"] | {line.__name__: dataclasses.asdict(row) for line, row in found.items()}
+    if rows.keys() != {line.__name__ for line in lines}:
+        return
+    minutes = round(took / 60) if len(found) == len(lines) else before["minutes"]
+    rows = {line.__name__: rows[line.__name__] for line in lines}
+    KEPT.write_text(json.dumps({**known, name: {"seed": seed, "minutes": minutes, "rows": rows}}, indent=1))
 
 
 def drill(bed: Bed, lines: list[Line], converged: bool, stage: Stage) -> list[Row]:
@@ -182,7 +187,7 @@ def cells_of(row: Row) -> list[str]:
 def page(found: list[dict[str, Any]]) -> str:
     """Return the text of docs/drill.md from what each bed came to."""
     lines = ["| done | expected | seen | not answering | |", "| --- | --- | --- | --- | --- |"]
-    for row in (Row(**row) for bed in found for row in bed["rows"]):
+    for row in (Row(**row) for bed in found for row in bed["rows"].values()):
         cells = [cell.replace("|", "\\|") for cell in cells_of(row)]
         lines.append(f"| {' | '.join(cells)} | {'ok' if row.good else '**failed**'} |")
     seeds = sorted({bed["seed"] for bed in found})

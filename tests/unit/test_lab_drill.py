@@ -127,9 +127,19 @@ class TestTable:
         assert max(map(len, lines)) < 160
 
     def test_the_page_is_a_table_that_repeats_the_seed(self):
-        found = [{"seed": 7, "minutes": 2, "rows": [dataclasses.asdict(row)]} for row in self.ROWS]
+        found = [{"seed": 7, "minutes": 2, "rows": {"line": dataclasses.asdict(row)}} for row in self.ROWS]
         text = drill.page(found)
         assert "`SEED=7`" in text and "a \\| b" in text and "**failed**" in text and "4 minutes" in text
+
+    def test_a_line_that_was_drilled_again_takes_its_place(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(drill, "KEPT", tmp_path / "drill.json")
+        lines = drill.FLEET
+        drill.keep("fleet", lines, {lines[0]: self.ROWS[0]}, 7, 60)
+        assert not drill.KEPT.exists()  # a part of a bed that was never drilled whole
+        drill.keep("fleet", lines, dict(zip(lines, self.ROWS, strict=True)), 7, 120)
+        drill.keep("fleet", lines, {lines[1]: self.ROWS[0]}, 8, 60)
+        kept = json.loads(drill.KEPT.read_text())["fleet"]
+        assert kept["minutes"] == 2 and [row["done"] for row in kept["rows"].values()] == ["kill -9", "kill -9"]
 
     def test_a_long_sentence_is_cut(self):
         outcome = playbook.Outcome(2, [], "word " * 100, [], "")
