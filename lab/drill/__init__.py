@@ -38,7 +38,8 @@ SERVER: tuple[Line, ...] = (
     cases.never_ready, cases.dies_at_first_completion, *KILLS, cases.loki_away, cases.canaries,
 )  # fmt: skip
 INTERRUPTED: tuple[Line, ...] = (
-    cases.controller_killed, cases.connection_cut, cases.rebooted, cases.two_controllers, cases.far_away,
+    cases.controller_killed, cases.connection_cut, cases.rebooted, cases.two_controllers, cases.lost_notes,
+    cases.far_away,
 )  # fmt: skip
 FLEET: tuple[Line, ...] = (cases.one_bad_host, cases.unreachable_host)
 VIRTUAL: tuple[Line, ...] = (cases.new_virtual_machine, cases.clock_jumps, cases.virtual_reboot)

@@ -385,6 +385,21 @@ def rebooted(bed: Bed, stage: Stage) -> Row:
     return Row("the machine rebooted while the engine restarts", "all up; one more run converges", seen, good)
 
 
+def lost_notes(bed: Bed, stage: Stage) -> Row:
+    """What earlier runs noted of the services is gone or cut off, and everything runs as written."""
+    before, silence = {unit: seen["pid"] for unit, seen in bed.one.services().items()}, Silence(bed.one)
+    bed.one.sh(
+        'cd /var/lib/llm-server/services && rm vllm/state.json && echo \'{"current": "72\' > ai-server/state.json'
+    )
+    outcome, again = bed.converge(), bed.converge()
+    after = {unit: seen["pid"] for unit, seen in bed.one.services().items()}
+    good = outcome.code == again.code == 0 and not again.changed and before == after and not bed.one.astray()
+    seen = "adopted" if before == after else "restarted"
+    seen = f"{seen}, then changed={len(again.changed)}" if outcome.code == 0 else sentence(outcome)
+    expected = "what runs is adopted as it is, no process is touched"
+    return Row("the notes of two services lost", expected, seen, good, silence.seconds())
+
+
 # -- secrets ----------------------------------------------------------------------------------------------------------
 
 # Everything an unprivileged user of the machine can read.
