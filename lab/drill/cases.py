@@ -387,6 +387,7 @@ def rebooted(bed: Bed, stage: Stage) -> Row:
 
 def lost_notes(bed: Bed, stage: Stage) -> Row:
     """What earlier runs noted of the services is gone or cut off, and everything runs as written."""
+    bed.converge()
     before, silence = {unit: seen["pid"] for unit, seen in bed.one.services().items()}, Silence(bed.one)
     bed.one.sh(
         'cd /var/lib/llm-server/services && rm vllm/state.json && echo \'{"current": "72\' > ai-server/state.json'
