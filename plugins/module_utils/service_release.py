@@ -31,7 +31,7 @@ STORE = Path("/var/lib/llm-server/services")
 UNITS = Path("/etc/systemd/system")
 LOCKS = Path("/run")
 # Seconds: a module whose controller was killed goes on to its end, as long as the service takes to stop.
-LOCK_TIMEOUT = 120
+LOCK_TIMEOUT = 60
 KEPT = 3  # the release that runs and two before it
 
 

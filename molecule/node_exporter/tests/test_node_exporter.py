@@ -247,7 +247,7 @@ def test_a_service_that_was_restarted_by_systemd_is_not_taken_for_dead(host, con
 @pytest.mark.full
 def test_two_controllers_do_not_mix(host, converge):
     lock = "/run/llm-server-node_exporter.lock"
-    host.run_test("systemd-run --unit holder --property Type=exec flock %s sleep 60", lock)
+    host.run_test("systemd-run --unit holder --property Type=exec flock %s sleep 600", lock)
     try:
         outcome = converge()
     finally:
