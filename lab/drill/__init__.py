@@ -117,8 +117,8 @@ def run(quick: bool, seed: int | None, on: list[str], only: list[str]) -> int:
     print(f"Seed {seed}, {took / 60:.0f} min.")
     print(f"{len(rows) - failed} passed, {failed} failed")
     known = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    if not quick and known.keys() >= {bed.name for bed, *_ in every}:
-        PAGE.write_text(page([known[bed.name] for bed, *_ in every]))
+    if not quick and known:
+        PAGE.write_text(page(known, [bed.name for bed, *_ in every]))
     return int(failed > 0)
 
 
@@ -185,8 +185,10 @@ def cells_of(row: Row) -> list[str]:
     return [row.done, row.expected, row.seen, "" if row.silent is None else f"{row.silent:.1f} s"]
 
 
-def page(found: list[dict[str, Any]]) -> str:
-    """Return the text of docs/drill.md from what each bed came to."""
+def page(known: dict[str, dict[str, Any]], beds: list[str]) -> str:
+    """Return the text of docs/drill.md from what the beds came to that were drilled so far."""
+    found = [known[name] for name in beds if name in known]
+    missing = [name for name in beds if name not in known]
     lines = ["| done | expected | seen | not answering | |", "| --- | --- | --- | --- | --- |"]
     for row in (Row(**row) for bed in found for row in bed["rows"].values()):
         cells = [cell.replace("|", "\\|") for cell in cells_of(row)]
@@ -201,4 +203,7 @@ def page(found: list[dict[str, Any]]) -> str:
         118,
     )
     minutes = sum(bed["minutes"] for bed in found)
-    return f"# The drill\n\n{about}\n\n{os.cpu_count()} processors, {minutes} minutes.\n\n" + "\n".join(lines) + "\n"
+    machine = f"{os.cpu_count()} processors, {minutes} minutes."
+    if missing:
+        machine += f" Not on this page, since it was not drilled on that machine: {', '.join(missing)}."
+    return f"# The drill\n\n{about}\n\n{machine}\n\n" + "\n".join(lines) + "\n"

@@ -127,8 +127,9 @@ class TestTable:
         assert max(map(len, lines)) < 160
 
     def test_the_page_is_a_table_that_repeats_the_seed(self):
-        found = [{"seed": 7, "minutes": 2, "rows": {"line": dataclasses.asdict(row)}} for row in self.ROWS]
-        text = drill.page(found)
+        rows = [{"seed": 7, "minutes": 2, "rows": {"line": dataclasses.asdict(row)}} for row in self.ROWS]
+        text = drill.page(dict(zip(("server", "fleet"), rows, strict=True)), ["server", "fleet", "virtual"])
+        assert "was not drilled on that machine: virtual." in text
         assert "`SEED=7`" in text and "a \\| b" in text and "**failed**" in text and "4 minutes" in text
 
     def test_a_line_that_was_drilled_again_takes_its_place(self, tmp_path, monkeypatch):
