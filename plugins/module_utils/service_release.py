@@ -210,7 +210,8 @@ class Service:
             raise Refused(f"{self.name}: {argv[0]} could not check {file['path']}: {error}") from None
         if done.returncode:
             said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
-            told = [line for line in said if not line.startswith(("usage:", " "))]  # argparse shows its usage first
+            # What argparse refuses stands behind its usage, and behind what the program's imports had to say.
+            told = [line for line in said if re.match(r"[\w .-]+: error: ", line)]
             said = [line.replace(str(staged), file["path"]) for line in told or said]
             raise Refused(f"{self.name}: {Path(argv[0]).name} refuses {file['path']}: {' | '.join(said[-3:])}")
 

@@ -280,6 +280,20 @@ class TestBack:
         assert len(list((host.service.store / "releases").iterdir())) == 3
 
 
+def test_what_a_program_refuses_is_told_without_its_usage(host, tmp_path):
+    lines = ["Some library is missing, never mind", "usage: app [-h]", "           [--port PORT]"]
+    program = tmp_path / "app"
+    program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}' >&2\n" for line in lines))
+    with program.open("a") as handle:
+        handle.write("echo 'app: error: unrecognized arguments: --no-such' >&2\nexit 2\n")
+    program.chmod(0o755)
+    file = {"path": "/etc/app.yml", "content": ""}
+    with pytest.raises(
+        Refused, match=r"^app: app refuses /etc/app.yml: app: error: unrecognized arguments: --no-such$"
+    ):
+        host.service._ask_program([str(program), "%s"], file, tmp_path, None)
+
+
 class TestLostNotes:
     @pytest.mark.parametrize("text", [None, '{"current": "72', "[1]", ""])
     def test_what_runs_is_adopted_as_it_is(self, host, monkeypatch, text):
