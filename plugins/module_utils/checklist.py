@@ -14,6 +14,9 @@ from pathlib import Path
 
 from . import nvidia_smi, probes, systemd_unit
 
+LATELY = 10  # minutes
+CRASHES = 3
+
 
 def http(url: str, status: int = 200, bearer: str | None = None, timeout: float = 5) -> tuple[str, bool]:
     """The URL answers with ``status``."""
@@ -63,13 +66,17 @@ def metric(url: str, series: list[str], timeout: float = 5) -> tuple[str, bool]:
 
 
 def unit(name: str) -> tuple[str, bool]:
-    """The unit runs, is enabled and has not been restarted by systemd."""
+    """The unit runs, is enabled and does not die again and again.
+
+    A service that died and has served since is what systemd's Restart is for; one that dies CRASHES times within
+    LATELY minutes is in a loop, even if it happens to run at this moment.
+    """
     live = systemd_unit.show(name)
-    measured = (
-        f"{live.get('ActiveState')}, {live.get('UnitFileState') or 'not there'}, {live.get('NRestarts')} restarts"
-    )
-    good = live.get("ActiveState") == "active" and live.get("UnitFileState") == "enabled"
-    return measured, good and live.get("NRestarts") == "0"
+    state, enabled = live.get("ActiveState"), live.get("UnitFileState") or "not there"
+    restarts = int(live.get("NRestarts") or 0)
+    lately = min(restarts, systemd_unit.restarts(name, LATELY)) if restarts else 0
+    measured = f"{state}, {enabled}, {restarts} restarts" + f", {lately} in {LATELY} min" * bool(restarts)
+    return measured, state == "active" and enabled == "enabled" and lately < CRASHES
 
 
 def pushes(url: str, timeout: float = 5) -> tuple[str, bool]:

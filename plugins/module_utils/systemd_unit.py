@@ -57,6 +57,9 @@ DEFAULTS = {
 
 RELEASE_VARIABLE = "SERVICE_RELEASE"
 
+# SD_MESSAGE_UNIT_RESTART_SCHEDULED of sd-messages.h: systemd starts a unit again because its process left.
+RESTART_SCHEDULED = "5eb03494b6584870a536b337290809b3"
+
 
 class SystemdError(RuntimeError):
     """A command of systemd refused; the text is its own last line."""
@@ -131,6 +134,12 @@ def journal(unit: str, after: str | float, lines: int = 400) -> list[str]:
     span = [*start, "--lines", str(lines)]
     out = run("journalctl", "--unit", unit, *span, "--output", "cat", "--no-pager", check=False).stdout
     return out.splitlines()
+
+
+def restarts(unit: str, minutes: int) -> int:
+    """Return how often systemd started ``unit`` again in the last ``minutes`` because its process had left."""
+    event = [f"MESSAGE_ID={RESTART_SCHEDULED}", f"UNIT={unit}", "--since", f"-{minutes}min"]
+    return len(run("journalctl", *event, "--quiet", "--output", "cat", "--no-pager", check=False).stdout.splitlines())
 
 
 def verify(unit: str, text: str, directory: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Probes against a server on loopback that says what it is told to."""
+"""Probes against a server on loopback that says what it is told to (conftest.py)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from ansible.module_utils import probes
@@ -14,39 +13,6 @@ from ansible.module_utils import probes
 METRICS = '# TYPE up gauge\nup 1\nDCGM_FI_DEV_GPU_TEMP{gpu="0"} 41\n'
 MODELS = json.dumps({"data": [{"id": "base"}, {"id": "easycontract"}]})
 COMPLETION = json.dumps({"choices": [{"text": " a"}], "usage": {"completion_tokens": 8}})
-
-
-class Answers(BaseHTTPRequestHandler):
-    """Answers from its class's ``pages``, by path: (status, text); notes in ``asked`` what it was asked."""
-
-    def do_GET(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.asked.append((self.path, self.headers.get("Authorization"), body.decode()))
-        status, text = self.pages.get(self.path, (404, "no such page"))
-        if status == 0:
-            time.sleep(2)
-            return
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    do_POST = do_GET
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server():
-    """A server; its ``pages`` maps paths to (status, text), status 0 keeps silent."""
-    handler = type("Handler", (Answers,), {"pages": {}, "asked": []})
-    running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
-    running.url = f"http://127.0.0.1:{running.server_port}"
-    running.pages, running.asked = handler.pages, handler.asked
-    yield running
-    running.shutdown()
-    running.server_close()
 
 
 @pytest.mark.parametrize(

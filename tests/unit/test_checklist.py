@@ -1,0 +1,110 @@
+"""The rows of the checklist: what is measured, and when it is red."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+from ansible.module_utils import checklist, systemd_unit
+
+
+@pytest.fixture
+def systemd(monkeypatch):
+    """What systemctl shows of a unit, and how many restarts of it are in the journal of the last minutes."""
+    said = {"live": {"ActiveState": "active", "UnitFileState": "enabled", "NRestarts": "0"}, "lately": 0}
+
+    def run(*argv, **_):
+        if argv[0] == "systemctl":
+            text = "".join(f"{name}={value}\n" for name, value in said["live"].items())
+        else:
+            assert {f"MESSAGE_ID={systemd_unit.RESTART_SCHEDULED}", "UNIT=vllm.service", "-10min"} <= set(argv)
+            text = "vllm.service: Scheduled restart job\n" * said["lately"]
+        return subprocess.CompletedProcess(argv, 0, text, "")
+
+    monkeypatch.setattr(systemd_unit, "run", run)
+    return said
+
+
+@pytest.mark.parametrize(
+    "live, lately, measured, ok",
+    [
+        ({}, 0, "active, enabled, 0 restarts", True),
+        # What lies before the last start by hand is in the journal too.
+        ({}, 9, "active, enabled, 0 restarts", True),
+        ({"NRestarts": "1"}, 1, "active, enabled, 1 restarts, 1 in 10 min", True),
+        ({"NRestarts": "40"}, 0, "active, enabled, 40 restarts, 0 in 10 min", True),
+        ({"NRestarts": "40"}, 3, "active, enabled, 40 restarts, 3 in 10 min", False),
+        ({"NRestarts": "2"}, 9, "active, enabled, 2 restarts, 2 in 10 min", True),
+        ({"ActiveState": "activating", "NRestarts": "1"}, 1, "activating, enabled, 1 restarts, 1 in 10 min", False),
+        ({"UnitFileState": "disabled"}, 0, "active, disabled, 0 restarts", False),
+        ({"ActiveState": "inactive", "UnitFileState": ""}, 0, "inactive, not there, 0 restarts", False),
+    ],
+)
+def test_a_unit(systemd, live, lately, measured, ok):
+    systemd["live"].update(live)
+    systemd["lately"] = lately
+    assert checklist.unit("vllm.service") == (measured, ok)
+
+
+@pytest.mark.parametrize(
+    "page, measured, ok",
+    [
+        ("sent_entries_total{host='a'} 3\npromtail_sent_entries_total{host='b'} 4\n", "7 lines sent, 0", True),
+        ("sent_entries_total 0\n", "0 lines sent, 0", False),
+        ("sent_entries_total 9\npromtail_dropped_entries_total{reason='x'} 2\n", "9 lines sent, 2", False),
+        ("sent_entries_totally 9\n", "0 lines sent, 0", False),
+    ],
+)
+def test_pushes(server, page, measured, ok):
+    server.pages["/metrics"] = (200, f"promtail_{page}")
+    assert checklist.pushes(f"{server.url}/metrics") == (f"{measured} dropped", ok)
+
+
+def streams(*units):
+    """Return Loki's answer: two lines of each unit."""
+    lines = [["1", "a"], ["2", "b"]]
+    return json.dumps({"data": {"result": [{"stream": {"unit": unit}, "values": lines} for unit in units]}})
+
+
+@pytest.mark.parametrize(
+    "page, measured, ok",
+    [
+        ((200, streams("vllm.service")), "2 lines", True),
+        ((200, streams("vllm.service", "ai-server.service")), "4 lines, mixed with ai-server.service", False),
+        ((200, streams()), "0 lines", False),
+        ((502, "bad gateway"), "502: bad gateway", False),
+    ],
+)
+def test_loki(server, page, measured, ok):
+    path = "/loki/api/v1/query_range?query=%7Bhost%3D%22h%22%2Cservice%3D%22vllm%22%7D"
+    server.pages[f"{path}&since=1h&limit=500&direction=backward"] = page
+    assert checklist.loki(server.url, "h", "vllm", ["ai-server.service"], wait=0) == (measured, ok)
+
+
+def pieces(*texts, end=True):
+    """Return a streamed chat."""
+    events = [json.dumps({"choices": [{"delta": {"content": text}}]}) for text in texts] + ["[DONE]"] * end
+    return "".join(f"data: {event}\n\n" for event in events)
+
+
+@pytest.mark.parametrize(
+    "page, measured, ok",
+    [
+        ((200, pieces("Hel", "lo")), "'Hello' in 2 pieces", True),
+        ((200, pieces("Hel", end=False)), "'Hel' in 1 pieces", False),
+        ((200, ""), "'' in 0 pieces", False),
+        ((503, "vLLM is away"), "503: vLLM is away", False),
+    ],
+)
+def test_chat(server, page, measured, ok):
+    server.pages["/v1/chat/completions"] = page
+    assert checklist.chat(f"{server.url}/v1", "base", "Hi", "key") == (measured, ok)
+
+
+def test_a_check_that_cannot_be_made_is_a_red_row_with_its_cure(server):
+    server.pages["/v1/completions"] = (200, "not JSON")
+    options = {"url": f"{server.url}/v1", "model": "base", "prompt": "Hi"}
+    row = checklist.run({"what": "answer", "kind": "completion", "options": options, "cure": "Look."})
+    assert (row["what"], row["ok"], row["cure"]) == ("answer", False, "Look.")
+    assert row["measured"].startswith(f"{server.url}/v1: ")
