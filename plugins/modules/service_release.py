@@ -347,8 +347,7 @@ def dry_run(service: Service, wanted: dict) -> dict:
     if wanted["state"] == "absent":
         return {"changed": service.removable(wanted["purge"])}
     if wanted["state"] == "previous":
-        service.earlier(wanted["release"])
-        return {"changed": True}
+        return way_back(service, service.earlier(wanted["release"]))
     if wanted["state"] == "prepared":
         return {
             "changed": service.missing_user(wanted["user"]) or bool(service.wrong_directories(wanted["directories"]))
@@ -381,11 +380,18 @@ def act(service: Service, wanted: dict) -> dict:
         prepare(service, wanted, new_user, directories)
         return {"changed": bool(new_user or directories)}
     if wanted["state"] == "previous":
-        target = service.back(wanted["release"])
-        why = f"back to release {target}"
-        out = service.state()["out"]
-        return {"changed": True, "release": target, "restarted": why, "await": True, "gives_way": True, "out": out}
+        way = way_back(service, service.earlier(wanted["release"]))
+        service.back(way["release"])
+        return {**way, "await": True, "gives_way": True, "out": service.state()["out"]}
     return apply(service, wanted, check_mode=False)
+
+
+def way_back(service: Service, target: str) -> dict:
+    """Return what going back to the release ``target`` changes; a file of one reader alone counts as a secret."""
+    release = service.release(target)
+    secret = {file["path"] for file in release["files"] if not int(file["mode"], 8) & 0o077}
+    diff = [shown(difference, secret) for difference in service.differences(release)]
+    return {"changed": True, "release": target, "restarted": f"back to release {target}", "diff": diff}
 
 
 def give_way(service: Service) -> dict:

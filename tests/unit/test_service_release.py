@@ -294,6 +294,21 @@ def test_what_a_program_refuses_is_told_without_its_usage(host, tmp_path):
         host.service._ask_program([str(program), "%s"], file, tmp_path, None)
 
 
+@pytest.mark.parametrize("mode, told", [("0640", "a: 2"), ("0600", "secret")])
+def test_the_way_back_is_shown_before_it_is_gone(host, mode, told):
+    file = {"path": str(host.root / "etc/app/app.yml"), "mode": mode, "owner": "root", "group": "root"}
+    for text in ("a: 1\n", "a: 2\n"):
+        serve(host, host.service.build([{**file, "content": text}], [], UNIT))
+    said = len(host.systemd.said)
+    foreseen = module.dry_run(host.service, {"state": "previous", "release": None})
+    assert foreseen["release"] == host.service.earlier() and foreseen["changed"]
+    (shown,) = foreseen["diff"]
+    assert told in shown.get("before", shown.get("prepared"))
+    assert len(host.systemd.said) == said
+    done = module.act(host.service, {"state": "previous", "release": None, "phase": "apply"})
+    assert (done["release"], done["diff"]) == (foreseen["release"], foreseen["diff"])
+
+
 class TestLostNotes:
     @pytest.mark.parametrize("text", [None, '{"current": "72', "[1]", ""])
     def test_what_runs_is_adopted_as_it_is(self, host, monkeypatch, text):
