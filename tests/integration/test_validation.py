@@ -18,8 +18,6 @@ GOOD = {
     "vault_backend_internal_token": "internal-token",
     "vault_ocr_api": "ocr-key",
     "vault_ai_server_api_keys": ["caller-key-0123456789"],
-    "node_exporter_checksums": {"1.9.0": {"amd64": "sha256:0"}},
-    "promtail_checksums": {"3.4.2": {"amd64": "sha256:0"}},
     "vllm_lora_adapters": [{"name": "easycontract", "source": "/srv/a"}, {"name": "checklist", "source": "/srv/b"}],
 }
 # Nothing is asked of a host: this controller stands in for it.
