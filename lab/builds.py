@@ -241,8 +241,8 @@ def compile_program(build: Build) -> Path:
     go = go_command()
     env = go_environment(program.cgo)
     module = f"{program.module}@v{build.version}"
-    # The network is the part that fails now and then; what was downloaded stays.
-    fetched = json.loads(host.run([go, "mod", "download", "-json", module], env=env, cwd=prepared(GO)))
+    # The network is the part that fails now and then, also while compiling; what was downloaded stays.
+    fetched = json.loads(host.run([go, "mod", "download", "-json", module], env=env, cwd=prepared(GO), tries=3))
     expected, commit = program.modules[build.version]
     if fetched["Sum"] != expected:
         raise Problem(f"The module {module} has the digest {fetched['Sum']}, expected {expected}: do not use it.")
@@ -255,7 +255,7 @@ def compile_program(build: Build) -> Path:
     named = {"Version": build.version, "Revision": commit}
     flags = " ".join(["-s", "-w", *(f"-X {program.version_package}.{key}={value}" for key, value in named.items())])
     command = [go, "build", "-tags", program.tags, "-ldflags", flags, "-o", "program", program.package]
-    host.run(["nice", *command], env=env, cwd=source, cure="see the whole output by running it again by hand")
+    host.run(["nice", *command], env=env, cwd=source, tries=3, cure="see the whole output by running it again by hand")
     said = host.run([str(source / "program"), "--version"])
     if f"version {build.version} " not in said:
         raise Problem(f"The built {build.name} says {said.splitlines()[0]!r} and not version {build.version}.")

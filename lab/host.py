@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STATE = ROOT / ".lab"
 CACHE = Path(os.environ.get("LAB_CACHE") or "~/.cache/llm-server-lab").expanduser()
 GIB = 1024**3
+PAUSE = 5  # seconds before the network is asked again
 
 
 class Problem(Exception):
@@ -40,12 +41,20 @@ def step(what: str, usually: str) -> Iterator[None]:
     say(f"  done in {time.monotonic() - start:.0f} s")
 
 
-def run(argv: list[str], *, cure: str = "", env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
+def run(
+    argv: list[str], *, cure: str = "", env: dict[str, str] | None = None, cwd: Path | None = None, tries: int = 1
+) -> str:
     """Run a command and return its standard output; `env` is added to the environment.
 
-    Raises Problem with the command's last line of error, and the cure where the caller knows one.
+    Raises Problem with the command's last line of error, and the cure where the caller knows one. `tries` above 1 is
+    for what asks the network and keeps what it got.
     """
-    done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, **(env or {})}, cwd=cwd, check=False)
+    variables = {**os.environ, **(env or {})}
+    for left in reversed(range(tries)):
+        done = subprocess.run(argv, capture_output=True, text=True, env=variables, cwd=cwd, check=False)
+        if done.returncode == 0 or not left:
+            break
+        time.sleep(PAUSE)
     if done.returncode != 0:
         lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         reason = lines[-1] if lines else f"exit code {done.returncode}"

@@ -60,3 +60,14 @@ def test_changed_archive_is_not_finished(tmp_path, monkeypatch):
     assert build.finished()
     build.path.write_bytes(b"another")
     assert not build.finished()
+
+
+@pytest.mark.parametrize("tries, said", [(2, "arrived\n"), (1, None)])
+def test_what_asks_the_network_is_tried_again(tmp_path, monkeypatch, tries, said):
+    monkeypatch.setattr(host, "PAUSE", 0)
+    argv = ["sh", "-c", "test -e seen && echo arrived || { touch seen; echo connection reset >&2; exit 1; }"]
+    if said:
+        assert host.run(argv, cwd=tmp_path, tries=tries) == said
+    else:
+        with pytest.raises(host.Problem, match="connection reset; look"):
+            host.run(argv, cwd=tmp_path, tries=tries, cure="look")
