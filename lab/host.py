@@ -82,7 +82,9 @@ def become_root(arguments: list[str]) -> None:
         return
     if not shutil.which("sudo"):
         raise Problem("The laboratory needs root: run the same command as root, or install sudo.")
-    kept = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(("LAB_", "PATH", "LANG"))]
+    kept = [
+        f"{name}={value}" for name, value in os.environ.items() if name.startswith(("LAB_", "DEMO_", "PATH", "LANG"))
+    ]
     kept.append(f"LAB_CACHE={CACHE}")
     os.chdir(ROOT)
     os.execvp("sudo", ["sudo", *kept, sys.executable, "-m", "lab", *arguments])
@@ -146,5 +148,5 @@ def ensure_port_free(address: str, port: int) -> None:
         except OSError as error:
             raise Problem(
                 f"Port {address}:{port} cannot be used here ({error.strerror}): "
-                "stop the program that has it, or publish another port."
+                "stop the program that has it, or publish another port (the demo's: DEMO_PORT=8080 make demo)."
             ) from error

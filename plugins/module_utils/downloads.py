@@ -12,6 +12,7 @@ from ansible.module_utils.urls import fetch_url
 from .released_program import ReleaseError
 
 TRIES = 3
+PATIENCE = (408, 425, 429)  # what a client may ask again, of those that blame it
 SILENCE_LIMIT = 15  # seconds without a byte: a stalled mirror must not hold the run
 
 
@@ -26,7 +27,7 @@ def download(module, url: str, target: Path, ca_path: str | None = None) -> None
         answer, info = fetch_url(module, url, timeout=SILENCE_LIMIT, ca_path=ca_path)
         if info["status"] != 200:
             failure = f"it answered {info['status']}: {info['msg']}" if info["status"] > 0 else info["msg"]
-            if 400 <= info["status"] < 500:
+            if 400 <= info["status"] < 500 and info["status"] not in PATIENCE:
                 break
             continue
         length = int(info.get("content-length") or 0)

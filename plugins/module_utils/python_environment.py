@@ -84,7 +84,7 @@ class Builder:
                 files[name] = stage / f"{name}.txt"
                 files[name].write_text(inputs[name])
                 files[name].chmod(0o644)
-        # The directory belongs to the builder only while it is built.
+        # It stays the builder's: what keeps a service out of its own environment is its unit's read-only file system.
         directory.mkdir(parents=True)
         unprivileged.own(directory, self.user)
         hashes = ["--require-hashes"] if inputs["hashes"] else []

@@ -204,7 +204,8 @@ class Service:
         try:
             done = subprocess.run(
                 [part.replace("%s", str(staged)) for part in argv],
-                capture_output=True, text=True, errors="replace", timeout=180, user=account, extra_groups=[], cwd="/",
+                capture_output=True, text=True, errors="replace", timeout=180, user=account, group=account,
+                extra_groups=[], cwd="/",
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
             raise Refused(f"{self.name}: {argv[0]} could not check {file['path']}: {error}") from None

@@ -17,6 +17,7 @@ from pathlib import Path
 
 NOTES = Path("/var/lib/llm-server/packages")
 LOCKED = re.compile(r"Could not get lock|Unable to lock|is another process using it|was locked by another process")
+INTERRUPTED = "dpkg was interrupted"
 RETRY_AFTER = 5.0
 
 
@@ -191,6 +192,10 @@ class Packages:
             done = subprocess.run(argv, capture_output=True, text=True, errors="replace", env=environment, check=False)
             if not done.returncode:
                 return done.stdout
+            if INTERRUPTED in done.stderr and argv[0] != "dpkg":
+                # The machine went down inside a transaction; apt refuses everything until that one is ended.
+                self._run("dpkg", "--force-confdef", "--force-confold", "--configure", "--pending")
+                continue
             if not LOCKED.search(done.stderr):
                 break
             if time.monotonic() >= end:

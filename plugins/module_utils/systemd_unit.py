@@ -87,9 +87,12 @@ def _text(value) -> str:
 
 def run(*argv: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess:
     """Run ``argv`` with untranslated messages; raise `SystemdError` with its last line when it fails."""
-    done = subprocess.run(
-        argv, capture_output=True, text=True, errors="replace", timeout=timeout, env={**os.environ, "LC_ALL": "C"}
-    )
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=timeout, env={**os.environ, "LC_ALL": "C"}
+        )
+    except subprocess.TimeoutExpired:
+        raise SystemdError(f"{' '.join(argv)}: no end after {timeout:.0f} s") from None
     if check and done.returncode:
         last = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise SystemdError(f"{' '.join(argv)}: {last}")
@@ -130,10 +133,10 @@ def journal(unit: str, after: str | float, lines: int = 400) -> list[str]:
     """Return the last ``lines`` messages of ``unit`` after a cursor or a Unix time, oldest first."""
     # The last words of a process that just died may still be on their way.
     run("journalctl", "--sync", check=False)
+    # With a place to begin at, journalctl's own --lines gives the first ones.
     start = ["--after-cursor", after] if isinstance(after, str) else ["--since", f"@{after:.3f}"]
-    span = [*start, "--lines", str(lines)]
-    out = run("journalctl", "--unit", unit, *span, "--output", "cat", "--no-pager", check=False).stdout
-    return out.splitlines()
+    out = run("journalctl", "--unit", unit, *start, "--output", "cat", "--quiet", "--no-pager", check=False).stdout
+    return out.splitlines()[-lines:]
 
 
 def restarts(unit: str, minutes: int) -> int:

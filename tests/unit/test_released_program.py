@@ -134,6 +134,7 @@ class TestDownload:
             [(b"wh", 5), (b"whole", 5)],
             [(TimeoutError("timed out"), 5), -1, (b"whole", 5)],
             [(b"whole", 0)],
+            [429, 408, (b"whole", 5)],
         ],
     )
     def test_it_tries_again(self, tmp_path, network, answers):

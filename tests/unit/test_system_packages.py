@@ -151,3 +151,18 @@ def test_what_others_have_come_to_need_stays(monkeypatch, tmp_path):
     (tmp_path / "tools.json").write_text('{"came": ["git"]}')
     assert Packages("tools", 1).remove(["git"], []) == ["git"]
     assert ("apt-mark", "auto", "git") in machine.ran and not any("--quiet" in argv for argv in machine.ran)
+
+
+def test_a_transaction_that_a_power_loss_interrupted_is_ended_first(monkeypatch, tmp_path):
+    ran = []
+
+    def run(argv, **_):
+        ran.append(argv)
+        broken = not any(words[0] == "dpkg" for words in ran)
+        said = "E: dpkg was interrupted, you must manually run 'dpkg --configure -a' to correct the problem.\n"
+        return subprocess.CompletedProcess(argv, 100 if broken else 0, "", said if broken else "")
+
+    monkeypatch.setattr(system_packages.subprocess, "run", run)
+    Packages("tools", 1)._run("apt-get", "--quiet", "update")
+    assert [words[0] for words in ran] == ["apt-get", "dpkg", "apt-get"]
+    assert ran[1][-2:] == ("--configure", "--pending")

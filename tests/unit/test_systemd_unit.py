@@ -1,0 +1,35 @@
+"""systemd_unit: what the commands of systemd are asked, and what becomes of their answers."""
+
+from __future__ import annotations
+
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+from ansible.module_utils import systemd_unit
+
+
+@pytest.mark.parametrize("after, place", [("s=1;i=2", ["--after-cursor", "s=1;i=2"]), (5.0, ["--since", "@5.000"])])
+def test_the_journal_gives_the_last_lines(monkeypatch, after, place):
+    asked = []
+
+    def run(*argv, **_):
+        asked.append(list(argv))
+        return SimpleNamespace(stdout="".join(f"line {number}\n" for number in range(500)))
+
+    monkeypatch.setattr(systemd_unit, "run", run)
+    lines = systemd_unit.journal("vllm.service", after, lines=3)
+    assert lines == ["line 497", "line 498", "line 499"]
+    assert asked[1][3:5] == place
+    assert "--lines" not in asked[1], "beside a place to begin at it would give the first ones"
+
+
+def test_a_command_without_end_is_a_failure_with_a_sentence():
+    with pytest.raises(systemd_unit.SystemdError, match=r"^sleep 5: no end after 0 s$"):
+        systemd_unit.run("sleep", "5", timeout=0.1)
+
+
+def test_a_command_that_fails_says_its_own_last_words():
+    with pytest.raises(systemd_unit.SystemdError, match="No such file"):
+        systemd_unit.run("ls", "/no/such/place")
+    assert isinstance(systemd_unit.run("ls", "/no/such/place", check=False), subprocess.CompletedProcess)
