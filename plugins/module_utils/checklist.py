@@ -79,13 +79,21 @@ def unit(name: str) -> tuple[str, bool]:
     return measured, state == "active" and enabled == "enabled" and lately < CRASHES
 
 
-def pushes(url: str, timeout: float = 5) -> tuple[str, bool]:
-    """The log shipper at the metrics page ``url`` has sent lines and dropped none."""
-    seen, text = probes.ask(url, timeout=timeout)
-    if seen != 200:
-        return f"{seen}: {shortened(text)}", False
-    sent, dropped = (total(text, f"promtail_{name}_entries_total") for name in ("sent", "dropped"))
-    return f"{sent:.0f} lines sent, {dropped:.0f} dropped", sent > 0 and not dropped
+def pushes(url: str, watched: float = 3, timeout: float = 5) -> tuple[str, bool]:
+    """The log shipper at the metrics page ``url`` has sent lines and drops none.
+
+    Lines that were lost in the past are told, but only those lost while this looks make the row red.
+    """
+    counts: list[float] = []
+    while True:
+        seen, text = probes.ask(url, timeout=timeout)
+        if seen != 200:
+            return f"{seen}: {shortened(text)}", False
+        sent, dropped = (total(text, f"promtail_{name}_entries_total") for name in ("sent", "dropped"))
+        counts.append(dropped)
+        if not dropped or len(counts) > 1:
+            return f"{sent:.0f} lines sent, {dropped:.0f} dropped", sent > 0 and counts[0] == dropped
+        time.sleep(watched)
 
 
 def total(page: str, name: str) -> float:
@@ -116,14 +124,15 @@ def loki(url: str, host: str, service: str, other_units: list[str], wait: float 
     return f"{lines} lines", lines > 0
 
 
-def gpu(name: str = "") -> tuple[str, bool]:
-    """The driver answers and the first GPU is the one that ``name`` says; any when empty."""
+def gpu(name: str = "", driver: str = "") -> tuple[str, bool]:
+    """The driver answers, is of the branch ``driver`` (580), and the first GPU is called ``name``; any when empty."""
     try:
         found = nvidia_smi.read()
     except nvidia_smi.GpuError as error:
         return str(error), False
     first = found["gpus"][0]
-    return f"{first['name']}, {first['total_mib']} MiB, driver {found['driver_version']}", name in first["name"]
+    good = name in first["name"] and f"{found['driver_version']}.".startswith(f"{driver}." if driver else "")
+    return f"{first['name']}, {first['total_mib']} MiB, driver {found['driver_version']}", good
 
 
 def swap(path: str, megabytes: int) -> tuple[str, bool]:

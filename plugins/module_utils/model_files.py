@@ -6,11 +6,14 @@ service's user. A snapshot at a commit never changes, so one that was fetched to
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import subprocess
 from pathlib import Path
+
+from . import unprivileged
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -42,6 +45,20 @@ json.dump(answer, sys.stdout)
 """
 
 
+# Runs as the engine's user: says which files it cannot open.
+_OPEN = r"""
+import os, sys
+for place in sys.argv[1:]:
+    try:
+        for name in sorted(os.listdir(place)):
+            if not os.path.isdir(os.path.join(place, name)):
+                open(os.path.join(place, name), "rb").close()
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}")
+"""
+HIDDEN = re.compile(r"/(home|root|run/user)(/|$)")  # from units with ProtectHome=yes
+
+
 class ModelError(RuntimeError):
     """A model is not to be had; the text is one sentence that names it and the cure."""
 
@@ -68,6 +85,16 @@ class Hub:
         snapshot = self.cache / f"models--{source.replace('/', '--')}" / "snapshots" / revision
         return snapshot, self._note(source, revision).exists() and snapshot.is_dir()
 
+    def unreadable(self, places: list[Path]) -> list[str]:
+        """Say what keeps the engine's user from files in ``places``; root, who checks all else, can read everything."""
+        hidden = [place for place in places if HIDDEN.match(str(place.resolve()))]
+        told = "is in a home directory, which the service does not see; move it below /srv."
+        problems = [f"{place} {told}" for place in hidden]
+        seen = [str(place) for place in places if place not in hidden]
+        said = unprivileged.run(self.python, "-c", _OPEN, *seen, user=self.user).splitlines() if seen else []
+        cure = "let it, such as by chmod -R a+rX on the directory."
+        return problems + [f"{self.user} cannot read {line}; {cure}" for line in said]
+
     def fetch(self, source: str, revision: str) -> Path:
         """Download one snapshot to its end and note it; return its directory."""
         done = subprocess.run(
@@ -87,6 +114,19 @@ class Hub:
         note.parent.mkdir(exist_ok=True)
         note.touch()
         return Path(answer["path"])
+
+    @staticmethod
+    def fingerprint(places: list[Path]) -> str:
+        """Return 16 hexadecimal digits that change when a file in ``places`` is replaced, or "" without places.
+
+        A path says nothing of what lies there; names, sizes and times do, without reading gigabytes.
+        """
+        found = [
+            (str(place), path.name, path.stat().st_size, path.stat().st_mtime_ns)
+            for place in sorted(places)
+            for path in sorted(place.iterdir())
+        ]
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16] if places else ""
 
     def _note(self, source: str, revision: str) -> Path:
         return self.cache / ".whole" / f"{source.replace('/', '--')}@{revision}"

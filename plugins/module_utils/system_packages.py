@@ -187,13 +187,14 @@ class Packages:
     def _run(self, *argv: str) -> str:
         """Run a command of the package system, and wait while another run of it holds the lock."""
         environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-        end = time.monotonic() + self.lock_timeout
+        end, resumed = time.monotonic() + self.lock_timeout, False
         while True:
             done = subprocess.run(argv, capture_output=True, text=True, errors="replace", env=environment, check=False)
             if not done.returncode:
                 return done.stdout
-            if INTERRUPTED in done.stderr and argv[0] != "dpkg":
+            if INTERRUPTED in done.stderr and not resumed:
                 # The machine went down inside a transaction; apt refuses everything until that one is ended.
+                resumed = True
                 self._run("dpkg", "--force-confdef", "--force-confold", "--configure", "--pending")
                 continue
             if not LOCKED.search(done.stderr):

@@ -9,7 +9,8 @@ short_description: Have a model and its LoRA adapters on disk, whole and fitting
 description:
   - Fetches what comes from a hub at its commit with C(huggingface_hub) of the engine's environment; takes absolute
     paths as they are. A snapshot that is there is not asked for again, so a repeated run needs no network.
-  - Reads the headers of all files and refuses a model that is not whole and an adapter that does not fit it.
+  - Reads the headers of all files and refuses a model that is not whole, an adapter that does not fit it, and files
+    that O(user) cannot read.
 author: The llm-server maintainers
 options:
   model: {description: "Name on the hub, or absolute path.", type: str, required: true}
@@ -26,7 +27,7 @@ options:
   max_lora_rank: {description: Greatest rank the engine will allow., type: int, default: 16}
   cache: {description: "The hub's cache, owned by O(user).", type: path, required: true}
   python: {description: Interpreter that has huggingface_hub., type: path, required: true}
-  user: {description: User who fetches., type: str}
+  user: {description: "User who fetches, and who must be able to read what is given by path.", type: str}
   endpoint: {description: Base URL of the hub or of a mirror of it., type: str}
   token: {description: Token for gated and private models., type: str}
   environment: {description: "Variables such as proxies and certificates.", type: dict, default: {}}
@@ -49,6 +50,11 @@ RETURN = r"""
 model: {description: Directory of the model., type: str, returned: always}
 adapters: {description: Directory of each adapter by its name., type: dict, returned: always}
 fetched: {description: What was fetched., type: list, elements: str, returned: always}
+fingerprint:
+  description: Digest of the names, sizes and times of all files given by path; empty where nothing is.
+  type: str
+  returned: always
+  sample: 9f86d081884c7d65
 """
 
 from pathlib import Path
@@ -56,6 +62,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.gpu_memory.checks import check_adapter, check_model
 from ansible.module_utils.model_files import Hub, ModelError
+from ansible.module_utils.unprivileged import CommandError
 
 
 def main() -> None:
@@ -90,7 +97,7 @@ def main() -> None:
     hub = Hub(Path(wanted["cache"]), wanted["python"], wanted["user"], variables)
     try:
         result = bring(hub, wanted, module.check_mode)
-    except (ModelError, OSError) as error:
+    except (ModelError, CommandError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)
 
@@ -108,7 +115,9 @@ def bring(hub: Hub, wanted: dict, check_mode: bool) -> dict:
                 missing.add(name)
             else:
                 places[name] = hub.fetch(source, revision)
-    problems = []
+    local = [places[name] for name, (source, _) in asked.items() if source.startswith("/")]
+    # In check mode on a new host neither the user nor the interpreter is there yet.
+    problems = [] if check_mode and not Path(hub.python).exists() else hub.unreadable(local)
     if "" not in missing:
         problems += check_model(str(places[""]))
         for name in asked.keys() - missing - {""}:
@@ -121,6 +130,7 @@ def bring(hub: Hub, wanted: dict, check_mode: bool) -> dict:
         "model": str(places.pop("")),
         "adapters": {name: str(place) for name, place in places.items()},
         "fetched": fetched,
+        "fingerprint": hub.fingerprint(local),
     }
 
 

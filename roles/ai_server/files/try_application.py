@@ -1,11 +1,16 @@
-"""Would the application start? Import app.main of a source with a .env, as the service will; open and change nothing.
+"""Would the application serve? Import app.main of a source with a .env, as the service will, and ask the engine.
 
-Arguments: the source, the .env. Status 0, or not 0 and what is wrong as the last line.
+An engine that answers must take the key of the .env and serve its models; one that is away proves nothing. Changes
+nothing. Arguments: the source, the .env. Status 0, or not 0 and what is wrong as the last line.
 """
 
 import importlib
+import json
 import os
+import re
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 source, settings = sys.argv[1:]
@@ -17,3 +22,27 @@ except ImportError as error:
     sys.exit(
         f"app.main cannot be imported: {error}; declare what is missing in the application's dependencies and lock them"
     )
+
+written = dict(line.split("=", 1) for line in Path(settings).read_text().splitlines())
+written = {name: re.sub(r"\\(.)", r"\1", text.strip("'")) for name, text in written.items()}
+engine = written.get("VLLM_BASE_URL", "")
+request = urllib.request.Request(
+    f"{engine}/models", headers={"Authorization": f"Bearer {written.get('VLLM_API_KEY', '')}"}
+)
+try:
+    # As the application does: what a proxy is for is the outside world.
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5) as answer:
+        served = [model["id"] for model in json.load(answer)["data"]]
+except urllib.error.HTTPError as error:
+    if error.code in (401, 403):
+        sys.exit(f"the engine at {engine} refuses the key; give ai_server_vllm_api_key the engine's own vllm_api_key")
+except (OSError, ValueError, KeyError, TypeError):
+    pass
+else:
+    named = ("VLLM_MODEL", "VLLM_LORA_ADAPTER_EASYCONTRACT", "VLLM_LORA_ADAPTER_CHECKLIST")
+    missing = [name for name in named if written.get(name) and written[name] not in served]
+    if missing:
+        sys.exit(
+            f"the engine at {engine} serves {', '.join(served)} and not what {', '.join(missing)} names; "
+            "correct ai_server_vllm_model or the adapter's variable"
+        )

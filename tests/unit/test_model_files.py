@@ -1,0 +1,57 @@
+"""model_files: what is given by path must be readable by the engine's user, and other files are another release."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from ansible.module_utils.model_files import Hub
+
+
+@pytest.fixture
+def place(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def hub(user):
+    return Hub(Path("/nonexistent"), sys.executable, user, {})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can ask as another user")
+def test_files_of_another_user_are_found_before_the_engine_finds_them(tmp_path, place):
+    other = Hub(Path("/nonexistent"), "/usr/bin/python3", "daemon", {})
+    for path in (tmp_path, *tmp_path.parents[:-2]):
+        path.chmod(0o755)
+    assert other.unreadable([place]) == []
+    (place / "model.safetensors").chmod(0o600)
+    (said,) = other.unreadable([place])
+    assert said.startswith(f"daemon cannot read {place}/model.safetensors: Permission denied; let it")
+    place.chmod(0o700)
+    (said,) = other.unreadable([place])
+    assert said.startswith(f"daemon cannot read {place}: Permission denied")
+
+
+@pytest.mark.parametrize("path", ["/home/ubuntu/model", "/root/model", "/run/user/1000/model"])
+def test_home_directories_are_hidden_from_the_service(path):
+    (said,) = hub(None).unreadable([Path(path)])
+    assert said == f"{path} is in a home directory, which the service does not see; move it below /srv."
+
+
+def test_other_files_at_the_same_path_are_noticed(place):
+    before = Hub.fingerprint([place])
+    assert Hub.fingerprint([place]) == before != ""
+    stat = (place / "model.safetensors").stat()
+    (place / "model.safetensors").write_bytes(b"WEIGHTS")
+    os.utime(place / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert Hub.fingerprint([place]) != before
+
+
+def test_a_snapshot_of_the_hub_needs_no_fingerprint():
+    assert Hub.fingerprint([]) == ""
+    assert hub(None).unreadable([]) == []

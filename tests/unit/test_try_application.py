@@ -1,0 +1,60 @@
+"""try_application.py: an engine that answers must take the key and serve the models; one that is away is no reason."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "roles/ai_server/files/try_application.py"
+SERVED = json.dumps({"data": [{"id": "base"}, {"id": "easycontract"}]})
+
+spec = importlib.util.spec_from_file_location("dotenv_filter", ROOT / "plugins/filter/dotenv.py")
+plugin = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(plugin)
+
+
+def tried(tmp_path, url, main="", **settings):
+    """Run the script on an application of one line with a .env as the role writes it; return (status, last line)."""
+    app = tmp_path / "source/app"
+    app.mkdir(parents=True)
+    (app / "main.py").write_text(main)
+    wanted = {"VLLM_BASE_URL": f"{url}/v1", "VLLM_API_KEY": "it's a\\key", "VLLM_MODEL": "base", **settings}
+    (tmp_path / ".env").write_text(plugin.dotenv(wanted))
+    argv = [sys.executable, str(SCRIPT), str(app.parent), str(tmp_path / ".env")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
+
+
+@pytest.mark.parametrize(
+    "page, settings, says",
+    [
+        ((200, SERVED), {}, ""),
+        ((200, SERVED), {"VLLM_LORA_ADAPTER_EASYCONTRACT": "easycontract"}, ""),
+        ((200, SERVED), {"VLLM_MODEL": "other"}, "serves base, easycontract and not what VLLM_MODEL names; correct"),
+        ((200, SERVED), {"VLLM_LORA_ADAPTER_CHECKLIST": "b"}, "not what VLLM_LORA_ADAPTER_CHECKLIST names"),
+        ((401, "no"), {}, "refuses the key; give ai_server_vllm_api_key"),
+        ((503, "loading"), {}, ""),
+        ((200, "<html>"), {}, ""),
+        ((200, "[]"), {}, ""),
+    ],
+)
+def test_the_engine_is_asked(server, tmp_path, page, settings, says):
+    server.pages["/v1/models"] = page
+    status, said = tried(tmp_path, server.url, **settings)
+    assert (status == 0) == (not says) and says in said, said
+    assert server.asked[0][1] == "Bearer it's a\\key"
+
+
+def test_an_engine_that_is_away_proves_nothing(tmp_path):
+    assert tried(tmp_path, "http://127.0.0.1:9") == (0, "")
+
+
+def test_an_application_that_cannot_be_imported_is_refused(tmp_path):
+    status, said = tried(tmp_path, "http://127.0.0.1:9", main="import no_such_package")
+    assert status == 1 and "No module named 'no_such_package'; declare what is missing" in said
