@@ -75,6 +75,16 @@ def test_what_cannot_work_is_refused_before_the_service_is_touched(host, converg
     still_serves(host, before)
 
 
+def test_files_that_the_engine_cannot_read_are_refused_before_it_is_touched(host, converge):
+    """Root, who converges, reads them; tensors are often saved with mode 0600."""
+    before = pid(host)
+    host.check_output("cp -r /srv/models/adapters/checklist /srv/own && chmod 600 /srv/own/adapter_model.safetensors")
+    outcome = converge({"vllm_lora_adapters": [{"name": "own", "source": "/srv/own"}]})
+    assert outcome.code != 0
+    assert "vllm cannot read /srv/own/adapter_model.safetensors: Permission denied" in outcome.message
+    still_serves(host, before)
+
+
 def test_a_start_that_fails_gives_way_to_what_served(host, converge):
     """The engine's parser takes this length; the model does not, which shows only when the engine starts."""
     outcome = converge({"vllm_max_model_len": 100000})
