@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from . import weights as weight_rules
 from .engines import (
     BEYOND_BUDGET,
-    COMPILE_HIGH,
+    COMPILED,
     CONTEXT_BYTES,
     CONTEXT_COUNTED,
     MESSAGE_CUDA_OOM,
@@ -25,6 +25,7 @@ from .engines import (
     OVERHEAD,
     OVERHEAD_BUFFERS,
     OVERHEAD_SEVERAL,
+    OVERHEAD_SEVERAL_BUFFERS,
     Gpu,
     VllmRules,
     parse_version,
@@ -199,7 +200,8 @@ def overhead(
     parts = [tuple(x * GIB for x in (OVERHEAD_BUFFERS[second] if rules.counts_buffers else OVERHEAD))]
     notes = ["CUDA libraries and the engine's own buffers"]
     if several:
-        parts.append(tuple(x * GIB for x in OVERHEAD_SEVERAL[gpu.nvlink]))
+        several_gib = OVERHEAD_SEVERAL_BUFFERS if rules.counts_buffers else OVERHEAD_SEVERAL[gpu.nvlink]
+        parts.append(tuple(x * GIB for x in several_gib))
     if rules.counts_buffers and second:
         # The tables for penalties: how often each token was written, and one bit for each of the prompt's.
         parts.append((seqs * shape.vocab * (4 + 1 / 8),) * 3)
@@ -303,7 +305,9 @@ def plan_vllm(service: VllmService, gpu: Gpu, correction: float | None = None, c
     slots = lora_bytes(shape, service.max_loras, service.max_lora_rank, tp, value_bytes) if service.lora else 0
     peak = activation(shape, rules, seqs, tokens, tp, value_bytes, second, legacy)
     if not service.enforce_eager and second:
-        peak = estimate(peak.value, peak.least, peak.most + COMPILE_HIGH, peak.note + "; more where it has to compile")
+        value, low, high = COMPILED
+        note = peak.note + " and what compiling leaves"
+        peak = estimate(peak.value + value, peak.least + low, peak.most + high, note)
     if not shape.known:
         peak = estimate(peak.value, peak.least * 0.6, peak.most * 2, peak.note)
     beside = overhead(shape, rules, gpu, seqs, tp * pp > 1, second, legacy, context)
