@@ -12,17 +12,18 @@ import csv
 import re
 import statistics
 import sys
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "plugins" / "module_utils"))
 
-from gpu_memory.engines import Gpu, card, parse_version, vllm_rules  # noqa: E402
+from gpu_memory.engines import Gpu, capability, card, cuda_mib, parse_version, vllm_rules  # noqa: E402
 from gpu_memory.errors import PlanError  # noqa: E402
 from gpu_memory.figures import GIB, MIB  # noqa: E402
 from gpu_memory.llamacpp import LlamaService, plan_llamacpp  # noqa: E402
-from gpu_memory.shape import Shape, shape_from_row  # noqa: E402
+from gpu_memory.shape import Shape, quantized_bits, shape_from_row  # noqa: E402
 from gpu_memory.vllm import VllmService, plan_vllm  # noqa: E402
 
 OWN = ROOT / "data" / "gpu_memory"
@@ -37,13 +38,25 @@ IDLE = {
 
 
 def number(text: str) -> float | None:
-    match = re.match(r"\s*(-?\d+(?:\.\d+)?)", text or "")
-    return float(match.group(1)) if match else None
+    """The number a cell begins with: `0.9 (default)`, `1,062,157`, `8k` (8192), `90 %` (0.9); None for another text."""
+    match = re.match(r"\s*(-?\d{1,3}(?:,\d{3})+(?![\d,])|-?\d+(?:\.\d+)?)\s*(k\b|%)?", text or "", re.IGNORECASE)
+    if not match:
+        return None
+    factor = {"": 1, "k": 1024, "%": 0.01}[(match.group(2) or "").lower()]
+    return float(match.group(1).replace(",", "")) * factor
+
+
+def table(path: Path) -> list[dict]:
+    """The rows of a table, every cell a text; a column or cell that is absent is an empty one."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
+        return [defaultdict(str, {k: (v or "").strip() for k, v in row.items() if k}) for row in csv.DictReader(handle)]
 
 
 def words(name: str) -> frozenset[str]:
     """The words that tell one model from another: family, version, size, variant."""
     name = re.sub(r"\([^)]*\)", " ", name.split("/")[-1]).lower()
+    name = re.sub(r"\.gguf$", "", name.strip())
+    name = re.sub(r"[-_.](i?q\d(_\w+)?|f16|f32)$", "", name)  # what a GGUF file is quantized to
     name = re.sub(r"(qwen|llama|gemma|phi|granite|mistral|exaone)[-_ ]?(\d)", r"\1 \2", name)
     found = {word.strip(".") for word in re.split(r"[^a-z0-9.]+", name)} - IDLE - {""}
     return frozenset(word for word in found if not re.fullmatch(r"\d{4}|v\d+(\.\d+)?|\d+k", word))
@@ -57,11 +70,14 @@ class Shapes:
         for place in dict.fromkeys((folder, OWN)):
             path = place / "model_configs.csv"
             if path.exists():
-                self.rows += list(csv.DictReader(path.open(encoding="utf-8")))
+                self.rows += table(path)
         self.shapes = [(row["model"], shape_or_none(row)) for row in self.rows]
 
-    def find(self, model: str, quantized: bool = False) -> Shape | None:
-        """The shape of a row of this name, else of one with the same telling words; rows with all sizes first."""
+    def find(self, model: str, method: str = "") -> Shape | None:
+        """The shape of a row of this name, else of one with the same telling words; rows with all sizes first.
+
+        Where only a variant of another quantization is in the table, its dimensions count, not what it is stored as.
+        """
         wanted = words(model)
         if not any(re.search(r"\d", word) for word in wanted):
             return None
@@ -72,10 +88,24 @@ class Shapes:
                 not item[1].intermediate,
                 "preset" in item[0],
                 item[0] != model,
-                bool(item[1].quantization) != quantized,
+                not same_storage(item[1].quantization, method),
             )
         )
-        return found[0][1] if found else None
+        shape = found[0][1] if found else None
+        if shape and method and not same_storage(shape.quantization, method):
+            shape = replace(shape, quantization="", bits=16)
+        return shape
+
+
+# Words for a way of storing, not for a number of bits: the model's own configuration says how many.
+OPEN_METHODS = {"compressed-tensors", "modelopt", "quark", "torchao"}
+
+
+def same_storage(stored: str, method: str) -> bool:
+    """Whether weights stored as `stored` are what the start calls `method` ("" for plain ones)."""
+    if not stored or not method:
+        return not stored and not method
+    return bool({stored, method} & OPEN_METHODS) or quantized_bits(stored) == quantized_bits(method)
 
 
 def shape_or_none(row: dict) -> Shape | None:
@@ -110,7 +140,8 @@ def total_bytes(row: dict) -> float | None:
     if known and "+" not in row["gpu"]:
         return known.cuda_gib * GIB
     sizes = [int(x) for x in re.findall(r"(\d{4,6})\s*MiB", row["gpu"])]
-    return min(sizes) * MIB * 0.97 if sizes else None
+    sizes = sizes or [int(x) * 1024 for x in re.findall(r"\b(\d{1,3})\s?Gi?B\b", row["gpu"])]
+    return cuda_mib(min(sizes)) * MIB if sizes else None
 
 
 # What tables and names call a quantization, and the planner's word for it; the first that is found wins.
@@ -132,8 +163,10 @@ def quantization(row: dict) -> str:
 
 def load(row: dict, shapes: Shapes) -> VllmRow:
     """The row with its shape, or the reason why it has too little input for a plan of tokens."""
-    shape = shapes.find(row["model"], bool(quantization(row)))
-    out = VllmRow(row, shape, row["vllm_version"], total_bytes(row))
+    shape = shapes.find(row["model"], quantization(row))
+    # The first version that the cell names, with or without words before it.
+    version = re.search(r"\d+\.\d+\S*", row["vllm_version"])
+    out = VllmRow(row, shape, version.group() if version else "", total_bytes(row))
     try:
         parse_version(out.version)
     except PlanError:
@@ -151,25 +184,38 @@ def load(row: dict, shapes: Shapes) -> VllmRow:
     return out
 
 
-def first_word(text: str) -> str:
-    """The first word of a cell, "auto" for an empty one."""
-    return text.split()[0].lower() if text.strip() else "auto"
+TYPES = {"bf16": "bfloat16", "fp16": "float16", "f16": "float16", "fp32": "float32", "f32": "float32"}
+
+
+def type_word(text: str) -> str:
+    """The type a cell begins with as vLLM calls it, "auto" for an empty one."""
+    word = re.match(r"[\w.-]*", text).group().lower().removeprefix("torch.")
+    return TYPES.get(word, word) or "auto"
+
+
+def whole(text: str) -> int | None:
+    return int(number(text) or 0) or None
+
+
+def block_size(row: dict) -> int:
+    """Tokens of a block: the engine's 16 unless the row's command line says another."""
+    told = re.search(r"block[-_]size[= ](\d+)", row["notes"])
+    return int(told.group(1)) if told else 16
 
 
 def service_of(entry: VllmRow) -> VllmService:
     """The service a row describes, without anything the engine measured."""
     row = entry.row
-    length = number(row["max_model_len"])
     return VllmService(
         name=entry.case, version=entry.version, model=row["model"], shape=entry.shape,
-        dtype=first_word(row["dtype"]), quantization=quantization(row),
-        kv_cache_dtype=first_word(row["kv_cache_dtype"]),
+        dtype=type_word(row["dtype"]), quantization=quantization(row),
+        kv_cache_dtype=type_word(row["kv_cache_dtype"]),
         gpu_memory_utilization=number(row["gpu_memory_utilization"]),
-        max_model_len=int(length) if length else None,
-        max_num_seqs=int(number(row["max_num_seqs"]) or 0) or None,
-        max_num_batched_tokens=int(number(row["max_num_batched_tokens"]) or 0) or None,
+        max_model_len=whole(row["max_model_len"]), block_size=block_size(row),
+        max_num_seqs=whole(row["max_num_seqs"]),
+        max_num_batched_tokens=whole(row["max_num_batched_tokens"]),
         enforce_eager=row["enforce_eager"].lower() == "true",
-        tensor_parallel_size=int(number(row["tp"]) or 1), pipeline_parallel_size=int(number(row["pp"]) or 1),
+        tensor_parallel_size=whole(row["tp"]) or 1, pipeline_parallel_size=whole(row["pp"]) or 1,
         expert_parallel_size=expert_parallel(row), language_model_only="language-model-only" in row["notes"],
         lora=row["lora"].lower() not in ("", "false", "no", "none", "0", "disabled"),
     )  # fmt: skip
@@ -184,18 +230,16 @@ def expert_parallel(row: dict) -> int | None:
 
 
 def gpu_of(entry: VllmRow) -> Gpu:
-    known = card(entry.row["gpu"])
     free = number(entry.row["gpu_free_at_start_gib"])
-    return Gpu(
-        entry.row["gpu"], int(entry.total), int(free * GIB) if free else None, known.capability if known else 8.0
-    )
+    name = entry.row["gpu"]
+    return Gpu(name, int(entry.total), int(free * GIB) if free else None, capability(name))
 
 
 def measured_tokens(row: dict, plan: dict | None) -> float | None:
     """Tokens the engine had room for: logged, or by its blocks, or by its KV memory where all layers are alike."""
     tokens, blocks, memory = (number(row[k]) for k in ("kv_cache_tokens", "gpu_blocks", "available_kv_gib"))
     if tokens or blocks:
-        return tokens or blocks * 16
+        return tokens or blocks * block_size(row)
     return memory * GIB / plan["figures"]["kv_bytes_per_token"].value if plan and memory and memory > 0 else None
 
 
@@ -234,16 +278,16 @@ def score_vllm(folder: Path, shapes: Shapes, verbose: bool) -> None:
     strict = {pct: Score(f"kv_tokens_within_{pct}pct_without_allowance") for pct in (5, 10, 15)}
     every = {pct: Score(f"kv_tokens_all_grades_within_{pct}pct") for pct in (5, 10, 15)}
     errors, left_out = [], {}
-    for row in csv.DictReader((folder / "vllm_logs.csv").open(encoding="utf-8")):
+    for row in table(folder / "vllm_logs.csv"):
         entry = load(row, shapes)
         refused = row["outcome"].startswith("error")
         check = start_check(row, entry.total, entry.version)
-        plan = None
+        plan, refusal = None, ""
         if not entry.reason:
             try:
                 plan = plan_vllm(service_of(entry), gpu_of(entry), context=False)
             except PlanError as error:
-                entry.reason = f"plan ({error})"
+                entry.reason, refusal = "plan", str(error)
         if plan is not None or check is not None:
             said = plan["verdict"] if plan else "fits" if check else "refused"
             right = (said == "refused") == refused
@@ -253,7 +297,7 @@ def score_vllm(folder: Path, shapes: Shapes, verbose: bool) -> None:
             if refused:
                 refusals.add(said == "refused", text)
         if entry.reason:
-            left_out.setdefault(entry.reason, []).append(entry.case)
+            left_out.setdefault(entry.reason, []).append((entry.case, refusal))
         measured = measured_tokens(row, plan)
         if plan is None or not measured or row["outcome"] != "ok":
             continue
@@ -284,9 +328,18 @@ def score_vllm(folder: Path, shapes: Shapes, verbose: bool) -> None:
             )
     for score in (verdict, trivial, refusals, *within.values(), *strict.values(), *every.values()):
         score.show()
-    print(f"kv_tokens_median_error_pct {statistics.median(errors):.2f}" if errors else "kv_tokens_median_error_pct -")
+    print(f"kv_tokens_median_error_pct {statistics.median(errors):.2f}" if errors else "kv_tokens_median_error_pct nan")
+    show_left_out("vllm", left_out)
+
+
+def show_left_out(engine: str, left_out: dict[str, list[tuple[str, str]]]) -> None:
+    """How many rows lack what, and what the planner said where it refused one."""
     for reason, cases in sorted(left_out.items()):
-        print(f"left_out_vllm_no_{reason.replace(' ', '_').replace('-', '_')} {len(cases)}: {' '.join(cases)}")
+        name = f"left_out_{engine}_no_{re.sub('[ -]', '_', reason)}"
+        print(f"{name} {len(cases)}: {' '.join(case for case, _ in cases)}")
+        for _, said in cases:
+            if said:
+                print(f"    {said}")
 
 
 def llama_service(row: dict, shape: Shape) -> LlamaService:
@@ -313,17 +366,17 @@ def buffers(text: str) -> float | None:
 
 def score_llamacpp(folder: Path, shapes: Shapes, verbose: bool) -> None:
     cache, total = Score("llamacpp_kv_within_1pct"), Score("llamacpp_total_within_5pct")
-    left_out: dict[str, list[str]] = {}
-    for row in csv.DictReader((folder / "llamacpp_logs.csv").open(encoding="utf-8")):
-        shape, measured = shapes.find(row["model"], quantized=True), buffers(row["gpu_kv_buffer_mib"])
+    left_out: dict[str, list[tuple[str, str]]] = {}
+    for row in table(folder / "llamacpp_logs.csv"):
+        shape, measured = shapes.find(row["model"], "gguf"), buffers(row["gpu_kv_buffer_mib"])
         if not shape or not number(row["n_ctx"]) or not measured:
-            left_out.setdefault("model" if not shape else "context", []).append(row["case_id"])
+            left_out.setdefault("model" if not shape else "context", []).append((row["case_id"], ""))
             continue
         try:
             service = llama_service(row, shape)
             figures = plan_llamacpp(service, Gpu("", 1 << 50))["figures"]
         except PlanError as error:
-            left_out.setdefault(f"plan ({error})", []).append(row["case_id"])
+            left_out.setdefault("plan", []).append((row["case_id"], str(error)))
             continue
         planned = figures["kv_cache"].value / MIB
         text = f"{row['case_id']} {row['model']}: planned {planned:.0f}, measured {measured:.0f} MiB"
@@ -340,8 +393,7 @@ def score_llamacpp(folder: Path, shapes: Shapes, verbose: bool) -> None:
             print("#", text, {k: round(figures[k].value / MIB) for k in ("weights", "kv_cache", "activation")}, parts)
     cache.show()
     total.show()
-    for reason, cases in sorted(left_out.items()):
-        print(f"left_out_llamacpp_no_{reason} {len(cases)}: {' '.join(cases)}")
+    show_left_out("llamacpp", left_out)
 
 
 def main(arguments: list[str]) -> int:

@@ -1,18 +1,26 @@
 """Plans: the arithmetic of each engine, the field's own cases, bad input."""
 
 import json
+import re
 import time
 from dataclasses import replace
 
 import gpu_memory_samples as samples
 import pytest
 from ansible.module_utils.gpu_memory import journal, render
-from ansible.module_utils.gpu_memory.engines import Gpu, parse_version, vllm_rules
+from ansible.module_utils.gpu_memory.engines import CARDS, Gpu, capability, cuda_mib, parse_version, vllm_rules
 from ansible.module_utils.gpu_memory.errors import PlanError
 from ansible.module_utils.gpu_memory.figures import GIB, MIB
 from ansible.module_utils.gpu_memory.planner import gpu_from, plan
 from ansible.module_utils.gpu_memory.shape import shape_from_config
-from ansible.module_utils.gpu_memory.vllm import VllmService, cache_pool, graph_count, lora_bytes, plan_vllm
+from ansible.module_utils.gpu_memory.vllm import (
+    VllmService,
+    cache_pool,
+    graph_count,
+    lora_bytes,
+    on_second_runner,
+    plan_vllm,
+)
 
 L4 = samples.L4
 
@@ -44,6 +52,12 @@ def test_versions(text, version):
         ("0.23.0", "graphs_counted", True),
         ("0.6.6", "legacy", "always"),
         ("0.15.1", "legacy", "never"),
+        ("0.9.0.1", "counts_others", True),
+        ("0.9.1", "counts_others", False),
+        ("0.26.0", "counts_buffers", False),
+        ("0.27.0", "counts_buffers", True),
+        ("0.28.0", "second_graphs", False),
+        ("0.29.0", "second_graphs", True),
     ],
 )
 def test_rules_by_version(version, field, value):
@@ -218,6 +232,149 @@ def test_linear_layers_cost_a_state_a_request():
     pool = cache_pool(shape_from_config(config, "m").groups, vllm_rules("0.27.0"), 1, 1, 2, 16)
     # A public start: 19.54 GiB of cache are 1.20 requests of 262144 tokens.
     assert 19.54 * GIB // pool.block_bytes / pool.request_blocks(262144, 2048) == pytest.approx(1.2, rel=0.02)
+
+
+QWEN_VISION = {
+    "architectures": ["Qwen3_5ForConditionalGeneration"], "num_hidden_layers": 64, "hidden_size": 5120,
+    "num_attention_heads": 24, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 248320,
+    "intermediate_size": 17408, "full_attention_interval": 4, "linear_num_value_heads": 48,
+    "max_position_embeddings": 262144, "quantization_config": {"quant_method": "fp8"},
+    "vision_config": {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304},
+}  # fmt: skip
+
+
+def test_a_sequence_needs_a_state():
+    """A public start of 0.26.0 on an L40S: 184 blocks in 8.82 GiB, refused for 256 sequences, started for 16."""
+    shape = shape_from_config(QWEN_VISION, "m")
+    pool = cache_pool(shape.groups, vllm_rules("0.26.0"), 1, 1, 2, 16)
+    assert 8.82 * GIB // pool.block_bytes == 184
+    asked = VllmService("v", "0.26.0", "Qwen3.8-27B", shape, gpu_memory_utilization=0.9, max_model_len=131072)
+    gpu = Gpu("L40S", int(44.42 * GIB), capability=8.9)
+    many = plan_vllm(asked, gpu)
+    assert many["verdict"] == "refused"
+    assert re.match(r"max_num_seqs \(256\) exceeds available Mamba cache blocks \(18\d\)", many["message"])
+    assert re.match(r"lower max_num_seqs to 18\d$", many["cures"][0])
+    few = plan_vllm(replace(asked, max_num_seqs=16), gpu)
+    assert few["verdict"] != "refused"
+    assert few["figures"]["kv_cache"].value == pytest.approx(9.75 * GIB, rel=0.03)
+    assert plan_vllm(replace(asked, version="0.19.0"), gpu)["verdict"] != "refused"
+
+
+def test_the_eyes_of_a_model_weigh_and_read_an_image_at_start():
+    shape = shape_from_config(QWEN_VISION, "m")
+    assert shape.encoder.parameters(5120) == pytest.approx(0.456e9, rel=0.01)
+    asked = VllmService("v", "0.26.0", "m 27B", shape, max_model_len=8192, max_num_seqs=16)
+    seeing = plan_vllm(asked, Gpu("L40S", int(44.42 * GIB)))["figures"]
+    blind = plan_vllm(replace(asked, language_model_only=True), Gpu("L40S", int(44.42 * GIB)))["figures"]
+    assert seeing["activation"].value - blind["activation"].value > GIB
+    assert "65536 patches" in seeing["activation"].note
+    plain = shape_from_config({**QWEN_VISION, "vision_config": {}}, "m")
+    assert plain.encoder == shape.encoder  # the architecture is known for it
+    assert shape_from_config(samples.MISTRAL, "m").encoder is None
+
+
+@pytest.mark.parametrize(("experts", "layers", "gib"), [(32, 24, 13.72), (128, 36, 65.97)])
+def test_four_bit_experts_are_kept_in_whole_tiles(experts, layers, gib):
+    """gpt-oss-20b and -120b as public starts loaded them; their files are 12.8 and 60.8 GiB."""
+    config = {
+        "architectures": ["GptOssForCausalLM"], "num_hidden_layers": layers, "hidden_size": 2880, "head_dim": 64,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "intermediate_size": 2880, "vocab_size": 201088,
+        "num_local_experts": experts, "num_experts_per_tok": 4, "tie_word_embeddings": False,
+        "quantization_config": {"quant_method": "mxfp4"},
+    }  # fmt: skip
+    one = plan_vllm(VllmService("v", "0.11.0", "m", shape_from_config(config, "m")), Gpu("H200", 140 * GIB))
+    assert one["figures"]["weights"].value == pytest.approx(gib * GIB, rel=0.005)
+
+
+def overhead(version, gpu=L4, **changes):
+    return only(plan([service(version=version, max_model_len=2048, **changes)], gpu))["figures"]["overhead"].value
+
+
+def test_the_second_runner_keeps_tables_of_its_sequences():
+    grown = overhead("0.28.0", max_num_seqs=512) - overhead("0.28.0", max_num_seqs=256)
+    assert grown == pytest.approx(256 * 32768 * (4 + 1 / 8))
+    assert overhead("0.26.0", max_num_seqs=512) == overhead("0.26.0", max_num_seqs=256)
+
+
+def test_early_workers_took_off_what_others_hold():
+    held = {**L4, "free_mib": 20000}
+    assert overhead("0.9.0", held) - overhead("0.9.0") == pytest.approx((22.04 * 1024 - 20000) * MIB, rel=0.001)
+    assert overhead("0.9.1", held) == overhead("0.9.1")
+    assert overhead("0.9.0", {**held, "name": "T4", "total_mib": 23034}) == overhead("0.9.1")  # the older engine
+
+
+def test_linked_cards_keep_more_for_talking():
+    shape = shape_from_config(samples.MISTRAL, "m")
+    asked = VllmService("v", "0.15.1", "m", shape, tensor_parallel_size=2)
+    linked, plain = (plan_vllm(asked, Gpu(n, 80 * GIB))["figures"]["overhead"].value for n in ("H100", "L40S"))
+    assert (round(linked / GIB, 2), round(plain / GIB, 2)) == (0.51, 0.24)
+    newer = plan_vllm(replace(asked, version="0.27.0"), Gpu("L40S", 80 * GIB))["figures"]["overhead"]
+    assert newer.value > 1.4 * GIB > newer.least
+
+
+MOE = {**samples.MISTRAL, "architectures": ["MixtralForCausalLM"], "num_local_experts": 8, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize(
+    ("version", "config", "second"),
+    [
+        ("0.23.0", samples.MISTRAL, True), ("0.23.0", samples.EXAONE, False), ("0.25.1", samples.EXAONE, True),
+        ("0.28.0", MOE, False), ("0.28.0", {**MOE, "architectures": ["Qwen2MoeForCausalLM"]}, True),
+        ("0.23.0", {**samples.MISTRAL, "quantization_config": {"quant_method": "fp8"}}, False),
+        ("0.24.0", {**samples.MISTRAL, "quantization_config": {"quant_method": "fp8"}}, True),
+        ("0.29.0", MOE, True), ("0.22.0", samples.MISTRAL, False),
+    ],
+)  # fmt: skip
+def test_which_model_runner(version, config, second):
+    assert on_second_runner(shape_from_config(config, "m"), vllm_rules(version)) is second
+
+
+def test_graphs_of_the_second_runner_count_since_it_measures_them():
+    def graphs(version):
+        return only(plan([service(version=version)], {"name": "H200", "total_mib": 143771}))["figures"]["cuda_graphs"]
+
+    assert graphs("0.28.0").value == 0
+    assert graphs("0.29.0").value > 0
+
+
+def test_what_compiling_leaves_is_in_the_estimate_and_both_kinds_in_the_range():
+    def figure(version, eager=False):
+        asked = service(version=version, max_model_len=2048, enforce_eager=eager)
+        return only(plan([asked], L4))["figures"]["activation"]
+
+    with_graphs, eager = figure("0.28.0"), figure("0.28.0", eager=True)
+    assert with_graphs.value - eager.value == pytest.approx(0.4 * GIB, rel=0.01)
+    assert with_graphs.most - eager.most == pytest.approx(1.2 * GIB, rel=0.01)
+    assert with_graphs.least == eager.least
+    assert figure("0.22.0") == figure("0.22.0", eager=True)  # the first runner
+
+
+def test_a_gguf_file_says_in_its_name_what_it_weighs():
+    shape = replace(shape_from_config(samples.MISTRAL, "m"), tied=True)
+    weights = {
+        name: plan_vllm(VllmService("v", "0.15.1", name, shape, quantization="gguf"), Gpu("L4", 40 * GIB))
+        for name in ("m-Q8_0.gguf", "m-Q4_K_M.gguf", "m")
+    }
+    sizes = {name: one["figures"]["weights"].value for name, one in weights.items()}
+    assert sizes["m-Q8_0.gguf"] / sizes["m-Q4_K_M.gguf"] == pytest.approx(8.5 / 4.85, rel=0.02)
+    assert sizes["m"] == sizes["m-Q4_K_M.gguf"]
+
+
+def test_what_the_driver_keeps_of_cards_that_are_not_listed():
+    for known in CARDS:
+        assert cuda_mib(known.smi_mib) == pytest.approx(known.cuda_gib * 1024, abs=300)
+    assert gpu_from({"name": "RTX 3080", "total_mib": 10240}).total == int((10240 - 10240 * 0.035) * MIB)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("NVIDIA GeForce RTX 5060 Ti", 12.0), ("NVIDIA H20", 9.0), ("Tesla P40", 6.1), ("Quadro RTX 8000", 7.5),
+        ("NVIDIA L20", 8.9), ("A100-SXM4-80GB", 8.0), ("NVIDIA GeForce RTX 3080", 8.6), ("unheard of", 8.0),
+    ],
+)  # fmt: skip
+def test_compute_capability_by_name(name, value):
+    assert capability(name) == value
 
 
 def test_adapter_slots():

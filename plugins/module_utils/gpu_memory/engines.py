@@ -22,36 +22,62 @@ class VllmRules:
     utilization: float = 0.90  # default of gpu_memory_utilization
     start_check: bool = False  # refuses when free memory is under the share asked for
     sampler_bytes: float = 38.3  # of one logit in the dummy sampling run: sort, cumulated and drawn in float32
+    sampler_low: float = 0.0  # the same where FlashInfer is installed and used unasked
     legacy: str = "always"  # which GPUs run the V0 engine: always, old (compute capability under 8.0), never
     hybrid_groups: bool = False  # layers of different cache form share one pool of blocks
     graphs_counted: bool = False  # an estimate of the CUDA graphs is taken off the KV cache
-    second_runner: str = ""  # models on the second model runner: "" none, named, dense
+    second_runner: str = ""  # models on the second model runner: "" none, named, dense (and the named), all
+    second_models: frozenset[str] = frozenset()  # the named
+    second_quantized: bool = False  # the named run on it quantized, too
+    second_graphs: bool = False  # the second runner estimates its CUDA graphs as well
+    second_bytes: float = 4.0  # of one logit in its dummy sampling
     tokens_by_concurrency: bool = False  # "GPU KV cache size" is concurrency times the longest request
     in_flight_batches: int = 1  # batches a sliding window must keep at once
-    overhead: tuple[float, float, float] = (0.09, 0.01, 0.30)  # GiB beside torch's own: value, low, high
+    counts_others: bool = False  # takes off all that is in use on the card, whoever holds it, and the CUDA context
+    counts_buffers: bool = False  # takes off what free memory fell by, so the runner's own buffers, too
+    state_a_sequence: bool = False  # refuses when a model with linear layers has fewer blocks than sequences
     large_batches: bool = False  # cards of 70 GiB and more default to 1024 sequences, 8192 tokens
     length_message: str = "v1"
 
 
+_SECOND_MOE = frozenset({"DeepseekV2ForCausalLM", "GraniteMoeForCausalLM", "Qwen2MoeForCausalLM"})
+_SECOND_FIRST = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM"})
+
 # Each entry states only what changed.
 _VLLM_CHANGES: tuple[dict, ...] = (
     {"since": (0, 0, 0), "read_in": "start-up logs of 0.6.5 to 0.7.3", "length_message": "v0"},
-    {"since": (0, 8, 0), "read_in": "vllm 0.8.5", "legacy": "old", "length_message": "v1"},
+    {
+        "since": (0, 8, 0), "read_in": "vllm 0.8.5", "legacy": "old", "length_message": "v1", "counts_others": True,
+        "sampler_low": 14.0,
+    },
     {"since": (0, 8, 4), "read_in": "vllm 0.8.5", "large_batches": True},
     {"since": (0, 9, 0), "read_in": "start-up errors of 0.9.1", "start_check": True},
-    {"since": (0, 9, 1), "read_in": "vllm 0.11.0", "hybrid_groups": True},
+    {"since": (0, 9, 1), "read_in": "vllm 0.9.1, 0.11.0", "hybrid_groups": True, "counts_others": False},
     {"since": (0, 11, 0), "read_in": "vllm 0.11.0", "legacy": "never"},
+    {"since": (0, 13, 0), "read_in": "vllm 0.13.0", "sampler_low": 0.0},
     # Top-k and top-p by a kernel in place: what stays is the logits in two precisions, probabilities and noise.
     {"since": (0, 16, 0), "read_in": "vllm 0.18.0", "sampler_bytes": 14.0},
-    {"since": (0, 20, 0), "read_in": "vllm 0.20.0", "utilization": 0.92, "graphs_counted": True},
+    {
+        "since": (0, 20, 0), "read_in": "vllm 0.20.0", "utilization": 0.92, "graphs_counted": True,
+        "state_a_sequence": True,
+    },
     {"since": (0, 21, 0), "read_in": "vllm 0.23.0", "tokens_by_concurrency": True},
-    {"since": (0, 23, 0), "read_in": "vllm 0.23.0", "second_runner": "named"},
-    {"since": (0, 25, 0), "read_in": "vllm 0.25.1", "second_runner": "dense", "overhead": (0.42, 0.15, 0.60)},
-    {"since": (0, 27, 0), "read_in": "vllm 0.27.0", "in_flight_batches": 2},
-)
-NEWEST_READ = (0, 28, 0)  # the newest version whose source was read
-
-SECOND_RUNNER_NAMED = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM"})
+    {"since": (0, 23, 0), "read_in": "vllm 0.23.0", "second_runner": "named", "second_models": _SECOND_FIRST},
+    {
+        "since": (0, 24, 0), "read_in": "vllm 0.24.0", "second_models": _SECOND_FIRST | _SECOND_MOE,
+        "second_quantized": True,
+    },
+    {"since": (0, 25, 0), "read_in": "vllm 0.25.1", "second_runner": "dense"},
+    {"since": (0, 27, 0), "read_in": "vllm 0.27.0", "in_flight_batches": 2, "counts_buffers": True},
+    {
+        "since": (0, 28, 0), "read_in": "vllm 0.28.0",
+        "second_models": _SECOND_MOE | {"DeepseekV4ForCausalLM", "KimiK3ForConditionalGeneration"},
+    },
+    {"since": (0, 29, 0), "read_in": "vllm 0.29.0", "second_runner": "all", "second_graphs": True},
+    # The dummy sampling is done once more with every parameter set, on logits in float32.
+    {"since": (0, 33, 0), "read_in": "vllm 0.33.0", "second_bytes": 14.0},
+)  # fmt: skip
+NEWEST_READ = (0, 33, 0)  # the newest version whose source was read
 
 MESSAGE_FREE = (
     "Free memory on device ({free}/{total} GiB) on startup is less than desired GPU memory utilization "
@@ -59,6 +85,11 @@ MESSAGE_FREE = (
 )
 MESSAGE_NO_BLOCKS = (
     "No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing the engine."
+)
+MESSAGE_SEQUENCES = (
+    "max_num_seqs ({sequences}) exceeds available Mamba cache blocks ({blocks}). Each decode sequence requires one "
+    "Mamba cache block, so CUDA graph capture cannot proceed. Please lower max_num_seqs to at most {blocks} or "
+    "increase gpu_memory_utilization."
 )
 MESSAGE_CUDA_OOM = "CUDA out of memory: the weights and the KV cache as given take {needed} of {total} GiB."
 MESSAGE_LENGTH = {
@@ -103,26 +134,29 @@ class Card:
     cuda_gib: float
     smi_mib: int
     capability: float
+    nvlink: bool = False  # the usual board links its GPUs directly
 
 
 # CUDA's figure is what engines divide; nvidia-smi adds what the driver keeps. Read in start-up logs and in the
 # vendor's specifications; the first matching pattern wins.
 CARDS: tuple[Card, ...] = (
     Card(r"\bL40S?\b", 44.42, 46068, 8.9),
+    Card(r"\bA40\b", 44.34, 46068, 8.6),
     Card(r"\bL4\b", 22.04, 23034, 8.9),
     Card(r"\bT4\b", 14.56, 15360, 7.5),
     Card(r"\bA10G?\b", 22.06, 23028, 8.6),
     Card(r"\bA30\b", 23.5, 24576, 8.0),
-    Card(r"A100.*40", 39.39, 40960, 8.0),
-    Card(r"A100", 79.25, 81920, 8.0),
+    Card(r"A100.*40", 39.39, 40960, 8.0, True),
+    Card(r"A100", 79.25, 81920, 8.0, True),
     Card(r"H100 NVL", 93.11, 95830, 9.0),
-    Card(r"H100", 79.18, 81559, 9.0),
-    Card(r"H200", 139.8, 143771, 9.0),
-    Card(r"B200", 178.36, 183359, 10.0),
-    Card(r"V100.*16", 15.77, 16384, 7.0),
-    Card(r"V100", 31.74, 32768, 7.0),
+    Card(r"H100", 79.18, 81559, 9.0, True),
+    Card(r"H200", 139.8, 143771, 9.0, True),
+    Card(r"B200", 178.36, 183359, 10.0, True),
+    Card(r"V100.*16", 15.77, 16384, 7.0, True),
+    Card(r"V100", 31.74, 32768, 7.0, True),
     Card(r"Turing", 14.56, 15360, 7.5),
     Card(r"PRO 6000", 94.97, 97887, 12.0),
+    Card(r"\bA5000\b", 23.56, 24564, 8.6),
     Card(r"\bA6000\b", 47.4, 49140, 8.6),
     Card(r"6000 Ada", 47.4, 49140, 8.9),
     Card(r"5090", 31.36, 32607, 12.0),
@@ -136,6 +170,32 @@ CARDS: tuple[Card, ...] = (
     Card(r"2080 Ti", 10.75, 11264, 7.5),
     Card(r"2060", 11.63, 12288, 7.5),
 )
+
+
+# What the driver keeps of a card's memory: about 470 MiB, less on small ones (the figures above).
+RESERVED_MIB, RESERVED_SHARE = 470, 0.035
+
+
+def cuda_mib(smi_mib: float) -> float:
+    """CUDA's total of a card that is not in the list, from the total that nvidia-smi shows."""
+    return smi_mib - min(RESERVED_MIB, RESERVED_SHARE * smi_mib)
+
+
+# What a name says of a card that is not in the list: compute capability decides the engine of old versions.
+_CAPABILITIES = (
+    (r"RTX PRO|\b50[5-9]0\b|GB10|Thor", 12.0), (r"\bB[23]00|GB[23]00", 10.0), (r"\bH[128]0{1,2}\b|H800|GH200", 9.0),
+    (r"\b40[5-9]0\b|Ada\b|\bL\d", 8.9), (r"\b30[5-9]0\b|RTX A\d|Orin|\bA[12]\d?\b", 8.6),
+    (r"\b20[6-8]0\b|16[56]0|Quadro RTX|TITAN RTX|Turing", 7.5), (r"V100|Volta|TITAN V", 7.0),
+    (r"\bP(4|40|100)\b|\b10[5-8]0\b", 6.1),
+)  # fmt: skip
+
+
+def capability(name: str) -> float:
+    """Compute capability of a GPU by its name; 8.0 where the name tells nothing."""
+    known = card(name)
+    if known:
+        return known.capability
+    return next((value for pattern, value in _CAPABILITIES if re.search(pattern, name or "", re.IGNORECASE)), 8.0)
 
 
 def card(name: str) -> Card | None:
@@ -156,9 +216,29 @@ class Gpu:
     capability: float = 8.0
     note: str = ""
 
+    @property
+    def nvlink(self) -> bool:
+        known = card(self.name)
+        return bool(known and known.nvlink)
+
 
 # What a process's own CUDA context takes from free memory before the engine looks (start-up logs: 0.06 to 0.56 GiB).
 CONTEXT_BYTES = (int(0.22 * GIB), int(0.06 * GIB), int(0.56 * GIB))
+# The first V1 workers took the context off the KV memory as well: a start of 0.9.0.1 on an A100 of 39.56 GiB had 0.65
+# GiB beside weights and activation (ghindex-file:29268111332). Launchers often forced the older engine, which did not.
+CONTEXT_COUNTED = (0, 0, int(0.60 * GIB))
+# GiB beside torch's own: value, low, high. Logs of one GPU; with the runner's slack since free memory decides.
+OVERHEAD = (0.09, 0.01, 0.30)
+OVERHEAD_BUFFERS = {True: (0.27, 0.05, 0.60), False: (0.42, 0.15, 0.75)}  # second runner (its tables apart), first
+# More over several GPUs: NCCL alone (0.20 to 0.30 in all on 2080 Ti, 3090, 4090, L40S), and with NVLink (0.54, H100).
+OVERHEAD_SEVERAL = {False: (0.15, 0.05, 0.60), True: (0.42, 0.10, 0.80)}
+# The same since buffers count: 1.70 GiB in all with four GPUs, 1.74 with eight (ghindex-file:57923772900, 70265431125).
+OVERHEAD_SEVERAL_BUFFERS = (1.20, 0.10, 1.50)
+# Compiled starts on the second runner come in two kinds, one with about 0.8 to 1.1 GiB more in activation: on an L4, an
+# RTX 5090 and a card of 16 GiB, not on a 4090, nor at the first start of that 5090 (V046, V047, V069;
+# ghindex-file:69421856836, 69451098589, 61918553602, 67163912157). What the compile cache holds decides it, which no
+# one knows before: the middle, and both in the range.
+COMPILED = (int(0.4 * GIB), 0, int(1.2 * GIB))
 # What an engine holds beyond its budget once it serves: context, kernels, allocator slack.
 BEYOND_BUDGET = (int(0.65 * GIB), int(0.20 * GIB), int(1.10 * GIB))
 LLAMACPP_CONTEXT = (380 << 20, 300 << 20, 460 << 20)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from . import journal
 from .checks import adapter_problems
-from .engines import Gpu, card, parse_version
+from .engines import Gpu, capability, card, cuda_mib, parse_version
 from .errors import PlanError
 from .figures import MIB, Figure
 from .llamacpp import LlamaService, plan_llamacpp
@@ -46,13 +46,11 @@ def gpu_from(given: dict) -> Gpu:
     note = "measured: used and free of nvidia-smi"
     if not cuda and known and abs(total - known.smi_mib) < 0.02 * known.smi_mib:
         cuda, note = known.cuda_gib * 1024, f"CUDA's figure for {name}"
-        # What is not free is held by others or by the driver, whose share is in the difference of the two totals.
-        free = cuda if free is None else max(0.0, min(cuda, free))
     elif not cuda:
-        cuda, note = total, "as given"
-        free = cuda if free is None else free
-    capability = known.capability if known else 8.0
-    return Gpu(name or "GPU", int(cuda * MIB), int((cuda if free is None else free) * MIB), capability, note)
+        cuda, note = cuda_mib(total), "as given, less what the driver keeps"
+    # What is not free is held by others or by the driver, whose share is in the difference of the two totals.
+    free = cuda if free is None else min(cuda, free)
+    return Gpu(name or "GPU", int(cuda * MIB), int(free * MIB), capability(name), note)
 
 
 def plan(services: list[dict], gpu: dict, hub_url: str = "", hub_token: str = "", history_path: str = "") -> dict:

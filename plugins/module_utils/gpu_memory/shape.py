@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, replace
 
@@ -43,6 +44,12 @@ QUANTIZED_BITS = {
     "quark": 8.02,
 }  # fmt: skip
 
+# What a GGUF file's name says it is quantized to -> bits a weight takes (llama.cpp's block sizes; K mixes on average)
+GGUF_BITS = {
+    "q8_0": 8.5, "q6_k": 6.56, "q5_k": 5.7, "q5_1": 6.0, "q5_0": 5.5, "q4_k": 4.85, "q4_1": 5.0, "q4_0": 4.5,
+    "iq4": 4.4, "q3_k": 3.9, "iq3": 3.5, "q2_k": 3.0, "iq2": 2.5, "bf16": 16, "f16": 16,
+}  # fmt: skip
+
 # field -> the names configurations give it, first match wins
 _ALIASES = {
     "layers": ("num_hidden_layers", "num_layers", "n_layer", "n_layers"),
@@ -80,6 +87,50 @@ class LayerGroup:
 
 
 @dataclass(frozen=True)
+class Encoder:
+    """A tower that reads images: its layers, and how many patches the engine reads at start at the most."""
+
+    layers: int
+    width: int
+    intermediate: int
+    matrices: int = 2  # of a feed-forward: 2, or 3 with a gate
+    patches: int = 0  # 0: not known, the engine's profile of images is only in the range
+
+    def parameters(self, hidden: int) -> float:
+        """Weights of the tower and of the merger into a model `hidden` wide (four patches make a token)."""
+        layer = 4 * self.width**2 + self.matrices * self.width * self.intermediate
+        merged = 4 * self.width if self.patches else self.width
+        return self.layers * layer + merged * (merged + hidden)
+
+    def activation(self, hidden: int, value_bytes: int) -> float:
+        """Bytes at the peak of reading as many patches, the tokens made of them included."""
+        wide = self.matrices * self.intermediate + 4 * self.width
+        return (self.patches * wide + self.patches / 4 * hidden) * value_bytes
+
+
+# The vision towers by the architecture's name, where a table of models does not tell them (published configurations).
+# Qwen's read an image of 16384 tokens at start, four patches each (preprocessor_config.json: the largest image).
+_QWEN_PATCHES = 16384 * 4
+_ENCODERS = (
+    ("Qwen2VL", Encoder(32, 1280, 5120, 2, _QWEN_PATCHES)), ("Qwen2_5_VL", Encoder(32, 1280, 3420, 3, _QWEN_PATCHES)),
+    ("Qwen3VL", Encoder(27, 1152, 4304, 2, _QWEN_PATCHES)), ("Qwen3_5", Encoder(27, 1152, 4304, 2, _QWEN_PATCHES)),
+    ("Gemma3ForConditional", Encoder(27, 1152, 4304)), ("Mistral3", Encoder(24, 1024, 4096, 3)),
+)  # fmt: skip
+
+
+def encoder_of(architecture: str, vision: dict) -> Encoder | None:
+    """The tower that a configuration's `vision_config` describes, or the architecture is known for."""
+    usual = next((entry for prefix, entry in _ENCODERS if architecture.startswith(prefix)), None)
+    layers = vision.get("depth") or vision.get("num_hidden_layers")
+    width = vision.get("embed_dim") or vision.get("hidden_size")
+    wide = vision.get("intermediate_size") or (width or 0) * (vision.get("mlp_ratio") or 4)
+    if not all(isinstance(x, int | float) and x > 0 for x in (layers, width, wide)):
+        return usual
+    matrices, patches = (usual.matrices, usual.patches) if usual else (2, 0)
+    return Encoder(int(layers), int(width), int(wide), matrices, patches)
+
+
+@dataclass(frozen=True)
 class Shape:
     """A model's dimensions. `quantization` is "" for plain weights; `bits` what a linear weight takes."""
 
@@ -106,6 +157,7 @@ class Shape:
     wider_heads: int = 0  # what the heads of full layers are wider by, over all such layers
     other_parameters: float = 0  # towers beside the language model
     multimodal: bool = False
+    encoder: Encoder | None = None
     known: bool = True
     assumptions: tuple[str, ...] = field(default=())
 
@@ -130,24 +182,31 @@ class Shape:
         wider = 2 * self.hidden * (self.heads + self.kv_heads) * self.wider_heads
         return self.layers * (attention + dense) + self.wide_layers * dense + wider
 
-    def expert_parameters(self) -> float:
-        """The part of the linear parameters that sits in experts."""
-        return self.layers * 3.0 * self.hidden * self.experts * self.expert_intermediate if self.moe else 0.0
+    def expert_parameters(self, tp: int = 0) -> float:
+        """The part of the linear parameters that sits in experts; with `tp`, as they are kept on that many GPUs."""
+        hidden, wide = self.hidden, self.expert_intermediate
+        if tp and self.quantization.endswith("mxfp4"):
+            # Kernels want whole tiles: gpt-oss-20b's 2880 becomes 3072 and 2944, 13.72 GiB instead of 12.8.
+            hidden, wide = _round_up(hidden, 256), _round_up(math.ceil(wide / tp), 128) * tp
+        return self.layers * 3.0 * hidden * self.experts * wide if self.moe else 0.0
 
     def weight_bytes(self, plain: int, tp: int = 1, ep: int | None = None) -> float:
         """Bytes of all weights on one of `tp` GPUs, experts spread over `ep`; unquantized values take `plain` bytes."""
         quantized = self.bits / 8 if self.quantization else plain
-        experts = self.expert_parameters()
-        rest = self.linear_parameters() - experts
+        rest = self.linear_parameters() - self.expert_parameters()
+        experts = self.expert_parameters(tp)
         # MXFP4 checkpoints keep everything beside the experts in the model's own type.
         rest *= plain if self.quantization.endswith("mxfp4") and experts else quantized
-        return rest / tp + experts * quantized / (ep or tp) + self.embedding_parameters() * plain / tp
+        # A GGUF file holds its embeddings quantized, and they stay so.
+        rest += self.embedding_parameters() * (quantized if self.quantization == "gguf" else plain)
+        return rest / tp + experts * quantized / (ep or tp)
 
     def embedding_parameters(self) -> float:
         """Weights of embeddings, output head and towers: they keep the model's type."""
         heads = 1 if self.tied else 2
         per_layer = self.layers * self.layer_input * (self.vocab + 3 * self.hidden)  # table, gates and projection
-        return self.vocab * self.hidden * heads + per_layer + self.other_parameters
+        tower = self.encoder.parameters(self.hidden) if self.encoder else 0
+        return self.vocab * self.hidden * heads + per_layer + (self.other_parameters or tower)
 
 
 def quantized_bits(method: str, config: dict | None = None) -> float:
@@ -233,6 +292,9 @@ def shape_from_config(config: dict, label: str) -> Shape:
         wide_layers=int(text.get("num_kv_shared_layers") or 0) if text.get("use_double_wide_mlp") else 0,
         wider_heads=_wider_heads(text, architecture, numbers["layers"], head_dim),
         multimodal=any(key in config for key in ("vision_config", "audio_config")),
+        encoder=encoder_of(architecture, config["vision_config"])
+        if isinstance(config.get("vision_config"), dict)
+        else None,
         known=known, assumptions=tuple(assumptions),
     )  # fmt: skip
 
@@ -369,6 +431,10 @@ def _first(value):
     return max(value) if isinstance(value, list) else value
 
 
+def _round_up(value: int, step: int) -> int:
+    return math.ceil(value / step) * step
+
+
 def _number(text) -> int:
     match = re.match(r"\d+", str(text or ""))
     return int(match.group()) if match else 0
@@ -385,7 +451,7 @@ def shape_from_row(row: dict) -> Shape | None:
     if not 0 < layers <= MOST_LAYERS or not (lora_rank or (kv_heads and head_dim)):
         return None
     extra = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", row.get("notes") or "")}
-    full, other = _number(row.get("full_attention_layers")), row.get("other_layers") or ""
+    full, other = min(_number(row.get("full_attention_layers")), layers), row.get("other_layers") or ""
     text: dict = {**extra}
     architecture = row.get("architecture") or "unknown"
     if full and other:
@@ -416,7 +482,7 @@ def shape_from_row(row: dict) -> Shape | None:
         wide_layers=extra.get("num_kv_shared_layers", 0) if extra.get("use_double_wide_mlp") else 0,
         wider_heads=_wider_heads(text, architecture, layers, head_dim),
         other_parameters=extra.get("other_parameters", 0),
-        multimodal="ConditionalGeneration" in architecture,
+        multimodal="ConditionalGeneration" in architecture, encoder=encoder_of(architecture, {}),
     )  # fmt: skip
 
 
@@ -431,9 +497,11 @@ def _spread(layers: int, full: int, other: str) -> list[str]:
     return ["full_attention" if i in marks else names[other] for i in range(layers)]
 
 
-def with_quantization(shape: Shape, method: str) -> Shape:
-    """The shape with the quantization the engine is told to apply."""
+def with_quantization(shape: Shape, method: str, name: str = "") -> Shape:
+    """The shape with the quantization the engine is told to apply; a GGUF file's `name` tells its bits."""
     if not method:
         return shape
     bits = quantized_bits(method)
+    if method == "gguf":
+        bits = next((bits for word, bits in GGUF_BITS.items() if word in name.lower()), bits)
     return replace(shape, quantization=method, bits=shape.bits if shape.quantization and shape.bits < 16 else bits)

@@ -13,13 +13,19 @@ from dataclasses import dataclass, field, replace
 from . import weights as weight_rules
 from .engines import (
     BEYOND_BUDGET,
+    COMPILED,
     CONTEXT_BYTES,
+    CONTEXT_COUNTED,
     MESSAGE_CUDA_OOM,
     MESSAGE_FREE,
     MESSAGE_LENGTH,
     MESSAGE_NO_BLOCKS,
+    MESSAGE_SEQUENCES,
     NEWEST_READ,
-    SECOND_RUNNER_NAMED,
+    OVERHEAD,
+    OVERHEAD_BUFFERS,
+    OVERHEAD_SEVERAL,
+    OVERHEAD_SEVERAL_BUFFERS,
     Gpu,
     VllmRules,
     parse_version,
@@ -135,7 +141,14 @@ def default_batch(service: VllmService, rules: VllmRules, gpu: Gpu, legacy: bool
 
 
 def activation(
-    shape: Shape, rules: VllmRules, seqs: int, tokens: int, tp: int, value_bytes: int, second: bool
+    shape: Shape,
+    rules: VllmRules,
+    seqs: int,
+    tokens: int,
+    tp: int,
+    value_bytes: int,
+    second: bool,
+    legacy: bool,
 ) -> Figure:
     """Peak of the profiling run: the larger of the forward pass and the dummy sampling."""
     if shape.moe:
@@ -144,20 +157,63 @@ def activation(
     else:
         wide = 3 * shape.intermediate / tp
     forward = tokens * (wide + 4 * shape.hidden) * value_bytes
-    per_logit = 4.0 if second else rules.sampler_bytes
+    per_logit = rules.second_bytes if second else rules.sampler_bytes
     if seqs < 8 and not second:
         per_logit = 38.3  # small batches are sorted in every version
     rows = min(seqs, tokens)
     sampling = rows * shape.vocab * per_logit + tokens * shape.hidden * value_bytes
     if sampling >= forward:
         note = f"dummy sampling of {rows} sequences over {shape.vocab} tokens"
-        figure = estimate(sampling, sampling * 0.93, sampling * 1.15, note)
+        low = sampling * 0.93
+        if rules.sampler_low and not legacy:
+            low = max(forward * 0.8, sampling * rules.sampler_low / per_logit)
+        figure = estimate(sampling, low, sampling * 1.15, note)
     else:
         figure = estimate(forward, forward * 0.8, forward * 1.35, f"forward pass of {tokens} tokens")
-    if shape.multimodal:
+    if shape.encoder and shape.encoder.patches and not legacy:
+        # The engine reads the largest image first and keeps its tokens while the text is profiled.
+        seen = shape.encoder.activation(shape.hidden, value_bytes)
+        kept = shape.encoder.patches / 4 * shape.hidden * value_bytes
+        if seen > figure.value + kept:
+            return estimate(seen, seen * 0.75, seen * 1.3, f"an image of {shape.encoder.patches} patches")
+        figure = estimate(
+            figure.value + kept, figure.least, figure.most + kept, figure.note + " beside an image's tokens"
+        )
+    elif shape.multimodal:
         high = figure.most + 0.6 * GIB
         figure = estimate(figure.value, figure.least, high, figure.note + "; images may add to it")
     return figure
+
+
+def on_second_runner(shape: Shape, rules: VllmRules) -> bool:
+    """Whether the version runs this model on its second model runner."""
+    if rules.second_runner == "all":
+        return True
+    named = shape.architecture in rules.second_models and (rules.second_quantized or not shape.quantization)
+    return named or (rules.second_runner == "dense" and not shape.moe and not shape.hybrid)
+
+
+def overhead(
+    shape: Shape, rules: VllmRules, gpu: Gpu, seqs: int, several: bool, second: bool, legacy: bool, context: bool
+) -> Figure:
+    """What is in use beside weights and activation, as the version counts it."""
+    parts = [tuple(x * GIB for x in (OVERHEAD_BUFFERS[second] if rules.counts_buffers else OVERHEAD))]
+    notes = ["CUDA libraries and the engine's own buffers"]
+    if several:
+        several_gib = OVERHEAD_SEVERAL_BUFFERS if rules.counts_buffers else OVERHEAD_SEVERAL[gpu.nvlink]
+        parts.append(tuple(x * GIB for x in several_gib))
+    if rules.counts_buffers and second:
+        # The tables for penalties: how often each token was written, and one bit for each of the prompt's.
+        parts.append((seqs * shape.vocab * (4 + 1 / 8),) * 3)
+        notes.append(f"its tables of {seqs} sequences")
+    if rules.counts_others and not legacy:
+        held = 0 if gpu.free is None else gpu.total - gpu.free
+        parts.append((held,) * 3)
+        if context or gpu.free is None:
+            parts.append(CONTEXT_COUNTED)
+        notes.append("this version takes off whatever else is in use on the card")
+    value, low, high = (sum(part[n] for part in parts) for n in range(3))
+    return estimate(value, low, high, ", ".join(notes))
 
 
 def graph_count(seqs: int) -> int:
@@ -224,9 +280,9 @@ def plan_vllm(service: VllmService, gpu: Gpu, correction: float | None = None, c
     """
     validate(service)
     rules = vllm_rules(service.version)
-    shape = with_quantization(service.shape, service.quantization)
+    shape = with_quantization(service.shape, service.quantization, service.model)
     if service.language_model_only:
-        shape = replace(shape, other_parameters=0, multimodal=False)
+        shape = replace(shape, other_parameters=0, multimodal=False, encoder=None)
     tp, pp = service.tensor_parallel_size, service.pipeline_parallel_size
     dtype = service.dtype if service.dtype != "auto" else ("float16" if shape.dtype == "float32" else shape.dtype)
     value_bytes = weight_rules.dtype_bytes(dtype)
@@ -235,9 +291,7 @@ def plan_vllm(service: VllmService, gpu: Gpu, correction: float | None = None, c
         newest = ".".join(map(str, NEWEST_READ))
         assumptions.append(f"vLLM {service.version} is newer than the arithmetic known here ({newest})")
     legacy = rules.legacy == "always" or (rules.legacy == "old" and gpu.capability < 8.0)
-    second = not shape.moe and not shape.hybrid and rules.second_runner == "dense"
-    if rules.second_runner == "named":
-        second = shape.architecture in SECOND_RUNNER_NAMED and not shape.quantization
+    second = on_second_runner(shape, rules)
     length = service.max_model_len or shape.max_position
     if not length:
         length = 8192
@@ -249,25 +303,27 @@ def plan_vllm(service: VllmService, gpu: Gpu, correction: float | None = None, c
         shape, dtype, service.model, tp, pp, service.expert_parallel_size
     )
     slots = lora_bytes(shape, service.max_loras, service.max_lora_rank, tp, value_bytes) if service.lora else 0
-    peak = activation(shape, rules, seqs, tokens, tp, value_bytes, second)
+    peak = activation(shape, rules, seqs, tokens, tp, value_bytes, second, legacy)
+    if not service.enforce_eager and second:
+        value, low, high = COMPILED
+        note = peak.note + " and what compiling leaves"
+        peak = estimate(peak.value + value, peak.least + low, peak.most + high, note)
     if not shape.known:
         peak = estimate(peak.value, peak.least * 0.6, peak.most * 2, peak.note)
-    value, low, high = (x * GIB for x in rules.overhead)
-    if tp * pp > 1:
-        value, low, high = value + 0.35 * GIB, low + 0.1 * GIB, high + 0.8 * GIB
-    overhead = estimate(value, low, high, "CUDA libraries and the engine's own buffers")
+    beside = overhead(shape, rules, gpu, seqs, tp * pp > 1, second, legacy, context)
     graph = graphs(shape, seqs)
-    counted = rules.graphs_counted and not service.enforce_eager and not second and not legacy
+    counted = rules.graphs_counted and not service.enforce_eager and not legacy
+    counted = counted and (not second or rules.second_graphs)
     taken = graph if counted else Figure(0, COMPUTED, note="not counted by this version, or eager")
     on_top = 0.0 if counted or service.enforce_eager else graph.value * 0.6
 
     asked = budget = math.ceil(gpu.total * utilization)
-    spent = weights.value + slots + peak.value + overhead.value + taken.value
+    spent = weights.value + slots + peak.value + beside.value + taken.value
     available = Figure(
         budget - spent,
         "estimated",
-        budget - (weights.most + slots + peak.most + overhead.most + taken.most),
-        budget - (weights.least + slots + peak.least + overhead.least + taken.least),
+        budget - (weights.most + slots + peak.most + beside.most + taken.most),
+        budget - (weights.least + slots + peak.least + beside.least + taken.least),
         "budget less all above",
     )
     if service.kv_cache_memory_bytes:
@@ -315,7 +371,7 @@ def plan_vllm(service: VllmService, gpu: Gpu, correction: float | None = None, c
         "weights": weights,
         "lora": Figure(slots, COMPUTED, note=f"{service.max_loras} adapter slots of rank {service.max_lora_rank}"),
         "activation": peak,
-        "overhead": overhead,
+        "overhead": beside,
         "cuda_graphs": taken,
         "kv_cache": available,
         "kv_bytes_per_token": Figure(pool.token_bytes, COMPUTED, unit="bytes/token", note="full-length layers"),
@@ -352,6 +408,8 @@ def plan_vllm(service: VllmService, gpu: Gpu, correction: float | None = None, c
             length=length, needed=gib(needed), available=gib(available.value),
             fitting=longest_fitting(available.value), tokens=pool_tokens(available.value),
         )  # fmt: skip
+    elif rules.state_a_sequence and shape.hybrid and not service.enforce_eager and blocks < seqs:
+        verdict, message = "refused", MESSAGE_SEQUENCES.format(sequences=seqs, blocks=int(blocks))
     else:
         if needed > available.least:
             verdict = "tight"
@@ -363,6 +421,8 @@ def plan_vllm(service: VllmService, gpu: Gpu, correction: float | None = None, c
             verdict = "tight"
             reasons.append("what the engine holds beyond its budget (context, CUDA graphs) may not find room")
     cures = _cures(verdict, service, rules, gpu, utilization, length, needed, available, longest_fitting, context_bytes)
+    if message.startswith("max_num_seqs"):
+        cures = [f"lower max_num_seqs to {int(blocks)}"]
     if fixed > gpu.total:
         missing = gib(fixed - gpu.total)
         cures = [f"a smaller or quantized model, a smaller cache or a larger GPU: {missing} GiB are missing"]
