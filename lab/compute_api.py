@@ -36,7 +36,7 @@ COMMON_PARAMETERS = {"alt", "fields", "key", "prettyPrint", "quotaUser", "userIp
 
 
 class Refused(Exception):
-    """An answer that is not 200: status, the API's reason, a message."""
+    """An answer that is not 200: status (0: none comes), the API's reason, a message."""
 
     def __init__(self, status, reason, message):
         super().__init__(message)
@@ -48,7 +48,8 @@ class Fault:
     """Something that goes wrong `times` times for requests of `method` whose path contains `where`.
 
     With `status` the request is refused; with `operation` (code, message, details) it is accepted and its operation
-    fails. `done` lets a refused request take effect all the same, as when the answer gets lost.
+    fails; with `broken` the connection ends without an answer. `done` lets a refused or unanswered request take effect
+    all the same, as when the answer gets lost.
     """
 
     method: str
@@ -59,6 +60,10 @@ class Fault:
     operation: dict | None = None
     times: int = 1
     done: bool = False
+    broken: bool = False
+
+    def refuse(self):
+        raise Refused(self.status, self.reason, self.message)
 
 
 # --- the published schema -----------------------------------------------------------------------------------------
@@ -220,8 +225,8 @@ class Cloud:
             )
             if fault:
                 fault.times -= 1
-            if fault and fault.status and not fault.done:
-                raise Refused(fault.status, fault.reason, fault.message)
+            if fault and (fault.status or fault.broken) and not fault.done:
+                fault.refuse()
             self._known_project(method["id"], values)
             handler = getattr(self, method["id"].removeprefix("compute.").replace(".", "_"), None)
             if handler is None:
@@ -230,7 +235,7 @@ class Cloud:
                 return self._operation(values, f"{URL}{path}", method["id"], lambda: None, fault.operation)
             result = handler(values, query, copy.deepcopy(body), f"{URL}{path}")
             if fault and fault.done:
-                raise Refused(fault.status, fault.reason, fault.message)
+                fault.refuse()
             return result
 
     def _known_project(self, method, values):
@@ -673,6 +678,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             path = split.path.removeprefix("/compute/v1/")
             status, answer = 200, self.server.cloud.answer(self.command, path, dict(parse_qsl(split.query)), body)
         except Refused as refused:
+            if not refused.status:
+                self.close_connection = True
+                return
             said = {"message": refused.message, "domain": "global", "reason": refused.reason}
             status = refused.status
             answer = {"error": {"code": refused.status, "message": refused.message, "errors": [said]}}

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import ssl
 import time
 import uuid
 
@@ -60,8 +62,9 @@ class GcpError(Exception):
 def credentials_for(service_account_file=None, environ=os.environ):
     """Choose credentials: GCP_ACCESS_TOKEN, else the service account file, else application default credentials."""
     try:
-        if environ.get("GCP_ACCESS_TOKEN"):
-            return oauth2.Credentials(environ["GCP_ACCESS_TOKEN"])
+        token = environ.get("GCP_ACCESS_TOKEN", "").strip()
+        if token:
+            return oauth2.Credentials(token)
         if service_account_file:
             return service_account.Credentials.from_service_account_file(service_account_file, scopes=SCOPES)
         return google.auth.default(scopes=SCOPES)[0]
@@ -77,11 +80,12 @@ class Client:
 
     def __init__(self, project, credentials, tries=6, pause=1.0, operation_timeout=900):
         self.project = project
-        self.tries = tries
+        self.tries = max(tries, 1)
         self.pause = pause
         self.operation_timeout = operation_timeout
-        # A refused token is an answer to tell, not one to try again: google-auth can renew what it can renew itself.
-        self.session = AuthorizedSession(credentials)
+        # google-auth renews what it can renew itself; of a token alone the API's own refusal is to be told.
+        token_alone = isinstance(credentials, oauth2.Credentials) and not credentials.refresh_token
+        self.session = AuthorizedSession(credentials, **({"refresh_status_codes": ()} if token_alone else {}))
 
     def get(self, path, missing_ok=False, **params):
         """Return the answer to GET of a path below the project; None for a 404 when missing_ok."""
@@ -141,8 +145,9 @@ class Client:
             except google.auth.exceptions.RefreshError as error:
                 # google-auth tried to renew after a 401 and could not.
                 raise GcpError(f"{method} {path}: 401 {one_line(error)}; {HINTS[401]}.", status=401) from error
-            except (requests.ConnectionError, requests.Timeout, google.auth.exceptions.TransportError) as error:
-                if last or isinstance(error, (requests.exceptions.SSLError, requests.exceptions.ProxyError)):
+            # All that requests raises is an OSError, as is a REQUESTS_CA_BUNDLE that is not there.
+            except (OSError, google.auth.exceptions.TransportError) as error:
+                if last or lasting(error):
                     raise GcpError(
                         f"{method} {path}: the Compute API cannot be reached ({one_line(error)}): check the network, "
                         "HTTPS_PROXY and REQUESTS_CA_BUNDLE."
@@ -167,6 +172,19 @@ class Client:
         time.sleep(min(pause, 60) * random.uniform(0.8, 1.2))
 
 
+def lasting(error):
+    """Say whether asking again is in vain, as with a proxy that is not there or a certificate that is not trusted.
+
+    A connection that breaks is worth another try, also behind a proxy, which urllib3 then blames for it.
+    """
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    cause = getattr(reason, "original_error", None) or next(iter(getattr(reason, "args", ())), None)
+    if isinstance(error, (requests.exceptions.ProxyError, requests.exceptions.SSLError)):
+        return not isinstance(cause, (ConnectionError, ssl.SSLEOFError))
+    broken = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+    return not isinstance(error, (*broken, google.auth.exceptions.TransportError))
+
+
 def one_line(value):
     return " ".join(str(value).split())
 
@@ -189,7 +207,9 @@ def answer_error(answer, what):
         reasons = [one["reason"] for one in error.get("errors", []) if one.get("reason")]
         details = error.get("details", [])
     except (ValueError, KeyError, TypeError, AttributeError):
-        message, reasons, details = answer.text[:200] or answer.reason, [], []
+        # A page for people, as balancers and proxies send it, is told without its markup.
+        text = one_line(re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", answer.text, flags=re.DOTALL))
+        message, reasons, details = text[:200] or answer.reason, [], []
     reasons += [one["reason"] for one in details if isinstance(one, dict) and one.get("reason")]
     quota = any("quota" in reason.lower() or reason in RATE for reason in reasons)
     hint = f"; {HINTS[status]}" if status in HINTS and not quota else ""

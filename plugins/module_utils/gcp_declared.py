@@ -52,14 +52,21 @@ def tail(url, project):
 
 def machine_problems(machines):
     """Return a sentence for each declared value that cannot be meant."""
-    problems = []
-    names = [machine["name"] for machine in machines]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.append(f"gcp_machines names '{name}' more than once: give each machine a name of its own.")
+    problems = name_problems("gcp_machines", machines)
+    if not machines:
+        problems.append("gcp_machines is empty: name at least one machine.")
     for machine in machines:
         who = f"gcp_machines: {machine['name']}"
-        if not NAME.fullmatch(machine["name"]):
-            problems.append(f"{who}: the name must be 1-63 lower-case letters, digits and hyphens, a letter first.")
+        named = {
+            "machine_type": machine["machine_type"],
+            "accelerator.type": machine["accelerator"]["type"],
+            "disk.type": machine["disk"]["type"],
+            "network": machine["network"],
+            "subnetwork": machine["subnetwork"] or "default",
+        }
+        for field, value in named.items():
+            if not NAME.fullmatch(value):
+                problems.append(f"{who}: {field} '{value}' must be the name alone, in lower-case letters.")
         if not machine["zones"]:
             problems.append(f"{who}: zones is empty: name at least one, such as asia-northeast3-a.")
         for zone in machine["zones"]:
@@ -80,6 +87,42 @@ def machine_problems(machines):
     return problems
 
 
+def name_problems(variable, declared):
+    """Return a sentence for each name of a list that is no name, or that is there twice."""
+    names = [one["name"] for one in declared]
+    problems = [
+        f"{variable} names '{name}' more than once: give each a name of its own."
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
+    return problems + [
+        f"{variable}: {name}: the name must be 1-63 lower-case letters, digits and hyphens, a letter first."
+        for name in names
+        if not NAME.fullmatch(name)
+    ]
+
+
+def rule_problems(rules):
+    """Return a sentence for each declared value that cannot be meant; `read_ranges` does so for the ranges."""
+    problems = name_problems("gcp_firewall_rules", rules)
+    for rule in rules:
+        who = f"rule {rule['name']}"
+        if rule["state"] == "present" and not rule["ports"]:
+            problems.append(f"{who}: it opens no port: name one, or set its state to absent.")
+        if not rule["target_tags"]:
+            problems.append(f"{who}: without target_tags it would open every machine of the network: name the tags.")
+        problems += [f"{who}: {port} is no port: write 1-65535." for port in rule["ports"] if not 0 < port < 65536]
+        problems += [
+            f"{who}: the tag '{tag}' must be lower-case letters, digits and hyphens."
+            for tag in rule["target_tags"]
+            if not NAME.fullmatch(tag)
+        ]
+        if not NAME.fullmatch(rule["network"]):
+            problems.append(f"{who}: network '{rule['network']}' must be the name alone, in lower-case letters.")
+        if not 0 <= rule["priority"] < 65536:
+            problems.append(f"{who}: priority {rule['priority']} must be between 0 and 65535.")
+    return problems
+
+
 def is_world(network):
     """Say whether a range is, for the purpose of asking twice, the whole Internet."""
     return network.prefixlen < 8
@@ -90,11 +133,12 @@ def read_ranges(rule):
     networks, problems = [], []
     for text in rule["source_ranges"]:
         try:
-            networks.append(ipaddress.ip_network(text))
+            networks.append(ipaddress.ip_network(text.strip()))
         except ValueError as error:
             problems.append(
                 f"rule {rule['name']}: source range '{text}' is not usable ({error}): write 203.0.113.0/24."
             )
+    networks = list(dict.fromkeys(networks))
     world = [one for one in networks if is_world(one)]
     narrow = [one for one in networks if not is_world(one)]
     # Narrow ones that together are the world are the world.
@@ -170,9 +214,9 @@ def rule_body(project, rule):
         "direction": "INGRESS",
         "priority": rule["priority"],
         "disabled": False,
-        "allowed": [{"IPProtocol": "tcp", "ports": [str(port) for port in sorted(rule["ports"])]}],
+        "allowed": [{"IPProtocol": "tcp", "ports": [str(port) for port in sorted(set(rule["ports"]))]}],
         "sourceRanges": sorted(rule["source_ranges"]),
-        "targetTags": sorted(rule["target_tags"]),
+        "targetTags": sorted(set(rule["target_tags"])),
     }
 
 
@@ -299,7 +343,7 @@ def machine_body(project, zone, machine):
         ],
         "networkInterfaces": [interface],
         "scheduling": scheduling(machine),
-        "tags": {"items": sorted(machine["tags"])},
+        "tags": {"items": sorted(set(machine["tags"]))},
         "labels": {key: str(value) for key, value in machine["labels"].items()},
         "metadata": {
             "items": [{"key": key, "value": str(value)} for key, value in sorted(machine["metadata"].items())]
@@ -321,7 +365,7 @@ def declared_view(machine):
         **({"subnetwork": machine["subnetwork"]} if machine["subnetwork"] else {}),
         "external_address": machine["external_address"],
         "scheduling": scheduling(machine),
-        "tags": sorted(machine["tags"]),
+        "tags": sorted(set(machine["tags"])),
         "labels": {key: str(value) for key, value in sorted(machine["labels"].items())},
         "metadata": {key: str(value) for key, value in sorted(machine["metadata"].items())},
     }

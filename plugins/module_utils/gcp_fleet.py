@@ -86,7 +86,8 @@ class Fleet:
         problems = []
         if not self.project:
             problems.append("gcp_project is empty: set it to the ID of your Google Cloud project.")
-        problems += declared.machine_problems(self.options["machines"]) + self.rule_problems
+        problems += declared.machine_problems(self.options["machines"])
+        problems += declared.rule_problems(self.options["rules"]) + self.rule_problems
         known = [one["name"] for one in self.options["machines"]]
         if self.options["state"] == "absent" and not any(self.options["names"]):
             return [*problems, "gcp_decommission is empty: give the name of the machine to delete."]

@@ -13,6 +13,24 @@ RULE = {
     "state": "present",
 }
 
+MACHINE = {
+    "name": "llm",
+    "zones": ["asia-northeast3-a"],
+    "machine_type": "g2-standard-4",
+    "accelerator": {"type": "nvidia-l4", "count": 1},
+    "image": {"project": "ubuntu-os-accelerator-images", "family": "f"},
+    "disk": {"type": "pd-ssd", "size_gb": 200},
+    "network": "default",
+    "subnetwork": None,
+    "external_address": True,
+    "spot": False,
+    "maintenance_policy": "TERMINATE",
+    "automatic_restart": True,
+    "tags": [],
+    "labels": {},
+    "metadata": {},
+}
+
 
 def effective(*ranges, open_to_world=False, world_ports=(8000,), **changed):
     return declared.effective_rules([{**RULE, "source_ranges": list(ranges), **changed}], open_to_world, world_ports)
@@ -73,6 +91,35 @@ def test_a_rule_may_be_absent_without_ranges():
     assert effective(state="absent")[2] == []
 
 
+def test_what_is_said_twice_is_meant_once():
+    twice = {"ports": [8000, 8000], "target_tags": ["ai-server", "ai-server"]}
+    (rule,), _, problems, _ = effective("203.0.113.7", " 203.0.113.7/32", **twice)
+    body = declared.rule_body("p", rule)
+    assert problems == []
+    assert body["allowed"] == [{"IPProtocol": "tcp", "ports": ["8000"]}]
+    assert (body["sourceRanges"], body["targetTags"]) == (["203.0.113.7/32"], ["ai-server"])
+    assert declared.declared_view({**MACHINE, "tags": ["b", "a", "b"]})["tags"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"name": "Allow"}, "gcp_firewall_rules: Allow: the name must be"),
+        ({"ports": []}, "opens no port"),
+        ({"ports": [0]}, "0 is no port"),
+        ({"ports": [99999]}, "99999 is no port"),
+        ({"target_tags": []}, "every machine of the network"),
+        ({"target_tags": ["AI"]}, "the tag 'AI'"),
+        ({"network": "global/networks/default"}, "must be the name alone"),
+        ({"priority": 65536}, "priority 65536"),
+    ],
+)
+def test_a_rule_that_cannot_be_meant(changed, said):
+    assert declared.rule_problems([RULE]) == []
+    assert said in declared.rule_problems([{**RULE, **changed}])[0]
+    assert "gcp_firewall_rules names 'allow-ai-server-ports' more than once" in declared.rule_problems([RULE, RULE])[0]
+
+
 def test_open_ports_follow_the_tags():
     rules = [RULE, {**RULE, "ports": [9100], "target_tags": ["monitoring"]}]
     assert declared.open_ports(rules, ["monitoring"]) == [9100]
@@ -110,24 +157,21 @@ def test_quota_that_just_fits_is_enough():
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"name": "Llm"}, "the name must be"),
+        ({"name": "Llm"}, "gcp_machines: Llm: the name must be"),
         ({"zones": []}, "zones is empty"),
         ({"zones": ["asia-northeast3"]}, "is no zone"),
         ({"tags": ["AI"]}, "the tag 'AI'"),
         ({"labels": {"a": "B"}}, "the label a=B"),
         ({"maintenance_policy": "MIGRATE"}, "cannot migrate"),
+        ({"machine_type": "G2-Standard-4"}, "machine_type 'G2-Standard-4' must be the name alone"),
+        ({"accelerator": {"type": "nvidia-L4", "count": 1}}, "accelerator.type 'nvidia-L4'"),
+        ({"disk": {"type": "zones/a/diskTypes/pd-ssd", "size_gb": 200}}, "disk.type"),
+        ({"network": ""}, "network ''"),
+        ({"subnetwork": "Default"}, "subnetwork 'Default'"),
     ],
 )
 def test_a_machine_that_cannot_be_meant(changed, said):
-    machine = {
-        "name": "llm",
-        "zones": ["asia-northeast3-a"],
-        "tags": [],
-        "labels": {},
-        "spot": False,
-        "maintenance_policy": "TERMINATE",
-        "accelerator": {"type": "nvidia-l4", "count": 1},
-    }
-    assert declared.machine_problems([machine]) == []
-    assert said in declared.machine_problems([{**machine, **changed}])[0]
-    assert "more than once" in declared.machine_problems([machine, machine])[0]
+    assert declared.machine_problems([MACHINE]) == []
+    assert said in declared.machine_problems([{**MACHINE, **changed}])[0]
+    assert "more than once" in declared.machine_problems([MACHINE, MACHINE])[0]
+    assert declared.machine_problems([]) == ["gcp_machines is empty: name at least one machine."]
