@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
+
+PATIENCE = 5.0  # s; dcgmi gives the engine 100 ms, and on a busy host one such window is missed
+PAUSE = 0.2
 
 
 def parse_versions(text: str) -> dict[str, str | None]:
@@ -20,13 +24,28 @@ def _version(text: str) -> str | None:
     return found.group(1) if found else None
 
 
-def ask(dcgmi: str = "dcgmi") -> dict[str, str | None]:
-    """Return `parse_versions` of this machine; both None where DCGM is not installed, no engine where none answers."""
+def ask(dcgmi: str = "dcgmi", within: float = 60) -> dict[str, str | None]:
+    """Return `parse_versions` of this machine; both None where DCGM is not installed, no engine where none answers.
+
+    Where dcgmi does not end within so many seconds, ``trouble`` is the sentence that says so.
+    """
     try:
-        done = subprocess.run([dcgmi, "-v"], capture_output=True, text=True, errors="replace", timeout=60, check=False)
+        done = subprocess.run(
+            [dcgmi, "-v"], capture_output=True, text=True, errors="replace", timeout=within, check=False
+        )
     except FileNotFoundError:
         return {"client": None, "engine": None}
+    except subprocess.TimeoutExpired:
+        return {"client": None, "engine": None, "trouble": f"dcgmi -v did not end within {within:.0f} s"}
     return parse_versions(done.stdout)
+
+
+def ask_patiently(dcgmi: str = "dcgmi", patience: float = PATIENCE) -> dict[str, str | None]:
+    """Return what `ask` does, asked again for ``patience`` seconds while the engine is silent."""
+    deadline = time.monotonic() + patience
+    while (told := ask(dcgmi, max(deadline - time.monotonic(), 1)))["engine"] is None and time.monotonic() < deadline:
+        time.sleep(PAUSE)
+    return told
 
 
 def upstream(version: str) -> str:
@@ -42,7 +61,7 @@ def start_reason(live: dict[str, str], told: dict[str, str | None], version: str
     if live.get("ActiveState") != "active":
         return f"it was not running ({live.get('ActiveState', 'unknown')}, {live.get('SubState', 'unknown')})"
     if told["engine"] is None:
-        return "it did not answer"
+        return told.get("trouble") or "it did not answer"
     if told["engine"] != upstream(version):
         return f"the running engine was {told['engine']}, {upstream(version)} is installed"
     return None

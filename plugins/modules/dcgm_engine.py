@@ -9,6 +9,7 @@ short_description: Run DCGM's host engine in the version that is installed
 description:
   - Enables and starts the package's own unit, and restarts it when the running engine says another version than the
     package's, as after an upgrade or an interrupted run.
+  - C(dcgmi -v) gives the engine 100 ms, so an active unit's engine is asked for 5 s before it counts as silent.
   - Waits until the engine answers, then compares what the installed client and the running engine say.
   - "Source: C(dcgmi -v)."
 author: The llm-server maintainers
@@ -71,11 +72,12 @@ def stop(module: AnsibleModule) -> None:
 
 def run(module: AnsibleModule) -> None:
     unit, version = module.params["unit"], module.params["version"]
-    live, told = systemd_unit.show(unit), dcgm.ask()
+    live = systemd_unit.show(unit)
+    told = dcgm.ask_patiently() if live.get("ActiveState") == "active" else dcgm.ask()
     reason = dcgm.start_reason(live, told, version)
     enable = live.get("UnitFileState") != "enabled"
     if module.check_mode:
-        module.exit_json(changed=bool(reason or enable), restarted=reason, **told)
+        module.exit_json(changed=bool(reason or enable), restarted=reason, client=told["client"], engine=told["engine"])
     told_after, deadline = systemd_unit.journal_end(), time.monotonic() + module.params["timeout"]
     if reason or enable:
         systemd_unit.run("systemctl", "daemon-reload")
@@ -83,13 +85,15 @@ def run(module: AnsibleModule) -> None:
         systemd_unit.run("systemctl", "enable", unit)
     if reason:
         systemd_unit.run("systemctl", "restart", unit)
-    while (told := dcgm.ask())["engine"] is None and time.monotonic() < deadline:
+    while (told := dcgm.ask(within=max(deadline - time.monotonic(), 1)))["engine"] is None:
+        if time.monotonic() >= deadline:
+            break
         if systemd_unit.show(unit).get("ActiveState") in ("failed", "inactive"):
             break
         time.sleep(0.5)
-    wrong = {name: seen for name, seen in told.items() if seen != dcgm.upstream(version)}
+    wrong = {name: told[name] for name in ("client", "engine") if told[name] != dcgm.upstream(version)}
     if wrong:
-        said = "; ".join(f"the {name} says {seen or 'nothing'}" for name, seen in wrong.items())
+        said = told.get("trouble") or "; ".join(f"the {name} says {seen or 'nothing'}" for name, seen in wrong.items())
         module.fail_json(
             msg=f"DCGM {dcgm.upstream(version)} is installed and {said}. See journalctl -u {unit}.",
             journal=systemd_unit.journal(unit, told_after)[-15:],

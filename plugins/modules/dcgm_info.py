@@ -25,6 +25,7 @@ EXAMPLES = r"""
 RETURN = r"""
 client: {description: Version of the installed client; empty where there is none., type: str, returned: always}
 engine: {description: Version of the running engine; empty where none answers., type: str, returned: always}
+trouble: {description: Why dcgmi could not be asked; empty where it could., type: str, returned: always}
 """
 
 from ansible.module_utils import dcgm
@@ -39,7 +40,8 @@ def main() -> None:
             read()
         except GpuError as error:
             module.fail_json(msg=f"DCGM needs a GPU. {error}", kind=error.kind)
-    module.exit_json(changed=False, **{name: seen or "" for name, seen in dcgm.ask().items()})
+    told = {"trouble": "", **dcgm.ask()}
+    module.exit_json(changed=False, **{name: seen or "" for name, seen in told.items()})
 
 
 if __name__ == "__main__":

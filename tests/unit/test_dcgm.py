@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
-from ansible.module_utils import dcgm
+from ansible.module_utils import dcgm, systemd_unit
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("dcgm_filter", ROOT / "plugins/filter/dcgm.py")
@@ -37,6 +39,59 @@ def test_client_and_engine_are_told_apart():
 
 def test_absent_dcgm_says_nothing(tmp_path):
     assert dcgm.ask(str(tmp_path / "dcgmi")) == {"client": None, "engine": None}
+
+
+def program(folder, text: str) -> str:
+    """Make a dcgmi that is a shell script."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "dcgmi"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def misses(folder, times: int) -> str:
+    """Make a dcgmi whose engine misses so many windows before it answers."""
+    folder.mkdir(exist_ok=True)
+    (folder / "said.txt").write_text(BOTH)
+    return program(
+        folder,
+        f"echo >> {folder}/asked; [ $(wc -l < {folder}/asked) -gt {times} ] || exec head -6 {folder}/said.txt\n"
+        f"cat {folder}/said.txt",
+    )
+
+
+def test_one_missed_window_is_no_silent_engine(tmp_path):
+    assert dcgm.ask(misses(tmp_path / "once", 1)) == {"client": "3.3.9", "engine": None}
+    assert dcgm.ask_patiently(misses(tmp_path / "busy", 2)) == {"client": "3.3.9", "engine": "3.3.8"}
+    assert dcgm.ask_patiently(misses(tmp_path / "dead", 99), patience=0.5)["engine"] is None
+
+
+def test_a_hung_dcgmi_is_no_engine_with_a_sentence_of_its_own(tmp_path):
+    told = dcgm.ask_patiently(program(tmp_path, "exec sleep 60"), patience=0.5)
+    assert told == {"client": None, "engine": None, "trouble": "dcgmi -v did not end within 1 s"}
+    assert dcgm.start_reason({"ActiveState": "active"}, told, "3.3.9") == told["trouble"]
+
+
+@pytest.mark.parametrize(("state", "reason"), [("active", None), ("inactive", "it was not running (inactive, dead)")])
+def test_a_running_engine_is_not_restarted_for_one_missed_window(tmp_path, monkeypatch, state, reason):
+    spec = importlib.util.spec_from_file_location("dcgm_engine", ROOT / "plugins/modules/dcgm_engine.py")
+    engine = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(engine)
+    live = {"ActiveState": state, "SubState": "dead", "UnitFileState": "enabled"}
+    monkeypatch.setattr(systemd_unit, "show", lambda unit: live)
+    tools = Path(shutil.which("wc")).parent
+    monkeypatch.setenv("PATH", f"{Path(misses(tmp_path, 1)).parent}:{tools}:/bin")
+    said: dict = {}
+
+    def leave(**values):
+        said.update(values)
+        raise SystemExit
+
+    options = {"unit": "nvidia-dcgm.service", "version": "3.3.8", "timeout": 60}
+    with pytest.raises(SystemExit):
+        engine.run(SimpleNamespace(params=options, check_mode=True, exit_json=leave))
+    assert (said["restarted"], said["changed"]) == (reason, bool(reason))
 
 
 @pytest.mark.parametrize(
