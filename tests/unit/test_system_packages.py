@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
+import yaml
 from ansible.module_utils import system_packages
 from ansible.module_utils.system_packages import (
     Installed,
@@ -117,6 +119,15 @@ def test_downgrade_in_one_transaction_and_held_again(monkeypatch, tmp_path):
     Packages("dcgm", 1).apply([DCGM], NEWER)
     assert machine.installed == {DCGM.name: "1:3.3.9"} and machine.held == {DCGM.name}
     assert sum("install" in argv and "--simulate" not in argv for argv in machine.ran) == 1
+
+
+def test_the_packages_of_every_4x_give_way_to_3x(monkeypatch, tmp_path):
+    newer = ["datacenter-gpu-manager-4-core", "libdcgm", "nv-hostengine"]
+    simulation = "".join(f"Remv {name} [1]\n" for name in newer) + f"Inst {DCGM.name} (1:3.3.9)\n"
+    machine = Machine(monkeypatch, tmp_path, dict.fromkeys([*newer, "libdcgm-of-others"], "1:4.7.0"), simulation)
+    role = yaml.safe_load((Path(__file__).resolve().parents[2] / "roles/dcgm/vars/main.yml").read_text())
+    Packages("dcgm", 1).apply([DCGM], role["__dcgm_instead_of"])
+    assert machine.installed == {DCGM.name: "1:3.3.9", "libdcgm-of-others": "1:4.7.0"}
 
 
 def test_a_foreign_package_is_never_removed(monkeypatch, tmp_path):
