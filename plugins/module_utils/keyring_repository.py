@@ -7,6 +7,7 @@ Sources: sources.list(5), apt.conf(5), deb(5).
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -244,7 +245,9 @@ def _reason(done: subprocess.CompletedProcess[bytes]) -> str:
 
 
 def _run(argv: list[str]) -> subprocess.CompletedProcess[bytes]:
+    # apt reads the proxy of the task's environment.
     environment = {
+        **os.environ,
         "LC_ALL": "C",
         "DEBIAN_FRONTEND": "noninteractive",
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from ansible.module_utils import keyring_repository
 from ansible.module_utils.keyring_repository import (
     Apt,
     Repository,
@@ -182,6 +183,12 @@ def test_a_lock_is_waited_for_and_at_last_named(machine):
     machine.busy = 1000
     with pytest.raises(RepositoryError, match="another program has kept apt's lock for 1 s: Could not get lock"):
         machine.apt.install(Path("/x.deb"))
+
+
+def test_apt_gets_the_environment_of_the_task(monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    said = keyring_repository._run(["sh", "-c", 'echo "$https_proxy $LC_ALL $DEBIAN_FRONTEND"']).stdout
+    assert said == b"http://proxy:3128 C noninteractive\n"
 
 
 def test_the_keyring_is_read_out_of_the_package():
