@@ -10,6 +10,7 @@ import socket
 import ssl
 import urllib.error
 import urllib.request
+from http.client import HTTPException, InvalidURL
 
 BODY_LIMIT = 4 << 20
 
@@ -38,7 +39,8 @@ def models_url(base: str) -> str:
 def fetch(base: str, key: str = "", timeout: float = 10, ca_path: str = "", validate: bool = True) -> list[dict]:
     """The models of a server: id, root, parent, max_model_len (None where the server says nothing).
 
-    ApiError of kind refused, timeout, unreachable, tls, unauthorized, not_found, status, not_json or not_models.
+    ApiError of kind refused, timeout, unreachable, closed, tls, not_http, unauthorized, not_found, status, not_json or
+    not_models.
     """
     url = models_url(base)
     try:
@@ -56,7 +58,7 @@ def fetch(base: str, key: str = "", timeout: float = 10, ca_path: str = "", vali
             body = answer.read(BODY_LIMIT)
     except urllib.error.HTTPError as error:
         raise _status(url, error.code, bool(key)) from None
-    except (urllib.error.URLError, OSError, ValueError, UnicodeError) as error:
+    except (urllib.error.URLError, HTTPException, OSError, ValueError, UnicodeError) as error:
         raise _transport(url, error, timeout) from None
     return parse(url, body)
 
@@ -85,6 +87,10 @@ def _transport(url: str, error: Exception, timeout: float) -> ApiError:
         return ApiError("closed", f"{url} closed the connection: the server speaks TLS, or it is stopping.")
     if isinstance(reason, ssl.CertificateError | FileNotFoundError):
         return ApiError("tls", "ca_path does not name a readable file of certificates.")
+    if isinstance(reason, InvalidURL):
+        return ApiError("unreachable", f"{url} is no address ({reason}): check it.")
+    if isinstance(reason, HTTPException):
+        return ApiError("not_http", f"{url} gave no answer in HTTP ({reason!r}): another program has this port.")
     kind = type(reason).__name__
     if isinstance(reason, socket.gaierror):
         return ApiError("unreachable", f"{url} has a host name that does not resolve: check the address.")

@@ -86,8 +86,8 @@ attempts:
   returned: always
   type: int
 kind:
-  description: Why there is no right list (refused, timeout, unreachable, closed, tls, unauthorized, not_found, status,
-    not_json, not_models, different).
+  description: Why there is no right list (refused, timeout, unreachable, closed, tls, not_http, unauthorized,
+    not_found, status, not_json, not_models, different).
   returned: on failure
   type: str
 """

@@ -3,7 +3,9 @@
 import json
 import socket
 import ssl
+import threading
 import urllib.error
+from http.client import IncompleteRead, InvalidURL
 
 import pytest
 from ansible.module_utils import vllm_api
@@ -93,7 +95,31 @@ def test_address(url, want):
         (urllib.error.URLError(OSError(113, "No route to host")), "unreachable"),
         (ConnectionResetError(104, "Connection reset by peer"), "closed"),
         (FileNotFoundError(2, "No such file or directory"), "tls"),
+        (InvalidURL("nonnumeric port: 'x'"), "unreachable"),
+        (IncompleteRead(b"half"), "not_http"),
     ],
 )
 def test_failures_on_the_way_are_told_apart(error, kind):
     assert vllm_api._transport(URL, error, 3).kind == kind
+
+
+def test_a_port_that_is_not_http_is_one_sentence():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(vllm_api.ApiError, match=r"gave no answer in HTTP .*SSH-2.0.*: another program") as caught:
+            vllm_api.fetch(url)
+    assert caught.value.kind == "not_http"
+
+
+def test_a_port_that_is_none_is_one_sentence():
+    with pytest.raises(vllm_api.ApiError, match=r"is no address \(nonnumeric port: 'x'\): check it") as caught:
+        vllm_api.fetch("http://127.0.0.1:x")
+    assert caught.value.kind == "unreachable"
