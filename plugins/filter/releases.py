@@ -8,10 +8,13 @@ from ansible.errors import AnsibleFilterError
 
 
 def mirrored(url: str, base: str | None) -> str:
-    """Return ``url``, or its place below the mirror ``base``: ``<base>/<host>/<path>``."""
-    if not base:
-        return url
+    """Return ``url``, or its place below the mirror ``base``: ``<base>/<host>/<path>``.
+
+    What is not fetched over HTTP, such as ``git@github.com:…``, has no place there and comes back as it is.
+    """
     parts = urlsplit(url)
+    if not base or parts.scheme not in ("http", "https"):
+        return url
     return f"{base.rstrip('/')}/{parts.netloc}{parts.path}"
 
 

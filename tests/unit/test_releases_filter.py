@@ -29,6 +29,13 @@ def test_a_mirror_serves_the_origins_host_and_path(base, url):
     assert releases.mirrored("https://h.example/a/b.tar.gz", base) == url
 
 
+@pytest.mark.parametrize(
+    "source", ["git@github.com:NVIDIA/dcgm-exporter.git", "ssh://git@host/a.git", "file:///srv/a.git", "/srv/a.git"]
+)
+def test_what_is_not_fetched_over_http_comes_back_unchanged(source):
+    assert releases.mirrored(source, "http://mirror/base") == source
+
+
 def test_a_known_version_gives_its_checksum():
     assert releases.checksum_of(TABLE, "1.1-1", "debian12-x86_64", "x_version") == "sha256:aa"
 
