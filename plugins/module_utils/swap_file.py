@@ -22,7 +22,9 @@ SIGNATURE = b"SWAPSPACE2"
 FILE_SYSTEMS = ("ext2", "ext3", "ext4", "xfs")  # their blocks stay where they are, and holes can be ruled out
 DISK_RESERVE = 256 << 20
 MEMORY_RESERVE = 0.05  # share of the machine's memory that stays available when swap is switched off
-SYSCTL = "/etc/sysctl.d/99-swap.conf"
+# After 99-sysctl.conf, the link to /etc/sysctl.conf: the last file wins at every boot.
+SYSCTL, EARLIER_SYSCTL = "/etc/sysctl.d/99-zz-swap.conf", "/etc/sysctl.d/99-swap.conf"
+FSTAB = "/etc/fstab"
 NOTE = "/var/lib/llm-server/swap.json"
 
 
@@ -134,13 +136,18 @@ def memory_problem(steps: list[Step], seen: Seen) -> str | None:
     return None
 
 
+def swap_of_line(line: str) -> str | None:
+    """Return what a line of fstab names as swap, None for any other line."""
+    words = line.split()
+    return _plain(words[0]) if len(words) >= 3 and words[0][0] != "#" and words[2] == "swap" else None
+
+
 def fstab_with(text: str, ours: set[str], path: str | None) -> str:
     """Return fstab with exactly one line for ``path``, none for the rest of ``ours``, and all others as they were."""
     line = f"{_escaped(path)} none swap sw 0 0\n" if path else ""
     kept, written = [], not path
     for old in text.splitlines(keepends=True):
-        words = old.split()
-        if len(words) >= 3 and not words[0].startswith("#") and words[2] == "swap" and _plain(words[0]) in ours:
+        if swap_of_line(old) in ours:
             if not written:
                 kept.append(line)
                 written = True
@@ -276,7 +283,7 @@ class Host:
     def write(self, path: str, text: str) -> None:
         """Replace a file in one step, keeping its mode; an empty text removes it."""
         place = self.at(path)
-        if not text and path != "/etc/fstab":
+        if not text and path != FSTAB:
             place.unlink(missing_ok=True)
             return
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -290,8 +297,11 @@ class Host:
 
     @property
     def note(self) -> dict:
-        """What must be known to go back: where our file is or was (``paths``), and the swappiness before us."""
-        return {"paths": [], **json.loads(self.read(NOTE) or "{}")}
+        """What must be known to go back: where our file is or was (``paths``), and the swappiness before us.
+
+        ``adopted`` are those of the paths where the file was there before us, each with whether fstab had its line.
+        """
+        return {"paths": [], "adopted": {}, **json.loads(self.read(NOTE) or "{}")}
 
     @property
     def swappiness(self) -> int:
@@ -307,8 +317,9 @@ class Change:
     """All that is to be done: steps on files, texts of configuration files, and the value of vm.swappiness."""
 
     places: list[str]  # every path that is or was ours
+    adopted: dict[str, bool]  # those of them that somebody else made, and whether fstab had a line for it
     steps: list[Step]
-    texts: dict[str, str]  # path: the whole text, empty for none
+    texts: dict[str, str]  # path: the whole text, empty for none; the note is the last
     differences: dict[str, tuple[str, str]]  # path: (before, after), where they differ
     swappiness: tuple[int, int]  # (before, after)
 
@@ -319,8 +330,13 @@ class Change:
 
 def change(host: Host, state: str, path: str, size: int, swappiness: int) -> Change:
     """Compare the host with what is wanted; raises `SwapError` with all that stands in the way."""
-    note, before = host.note, host.swappiness
-    places = list(dict.fromkeys([path, *note["paths"]]))
+    note, before, fstab = host.note, host.swappiness, host.read(FSTAB)
+    # Without a note of ours nothing here is ours to take away, and what was adopted never is.
+    earlier = [name for name in note["paths"] if name not in note["adopted"]]
+    places = list(dict.fromkeys([path, *earlier])) if state == "present" else earlier
+    lines = {name for name in note["paths"] if not note["adopted"].get(name)}
+    # Of an earlier version of this role, whose note says so.
+    texts = {EARLIER_SYSCTL: ""} if host.read(NOTE) else {}
     if state == "present":
         problems = [host.path_problem(path)]
         if size <= 0:
@@ -329,20 +345,25 @@ def change(host: Host, state: str, path: str, size: int, swappiness: int) -> Cha
             problems.append(f"swap_swappiness: {swappiness} is not in the kernel's range of 0 to 200")
         _refuse(problems)
         seen = host.see(places)
-        steps = plan(path, size, note["paths"], seen)
-        note = {"paths": [path], "swappiness": note.get("swappiness", before)}
-        texts = {SYSCTL: f"vm.swappiness = {swappiness}\n", NOTE: json.dumps(note) + "\n"}
-        after = swappiness
+        steps = plan(path, size, earlier, seen)
+        adopted = {name: line for name, line in note["adopted"].items() if name == path}
+        if path in seen.files and path not in note["paths"]:
+            adopted = {path: any(swap_of_line(line) == path for line in fstab.splitlines())}
+        made = any(step.verb == "make" and step.path == path for step in steps)
+        note = {"paths": [path], "swappiness": note.get("swappiness", before), "adopted": {} if made else adopted}
+        texts[SYSCTL], after = f"vm.swappiness = {swappiness}\n", swappiness
+        lines.add(path)
     else:
-        seen = host.see(places)
+        seen, adopted = host.see(places), note["adopted"]
         steps = [step for name in seen.files for step in away(name, seen)]
-        texts = {SYSCTL: "", NOTE: ""}
+        texts |= {SYSCTL: ""} if host.read(NOTE) else {}
         after = note.get("swappiness", before)
+    ours = {name + end for name in lines for end in ("", BRIDGE)}
+    texts[FSTAB] = fstab_with(fstab, ours, path if state == "present" else None)
+    texts[NOTE] = json.dumps(note) + "\n" if state == "present" else ""
     _refuse([disk_problem(steps, seen), memory_problem(steps, seen)])
-    ours = {name + end for name in places for end in ("", BRIDGE)}
-    texts["/etc/fstab"] = fstab_with(host.read("/etc/fstab"), ours, path if state == "present" else None)
     differences = {name: (host.read(name), text) for name, text in texts.items() if host.read(name) != text}
-    return Change(places, steps, texts, differences, (before, after))
+    return Change(places, adopted, steps, texts, differences, (before, after))
 
 
 def _refuse(problems: list[str | None]) -> None:
@@ -353,16 +374,19 @@ def _refuse(problems: list[str | None]) -> None:
 
 def carry_out(host: Host, wanted: Change) -> None:
     """Do what is to be done. The note comes first, so that after an interruption the next run knows what is ours."""
-    if wanted.steps:
-        note = {"swappiness": wanted.swappiness[0], **host.note, "paths": wanted.places}
+    note = {"swappiness": wanted.swappiness[0], **host.note, "adopted": wanted.adopted}
+    note["paths"] = list(dict.fromkeys([*wanted.places, *wanted.adopted]))
+    if wanted.needed:
         host.write(NOTE, json.dumps(note) + "\n")
     for step in wanted.steps:
         host.do(step)
+        if step.verb == "make" and note["adopted"].pop(step.path, None) is not None:
+            host.write(NOTE, json.dumps(note) + "\n")
+    if wanted.swappiness[0] != wanted.swappiness[1]:
+        host.swappiness = wanted.swappiness[1]
     for path, text in wanted.texts.items():
         if host.read(path) != text:
             host.write(path, text)
-    if wanted.swappiness[0] != wanted.swappiness[1]:
-        host.swappiness = wanted.swappiness[1]
 
 
 def _run(argv: list[str]) -> None:

@@ -11,6 +11,8 @@ description:
   - Grows and shrinks over a second file that takes the pages meanwhile, so that there is never less swap than the
     smaller of both sizes. A file in use is never touched in place. An interrupted run is finished by the next one.
   - Swap that is not at O(path) and was not made by this module is left alone, and so is every other line of fstab.
+  - A swap file of the right size that somebody else made at O(path) is adopted; it and its line of fstab stay when the
+    module goes. One of another size is made anew.
   - "Sources: swapon(8), fstab(5), sysctl.d(5)."
 author: The llm-server maintainers
 options:
@@ -21,8 +23,8 @@ options:
     type: int
   state:
     description:
-      - V(absent) switches the file off where memory allows it, removes it and its line, and gives back the swappiness
-        of before.
+      - V(absent) switches the file that this module made off where memory allows it, removes it and its line, and gives
+        back the swappiness of before. What this module did not make stays.
     type: str
     choices: [present, absent]
     default: present

@@ -192,7 +192,7 @@ def test_fresh_repeat_grow_shrink_move_and_away(machine):
     assert (machine.root / "swapfile").stat().st_mode & 0o777 == 0o600
     assert machine.active()["/swapfile"][0] == 4 * MIB
     assert machine.read("/etc/fstab") == OTHERS + "\n" + OLD_LINE
-    assert machine.read("/etc/sysctl.d/99-swap.conf") == "vm.swappiness = 10\n" and machine.swappiness == 10
+    assert machine.read("/etc/sysctl.d/99-zz-swap.conf") == "vm.swappiness = 10\n" and machine.swappiness == 10
     assert not change(machine, "present", "/swapfile", 4 * MIB, 10).needed
     for size in (8, 2):
         assert converge(machine, size).needed
@@ -285,3 +285,63 @@ def test_a_file_made_by_hand_with_three_lines_is_adopted(machine):
     machine.commands.clear()
     converge(machine)
     assert machine.commands == [] and machine.read("/etc/fstab") == OLD_LINE
+
+
+def foreign(machine: Machine, line: str = OLD_LINE) -> dict[str, bytes]:
+    """Have a swap file in use that the role did not make, and return the tree with it."""
+    converge(machine)
+    shutil.rmtree(machine.root / "var")
+    (machine.root / "etc/sysctl.d/99-zz-swap.conf").unlink()
+    (machine.root / "etc/fstab").write_text(OTHERS + "\n" + line)
+    machine.swappiness = 60
+    return tree(machine)
+
+
+def test_absent_touches_nothing_where_the_role_never_ran(machine):
+    before = foreign(machine)
+    (machine.root / "etc/sysctl.d/99-swap.conf").write_text("vm.swappiness = 1\n")
+    before = tree(machine)
+    assert not converge(machine, state="absent").needed
+    assert tree(machine) == before
+
+
+@pytest.mark.parametrize("line", [OLD_LINE, ""])
+def test_an_adopted_file_stays_as_it_was_when_the_role_goes(machine, line):
+    before = foreign(machine, line)
+    converge(machine, swappiness=30)
+    assert not converge(machine, swappiness=30).needed
+    converge(machine, state="absent")
+    assert tree(machine) == before
+    assert not change(machine, "absent", "/swapfile", 0, 0).needed
+
+
+def test_an_adopted_file_stays_when_the_path_changes(machine):
+    before = foreign(machine)
+    converge(machine)
+    (machine.root / "data").mkdir()
+    converge(machine, path="/data/swap")
+    assert sorted(machine.active()) == ["/data/swap", "/dev/sda2", "/swapfile"]
+    converge(machine, path="/data/swap", state="absent")
+    assert tree(machine) == before
+
+
+@pytest.mark.parametrize(("fail_at", "stays"), [("mkswap /swapfile.part", True), ("swapon /swapfile", False)])
+def test_an_adopted_file_is_the_roles_once_it_was_made_anew(machine, fail_at, stays):
+    foreign(machine)
+    machine.fail_at = fail_at
+    with pytest.raises(SwapError):
+        converge(machine, 8)
+    machine.fail_at = ""
+    converge(machine, state="absent")
+    assert ("/swapfile" in machine.active()) == (machine.root / "swapfile").exists() == stays
+    converge(machine, 8)
+    converge(machine, state="absent")
+    assert list(machine.active()) == ["/dev/sda2"] and not (machine.root / "swapfile").exists()
+
+
+def test_the_file_of_an_earlier_version_of_the_role_goes(machine):
+    converge(machine)
+    earlier = machine.root / "etc/sysctl.d/99-swap.conf"
+    earlier.write_text("vm.swappiness = 10\n")
+    assert converge(machine).needed and not earlier.exists()
+    assert not converge(machine).needed

@@ -112,6 +112,6 @@ def test_it_goes_and_leaves_the_host_as_before(host, converge):
     assert converge({"swap_state": "absent"}).code == 0
     assert "/swapfile" not in swaps(host) and not host.file("/swapfile").exists
     assert host.file("/etc/fstab").content_string == FOREIGN
-    assert not host.file("/etc/sysctl.d/99-swap.conf").exists
+    assert not host.file("/etc/sysctl.d/99-zz-swap.conf").exists
     assert host.check_output("sysctl -n vm.swappiness") == "60"
     assert converge({"swap_state": "absent"}).changed == []
