@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("idle_stop", ROOT / "roles/idle_stop/files/idle_stop.py")
@@ -12,6 +13,7 @@ SPEC.loader.exec_module(idle_stop)
 
 SETTINGS = {
     "minutes": 10,
+    "interval": 60,
     "sources": [
         {"url": "http://one/metrics", "counters": ["vllm:prompt_tokens_total"], "gauges": ["vllm:num_requests_running"]}
     ],
@@ -29,10 +31,10 @@ def metrics(tokens, running=0):
     )
 
 
-def looks(*seen, sessions=0):
-    """Idle seconds after a look a minute; each seen is a text or an exception."""
+def looks(*seen, sessions=0, minutes=None):
+    """Idle seconds after a look a minute, or at these; each seen is a text or an exception."""
     state, idle = None, []
-    for number, one in enumerate(seen):
+    for number, one in zip(minutes or range(len(seen)), seen, strict=True):
 
         def fetch(url, one=one):
             if isinstance(one, Exception):
@@ -64,6 +66,21 @@ def test_a_restarted_service_has_been_used():
     assert looks(metrics(5), OSError("refused"), metrics(0)) == [0, 60, 0]
 
 
+@pytest.mark.parametrize(("minute", "idle"), [(4, [0, 60, 240]), (6, [0, 60, 0]), (90, [0, 60, 0])])
+def test_it_begins_anew_when_nobody_looked_for_some_intervals(minute, idle):
+    assert looks(metrics(5), metrics(5), metrics(5), minutes=[0, 1, minute]) == idle
+
+
+def test_a_state_that_does_not_say_when_it_was_written_is_old():
+    state = {"since": 0, "counters": [{"vllm:prompt_tokens_total": 6.0}]}
+    assert idle_stop.decide(SETTINGS, state, 7200, lambda url: metrics(5), 0)[1] == 0
+
+
+def test_removal_takes_the_state_along():
+    tasks = yaml.safe_load((ROOT / "roles/idle_stop/tasks/remove.yml").read_text())
+    assert "/run/idle-stop" in tasks[-1]["loop"]
+
+
 def test_somebody_logged_in_keeps_the_machine_up():
     assert looks(metrics(5), metrics(5), sessions=1) == [0, 0]
 
@@ -77,7 +94,7 @@ def test_the_command_runs_after_the_time(tmp_path, monkeypatch, minutes_idle):
     done = tmp_path / "done"
     settings = tmp_path / "settings.json"
     now = idle_stop.time.monotonic()
-    state = {"since": now - minutes_idle * 60, "counters": [{"vllm:prompt_tokens_total": 6.0}]}
+    state = {"since": now - minutes_idle * 60, "looked": now - 60, "counters": [{"vllm:prompt_tokens_total": 6.0}]}
     (tmp_path / "state.json").write_text(idle_stop.json.dumps(state), encoding="utf-8")
     settings.write_text(
         idle_stop.json.dumps({**SETTINGS, "sessions": False, "command": ["touch", str(done)]}), encoding="utf-8"

@@ -42,4 +42,5 @@ def test_absent_takes_everything_away(host, converge):
     assert converge({"idle_stop_state": "absent"}).code == 0
     assert not host.file("/etc/systemd/system/idle-stop.timer").exists
     assert not host.file("/usr/local/lib/idle-stop").exists
+    assert not host.file("/run/idle-stop").exists
     assert not converge({"idle_stop_state": "absent"}).changed

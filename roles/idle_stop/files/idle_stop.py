@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """Power the machine off when no request came for some time. One look; a timer repeats it.
 
-Settings (JSON file): minutes, sources [{url, counters, gauges}], sessions, command. State: what the counters said at
-the last look and since when nothing has happened, in seconds of the clock that runs since boot.
+Settings (JSON file): minutes, interval, sources [{url, counters, gauges}], sessions, command. State: what the counters
+said at the last look, when that was and since when nothing has happened, in seconds of the clock that runs since boot.
 """
 
 import json
@@ -15,6 +15,7 @@ import urllib.request
 from pathlib import Path
 
 TIMEOUT = 5  # s for one source
+LATE = 60  # s that a look may be late on a busy machine, beside three intervals
 
 
 def read_metrics(text, names):
@@ -46,13 +47,17 @@ def decide(settings, state, now, fetch, sessions):
     seen = [look(source, fetch) for source in settings["sources"]]
     counters = [counted for counted, _ in seen]
     busy = any(flag for _, flag in seen) or (settings["sessions"] and sessions > 0)
+    first = {"since": now, "looked": now, "counters": counters}
     if state is None or len(state["counters"]) != len(counters):
-        return {"since": now, "counters": counters}, 0
+        return first, 0
+    # What happened while nobody looked is not known, such as between a removal and the next time it is set up.
+    if now - state.get("looked", float("-inf")) > 3 * settings["interval"] + LATE:
+        return first, 0
     pairs = list(zip(counters, state["counters"], strict=True))
     # A service that does not answer has not been used; one that comes back with other numbers has.
     moved = any(new and new != old for new, old in pairs)
     since = now if busy or moved else state["since"]
-    return {"since": since, "counters": [new or old for new, old in pairs]}, now - since
+    return {"since": since, "looked": now, "counters": [new or old for new, old in pairs]}, now - since
 
 
 def fetch(url):
