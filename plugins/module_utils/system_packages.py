@@ -1,7 +1,7 @@
 """Packages of the distribution in the versions that are wanted, and gone again when the role goes.
 
-dpkg is asked first, so a host that has everything asks nothing of the network. What came with a role is noted, so that
-its removal takes exactly that away. Plain Python on top of dpkg and apt.
+dpkg is asked first, so a host that has everything asks nothing of the network. What came with a role and what it wants
+are noted, so that its removal takes exactly that away which no other role needs. Plain Python on top of dpkg and apt.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 NOTES = Path("/var/lib/llm-server/packages")
 LOCKED = re.compile(r"Could not get lock|Unable to lock|is another process using it|was locked by another process")
+NEVER_REMOVED = {"ca-certificates"}  # whatever speaks TLS on this host has come to need it
 INTERRUPTED = "dpkg was interrupted"
 RETRY_AFTER = 5.0
 
@@ -112,10 +113,16 @@ class Packages:
 
     def came(self) -> list[str]:
         """Return the packages that were not there before this role."""
-        try:
-            return json.loads(self.note_path.read_text())["came"]
-        except FileNotFoundError:
-            return []
+        return _read(self.note_path)["came"]
+
+    def noted(self, wanted: list[Wanted]) -> bool:
+        """Whether the note says that the role wants exactly these."""
+        return self.note_path.exists() and _read(self.note_path)["wanted"] == sorted(each.name for each in wanted)
+
+    def others(self) -> dict[Path, set[str]]:
+        """Return what each other role's note says that it wants or brought."""
+        notes = {path: _read(path) for path in NOTES.glob("*.json") if path != self.note_path}
+        return {path: {*note["wanted"], *note["came"]} for path, note in notes.items()}
 
     def apply(self, wanted: list[Wanted], instead_of: list[str]) -> None:
         """Bring what is wanted: all packages in one transaction of apt, then the holds, which that one releases."""
@@ -131,9 +138,9 @@ class Packages:
             foreign = [name for name in takes if not any(fnmatch(name, pattern) for pattern in instead_of)]
             if foreign:
                 raise PackageError(f"installing {' '.join(words)} would remove {', '.join(foreign)}; remove it by hand")
-            self._note({*self.came(), *(name for name in brings if name not in before)})
+            self._note({*self.came(), *(name for name in brings if name not in before)}, wanted)
             self._run("apt-get", "--quiet", *options, "install", *words)
-        self._note(set(self.came()))
+        self._note(set(self.came()), wanted)
         steps = plan(wanted, instead_of, self.installed())
         if steps.unhold:
             self._run("apt-mark", "unhold", *steps.unhold)
@@ -143,7 +150,8 @@ class Packages:
     def removable(self, wanted: list[Wanted]) -> tuple[list[str], list[str]]:
         """Return the packages that leave with the role and the holds that end with it."""
         installed = self.installed()
-        names = [name for name in self.came() if name in installed]
+        needed = NEVER_REMOVED.union(*self.others().values())
+        names = [name for name in self.came() if name in installed and name not in needed]
         held = [each.name for each in wanted if each.hold and each.name in installed and installed[each.name].held]
         return names, held if self.note_path.exists() else []
 
@@ -151,19 +159,38 @@ class Packages:
         """Take ``names`` away and release ``held``; return those that stay because others have come to need them."""
         if held:
             self._run("apt-mark", "unhold", *held)
-        stay: list[str] = []
-        if names:
-            _, takes = parse_simulation(self._run("apt-get", "--simulate", "--yes", "purge", *names))
-            if set(takes) - set(names):
-                self._run("apt-mark", "auto", *names)
-                stay = names
-            else:
-                self._run("apt-get", "--quiet", "--yes", "purge", *names)
+        go = names
+        if self._needed(go, names):
+            go = [name for name in names if not self._needed([name], names)]
+            go = [] if self._needed(go, names) else go
+        stay = [name for name in names if name not in go]
+        if stay:
+            self._run("apt-mark", "auto", *stay)
+        if go:
+            self._run("apt-get", "--quiet", "--yes", "purge", *go)
+        self._hand_over()
         self.note_path.unlink(missing_ok=True)
         for folder in (NOTES, NOTES.parent):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         return stay
+
+    def _needed(self, go: list[str], names: list[str]) -> bool:
+        """Whether apt would take more than ``names`` along with ``go``."""
+        if not go:
+            return False
+        _, takes = parse_simulation(self._run("apt-get", "--simulate", "--yes", "purge", *go))
+        return bool(set(takes) - set(names))
+
+    def _hand_over(self) -> None:
+        """Note what came with this role as come with the role that still wants it, so that the last one takes it."""
+        came = set(self.came())
+        for path in self.others():
+            note = _read(path)
+            theirs = came & set(note["wanted"])
+            if theirs:
+                _write(path, {**note, "came": sorted({*note["came"], *theirs})})
+            came -= theirs
 
     def _argument(self, each: Wanted) -> str:
         if not each.version:
@@ -178,11 +205,9 @@ class Packages:
             )
         return f"{each.name}={full}"
 
-    def _note(self, names: set[str]) -> None:
+    def _note(self, came: set[str], wanted: list[Wanted]) -> None:
         self.note_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        beside = self.note_path.with_suffix(".new")
-        beside.write_text(json.dumps({"came": sorted(names)}))
-        beside.replace(self.note_path)
+        _write(self.note_path, {"came": sorted(came), "wanted": sorted(each.name for each in wanted)})
 
     def _run(self, *argv: str) -> str:
         """Run a command of the package system, and wait while another run of it holds the lock."""
@@ -206,3 +231,19 @@ class Packages:
             time.sleep(RETRY_AFTER)
         said = [line for line in done.stderr.splitlines() if line.startswith("E:")] or done.stderr.splitlines()
         raise PackageError(f"{' '.join(argv[:1])}: {' '.join(said[-2:]) or f'exit code {done.returncode}'}")
+
+
+def _read(note: Path) -> dict[str, list[str]]:
+    """Return a role's note; one of an earlier version does not say what is wanted."""
+    try:
+        return {"came": [], "wanted": [], **json.loads(note.read_text())}
+    except FileNotFoundError:
+        return {"came": [], "wanted": []}
+
+
+def _write(note: Path, text: dict[str, list[str]]) -> None:
+    if note.exists() and json.loads(note.read_text()) == text:
+        return
+    beside = note.with_suffix(".new")
+    beside.write_text(json.dumps(text))
+    beside.replace(note)

@@ -15,7 +15,8 @@ description:
 author: The llm-server maintainers
 options:
   name:
-    description: Under which name is noted what came, so that O(state=absent) removes exactly that.
+    description: Under which name is noted what came and what is wanted, so that O(state=absent) removes exactly what
+      came and no other name wants.
     type: str
     required: true
   packages:
@@ -40,7 +41,8 @@ options:
     type: int
     default: 600
   state:
-    description: V(absent) removes what came with these packages and releases their holds.
+    description: V(absent) removes what came with these packages and no other role wants, and releases their holds;
+      ca-certificates always stays.
     type: str
     choices: [present, absent]
     default: present
@@ -98,15 +100,17 @@ def main() -> None:
             absent(module, packages, wanted)
         before = packages.installed()
         steps = plan(wanted, options["instead_of"], before)
-        if steps and not module.check_mode:
+        # A role that finds everything there needs it too: its note keeps another role's removal from taking it.
+        unnoted = not packages.noted(wanted)
+        if (steps or unnoted) and not module.check_mode:
             packages.apply(wanted, options["instead_of"])
         after = before if module.check_mode else packages.installed()
     except (PackageError, OSError) as error:
         module.fail_json(msg=f"{options['name']}: {error}")
     module.exit_json(
-        changed=bool(steps),
+        changed=bool(steps or unnoted),
         versions={each.name: after[each.name].version for each in wanted if each.name in after},
-        diff=difference(wanted, steps, before),
+        diff=difference(wanted, steps, before) or noting(packages, wanted, unnoted),
     )
 
 
@@ -119,6 +123,11 @@ def absent(module: AnsibleModule, packages: Packages, wanted: list[Wanted]) -> N
             module.warn(f"Other packages need what came with {module.params['name']}, so it stays: {', '.join(stay)}")
     text = "".join(f"{name}\n" for name in names) + "".join(f"{name} (held)\n" for name in held)
     module.exit_json(changed=changed, versions={}, diff={"before": text, "after": ""})
+
+
+def noting(packages: Packages, wanted: list[Wanted], unnoted: bool) -> dict:
+    names = ", ".join(each.name for each in wanted)
+    return {"before": "", "after": f"{packages.note_path}: wants {names}\n"} if unnoted else {}
 
 
 def difference(wanted: list[Wanted], steps, before: dict) -> dict:

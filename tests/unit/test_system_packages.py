@@ -158,6 +158,59 @@ def test_removal_takes_what_came_and_leaves_what_was_there(monkeypatch, tmp_path
     assert not tmp_path.exists(), "the folder of the notes goes with its last one"
 
 
+def test_what_another_role_found_there_stays_until_that_one_goes(monkeypatch, tmp_path):
+    machine = Machine(monkeypatch, tmp_path, {}, "Inst git (1)\nInst gcc (1)\n")
+    tools = [Wanted("git"), Wanted("gcc")]
+    first, second = Packages("first", 1), Packages("second", 1)
+    first.apply(tools, [])
+    second.apply([Wanted("git")], [])
+    assert json.loads((tmp_path / "second.json").read_text()) == {"came": [], "wanted": ["git"]}
+    assert first.removable(tools)[0] == ["gcc"]
+    machine.simulation = "Purg gcc [1]\n"
+    assert first.remove(["gcc"], []) == []
+    assert second.removable([Wanted("git")])[0] == ["git"], "the last role that wants it takes it away"
+
+
+def test_a_role_that_finds_everything_writes_its_note_once(monkeypatch, tmp_path):
+    Machine(monkeypatch, tmp_path, {"git": "1"})
+    packages = Packages("tools", 1)
+    assert not packages.noted([Wanted("git")])
+    packages.apply([Wanted("git")], [])
+    inode = (tmp_path / "tools.json").stat().st_ino
+    assert packages.noted([Wanted("git")]) and not packages.noted([Wanted("gcc")])
+    packages.apply([Wanted("git")], [])
+    assert (tmp_path / "tools.json").stat().st_ino == inode
+
+
+def test_a_note_of_an_earlier_version_still_tells_what_came(monkeypatch, tmp_path):
+    Machine(monkeypatch, tmp_path, {"git": "1"})
+    (tmp_path / "tools.json").write_text('{"came": ["git"]}')
+    assert not Packages("tools", 1).noted([Wanted("git")])
+    assert Packages("tools", 1).removable([Wanted("git")])[0] == ["git"]
+    assert Packages("other", 1).others() == {tmp_path / "tools.json": {"git"}}
+
+
+def test_certificates_never_go_and_do_not_keep_the_rest(monkeypatch, tmp_path):
+    tools = [Wanted("git"), Wanted("ca-certificates")]
+    machine = Machine(monkeypatch, tmp_path, {"git": "1", "openssl": "1", "ca-certificates": "1"})
+    (tmp_path / "tools.json").write_text('{"came": ["ca-certificates", "git", "openssl"]}')
+    packages = Packages("tools", 1)
+    assert packages.removable(tools)[0] == ["git", "openssl"]
+
+    def answer(argv):
+        if "--simulate" in argv:
+            return "Purg git [1]\n" * ("git" in argv) + "Purg openssl [1]\nRemv ca-certificates [1]\n" * (
+                "openssl" in argv
+            )
+        machine.ran.append(argv)
+        return ""
+
+    machine.answer = answer
+    assert packages.remove(["git", "openssl"], []) == ["openssl"]
+    assert ("apt-get", "--quiet", "--yes", "purge", "git") in machine.ran
+    assert ("apt-mark", "auto", "openssl") in machine.ran
+
+
 def test_what_others_have_come_to_need_stays(monkeypatch, tmp_path):
     machine = Machine(monkeypatch, tmp_path, {"git": "1", "later": "1"}, "Purg git [1]\nRemv later [1]\n")
     (tmp_path / "tools.json").write_text('{"came": ["git"]}')
