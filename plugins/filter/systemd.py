@@ -15,6 +15,21 @@ def exec_line(argv: list) -> str:
     return " ".join(_quoted(str(argument)) for argument in argv)
 
 
+def flags(arguments: dict) -> list[str]:
+    """Return ``arguments`` as flags: true is ``--name``, false ``--no-name``, a list repeats the flag.
+
+    Programs refuse ``--name=True``.
+    """
+    found = []
+    for name, values in sorted(arguments.items()):
+        for value in values if isinstance(values, list) else [values]:
+            if isinstance(value, bool):
+                found.append(f"--{name}" if value else f"--no-{name}")
+            else:
+                found.append(f"--{name}={value}")
+    return found
+
+
 def _quoted(argument: str) -> str:
     argument = argument.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("%", "%%")
     argument = argument.replace("$", "$$")
@@ -44,4 +59,4 @@ def host_port(address: str, port: int | str) -> str:
 
 class FilterModule:
     def filters(self):
-        return {"exec_line": exec_line, "host_port": host_port, "listen_address": listen_address}
+        return {"exec_line": exec_line, "flags": flags, "host_port": host_port, "listen_address": listen_address}

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import yaml
 from ansible.errors import AnsibleFilterError
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins" / "filter"
@@ -123,3 +124,27 @@ LOCK = "a==1 \\\n    --hash=sha256:aa\ntransformers==4.57.6 \\\n    --hash=sha25
 )
 def test_the_version_that_is_pinned(texts, version):
     assert VLLM["pinned_version"](texts, "transformers") == version
+
+
+def test_flags_as_the_program_takes_them():
+    arguments = {
+        "web.disable-exporter-metrics": True,
+        "collector.cpu.info": False,
+        "collector.textfile.directory": ["/a", "/b"],
+        "runtime.gomaxprocs": 2,
+        "log.level": "debug",
+    }
+    assert SYSTEMD["flags"](arguments) == [
+        "--no-collector.cpu.info",
+        "--collector.textfile.directory=/a",
+        "--collector.textfile.directory=/b",
+        "--log.level=debug",
+        "--runtime.gomaxprocs=2",
+        "--web.disable-exporter-metrics",
+    ]
+    assert SYSTEMD["flags"]({}) == []
+
+
+def test_node_exporter_hands_its_arguments_to_that_filter():
+    role = yaml.safe_load((PLUGINS.parents[1] / "roles/node_exporter/vars/main.yml").read_text())
+    assert "node_exporter_arguments | flags" in role["__node_exporter_argv"]
