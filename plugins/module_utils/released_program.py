@@ -27,9 +27,15 @@ class ReleaseError(RuntimeError):
 
 
 def installed_checksum(directory: Path) -> str | None:
-    """Return the checksum of the archive that ``directory`` was made from, or None where it is not whole."""
+    """Return the checksum of the archive that ``directory`` was made from, or None where it is not whole.
+
+    It is whole with its marker and with the program in the size that the marker notes; earlier ones note none.
+    """
     try:
-        return json.loads((directory / MARKER).read_text())["checksum"]
+        marker = json.loads((directory / MARKER).read_text())
+        if "member" in marker and (directory / marker["member"]).stat().st_size != marker["size"]:
+            return None
+        return marker["checksum"]
     except (OSError, ValueError, KeyError):
         return None
 
@@ -102,7 +108,15 @@ def install(archive: Path, checksum: str, member: str, directory: Path) -> None:
                 shutil.chown(path, "root", "root")
             executable = path.is_dir() or path == program or path.stat().st_mode & stat.S_IXUSR
             path.chmod(0o755 if executable else 0o644)
-        (stage / MARKER).write_text(json.dumps({"checksum": checksum}))
+        marker = {"checksum": checksum, "member": member, "size": program.stat().st_size}
+        (stage / MARKER).write_text(json.dumps(marker))
+        # What was there goes only when the new one stands in its place: a service may be starting from it.
+        old = Path(stage_name) / "old"
         if directory.exists():
-            shutil.rmtree(directory)
-        stage.rename(directory)
+            directory.rename(old)
+        try:
+            stage.rename(directory)
+        except OSError:
+            if old.exists():
+                old.rename(directory)
+            raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -73,6 +74,36 @@ class TestInstall:
             install(archive, sha256(archive), "app", directory)
         assert (directory / "app").read_bytes() == b"new"
         assert not (directory / "only-old").exists()
+
+    def test_what_was_there_stays_when_the_new_one_cannot_take_its_place(self, tmp_path, monkeypatch):
+        directory = tmp_path / "opt/app/1.0"
+        archive = zipped(tmp_path / "app.zip", {"app": (b"old", 0)})
+        install(archive, sha256(archive), "app", directory)
+        rename = Path.rename
+
+        def refused(path, target):
+            if path.name == "tree":
+                assert not directory.exists()
+                raise OSError("no")
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", refused)
+        archive = zipped(tmp_path / "app.zip", {"app": (b"new", 0)})
+        with pytest.raises(OSError, match="no"):
+            install(archive, sha256(archive), "app", directory)
+        assert (directory / "app").read_bytes() == b"old"
+        assert [path.name for path in directory.parent.iterdir()] == ["1.0"]
+
+    def test_a_program_that_is_gone_or_cut_is_not_whole(self, tmp_path):
+        archive = zipped(tmp_path / "app.zip", {"app": (PROGRAM, 0), "more": (b"", 0)})
+        directory = tmp_path / "opt/app/1.0"
+        install(archive, sha256(archive), "app", directory)
+        (directory / "app").write_bytes(PROGRAM[:3])
+        assert installed_checksum(directory) is None
+        (directory / "app").unlink()
+        assert installed_checksum(directory) is None
+        (directory / released_program.MARKER).write_text('{"checksum": "sha256:aa"}')
+        assert installed_checksum(directory) == "sha256:aa"
 
     @pytest.mark.parametrize(
         "members, failure",
