@@ -11,6 +11,8 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils import dcgm, systemd_unit
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("dcgm_filter", ROOT / "plugins/filter/dcgm.py")
@@ -132,6 +134,29 @@ def test_a_commit_of_the_users_own_makes_a_tag_known():
     commits = {"4.9.0-4.9.0": "a" * 40, "3.3.9-3.6.1": "b" * 40}
     assert filters.exporter_release("4.9.0", TABLE, "4.9.0-4.9.0", commits)["commit"] == "a" * 40
     assert filters.exporter_release("3.3.9", TABLE, "", commits)["commit"] == "b" * 40
+
+
+@pytest.mark.parametrize(
+    ("build_on", "here", "facts", "refused"),
+    [
+        ("controller", "x86_64", {"architecture": "aarch64"}, True),
+        ("controller", "x86_64", {"architecture": "x86_64"}, False),
+        ("controller", "x86_64", {}, False),
+        ("target", "x86_64", {"architecture": "aarch64"}, False),
+    ],
+)
+def test_a_build_on_a_controller_of_another_architecture_is_refused(build_on, here, facts, refused):
+    rules = yaml.safe_load((ROOT / "roles/dcgm_exporter/vars/main.yml").read_text())["__dcgm_exporter_rules"]
+    (rule,) = [rule for rule in rules if rule["variable"] == "dcgm_exporter_build_on"]
+    variables = {
+        "dcgm_exporter_build_on": build_on,
+        "ansible_facts": facts,
+        "__dcgm_exporter_controller_architecture": here,
+    }
+    templar = Templar(DataLoader(), variables=variables)
+    assert templar.template(trust_as_template(rule["that"])) is not refused
+    if refused:
+        assert "dcgm_exporter_build_on is controller" in templar.template(trust_as_template(rule["fail_msg"]))
 
 
 def test_counters_file():
