@@ -32,6 +32,14 @@ HOSTS = ("compute.googleapis.com", "www.googleapis.com", "oauth2.googleapis.com"
 URL = "https://www.googleapis.com/compute/v1/"
 IMAGES = "ubuntu-os-accelerator-images"
 FAMILY = "ubuntu-accelerator-2204-amd64-with-nvidia-580"
+MACHINE_TYPES = {  # name -> NVIDIA L4 that come with it
+    "g2-standard-4": 1,
+    "g2-standard-8": 1,
+    "g2-standard-16": 1,
+    "g2-standard-24": 2,
+    "e2-small": 0,
+}
+DISK_TYPES = ("pd-ssd", "pd-balanced", "pd-standard")
 COMMON_PARAMETERS = {"alt", "fields", "key", "prettyPrint", "quotaUser", "userIp"}
 
 
@@ -176,6 +184,7 @@ class Cloud:
     )
     quotas: dict = field(default_factory=lambda: {"SSD_TOTAL_GB": 500, "NVIDIA_L4_GPUS": 4, "DISKS_TOTAL_GB": 4096})
     project_quotas: dict = field(default_factory=lambda: {"GPUS_ALL_REGIONS": 4})
+    networks: tuple = ("default",)
     page_size: int = 500
     polls: int = 1  # how often an operation is asked about before it is done
     schedule_while_running: bool = True
@@ -336,6 +345,48 @@ class Cloud:
         ]
         page, more = self._page(items, query)
         return {"kind": "compute#acceleratorTypeAggregatedList", "items": dict(page), **more}
+
+    def _named(self, kind, resources, name, url):
+        """Answer for one of a few resources that differ in nothing but their names."""
+        for one in resources:
+            if one["name"] == name:
+                return {"kind": f"compute#{kind}", **one}
+        raise Refused(404, "notFound", f"The resource '{url.removeprefix(URL)}' was not found")
+
+    def _all(self, kind, resources, query):
+        page, more = self._page(resources, query)
+        return {"kind": f"compute#{kind}List", **({"items": page} if page else {}), **more}
+
+    def _machine_types(self):
+        return [
+            {
+                "name": name,
+                **(
+                    {"accelerators": [{"guestAcceleratorType": "nvidia-l4", "guestAcceleratorCount": count}]}
+                    if count
+                    else {}
+                ),
+            }
+            for name, count in MACHINE_TYPES.items()
+        ]
+
+    def machineTypes_get(self, values, query, body, url):
+        return self._named("machineType", self._machine_types(), values["machineType"], url)
+
+    def machineTypes_list(self, values, query, body, url):
+        return self._all("machineType", self._machine_types(), query)
+
+    def diskTypes_get(self, values, query, body, url):
+        return self._named("diskType", [{"name": one} for one in DISK_TYPES], values["diskType"], url)
+
+    def diskTypes_list(self, values, query, body, url):
+        return self._all("diskType", [{"name": one} for one in DISK_TYPES], query)
+
+    def networks_get(self, values, query, body, url):
+        return self._named("network", [{"name": one} for one in self.networks], values["network"], url)
+
+    def networks_list(self, values, query, body, url):
+        return self._all("network", [{"name": one} for one in self.networks], query)
 
     def images_getFromFamily(self, values, query, body, url):
         if (values["project"], values["family"]) != (IMAGES, FAMILY):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -128,7 +129,7 @@ class Fleet:
             elif instance["status"] not in ("RUNNING", "PROVISIONING", "STAGING"):
                 waiting.append((machine, instance))
         quota = functools.partial(self._quota_problems, about=about, waiting=waiting)
-        for check in (self._zone_problems, self._image_problems, quota):
+        for check in (self._zone_problems, self._name_problems, self._image_problems, quota):
             try:
                 problems += check(client, missing)
             except GcpError as error:
@@ -168,6 +169,41 @@ class Fleet:
         except GcpError:
             return []
         return sorted(zones)
+
+    def _name_problems(self, client, missing):
+        """See that there is what rules and machines to be made name, before the first of them is made."""
+        named = [(f"rule {rule['name']}", "network", "global/networks", rule["network"], None) for rule in self.rules]
+        for one in missing:
+            named.append((one["name"], "network", "global/networks", one["network"], None))
+            for zone in one["zones"]:
+                named.append((one["name"], "disk.type", f"zones/{zone}/diskTypes", one["disk"]["type"], None))
+                named.append((one["name"], "machine_type", f"zones/{zone}/machineTypes", one["machine_type"], one))
+        problems, found = [], {}
+        for who, field, where, name, machine in named:
+            if (where, name) not in found:
+                found[where, name] = self._ask(client, f"{where}/{name}", who, field)
+            resource = found[where, name]
+            known = self._known(client, where) if resource is None else []
+            if known and name not in known:
+                alike = declared.listed(difflib.get_close_matches(name, known) or known[:6])
+                problems.append(f"{who}: there is no '{name}' in {where}: set {field}, such as {alike}.")
+            brings = (resource or {}).get("accelerators") if machine else None
+            if brings:
+                own = {declared.last(one["guestAcceleratorType"]): one["guestAcceleratorCount"] for one in brings}
+                asked = declared.declared_view(machine)["accelerator"]
+                if own != asked:
+                    problems.append(
+                        f"{who}: {name} comes with {counted(own)}, accelerator says {counted(asked)}: make them agree."
+                    )
+        return list(dict.fromkeys(problems))
+
+    @staticmethod
+    def _known(client, where):
+        """Name all that a collection has; a help in a sentence, so no answer is no error."""
+        try:
+            return [one["name"] for one in client.list(where)]
+        except GcpError:
+            return []
 
     def _image_problems(self, client, missing):
         """See that the image family exists and fits the machine."""
@@ -216,7 +252,7 @@ class Fleet:
             for asked in (certain, possible):
                 asked.setdefault(declared.region_of(instance["zone"]), []).append((machine, False))
         for region, wanted in possible.items():
-            quotas = by_metric(client.get(f"regions/{region}"))
+            quotas = by_metric(client.get(f"regions/{region}", missing_ok=True) or {})
             said, unknown = shortages(region, quotas, certain.get(region, []))
             problems += said
             if unknown:
@@ -366,23 +402,25 @@ class Fleet:
     def _boot(self, client, zone, instance):
         """Return (Disk, "project/family") of the boot disk; None, with a remark, for what cannot be asked."""
         source = declared.boot_disk(instance).get("source")
-        disk = self._ask(client, f"zones/{zone}/disks/{declared.last(source)}", instance, "disk") if source else None
+        name = instance["name"]
+        disk = self._ask(client, f"zones/{zone}/disks/{declared.last(source)}", name, "disk") if source else None
         parts = declared.tail((disk or {}).get("sourceImage"), self.project).split("/")
         if len(parts) < 2:
             return disk, None
         # Google deletes old images; the disk made from one works on.
         family = parts[-1]
         if "family" not in parts:
-            family = (self._ask(client, "/".join(parts), instance, "image") or {}).get("family")
+            family = (self._ask(client, "/".join(parts), name, "image") or {}).get("family")
         return disk, f"{parts[1]}/{family}" if family else None
 
-    def _ask(self, client, path, instance, what):
+    def _ask(self, client, path, who, what):
+        """Get what is only compared: None where it is not there, and with a remark where it may not be read."""
         try:
             return client.get(path, missing_ok=True)
         except GcpError as error:
             if error.status not in (403, 501):
                 raise
-            self.remarks.append(f"{instance['name']}: its {what} is not compared: {error}")
+            self.remarks.append(f"{who}: its {what} is not compared: {error}")
             return None
 
     def _mend_field(self, client, machine, zone, field):
@@ -641,6 +679,10 @@ def same_gpus(*resources):
         for resource in resources
     ]
     return kinds[0] == kinds[1]
+
+
+def counted(accelerators):
+    return declared.listed(f"{count} {kind}" for kind, count in accelerators.items()) or "none"
 
 
 def by_metric(resource):

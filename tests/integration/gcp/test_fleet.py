@@ -437,6 +437,41 @@ class TestChecked:
         _, problems, _ = run(options, "checked")
         assert "does not fit g2-standard-4: use ubuntu-os-accelerator-images/" in problems[0]
 
+    def test_what_is_named_is_there(self, cloud, options, machine):
+        machine |= {"machine_type": "g2-standard-5", "disk": {"type": "pd-sd", "size_gb": 200}, "network": "defualt"}
+        options["rules"][0]["network"] = "prod"
+        said = [
+            "rule allow-ai-server-ports: there is no 'prod' in global/networks: set network, such as default",
+            "llm-server: there is no 'defualt' in global/networks: set network, such as default",
+            f"llm-server: there is no 'pd-sd' in zones/{ZONE_A}/diskTypes: set disk.type, such as pd-ssd",
+            f"llm-server: there is no 'g2-standard-5' in zones/{ZONE_A}/machineTypes: set machine_type, such as g2-",
+        ]
+        for problem, beginning in zip(run(options, "checked")[1], said, strict=True):
+            assert problem.startswith(beginning)
+
+    def test_a_machine_type_brings_its_accelerators(self, options, machine):
+        machine["accelerator"] = {"type": "nvidia-l4", "count": 0}
+        _, (problem,), _ = run(options, "checked")
+        assert "g2-standard-4 comes with 1 nvidia-l4, accelerator says none: make them agree" in problem
+
+    def test_what_may_not_be_read_is_a_remark(self, cloud, options):
+        cloud.fail("compute.machineTypes.get", status=403, reason="forbidden", message="Not for you")
+        fleet, problems, _ = run(options, "checked")
+        assert problems == []
+        assert "Not for you" in fleet.remarks[0]
+
+    def test_a_collection_that_tells_nothing_is_no_reason(self, cloud, options):
+        for method in ("machineTypes.get", "machineTypes.list"):
+            cloud.fail(f"compute.{method}", status=404, reason="notFound", message="No such page")
+        assert run(options, "checked")[1] == []
+
+    def test_a_zone_that_does_not_exist(self, cloud, options, machine):
+        cloud.zones["asia-northeast9-a"] = []
+        machine["zones"] = ["asia-northeast9-a"]
+        cloud.fail("compute.regions.get", status=404, reason="notFound", message="No such region")
+        _, (problem,), _ = run(options, "checked")
+        assert "zone asia-northeast9-a has no accelerator nvidia-l4: choose another zone, such as" in problem
+
     def test_quota_counts_all_machines_and_what_is_in_use(self, cloud, options, machine):
         cloud.quotas["SSD_TOTAL_GB"] = 500
         made(options)
@@ -459,10 +494,10 @@ class TestChecked:
         assert "us-central1" in fleet.remarks[0]
 
     def test_a_machine_type_without_a_price(self, options, machine):
-        machine["machine_type"] = "g2-standard-96"
+        machine["machine_type"] = "g2-standard-16"
         _, problems, (cost,) = run(options, "checked")
         assert problems == []
-        assert "no on_demand price of g2-standard-96" in cost["missing"]
+        assert "no on_demand price of g2-standard-16" in cost["missing"]
 
 
 @pytest.fixture(scope="module")
@@ -530,7 +565,6 @@ class TestCredentials:
         [
             ("HTTPS_PROXY", "http://127.0.0.1:9"),
             ("HTTPS_PROXY", "nonsense://127.0.0.1:9"),
-            ("REQUESTS_CA_BUNDLE", "/etc/hostname"),
             ("REQUESTS_CA_BUNDLE", "/no/such.pem"),
         ],
     )
