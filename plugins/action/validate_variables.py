@@ -25,6 +25,7 @@ class ActionModule(ActionBase):
     def run(self, tmp=None, task_vars=None):
         result = super().run(tmp, task_vars)
         problems, sound, defaults, values = [], set(), {}, {}
+        self.advice = []
         for role in self._task.args.get("roles", []):
             found = self._examine(role, task_vars, defaults, values)
             problems += found
@@ -38,6 +39,8 @@ class ActionModule(ActionBase):
         problems += self._broken(between, {**defaults, **task_vars, **values})
         problems = list(dict.fromkeys(problems))
         result.update(changed=False, problems=problems)
+        if self.advice:
+            result["warnings"] = self.advice
         if problems:
             numbered = [f"({n}) {text}" for n, text in enumerate(problems, 1)] if len(problems) > 1 else problems
             result.update(failed=True, msg=" ".join(numbered))
@@ -78,16 +81,21 @@ class ActionModule(ActionBase):
         """Return the role's problems; add its defaults, and the values of right type in that type, to those given."""
         home = ROLES / role
         specs = self._read(home / "meta/argument_specs.yml").get("argument_specs", {})
-        options = specs.get("main", {}).get("options") or {}
+        # For a task that needs but a few variables: others may be missing; what only a deployment must have is said.
+        only = self._task.args.get("only")
+        declared = specs.get("main", {}).get("options") or {}
+        options = {name: spec for name, spec in declared.items() if only is None or name in only}
         private, defaults = self._read(home / "vars/main.yml"), self._read(home / "defaults/main.yml")
         scope = {**defaults, **task_vars, **private, "role_path": str(home)}
         values, problems = self._typed(options, scope)
-        rules = private.get(f"__{role}_rules") or []
+        rules = [rule for rule in private.get(f"__{role}_rules") or [] if rule["variable"] in options]
         unkind = self._unkind([rule for rule in rules if "kind" in rule and rule["variable"] in values], values)
         if not problems:  # rules over values that are wrong would only repeat it
             rest = [rule for rule in rules if "that" in rule and rule["variable"] not in unkind]
             # They see values in their declared types: 0.23 written without quotes is a version all the same.
-            problems = self._broken(rest, {**scope, **values})
+            firm = [rule for rule in rest if only is None or not rule.get("to_deploy")]
+            problems = self._broken(firm, {**scope, **values})
+            self.advice += self._broken([rule for rule in rest if rule not in firm], {**scope, **values})
         all_defaults.update(defaults)
         all_values.update(values)
         return problems + [text for found in unkind.values() for text in found]

@@ -189,6 +189,11 @@ def test_the_playbook_says_that_a_host_is_not_reachable(tmp_path):
         ({"gpu_memory_plan_gpu": {"name": "L4"}}, "gpu_memory_plan_gpu lacks total_mib; give it one."),
         ({"gpu_memory_plan_gpu": {"total_mib": -1}}, "gpu: total_mib is -1: the total must be above 0"),
         ({"gpu_memory_plan_config": "/nowhere.json"}, 'gpu_memory_plan_config is "/nowhere.json"; it must be the'),
+        ({"vllm_dtype": None}, "vllm_dtype has no value (null); give it one, or take it out."),
+        ({"vllm_version": "latest"}, "Engine version 'latest' is not a version such as 0.23.0"),
+        ({"vllm_gpu_memory_utilization": 0}, "vllm_gpu_memory_utilization is 0.0; it must be above 0 and at most 1."),
+        ({"vllm_lora_adapters": [{"name": "a"}]}, "vllm_lora_adapters[0] lacks source; give it one."),
+        ({"vllm_max_model_length": 8192}, "vllm_max_model_length is no variable of a role, vllm_max_model_len is;"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_sentence(tmp_path, given, said):
@@ -196,6 +201,29 @@ def test_bad_input_is_one_sentence(tmp_path, given, said):
     assert done.returncode != 0
     assert said in done.stdout + done.stderr
     assert "caused by" not in done.stdout + done.stderr
+
+
+def test_what_the_plan_reads_is_refused_all_at_once_and_nothing_else_is_asked_for(tmp_path):
+    wrong = {"vllm_max_model_len": "long", "vllm_lora_adapters": "a", "gpu_memory_plan_gpu_index": "first"}
+    done = playbook(tmp_path, "-e", L4_BY_HAND, "-e", json.dumps(wrong))
+    assert done.returncode != 0
+    said = " ".join(done.stdout.split())
+    assert 'vllm_max_model_len is "long"; it must be a whole number.' in said
+    assert "vllm_lora_adapters is text; it must be a list of mappings, each with name, source, revision." in said
+    assert 'gpu_memory_plan_gpu_index is "first"; it must be a whole number.' in said
+    assert "(3)" in said
+    assert "(4)" not in said
+
+
+def test_a_version_that_cannot_be_deployed_yet_is_planned_and_said(tmp_path):
+    samples.write_model(tmp_path / "model", samples.EXAONE)
+    done = playbook(
+        tmp_path, "-e", L4_BY_HAND, "-e", f"vllm_model_path={tmp_path / 'model'}", "-e", "vllm_version=0.28.0"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "vllm_version 0.28.0 is not in data/vllm/versions.yml" in said
+    assert "vllm: vllm 0.28.0" in said
 
 
 def test_the_production_example_is_planned_by_its_shape_alone(tmp_path):
