@@ -388,6 +388,12 @@ class Cloud:
     def networks_list(self, values, query, body, url):
         return self._all("network", [{"name": one} for one in self.networks], query)
 
+    def subnetworks_get(self, values, query, body, url):
+        return self._named("subnetwork", [{"name": one} for one in self.networks], values["subnetwork"], url)
+
+    def subnetworks_list(self, values, query, body, url):
+        return self._all("subnetwork", [{"name": one} for one in self.networks], query)
+
     def images_getFromFamily(self, values, query, body, url):
         if (values["project"], values["family"]) != (IMAGES, FAMILY):
             raise Refused(404, "notFound", f"The resource '{url.removeprefix(URL)}' was not found")

@@ -31,6 +31,7 @@ from pathlib import Path
 
 import ansible.module_utils
 from ansible.errors import AnsibleParserError
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.text.converters import to_native
 from ansible.plugins.inventory import BaseInventoryPlugin, Constructable
 from ansible.utils.display import Display
@@ -43,7 +44,19 @@ UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
 if UTILS not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(UTILS)
 
-DEFAULTS = {"gcp_service_account_file": None, "gcp_api_tries": 6, "gcp_api_retry_pause": 1.0}
+from ansible.module_utils import gcp_declared
+
+# The module gives its parameters the same types, so a range written as text means the same to both.
+VARIABLES = {
+    "gcp_project": {"type": "str", "required": True},
+    "gcp_machines": {"type": "list", "elements": "dict", "required": True},
+    "gcp_firewall_rules": {"type": "list", "elements": "dict", "options": gcp_declared.RULE, "required": True},
+    "gcp_open_to_world": {"type": "bool", "required": True},
+    "gcp_open_to_world_ports": {"type": "list", "elements": "int", "required": True},
+    "gcp_service_account_file": {"type": "path"},
+    "gcp_api_tries": {"type": "int", "default": 6},
+    "gcp_api_retry_pause": {"type": "float", "default": 1.0},
+}
 
 
 class InventoryModule(BaseInventoryPlugin, Constructable):
@@ -70,40 +83,42 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
 
     def _settings(self, path):
         """Return the variables that the inventory directory gives to all, extra variables on top."""
-        known = dict(DEFAULTS)
+        known = {}
         # Which of the two stages reads group_vars depends on the setting RUN_VARS_PLUGINS.
         for stage in ("inventory", "task"):
             entities = [self.inventory.groups["all"]]
             known = combine_vars(known, get_vars_from_inventory_sources(self.loader, [path], entities, stage))
-        self.templar.available_variables = combine_vars(known, self._vars)
-        names = ("gcp_project", "gcp_machines", "gcp_firewall_rules", "gcp_open_to_world", "gcp_open_to_world_ports")
-        settings = {}
-        for name in (*names, *DEFAULTS):
-            if name not in self.templar.available_variables:
+        known = self.templar.available_variables = combine_vars(known, self._vars)
+        given = {name: self.templar.template(known[name]) for name in VARIABLES if name in known}
+        for name, one in VARIABLES.items():
+            if one.get("required") and given.get(name) is None:
                 raise AnsibleParserError(f"{name} is not set: write it into group_vars/all beside {path}.")
-            settings[name] = self.templar.template(self.templar.available_variables[name])
-        return settings
+        typed = ArgumentSpecValidator(VARIABLES).validate(given)
+        if typed.error_messages:
+            raise AnsibleParserError(f"What is declared cannot be used: {'; '.join(typed.error_messages)}")
+        return typed.validated_parameters
 
     def _fill(self, settings):
-        from ansible.module_utils import gcp_declared
-        from ansible.module_utils.gcp_client import Client, credentials_for
+        from ansible.module_utils.gcp_client import Client, GcpError, credentials_for, project_sentence
 
-        if not settings["gcp_project"]:
+        project = settings["gcp_project"]
+        if not project:
             raise AnsibleParserError("gcp_project is empty: set it to the ID of your Google Cloud project.")
         credentials = credentials_for(settings["gcp_service_account_file"])
-        tries, pause = int(settings["gcp_api_tries"]), float(settings["gcp_api_retry_pause"])
-        client = Client(settings["gcp_project"], credentials, tries, pause)
-        rules = [{"state": "present", "source_ranges": [], **one} for one in settings["gcp_firewall_rules"]]
+        client = Client(project, credentials, settings["gcp_api_tries"], settings["gcp_api_retry_pause"])
         rules, _, _, _ = gcp_declared.effective_rules(
-            rules, settings["gcp_open_to_world"], settings["gcp_open_to_world_ports"]
+            settings["gcp_firewall_rules"], settings["gcp_open_to_world"], settings["gcp_open_to_world_ports"]
         )
-        declared = {one["name"] for one in settings["gcp_machines"]}
-        for scope, content in client.list("aggregated/instances"):
-            for instance in content.get("instances") or []:
-                if instance["name"] in declared and instance["status"] == "RUNNING":
-                    self._add(instance, gcp_declared.last(scope), rules, gcp_declared)
+        declared = {one.get("name") for one in settings["gcp_machines"]}
+        try:
+            for scope, content in client.list("aggregated/instances"):
+                for instance in content.get("instances") or []:
+                    if instance["name"] in declared and instance["status"] == "RUNNING":
+                        self._add(instance, gcp_declared.last(scope), rules)
+        except GcpError as error:
+            raise GcpError(project_sentence(project, error)) from error
 
-    def _add(self, instance, zone, rules, gcp_declared):
+    def _add(self, instance, zone, rules):
         tags = (instance.get("tags") or {}).get("items") or []
         external, internal = gcp_declared.addresses(instance)
         told = {

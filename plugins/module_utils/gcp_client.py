@@ -217,6 +217,13 @@ def answer_error(answer, what):
     return GcpError(f"{what}: {status}{said} {one_line(message).rstrip('.')}{hint}.", status, reasons)
 
 
+def project_sentence(project, error):
+    """Say what a refused first request means for the project; only there a 404 is the project's."""
+    if error.status == 404:
+        return f"Project '{project}' does not exist or is not yours: set gcp_project to its ID ({error})"
+    return str(error)
+
+
 def operation_error(operation, what):
     """Make a GcpError from a finished operation that failed."""
     errors = operation["error"].get("errors") or [{"code": "UNKNOWN", "message": operation.get("httpErrorMessage", "")}]

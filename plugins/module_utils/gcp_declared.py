@@ -19,6 +19,17 @@ ZONE = re.compile(r"[a-z]+-[a-z]+[0-9]+-[a-z]")
 LABEL_KEY = re.compile(r"[a-z][-_a-z0-9]{0,62}")
 LABEL_VALUE = re.compile(r"[-_a-z0-9]{0,63}")
 
+# Argument spec of a rule, for the module and the inventory alike.
+RULE = {
+    "name": {"type": "str", "required": True},
+    "ports": {"type": "list", "elements": "int", "required": True},
+    "source_ranges": {"type": "list", "elements": "str", "default": []},
+    "target_tags": {"type": "list", "elements": "str", "required": True},
+    "network": {"type": "str", "default": "default"},
+    "priority": {"type": "int", "default": 1000},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+}
+
 LIVE, STOPPED, NEW = "live", "stopped", "new"
 
 

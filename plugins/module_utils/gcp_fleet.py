@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from ansible.module_utils import gcp_declared as declared
-from ansible.module_utils.gcp_client import Client, GcpError, credentials_for
+from ansible.module_utils.gcp_client import Client, GcpError, credentials_for, project_sentence
 
 SIDE_BY_SIDE = 8
 ADDRESS_TIMEOUT = 60  # s until a machine that runs has its external address
@@ -176,6 +176,9 @@ class Fleet:
         for one in missing:
             named.append((one["name"], "network", "global/networks", one["network"], None))
             for zone in one["zones"]:
+                if one["subnetwork"]:
+                    subnetworks = f"regions/{declared.region_of(zone)}/subnetworks"
+                    named.append((one["name"], "subnetwork", subnetworks, one["subnetwork"], None))
                 named.append((one["name"], "disk.type", f"zones/{zone}/diskTypes", one["disk"]["type"], None))
                 named.append((one["name"], "machine_type", f"zones/{zone}/machineTypes", one["machine_type"], one))
         problems, found = [], {}
@@ -708,9 +711,3 @@ def shortages(region, quotas, wanted):
         for (metric, cure), who in totals.items()
     ]
     return [one for one in said if one], sorted(metric for metric, _ in totals if metric not in quotas)
-
-
-def project_sentence(project, error):
-    if error.status == 404:
-        return f"Project '{project}' does not exist or is not yours: set gcp_project to its ID ({error})"
-    return str(error)

@@ -190,6 +190,7 @@ import traceback
 
 import yaml
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.gcp_declared import RULE
 
 try:
     from ansible.module_utils.gcp_client import GcpError
@@ -203,16 +204,6 @@ except ImportError:
 def strings(**names):
     return {name: {"type": "str", "required": required} for name, required in names.items()}
 
-
-RULE = {
-    **strings(name=True),
-    "ports": {"type": "list", "elements": "int", "required": True},
-    "source_ranges": {"type": "list", "elements": "str", "default": []},
-    "target_tags": {"type": "list", "elements": "str", "required": True},
-    "network": {"type": "str", "default": "default"},
-    "priority": {"type": "int", "default": 1000},
-    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-}
 
 MACHINE = {
     **strings(name=True, machine_type=True, subnetwork=False),

@@ -439,10 +439,12 @@ class TestChecked:
 
     def test_what_is_named_is_there(self, cloud, options, machine):
         machine |= {"machine_type": "g2-standard-5", "disk": {"type": "pd-sd", "size_gb": 200}, "network": "defualt"}
+        machine["subnetwork"] = "inner"
         options["rules"][0]["network"] = "prod"
         said = [
             "rule allow-ai-server-ports: there is no 'prod' in global/networks: set network, such as default",
             "llm-server: there is no 'defualt' in global/networks: set network, such as default",
+            "llm-server: there is no 'inner' in regions/asia-northeast3/subnetworks: set subnetwork, such as default",
             f"llm-server: there is no 'pd-sd' in zones/{ZONE_A}/diskTypes: set disk.type, such as pd-ssd",
             f"llm-server: there is no 'g2-standard-5' in zones/{ZONE_A}/machineTypes: set machine_type, such as g2-",
         ]

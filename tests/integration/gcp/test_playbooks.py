@@ -110,10 +110,13 @@ NEXT_PLAY = """
 """
 
 
-def test_plays_that_follow_find_the_machine_and_its_bindings(cloud, playbook, ssh_port, tmp_path):
+# As text: what "-e gcp_source_ranges=198.51.100.0/24" hands on, which the module takes as well.
+@pytest.mark.parametrize("ranges", [["198.51.100.0/24"], "198.51.100.0/24"], ids=["list", "text"])
+def test_plays_that_follow_find_the_machine_and_its_bindings(cloud, playbook, ssh_port, tmp_path, ranges):
     following = tmp_path / "following"
     following.with_suffix(".yml").write_text(NEXT_PLAY, encoding="utf-8")
-    done = playbook("provision", following, gcp_ssh_port=ssh_port, gcp_monitoring_rule=False)
+    given = {"gcp_ssh_port": ssh_port, "gcp_monitoring_rule": False, "gcp_source_ranges": ranges}
+    done = playbook("provision", following, **given)
     internal = cloud.instance("llm-server")["networkInterfaces"][0]["networkIP"]
     assert f"{internal} 127.0.0.1 http://{internal}:8001/v1 end" in done.said, done.stdout + done.stderr
 
@@ -138,3 +141,20 @@ def test_an_inventory_that_the_api_refuses_stops_the_run(cloud, playbook):
     done = playbook("stop")
     assert done.returncode != 0
     assert "No list for you" in " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"gcp_project": "no-such"}, "Project 'no-such' does not exist or is not yours: set gcp_project to its ID"),
+        ({"gcp_machines": None}, "gcp_machines is not set: write it into group_vars/all"),
+        ({"gcp_machines": ["llm-server"]}, "cannot be used: Elements value for option 'gcp_machines'"),
+        ({"gcp_api_tries": "many"}, "cannot be used: argument 'gcp_api_tries'"),
+        ({"gcp_open_to_world": "perhaps"}, "cannot be used: argument 'gcp_open_to_world'"),
+        ({"gcp_firewall_rules": [{"name": "a", "ports": ["x"], "target_tags": ["b"]}]}, "option 'ports' found in"),
+    ],
+)
+def test_what_the_inventory_cannot_use_is_told_with_its_variable(playbook, given, said):
+    done = playbook("stop", **given)
+    assert done.returncode != 0
+    assert said in " ".join(done.stderr.split())
