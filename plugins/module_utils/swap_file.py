@@ -374,7 +374,7 @@ def _refuse(problems: list[str | None]) -> None:
 
 def carry_out(host: Host, wanted: Change) -> None:
     """Do what is to be done. The note comes first, so that after an interruption the next run knows what is ours."""
-    note = {"swappiness": wanted.swappiness[0], **host.note, "adopted": wanted.adopted}
+    note = {"swappiness": wanted.swappiness[0], **host.note, "adopted": dict(wanted.adopted)}
     note["paths"] = list(dict.fromkeys([*wanted.places, *wanted.adopted]))
     if wanted.needed:
         host.write(NOTE, json.dumps(note) + "\n")
