@@ -189,17 +189,13 @@ async def _work(request: Request):
 async def _json(request: Request) -> dict:
     try:
         # NaN and half a surrogate pair are what Python reads and no JSON can carry on.
-        body = json.loads(await request.body(), parse_constant=_no_constant)
-        json.dumps(body, ensure_ascii=False).encode()
+        body = await request.json()
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
         raise Problem(400, "The body is not a JSON object.")
     return body
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(name)
 
 
 app = create_app(settings.load())

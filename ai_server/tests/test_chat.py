@@ -77,7 +77,10 @@ def test_a_refused_key_is_not_the_callers_fault(client):
     assert "VLLM_API_KEY" in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b'{"temperature": NaN}', b'{"messages": "\\ud800"}'])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{", b"\xff", b'{"top_p": NaN}', b'{"top_p": 1e999}', b'{"messages": "\\ud800"}'],
+)
 def test_a_body_that_is_no_object(client, standins, content):
     response = client.post("/v1/chat/completions", content=content)
     assert (response.status_code, response.json()["error"]["message"]) == (400, "The body is not a JSON object.")

@@ -194,7 +194,8 @@ class Fleet:
             if brings:
                 own = {declared.last(one["guestAcceleratorType"]): one["guestAcceleratorCount"] for one in brings}
                 asked = declared.declared_view(machine)["accelerator"]
-                if own != asked:
+                # The same GPU with a licence for graphics.
+                if own != {kind.removesuffix("-vws"): count for kind, count in asked.items()}:
                     problems.append(
                         f"{who}: {name} comes with {counted(own)}, accelerator says {counted(asked)}: make them agree."
                     )

@@ -92,7 +92,7 @@ class Hub:
         problems = [f"{place} {told}" for place in hidden]
         seen = [str(place) for place in places if place not in hidden]
         said = unprivileged.run(self.python, "-c", _OPEN, *seen, user=self.user).splitlines() if seen else []
-        cure = "let it, such as by chmod -R a+rX on the directory."
+        cure = "let it, such as by chmod -R a+rX on the directory, or mend the file."
         return problems + [f"{self.user} cannot read {line}; {cure}" for line in said]
 
     def fetch(self, source: str, revision: str) -> Path:
@@ -125,6 +125,7 @@ class Hub:
             (str(place), path.name, path.stat().st_size, path.stat().st_mtime_ns)
             for place in sorted(places)
             for path in sorted(place.iterdir())
+            if path.is_file()
         ]
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16] if places else ""
 

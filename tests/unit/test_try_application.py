@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "roles/ai_server/files/try_application.py"
+KEY = "it's #a\\key'"
 SERVED = json.dumps({"data": [{"id": "base"}, {"id": "easycontract"}]})
 
 spec = importlib.util.spec_from_file_location("dotenv_filter", ROOT / "plugins/filter/dotenv.py")
@@ -19,14 +22,14 @@ plugin = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(plugin)
 
 
-def tried(tmp_path, url, main="", **settings):
+def tried(tmp_path, url, main="", engine="ask", **settings):
     """Run the script on an application of one line with a .env as the role writes it; return (status, last line)."""
     app = tmp_path / "source/app"
     app.mkdir(parents=True)
     (app / "main.py").write_text(main)
-    wanted = {"VLLM_BASE_URL": f"{url}/v1", "VLLM_API_KEY": "it's a\\key", "VLLM_MODEL": "base", **settings}
+    wanted = {"VLLM_BASE_URL": f"{url}/v1", "VLLM_API_KEY": KEY, "VLLM_MODEL": "base", **settings}
     (tmp_path / ".env").write_text(plugin.dotenv(wanted))
-    argv = [sys.executable, str(SCRIPT), str(app.parent), str(tmp_path / ".env")]
+    argv = [sys.executable, str(SCRIPT), str(app.parent), str(tmp_path / ".env"), engine]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
 
@@ -48,11 +51,30 @@ def test_the_engine_is_asked(server, tmp_path, page, settings, says):
     server.pages["/v1/models"] = page
     status, said = tried(tmp_path, server.url, **settings)
     assert (status == 0) == (not says) and says in said, said
-    assert server.asked[0][1] == "Bearer it's a\\key"
+    assert server.asked[0][1] == f"Bearer {KEY}"
 
 
 def test_an_engine_that_is_away_proves_nothing(tmp_path):
     assert tried(tmp_path, "http://127.0.0.1:9") == (0, "")
+
+
+def test_a_port_that_is_not_http_proves_nothing(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer():
+            accepted, _ = other.accept()
+            accepted.recv(1000)
+            accepted.sendall(b"SSH-2.0-OpenSSH\r\n")
+            accepted.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        assert tried(tmp_path, f"http://127.0.0.1:{other.getsockname()[1]}") == (0, "")
+
+
+def test_in_check_mode_the_engine_is_still_what_it_was(server, tmp_path):
+    server.pages["/v1/models"] = (401, "no")
+    assert tried(tmp_path, server.url, engine="alone") == (0, "")
+    assert server.asked == []
 
 
 def test_an_application_that_cannot_be_imported_is_refused(tmp_path):

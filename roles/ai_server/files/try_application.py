@@ -1,7 +1,8 @@
 """Would the application serve? Import app.main of a source with a .env, as the service will, and ask the engine.
 
 An engine that answers must take the key of the .env and serve its models; one that is away proves nothing. Changes
-nothing. Arguments: the source, the .env. Status 0, or not 0 and what is wrong as the last line.
+nothing. Arguments: the source, the .env, and whether to ask the engine (ask or alone: in check mode it is still what it
+was before). Status 0, or not 0 and what is wrong as the last line.
 """
 
 import importlib
@@ -11,9 +12,10 @@ import re
 import sys
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
-source, settings = sys.argv[1:]
+source, settings, engine_too = sys.argv[1:]
 os.chdir(Path(settings).parent)  # where the application looks for its .env
 sys.path.insert(0, source)
 try:
@@ -23,8 +25,17 @@ except ImportError as error:
         f"app.main cannot be imported: {error}; declare what is missing in the application's dependencies and lock them"
     )
 
-written = dict(line.split("=", 1) for line in Path(settings).read_text().splitlines())
-written = {name: re.sub(r"\\(.)", r"\1", text.strip("'")) for name, text in written.items()}
+if engine_too == "alone":
+    sys.exit()
+
+
+def value(text):
+    """Return what a line of the .env says behind its name: plain, or within single quotes with backslashes."""
+    return re.sub(r"\\(.)", r"\1", text[1:-1]) if text.startswith("'") else text
+
+
+lines = (line.split("=", 1) for line in Path(settings).read_text().splitlines())
+written = {name: value(text) for name, text in lines}
 engine = written.get("VLLM_BASE_URL", "")
 request = urllib.request.Request(
     f"{engine}/models", headers={"Authorization": f"Bearer {written.get('VLLM_API_KEY', '')}"}
@@ -36,7 +47,7 @@ try:
 except urllib.error.HTTPError as error:
     if error.code in (401, 403):
         sys.exit(f"the engine at {engine} refuses the key; give ai_server_vllm_api_key the engine's own vllm_api_key")
-except (OSError, ValueError, KeyError, TypeError):
+except (OSError, HTTPException, ValueError, KeyError, TypeError):
     pass
 else:
     named = ("VLLM_MODEL", "VLLM_LORA_ADAPTER_EASYCONTRACT", "VLLM_LORA_ADAPTER_CHECKLIST")
