@@ -491,12 +491,13 @@ class Cloud:
 
     def instances_insert(self, values, query, body, url):
         zone, name = values["zone"], body["name"]
-        if (zone, name) in self.instances:
-            raise Refused(
-                409,
-                "alreadyExists",
-                f"The resource 'projects/{self.project}/zones/{zone}/instances/{name}' already exists",
-            )
+        for kind, there in (("instances", self.instances), ("disks", self.disks)):
+            if (zone, name) in there:
+                raise Refused(
+                    409,
+                    "alreadyExists",
+                    f"The resource 'projects/{self.project}/zones/{zone}/{kind}/{name}' already exists",
+                )
         here = f"projects/{self.project}/zones/{zone}/"
         if here not in body["machineType"]:
             raise Refused(400, "invalid", f"Invalid value for field 'machineType': '{body['machineType']}'")

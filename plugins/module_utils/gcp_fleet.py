@@ -40,7 +40,8 @@ class Fleet:
         self.options = options
         self.check_mode = check_mode
         self.project = options["project"]
-        self.machines = [one for one in options["machines"] if not options["names"] or one["name"] in options["names"]]
+        self.names = [name.strip() for name in options["names"]]
+        self.machines = [one for one in options["machines"] if not self.names or one["name"] in self.names]
         self.rules, self.without, self.rule_problems, self.remarks = declared.effective_rules(
             options["rules"], options["open_to_world"], options["open_to_world_ports"]
         )
@@ -90,11 +91,11 @@ class Fleet:
         problems += declared.machine_problems(self.options["machines"])
         problems += declared.rule_problems(self.options["rules"]) + self.rule_problems
         known = [one["name"] for one in self.options["machines"]]
-        if self.options["state"] == "absent" and not any(self.options["names"]):
+        if self.options["state"] == "absent" and not any(self.names):
             return [*problems, "gcp_decommission is empty: give the name of the machine to delete."]
         problems += [
             f"'{name}' is not among gcp_machines ({declared.listed(known)})."
-            for name in self.options["names"]
+            for name in self.names
             if name not in known
         ]
         return problems
@@ -348,6 +349,14 @@ class Fleet:
                     continue
                 if not error.exists:
                     raise
+                if client.get(f"zones/{zone}/instances/{machine['name']}", missing_ok=True) is None:
+                    # The disk of a machine that was deleted without it is there under the same name.
+                    raise GcpError(
+                        f"{error} If it is a disk that nobody needs, delete it (gcloud compute disks delete "
+                        f"{machine['name']} --zone={zone}); else give the machine another name in gcp_machines.",
+                        error.status,
+                        error.reasons,
+                    ) from error
             result.changes.append(self._made(machine, zone))
             result.zone = zone
             return self._settled(client, zone, machine["name"])

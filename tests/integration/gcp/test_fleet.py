@@ -401,7 +401,13 @@ class TestAbsent:
         assert len(cloud.instances) == 1
         assert len(cloud.firewalls) == 2
 
-    @pytest.mark.parametrize("names", [[], [""], ["other"]])
+    def test_names_may_be_typed_with_spaces(self, cloud, options, machine):
+        options["machines"] = [{**machine, "name": name} for name in ("llm-1", "llm-2")]
+        made(options)
+        _, _, problems = run(options, "absent", names=["llm-1", " llm-2"])
+        assert (problems, cloud.instances) == ([], {})
+
+    @pytest.mark.parametrize("names", [[], [""], [" "], ["other"]])
     def test_the_name_must_be_said_and_known(self, options, names):
         assert Fleet({**options, "state": "absent", "names": names}).declaration_problems()
 
@@ -622,6 +628,13 @@ class TestFaults:
         assert result.status == "RUNNING"
         assert f"make llm-server in {ZONE_A}" in what(fleet)
         assert (len(cloud.instances), len(cloud.firewalls)) == (1, 2)
+
+    def test_a_disk_that_is_left_over_is_not_taken_for_the_machine(self, cloud, options):
+        cloud.disks[ZONE_A, "llm-server"] = {"name": "llm-server", "sizeGb": "10"}
+        fleet, _, (problem,) = run(options)
+        assert f"zones/{ZONE_A}/disks/llm-server' already exists" in problem
+        assert f"gcloud compute disks delete llm-server --zone={ZONE_A}" in problem
+        assert f"make llm-server in {ZONE_A}" not in what(fleet)
 
     def test_an_operation_that_fails_says_why(self, cloud, options):
         made(options)
