@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,3 +41,18 @@ def server():
     yield running
     running.shutdown()
     running.server_close()
+
+
+@pytest.fixture
+def not_http():
+    """The address of a port that speaks another protocol, once."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer():
+            accepted, _ = other.accept()
+            accepted.recv(1000)
+            accepted.sendall(b"SSH-2.0-OpenSSH\r\n")
+            accepted.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield f"http://127.0.0.1:{other.getsockname()[1]}"

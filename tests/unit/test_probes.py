@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
 
 import pytest
@@ -82,18 +81,9 @@ def test_nobody_listens():
     assert probes.first_failure([{"http": {"url": url}}]) == f"{url}: connection refused"
 
 
-def test_an_answer_that_is_not_http():
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        url = f"http://127.0.0.1:{other.getsockname()[1]}/"
-
-        def answer():
-            accepted, _ = other.accept()
-            accepted.recv(1000)
-            accepted.sendall(b"SSH-2.0-OpenSSH\r\n")
-            accepted.close()
-
-        threading.Thread(target=answer, daemon=True).start()
-        assert probes.first_failure([{"http": {"url": url}}]).startswith(f"{url}: no answer in HTTP")
+def test_an_answer_that_is_not_http(not_http):
+    url = f"{not_http}/"
+    assert probes.first_failure([{"http": {"url": url}}]).startswith(f"{url}: no answer in HTTP")
 
 
 def test_silence_ends_when_the_start_has_to_be_over(server):
