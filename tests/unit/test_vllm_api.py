@@ -3,7 +3,6 @@
 import json
 import socket
 import ssl
-import threading
 import urllib.error
 from http.client import IncompleteRead, InvalidURL
 
@@ -103,19 +102,9 @@ def test_failures_on_the_way_are_told_apart(error, kind):
     assert vllm_api._transport(URL, error, 3).kind == kind
 
 
-def test_a_port_that_is_not_http_is_one_sentence():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def answer():
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(1 << 16)
-                connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
-
-        threading.Thread(target=answer, daemon=True).start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(vllm_api.ApiError, match=r"gave no answer in HTTP .*SSH-2.0.*: another program") as caught:
-            vllm_api.fetch(url)
+def test_a_port_that_is_not_http_is_one_sentence(not_http):
+    with pytest.raises(vllm_api.ApiError, match=r"gave no answer in HTTP .*SSH-2.0.*: another program") as caught:
+        vllm_api.fetch(not_http)
     assert caught.value.kind == "not_http"
 
 
