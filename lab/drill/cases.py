@@ -267,7 +267,8 @@ def killed(unit: str, child: bool = False) -> Callable[[Bed, Stage], Row]:
 
     def line(bed: Bed, stage: Stage) -> Row:
         before, silence = bed.one.services()[unit]["pid"], Silence(bed.one)
-        pid = bed.one.sh(f"pgrep --parent {before} | head -1").strip() if child else str(before)
+        # The largest: beside the engine itself there may be a small one that only tidies up.
+        pid = bed.one.sh(f"ps --ppid {before} -o pid= --sort=-rss | head -1").strip() if child else str(before)
         begin = time.monotonic()
         bed.one.sh(f"kill -KILL {pid}")
         bed.one.until(lambda: bed.one.services()[unit]["pid"] not in (0, before), within, f"{unit} stays away")
