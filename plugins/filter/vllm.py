@@ -86,6 +86,35 @@ def known_problems(version: str, table: dict, transformers: str, python: str, qu
     return {"refused": refused, "advised": advised}
 
 
+def runtime_needs(version: str, table: dict, asked: dict, environment: dict, python: str) -> dict:
+    """Return what an engine needs on a GPU host while it runs, from ``compiled`` in data/vllm/versions.yml.
+
+    ``asked`` is what is asked of the engine, such as ``{"enforce_eager": bool}``; ``environment`` are the inventory's
+    variables of the engine; ``python`` is the interpreter's path. The result has ``compiles`` (ids of rows),
+    ``packages`` (names), ``environment`` (variables set by default) and ``advised`` (sentences about these).
+    """
+    needs = {"compiles": [], "packages": [], "environment": {}, "advised": []}
+    for row in table["compiled"]:
+        if not _within(version, row["engines"]) or any(
+            asked.get(key) != value for key, value in row.get("when", {}).items()
+        ):
+            continue
+        switches = row.get("environment", {})
+        needs["environment"].update(switches)
+        if any(str(environment.get(name, off)) == off for name, off in switches.items()):
+            needs["advised"] += [f"{row['says']} {row['instead']}"] * (not environment.keys() & switches.keys())
+            continue
+        needs["compiles"].append(row["id"])
+        needs["packages"] += row["packages"] + _python_headers(python) * row.get("python_headers", False)
+    return needs
+
+
+def _python_headers(interpreter: str) -> list:
+    """Return the package with the headers of one of the distribution's interpreters; another brings its own."""
+    found = re.fullmatch(r"/usr/bin/(python3(?:\.\d+)?)", interpreter)
+    return [f"lib{found[1]}-dev"] if found else []
+
+
 def pinned_version(texts: list, name: str) -> str:
     """Return the version that the first of these texts of requirements files pins ``name`` to, "" where none does."""
     pin = re.compile(rf"^{re.escape(name)}\s*==\s*([0-9][^\s;\\]*)", re.IGNORECASE | re.MULTILINE)
@@ -121,4 +150,5 @@ class FilterModule:
             "known_problems": known_problems,
             "lora_modules": lora_modules,
             "pinned_version": pinned_version,
+            "runtime_needs": runtime_needs,
         }

@@ -12,7 +12,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from . import nvidia_smi, probes, systemd_unit
+from . import nvidia_driver, nvidia_smi, probes, systemd_unit
 
 LATELY = 10  # minutes
 CRASHES = 3
@@ -135,6 +135,26 @@ def gpu(name: str = "", driver: str = "") -> tuple[str, bool]:
     return f"{first['name']}, {first['total_mib']} MiB, driver {found['driver_version']}", good
 
 
+def driver() -> tuple[str, bool]:
+    """The driver answers, is of the version of its library, and the kernel of the next boot has its module."""
+    try:
+        found = nvidia_driver.read()
+    except nvidia_smi.GpuError as error:
+        return str(error), False
+    library = found["library_version"] or "unknown"
+    return "; ".join([f"{found['driver_version']}, library {library}", *found["warnings"]]), not found["warnings"]
+
+
+def device_nodes() -> tuple[str, bool]:
+    """The device nodes of every GPU and of CUDA's unified memory are there."""
+    try:
+        count = len(nvidia_smi.read()["gpus"])
+    except nvidia_smi.GpuError as error:
+        return str(error), False
+    missing = nvidia_driver.missing_nodes(count)
+    return (f"{', '.join(missing)} not there", False) if missing else (f"those of {count} GPUs", True)
+
+
 def swap(path: str, megabytes: int) -> tuple[str, bool]:
     """The swap file is in use with its declared size."""
     rows = [row.split() for row in Path("/proc/swaps").read_text().splitlines()[1:]]
@@ -144,7 +164,7 @@ def swap(path: str, megabytes: int) -> tuple[str, bool]:
     return f"{sizes[path]} MiB", abs(sizes[path] - megabytes) <= 1
 
 
-_CHECKS = (http, models, completion, chat, metric, unit, pushes, loki, gpu, swap)
+_CHECKS = (http, models, completion, chat, metric, unit, pushes, loki, gpu, driver, device_nodes, swap)
 KINDS = {function.__name__: function for function in _CHECKS}
 
 

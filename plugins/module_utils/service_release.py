@@ -29,7 +29,9 @@ from . import probes, released_program, systemd_unit, unprivileged
 
 STORE = Path("/var/lib/llm-server/services")
 UNITS = Path("/etc/systemd/system")
+RUNTIME_UNITS = Path("/run/systemd/system")
 LOCKS = Path("/run")
+TRIAL_TIMEOUT = 900  # seconds: the longest compiles for minutes
 # Seconds: a module whose controller was killed goes on to its end, as long as the service takes to stop.
 LOCK_TIMEOUT = 60
 KEPT = 3  # the release that runs and two before it
@@ -186,6 +188,35 @@ class Service:
             to_come = check_mode and complaint and re.search(r"is not executable|Unit \S+ not found", complaint)
             if complaint and not to_come:
                 raise Refused(f"{self.name}: systemd refuses the unit: {complaint}")
+
+    def try_out(self, release: dict, trials: list[dict]) -> None:
+        """Run each trial in the sandbox of ``release``'s unit, as its user; raise `Refused` with what one says.
+
+        A trial has ``argv``, in which ``%s`` stands for a file with the text of its ``script``.
+        """
+        with tempfile.TemporaryDirectory(prefix=f".{self.name}-", dir="/run") as directory:
+            stage = Path(directory)
+            stage.chmod(0o755)
+            for trial in trials:
+                script, output = stage / "trial", stage / "output"
+                write(script, trial["script"], 0o644)
+                argv = [word.replace("%s", str(script)) for word in trial["argv"]]
+                self._try(systemd_unit.in_sandbox(self._on_new_program(release), argv, output, TRIAL_TIMEOUT), output)
+
+    def _try(self, text: str, output: Path) -> None:
+        unit = f"{self.name}-trial.service"
+        written = RUNTIME_UNITS / unit
+        write(written, text, 0o644)
+        try:
+            systemd_unit.run("systemctl", "daemon-reload")
+            done = systemd_unit.run("systemctl", "start", unit, check=False, timeout=TRIAL_TIMEOUT + 60)
+        finally:
+            written.unlink()
+            systemd_unit.run("systemctl", "daemon-reload")
+            systemd_unit.run("systemctl", "reset-failed", unit, check=False)
+        if done.returncode:
+            said = (output.read_text(errors="replace") if output.exists() else "") or done.stderr
+            raise Refused(f"{self.name}: {said.strip().splitlines()[-1]}")
 
     @staticmethod
     def _on_new_program(release: dict) -> str:

@@ -100,6 +100,12 @@ def plan(wanted: list[Wanted], instead_of: list[str], installed: dict[str, Insta
     )
 
 
+def matching(patterns: list[str], installed: dict[str, Installed]) -> list[Wanted]:
+    """Return the installed packages whose names match one of ``patterns``, to be held as they are."""
+    names = sorted(name for name in installed if any(fnmatch(name, pattern) for pattern in patterns))
+    return [Wanted(name, hold=True) for name in names]
+
+
 class Packages:
     """The packages that one role brings to this machine."""
 

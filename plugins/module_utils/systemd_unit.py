@@ -5,7 +5,9 @@ Plain Python on top of ``systemctl``, ``journalctl`` and ``/proc``; no Ansible i
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -78,6 +80,20 @@ def render(sections: dict) -> str:
                 continue
             values = value if isinstance(value, list) else [value]
             lines += [f"{directive}={_text(item)}" for item in values]
+    return "\n".join(lines) + "\n"
+
+
+def in_sandbox(text: str, argv: list[str], output: Path, limit: int) -> str:
+    """Return the unit ``text`` with the command ``argv`` in place of its service: run once, in the same sandbox.
+
+    What it prints goes to ``output``. It gets no file with variables, since these hold the service's secrets.
+    """
+    own = re.compile(r"(Type|ExecStart|ExecStartPost|ExecReload|ExecStop|EnvironmentFile|Restart\w*|Timeout\w+)=")
+    lines = [line for line in text.partition("\n[Install]")[0].splitlines() if not own.match(line)]
+    # systemd reads a JSON string as it reads its own quotes; it would expand % and $.
+    command = " ".join(json.dumps(word).replace("%", "%%").replace("$", "$$") for word in argv)
+    lines += ["Type=oneshot", f"ExecStart={command}", f"TimeoutStartSec={limit}"]
+    lines += [f"StandardOutput=append:{output}", "StandardError=inherit"]
     return "\n".join(lines) + "\n"
 
 

@@ -101,6 +101,21 @@ options:
       repeats the directive, null takes a default away.
     type: dict
     default: {}
+  trials:
+    description:
+      - Scripts that must succeed in the sandbox of the unit, as its user and with its variables but without its files
+        of variables, before a release is written. They run when the service is about to be restarted, not in check
+        mode. The last line that one prints is the reason of a refusal.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      script: {description: Text of the script., type: str, required: true}
+      argv:
+        description: Command that runs it; C(%s) stands for the file with the script.
+        type: list
+        elements: str
+        required: true
   listens:
     description: TCP ports that must be free, or held by this very service, before anything is written.
     type: list
@@ -244,6 +259,9 @@ ARGUMENTS = {
     "secrets": {**listed(file_options("0600", secret=True)), "no_log": False},
     "links": listed({"path": {"type": "path", "required": True}, "target": {"type": "path", "required": True}}),
     "unit": {"type": "dict", "default": {}},
+    "trials": listed(
+        {"script": {"type": "str", "required": True}, "argv": {"type": "list", "elements": "str", "required": True}}
+    ),
     "listens": {"type": "list", "elements": "int", "default": []},
     "probes": listed(PROBES),
     "start_timeout": {"type": "int", "default": 60},
@@ -258,9 +276,13 @@ ARGUMENTS = {
 }
 
 
+def wanted_release(service: Service, wanted: dict) -> dict:
+    return service.build([*wanted["files"], *wanted["secrets"]], wanted["links"], wanted["unit"])
+
+
 def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
     """Write and start what is wanted; the result says whether the start is still to be awaited."""
-    release = service.build([*wanted["files"], *wanted["secrets"]], wanted["links"], wanted["unit"])
+    release = wanted_release(service, wanted)
     name = digest(release)
     new_user = service.missing_user(wanted["user"])
     directories = service.wrong_directories(wanted["directories"])
@@ -280,6 +302,8 @@ def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
         if not check_mode:
             prepare(service, wanted, new_user, directories)
         service.check(release, validators, wanted["user"], check_mode)
+        if not check_mode:
+            service.try_out(release, wanted["trials"])
     elif not check_mode:
         prepare(service, wanted, new_user, directories)
     if check_mode:
@@ -358,8 +382,10 @@ def dry_run(service: Service, wanted: dict) -> dict:
 def act(service: Service, wanted: dict) -> dict:
     if wanted["phase"] == "ahead":
         foreseen = dry_run(service, wanted)
-        served = bool(service.state()["verified"])
-        return {"changed": False, "interrupts": served and bool(foreseen.get("restarted", foreseen["changed"]))}
+        interrupts = bool(service.state()["verified"]) and bool(foreseen.get("restarted", foreseen["changed"]))
+        if interrupts and wanted["state"] == "present":
+            service.try_out(wanted_release(service, wanted), wanted["trials"])
+        return {"changed": False, "interrupts": interrupts}
     if wanted["phase"] in ("out", "in"):
         service.note(out=wanted["phase"] == "out")
         return {"changed": True}

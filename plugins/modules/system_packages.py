@@ -23,7 +23,7 @@ options:
     description: The packages.
     type: list
     elements: dict
-    required: true
+    default: []
     suboptions:
       name: {description: The package., type: str, required: true}
       version:
@@ -31,6 +31,11 @@ options:
         type: str
         default: ""
       hold: {description: Whether apt must not change it., type: bool, default: false}
+  holds:
+    description: Patterns of package names; those that are installed are held in the version that they have.
+    type: list
+    elements: str
+    default: []
   instead_of:
     description: Patterns of package names that are removed when they are installed.
     type: list
@@ -69,7 +74,7 @@ versions:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.system_packages import PackageError, Packages, Wanted, plan
+from ansible.module_utils.system_packages import PackageError, Packages, Wanted, matching, plan
 
 
 def main() -> None:
@@ -79,13 +84,14 @@ def main() -> None:
             "packages": {
                 "type": "list",
                 "elements": "dict",
-                "required": True,
+                "default": [],
                 "options": {
                     "name": {"type": "str", "required": True},
                     "version": {"type": "str", "default": ""},
                     "hold": {"type": "bool", "default": False},
                 },
             },
+            "holds": {"type": "list", "elements": "str", "default": []},
             "instead_of": {"type": "list", "elements": "str", "default": []},
             "lock_timeout": {"type": "int", "default": 600},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
@@ -96,9 +102,10 @@ def main() -> None:
     wanted = [Wanted(**each) for each in options["packages"]]
     packages = Packages(options["name"], options["lock_timeout"])
     try:
+        before = packages.installed()
+        wanted += matching(options["holds"], before)
         if options["state"] == "absent":
             absent(module, packages, wanted)
-        before = packages.installed()
         steps = plan(wanted, options["instead_of"], before)
         # A role that finds everything there needs it too: its note keeps another role's removal from taking it.
         unnoted = not packages.noted(wanted)

@@ -148,3 +148,50 @@ def test_flags_as_the_program_takes_them():
 def test_node_exporter_hands_its_arguments_to_that_filter():
     role = yaml.safe_load((PLUGINS.parents[1] / "roles/node_exporter/vars/main.yml").read_text())
     assert "node_exporter_arguments | flags" in role["__node_exporter_argv"]
+
+
+TABLE_OF_ENGINES = yaml.safe_load((PLUGINS.parents[1] / "data/vllm/versions.yml").read_text())
+
+
+def needs(version="0.23.0", eager=True, environment=None, python="/usr/bin/python3"):
+    return VLLM["runtime_needs"](version, TABLE_OF_ENGINES, {"enforce_eager": eager}, environment or {}, python)
+
+
+def test_the_default_engine_compiles_tritons_helper_and_leaves_the_sampler_of_nvcc_out():
+    found = needs()
+    assert found["compiles"] == ["triton"]
+    assert found["packages"] == ["gcc", "libc6-dev", "libpython3-dev"]
+    assert found["environment"] == {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
+    assert len(found["advised"]) == 1 and "VLLM_USE_FLASHINFER_SAMPLER to 1" in found["advised"][0]
+
+
+@pytest.mark.parametrize("one", ["1", 1])
+def test_a_host_with_a_toolkit_may_choose_the_sampler_of_nvcc(one):
+    found = needs(environment={"VLLM_USE_FLASHINFER_SAMPLER": one})
+    assert found["compiles"] == ["triton", "flashinfer_sampler"]
+    assert "g++" in found["packages"]
+    assert found["advised"] == []
+
+
+def test_who_switches_the_sampler_off_is_told_nothing():
+    found = needs(environment={"VLLM_USE_FLASHINFER_SAMPLER": "0"})
+    assert (found["compiles"], found["advised"]) == (["triton"], [])
+
+
+def test_an_engine_whose_sampler_is_opt_in_gets_no_variable():
+    assert needs("0.15.1")["environment"] == {}
+
+
+def test_compiled_graphs_need_a_compiler_for_cxx():
+    found = needs(eager=False)
+    assert found["compiles"] == ["triton", "inductor"]
+    assert "g++" in found["packages"]
+
+
+@pytest.mark.parametrize(
+    ("python", "headers"),
+    [("/usr/bin/python3", ["libpython3-dev"]), ("/usr/bin/python3.10", ["libpython3.10-dev"]),
+     ("/opt/python3.12/bin/python3.12", [])],
+)  # fmt: skip
+def test_the_headers_are_those_of_the_very_interpreter(python, headers):
+    assert [name for name in needs(python=python)["packages"] if "python" in name] == headers

@@ -98,6 +98,49 @@ class TestDigest:
         assert digest(wanted(host)) != before
 
 
+class TestTrials:
+    TRIAL = {"script": "print(1)", "argv": ["/opt/app/current/bin/python", "%s", "part"]}
+
+    @pytest.fixture
+    def trials(self, host, monkeypatch, tmp_path):
+        """Systemd runs one-shot units: it notes their text, and says and ends as it is told to."""
+        run, told = host.systemd.run, SimpleNamespace(units=[], code=0, said="")
+        monkeypatch.setattr(service_release, "RUNTIME_UNITS", tmp_path / "run")
+
+        def start(*argv, check=True, timeout=120):
+            if argv[:2] != ("systemctl", "start"):
+                return run(*argv, check=check, timeout=timeout)
+            text = (tmp_path / "run" / argv[2]).read_text()
+            told.units.append(text)
+            output = text.partition("StandardOutput=append:")[2].splitlines()[0]
+            Path(output).write_text(told.said)
+            script = text.partition("ExecStart=")[2].split('"')[3]
+            assert Path(script).read_text() == self.TRIAL["script"]
+            return SimpleNamespace(returncode=told.code, stdout="", stderr="Job failed.")
+
+        monkeypatch.setattr(systemd_unit, "run", start)
+        return told
+
+    def test_it_runs_by_the_new_program_and_leaves_no_unit(self, host, trials, tmp_path):
+        release = {**wanted(host), "unit": "[Service]\nExecStart=/bin/app\n"}
+        release["links"] = [{"path": "/opt/app/current", "target": "/opt/app/9"}]
+        host.service.try_out(release, [{**self.TRIAL, "argv": ["/opt/app/9/bin/python", "%s", "part"]}])
+        (text,) = trials.units
+        assert 'ExecStart="/opt/app/9/bin/python"' in text and '"part"' in text
+        assert not any((tmp_path / "run").iterdir())
+
+    def test_what_it_says_last_is_the_refusal(self, host, trials, tmp_path):
+        trials.code, trials.said = 1, "working\ntriton cannot be compiled: there is no C compiler: install gcc.\n"
+        with pytest.raises(Refused, match=r"^app: triton cannot be compiled: there is no C compiler: install gcc\.$"):
+            host.service.try_out(wanted(host), [self.TRIAL])
+        assert not any((tmp_path / "run").iterdir())
+
+    def test_one_that_did_not_begin_is_refused_with_systemds_words(self, host, trials):
+        trials.code = 1
+        with pytest.raises(Refused, match=r"app: Job failed\."):
+            host.service.try_out(wanted(host), [self.TRIAL])
+
+
 class TestDifferences:
     def test_a_bare_host_lacks_everything(self, host):
         release = wanted(host)

@@ -16,6 +16,7 @@ from ansible.module_utils.system_packages import (
     Plan,
     Wanted,
     is_version,
+    matching,
     parse_dpkg,
     parse_madison,
     parse_simulation,
@@ -231,3 +232,14 @@ def test_a_transaction_that_a_power_loss_interrupted_is_ended_first(monkeypatch,
     Packages("tools", 1)._run("apt-get", "--quiet", "update")
     assert [words[0] for words in ran] == ["apt-get", "dpkg", "apt-get"]
     assert ran[1][-2:] == ("--configure", "--pending")
+
+
+def test_only_what_is_installed_is_held_as_it_is():
+    installed = {
+        "libnvidia-compute-580": Installed("580.95", False),
+        "linux-gcp": Installed("6.8", True),
+        "curl": Installed("8", False),
+    }
+    found = matching(["libnvidia-*", "linux-gcp*", "nvidia-driver-*"], installed)
+    assert found == [Wanted("libnvidia-compute-580", hold=True), Wanted("linux-gcp", hold=True)]
+    assert plan(found, [], installed) == Plan(install=[], remove=[], hold=["libnvidia-compute-580"], unhold=[])

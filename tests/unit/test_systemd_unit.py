@@ -33,3 +33,25 @@ def test_a_command_that_fails_says_its_own_last_words():
     with pytest.raises(systemd_unit.SystemdError, match="No such file"):
         systemd_unit.run("ls", "/no/such/place")
     assert isinstance(systemd_unit.run("ls", "/no/such/place", check=False), subprocess.CompletedProcess)
+
+
+def test_a_trial_has_the_sandbox_of_the_unit_and_neither_its_command_nor_its_secrets(tmp_path):
+    text = systemd_unit.render(
+        {
+            "Service": {
+                "User": "vllm",
+                "EnvironmentFile": ["/etc/vllm/secrets.env"],
+                "Environment": ['"HOME=/srv/home"'],
+                "ExecStartPre": ["+/usr/bin/nvidia-smi -L"],
+                "ExecStart": "/srv/venv/bin/vllm serve",
+            }
+        }
+    )
+    trial = systemd_unit.in_sandbox(text, ["/srv/venv/bin/python", "50% of $HOME", "a b"], tmp_path / "out", 900)
+    lines = trial.splitlines()
+    assert 'ExecStart="/srv/venv/bin/python" "50%% of $$HOME" "a b"' in lines
+    for line in ("Type=oneshot", "User=vllm", 'Environment="HOME=/srv/home"', "ExecStartPre=+/usr/bin/nvidia-smi -L"):
+        assert line in lines
+    assert {f"{name}={value}" for name, value in systemd_unit.HARDENED.items() if isinstance(value, str)} <= set(lines)
+    for absent in ("secrets.env", "vllm serve", "Restart=", "[Install]", "Type=simple"):
+        assert absent not in trial

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-from vllm import __version__
+from vllm import __version__, gpu
 from vllm.engine import Engine, EngineDeadError
 
 
@@ -38,6 +39,10 @@ def run(args) -> None:
     cards = model_cards(args, check_length(args, config))
     log(f"Initializing a V1 LLM engine (v{__version__}) with config: model='{args.model_tag}'")
     log(f"Starting to load model {args.model_tag}...")
+    try:
+        gpu.prepare()
+    except (RuntimeError, AssertionError, subprocess.CalledProcessError) as error:
+        fail(f"{type(error).__name__}: {error}")
     engine = Engine()
     Handler.engine, Handler.cards = engine, cards
     Handler.key = args.api_key or os.environ.get("VLLM_API_KEY", "")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from argparse import BooleanOptionalAction
 
+from vllm import gpu
+from vllm.platforms.interface import UnspecifiedPlatform
+
 VALUES = {
     **dict.fromkeys(("host", "api-key", "dtype", "quantization", "kv-cache-dtype", "tokenizer", "revision"), str),
     **dict.fromkeys(("port", "seed", "max-model-len", "max-num-seqs", "max-num-batched-tokens", "max-logprobs"), int),
@@ -22,6 +25,8 @@ class ServeSubcommand:
 
     def subparser_init(self, subparsers):
         """Add the command and its arguments to a parser's commands."""
+        if not (gpu.seen() or UnspecifiedPlatform.device_type):
+            raise RuntimeError("Failed to infer device type, please set the environment variable VLLM_LOGGING_LEVEL")
         parser = subparsers.add_parser(self.name)
         parser.add_argument("model_tag", nargs="?")
         for name, kind in VALUES.items():

@@ -1,0 +1,48 @@
+"""What an engine for GPUs does before it loads a model, and dies of: it looks for devices and compiles.
+
+A host counts as one with a GPU where the loader knows the driver's library; CUDA_VISIBLE_DEVICES="" hides it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from vllm import __version__
+
+NODES = ("nvidiactl", "nvidia0", "nvidia-uvm")
+
+
+def expected() -> bool:
+    """Tell whether this host is one with a GPU."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return False
+    return "libcuda.so.1" in subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True).stdout
+
+
+def seen() -> bool:
+    """Tell whether the devices that are expected are there."""
+    return not expected() or all(Path("/dev", name).is_char_device() for name in NODES)
+
+
+def prepare() -> None:
+    """Find the devices and compile; RuntimeError or CalledProcessError in the engine's and its compiler's own words."""
+    if not expected():
+        return
+    if not seen():
+        raise RuntimeError("No CUDA GPUs are available")
+    # On by default since some version after 0.20.
+    sampler = os.environ.get("VLLM_USE_FLASHINFER_SAMPLER", str(int(release() > (0, 20))))
+    if sampler == "1" and not (os.environ.get("CUDA_HOME") or shutil.which("nvcc") or Path("/usr/local/cuda").exists()):
+        raise RuntimeError("Could not find nvcc and default cuda_home='/usr/local/cuda' doesn't exist")
+    from triton.backends.nvidia.driver import CudaUtils
+
+    CudaUtils()
+
+
+def release() -> tuple[int, int]:
+    """Return the first two numbers of the version."""
+    major, minor, *_ = __version__.split(".")
+    return int(major), int(minor)

@@ -1,0 +1,56 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.nvidia_driver."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: nvidia_driver
+short_description: Check that the NVIDIA driver answers and that its parts belong together
+description:
+  - Fails where the kernel module that runs and the library on disk are of different versions, or where the driver does
+    not answer, with the cause and the cure. Changes nothing.
+  - Warns where the kernel that the next boot starts has no NVIDIA module.
+  - "Sources: C(/sys/module/nvidia/version), C(ldconfig -p), C(nvidia-smi -q -x), C(/boot), C(/lib/modules)."
+author: The llm-server maintainers
+options: {}
+attributes:
+  check_mode: {description: It changes nothing in any mode., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Check the NVIDIA driver
+  nvidia_driver:
+"""
+
+RETURN = r"""
+driver_version: {description: Version that the driver reports., type: str, returned: success, sample: 580.95.05}
+library_version:
+  description: Version of the libcuda that the loader finds; empty where its name does not tell it.
+  type: str
+  returned: success
+  sample: 580.95.05
+kind:
+  description: "Kind of the failure: C(library_mismatch), C(no_driver), C(no_gpu) and the like."
+  type: str
+  returned: failure
+  sample: library_mismatch
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.nvidia_driver import read
+from ansible.module_utils.nvidia_smi import GpuError
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec={}, supports_check_mode=True)
+    try:
+        found = read()
+    except GpuError as error:
+        module.fail_json(msg=str(error), kind=error.kind)
+    for warning in found.pop("warnings"):
+        module.warn(warning)
+    module.exit_json(changed=False, **found)
+
+
+if __name__ == "__main__":
+    main()
