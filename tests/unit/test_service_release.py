@@ -98,9 +98,10 @@ class TestDigest:
         assert digest(wanted(host)) != before
 
 
-class TestTrials:
-    TRIAL = {"script": "print(1)", "argv": ["/opt/app/current/bin/python", "%s", "part"]}
+TRIAL = {"script": "print(1)", "argv": ["/opt/app/current/bin/python", "%s", "part"]}
 
+
+class TestTrials:
     @pytest.fixture
     def trials(self, host, monkeypatch, tmp_path):
         """Systemd runs one-shot units: it notes their text, and says and ends as it is told to."""
@@ -115,7 +116,7 @@ class TestTrials:
             output = text.partition("StandardOutput=append:")[2].splitlines()[0]
             Path(output).write_text(told.said)
             script = text.partition("ExecStart=")[2].split('"')[3]
-            assert Path(script).read_text() == self.TRIAL["script"]
+            assert Path(script).read_text() == TRIAL["script"]
             return SimpleNamespace(returncode=told.code, stdout="", stderr="Job failed.")
 
         monkeypatch.setattr(systemd_unit, "run", start)
@@ -124,7 +125,7 @@ class TestTrials:
     def test_it_runs_by_the_new_program_and_leaves_no_unit(self, host, trials, tmp_path):
         release = {**wanted(host), "unit": "[Service]\nExecStart=/bin/app\n"}
         release["links"] = [{"path": "/opt/app/current", "target": "/opt/app/9"}]
-        host.service.try_out(release, [{**self.TRIAL, "argv": ["/opt/app/9/bin/python", "%s", "part"]}])
+        host.service.try_out(release, [{**TRIAL, "argv": ["/opt/app/9/bin/python", "%s", "part"]}])
         (text,) = trials.units
         assert 'ExecStart="/opt/app/9/bin/python"' in text and '"part"' in text
         assert not any((tmp_path / "run").iterdir())
@@ -132,13 +133,13 @@ class TestTrials:
     def test_what_it_says_last_is_the_refusal(self, host, trials, tmp_path):
         trials.code, trials.said = 1, "working\ntriton cannot be compiled: there is no C compiler: install gcc.\n"
         with pytest.raises(Refused, match=r"^app: triton cannot be compiled: there is no C compiler: install gcc\.$"):
-            host.service.try_out(wanted(host), [self.TRIAL])
+            host.service.try_out(wanted(host), [TRIAL])
         assert not any((tmp_path / "run").iterdir())
 
     def test_one_that_did_not_begin_is_refused_with_systemds_words(self, host, trials):
         trials.code = 1
         with pytest.raises(Refused, match=r"app: Job failed\."):
-            host.service.try_out(wanted(host), [self.TRIAL])
+            host.service.try_out(wanted(host), [TRIAL])
 
 
 class TestDifferences:
