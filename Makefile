@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv check test test-all demo demo-down demo-gcp plan plan-score bench drill drill-quick lock docs clean
+.PHONY: help venv check test test-all demo demo-down demo-gcp plan plan-score bench gpu-check drill drill-quick lock docs clean
 
 PYTHON := .venv/bin/python
 LOCK := requirements/dev.txt
@@ -24,6 +24,10 @@ test: check ## Everything about every role, on booted machines (ROLE=vllm, PLATF
 test-all: venv ## The long and rare: Debian 13, upgrades, downgrades, removals, long bad input, the quick drill
 	@$(PYTHON) -m lab services up > /dev/null
 	@FULL=1 PLATFORM=debian13 $(PYTHON) tests/suite.py roles $(ROLE)
+
+gpu-check: venv ## On a host of yours with a GPU: converge, reboot and test it (HOST=user@address, VARIABLES=FILE)
+	@test -n "$(HOST)" || { echo "Name the host: make gpu-check HOST=user@address" >&2; exit 2; }
+	@$(PYTHON) tests/gpu_check.py $(HOST) $(if $(VARIABLES),--variables $(VARIABLES))
 
 demo: venv ## Boot a machine, converge it, show it serving
 	@$(PYTHON) -m lab demo

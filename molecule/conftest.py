@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +20,12 @@ sys.path.insert(0, os.environ["MOLECULE_PROJECT_DIRECTORY"])
 from lab import playbook as playbooks
 from lab.playbook import Outcome
 
+REBOOT_WITHIN = 600  # seconds
 FULL = os.environ.get("FULL") == "1"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "stand_in: needs a stand-in of the laboratory; left out by make gpu-check")
     config.addinivalue_line("markers", "full: upgrades, downgrades, removals and long bad inputs; only with FULL=1")
 
 
@@ -73,15 +76,39 @@ def inventory() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def restart(inventory: dict[str, Any]) -> Callable[[], None]:
     """Reboot the machine and come back when it answers."""
-    config = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "ssh_config"
+    ssh = ["ssh", "-F", str(Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "ssh_config")]
 
     def run() -> None:
-        lab = [sys.executable, "-m", "lab", "restart", inventory["lab_machine"]]
-        subprocess.run(lab, cwd=os.environ["MOLECULE_PROJECT_DIRECTORY"], check=True, stdout=subprocess.DEVNULL)
+        if "lab_machine" in inventory:
+            lab("restart", inventory["lab_machine"])
+        else:
+            reboot(ssh)
         # The connections kept open lead to a machine that is no more: Ansible's end by themselves, this one is shared.
-        subprocess.run(["ssh", "-F", str(config), "-O", "exit", "machine"], check=False, capture_output=True)
+        subprocess.run([*ssh, "-O", "exit", "machine"], check=False, capture_output=True)
 
     return run
+
+
+def reboot(ssh: list[str]) -> None:
+    """Reboot a machine that is not the laboratory's, and wait until it runs another boot."""
+
+    def boot() -> str:
+        ask = [
+            *ssh,
+            "-o",
+            "ControlPath=none",
+            "-o",
+            "ConnectTimeout=5",
+            "machine",
+            "cat /proc/sys/kernel/random/boot_id",
+        ]
+        return subprocess.run(ask, check=False, capture_output=True, text=True).stdout
+
+    before, deadline = boot(), time.monotonic() + REBOOT_WITHIN
+    subprocess.run([*ssh, "machine", "sudo systemctl reboot"], check=False, capture_output=True)
+    while boot() in ("", before):
+        assert time.monotonic() < deadline, f"the machine is not back after {REBOOT_WITHIN} s"
+        time.sleep(5)
 
 
 @pytest.fixture(scope="session")

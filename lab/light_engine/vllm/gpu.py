@@ -6,10 +6,11 @@ A host counts as one with a GPU where the loader knows the driver's library; CUD
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
+from flashinfer.jit.sampling import gen_sampling_module
+from triton.backends.nvidia.driver import CudaUtils
 from vllm import __version__
 
 NODES = ("nvidiactl", "nvidia0", "nvidia-uvm")
@@ -34,11 +35,8 @@ def prepare() -> None:
     if not seen():
         raise RuntimeError("No CUDA GPUs are available")
     # On by default since some version after 0.20.
-    sampler = os.environ.get("VLLM_USE_FLASHINFER_SAMPLER", str(int(release() > (0, 20))))
-    if sampler == "1" and not (os.environ.get("CUDA_HOME") or shutil.which("nvcc") or Path("/usr/local/cuda").exists()):
-        raise RuntimeError("Could not find nvcc and default cuda_home='/usr/local/cuda' doesn't exist")
-    from triton.backends.nvidia.driver import CudaUtils
-
+    if os.environ.get("VLLM_USE_FLASHINFER_SAMPLER", str(int(release() > (0, 20)))) == "1":
+        gen_sampling_module().build_and_load()
     CudaUtils()
 
 

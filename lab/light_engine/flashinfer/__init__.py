@@ -1,0 +1,1 @@
+"""What the light stand-in has of FlashInfer: the sampler that wants a compiler for GPUs."""

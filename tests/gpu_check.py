@@ -1,0 +1,96 @@
+"""Run the tests of molecule/gpu_host on a host that has a GPU, with nothing stood in for.
+
+    python tests/gpu_check.py [USER@]ADDRESS[:PORT] [--variables FILE]
+
+The host is one of the user's own: it is converged by site.yml with the production example, a base model alone and keys
+made for the occasion, tested, rebooted and left as it is then. SSH and sudo must work without a password. A file of
+variables, YAML, is laid over the example.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+FOLDER = ROOT / ".lab" / "gpu_check"
+SCENARIO = ROOT / "molecule" / "gpu_host"
+
+
+def variables(file: str | None) -> dict:
+    """Return the variables laid over the production example; the user's come last."""
+    made = {
+        "vault_vllm_api_key": secrets.token_urlsafe(24),
+        "vault_huggingface_token": os.environ.get("HF_TOKEN", ""),
+        # Their commits are the user's to fill in.
+        "vllm_lora_adapters": [],
+    }
+    return made | (yaml.safe_load(Path(file).read_text()) if file else {})
+
+
+def reach(host: str) -> dict:
+    """Return the user, address and port of ``[USER@]ADDRESS[:PORT]``; ends with a sentence where it is none."""
+    found = re.fullmatch(r"(?:([\w.-]+)@)?([\w.-]+)(?::(\d+))?", host)
+    if not found:
+        sys.exit(f"HOST is {host!r}; write [USER@]ADDRESS[:PORT], such as HOST=ubuntu@203.0.113.7.")
+    return {"user": found[1], "address": found[2], "port": int(found[3] or 22)}
+
+
+def prepare(reached: dict, laid_over: dict) -> None:
+    """Write the inventory, the variables and SSH's configuration of the check; only this user reads them."""
+    (FOLDER / "inventory").mkdir(parents=True, exist_ok=True, mode=0o700)
+    user = {"ansible_user": reached["user"]} if reached["user"] else {}
+    machine = {
+        "ansible_host": reached["address"], "ansible_port": reached["port"], **user,
+        "gpu_host_groups": ["gpu", "vllm"], "gpu_host_variables": str(FOLDER / "variables.yml"),
+    }  # fmt: skip
+    lines = ["Host machine", f"  HostName {reached['address']}", f"  Port {reached['port']}"]
+    lines += [f"  User {reached['user']}"] if reached["user"] else []
+    files = {
+        "inventory/machine.yml": yaml.safe_dump({"all": {"hosts": {"machine": machine}}}),
+        "variables.yml": yaml.safe_dump(laid_over),
+        "ssh_config": "\n".join([*lines, "  ControlMaster auto", f"  ControlPath {FOLDER}/ssh-%C", ""]),
+    }
+    for name, text in files.items():
+        path = FOLDER / name
+        path.touch(mode=0o600)
+        path.write_text(text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("host")
+    parser.add_argument("--variables")
+    options = parser.parse_args()
+    prepare(reach(options.host), variables(options.variables))
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
+        "MOLECULE_PROJECT_DIRECTORY": str(ROOT),
+        "MOLECULE_SCENARIO_DIRECTORY": str(SCENARIO),
+        "MOLECULE_EPHEMERAL_DIRECTORY": str(FOLDER),
+        "MOLECULE_INVENTORY_FILE": str(FOLDER / "inventory" / "inventory.yml"),
+        "FULL": "1",
+    }
+    converge = ["ansible-playbook", "-i", str(FOLDER / "inventory"), str(SCENARIO / "converge.yml")]
+    tests = ["pytest", "-q", "-p", "no:cacheprovider", "--hosts=ssh://machine", "--sudo", "-m", "not stand_in"]
+    tests += [f"--ssh-config={FOLDER}/ssh_config", str(SCENARIO / "tests")]
+    for argv in (converge, tests):
+        code = subprocess.run(argv, cwd=SCENARIO, env=environment, check=False).returncode
+        if code:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
