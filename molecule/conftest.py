@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +146,18 @@ def asked(host, services) -> Callable[[], list[str]]:
 
     before = len(so_far())
     return lambda: so_far()[before:]
+
+
+@pytest.fixture
+def away(host) -> Iterator[Callable[[str], None]]:
+    """Move what a pattern of the shell names out of the way for one test; dpkg goes on to think that it is there."""
+    taken: list[str] = []
+
+    def take(pattern: str) -> None:
+        path = host.check_output(f"readlink -f {pattern}")
+        host.check_output("mv %s %s.away", path, path)
+        taken.append(path)
+
+    yield take
+    for path in taken:
+        host.check_output("mv %s.away %s", path, path)

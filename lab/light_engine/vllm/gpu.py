@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flashinfer.jit.sampling import gen_sampling_module
 from triton.backends.nvidia.driver import CudaUtils
+
 from vllm import __version__
 
 NODES = ("nvidiactl", "nvidia0", "nvidia-uvm")
