@@ -47,7 +47,7 @@ class Program:
     """Where a program is released, under which names, and what is built where that place does not answer.
 
     `module` is the Go module to build, with its digest (as in go.sum) for each of the `versions`; where there is none,
-    the stand-in of the program's name is built. `archive` and `member` are upstream's names, `{version}` to be filled in.
+    the stand-in of the program's name is built. `archive` and `member` are upstream's names, with `{version}`.
     """
 
     origin: str
