@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytestmark = pytest.mark.platform("bare")
+
 NODES = "find /dev -name 'nvidia*' | sort"
 MODPROBE = "/usr/bin/nvidia-modprobe"
 LOAD = (

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+pytestmark = pytest.mark.platform("debian11")
+
 PYTHON = "/usr/local/bin/python3.10"
 
 
