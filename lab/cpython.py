@@ -1,7 +1,7 @@
 """CPython 3.10 for machines whose distribution has an older one, laid out as its own `make altinstall` would.
 
-Ubuntu 22.04, which production runs on, has this Python. It comes from Maven Central, complete with venv and headers, and
-finds its library beside itself, so it needs no environment variable: neither on a machine nor on this host.
+Ubuntu 22.04, which production runs on, has this Python. It comes from Maven Central, complete with venv and headers,
+and finds its library beside itself, so it needs no environment variable: neither on a machine nor on this host.
 """
 
 from __future__ import annotations
@@ -53,9 +53,11 @@ def ensure() -> Path:
 def fetch(folder: Path) -> Path:
     """Fetch the artefact by Maven into `folder`, and return it, checked."""
     host.ensure_packages({"mvn": "maven"})
-    repository = f"-Dmaven.repo.local={CACHE / 'maven'}"
-    words = ["mvn", "--quiet", "--batch-mode", repository, COPY, f"-Dartifact={ARTEFACT}", f"-DoutputDirectory={folder}"]
-    host.run(words, cure="check that this machine reaches Maven Central", tries=3)
+    settings = {"maven.repo.local": CACHE / "maven", "artifact": ARTEFACT, "outputDirectory": folder}
+    words = [f"-D{name}={value}" for name, value in settings.items()]
+    host.run(
+        ["mvn", "--quiet", "--batch-mode", COPY, *words], cure="check that this machine reaches Maven Central", tries=3
+    )
     (archive,) = folder.glob("cpython-*.jar")
     if builds.sha256(archive) != CHECKSUM:
         archive.unlink()

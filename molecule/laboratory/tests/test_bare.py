@@ -1,4 +1,4 @@
-"""The bare machine has a driver's user space that finds no device, and device nodes only when somebody asks for them."""
+"""The bare machine has a driver's user space that finds no device, and device nodes once somebody asks for them."""
 
 from __future__ import annotations
 
