@@ -21,9 +21,9 @@ test: check ## Everything about every role, on booted machines (ROLE=vllm, PLATF
 	@$(PYTHON) -m lab services up > /dev/null
 	@$(PYTHON) tests/suite.py roles $(ROLE)
 
-test-all: venv ## The long and rare: Debian 13, upgrades, downgrades, removals, long bad input, the quick drill
+test-all: venv ## The long and rare: all platforms, upgrades, removals, long bad input, the host's Python, the quick drill
 	@$(PYTHON) -m lab services up > /dev/null
-	@FULL=1 PLATFORM=debian13 $(PYTHON) tests/suite.py roles $(ROLE)
+	@$(PYTHON) tests/suite.py long $(ROLE)
 
 gpu-check: venv ## On a host of yours with a GPU: converge, reboot and test it (HOST=user@address, VARIABLES=FILE)
 	@test -n "$(HOST)" || { echo "Name the host: make gpu-check HOST=user@address" >&2; exit 2; }

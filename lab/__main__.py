@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
 
     up = commands.add_parser("up", help="boot a machine (or find it running) and print how it is reached, as JSON")
     up.add_argument("name")
-    up.add_argument("--platform", default="debian12", help="debian12 (default) or debian13")
+    up.add_argument("--platform", default="debian12", help=f"{', '.join(image.PLATFORMS)} (default debian12)")
     up.add_argument("--shm", default="1g", help="size of /dev/shm; vLLM needs at least 160 MiB free (default 1g)")
     up.add_argument("--virtual", action="store_true", help="a virtual machine with a kernel of its own, slower")
     up.add_argument("--publish", action="append", default=[], metavar="ADDRESS:HOST_PORT:PORT")

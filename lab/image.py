@@ -5,14 +5,34 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import urlsplit
 
-from lab import host
+from lab import cpython, host, nvidia_driver
 from lab.host import Problem
 
-SUITES = {"debian12": "bookworm", "debian13": "trixie"}
+
+@dataclass(frozen=True)
+class Platform:
+    """A suite of Debian, what is laid over its root file system, and what its machines have that others have not."""
+
+    suite: str
+    laid_over: ModuleType | None = None
+    python: str = "/usr/bin/python3"  # the interpreter that roles are given
+    capabilities: tuple[str, ...] = ()
+
+
+PLATFORMS = {
+    # Older than Ubuntu 22.04 in systemd and glibc, with that one's Python.
+    "debian11": Platform("bullseye", cpython, cpython.PROGRAM),
+    "debian12": Platform("bookworm"),
+    "debian13": Platform("trixie"),
+    # A host of an image for accelerators: a driver, and nothing to build with.
+    "bare": Platform("bookworm", nvidia_driver, capabilities=("MKNOD",)),
+}
 
 # What a cloud image has, and nothing that the roles must bring themselves (python3-venv, compilers, curl).
 # python3-apt is on cloud images, and without it Ansible's check mode cannot look at packages.
@@ -38,6 +58,7 @@ CUSTOMIZE = r"""
 set -eu
 root="$1"
 
+chroot "$root" ldconfig
 chroot "$root" useradd --create-home --shell /bin/bash --gid users operator
 install -d -o 0 -g 0 -m 755 "$root/home/operator/.ssh"
 echo 'operator ALL=(ALL) NOPASSWD: ALL' > "$root/etc/sudoers.d/operator"
@@ -88,6 +109,7 @@ class Recipe:
     packages: tuple[str, ...]
     script: str
     certificates: tuple[str, ...]
+    laid_over: str = ""
 
     @property
     def tag(self) -> str:
@@ -125,7 +147,7 @@ def sources(platform: str, addresses: dict[str, str]) -> tuple[str, ...]:
     """Return the package sources of a platform, one line each, on the host's own mirrors."""
     if "Debian" not in addresses:
         raise Problem("No Debian mirror in this host's apt configuration: the laboratory needs a Debian host.")
-    suite = SUITES[platform]
+    suite = PLATFORMS[platform].suite
     lines = [f"deb {addresses['Debian']} {suite} main", f"deb {addresses['Debian']} {suite}-updates main"]
     if "Debian-Security" in addresses:
         lines.append(f"deb {addresses['Debian-Security']} {suite}-security main")
@@ -143,14 +165,15 @@ def recipe(platform: str) -> Recipe:
 
     Raises Problem for an unknown platform or a host without a Debian mirror.
     """
-    if platform not in SUITES:
-        raise Problem(f"Unknown platform {platform}: choose one of {', '.join(SUITES)}.")
+    if platform not in PLATFORMS:
+        raise Problem(f"Unknown platform {platform}: choose one of {', '.join(PLATFORMS)}.")
     ask = ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"]
     targets = subprocess.run(ask, capture_output=True, text=True, check=False).stdout
     if not archive_addresses(targets):
         host.run(["apt-get", "-q", "update"])
         targets = host.run(ask)
     certificates = sorted(EXTRA_CERTIFICATES.glob("*.crt"))
+    laid_over = PLATFORMS[platform].laid_over
     return Recipe(
         platform=platform,
         sources=sources(platform, archive_addresses(targets)),
@@ -158,11 +181,24 @@ def recipe(platform: str) -> Recipe:
         packages=tuple(PACKAGES),
         script=CUSTOMIZE + (CERTIFICATES if certificates else ""),
         certificates=tuple(path.read_text() for path in certificates),
+        laid_over=laid_over.recipe() if laid_over else "",
     )
 
 
-def bootstrap_command(made: Recipe, script: Path, target: Path) -> list[str]:
-    """Return the command that makes the root file system's archive."""
+def bootstrap(made: Recipe, target: Path) -> None:
+    """Make the root file system: an archive or a folder, by the target's name."""
+    laid_over = PLATFORMS[made.platform].laid_over
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
+        script, tree = Path(work) / "customize.sh", Path(work) / "tree"
+        script.write_text(made.script)
+        tree.mkdir()
+        if laid_over:
+            laid_over.lay_over(tree)
+        host.run(bootstrap_command(made, script, tree, target), cure="check the network and try again")
+
+
+def bootstrap_command(made: Recipe, script: Path, tree: Path, target: Path) -> list[str]:
+    """Return the command that makes the root file system; `tree` is laid over it before the script runs."""
     unneeded = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
     return [
         "mmdebstrap",
@@ -171,8 +207,9 @@ def bootstrap_command(made: Recipe, script: Path, target: Path) -> list[str]:
         f"--include={','.join(made.packages)}",
         *(f"--aptopt={option}" for option in made.apt_options),
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in unneeded),
+        f"--customize-hook=sync-in {tree} /",
         f'--customize-hook=sh {script} "$1"',
-        SUITES[made.platform],
+        PLATFORMS[made.platform].suite,
         str(target),
         *made.sources,
     ]
@@ -187,13 +224,10 @@ def ensure(platform: str) -> str:
         if not made.archive.exists():
             host.ensure_room(made.archive.parent, 2, "the machine image")
             made.archive.parent.mkdir(parents=True, exist_ok=True)
-            script = made.archive.with_suffix(".sh")
             unfinished = made.archive.with_suffix(".part.tar")
-            script.write_text(made.script)
             with host.step(f"Building the machine image {platform} from the distribution's packages", "30 s"):
-                host.run(bootstrap_command(made, script, unfinished), cure="check the network and try again")
+                bootstrap(made, unfinished)
             unfinished.rename(made.archive)
-            script.unlink()
             for old in made.archive.parent.glob(f"{platform}-*.tar"):
                 if old != made.archive:
                     old.unlink()

@@ -105,17 +105,26 @@ def network_use() -> tuple[str, set[str]]:
 
 
 def create_command(
-    name: str, tag: str, address: str, shm: str, publish: Sequence[str], mounts: Sequence[str], models: Path
+    name: str,
+    platform: str,
+    tag: str,
+    address: str,
+    shm: str,
+    publish: Sequence[str],
+    mounts: Sequence[str],
+    models: Path,
 ) -> list[str]:
     """Return the podman command that creates a machine."""
     open_files = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 1048576)
+    kind = image.PLATFORMS[platform]
     return [
         *("podman", "create", "--name", container(name), "--hostname", name),
         *("--label", f"{LABEL}={PREFIX}", "--label", f"{LABEL}.address={address}"),
+        *("--label", f"{LABEL}.python={kind.python}"),
         *("--network", NETWORK, "--ip", address, "--mac-address", hardware_address(address)),
         # Named, not left to the default: the other common runtime fails on hosts with mixed control groups.
         *("--runtime", "runc", "--systemd", "always", "--stop-signal", "SIGRTMIN+3"),
-        *("--cap-add", ",".join(CAPABILITIES)),
+        *("--cap-add", ",".join((*CAPABILITIES, *kind.capabilities))),
         *("--security-opt", "apparmor=unconfined", "--security-opt", "label=disable"),
         # Podman's defaults are higher than what a host without CAP_SYS_RESOURCE may hand on.
         *("--ulimit", f"nofile={open_files}:{open_files}", "--ulimit", "nproc=32768:32768"),
@@ -153,7 +162,8 @@ def up(
     """Boot a machine, or find it running, and return how it is reached.
 
     `publish` and `mounts` are podman's words for a port and for a folder of this host on the machine.
-    Returns name, address, port, user, key (path of the private key) and known_hosts (path).
+    Returns name, address, port, user, key (path of the private key), known_hosts (path), and python (the interpreter
+    for roles).
     """
     ready_host()
     seen = inspect(name)
@@ -168,7 +178,8 @@ def up(
         with host.lock("network"):
             ensure_network()
             subnet, used = network_use()
-            host.run(create_command(name, tag, free_address(subnet, used), shm, publish, mounts, models))
+            address = free_address(subnet, used)
+            host.run(create_command(name, platform, tag, address, shm, publish, mounts, models))
     if seen is None or not seen["State"]["Running"]:
         # It belongs to root and everyone may read it: the SSH server takes it, the user cannot lose it.
         public = host.ssh_key().with_suffix(".pub")
@@ -237,6 +248,7 @@ def describe(name: str) -> dict[str, Any]:
         "user": USER,
         "key": str(host.ssh_key()),
         "known_hosts": str(known_hosts(name)),
+        "python": seen["Config"]["Labels"][f"{LABEL}.python"],
     }
 
 

@@ -19,7 +19,7 @@ from lab.host import CACHE
 
 HOST = "developer.download.nvidia.com"
 ARCHITECTURE = "x86_64"
-DISTRIBUTIONS = ("debian12", "debian13")
+DISTRIBUTIONS = ("debian11", "debian12", "debian13")
 KEYRINGS = ("1.0-1", "1.1-1")
 DCGM = ("3.3.8", "3.3.9", "4.2.3-2")
 STAND_INS = Path(__file__).with_name("stand_ins")

@@ -85,9 +85,8 @@ def build(recipe: image.Recipe, disk: Path) -> None:
         host.step(f"Building the virtual machine's disk {recipe.platform} from the distribution's packages", "60 s"),
         tempfile.TemporaryDirectory(dir=disk.parent) as work,
     ):
-        tree, script = Path(work) / "tree", Path(work) / "customize.sh"
-        script.write_text(recipe.script)
-        host.run(image.bootstrap_command(recipe, script, tree), cure="check the network and try again")
+        tree = Path(work) / "tree"
+        image.bootstrap(recipe, tree)
         for kind, suffix in (("vmlinuz", ".vmlinuz"), ("initrd.img", ".initrd")):
             (found,) = (tree / "boot").glob(f"{kind}-*")
             shutil.copy(found, disk.with_suffix(suffix))
@@ -116,6 +115,7 @@ def up(name: str, platform: str = "debian12") -> dict[str, Any]:
             "user": USER,
             "key": str(key),
             "known_hosts": str(home / "known_hosts"),
+            "python": image.PLATFORMS[platform].python,
         }
         public = (home / "ssh_host_ed25519_key.pub").read_text().split()
         (home / "known_hosts").write_text(f"[127.0.0.1]:{reached['port']} {' '.join(public[:2])}\n")

@@ -27,14 +27,20 @@ FULL = os.environ.get("FULL") == "1"
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "stand_in: needs a stand-in of the laboratory; left out by make gpu-check")
     config.addinivalue_line("markers", "full: upgrades, downgrades, removals and long bad inputs; only with FULL=1")
+    config.addinivalue_line("markers", "platform(name): what only machines of that platform have")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests marked `full` unless FULL=1 asks for them."""
-    left_out = [item for item in items if not FULL and item.get_closest_marker("full")]
+    """Leave out the tests marked `full` unless FULL=1 asks for them, and those of another platform."""
+    left_out = [item for item in items if (item.get_closest_marker("full") and not FULL) or elsewhere(item)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def elsewhere(item: pytest.Item) -> bool:
+    """Whether a test is marked for another platform."""
+    return any(mark.args != (os.environ["PLATFORM"],) for mark in item.iter_markers("platform"))
 
 
 @pytest.hookimpl(hookwrapper=True)

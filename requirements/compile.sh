@@ -5,5 +5,6 @@ cd "$(dirname "$0")/.."
 compile() { .venv/bin/uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header --no-annotate "$@"; }
 compile --python-version 3.11 requirements/dev.in --output-file requirements/dev.txt
 compile --python-version 3.11 --constraint requirements/dev.txt requirements/controller.in --output-file requirements/controller.txt
+compile --python-version 3.10 --constraint requirements/dev.txt requirements/host.in --output-file requirements/host.txt
 compile --python-version 3.10 roles/uv/files/requirements.in --output-file roles/uv/files/requirements.txt
 compile --python-version 3.11 --override lab/vllm/overrides.txt lab/vllm/requirements.in --output-file lab/vllm/requirements.txt

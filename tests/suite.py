@@ -1,10 +1,13 @@
 """Run the project's tests, quickest first: a line a step, the log of what failed, and the count at the end.
 
     python tests/suite.py check             linters and everything that needs no machine
-    python tests/suite.py roles [NAME …]    the role scenarios on booted machines (PLATFORM, FULL by environment);
-                                            all of them in full end with the drill's quick part
+    python tests/suite.py roles [NAME …]    the scenarios on booted machines (PLATFORM, FULL by environment)
+    python tests/suite.py long [NAME …]     the scenarios in full on the newest platform, and once on each of the
+                                            others; the host's own Python; the drill's quick part
 
-Each step's whole output is in .lab/logs/<step>.log.
+Each step's whole output is in .lab/logs/<step>.log. The long part begins with what the commits of the last day are
+about. Where TEST_DEADLINE (seconds of the epoch) has passed it begins nothing more, and says what it has left out.
+Where TEST_TALLY names a file, the count at the end is the sum of all parts that were given the same file.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +27,14 @@ BIN = Path(sys.executable).parent
 LOGS = ROOT / ".lab" / "logs"
 TAIL = 80
 SIDE_BY_SIDE = 2
-FULL = os.environ.get("FULL") == "1"
+DEADLINE = float(os.environ.get("TEST_DEADLINE") or "inf")
+
+# The scenarios of the long part, by platform. Debian 12 is the daily one: `make test` has it.
+EVERY = ()
+ON_A_GPU = ("cuda_keyring", "dcgm", "dcgm_exporter", "laboratory", "vllm")
+LONG = {"debian13": EVERY, "debian11": EVERY, "bare": ON_A_GPU}
+IN_FULL = "debian13"
+A_DAY = 24 * 3600
 
 # Linters first: they are the quickest to say that something is wrong. The longest begins early: two run side by side.
 CHECKS = {
@@ -40,17 +50,23 @@ CHECKS = {
 
 @dataclass
 class Step:
-    """One command and what came of it."""
+    """One command and what came of it; `about` is the word that names its subject in the paths of files."""
 
     name: str
     argv: list[str]
     environment: dict[str, str] = field(default_factory=dict)
+    about: str = ""
+    optional: bool = False
+    ran: bool = False
     seconds: float = 0
     good: bool = False
     passed: int = 0
     failed: int = 0
 
     def run(self) -> Step:
+        if self.optional and time.time() > DEADLINE:
+            return self
+        self.ran = True
         log = LOGS / f"{self.name}.log"
         begin = time.monotonic()
         variables = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **self.environment}
@@ -69,15 +85,67 @@ class Step:
         return f"{self.name:<28} {verdict:<7} {self.seconds:6.0f} s   {self.passed} passed, {self.failed} failed"
 
 
-def scenarios(wanted: list[str]) -> list[Step]:
-    """Return a step for each scenario; the engine's first, because it takes longest."""
-    known = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
+def known_scenarios() -> list[str]:
+    """Return the names of the scenarios; those that take longest first, because two run side by side."""
+    names = [path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml")]
+    return sorted(names, key=lambda name: (name not in ("vllm", "swap"), name))
+
+
+def scenario(name: str, platform: str, **environment: str) -> Step:
+    """Return the step of a scenario on a platform, with a folder of its own: a scenario may run on two at once."""
+    folder = ROOT / ".lab" / "molecule" / f"{name}-{platform}"
+    variables = {"PLATFORM": platform, "MOLECULE_EPHEMERAL_DIRECTORY": str(folder), **environment}
+    argv = [str(BIN / "molecule"), "test", "--scenario-name", name]
+    return Step(f"{name}-{platform}", argv, variables, about=name)
+
+
+def chosen(wanted: list[str], among: tuple[str, ...] = EVERY) -> list[str]:
+    """Return the scenarios that are wanted, all when none is named; ends the program for one that does not exist."""
+    known = known_scenarios()
     unknown = set(wanted) - set(known)
     if unknown:
-        sys.exit(f"There is no scenario {', '.join(sorted(unknown))}; there are: {', '.join(known)}.")
-    names = sorted(wanted or known, key=lambda name: (name not in ("vllm", "swap"), name))
-    platform = os.environ.get("PLATFORM") or "debian12"
-    return [Step(f"{name}-{platform}", [str(BIN / "molecule"), "test", "--scenario-name", name]) for name in names]
+        sys.exit(f"There is no scenario {', '.join(sorted(unknown))}; there are: {', '.join(sorted(known))}.")
+    return [name for name in known if name in (wanted or known) and name in (among or known)]
+
+
+def long_steps(wanted: list[str]) -> list[Step]:
+    """Return the steps of the long part in their fixed order."""
+    steps = [
+        scenario(name, platform, FULL=str(int(platform == IN_FULL)))
+        for platform, among in LONG.items()
+        for name in chosen(wanted, among)
+    ]
+    if not wanted:
+        steps.append(Step("unit-python3.10", [sys.executable, "tests/on_host_python.py"], about="plugins"))
+    return [replace(step, optional=True) for step in steps]
+
+
+def changed_files() -> list[str]:
+    """Return the files that the commits of the last day before the newest changed; none where git cannot tell."""
+    newest = subprocess.run(["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True)
+    if newest.returncode != 0:
+        return []
+    since = f"--since={int(newest.stdout) - A_DAY}"
+    # With a merge's first parent, a branch that was merged counts as a whole.
+    words = ["git", "log", "--first-parent", "--diff-merges=first-parent", "--name-only", "--format=", since]
+    told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    return sorted({line for line in told.stdout.splitlines() if line})
+
+
+def touched_first(steps: list[Step], changed: list[str]) -> list[Step]:
+    """Return the steps with those first whose subject is named in the path of a changed file."""
+    return sorted(steps, key=lambda step: not any(step.about in path for path in changed))
+
+
+def tally(passed: int, failed: int) -> tuple[int, int]:
+    """Add what this part came to to what earlier parts did, where TEST_TALLY names their file; return the sums."""
+    path = os.environ.get("TEST_TALLY")
+    if path:
+        earlier = re.findall(r"^(\d+) passed, (\d+) failed$", Path(path).read_text(), re.MULTILINE)
+        if earlier:
+            passed, failed = passed + int(earlier[-1][0]), failed + int(earlier[-1][1])
+        Path(path).write_text(f"{passed} passed, {failed} failed\n")
+    return passed, failed
 
 
 def perform(steps: list[Step], side_by_side: int) -> list[Step]:
@@ -87,8 +155,9 @@ def perform(steps: list[Step], side_by_side: int) -> list[Step]:
     with concurrent.futures.ThreadPoolExecutor(side_by_side) as pool:
         for future in concurrent.futures.as_completed([pool.submit(step.run) for step in steps]):
             step = future.result()
-            print(step.line(), flush=True)
-            if not step.good:
+            if step.ran:
+                print(step.line(), flush=True)
+            if step.ran and not step.good:
                 lines = (LOGS / f"{step.name}.log").read_text(errors="replace").splitlines()[-TAIL:]
                 print("\n".join(f"    {line}" for line in lines), flush=True)
     return steps
@@ -96,20 +165,27 @@ def perform(steps: list[Step], side_by_side: int) -> list[Step]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["check", "roles"])
+    parser.add_argument("part", choices=["check", "roles", "long"])
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
     if options.part == "check":
         present = {name: argv for name, argv in CHECKS.items() if not options.names or name in options.names}
         steps = perform([Step(name, argv) for name, argv in present.items()], SIDE_BY_SIDE)
+    elif options.part == "roles":
+        platform = os.environ.get("PLATFORM") or "debian12"
+        steps = perform([scenario(name, platform) for name in chosen(options.names)], SIDE_BY_SIDE)
     else:
-        steps = perform(scenarios(options.names), SIDE_BY_SIDE)
-        if FULL and not options.names:
+        steps = perform(touched_first(long_steps(options.names), changed_files()), SIDE_BY_SIDE)
+        if not options.names:
             # Alone: it measures for how long a server does not answer.
-            steps += perform([Step("drill-quick", [sys.executable, "-m", "lab", "drill", "--quick"])], 1)
-    passed, failed = sum(step.passed for step in steps), sum(step.failed for step in steps)
+            drill = [sys.executable, "-m", "lab", "drill", "--quick"]
+            steps += perform([Step("drill-quick", drill, optional=True)], 1)
+    ran, left_out = [step for step in steps if step.ran], [step.name for step in steps if not step.ran]
+    if left_out:
+        print(f"Not run, because the time was up: {', '.join(left_out)}")
+    passed, failed = tally(sum(step.passed for step in ran), sum(step.failed for step in ran))
     print(f"{passed} passed, {failed} failed")
-    return int(any(not step.good for step in steps))
+    return int(any(not step.good for step in ran))
 
 
 if __name__ == "__main__":

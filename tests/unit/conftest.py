@@ -1,13 +1,51 @@
-"""A server on loopback that says what it is told to."""
+"""A server on loopback that says what it is told to; and which files a host's own Python can run."""
 
 from __future__ import annotations
 
+import ast
 import socket
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+
+# What a controller has and a host has not: the rest of Ansible, its plugins, the laboratory, and libraries.
+CONTROLLER = (
+    *("ansible.errors", "ansible.parsing", "ansible.plugins", "ansible.template"),
+    *("plugins.action", "plugins.filter", "lab"),
+    *("dotenv", "numpy", "requests", "safetensors", "tokenizers"),
+)
+ON_A_HOST = sys.version_info < (3, 11)  # see tests/on_host_python.py; a controller has a newer one
+
+
+def imports(source: str) -> set[str]:
+    """Return the names of the modules that a file imports, with those of their packages: a and a.b for `import a.b`.
+
+    A plugin loaded by its path is one too: plugins.filter for "plugins/filter/dcgm.py".
+    """
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [each.name for each in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
+        elif isinstance(node, ast.Constant) and str(node.value).startswith("plugins/"):
+            names = [node.value.replace("/", ".")]
+        for name in names:
+            parts = name.split(".")
+            found |= {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
+    return found
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out on a host's Python the files that import what only a controller has."""
+    if ON_A_HOST and collection_path.name.startswith("test_") and collection_path.suffix == ".py":
+        return bool(imports(collection_path.read_text()) & set(CONTROLLER)) or None
+    return None
 
 
 class Answers(BaseHTTPRequestHandler):

@@ -41,8 +41,8 @@ def test_a_host_without_debian_mirror_is_told_so():
 
 
 def test_unknown_platform_names_the_choices():
-    with pytest.raises(host.Problem, match="debian12, debian13"):
-        image.recipe("debian11")
+    with pytest.raises(host.Problem, match="debian11, debian12, debian13, bare"):
+        image.recipe("debian10")
 
 
 def test_only_settings_that_reach_packages_are_taken_from_the_host():
@@ -56,7 +56,7 @@ def test_only_settings_that_reach_packages_are_taken_from_the_host():
 
 
 def test_machines_are_not_privileged_and_never_on_the_network_of_the_host():
-    command = machine.create_command("m", "tag", "10.0.0.2", "1g", [], [], Path("/models"))
+    command = machine.create_command("m", "debian12", "tag", "10.0.0.2", "1g", [], [], Path("/models"))
     assert "--privileged" not in command
     assert command[command.index("--network") + 1] == machine.NETWORK
     assert command[command.index("--systemd") + 1] == "always"

@@ -53,7 +53,7 @@ def decide(settings, state, now, fetch, sessions):
     # What happened while nobody looked is not known, such as between a removal and the next time it is set up.
     if now - state.get("looked", float("-inf")) > 3 * settings["interval"] + LATE:
         return first, 0
-    pairs = list(zip(counters, state["counters"], strict=True))
+    pairs = [(new, state["counters"][place]) for place, new in enumerate(counters)]
     # A service that does not answer has not been used; one that comes back with other numbers has.
     moved = any(new and new != old for new, old in pairs)
     since = now if busy or moved else state["since"]

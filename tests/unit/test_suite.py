@@ -1,0 +1,130 @@
+"""What the long part of the tests begins with, leaves out, and counts."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = importlib.util.spec_from_file_location("suite", ROOT / "tests/suite.py")
+suite = sys.modules["suite"] = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(suite)
+
+
+def names(steps):
+    return [step.name for step in steps]
+
+
+@pytest.fixture(autouse=True)
+def logs(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "LOGS", tmp_path / "logs")
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository in the place of the project's; its function commits a file at an hour of one day."""
+    monkeypatch.setattr(suite, "ROOT", tmp_path)
+
+    def git(*words, **variables):
+        words = ["git", "-c", "user.name=x", "-c", "user.email=x@localhost", *words]
+        subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, env=variables or None)
+
+    def commit(path, hour):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(str(hour))
+        git("add", ".")
+        when = f"{1_700_000_000 + hour * 3600} +0000"
+        git("commit", "--quiet", "--message", path, GIT_COMMITTER_DATE=when, GIT_AUTHOR_DATE=when, PATH="/usr/bin:/bin")
+
+    git("init", "--quiet")
+    return commit
+
+
+def test_every_scenario_runs_on_both_other_systems_and_those_of_a_gpu_on_the_bare_one():
+    found = set(names(suite.long_steps([])))
+    every = {path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml")}
+    assert {f"{name}-{platform}" for name in every for platform in ("debian13", "debian11")} <= found
+    asks = {
+        name
+        for name in every
+        if (yaml.safe_load((ROOT / f"molecule/{name}/molecule.yml").read_text()).get("driver") or {})
+        .get("lab", {})
+        .get("nvidia")
+    }
+    assert asks and asks | {"vllm"} <= set(suite.ON_A_GPU) <= every
+    assert {name for name in found if name.endswith("-bare")} == {f"{name}-bare" for name in suite.ON_A_GPU}
+
+
+def test_only_the_newest_runs_in_full():
+    assert {step.environment["FULL"] for step in suite.long_steps(["swap"]) if "debian13" in step.name} == {"1"}
+    assert {step.environment["FULL"] for step in suite.long_steps(["swap"]) if "debian13" not in step.name} == {"0"}
+
+
+def test_a_scenario_has_a_folder_for_each_platform():
+    folders = [step.environment["MOLECULE_EPHEMERAL_DIRECTORY"] for step in suite.long_steps(["swap", "dcgm"])]
+    assert len(folders) == len(set(folders)) == 5
+
+
+def test_what_a_change_is_about_comes_first_and_the_rest_keeps_its_order():
+    steps = suite.long_steps([])
+    ordered = suite.touched_first(steps, ["roles/idle_stop/tasks/main.yml", "docs/drill.md"])
+    assert names(ordered)[:2] == ["idle_stop-debian13", "idle_stop-debian11"]
+    assert names(ordered)[2:] == [name for name in names(steps) if not name.startswith("idle_stop")]
+    assert names(suite.touched_first(steps, ["plugins/module_utils/swap_file.py"]))[2] == "unit-python3.10"
+
+
+def test_a_change_of_nothing_known_keeps_the_fixed_order():
+    steps = suite.long_steps([])
+    assert suite.touched_first(steps, []) == suite.touched_first(steps, ["README.md"]) == steps
+    assert names(steps)[0] == "swap-debian13"
+
+
+def test_the_commits_of_a_day_tell_what_a_change_is_about(repository):
+    repository("roles/promtail/old.yml", 0)
+    repository("roles/dcgm/one.yml", 48)
+    repository("roles/swap/two.yml", 60)
+    assert suite.changed_files() == ["roles/dcgm/one.yml", "roles/swap/two.yml"]
+
+
+def test_without_history_nothing_is_known(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert suite.changed_files() == []
+
+
+def test_after_the_deadline_only_what_must_run_begins(monkeypatch, capsys):
+    monkeypatch.setattr(suite, "DEADLINE", 0.0)
+    must, may = suite.Step("must", ["true"]), suite.Step("may", ["false"], optional=True)
+    suite.perform([must, may], 1)
+    assert (must.ran, must.good, may.ran) == (True, True, False)
+    assert "may  " not in capsys.readouterr().out
+
+
+def test_what_was_left_out_is_said_and_not_counted(monkeypatch, capsys):
+    monkeypatch.setattr(suite, "DEADLINE", 0.0)
+    monkeypatch.setattr(sys, "argv", ["suite.py", "long", "dcgm"])
+    assert suite.main() == 0
+    *_, left_out, last = capsys.readouterr().out.splitlines()
+    assert left_out == "Not run, because the time was up: dcgm-debian13, dcgm-debian11, dcgm-bare"
+    assert last == "0 passed, 0 failed"
+
+
+def test_parts_with_one_tally_count_together(tmp_path, monkeypatch):
+    file = tmp_path / "tally"
+    file.touch()
+    monkeypatch.setenv("TEST_TALLY", str(file))
+    assert suite.tally(3, 0) == (3, 0)
+    assert suite.tally(2, 1) == (5, 1)
+    assert file.read_text() == "5 passed, 1 failed\n"
+    monkeypatch.delenv("TEST_TALLY")
+    assert suite.tally(2, 1) == (2, 1)
+
+
+def test_a_scenario_that_does_not_exist_is_refused():
+    with pytest.raises(SystemExit, match="no scenario nothing; there are: ai_server, "):
+        suite.chosen(["nothing"])
