@@ -16,6 +16,7 @@ import argparse
 import concurrent.futures
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -31,9 +32,12 @@ DEADLINE = float(os.environ.get("TEST_DEADLINE") or "inf")
 
 # The scenarios of the long part, by platform. Debian 12 is the daily one: `make test` has it.
 EVERY = ()
-ON_A_GPU = ("cuda_keyring", "dcgm", "dcgm_exporter", "laboratory", "vllm")
-LONG = {"debian13": EVERY, "debian11": EVERY, "bare": ON_A_GPU}
+ON_A_GPU = ("cuda_keyring", "dcgm", "dcgm_exporter", "gpu_host", "laboratory", "production_engine")
+BARE = "bare"
+LONG = {"debian13": EVERY, "debian11": EVERY, BARE: ON_A_GPU}
 IN_FULL = "debian13"
+# Scenarios of the role vllm that make sense on a bare machine alone, and the GiB of disk that each needs.
+ENGINE_ON_BARE = {"gpu_host": 3, "production_engine": 14}
 A_DAY = 24 * 3600
 
 # Linters first: they are the quickest to say that something is wrong. The longest begins early: two run side by side.
@@ -57,16 +61,17 @@ class Step:
     environment: dict[str, str] = field(default_factory=dict)
     about: str = ""
     optional: bool = False
-    ran: bool = False
+    room_gib: int = 0
+    left_out: str = ""
     seconds: float = 0
     good: bool = False
     passed: int = 0
     failed: int = 0
 
     def run(self) -> Step:
-        if self.optional and time.time() > DEADLINE:
+        self.left_out = self.obstacle()
+        if self.left_out:
             return self
-        self.ran = True
         log = LOGS / f"{self.name}.log"
         begin = time.monotonic()
         variables = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **self.environment}
@@ -79,6 +84,15 @@ class Step:
         self.passed = sum(int(number) for number, word in counts if word == "passed") or int(self.good)
         self.failed = sum(int(number) for number, word in counts if word != "passed") or int(not self.good)
         return self
+
+    def obstacle(self) -> str:
+        """Return why the step is left out; empty where it can run."""
+        if self.optional and time.time() > DEADLINE:
+            return "the time was up"
+        free = shutil.disk_usage(Path.home()).free >> 30
+        if free < self.room_gib:
+            return f"it needs {self.room_gib} GiB of disk, {free} GiB are free"
+        return ""
 
     def line(self) -> str:
         verdict = "ok" if self.good else "FAILED"
@@ -96,16 +110,18 @@ def scenario(name: str, platform: str, **environment: str) -> Step:
     folder = ROOT / ".lab" / "molecule" / f"{name}-{platform}"
     variables = {"PLATFORM": platform, "MOLECULE_EPHEMERAL_DIRECTORY": str(folder), **environment}
     argv = [str(BIN / "molecule"), "test", "--scenario-name", name]
-    return Step(f"{name}-{platform}", argv, variables, about=name)
+    about = "vllm" if name in ENGINE_ON_BARE else name
+    return Step(f"{name}-{platform}", argv, variables, about=about, room_gib=ENGINE_ON_BARE.get(name, 0))
 
 
-def chosen(wanted: list[str], among: tuple[str, ...] = EVERY) -> list[str]:
-    """Return the scenarios that are wanted, all when none is named; ends the program for one that does not exist."""
+def chosen(wanted: list[str], platform: str, among: tuple[str, ...] = EVERY) -> list[str]:
+    """Return a platform's scenarios that are wanted, or all of them; ends the program for one that is not there."""
     known = known_scenarios()
     unknown = set(wanted) - set(known)
     if unknown:
         sys.exit(f"There is no scenario {', '.join(sorted(unknown))}; there are: {', '.join(sorted(known))}.")
-    return [name for name in known if name in (wanted or known) and name in (among or known)]
+    names = [name for name in known if platform == BARE or name not in ENGINE_ON_BARE]
+    return [name for name in names if name in (wanted or names) and name in (among or names)]
 
 
 def long_steps(wanted: list[str]) -> list[Step]:
@@ -113,7 +129,7 @@ def long_steps(wanted: list[str]) -> list[Step]:
     steps = [
         scenario(name, platform, FULL=str(int(platform == IN_FULL)))
         for platform, among in LONG.items()
-        for name in chosen(wanted, among)
+        for name in chosen(wanted, platform, among)
     ]
     if not wanted:
         steps.append(Step("unit-python3.10", [sys.executable, "tests/on_host_python.py"], about="plugins"))
@@ -155,9 +171,10 @@ def perform(steps: list[Step], side_by_side: int) -> list[Step]:
     with concurrent.futures.ThreadPoolExecutor(side_by_side) as pool:
         for future in concurrent.futures.as_completed([pool.submit(step.run) for step in steps]):
             step = future.result()
-            if step.ran:
-                print(step.line(), flush=True)
-            if step.ran and not step.good:
+            if step.left_out:
+                continue
+            print(step.line(), flush=True)
+            if not step.good:
                 lines = (LOGS / f"{step.name}.log").read_text(errors="replace").splitlines()[-TAIL:]
                 print("\n".join(f"    {line}" for line in lines), flush=True)
     return steps
@@ -172,17 +189,18 @@ def main() -> int:
         present = {name: argv for name, argv in CHECKS.items() if not options.names or name in options.names}
         steps = perform([Step(name, argv) for name, argv in present.items()], SIDE_BY_SIDE)
     elif options.part == "roles":
-        platform = os.environ.get("PLATFORM") or "debian12"
-        steps = perform([scenario(name, platform) for name in chosen(options.names)], SIDE_BY_SIDE)
+        daily = BARE if set(options.names) & ENGINE_ON_BARE.keys() else "debian12"
+        platform = os.environ.get("PLATFORM") or daily
+        steps = perform([scenario(name, platform) for name in chosen(options.names, platform)], SIDE_BY_SIDE)
     else:
         steps = perform(touched_first(long_steps(options.names), changed_files()), SIDE_BY_SIDE)
         if not options.names:
             # Alone: it measures for how long a server does not answer.
             drill = [sys.executable, "-m", "lab", "drill", "--quick"]
             steps += perform([Step("drill-quick", drill, optional=True)], 1)
-    ran, left_out = [step for step in steps if step.ran], [step.name for step in steps if not step.ran]
-    if left_out:
-        print(f"Not run, because the time was up: {', '.join(left_out)}")
+    ran = [step for step in steps if not step.left_out]
+    for reason in dict.fromkeys(step.left_out for step in steps if step.left_out):
+        print(f"Not run, because {reason}: {', '.join(step.name for step in steps if step.left_out == reason)}")
     passed, failed = tally(sum(step.passed for step in ran), sum(step.failed for step in ran))
     print(f"{passed} passed, {failed} failed")
     return int(any(not step.good for step in ran))

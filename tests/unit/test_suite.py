@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -47,7 +48,7 @@ def repository(tmp_path, monkeypatch):
 
 def test_every_scenario_runs_on_both_other_systems_and_those_of_a_gpu_on_the_bare_one():
     found = set(names(suite.long_steps([])))
-    every = {path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml")}
+    every = {path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml")} - suite.ENGINE_ON_BARE.keys()
     assert {f"{name}-{platform}" for name in every for platform in ("debian13", "debian11")} <= found
     asks = {
         name
@@ -101,7 +102,7 @@ def test_after_the_deadline_only_what_must_run_begins(monkeypatch, capsys):
     monkeypatch.setattr(suite, "DEADLINE", 0.0)
     must, may = suite.Step("must", ["true"]), suite.Step("may", ["false"], optional=True)
     suite.perform([must, may], 1)
-    assert (must.ran, must.good, may.ran) == (True, True, False)
+    assert (must.left_out, must.good, may.left_out) == ("", True, "the time was up")
     assert "may  " not in capsys.readouterr().out
 
 
@@ -127,4 +128,16 @@ def test_parts_with_one_tally_count_together(tmp_path, monkeypatch):
 
 def test_a_scenario_that_does_not_exist_is_refused():
     with pytest.raises(SystemExit, match="no scenario nothing; there are: ai_server, "):
-        suite.chosen(["nothing"])
+        suite.chosen(["nothing"], "debian12")
+
+
+def test_the_engine_on_a_bare_machine_is_not_for_other_platforms():
+    assert suite.ENGINE_ON_BARE.keys().isdisjoint(suite.chosen([], "debian12"))
+    assert suite.chosen(["gpu_host"], "debian12") == []
+    assert suite.chosen(["gpu_host"], "bare") == ["gpu_host"]
+
+
+def test_what_has_no_room_is_left_out_with_the_figures(monkeypatch):
+    monkeypatch.setattr(suite.shutil, "disk_usage", lambda _: SimpleNamespace(free=5 << 30))
+    (step,) = [step for step in suite.long_steps(["production_engine"])]
+    assert step.run().left_out == "it needs 14 GiB of disk, 5 GiB are free"

@@ -156,7 +156,6 @@ def test_missing_nodes_make_the_checklist_red(host, converge):
     assert "GPU: device nodes: /dev/nvidia-uvm not there" in outcome.message, outcome.message
 
 
-@pytest.mark.full
 def test_a_rotation_is_not_left_for_a_start_that_cannot_be(converge, away, tmp_path, untouched):
     away("/usr/bin/gcc")
     mark = tmp_path / "out"
@@ -166,7 +165,6 @@ def test_a_rotation_is_not_left_for_a_start_that_cannot_be(converge, away, tmp_p
 
 
 @pytest.mark.stand_in
-@pytest.mark.full
 def test_holds_and_packages_leave_with_their_roles(host, converge):
     gone = {"vllm_state": "absent", "nvidia_driver_hold": False}
     assert converge(gone, playbook="leave.yml").code == 0
