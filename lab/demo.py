@@ -68,7 +68,7 @@ def show(offered: dict, seconds: float) -> None:
 Open
   {base}/metrics         ai-server: its metrics (docs/ai-server.md lists the endpoints)
   {base}/health          its state and the engine's
-  {offered["loki"]}/loki/api/v1/labels   Loki, where the logs are
+  {offered["loki"]}/loki/api/v1/labels   the stand-in of Loki, where the logs are
 
 Try next
   curl -sN {base}/v1/chat/completions -H 'Authorization: Bearer {key}' \\

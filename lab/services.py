@@ -1,17 +1,17 @@
 """The services machine: what a company's network would offer a server, here on a machine of its own.
 
-Loki takes the logs; a web server mirrors releases and wheels and stands in for the model hub.
+A stand-in of Loki takes the logs; a web server mirrors releases and wheels and stands in for the model hub.
 """
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import tempfile
 import time
 import urllib.error
 import urllib.request
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +22,14 @@ NAME = "services"
 LOKI_PORT = 3100
 READY_TIMEOUT = 60
 
-# One process, everything on its own disk. It is ready at once: it waits for no other ingester to leave (a minute), and
-# its querier knows the frontend's address, instead of looking for a scheduler (ten seconds).
-LOKI_CONFIG = """
-auth_enabled: false
-analytics:
-  reporting_enabled: false
-server:
-  http_listen_port: 3100
-  log_level: warn
-common:
-  path_prefix: /var/lib/loki
-  replication_factor: 1
-  ring:
-    instance_addr: 127.0.0.1
-    kvstore:
-      store: inmemory
-ingester:
-  lifecycler:
-    min_ready_duration: 0s
-frontend_worker:
-  frontend_address: 127.0.0.1:9095
-schema_config:
-  configs:
-    - from: 2024-01-01
-      store: tsdb
-      object_store: filesystem
-      schema: v13
-      index:
-        prefix: index_
-        period: 24h
-"""
-
 UNITS = {
     "loki.service": """
 [Unit]
-Description=Loki
+Description=Stand-in of Loki
 [Service]
 DynamicUser=yes
 StateDirectory=loki
-ExecStart=/opt/lab/loki -config.file=/opt/lab/loki.yaml
+ExecStart=/usr/bin/python3 /opt/lab/loki.py /var/lib/loki 3100
 Restart=always
 [Install]
 WantedBy=multi-user.target
@@ -82,9 +50,9 @@ WantedBy=multi-user.target
 
 
 def up() -> dict[str, Any]:
-    """Build what the services need, boot their machine, and return their addresses (see describe)."""
+    """Have what the services need, boot their machine, and return their addresses (see describe)."""
     machine.ready_host()
-    loki, *_ = builds.ensure(["loki", "node_exporter", "promtail"])
+    builds.ensure(["node_exporter", "promtail"])
     hub.publish()
     hub.vllm_wheel()
     hub.light_wheels()
@@ -92,19 +60,16 @@ def up() -> dict[str, Any]:
     with host.lock(machine.container(NAME)):
         machine.up(NAME, mounts=[f"{builds.MIRROR}:/srv/mirror:ro"])
         with tempfile.TemporaryDirectory(prefix="lab-") as folder:
-            install(Path(folder), Path(loki["archive"]))
+            install(Path(folder))
         with host.step("Waiting for Loki and the mirror", "3 s"):
             wait_until_ready()
     return describe()
 
 
-def install(folder: Path, loki: Path) -> None:
-    """Put programs, configuration and units onto the machine, and restart what is new."""
-    with zipfile.ZipFile(loki) as archive:
-        (folder / "loki").write_bytes(archive.read("loki-linux-amd64"))
-    (folder / "loki").chmod(0o755)
-    (folder / "loki.yaml").write_text(LOKI_CONFIG)
-    (folder / "mirror.py").write_bytes(Path(__file__).with_name("mirror.py").read_bytes())
+def install(folder: Path) -> None:
+    """Put programs and units onto the machine, and restart what is new."""
+    for program in ("mirror.py", "stand_ins/loki.py"):
+        shutil.copy(Path(__file__).parent / program, folder)
     for name, text in UNITS.items():
         (folder / name).write_text(text)
     every = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.iterdir()))).hexdigest()

@@ -24,7 +24,7 @@ BASE = "lab/tiny-llama"
 OLDER = "1.8.2"  # of node_exporter: what the broken downloads are of
 WORDS = "/var/log/drill"  # of the virtual machine: a file there tells a line that is sent twice
 UNITS = ("vllm", "ai-server", "node_exporter", "promtail")
-JUMP = 540  # seconds: Loki takes no line that is ten minutes ahead
+JUMP = 540  # seconds: Loki, and its stand-in here, takes no line that is ten minutes ahead
 BACK_WITHIN = 30  # seconds until a service that was killed answers again; a real engine loads its model in that time
 ENGINE_BACK_WITHIN = 180
 

@@ -1,7 +1,13 @@
 """What is built, under which names, and how it is packed."""
 
+import dataclasses
+import hashlib
+import socket
 import tarfile
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +24,7 @@ def test_archives_have_upstreams_names():
 
 
 def test_mirror_keeps_host_and_path_of_the_origin():
-    build = builds.Build("loki", "3.4.2")
+    build = builds.Build("promtail", "3.4.2")
     assert str(build.path.relative_to(builds.MIRROR)) == build.url.removeprefix("https://")
 
 
@@ -50,13 +56,90 @@ def test_packing_twice_gives_the_same_bytes(tmp_path):
         assert {item.name: item.mode for item in archive} == {"x-1/x": 0o755, "x-1/LICENSE": 0o644}
 
 
-def test_changed_archive_is_not_finished(tmp_path, monkeypatch):
+ARCHIVE = b"the released archive"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache; what is compiled there is a word."""
+
+    def compile_and_pack(build):
+        unfinished = build.path.with_suffix(".part")
+        unfinished.write_text("built here")
+        build.keep(unfinished, build.recipe)
+
     monkeypatch.setattr(builds, "MIRROR", tmp_path)
+    monkeypatch.setattr(builds, "compile_and_pack", compile_and_pack)
+
+
+@pytest.fixture
+def origin(monkeypatch):
+    """A place that has what upstream's origin has, under the same paths; returns what it was asked for."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(ARCHIVE)
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
+        move(monkeypatch, server.server_port)
+        yield asked
+        server.shutdown()
+
+
+def move(monkeypatch, port):
+    """Have upstream's origin on a port of this machine."""
+    for name, program in builds.PROGRAMS.items():
+        there = program.origin.replace("https://github.com", f"http://127.0.0.1:{port}")
+        monkeypatch.setitem(builds.PROGRAMS, name, dataclasses.replace(program, origin=there))
+
+
+@pytest.mark.parametrize("name", builds.PROGRAMS)
+def test_the_released_archive_is_taken_where_its_origin_answers(cache, origin, monkeypatch, name):
+    sum_of_it = hashlib.sha256(ARCHIVE).hexdigest()
+    monkeypatch.setattr(builds.Build, "released_checksum", sum_of_it)
+    (told,) = builds.ensure([name])
+    assert Path(told["archive"]).read_bytes() == ARCHIVE
+    assert told["checksum"] == f"sha256:{sum_of_it}"
+    assert builds.ensure([name]) == [told] == builds.listing()
+    assert len(origin) == 1
+
+
+def test_a_released_archive_with_another_sum_is_not_used(cache, origin):
+    # The sum is the one in the role's table.
+    with pytest.raises(host.Problem, match=r"28a470e6c694458d.*do not use it"):
+        builds.ensure(["promtail"])
+    assert builds.listing() == []
+
+
+def test_a_version_without_a_sum_in_the_role_is_made_here(cache, origin):
+    (told,) = builds.ensure(["promtail@3.4.1"])
+    assert (Path(told["archive"]).read_text(), origin) == ("built here", [])
+
+
+def test_what_is_made_here_is_kept_where_the_origin_does_not_answer(cache, monkeypatch):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setattr(builds, "ORIGIN_TIMEOUT", 0.1)
+        move(monkeypatch, silent.getsockname()[1])
+        (told,) = builds.ensure(["node_exporter"])
+    assert Path(told["archive"]).read_text() == "built here"
+    assert told["checksum"] == f"sha256:{hashlib.sha256(b'built here').hexdigest()}"
+    assert builds.ensure(["node_exporter"]) == [told] == builds.listing()
+
+
+def test_changed_archive_is_not_finished(cache):
     build = builds.Build("promtail", "3.4.2")
     build.path.parent.mkdir(parents=True)
-    build.path.write_bytes(b"archive")
-    builds.checksum_file(build.path).write_text(f"{builds.sha256(build.path)}  {build.path.name}\n")
-    build.path.with_name(build.path.name + ".build").write_text(build.recipe)
+    builds.compile_and_pack(build)
     assert build.finished()
     build.path.write_bytes(b"another")
     assert not build.finished()

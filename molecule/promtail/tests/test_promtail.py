@@ -1,4 +1,4 @@
-"""What promtail's role promises, on a booted machine and in a real Loki."""
+"""What promtail's role promises, on a booted machine; its lines arrive in the laboratory's Loki."""
 
 from __future__ import annotations
 
