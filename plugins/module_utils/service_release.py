@@ -5,8 +5,8 @@ digest goes into the process's environment, so the process itself says what it w
 prepared and checked beside the running one, started once, and *verified* when its probes answer. The verified ones
 before it are kept, and one that never gets ready gives way to the last of them.
 
-The text of a secret file stands in the file alone: a release has a keyed digest of it, which is enough to see that the
-process was started with another one. So whoever goes back gets the secrets of today.
+A secret stands in its file alone: a release has a keyed digest of it, which is enough to see that the process was
+started with another one. So whoever goes back gets the secrets of today.
 
 Plain Python; raises `Refused` with one sentence while nothing has been touched, `OSError` or
 `systemd_unit.SystemdError` when the machine itself fails.
@@ -57,8 +57,13 @@ def digest(release: dict) -> str:
 
 
 def but_secrets(release: dict) -> str:
-    """Return the digest of a release as if nobody knew the texts of its secrets; see `Service.renewed`."""
-    return digest({**release, "secrets": [{**secret, "digest": None} for secret in release["secrets"]]})
+    """Return the digest of a release whatever its secrets are; see `Service.renewed`."""
+
+    def plain(lines: list) -> list:
+        return [line if isinstance(line, str) else line[0] for line in lines]
+
+    files = [{**secret, "lines": plain(secret["lines"])} for secret in release["secrets"]]
+    return digest({**release, "secrets": files})
 
 
 class Service:
@@ -125,15 +130,18 @@ class Service:
         path = self.store / "releases" / f"{name}.json"
         return self._without_secrets(json.loads(path.read_text())) if path.exists() else {}
 
-    def _without_secrets(self, release: dict) -> dict:
-        """Return a release in today's form: one that was stored before that has secrets among its files."""
+    def _without_secrets(self, release: dict, plain: dict | None = None) -> dict:
+        """Return a release in today's form: one that was stored before that has secrets among its files.
+
+        ``plain`` has, by the path of such a file, the names in it that are no secrets.
+        """
         if "secrets" in release:
             return release
-        held = [file for file in release["files"] if private(file)]
+        held = [{**file, "plain": (plain or {}).get(file["path"])} for file in release["files"] if private(file)]
         return {
             **release,
             "files": [file for file in release["files"] if not private(file)],
-            "secrets": [{**described(file), "digest": self._keyed(file["content"])} for file in held],
+            "secrets": [self._outlined(file) for file in held],
             "inputs": {},
         }
 
@@ -147,7 +155,7 @@ class Service:
         own["EnvironmentFile"] = [*(given if isinstance(given, list) else [given]), str(self.environment)]
         return {
             "files": [{**described(file), "content": file["content"]} for file in files],
-            "secrets": [{**described(file), "digest": self._keyed(file["content"])} for file in secret_files],
+            "secrets": [self._outlined(file) for file in secret_files],
             # The same version from another archive is another program.
             "links": [
                 {
@@ -161,8 +169,24 @@ class Service:
             "unit": systemd_unit.render(sections),
         }
 
+    def _outlined(self, file: dict) -> dict:
+        """Return what a release has of a secret file; `Refused` where a line is not ``NAME=value``."""
+        plain = sorted(file["plain"] or [])
+        return {**described(file), "plain": plain, "lines": self._outline(file["path"], file["content"], plain)}
+
+    def _outline(self, path: str, text: str, plain: list[str]) -> list:
+        """Return the lines of a secret file: ``plain`` ones as they are, of the others name and digest of the value."""
+        lines = []
+        for number, line in enumerate(text.splitlines(), 1):
+            name, found, value = line.partition("=")
+            if not found:
+                raise Refused(f"{self.name}: line {number} of {path} is not NAME=value, as a file of secrets needs it")
+            # An address may have a password.
+            lines.append(line if name in plain and "@" not in value else [name, self._keyed(value)])
+        return lines
+
     def _keyed(self, text: str) -> str:
-        """Return a digest of a secret text that tells nothing to who has not this host's key."""
+        """Return a digest of a secret that tells nothing to who has not this host's key."""
         if not hasattr(self, "_own_key"):
             # Without one, as in check mode on a new host, nothing was digested yet that this could have to equal.
             self._own_key = self.key.read_text() if self.key.is_file() else secrets.token_hex(32)
@@ -176,16 +200,23 @@ class Service:
 
     def renewed(self, release: dict) -> dict:
         """Return ``release`` with the secrets of today; `Refused` where one of them is gone."""
-        today = [{**secret, "digest": self._keyed(self._on_disk(secret))} for secret in release["secrets"]]
+        today = [self._outlined({**secret, "content": self._today(secret)}) for secret in release["secrets"]]
         return {**release, "secrets": today}
 
-    def _on_disk(self, secret: dict) -> str:
+    def _today(self, secret: dict) -> str:
+        """Return the text of a secret file of a release with the secrets that stand in it today.
+
+        One that today's file has not is left out: the inventory has it no more, and nobody else has.
+        """
         try:
-            return Path(secret["path"]).read_text()
+            now = Path(secret["path"]).read_text().splitlines()
         except OSError:
             raise Refused(
-                f"{self.name}: {secret['path']} is gone, and no release keeps the text of a secret; run site.yml"
+                f"{self.name}: {secret['path']} is gone, and no release keeps a secret; run site.yml"
             ) from None
+        values = {line.partition("=")[0]: line for line in now}
+        lines = [line if isinstance(line, str) else values.get(line[0]) for line in secret["lines"]]
+        return "".join(f"{line}\n" for line in lines if line is not None)
 
     def differences(self, release: dict) -> list[dict]:
         """Return where the disk differs from ``release``: what, before, after (None where there is nothing), secret."""
@@ -197,8 +228,11 @@ class Service:
                 found.append({"what": str(path), "before": before, "after": file["content"], "secret": private(file)})
         for secret in release["secrets"]:
             path = Path(secret["path"])
-            same = path.is_file() and self._keyed(path.read_text(errors="replace")) == secret["digest"]
-            if not same or attributes(path) != (secret["mode"], secret["owner"], secret["group"]):
+            if self._disk_outline(secret) != secret["lines"] or attributes(path) != (
+                secret["mode"],
+                secret["owner"],
+                secret["group"],
+            ):
                 found.append({"what": str(path), "before": None, "after": None, "secret": True})
         for link in release["links"]:
             before = str(Path(link["path"]).readlink()) if Path(link["path"]).is_symlink() else None
@@ -216,6 +250,12 @@ class Service:
         if systemd_unit.show(self.unit).get("UnitFileState") != "enabled":
             found.append({"what": f"{self.unit}{AT_BOOT}", "before": "off", "after": "on", "secret": False})
         return found
+
+    def _disk_outline(self, secret: dict) -> list | None:
+        try:
+            return self._outline(secret["path"], Path(secret["path"]).read_text(errors="replace"), secret["plain"])
+        except (OSError, Refused):
+            return None
 
     def _unit_file(self, release: dict) -> dict:
         return {
@@ -301,7 +341,7 @@ class Service:
         for file in [*release["files"], self._unit_file(release)]:
             write(Path(file["path"]), file["content"], int(file["mode"], 8), file["owner"], file["group"])
         for secret in release["secrets"]:
-            text = self._on_disk(secret) if texts is None else texts[secret["path"]]
+            text = self._today(secret) if texts is None else texts[secret["path"]]
             write(Path(secret["path"]), text, int(secret["mode"], 8), secret["owner"], secret["group"])
         for link in release["links"]:
             path = Path(link["path"])
@@ -351,15 +391,15 @@ class Service:
 
     # -- stores of before -----------------------------------------------------------------------------------------
 
-    def clean(self) -> None:
-        """Take secrets out of releases and probes that were stored before this kept them out."""
+    def clean(self, plain: dict | None = None) -> None:
+        """Take secrets out of what was stored before this kept them out; see `_without_secrets`."""
         names = {}
         for path in sorted((self.store / "releases").glob("*.json")):
             old = json.loads(path.read_text())
             held = [file for file in old["files"] if private(file)]
             if "secrets" in old or not held:
                 continue
-            new = self._without_secrets(old)
+            new = self._without_secrets(old, plain)
             proof = self.proof_of(path.stem)
             self.store_proof(digest(new), {**proof, "probes": [referring(probe, held) for probe in proof["probes"]]})
             self.keep(new)

@@ -73,8 +73,9 @@ options:
         elements: str
   secrets:
     description:
-      - Files like O(files) whose text appears in no result, diff, log or stored release. A release has a keyed digest
-        of it, so another text is another release.
+      - Files like O(files) of lines C(NAME=value) whose text appears in no result, diff or log. No release has their
+        values but keyed digests of them, so another value is another release, and one that comes back has the values of
+        today.
       - A file that a later release does not have any more stays until no kept release needs it.
     type: list
     elements: dict
@@ -89,6 +90,11 @@ options:
         description: Like O(files[].validate); the program must not print what it reads.
         type: list
         elements: str
+      plain:
+        description: Names in the file that are no secrets; their values are kept with a release and come back with it.
+        type: list
+        elements: str
+        default: []
   links:
     description: Links switched with the release, such as the one that chooses the program's version.
     type: list
@@ -209,6 +215,8 @@ def file_options(mode: str, secret: bool) -> dict:
         "group": {"type": "str", "default": "root"},
         "mode": {"type": "str", "default": mode},
     }
+    if secret:
+        options["plain"] = {"type": "list", "elements": "str", "default": []}
     return {**options, "validate": {"type": "list", "elements": "str"}}
 
 
@@ -390,8 +398,8 @@ def dry_run(service: Service, wanted: dict) -> dict:
 
 
 def act(service: Service, wanted: dict) -> dict:
-    if wanted["phase"] == "apply" and wanted["state"] != "absent":
-        service.clean()
+    if wanted["phase"] == "apply" and wanted["state"] in ("present", "previous"):
+        service.clean({secret["path"]: secret["plain"] for secret in wanted.get("secrets") or []})
     if wanted["phase"] == "ahead":
         foreseen = dry_run(service, wanted)
         served = bool(service.state()["verified"])

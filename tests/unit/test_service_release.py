@@ -458,7 +458,13 @@ class TestSecrets:
     def ask(self, host, key=OLD, text="a: 1\n", **others):
         """Return what a task asks for: one file, one secret and a probe that shows it."""
         here = {"owner": "root", "group": "root", "validate": None}
-        secret = {"path": str(host.root / "etc/app/env"), "content": f"KEY={key}\n", "mode": "0600", **here}
+        secret = {
+            "path": str(host.root / "etc/app/env"),
+            "content": f"KEY={key}\n",
+            "mode": "0600",
+            "plain": [],
+            **here,
+        }
         probe = {"http": {"url": "http://127.0.0.1:9/", "bearer_file": secret["path"], "bearer_variable": "KEY"}}
         return {
             "files": [{"path": str(host.root / "etc/app/app.yml"), "content": text, "mode": "0640", **here}],
@@ -487,7 +493,8 @@ class TestSecrets:
     def test_what_is_stored_cannot_be_compared_with_guesses(self, host):
         self.run(host)
         (secret,) = host.service.release(host.service.state()["current"])["secrets"]
-        assert secret["digest"] != hashlib.sha256(f"KEY={OLD}\n".encode()).hexdigest()
+        ((name, keyed),) = secret["lines"]
+        assert name == "KEY" and keyed != hashlib.sha256(OLD.encode()).hexdigest()
         assert host.service.key.stat().st_mode & 0o777 == 0o600
         before = self.run(host)["release"]
         host.service.key.unlink()
@@ -542,11 +549,31 @@ class TestSecrets:
         with pytest.raises(Refused, match="no earlier verified release is kept here"):
             host.service.earlier()
 
+    def settings(self, host, text):
+        return [self.ask(host)["secrets"][0] | {"content": text, "plain": ["MODEL", "URL"]}]
+
+    def test_what_is_no_secret_comes_back_with_its_release(self, host):
+        """A setting may be what is wrong, and stands beside the keys."""
+        self.run(host, secrets=self.settings(host, f"MODEL=a\nKEY={OLD}\nURL=http://u:{OLD}@host\nGONE={OLD}\n"))
+        result = self.run(host, verify=False, secrets=self.settings(host, f"KEY={NEW}\nMODEL=b\nURL=\nMORE={NEW}\n"))
+        assert (result["gives_way"], result["new_secrets"]) == (True, False)
+        assert "MODEL=a" in self.stored(host) and OLD not in self.stored(host) and NEW not in self.stored(host)
+        host.service.back()
+        host.service.confirm()
+        assert self.key(host) == f"MODEL=a\nKEY={NEW}\nURL=\n"
+        text = f"MODEL=a\nKEY={NEW}\nURL=\n"
+        assert self.run(host, secrets=self.settings(host, text))["restarted"] is None
+
+    def test_a_file_of_secrets_that_cannot_be_read_line_by_line_is_refused(self, host):
+        with pytest.raises(Refused, match=r"line 2 of .*/env is not NAME=value") as refusal:
+            self.run(host, secrets=self.settings(host, f"KEY=1\n{OLD}\n"))
+        assert OLD not in str(refusal.value)
+
     def test_a_secret_that_is_gone_is_named(self, host):
         self.run(host)
         self.run(host, text="a: 2\n")
         (host.root / "etc/app/env").unlink()
-        with pytest.raises(Refused, match="etc/app/env is gone, and no release keeps the text of a secret"):
+        with pytest.raises(Refused, match="etc/app/env is gone, and no release keeps a secret"):
             host.service.back()
 
     def test_a_secret_that_moved_stays_until_no_kept_release_needs_it(self, host):
