@@ -65,8 +65,14 @@ def converge() -> Callable[..., Outcome]:
     scenario = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"])
     inventory = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
 
-    def run(variables: dict[str, Any] | None = None, *, check: bool = False, playbook: str = "converge.yml") -> Outcome:
-        words = ["--diff", *(["--check"] if check else [])]
+    def run(
+        variables: dict[str, Any] | None = None,
+        *,
+        check: bool = False,
+        verbose: bool = False,
+        playbook: str = "converge.yml",
+    ) -> Outcome:
+        words = ["--diff", *(["--check"] if check else []), *(["-vvv"] if verbose else [])]
         return playbooks.run(playbooks.command(inventory, playbook, variables or {}, *words), scenario)
 
     return run

@@ -41,7 +41,7 @@ class ActionModule(ActionBase):
     def _change(self, service, host, task_vars):
         """Lead the service to its release, or back; ``out`` in the result: it serves, on a host out of rotation."""
         result = self._phase("apply", task_vars)
-        gives_way = result.pop("gives_way", False)
+        gives_way, new_secrets = result.pop("gives_way", False), result.pop("new_secrets", False)
         if result.get("failed") or not result.pop("await", False):
             return result
         out = result.pop("out", False)
@@ -55,7 +55,10 @@ class ActionModule(ActionBase):
             failed = self._go_back(service, host, {**result, **seen}, task_vars)
             serves = failed.pop("serves", False)
             return {**failed, "out": out and serves}
-        return failure(service, {**result, **seen}, "it is the release that served last, so it is left as it is")
+        stays = "it is the release that served last, so it is left as it is"
+        if new_secrets:
+            stays = "it is left as it is: only its secrets are new, and those before them are kept nowhere"
+        return failure(service, {**result, **seen}, stays)
 
     def _phase(self, phase, task_vars, **extra):
         # The target's log hides a secret of one line, but not the text of a file that has several.

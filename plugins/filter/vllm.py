@@ -17,6 +17,7 @@ def engine_config(arguments: dict) -> dict:
     for name, value in arguments.items():
         name = name.lstrip("-").replace("_", "-")
         if value is None:
+            config.pop(name, None)
             continue
         if value is False:
             config.pop(name, None)
@@ -35,9 +36,18 @@ def lora_modules(adapters: list, paths: dict, base: str) -> list:
     return [{"name": each["name"], "path": paths[each["name"]], "base_model_name": base} for each in adapters]
 
 
-def completion_probes(models: list, url: str, bearer: str, timeout: float) -> list:
-    """Return one ``completion`` probe a model; see module_utils/probes.py."""
-    return [{"completion": {"url": url, "bearer": bearer, "model": name, "timeout": timeout}} for name in models]
+def length_told(length: int, arguments: dict) -> int | None:
+    """Return the longest text in tokens that the engine is told, which its own ``arguments`` may change or take away.
+
+    None where it is told none, or in words such as 8k and auto that it makes a number of itself.
+    """
+    told = str(engine_config({"max-model-len": length, **arguments}).get("max-model-len"))
+    return int(told) if told.isdigit() else None
+
+
+def completion_probes(models: list, url: str, key: dict, timeout: float) -> list:
+    """Return one ``completion`` probe a model; ``key`` says where the key stands, see module_utils/probes.py."""
+    return [{"completion": {**key, "url": url, "model": name, "timeout": timeout}} for name in models]
 
 
 def completion_checks(models: list, url: str, bearer: str, timeout: float) -> list:
@@ -148,6 +158,7 @@ class FilterModule:
             "completion_probes": completion_probes,
             "engine_config": engine_config,
             "known_problems": known_problems,
+            "length_told": length_told,
             "lora_modules": lora_modules,
             "pinned_version": pinned_version,
             "runtime_needs": runtime_needs,

@@ -24,10 +24,13 @@ def http(url: str, status: int = 200, bearer: str | None = None, timeout: float 
     return (str(seen), True) if seen == status else (f"{seen}: {shortened(text)}", False)
 
 
-def models(url: str, expected: list[str], bearer: str | None = None, timeout: float = 5) -> tuple[str, bool]:
-    """``<url>/models`` lists exactly ``expected``."""
-    failure = probes.models(url, expected, bearer, timeout)
-    return (failure, False) if failure else (", ".join(expected), True)
+def models(
+    url: str, expected: list[str], bearer: str | None = None, max_model_len: int | None = None, timeout: float = 5
+) -> tuple[str, bool]:
+    """``<url>/models`` lists exactly ``expected``, the base model first, and the longest text it was given."""
+    failure = probes.models(url, expected, bearer, max_model_len, timeout)
+    length = f"; up to {max_model_len} tokens" if max_model_len else ""
+    return (failure, False) if failure else (", ".join(expected) + length, True)
 
 
 def completion(

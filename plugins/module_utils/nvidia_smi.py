@@ -247,6 +247,12 @@ def unmet(gpus: list[dict], wanted: dict) -> list[str]:
     return problems
 
 
+def shortfall(gpus: list[dict], wanted: dict) -> str:
+    """The wishes that do not hold and who holds the memory, as one sentence; "" when all hold."""
+    problems, who = unmet(gpus, wanted), holders(gpus)
+    return "; ".join(problems) + (f" (held by {who})" if problems and who else "")
+
+
 def holders(gpus: list[dict]) -> str:
     """Who holds GPU memory, for a sentence: `python3 (pid 4711, vllm.service, 18000 MiB)`; "" when nobody is seen."""
     parts = []

@@ -1,8 +1,11 @@
 """Ask a service whether it serves: each probe returns None, or one sentence that says why not.
 
-A probe is a dictionary with exactly one of the keys ``http``, ``metric``, ``models`` and ``completion``; its value
-holds the options below. All URLs are asked directly, never through a proxy: a probe speaks to this very machine or
-to its neighbour, and a proxy's error page must not pass for an answer.
+A probe is a dictionary with exactly one of the keys ``http``, ``metric``, ``models``, ``completion`` and ``gpu_free``;
+its value holds the options below. In the place of ``bearer`` there may be ``bearer_file`` and ``bearer_variable``: the
+key is the value of that variable in that file at the time of the question, so who keeps a probe keeps no key.
+
+All URLs are asked directly, never through a proxy: a probe speaks to this very machine or to its neighbour, and a
+proxy's error page must not pass for an answer.
 """
 
 from __future__ import annotations
@@ -12,9 +15,13 @@ import json
 import re
 import socket
 import ssl
+import time
 import urllib.error
 import urllib.request
 from http.client import HTTPException
+from pathlib import Path
+
+from . import nvidia_smi, vllm_api
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -76,19 +83,17 @@ def metric(url: str, series: list[str], timeout: float = 5):
     return f"{url} has no series {', '.join(missing)} yet" if missing else None
 
 
-def models(url: str, expected: list[str], bearer: str | None = None, timeout: float = 5):
-    """``<url>/models`` lists exactly the ids ``expected``."""
-    seen, text = ask(f"{url}/models", bearer, timeout=timeout)
-    if seen != 200:
-        return f"{url}/models answered {seen} instead of 200: {_short(text)}"
+def models(
+    url: str, expected: list[str], bearer: str | None = None, max_model_len: int | None = None, timeout: float = 5
+):
+    """``<url>/models`` lists exactly ``expected``, the base model before its adapters, and the length it was given."""
     try:
-        listed = {card["id"] for card in json.loads(text)["data"]}
-    except (ValueError, KeyError, TypeError):
-        return f"{url}/models answered no model list: {_short(text)}"
-    missing, extra = sorted(set(expected) - listed), sorted(listed - set(expected))
-    if not missing and not extra:
-        return None
-    return f"{url}/models: missing {', '.join(missing) or 'none'}; unexpected {', '.join(extra) or 'none'}"
+        listed = vllm_api.fetch(url, bearer or "", timeout)
+    except vllm_api.ApiError as error:
+        return str(error).rstrip(".")
+    base, *adapters = expected
+    wrong = vllm_api.describe(listed, vllm_api.difference(listed, base, adapters, max_model_len))
+    return f"{vllm_api.models_url(url)}: {wrong}" if wrong else None
 
 
 def completion(
@@ -106,7 +111,35 @@ def completion(
     return None if tokens else f"a completion by {model} at {url} produced no token"
 
 
-KINDS = {"http": http, "metric": metric, "models": models, "completion": completion}
+def gpu_free(mib: int, gpus: int = 1, timeout: float = nvidia_smi.TIMEOUT_S):
+    """Each of the first ``gpus`` GPUs has ``mib`` MiB free; who holds the rest is named, with its unit."""
+    try:
+        return nvidia_smi.shortfall(nvidia_smi.read(timeout)["gpus"][:gpus], {"minimum_free_mib": mib}) or None
+    except nvidia_smi.GpuError as error:
+        return str(error).rstrip(".")
+
+
+KINDS = {function.__name__: function for function in (http, metric, models, completion, gpu_free)}
+
+
+def secret(file: str, variable: str) -> str:
+    """Return the value of ``variable`` in a file of lines ``NAME=value``; `OSError` where there is none."""
+    for line in Path(file).read_text().splitlines():
+        name, found, value = line.partition("=")
+        if found and name.strip() == variable:
+            return value.strip()
+    raise OSError(f"{file} has no {variable}")
+
+
+def awaited(conditions: list[dict], seconds: float) -> str | None:
+    """Ask until all hold, for up to ``seconds``; return the last failure, or None."""
+    begun = time.monotonic()
+    while True:
+        why = first_failure(conditions)
+        waited = time.monotonic() - begun
+        if not why or waited >= seconds:
+            return why and f"{why} after {waited:.0f} s"
+        time.sleep(1)
 
 
 def first_failure(probes: list[dict], within: float | None = None) -> str | None:
@@ -119,10 +152,13 @@ def first_failure(probes: list[dict], within: float | None = None) -> str | None
             if options is None:
                 continue
             given = {key: value for key, value in options.items() if value is not None}
+            file, variable = given.pop("bearer_file", None), given.pop("bearer_variable", None)
             if within is not None:
                 usual = inspect.signature(KINDS[kind]).parameters["timeout"].default
                 given["timeout"] = min(given.get("timeout", usual), within)
             try:
+                if file:
+                    given["bearer"] = secret(file, variable)
                 failure = KINDS[kind](**given)
             except OSError as error:
                 failure = f"{options['url']}: {error}"

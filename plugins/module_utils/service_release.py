@@ -5,6 +5,9 @@ digest goes into the process's environment, so the process itself says what it w
 prepared and checked beside the running one, started once, and *verified* when its probes answer. The verified ones
 before it are kept, and one that never gets ready gives way to the last of them.
 
+A secret stands in its file alone: a release has a keyed digest of it, which is enough to see that the process was
+started with another one. So whoever goes back gets the secrets of today.
+
 Plain Python; raises `Refused` with one sentence while nothing has been touched, `OSError` or
 `systemd_unit.SystemdError` when the machine itself fails.
 """
@@ -14,10 +17,12 @@ from __future__ import annotations
 import fcntl
 import grp
 import hashlib
+import hmac
 import json
 import os
 import pwd
 import re
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -25,7 +30,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import probes, released_program, systemd_unit, unprivileged
+from . import application_source, probes, python_environment, released_program, systemd_unit, unprivileged
 
 STORE = Path("/var/lib/llm-server/services")
 UNITS = Path("/etc/systemd/system")
@@ -34,7 +39,11 @@ LOCKS = Path("/run")
 TRIAL_TIMEOUT = 900  # seconds: the longest compiles for minutes
 # Seconds: a module whose controller was killed goes on to its end, as long as the service takes to stop.
 LOCK_TIMEOUT = 60
+AT_BOOT = " at boot"
 KEPT = 3  # the release that runs and two before it
+BEFORE_START_TIMEOUT = 60  # seconds: what the process before held is free soon after it left, or stuck
+PLACES = ("files", "secrets", "links")
+BUILT = (application_source.MARKER, python_environment.MARKER)  # what was built for a service has one of these
 
 
 class Refused(Exception):
@@ -43,8 +52,20 @@ class Refused(Exception):
 
 def digest(release: dict) -> str:
     """Return 16 hexadecimal digits over all that the process is started with."""
-    parts = {key: release[key] for key in ("files", "links", "unit")}
+    # What a service does not have is left out, so that one that began without it keeps its digest.
+    parts = {key: release[key] for key in ("files", "secrets", "links", "inputs", "unit") if release.get(key)}
+    parts = {"files": [], "links": [], **parts}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def but_secrets(release: dict) -> str:
+    """Return the digest of a release whatever its secrets are; see `Service.renewed`."""
+
+    def plain(lines: list) -> list:
+        return [line if isinstance(line, str) else line[0] for line in lines]
+
+    files = [{**secret, "lines": plain(secret["lines"])} for secret in release["secrets"]]
+    return digest({**release, "secrets": files})
 
 
 class Service:
@@ -56,6 +77,7 @@ class Service:
         self.unit_path = UNITS / self.unit
         self.store = STORE / name
         self.environment = self.store / "environment"
+        self.key = self.store / "key"
 
     # -- what is known ------------------------------------------------------------------------------------------
 
@@ -82,7 +104,8 @@ class Service:
         ``current``, ``verified`` (newest last) and ``failed`` are releases; ``created`` is what was made for the
         service; ``since`` is when a start began to be awaited, in seconds of the clock since boot, which nobody sets;
         ``restarts`` is systemd's count at that time, ``told_after`` where the journal begins to be about this process;
-        ``out`` says that a run took the host out of rotation and did not put it back yet.
+        ``blocked`` is what did not hold before its start; ``out`` says that a run took the host out of rotation and did
+        not put it back yet.
         """
         blank = {
             "current": None,
@@ -92,6 +115,7 @@ class Service:
             "since": 0,
             "restarts": 0,
             "told_after": 0,
+            "blocked": None,
             "out": False,
         }
         try:
@@ -103,19 +127,37 @@ class Service:
         state = {**self.state(), **changes}
         write(self.store / "state.json", json.dumps(state, indent=1), 0o600)
 
-    def release(self, name: str) -> dict:
-        return json.loads((self.store / "releases" / f"{name}.json").read_text())
+    def release(self, name: str | None) -> dict:
+        """Return a stored release, or {} where there is none of that name."""
+        path = self.store / "releases" / f"{name}.json"
+        return self._without_secrets(json.loads(path.read_text())) if path.exists() else {}
+
+    def _without_secrets(self, release: dict, plain: dict | None = None) -> dict:
+        """Return a release in today's form: one that was stored before that has secrets among its files.
+
+        ``plain`` has, by the path of such a file, the names in it that are no secrets.
+        """
+        if "secrets" in release:
+            return release
+        held = [{**file, "plain": (plain or {}).get(file["path"])} for file in release["files"] if private(file)]
+        return {
+            **release,
+            "files": [file for file in release["files"] if not private(file)],
+            "secrets": [self._outlined(file) for file in held],
+            "inputs": {},
+        }
 
     # -- from wanted to written -----------------------------------------------------------------------------------
 
-    def build(self, files: list[dict], links: list[dict], unit: dict) -> dict:
+    def build(self, files: list[dict], links: list[dict], unit: dict, secret_files=(), inputs=None) -> dict:
         """Return the release that the arguments describe."""
         sections = {key: dict(value or {}) for key, value in unit.items()}
         own = sections.setdefault("Service", {})
         given = own.get("EnvironmentFile") or []
         own["EnvironmentFile"] = [*(given if isinstance(given, list) else [given]), str(self.environment)]
         return {
-            "files": [{key: file[key] for key in ("path", "content", "mode", "owner", "group")} for file in files],
+            "files": [{**described(file), "content": file["content"]} for file in files],
+            "secrets": [self._outlined(file) for file in secret_files],
             # The same version from another archive is another program.
             "links": [
                 {
@@ -125,42 +167,116 @@ class Service:
                 }
                 for link in links
             ],
+            "inputs": {name: str(value) for name, value in (inputs or {}).items()},
             "unit": systemd_unit.render(sections),
         }
 
+    def _outlined(self, file: dict) -> dict:
+        """Return what a release has of a secret file; `Refused` where a line is not ``NAME=value``."""
+        plain = sorted(file["plain"] or [])
+        return {**described(file), "plain": plain, "lines": self._outline(file["path"], file["content"], plain)}
+
+    def _outline(self, path: str, text: str, plain: list[str]) -> list:
+        """Return the lines of a secret file: ``plain`` ones as they are, of the others name and digest of the value."""
+        lines = []
+        for number, line in enumerate(text.splitlines(), 1):
+            name, found, value = line.partition("=")
+            if not found:
+                raise Refused(f"{self.name}: line {number} of {path} is not NAME=value, as a file of secrets needs it")
+            # An address may have a password.
+            lines.append(line if name in plain and "@" not in value else [name, self._keyed(value)])
+        return lines
+
+    def _keyed(self, text: str) -> str:
+        """Return a digest of a secret that tells nothing to who has not this host's key."""
+        if not hasattr(self, "_own_key"):
+            # Without one, as in check mode on a new host, nothing was digested yet that this could have to equal.
+            self._own_key = self.key.read_text() if self.key.is_file() else secrets.token_hex(32)
+        return hmac.new(self._own_key.encode(), text.encode(), "sha256").hexdigest()
+
+    def keep_key(self) -> None:
+        """Write the key that the digests of secrets are made with, once."""
+        self._keyed("")
+        if not self.key.is_file():
+            write(self.key, self._own_key, 0o600)
+
+    def renewed(self, release: dict) -> dict:
+        """Return ``release`` with the secrets of today; `Refused` where one of them is gone."""
+        today = [self._outlined({**secret, "content": self._today(secret)}) for secret in release["secrets"]]
+        return {**release, "secrets": today}
+
+    def _today(self, secret: dict) -> str:
+        """Return the text of a secret file of a release with the secrets that stand in it today.
+
+        One that today's file has not is left out: the inventory has it no more, and nobody else has.
+        """
+        try:
+            now = Path(secret["path"]).read_text().splitlines()
+        except OSError:
+            raise Refused(
+                f"{self.name}: {secret['path']} is gone, and no release keeps a secret; run site.yml"
+            ) from None
+        values = {line.partition("=")[0]: line for line in now}
+        lines = [line if isinstance(line, str) else values.get(line[0]) for line in secret["lines"]]
+        return "".join(f"{line}\n" for line in lines if line is not None)
+
     def differences(self, release: dict) -> list[dict]:
-        """Return where the disk differs from ``release``: what, before, after (None where there is nothing)."""
+        """Return where the disk differs from ``release``: what, before, after (None where there is nothing), secret."""
         found = []
         for file in [*release["files"], self._unit_file(release)]:
             path = Path(file["path"])
             before = path.read_text(errors="replace") if path.is_file() else None
             if before != file["content"] or attributes(path) != (file["mode"], file["owner"], file["group"]):
-                found.append({"what": str(path), "before": before, "after": file["content"]})
+                found.append({"what": str(path), "before": before, "after": file["content"], "secret": private(file)})
+        for secret in release["secrets"]:
+            path = Path(secret["path"])
+            if self._disk_outline(secret) != secret["lines"] or attributes(path) != (
+                secret["mode"],
+                secret["owner"],
+                secret["group"],
+            ):
+                found.append({"what": str(path), "before": None, "after": None, "secret": True})
         for link in release["links"]:
             before = str(Path(link["path"]).readlink()) if Path(link["path"]).is_symlink() else None
             if before != link["target"]:
-                found.append({"what": link["path"], "before": before, "after": link["target"]})
-        if not found and (not self.environment.is_file() or self.environment.read_text() != environment_of(release)):
-            found.append({"what": str(self.environment), "before": None, "after": environment_of(release)})
+                found.append({"what": link["path"], "before": before, "after": link["target"], "secret": False})
+        current = self.release(self.state()["current"])
+        before = current.get("inputs", release["inputs"])
+        for name in sorted({*before, *release["inputs"]}):
+            if before.get(name) != release["inputs"].get(name):
+                values = {"before": before.get(name), "after": release["inputs"].get(name)}
+                found.append({"what": f"input {name!r}", **values, "secret": False})
+        text = environment_of(release)
+        if not found and (not self.environment.is_file() or self.environment.read_text() != text):
+            found.append({"what": str(self.environment), "before": None, "after": text, "secret": False})
         if systemd_unit.show(self.unit).get("UnitFileState") != "enabled":
-            found.append({"what": f"{self.unit} at boot", "before": "off", "after": "on"})
+            found.append({"what": f"{self.unit}{AT_BOOT}", "before": "off", "after": "on", "secret": False})
         return found
+
+    def _disk_outline(self, secret: dict) -> list | None:
+        try:
+            return self._outline(secret["path"], Path(secret["path"]).read_text(errors="replace"), secret["plain"])
+        except (OSError, Refused):
+            return None
 
     def _unit_file(self, release: dict) -> dict:
         return {
             "path": str(self.unit_path), "content": release["unit"], "mode": "0644", "owner": "root", "group": "root",
         }  # fmt: skip
 
-    def restart_reason(self, release: dict, differences: list[dict]) -> str | None:
-        """Say why the process must be started anew, or return None when it runs on what is written."""
+    def restart_reason(self, release: dict, differences: list[dict], before: str = "") -> str | None:
+        """Say why the process must be started anew, or return None when it runs on what is written.
+
+        ``before`` is another digest of the very same, by which the process may have been started; see `digest_before`.
+        """
         live = systemd_unit.show(self.unit)
         pid = int(live.get("MainPID") or 0)
         if not pid:
             return f"it was not running ({live.get('ActiveState', 'unknown')}, {live.get('SubState', 'unknown')})"
         running = systemd_unit.running_release(pid)
-        if running == digest(release):
+        if running in (digest(release), before):
             return None
-        changed = [difference["what"] for difference in differences if difference["what"].startswith("/")]
+        changed = [difference["what"] for difference in differences if not difference["what"].endswith(AT_BOOT)]
         if changed:
             return f"changed: {', '.join(changed)}"
         return "the running process was not started with what is written"
@@ -174,13 +290,13 @@ class Service:
             if holder:
                 raise Refused(f"{self.name}: port {port} is taken by {holder}; stop it or choose another port")
 
-    def check(self, release: dict, validators: dict, user: str | None, check_mode: bool) -> None:
-        """Raise `Refused` where a program or systemd would not accept ``release``."""
+    def check(self, release: dict, files: list[dict], user: str | None, check_mode: bool) -> None:
+        """Raise `Refused` where a program would not accept one of ``files``, or systemd the unit of ``release``."""
         with tempfile.TemporaryDirectory(prefix=f".{self.name}-", dir="/run") as directory:
             stage = Path(directory)
             stage.chmod(0o755)
-            for file in release["files"]:
-                argv = validators.get(file["path"])
+            for file in files:
+                argv = file["validate"]
                 if argv and not (check_mode and not all(Path(part).exists() for part in argv if part.startswith("/"))):
                     self._ask_program(argv, file, stage, user)
             complaint = systemd_unit.verify(self.unit, self._on_new_program(release), stage)
@@ -247,11 +363,17 @@ class Service:
             said = [line.replace(str(staged), file["path"]) for line in told or said]
             raise Refused(f"{self.name}: {Path(argv[0]).name} refuses {file['path']}: {' | '.join(said[-3:])}")
 
-    def put(self, release: dict) -> None:
-        """Write every file, link and the unit of ``release``, each in one step."""
-        write(self.store / "releases" / f"{digest(release)}.json", json.dumps(release, indent=1), 0o600)
+    def put(self, release: dict, texts: dict | None = None) -> None:
+        """Write every file, link and the unit of ``release``, each in one step.
+
+        ``texts`` has the secrets by path; without it those on the disk stay, with the release's owner and mode.
+        """
+        self.keep(release)
         for file in [*release["files"], self._unit_file(release)]:
             write(Path(file["path"]), file["content"], int(file["mode"], 8), file["owner"], file["group"])
+        for secret in release["secrets"]:
+            text = self._today(secret) if texts is None else texts[secret["path"]]
+            write(Path(secret["path"]), text, int(secret["mode"], 8), secret["owner"], secret["group"])
         for link in release["links"]:
             path = Path(link["path"])
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,52 +385,97 @@ class Service:
         systemd_unit.run("systemctl", "daemon-reload")
         systemd_unit.run("systemctl", "enable", self.unit)
 
+    def keep(self, release: dict) -> None:
+        """Store ``release`` by its digest."""
+        if release["secrets"]:
+            self.keep_key()
+        write(self.store / "releases" / f"{digest(release)}.json", json.dumps(release, indent=1), 0o600)
+
     def adopt(self, release: dict) -> None:
         """Note what runs as it is: the note of it was lost, and there is nothing to write or to restart."""
-        write(self.store / "releases" / f"{digest(release)}.json", json.dumps(release, indent=1), 0o600)
+        self.keep(release)
         self.note(current=digest(release))
 
     def take_away(self, release: dict, but: dict | None = None) -> None:
-        """Remove the files and links of ``release`` that ``but`` does not have."""
-        stay = {entry["path"] for entry in [*(but or {}).get("files", []), *(but or {}).get("links", [])]}
+        """Remove the files and links of ``release`` that ``but`` does not have.
+
+        A secret stays as long as a kept release needs its file, since nothing else has its text; see `prune`.
+        """
+        stay = {entry["path"] for part in PLACES for entry in (but or {}).get(part, [])}
         for entry in [*release["files"], *release["links"]]:
             if entry["path"] not in stay:
                 Path(entry["path"]).unlink(missing_ok=True)
 
-    def store_proof(self, name: str, questions: list[dict], limit: int) -> None:
-        """Keep what proves the release and within how many seconds, so that going back to it can be proven too.
+    def store_proof(self, name: str, proof: dict) -> None:
+        """Keep what proves a release, how long that may take, and what must hold before its start.
 
-        The questions have their secrets: only root reads the file.
+        So going back to it can be proven too. A question names the file of its secret, never the secret.
         """
-        if self.proof_of(name) != (questions, limit):
-            proof = {"probes": questions, "start_timeout": limit}
+        if self.proof_of(name) != proof:
             write(self.store / "probes" / f"{name}.json", json.dumps(proof), 0o600)
 
-    def proof_of(self, name: str | None) -> tuple[list[dict], int | None]:
-        """Return a release's probes and the seconds that its start may take."""
+    def proof_of(self, name: str | None) -> dict:
+        """Return ``{probes, before_start, start_timeout}`` of a release."""
         path = self.store / "probes" / f"{name}.json"
-        proof = json.loads(path.read_text()) if path.exists() else {"probes": [], "start_timeout": None}
-        return proof["probes"], proof["start_timeout"]
+        known = json.loads(path.read_text()) if path.exists() else {}
+        return {"probes": [], "before_start": [], "start_timeout": None, **known}
+
+    # -- stores of before -----------------------------------------------------------------------------------------
+
+    def clean(self, plain: dict | None = None) -> None:
+        """Take secrets out of what was stored before this kept them out; see `_without_secrets`."""
+        names = {}
+        for path in sorted((self.store / "releases").glob("*.json")):
+            old = json.loads(path.read_text())
+            held = [file for file in old["files"] if private(file)]
+            if "secrets" in old or not held:
+                continue
+            new = self._without_secrets(old, plain)
+            proof = self.proof_of(path.stem)
+            self.store_proof(digest(new), {**proof, "probes": [referring(probe, held) for probe in proof["probes"]]})
+            self.keep(new)
+            names[path.stem] = digest(new)
+        if not names:
+            return
+        state = self.state()
+        self.note(
+            current=names.get(state["current"], state["current"]),
+            failed=names.get(state["failed"], state["failed"]),
+            verified=[names.get(name, name) for name in state["verified"]],
+        )
+        # Last: a run that ends before this one's end begins again with the same result.
+        for old in names:
+            for part in ("releases", "probes"):
+                (self.store / part / f"{old}.json").unlink(missing_ok=True)
 
     def stop(self) -> None:
         """Stop a release that never served and had none before it; its files stay for inspection."""
         systemd_unit.run("systemctl", "disable", "--now", self.unit, check=False)
 
-    def start(self) -> None:
-        """Start the process on what is written; whether it lives is for `look` to say."""
+    def start(self, conditions: list[dict] | None = None, regardless: bool = False) -> None:
+        """Start the process on what is written; whether it lives is for `look` to say.
+
+        ``conditions`` are probes that must hold between the process before and this one. Where they do not in time, it
+        is not started, or only ``regardless``; one that does not serve then has that as its reason.
+        """
+        blocked = None
+        if conditions:
+            systemd_unit.run("systemctl", "stop", self.unit, check=False, timeout=300)
+            blocked = probes.awaited(conditions, BEFORE_START_TIMEOUT)
         systemd_unit.run("systemctl", "reset-failed", self.unit, check=False)
         told_after = systemd_unit.journal_end()
-        systemd_unit.run("systemctl", "restart", self.unit, check=False, timeout=300)
+        if regardless or not blocked:
+            systemd_unit.run("systemctl", "restart", self.unit, check=False, timeout=300)
         # Counted after the start: how long the process before it took to stop, and how often systemd brought that one
         # back, is not held against this one.
-        self.note(since=time.monotonic(), told_after=told_after, restarts=self._restarts())
+        self.note(since=time.monotonic(), told_after=told_after, restarts=self._restarts(), blocked=blocked)
 
     def watch(self) -> None:
         """Await a process that this run did not start: what went before is not held against it."""
         begun = int(systemd_unit.show(self.unit).get("ExecMainStartTimestampMonotonic") or 0) / 1e6
         now = time.monotonic()
         told_after = time.time() - (now - begun if begun else 0)
-        self.note(since=now, told_after=told_after, restarts=self._restarts())
+        self.note(since=now, told_after=told_after, restarts=self._restarts(), blocked=None)
 
     def _restarts(self) -> int:
         return int(systemd_unit.show(self.unit).get("NRestarts") or 0)
@@ -329,7 +496,7 @@ class Service:
                 within = limit - (time.monotonic() - state["since"])
                 why = probes.first_failure(questions, max(within, 1))
                 dead = self._left(state["restarts"])
-            why = dead or why
+            why = (dead or why) and (state["blocked"] or dead or why)
             elapsed = time.monotonic() - state["since"]
             if not why or dead or time.monotonic() >= end or elapsed >= limit:
                 lines = systemd_unit.journal(self.unit, state["told_after"]) if why else []
@@ -356,31 +523,66 @@ class Service:
     def confirm(self) -> None:
         """Note that the current release serves, and let go of releases that nothing needs any more."""
         state = self.state()
-        verified = [name for name in state["verified"] if name != state["current"]] + [state["current"]]
+        verified = [*self._others(state), state["current"]]
         # One that failed is kept for inspection until something newer serves.
-        back = state["current"] in state["verified"] and state["failed"] != state["current"]
+        back = self._others(state) != state["verified"] and state["failed"] != state["current"]
         self.note(verified=verified[-KEPT:], failed=state["failed"] if back else None)
         self.prune()
 
-    def prune(self) -> None:
+    def _others(self, state: dict) -> list[str]:
+        """Return the verified releases that differ from the current one in more than the texts of its secrets."""
+        return [name for name in state["verified"] if not self._same_but_secrets(name, state["current"])]
+
+    def _same_but_secrets(self, one: str, other: str | None) -> bool:
+        known = [self.release(name) for name in (one, other)]
+        return one == other or (all(known) and but_secrets(known[0]) == but_secrets(known[1]))
+
+    def served_last(self) -> bool:
+        """Say whether the current release is the one that served last, whatever the texts of its secrets are."""
         state = self.state()
-        kept = {*state["verified"], state["current"], state["failed"]} - {None}
-        releases = {path.stem: path for path in (self.store / "releases").glob("*.json")}
-        needed = {link["target"] for name in kept & releases.keys() for link in self.release(name)["links"]}
-        for name in releases.keys() - kept:
-            for link in self.release(name)["links"]:
-                if link["target"] not in needed:
-                    shutil.rmtree(link["target"], ignore_errors=True)
-            releases[name].unlink()
+        return bool(state["verified"]) and self._same_but_secrets(state["verified"][-1], state["current"])
+
+    def prune(self) -> None:
+        """Let go of releases that are not kept, and of what was built for none that is."""
+        needed, gone = self._kept_and_gone()
+        for directory in self.leftovers():
+            shutil.rmtree(directory, ignore_errors=True)
+        stay = {entry["path"] for release in needed.values() for part in PLACES for entry in release[part]}
+        for secret in {secret["path"] for release in gone.values() for secret in release["secrets"]} - stay:
+            Path(secret).unlink(missing_ok=True)
+        for name in gone:
+            (self.store / "releases" / f"{name}.json").unlink()
             (self.store / "probes" / f"{name}.json").unlink(missing_ok=True)
+
+    def _kept_and_gone(self) -> tuple[dict, dict]:
+        """Return the stored releases by name: those that are kept, and those that nothing needs any more."""
+        state = self.state()
+        kept = {*state["verified"], state["current"], state["failed"]}
+        stored = {path.stem: self.release(path.stem) for path in (self.store / "releases").glob("*.json")}
+        return {n: r for n, r in stored.items() if n in kept}, {n: r for n, r in stored.items() if n not in kept}
+
+    def leftovers(self, wanted: list[dict] | None = None) -> list[Path]:
+        """Return programs and environments to which neither a kept release nor one of ``wanted`` refers.
+
+        They are those of releases that are not kept, and what was built beside the needed ones and then refused.
+        """
+        kept, gone = self._kept_and_gone()
+        needed = [*kept.values(), *(wanted or [])]
+        found = {Path(link["target"]) for release in gone.values() for link in release["links"]}
+        targets = {Path(link["target"]) for release in needed for link in release["links"]}
+        for parent in {target.parent for target in targets if target.parent.is_dir()}:
+            found |= {place for place in parent.iterdir() if any((place / marker).is_file() for marker in BUILT)}
+        # Services may build in one directory.
+        for path in {*STORE.glob("*/releases/*.json")} - {*self.store.glob("releases/*.json")}:
+            targets |= {Path(link["target"]) for link in json.loads(path.read_text())["links"]}
+        return sorted(place for place in found - targets if place.is_dir() and not place.is_symlink())
 
     def earlier(self, to: str | None = None) -> str:
         """Return the verified release to go back to: ``to``, or the last one before the current."""
         if not self.store.is_dir():
             present = sorted(path.name for path in self.store.parent.glob("*") if path.is_dir())
             raise Refused(f"there is no service {self.name} on this host; there are: {', '.join(present) or 'none'}")
-        state = self.state()
-        kept = [name for name in state["verified"] if name != state["current"]]
+        kept = self._others(self.state())
         if not kept:
             raise Refused(f"{self.name}: no earlier verified release is kept here, so there is nothing to go back to")
         if to and to not in kept:
@@ -388,14 +590,19 @@ class Service:
         return to or kept[-1]
 
     def back(self, to: str | None = None) -> str:
-        """Put the last verified release before the current one (or ``to``) in place and start it; return its name."""
-        target, state = self.earlier(to), self.state()
-        old, new = self.release(target), self.release(state["current"])
+        """Put the last verified release before the current one (or ``to``) in place and start it; return its name.
+
+        With other secrets than it had, it has another name than it had.
+        """
+        target, current = self.earlier(to), self.release(self.state()["current"])
+        old, proof = self.renewed(self.release(target)), self.proof_of(target)
         self.put(old)
-        self.take_away(new, but=old)
-        self.note(current=target)
-        self.start()
-        return target
+        self.store_proof(digest(old), proof)
+        self.take_away(current, but=old)
+        self.note(current=digest(old))
+        # Better tried than left down: systemd tries again, and what is missing may come back.
+        self.start(proof["before_start"], regardless=True)
+        return digest(old)
 
     def removable(self, purge: bool) -> bool:
         """Say whether there is anything of the service that `remove` would take away."""
@@ -424,7 +631,10 @@ class Service:
             systemd_unit.run("systemctl", "disable", "--now", self.unit, check=False)
             systemd_unit.run("systemctl", "reset-failed", self.unit, check=False)
         for path in (self.store / "releases").glob("*.json"):
-            self.take_away(json.loads(path.read_text()))
+            release = json.loads(path.read_text())
+            self.take_away(release)
+            for secret in release.get("secrets", []):
+                Path(secret["path"]).unlink(missing_ok=True)
         if self.unit_path.exists():
             self.unit_path.unlink()
             systemd_unit.run("systemctl", "daemon-reload")
@@ -480,6 +690,35 @@ class Service:
         path.mkdir(exist_ok=True)
         path.chmod(int(entry["mode"], 8))
         shutil.chown(path, entry["owner"], entry["group"])
+
+
+def described(file: dict) -> dict:
+    """Return where a file is and whose."""
+    return {key: file[key] for key in ("path", "mode", "owner", "group")}
+
+
+def private(file: dict) -> bool:
+    """Say whether only the owner can read a file: then it counts as a secret."""
+    return not int(file["mode"], 8) & 0o077
+
+
+def digest_before(files: list[dict], release: dict) -> str:
+    """Return the digest that ``release`` had when secrets were ``files`` like others; a process may still carry it."""
+    return digest(
+        {**release, "files": [{**described(file), "content": file["content"]} for file in files], "secrets": []}
+    )
+
+
+def referring(probe: dict, files: list[dict]) -> dict:
+    """Return a probe of before with its key as a reference to the one of ``files`` that has it; {} where none has."""
+    ((kind, options),) = ((kind, options) for kind, options in probe.items() if options)
+    key = options.pop("bearer", None)
+    for file in files if key else []:
+        for line in file["content"].splitlines():
+            name, _, value = line.partition("=")
+            if value == key:
+                return {kind: {**options, "bearer_file": file["path"], "bearer_variable": name}}
+    return {} if key else {kind: options}
 
 
 def environment_of(release: dict) -> str:

@@ -113,10 +113,13 @@ def parse(url: str, body: bytes) -> list[dict]:
     return [{key: item.get(key) for key in keys} for item in data]
 
 
-def difference(models: list[dict], base: str = "", adapters: list[str] | None = None) -> dict:
+def difference(
+    models: list[dict], base: str = "", adapters: list[str] | None = None, max_model_len: int | None = None
+) -> dict:
     """What differs from the wish: `missing`, `unexpected` (ids) and `problems` (sentences).
 
-    A base model has no parent. Without `base` any one is right; with `adapters` None any are.
+    A base model has no parent. Without `base` any one is right, with `adapters` None any are, and with `max_model_len`
+    None any length of the base model is.
     """
     bases = [m for m in models if not m["parent"]]
     served = [m for m in models if m["parent"]]
@@ -131,6 +134,9 @@ def difference(models: list[dict], base: str = "", adapters: list[str] | None = 
         have = [m["id"] for m in served]
         missing += [name for name in adapters if name not in have]
         unexpected += [name for name in have if name not in adapters]
+    for card in bases if max_model_len is not None else []:
+        if card["max_model_len"] != max_model_len:
+            problems.append(f"{card['id']} has max_model_len {card['max_model_len']}, wanted {max_model_len}")
     return {"missing": missing, "unexpected": unexpected, "problems": problems}
 
 

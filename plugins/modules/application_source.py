@@ -59,8 +59,8 @@ import tempfile
 from pathlib import Path
 
 from ansible.module_utils.application_source import EXCLUDED, SourceError, export, install, made, named
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.downloads import download
+from ansible.module_utils.quiet_module import QuietModule
 from ansible.module_utils.released_program import ReleaseError, sha256
 
 UNKNOWN = "# known when the source is there\n"
@@ -75,7 +75,7 @@ def origin_of(wanted: dict) -> dict:
     return {"tree": wanted["digest"]}
 
 
-def fetch(module: AnsibleModule, archive: Path) -> Path:
+def fetch(module: QuietModule, archive: Path) -> Path:
     """Have the source packed on this machine; return the file."""
     wanted = module.params
     if wanted["url"]:
@@ -91,7 +91,7 @@ def fetch(module: AnsibleModule, archive: Path) -> Path:
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = QuietModule(
         argument_spec={
             "root": {"type": "path", "required": True},
             "path": {"type": "path"},

@@ -58,12 +58,12 @@ path:
 import re
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.go_program import Build, BuildError, Workshop
+from ansible.module_utils.quiet_module import QuietModule
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = QuietModule(
         argument_spec={
             "name": {"type": "str", "required": True},
             "version": {"type": "str", "required": True},

@@ -133,7 +133,8 @@ verdict:
   sample: fits
 plan:
   description: The plan in plain types, sizes in MiB. C(services) has for each its verdict, message, cures, assumptions,
-    concurrency and C(figures), each with value, low, high, origin (read, computed, estimated), unit and note.
+    concurrency, what must be free when it is started (C(free_at_start_mib) on the first C(gpus)) and C(figures), each
+    with value, low, high, origin (read, computed, estimated), unit and note.
   returned: always
   type: dict
 rendered:

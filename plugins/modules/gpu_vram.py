@@ -159,9 +159,7 @@ def main() -> None:
     for note in notes:
         module.warn(note)
     if problems:
-        text = "; ".join(problems)
-        who = nvidia_smi.holders(gpus)
-        text += f" (held by {who})" if who else ""
+        text = nvidia_smi.shortfall(gpus, wanted)
         text += f" after {waited} s" if patience else ""
         module.fail_json(msg=text + ".", kind="unmet", unmet=problems, **result)
     module.exit_json(changed=False, **result)

@@ -59,15 +59,15 @@ fingerprint:
 
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.gpu_memory.checks import check_adapter, check_model
 from ansible.module_utils.model_files import Hub, ModelError
+from ansible.module_utils.quiet_module import QuietModule
 from ansible.module_utils.unprivileged import CommandError
 
 
 def main() -> None:
     source = {"source": {"type": "str", "required": True}, "revision": {"type": "str"}}
-    module = AnsibleModule(
+    module = QuietModule(
         argument_spec={
             "model": {"type": "str", "required": True},
             "revision": {"type": "str"},

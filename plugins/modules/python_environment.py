@@ -46,12 +46,12 @@ path: {description: The environment., type: str, returned: always, sample: /app/
 
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.python_environment import Builder, BuildError, complete, digest
+from ansible.module_utils.quiet_module import QuietModule
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = QuietModule(
         argument_spec={
             "root": {"type": "path", "required": True},
             "requirements": {"type": "str", "required": True},

@@ -49,13 +49,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.downloads import download
+from ansible.module_utils.quiet_module import QuietModule
 from ansible.module_utils.released_program import ReleaseError, install, installed_checksum
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = QuietModule(
         argument_spec={
             "name": {"type": "str", "required": True},
             "version": {"type": "str"},

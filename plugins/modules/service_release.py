@@ -10,6 +10,8 @@ description:
   - Writes the files, links and unit of a service after each has been checked, and restarts the service when the running
     process was started with anything else. The process carries the digest of its release in its environment, so an
     interrupted run is healed by the next one.
+  - No stored release has a secret. Whoever goes back, by himself or because a start failed, gets the release of before
+    with the secrets of today.
   - Waits until the probes answer. When they do not, the last verified release is put back and started, and the task
     fails with the cause taken from the journal.
   - "Source of the unit's defaults: systemd.exec(5)."
@@ -70,7 +72,11 @@ options:
         type: list
         elements: str
   secrets:
-    description: Files like O(files) whose text appears in no result, diff or log.
+    description:
+      - Files like O(files) of lines C(NAME=value) whose text appears in no result, diff or log. No release has their
+        values but keyed digests of them, so another value is another release, and one that comes back has the values of
+        today.
+      - A file that a later release does not have any more stays until no kept release needs it.
     type: list
     elements: dict
     default: []
@@ -84,6 +90,11 @@ options:
         description: Like O(files[].validate); the program must not print what it reads.
         type: list
         elements: str
+      plain:
+        description: Names in the file that are no secrets; their values are kept with a release and come back with it.
+        type: list
+        elements: str
+        default: []
   links:
     description: Links switched with the release, such as the one that chooses the program's version.
     type: list
@@ -95,6 +106,12 @@ options:
         description: Directory it points to; removed when no kept release points there any more.
         type: path
         required: true
+  inputs:
+    description:
+      - Named values that the process depends on and that stand in none of its files, such as the digest of data that it
+        reads when it starts; with another value it is another release and is restarted.
+    type: dict
+    default: {}
   unit:
     description: >-
       Sections of the unit as C({section: {directive: value}}), laid over the project's hardened defaults; a list
@@ -122,12 +139,23 @@ options:
     elements: int
     default: []
   probes:
-    description: What must answer before the release counts as serving, in this order; see the module M(ready).
+    description:
+      - What must answer before the release counts as serving, in this order; the kinds and their options are those of
+        module_utils/probes.py.
+      - A key that a probe shows is named by C(bearer_file) and C(bearer_variable), one of the lines C(NAME=value) of a
+        file of O(secrets), and read when the question is asked.
+    type: list
+    elements: dict
+    default: []
+  before_start:
+    description:
+      - Probes that must hold between the process before and the new one, such as C(gpu_free). Where one does not within
+        a minute, nothing is started, and the release before comes back.
     type: list
     elements: dict
     default: []
   start_timeout:
-    description: Seconds until the probes must have answered.
+    description: Seconds until the probes must have answered. It is about the wait alone and restarts nothing.
     type: int
     default: 60
   take_out:
@@ -190,7 +218,7 @@ import re
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.probes import first_failure
-from ansible.module_utils.service_release import Refused, Service, digest
+from ansible.module_utils.service_release import Refused, Service, digest, digest_before
 from ansible.module_utils.systemd_unit import SystemdError
 
 
@@ -202,6 +230,8 @@ def file_options(mode: str, secret: bool) -> dict:
         "group": {"type": "str", "default": "root"},
         "mode": {"type": "str", "default": mode},
     }
+    if secret:
+        options["plain"] = {"type": "list", "elements": "str", "default": []}
     return {**options, "validate": {"type": "list", "elements": "str"}}
 
 
@@ -211,7 +241,8 @@ def listed(options: dict) -> dict:
 
 PROBE = {
     "url": {"type": "str", "required": True},
-    "bearer": {"type": "str", "no_log": True},
+    "bearer_file": {"type": "path"},
+    "bearer_variable": {"type": "str"},
     "timeout": {"type": "float"},
 }
 PROBES = {
@@ -226,7 +257,11 @@ PROBES = {
     },
     "models": {
         "type": "dict",
-        "options": {**PROBE, "expected": {"type": "list", "elements": "str", "required": True}},
+        "options": {
+            **PROBE,
+            "expected": {"type": "list", "elements": "str", "required": True},
+            "max_model_len": {"type": "int"},
+        },
     },
     "completion": {
         "type": "dict",
@@ -236,6 +271,10 @@ PROBES = {
             "prompt": {"type": "str"},
             "max_tokens": {"type": "int"},
         },
+    },
+    "gpu_free": {
+        "type": "dict",
+        "options": {"mib": {"type": "int", "required": True}, "gpus": {"type": "int"}, "timeout": {"type": "float"}},
     },
 }
 
@@ -258,12 +297,14 @@ ARGUMENTS = {
     "files": listed(file_options("0644", secret=False)),
     "secrets": {**listed(file_options("0600", secret=True)), "no_log": False},
     "links": listed({"path": {"type": "path", "required": True}, "target": {"type": "path", "required": True}}),
+    "inputs": {"type": "dict", "default": {}},
     "unit": {"type": "dict", "default": {}},
     "trials": listed(
         {"script": {"type": "str", "required": True}, "argv": {"type": "list", "elements": "str", "required": True}}
     ),
     "listens": {"type": "list", "elements": "int", "default": []},
     "probes": listed(PROBES),
+    "before_start": listed(PROBES),
     "start_timeout": {"type": "int", "default": 60},
     "take_out": {"type": "list", "elements": "str", "default": []},
     "put_back": {"type": "list", "elements": "str", "default": []},
@@ -277,31 +318,29 @@ ARGUMENTS = {
 
 
 def wanted_release(service: Service, wanted: dict) -> dict:
-    return service.build([*wanted["files"], *wanted["secrets"]], wanted["links"], wanted["unit"])
+    return service.build(wanted["files"], wanted["links"], wanted["unit"], wanted["secrets"], wanted["inputs"])
 
 
 def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
     """Write and start what is wanted; the result says whether the start is still to be awaited."""
+    files = [*wanted["files"], *wanted["secrets"]]
     release = wanted_release(service, wanted)
     name = digest(release)
     new_user = service.missing_user(wanted["user"])
     directories = service.wrong_directories(wanted["directories"])
     differences = service.differences(release)
-    restart = service.restart_reason(release, differences)
-    secret = {entry["path"] for entry in wanted["secrets"]}
+    restart = service.restart_reason(release, differences, digest_before(files, release))
     result = {
-        "changed": bool(new_user or directories or differences or restart),
+        "changed": bool(new_user or directories or differences or restart or service.leftovers([release])),
         "release": name,
         "restarted": restart,
-        "diff": [shown(difference, secret) for difference in differences],
+        "diff": [shown(difference) for difference in differences],
     }
     if differences or restart:
-        checked = [*wanted["files"], *wanted["secrets"]]
-        validators = {entry["path"]: entry["validate"] for entry in checked if entry["validate"]}
         service.check_ports(wanted["listens"])
         if not check_mode:
             prepare(service, wanted, new_user, directories)
-        service.check(release, validators, wanted["user"], check_mode)
+        service.check(release, files, wanted["user"], check_mode)
         if not check_mode:
             service.try_out(release, wanted["trials"])
     elif not check_mode:
@@ -311,22 +350,25 @@ def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
     state = service.state()
     if differences or restart:
         previous = state["current"]
-        service.put(release)
+        service.put(release, {secret["path"]: secret["content"] for secret in wanted["secrets"]})
         if previous and previous != name and (service.store / "releases" / f"{previous}.json").exists():
             service.take_away(service.release(previous), but=release)
         service.note(current=name)
     elif state["current"] != name:
         service.adopt(release)
-    service.store_proof(name, wanted["probes"], wanted["start_timeout"])
+    proof = {key: wanted[key] for key in ("probes", "before_start", "start_timeout")}
+    service.store_proof(name, proof)
     result["out"] = state["out"]
     # What served last is the best there is: only something newer gives way to it.
-    result["gives_way"] = name != (state["verified"] or [None])[-1]
+    result["gives_way"] = not service.served_last()
+    result["new_secrets"] = service.served_last() and name != state["verified"][-1]
     if restart:
-        service.start()
+        service.start(wanted["before_start"], regardless=not result["gives_way"])
         return {**result, "await": True}
     if name not in state["verified"] or first_failure(wanted["probes"]):
         service.watch()
         return {**result, "await": True}
+    service.prune()
     return {**result, "await": False}
 
 
@@ -337,15 +379,15 @@ def prepare(service: Service, wanted: dict, new_user: bool, directories: list[di
         service.put_directory(entry)
 
 
-def shown(difference: dict, secret: set[str]) -> dict:
+def shown(difference: dict) -> dict:
     what = difference["what"]
-    if what in secret:
+    if difference["secret"]:
         return {"prepared": f"{what}: secret, its text is not shown\n"}
     return {
         "before_header": what,
         "after_header": what,
         "before": (difference["before"] or "").rstrip("\n") + "\n" if difference["before"] else "",
-        "after": difference["after"].rstrip("\n") + "\n",
+        "after": (difference["after"] or "").rstrip("\n") + "\n",
     }
 
 
@@ -380,6 +422,8 @@ def dry_run(service: Service, wanted: dict) -> dict:
 
 
 def act(service: Service, wanted: dict) -> dict:
+    if wanted["phase"] == "apply" and wanted["state"] in ("present", "previous"):
+        service.clean({secret["path"]: secret["plain"] for secret in wanted.get("secrets") or []})
     if wanted["phase"] == "ahead":
         foreseen = dry_run(service, wanted)
         interrupts = bool(service.state()["verified"]) and bool(foreseen.get("restarted", foreseen["changed"]))
@@ -392,7 +436,7 @@ def act(service: Service, wanted: dict) -> dict:
     if wanted["phase"] != "apply" and wanted["release"] != service.state()["current"]:
         raise Refused(f"{service.name}: another run changed this service meanwhile; run this one again")
     if wanted["phase"] == "look":
-        questions, _ = service.proof_of(wanted["release"])
+        questions = service.proof_of(wanted["release"])["probes"]
         return {"changed": False, **service.look(questions, wanted["seconds"], wanted["start_timeout"])}
     if wanted["phase"] == "confirm":
         service.confirm()
@@ -407,16 +451,20 @@ def act(service: Service, wanted: dict) -> dict:
         return {"changed": bool(new_user or directories)}
     if wanted["state"] == "previous":
         way = way_back(service, service.earlier(wanted["release"]))
-        service.back(way["release"])
-        return {**way, "await": True, "gives_way": True, "out": service.state()["out"]}
+        return {
+            **way,
+            "release": service.back(way["release"]),
+            "await": True,
+            "gives_way": True,
+            "out": service.state()["out"],
+        }
     return apply(service, wanted, check_mode=False)
 
 
 def way_back(service: Service, target: str) -> dict:
-    """Return what going back to the release ``target`` changes; a file of one reader alone counts as a secret."""
-    release = service.release(target)
-    secret = {file["path"] for file in release["files"] if not int(file["mode"], 8) & 0o077}
-    diff = [shown(difference, secret) for difference in service.differences(release)]
+    """Return what going back to the release ``target`` changes."""
+    release = service.renewed(service.release(target))
+    diff = [shown(difference) for difference in service.differences(release)]
     return {"changed": True, "release": target, "restarted": f"back to release {target}", "diff": diff}
 
 
@@ -424,11 +472,10 @@ def give_way(service: Service) -> dict:
     """Keep the failed release for inspection and start the last verified one; without one, stop."""
     failed = service.state()["current"]
     service.note(failed=failed)
-    earlier = [name for name in service.state()["verified"] if name != failed]
-    if earlier:
+    if service.state()["verified"]:
+        name = service.back()
         # The time given to the one that failed may be what is wrong with it.
-        _, limit = service.proof_of(earlier[-1])
-        return {"changed": True, "rolled_back_to": service.back(earlier[-1]), "start_timeout": limit}
+        return {"changed": True, "rolled_back_to": name, "start_timeout": service.proof_of(name)["start_timeout"]}
     service.stop()
     return {"changed": True, "rolled_back_to": None}
 

@@ -26,6 +26,9 @@ options:
     description: Names of the adapters that must be served, and no others. Any are right when absent.
     type: list
     elements: str
+  max_model_len:
+    description: Longest text in tokens that the base model must have. Any is right when absent.
+    type: int
   wait_timeout:
     description: Seconds to wait until the list is right. 0 asks once. A refused key is never waited for.
     type: int
@@ -60,6 +63,7 @@ EXAMPLES = r"""
     adapters:
       - easycontract
       - checklist
+    max_model_len: 8192
     wait_timeout: 120
 """
 
@@ -108,6 +112,7 @@ def main() -> None:
             "api_key": {"type": "str", "no_log": True},
             "base": {"type": "str"},
             "adapters": {"type": "list", "elements": "str"},
+            "max_model_len": {"type": "int"},
             "wait_timeout": {"type": "int", "default": 0},
             "wait_interval": {"type": "int", "default": 5},
             "timeout": {"type": "int", "default": 10},
@@ -127,7 +132,7 @@ def main() -> None:
         result: dict = {"attempts": attempts}
         try:
             models = vllm_api.fetch(p["url"], p["api_key"] or "", p["timeout"], p["ca_path"] or "", p["validate_certs"])
-            diff = vllm_api.difference(models, p["base"] or "", p["adapters"])
+            diff = vllm_api.difference(models, p["base"] or "", p["adapters"], p["max_model_len"])
             result |= {"models": models, "missing": diff["missing"], "unexpected": diff["unexpected"]}
             text, kind = vllm_api.describe(models, diff), "different"
         except vllm_api.ApiError as error:

@@ -56,12 +56,30 @@ def test_the_key_is_in_no_file_that_others_read(rendered):
 def test_the_unit_has_the_limits_of_the_guide_and_sees_the_gpu(rendered):
     text = systemd_unit.render(rendered["unit"])
     for line in (
-        "Restart=always", "RestartSec=10", "TimeoutStartSec=600", "TimeoutStopSec=30", "LimitNOFILE=65536",
-        "LimitNPROC=65536", "User=vllm", "PrivateDevices=no", "ProtectSystem=strict",
+        "Restart=always", "RestartSec=10", "TimeoutStopSec=30", "LimitNOFILE=65536", "LimitNPROC=65536",
+        "User=vllm", "PrivateDevices=no", "ProtectSystem=strict",
         'Environment="LD_LIBRARY_PATH=/usr/lib/x86_64-linux-gnu"', 'Environment="HF_HUB_OFFLINE=1"',
         "ExecStart=/app/vllm-server/venv/bin/vllm serve --config /etc/vllm/config.yaml",
     ):  # fmt: skip
         assert line in text.splitlines(), f"{line} is not in\n{text}"
+
+
+def test_the_unit_has_nothing_that_only_the_wait_for_the_start_needs(rendered):
+    """Type=simple knows no start that could take too long: there it would only restart the engine when it changes."""
+    assert "TimeoutStartSec" not in systemd_unit.render(rendered["unit"])
+
+
+def test_the_probes_name_their_key_and_the_length_and_have_neither_key(rendered):
+    _, models, *completions = rendered["probes"]
+    assert models["models"]["max_model_len"] == 8192
+    assert models["models"]["expected"] == ["LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct", "easycontract", "checklist"]
+    for probe in [models["models"], *(each["completion"] for each in completions)]:
+        assert (probe["bearer_file"], probe["bearer_variable"]) == ("/etc/vllm/secrets.env", "VLLM_API_KEY")
+    assert len(completions) == 3 and KEY not in json.dumps(rendered["probes"])
+
+
+def test_the_gpus_memory_must_be_free_before_the_engine_starts(rendered):
+    assert rendered["before"] == [{"gpu_free": {"mib": 19700, "gpus": 1}}]
 
 
 def test_the_memory_plan_asks_for_what_the_engine_will_be_given(rendered):

@@ -126,6 +126,23 @@ def test_the_version_that_is_pinned(texts, version):
     assert VLLM["pinned_version"](texts, "transformers") == version
 
 
+@pytest.mark.parametrize(
+    "length, arguments, told",
+    [
+        (8192, {}, 8192),
+        ("8192", {"dtype": "auto"}, 8192),
+        (8192, {"max-model-len": 4096}, 4096),
+        (8192, {"max_model_len": 4096}, 4096),
+        (8192, {"--max-model-len": None}, None),
+        (8192, {"max_model_len": None}, None),
+        (8192, {"max-model-len": "8k"}, None),
+        (8192, {"max-model-len": -1}, None),
+    ],
+)
+def test_the_length_that_the_engine_is_told(length, arguments, told):
+    assert VLLM["length_told"](length, arguments) == told
+
+
 def test_flags_as_the_program_takes_them():
     arguments = {
         "web.disable-exporter-metrics": True,

@@ -7,10 +7,11 @@ import socket
 import time
 
 import pytest
-from ansible.module_utils import probes
+from ansible.module_utils import nvidia_smi, probes
 
 METRICS = '# TYPE up gauge\nup 1\nDCGM_FI_DEV_GPU_TEMP{gpu="0"} 41\n'
-MODELS = json.dumps({"data": [{"id": "base"}, {"id": "easycontract"}]})
+CARDS = [{"id": "base", "max_model_len": 8192}, {"id": "easycontract", "parent": "base"}]
+MODELS = json.dumps({"data": CARDS})
 COMPLETION = json.dumps({"choices": [{"text": " a"}], "usage": {"completion_tokens": 8}})
 
 
@@ -42,10 +43,18 @@ def test_a_page(server, probe, page, failure):
     "expected, page, failure",
     [
         (["base", "easycontract"], (200, MODELS), None),
-        (["base", "checklist"], (200, MODELS), ": missing checklist; unexpected easycontract"),
-        (["base"], (200, MODELS), ": missing none; unexpected easycontract"),
-        (["base"], (200, "<html>"), " answered no model list: <html>"),
-        (["base"], (401, "{}"), " answered 401 instead of 200: {}"),
+        (
+            ["base", "checklist"],
+            (200, MODELS),
+            ": missing: checklist; unexpected: easycontract (served: base, easycontract)",
+        ),
+        (["base"], (200, MODELS), ": unexpected: easycontract (served: base, easycontract)"),
+        (["base"], (200, "<html>"), " answered something that is not JSON: another program has this port"),
+        (
+            ["base"],
+            (401, "{}"),
+            " answered 401: the key is not the server's, give the key the server was started with",
+        ),
     ],
 )
 def test_models(server, expected, page, failure):
@@ -53,6 +62,68 @@ def test_models(server, expected, page, failure):
     said = probes.first_failure([{"models": {"url": f"{server.url}/v1", "expected": expected, "bearer": "key"}}])
     assert said == (failure and f"{server.url}/v1/models{failure}")
     assert server.asked[0][1] == "Bearer key"
+
+
+@pytest.mark.parametrize(("length", "failure"), [(8192, None), (4096, "base has max_model_len 8192, wanted 4096")])
+def test_the_base_model_has_the_length_that_it_was_given(server, length, failure):
+    server.pages["/v1/models"] = (200, MODELS)
+    options = {"url": f"{server.url}/v1", "expected": ["base", "easycontract"], "max_model_len": length}
+    said = probes.first_failure([{"models": options}])
+    assert said == (failure and f"{server.url}/v1/models: {failure} (served: base, easycontract)")
+
+
+def test_a_key_is_read_when_the_question_is_asked(server, tmp_path):
+    server.pages["/"] = (200, "OK")
+    file = tmp_path / "secrets.env"
+    question = [{"http": {"url": f"{server.url}/", "bearer_file": str(file), "bearer_variable": "KEY"}}]
+    assert "No such file" in probes.first_failure(question)
+    file.write_text("OTHER=no\n")
+    assert probes.first_failure(question) == f"{server.url}/: {file} has no KEY"
+    for key in ("old=1", "new"):
+        file.write_text(f"OTHER=no\nKEY={key}\n")
+        assert probes.first_failure(question) is None
+    assert [bearer for _, bearer, _ in server.asked] == ["Bearer old=1", "Bearer new"]
+
+
+GPU = {
+    "index": 0, "name": "NVIDIA L4", "total_mib": 23034, "mig": False, "lost": False,
+    "processes": [{"pid": 47, "name": "VLLM::EngineCore", "used_mib": 18000, "unit": "vllm.service"}],
+}  # fmt: skip
+
+
+class TestGpuMemory:
+    def see(self, monkeypatch, *free):
+        """Have nvidia-smi show this much free memory, one after the other; the last for ever."""
+        left = list(free)
+
+        def read(timeout):
+            mib = left.pop(0) if len(left) > 1 else left[0]
+            return {"gpus": [{**GPU, "free_mib": mib, "used_mib": 23034 - mib}, {**GPU, "free_mib": 0, "used_mib": 0}]}
+
+        monkeypatch.setattr(nvidia_smi, "read", read)
+        monkeypatch.setattr(probes.time, "sleep", lambda _: None)
+
+    def test_who_holds_it_is_named_with_its_unit(self, monkeypatch):
+        self.see(monkeypatch, 4000)
+        assert probes.awaited([{"gpu_free": {"mib": 20000}}], 0) == (
+            "GPU 0 has 4000 MiB free, wanted at least 20000 MiB "
+            "(held by VLLM::EngineCore (pid 47, vllm.service, 18000 MiB)) after 0 s"
+        )
+
+    def test_it_is_waited_for(self, monkeypatch):
+        self.see(monkeypatch, 4000, 12000, 22000)
+        assert probes.awaited([{"gpu_free": {"mib": 20000}}], 60) is None
+
+    def test_as_many_gpus_as_the_engine_takes(self, monkeypatch):
+        self.see(monkeypatch, 22000)
+        assert "GPU 0 has 0 MiB free" in probes.awaited([{"gpu_free": {"mib": 20000, "gpus": 2}}], 0)
+
+    def test_a_driver_that_does_not_answer_is_said(self, monkeypatch):
+        def read(timeout):
+            raise nvidia_smi.GpuError("no_driver", "The NVIDIA driver is not running.")
+
+        monkeypatch.setattr(nvidia_smi, "read", read)
+        assert probes.awaited([{"gpu_free": {"mib": 1}}], 0) == "The NVIDIA driver is not running after 0 s"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible.module_utils.quiet_module import masked
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTION = '"environment": {"type": "dict"'
@@ -41,3 +42,35 @@ def test_no_task_has_an_environment_of_its_own():
 @pytest.mark.parametrize("task", [task for _, task in CALLS], ids=[name for name, _ in CALLS])
 def test_the_call_stays_out_of_the_journal(task):
     assert task["vars"]["ansible_no_target_syslog"] is True
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_module_tells_no_value_of_it(name):
+    assert "module = QuietModule(" in (ROOT / f"plugins/modules/{name}.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("environment", "text", "told"),
+    [
+        ({}, "from https://user:canary@host/simple: 404", "from https://host/simple: 404"),
+        (
+            {"HTTPS_PROXY": "http://u:can%2Fary@p:3128"},
+            "user u, can/ary and can%2Fary",
+            "user u, ******** and ********",
+        ),
+        ({"PIP_INDEX_URL": "https://canary@host/simple"}, "no canary here", "no ******** here"),
+        ({"PIP_EXTRA_INDEX_URL": "https://a/s https://u:canary@b/s"}, "canary", "********"),
+        (
+            {"UV_INDEX_URL": "https://host/simple?key=canary"},
+            "https://host/simple?key=canary",
+            "https://host/simple?********",
+        ),
+        ({"UV_INDEX_OWN_PASSWORD": "canary"}, "canary", "********"),
+        ({"HF_TOKEN": "canary"}, "canary", "********"),
+        ({"UV_LINK_MODE": "symlink", "PIP_NO_INPUT": "1"}, "1 symlink", "1 symlink"),
+        ({"UV_KEYRING_PROVIDER": "subprocess"}, "subprocess", "subprocess"),
+        ({"API_KEY": ""}, "nothing", "nothing"),
+    ],
+)
+def test_what_a_person_is_shown(environment, text, told):
+    assert masked(text, environment) == told

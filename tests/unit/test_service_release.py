@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +30,8 @@ class Systemd:
             self.enabled = True
         if argv[:2] == ("systemctl", "restart"):
             self.running = self.environment().strip().partition("=")[2]
+        if argv[:2] == ("systemctl", "stop"):
+            self.running = None
         return SimpleNamespace(returncode=0, stdout="", stderr="")
 
     def show(self, unit):
@@ -369,7 +373,10 @@ class TestLostNotes:
             "unit": {},
             "directories": [],
             "listens": [],
+            "trials": [],
             "probes": [],
+            "inputs": {},
+            "before_start": [],
         }
         arguments |= {"user": None, "home": "/", "start_timeout": 60}
         result = module.apply(host.service, arguments, check_mode=False)
@@ -467,10 +474,10 @@ class TestWrite:
 
 
 def test_probes_are_kept_with_their_release(host):
-    questions = [{"http": {"url": "http://127.0.0.1:1/health"}}]
-    host.service.store_proof("abc", questions, 600)
-    assert host.service.proof_of("abc") == (questions, 600)
-    assert host.service.proof_of("other") == ([], None)
+    proof = {"probes": [{"http": {"url": "http://127.0.0.1:1/health"}}], "before_start": [], "start_timeout": 600}
+    host.service.store_proof("abc", proof)
+    assert host.service.proof_of("abc") == proof
+    assert host.service.proof_of("other") == {"probes": [], "before_start": [], "start_timeout": None}
     assert (host.service.store / "probes/abc.json").stat().st_mode & 0o777 == 0o600
 
 
@@ -485,3 +492,329 @@ class TestUnit:
     def test_a_list_repeats_its_directive(self):
         text = systemd_unit.render({"Service": {"Environment": ["A=1", "B=2"]}})
         assert "Environment=A=1\nEnvironment=B=2\n" in text
+
+
+OLD, NEW = "canary-old-key", "canary-new-key"
+
+
+class TestSecrets:
+    """A secret is in its file and nowhere else, so going back leaves it as it is today."""
+
+    def ask(self, host, key=OLD, text="a: 1\n", **others):
+        """Return what a task asks for: one file, one secret and a probe that shows it."""
+        here = {"owner": "root", "group": "root", "validate": None}
+        secret = {
+            "path": str(host.root / "etc/app/env"),
+            "content": f"KEY={key}\n",
+            "mode": "0600",
+            "plain": [],
+            **here,
+        }
+        probe = {"http": {"url": "http://127.0.0.1:9/", "bearer_file": secret["path"], "bearer_variable": "KEY"}}
+        return {
+            "files": [{"path": str(host.root / "etc/app/app.yml"), "content": text, "mode": "0640", **here}],
+            "secrets": [secret], "links": [], "inputs": {}, "unit": UNIT, "directories": [], "listens": [], "trials": [],
+            "probes": [probe], "before_start": [], "user": None, "home": "/", "start_timeout": 60,
+            "state": "present", "phase": "apply", "release": None, **others,
+        }  # fmt: skip
+
+    def run(self, host, verify=True, **change):
+        result = module.act(host.service, self.ask(host, **change))
+        if verify:
+            host.service.confirm()
+        return result
+
+    def key(self, host):
+        return (host.root / "etc/app/env").read_text()
+
+    def stored(self, host):
+        return "".join(path.read_text() for path in host.service.store.rglob("*") if path.is_file())
+
+    def test_no_release_and_no_probe_has_it(self, host):
+        self.run(host)
+        assert self.key(host) == f"KEY={OLD}\n" and "etc/app/env" in self.stored(host)
+        assert OLD not in self.stored(host)
+
+    def test_what_is_stored_cannot_be_compared_with_guesses(self, host):
+        self.run(host)
+        (secret,) = host.service.release(host.service.state()["current"])["secrets"]
+        ((name, keyed),) = secret["lines"]
+        assert name == "KEY" and keyed != hashlib.sha256(OLD.encode()).hexdigest()
+        assert host.service.key.stat().st_mode & 0o777 == 0o600
+        before = self.run(host)["release"]
+        host.service.key.unlink()
+        del host.service._own_key
+        assert self.run(host)["release"] != before, "another host has another key"
+
+    def test_another_one_restarts_and_the_same_one_does_not(self, host):
+        self.run(host)
+        assert self.run(host)["changed"] is False
+        result = self.run(host, key=NEW)
+        assert result["restarted"] == f"changed: {host.root}/etc/app/env"
+        assert result["diff"] == [{"prepared": f"{host.root}/etc/app/env: secret, its text is not shown\n"}]
+
+    def test_going_back_keeps_the_new_one(self, host):
+        self.run(host)
+        self.run(host, key=NEW)
+        assert self.run(host, verify=False, key=NEW, text="bad\n")["gives_way"] is True
+        back = module.act(host.service, {**self.ask(host), "phase": "back", "release": host.service.state()["current"]})
+        host.service.confirm()
+        assert (host.root / "etc/app/app.yml").read_text() == "a: 1\n"
+        assert self.key(host) == f"KEY={NEW}\n"
+        assert host.systemd.running == back["rolled_back_to"] == host.service.state()["current"]
+        result = self.run(host, key=NEW)
+        assert (result["changed"], result["restarted"]) == (False, None)
+
+    def test_going_back_over_a_rotation_keeps_the_new_one(self, host):
+        self.run(host)
+        old = host.service.state()["current"]
+        self.run(host, key=NEW, text="a: 2\n")
+        back = module.act(host.service, {"state": "previous", "release": None, "phase": "apply"})
+        host.service.confirm()
+        assert (host.root / "etc/app/app.yml").read_text() == "a: 1\n"
+        assert self.key(host) == f"KEY={NEW}\n"
+        assert back["release"] != old, "with another key it is another release"
+        assert host.service.proof_of(back["release"])["probes"][0]["http"]["bearer_variable"] == "KEY"
+        assert self.run(host, key=NEW)["changed"] is False
+
+    def test_a_rotation_takes_no_place_among_the_releases_to_go_back_to(self, host):
+        self.run(host)
+        self.run(host, text="a: 2\n")
+        for key in ("second", "third", "fourth"):
+            self.run(host, key=key, text="a: 2\n")
+        module.act(host.service, {"state": "previous", "release": None, "phase": "apply"})
+        assert (host.root / "etc/app/app.yml").read_text() == "a: 1\n"
+        assert self.key(host) == "KEY=fourth\n"
+
+    def test_a_rotation_that_does_not_serve_stays(self, host):
+        """There is nothing to go back to: the release before differs in its secret alone, and that one is gone."""
+        self.run(host)
+        result = self.run(host, verify=False, key=NEW)
+        assert (result["gives_way"], result["new_secrets"]) == (False, True)
+        with pytest.raises(Refused, match="no earlier verified release is kept here"):
+            host.service.earlier()
+
+    def settings(self, host, text):
+        return [self.ask(host)["secrets"][0] | {"content": text, "plain": ["MODEL", "URL"]}]
+
+    def test_what_is_no_secret_comes_back_with_its_release(self, host):
+        """A setting may be what is wrong, and stands beside the keys."""
+        self.run(host, secrets=self.settings(host, f"MODEL=a\nKEY={OLD}\nURL=http://u:{OLD}@host\nGONE={OLD}\n"))
+        result = self.run(host, verify=False, secrets=self.settings(host, f"KEY={NEW}\nMODEL=b\nURL=\nMORE={NEW}\n"))
+        assert (result["gives_way"], result["new_secrets"]) == (True, False)
+        assert "MODEL=a" in self.stored(host) and OLD not in self.stored(host) and NEW not in self.stored(host)
+        host.service.back()
+        host.service.confirm()
+        assert self.key(host) == f"MODEL=a\nKEY={NEW}\nURL=\n"
+        text = f"MODEL=a\nKEY={NEW}\nURL=\n"
+        assert self.run(host, secrets=self.settings(host, text))["restarted"] is None
+
+    def test_a_file_of_secrets_that_cannot_be_read_line_by_line_is_refused(self, host):
+        with pytest.raises(Refused, match=r"line 2 of .*/env is not NAME=value") as refusal:
+            self.run(host, secrets=self.settings(host, f"KEY=1\n{OLD}\n"))
+        assert OLD not in str(refusal.value)
+
+    def test_a_secret_that_is_gone_is_named(self, host):
+        self.run(host)
+        self.run(host, text="a: 2\n")
+        (host.root / "etc/app/env").unlink()
+        with pytest.raises(Refused, match="etc/app/env is gone, and no release keeps a secret"):
+            host.service.back()
+
+    def test_a_secret_that_moved_stays_until_no_kept_release_needs_it(self, host):
+        self.run(host)
+        moved = self.ask(host, key=NEW)["secrets"][0] | {"path": str(host.root / "etc/other/env")}
+        self.run(host, secrets=[moved])
+        assert self.key(host) == f"KEY={OLD}\n"
+        for number in range(3):
+            self.run(host, secrets=[moved], text=f"{number}\n")
+        assert not (host.root / "etc/app/env").exists()
+        assert (host.root / "etc/other/env").exists()
+        assert host.service.remove(purge=True)
+        assert not (host.root / "etc/other/env").exists()
+
+    def put_as_before(self, host, text="a: 1\n", key=OLD):
+        """Have a release that serves, stored as it was before secrets were kept out; return its name."""
+        asked = self.ask(host, key, text)
+        release = host.service.build([*asked["files"], *asked["secrets"]], [], UNIT)
+        name = digest(release)
+        serve(host, release)
+        stored = {key: release[key] for key in ("files", "links", "unit")}
+        (host.service.store / f"releases/{name}.json").write_text(json.dumps(stored))
+        probe = {"http": {"url": "http://127.0.0.1:9/", "bearer": key}, "models": None}
+        proof = {"probes": [probe], "start_timeout": 60}
+        service_release.write(host.service.store / f"probes/{name}.json", json.dumps(proof), 0o600)
+        return name
+
+    def test_a_store_of_before_is_cleaned_and_nothing_is_restarted(self, host, monkeypatch):
+        monkeypatch.setattr(module, "first_failure", lambda _: None)
+        older, running = self.put_as_before(host, text="a: 0\n"), self.put_as_before(host)
+        assert OLD in self.stored(host)
+        foreseen = module.dry_run(host.service, self.ask(host))
+        assert OLD in self.stored(host), "check mode writes nothing"
+        said = list(host.systemd.said)
+        result = self.run(host, verify=False)
+        assert (foreseen["restarted"], result["restarted"], result["await"]) == (None, None, False)
+        assert [line for line in host.systemd.said[len(said) :] if "restart" in line] == []
+        assert OLD not in self.stored(host)
+        state = host.service.state()
+        assert state["current"] == state["verified"][-1] == result["release"] != running
+        assert len(state["verified"]) == 2 and older not in state["verified"]
+        again = self.run(host, verify=False)
+        assert (again["changed"], again["restarted"]) == (False, None)
+        assert host.systemd.running == running, "the process still says the name that it was started with"
+        module.act(host.service, {"state": "previous", "release": None, "phase": "apply"})
+        probes = host.service.proof_of(host.service.state()["current"])["probes"]
+        assert probes[0]["http"]["bearer_file"] == str(host.root / "etc/app/env")
+        assert (host.root / "etc/app/app.yml").read_text() == "a: 0\n"
+
+    def test_going_back_in_a_store_of_before_keeps_the_new_one(self, host):
+        self.put_as_before(host, text="a: 0\n")
+        self.put_as_before(host, key=NEW)
+        module.act(host.service, {"state": "previous", "release": None, "phase": "apply"})
+        assert (host.root / "etc/app/app.yml").read_text() == "a: 0\n"
+        assert self.key(host) == f"KEY={NEW}\n"
+        assert OLD not in self.stored(host) and NEW not in self.stored(host)
+
+    def test_a_service_without_secrets_keeps_its_name(self, host):
+        release = wanted(host)
+        before = {key: release[key] for key in ("files", "links", "unit")}
+        assert digest(release) == hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:16]
+        serve(host, release)
+        assert not host.service.key.exists()
+
+    def test_another_input_is_a_restart(self, host):
+        self.run(host, inputs={"files of the model": "abc"})
+        assert self.run(host, inputs={"files of the model": "abc"})["changed"] is False
+        result = self.run(host, inputs={"files of the model": "def"})
+        assert result["restarted"] == "changed: input 'files of the model'"
+        assert (result["diff"][0]["before"], result["diff"][0]["after"]) == ("abc\n", "def\n")
+        assert self.run(host)["restarted"] == "changed: input 'files of the model'"
+
+    def test_more_time_to_start_changes_nothing_but_is_kept(self, host, monkeypatch):
+        monkeypatch.setattr(module, "first_failure", lambda _: None)
+        self.run(host)
+        result = self.run(host, verify=False, start_timeout=900)
+        assert (result["changed"], result["restarted"], result["await"]) == (False, None, False)
+        assert host.service.proof_of(result["release"])["start_timeout"] == 900
+
+
+CONDITION = [{"gpu_free": {"mib": 20000}}]
+
+
+class TestBeforeStart:
+    """What must hold between the process before and the next one."""
+
+    @pytest.fixture
+    def held(self, host, monkeypatch):
+        """The GPU's memory is held by somebody, until `held` is cleared."""
+        holder = ["GPU 0 has 1 MiB free"]
+        monkeypatch.setattr(service_release, "BEFORE_START_TIMEOUT", 0)
+        monkeypatch.setattr(service_release.probes, "first_failure", lambda *_: holder[0] if holder else None)
+        return holder
+
+    def test_it_is_asked_after_the_process_before_has_left(self, host, held):
+        held.clear()
+        serve(host, wanted(host))
+        said = len(host.systemd.said)
+        host.service.start(CONDITION)
+        assert [line for line in host.systemd.said[said:] if line != "systemctl reset-failed"] == [
+            "systemctl stop", "journalctl --lines", "systemctl restart",
+        ]  # fmt: skip
+
+    def test_without_one_the_service_is_restarted_in_one_step(self, host):
+        serve(host, wanted(host))
+        host.service.start()
+        assert "systemctl stop" not in host.systemd.said
+
+    def test_nothing_is_started_where_it_does_not_hold(self, host, held):
+        serve(host, wanted(host))
+        restarts = host.systemd.said.count("systemctl restart")
+        host.service.start(CONDITION)
+        seen = host.service.look([], 0, 60)
+        assert host.systemd.said.count("systemctl restart") == restarts
+        assert (seen["dead"], seen["why"]) == (True, "GPU 0 has 1 MiB free after 0 s")
+
+    def test_the_release_before_is_started_all_the_same(self, host, held):
+        old, new = wanted(host), wanted(host, text="a: 2\n")
+        serve(host, old)
+        host.service.store_proof(digest(old), {"probes": [], "before_start": CONDITION, "start_timeout": 60})
+        host.service.put(new)
+        host.service.note(current=digest(new))
+        assert host.service.back() == host.systemd.running
+        held.clear()
+        assert host.service.look([], 0, 60)["ready"] is True
+        host.systemd.dead = True
+        assert host.service.look([], 0, 60)["why"] == "GPU 0 has 1 MiB free after 0 s"
+
+
+class TestLeftovers:
+    """What was built and then refused goes when a run ends well."""
+
+    def build(self, host, name, root="srv"):
+        place = host.root / root / "environments" / name
+        place.mkdir(parents=True)
+        (place / ".environment.json").touch()
+        return place
+
+    def release(self, host, place, text="a: 1\n"):
+        return host.service.build(
+            [
+                {
+                    "path": str(host.root / "etc/app.yml"),
+                    "content": text,
+                    "mode": "0644",
+                    "owner": "root",
+                    "group": "root",
+                }
+            ],
+            [{"path": str(host.root / "srv/venv"), "target": str(place)}],
+            UNIT,
+        )
+
+    def test_a_refused_one_goes_and_the_kept_ones_stay(self, host):
+        older = self.build(host, "older")
+        serve(host, self.release(host, older))
+        newer, refused = self.build(host, "newer"), self.build(host, "refused")
+        assert host.service.leftovers([self.release(host, newer)]) == [refused]
+        serve(host, self.release(host, newer))
+        assert older.exists() and newer.exists() and not refused.exists()
+
+    def test_the_one_that_failed_stays_for_inspection_and_the_one_before_it_goes(self, host):
+        good, first, second = (self.build(host, name) for name in ("good", "first", "second"))
+        (host.root / "mine").mkdir()
+        serve(host, self.release(host, good))
+        for place in (first, second):
+            place.mkdir(exist_ok=True)
+            (place / ".environment.json").touch()
+            bad = self.release(host, place)
+            host.service.put(bad)
+            host.service.note(current=digest(bad), failed=digest(bad))
+            host.service.back()
+            host.service.confirm()
+        assert [path.name for path in (good, first, second) if path.exists()] == ["good", "second"]
+
+    def test_what_others_put_there_or_use_stays(self, host):
+        good, others = self.build(host, "good"), self.build(host, "others")
+        foreign = host.root / "srv/environments/by-hand"
+        foreign.mkdir()
+        other = Service("other")
+        other.keep(self.release(host, others))
+        serve(host, self.release(host, good))
+        assert others.exists() and foreign.exists()
+
+    def test_a_run_that_changes_nothing_else_takes_it_away_and_says_so(self, host, monkeypatch):
+        monkeypatch.setattr(module, "first_failure", lambda _: None)
+        good = self.build(host, "good")
+        release = self.release(host, good)
+        serve(host, release)
+        monkeypatch.setattr(host.service, "build", lambda *_: release)
+        refused = self.build(host, "refused")
+        asked = {"state": "present", "phase": "apply", "user": None, "home": "/", "start_timeout": 60}
+        asked |= {"files": [], "secrets": [], "links": [], "unit": UNIT, "inputs": {}, "directories": [], "listens": []}
+        asked |= {"probes": [], "before_start": [], "trials": []}
+        assert module.dry_run(host.service, asked)["changed"] is True and refused.exists()
+        result = module.act(host.service, asked)
+        assert (result["changed"], result["restarted"]) == (True, None)
+        assert good.exists() and not refused.exists()
+        assert module.act(host.service, asked)["changed"] is False

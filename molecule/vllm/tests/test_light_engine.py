@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from engine import BASE, ask, pid, say
+from engine import BASE, KEY, ask, pid, say
 
 pytestmark = pytest.mark.full
 
@@ -134,13 +134,104 @@ def test_an_engine_that_does_not_serve_gives_way_and_stays_for_inspection(host, 
     assert converge(light("0.32.0")).changed == []
 
 
+ROTATED = "canary-rotated-key-27182818"
+
+
+def test_a_rotated_key_does_not_come_back_with_a_release_of_before(host, converge, light):
+    def answers(key):
+        return ask(host, "/v1/models", key=key)[0]
+
+    assert converge(light("0.32.0")).code == 0
+    assert converge(light("0.32.0", vllm_api_key=ROTATED)).changed == [RUN]
+    assert (answers(ROTATED), answers(KEY)) == (200, 401)
+
+    for good, bad in ((ROTATED, KEY), (KEY, ROTATED)):
+        # The first time the key was new before the change that fails, the second time it is new with it.
+        outcome = converge(light("0.32.0+dies", vllm_api_key=good))
+        assert outcome.code != 0 and "serves again" in outcome.message, outcome.message
+        assert (version(host), answers(good), answers(bad)) == ("0.32.0", 200, 401)
+        assert converge(light("0.32.0", vllm_api_key=good)).changed == []
+
+    assert converge(light("0.23.0")).code == 0
+    assert converge(light("0.23.0", vllm_api_key=ROTATED)).changed == [RUN]
+    outcome = converge({"service": "vllm"}, playbook="../../playbooks/rollback.yml")
+    assert outcome.code == 0, outcome.text
+    assert (version(host), answers(ROTATED), answers(KEY)) == ("0.32.0", 200, 401)
+    for key in (KEY, ROTATED):
+        assert host.run("grep -rq %s /var/lib/llm-server", key).rc == 1, "no store has a key"
+        assert key not in outcome.text
+    assert converge(light("0.32.0")).changed == [RUN]
+    assert (answers(KEY), answers(ROTATED)) == (200, 401)
+
+
+def test_more_time_for_the_start_restarts_nothing(host, converge, light):
+    before = pid(host), environment(host)
+    assert converge(light("0.32.0", vllm_start_timeout=900)).changed == []
+    still_serves(host, before)
+
+
+def test_other_files_of_the_model_at_the_same_path_restart_it(host, converge, light):
+    host.check_output("rm -rf /srv/local && cp -r /srv/models/tiny /srv/local")
+    local = light("0.32.0", vllm_model_path="/srv/local", vllm_lora_adapters=[])
+    assert converge(local).changed == [RUN]
+    assert converge(local).changed == []
+    before = pid(host)
+    host.check_output("touch /srv/local/config.json")
+    assert converge(local).changed == [RUN]
+    assert pid(host) != before
+    assert converge(light("0.32.0")).changed == [RUN]
+    host.check_output("rm -r /srv/local")
+
+
+def test_an_environment_that_was_built_and_refused_goes_with_the_next_run_that_ends_well(host, converge, light):
+    def there():
+        return set(host.file("/app/vllm-server/environments").listdir())
+
+    before = pid(host), environment(host)
+    environments = there()
+    refused = light("0.32.0", vllm_constraints=["refused==1"], vllm_engine_arguments={"no-such": 1})
+    outcome = converge(refused)
+    assert "unrecognized arguments: --no-such" in outcome.message, outcome.message
+    (left,) = there() - environments
+    assert "Build the engine's environment" not in "".join(converge(refused).changed), "it is there for who corrects"
+    assert converge(light("0.32.0"), check=True).changed == [RUN]
+    assert left in there()
+    assert converge(light("0.32.0")).changed == [RUN]
+    assert there() == environments
+    assert converge(light("0.32.0")).changed == []
+    still_serves(host, before)
+
+
 @pytest.fixture
 def gpu(host):
     """An idle L4 by the stand-in of nvidia-smi, and a model that is too large for it."""
     host.check_output("printf %%s %s > /usr/bin/nvidia-smi && chmod 755 /usr/bin/nvidia-smi", STAND_IN.read_text())
     host.check_output("rm -rf %s && python3 -c %s /srv/models/tiny %s", LARGE, ENLARGE, LARGE)
     yield
-    host.check_output("rm -rf /usr/bin/nvidia-smi /var/lib/gpu_memory %s", LARGE)
+    host.check_output("rm -rf /usr/bin/nvidia-smi /etc/stand-in-gpu-held /var/lib/gpu_memory %s", LARGE)
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["that-leaves-late", "that-does-not-leave"])
+def test_the_memory_of_the_engine_before_is_waited_for(host, converge, light, gpu, leaves):
+    on = light("0.32.0", vllm_gpu=True, vllm_memory_plan="refuse")
+    assert converge(on).code == 0
+    until = "while systemctl is-active -q vllm; do sleep 0.2; done; sleep 4" if leaves else "sleep 1000"
+    host.check_output("systemd-run --unit last-engine sh -c %s", until)
+    try:
+        host.check_output("echo $(systemctl show last-engine -P MainPID) vllm.service > /etc/stand-in-gpu-held")
+        outcome = converge({**on, "vllm_engine_arguments": {"disable-fastapi-docs": True}})
+        if leaves:
+            assert outcome.code == 0, outcome.message
+        else:
+            assert outcome.code != 0
+            assert "GPU 0 has 2563 MiB free, wanted at least" in outcome.message, outcome.message
+            assert "(held by sleep (pid" in outcome.message and "last-engine.service, 20000 MiB))" in outcome.message
+            assert "serves again" in outcome.message, "the release before is tried all the same"
+        assert say(host, BASE)
+    finally:
+        host.run("systemctl stop last-engine")
+        host.run("rm /etc/stand-in-gpu-held")
+    assert converge(light("0.32.0")).code == 0
 
 
 def test_a_model_that_is_too_large_is_refused_and_passes_when_only_warned_of(host, converge, light, gpu):
@@ -181,8 +272,9 @@ def test_the_installer_goes_through_the_proxy_and_its_password_stays_secret(host
     proxy = {"HTTP_PROXY": "http://someone:canary-password@127.0.0.1:9", "NO_PROXY": ""}
     constraint = [f"absent=={len(installer)}"]
     change = {"vllm_installer": installer, "vllm_install_environment": proxy, "vllm_constraints": constraint}
-    outcome = converge(light("0.32.0", **change))
+    outcome = converge(light("0.32.0", **change), verbose=True)
     assert outcome.code != 0
+    assert "module_args" in outcome.text and "canary-password" not in outcome.text
     assert "(it was to go through HTTP_PROXY http://127.0.0.1:9)" in outcome.message
     assert "canary-password" not in outcome.message
     assert "canary-password" not in host.check_output("journalctl --no-pager")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from .figures import GIB, MIB, Figure, gib
 
 BAR_WIDTH = 72
@@ -22,7 +24,10 @@ def as_json(result: dict) -> dict:
     gpu = result["gpu"]
     services = []
     for service in result["services"]:
-        entry = {k: v for k, v in service.items() if k not in ("figures", "needed", "used", "context")}
+        left_out = ("figures", "needed", "used", "context", "free_at_start")
+        entry = {k: v for k, v in service.items() if k not in left_out}
+        if "free_at_start" in service:
+            entry["free_at_start_mib"] = math.ceil(service["free_at_start"] / MIB)
         entry.pop("uncorrected_kv_cache", None)
         entry["used_mib"] = round(service["used"] / MIB)
         entry["figures"] = {name: figure.as_dict() for name, figure in service["figures"].items()}

@@ -443,6 +443,8 @@ def plan_vllm(service: VllmService, gpu: Gpu, correction: float | None = None, c
         "utilization": utilization,
         "concurrency": round(concurrency, 2),
         "needed": needed,
+        "free_at_start": asked + context_bytes[1],
+        "gpus": service.tensor_parallel_size,
         "used": after,
         "assumptions": assumptions,
         "rules": f"vLLM since {'.'.join(map(str, rules.since))} (read in {rules.read_in})",

@@ -1,0 +1,65 @@
+"""A module that tells no value of the `environment` it hands to an installer, and no user or password of an address.
+
+`no_log` is not for this: it hides each value wherever it stands, and an installer's environment has such as `1`.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote
+
+from ansible.module_utils.basic import AnsibleModule
+
+HIDDEN = "********"
+_USERINFO = re.compile(r"(?<=://)[^/\s]+@")
+_QUERY = re.compile(r"://[^\s?]*\?(\S+)")
+_SECRET_NAME = re.compile(r"(^|_)(KEY|\w*TOKEN|PASS\w*|SECRET\w*|AUTH\w*|CREDENTIAL\w*)(_|$)", re.IGNORECASE)
+
+
+def masked(text: str, environment: dict) -> str:
+    """Return ``text`` without users and passwords of addresses, and without the secrets of ``environment``."""
+    text = _USERINFO.sub("", text)
+    for secret in sorted(_secrets(environment), key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return text
+
+
+def _secrets(environment: dict) -> set[str]:
+    found = set()
+    for name, value in environment.items():
+        value = str(value)
+        if _SECRET_NAME.search(name):
+            found.add(value)
+        for userinfo in _USERINFO.findall(value):
+            user, _, password = userinfo[:-1].partition(":")
+            found.add(password or user)
+        found |= set(_QUERY.findall(value))
+    return {form for secret in found if secret for form in (secret, unquote(secret))}
+
+
+class QuietModule(AnsibleModule):
+    """An `AnsibleModule` with an option `environment` or with addresses."""
+
+    def exit_json(self, **result):
+        super().exit_json(**self._quiet(result))
+
+    def fail_json(self, msg, **result):
+        super().fail_json(**self._quiet({**result, "msg": msg}))
+
+    def _quiet(self, result: dict) -> dict:
+        """Return ``result`` with what a person is shown of it masked: the sentence, the diff and the arguments."""
+        environment = self.params.get("environment")
+        environment = environment if isinstance(environment, dict) else {}
+
+        def quiet(value):
+            if isinstance(value, dict):
+                return {key: quiet(each) for key, each in value.items()}
+            if isinstance(value, list):
+                return [quiet(each) for each in value]
+            return masked(value, environment) if isinstance(value, str) else value
+
+        arguments = quiet(self.params)
+        if "environment" in arguments:
+            arguments["environment"] = dict.fromkeys(environment, HIDDEN)
+        shown = {key: quiet(result[key]) for key in ("msg", "diff") if key in result}
+        return {**result, **shown, "invocation": {"module_args": arguments}}

@@ -1,0 +1,96 @@
+"""What an installer is given as environment is shown by no run, however much of it is asked to be shown."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CANARY = "canary-16180339"
+ENVIRONMENT = {
+    "PIP_INDEX_URL": f"https://someone:{CANARY}@index.example/simple",
+    "UV_INDEX_OWN_TOKEN": CANARY,
+    "SOME_SETTING": f"plain-{CANARY}",
+    "UV_LINK_MODE": "symlink",
+}
+# Says on its standard error what it was given, as an installer does when it fails.
+TELLS = '#!/bin/sh\necho "cannot read $PIP_INDEX_URL with $UV_INDEX_OWN_TOKEN by symlink 1" >&2\nexit 1\n'
+
+
+def play(tmp_path: Path, module: str, arguments: dict, *words: str) -> subprocess.CompletedProcess:
+    """Run one task as people do, with all that a person can ask to see; the values come from the inventory."""
+    task = {"name": "Install", module: {name: "{{ given." + name + " }}" for name in arguments}}
+    task["vars"] = {"ansible_no_target_syslog": True}
+    book = {"name": "Install", "hosts": "localhost", "connection": "local", "gather_facts": False, "become": False}
+    (tmp_path / "book.yml").write_text(json.dumps([{**book, "tasks": [task]}], indent=1))
+    variables = {"given": arguments, "ansible_python_interpreter": sys.executable}
+    (tmp_path / "variables.json").write_text(json.dumps(variables))
+    program = str(Path(sys.executable).with_name("ansible-playbook"))
+    argv = [program, "-i", "localhost,", "-vvv", "--diff", *words, "-e", f"@{tmp_path}/variables.json"]
+    return subprocess.run([*argv, str(tmp_path / "book.yml")], capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def arguments_of(tmp_path: Path) -> dict[str, dict]:
+    program = tmp_path / "program"
+    program.write_text(TELLS)
+    program.chmod(0o755)
+    commit = "0" * 40
+    return {
+        "model_files": {
+            "model": "owner/model", "revision": commit, "cache": str(tmp_path), "python": str(program),
+        },
+        "python_environment": {"root": str(tmp_path / "environments"), "requirements": "a==1\n", "uv": str(program)},
+        "application_source": {
+            "root": str(tmp_path / "releases"), "url": f"http://u:{CANARY}@127.0.0.1:9/x", "checksum": "sha256:0",
+        },
+        "go_program": {
+            "name": "tool", "version": "v1", "source": str(tmp_path / "absent"), "commit": commit, "go": "/absent",
+            "go_version": "1", "root": str(tmp_path / "opt"),
+        },
+        "released_program": {
+            "name": "tool", "version": "1", "root": str(tmp_path / "opt"), "checksum": f"sha256:{'0' * 64}",
+            "url": f"http://someone:{CANARY}@127.0.0.1:9/tool.tar.gz",
+        },
+    }  # fmt: skip
+
+
+def shown(done: subprocess.CompletedProcess) -> str:
+    said = done.stdout + done.stderr
+    assert "module_args:" in said, said
+    return said
+
+
+@pytest.mark.parametrize(
+    "module", ["model_files", "python_environment", "application_source", "go_program", "released_program"]
+)
+def test_a_module_that_fails_shows_no_value(tmp_path, module):
+    arguments = arguments_of(tmp_path)[module]
+    if module != "released_program":
+        arguments["environment"] = ENVIRONMENT
+    done = play(tmp_path, module, arguments)
+    said = shown(done)
+    assert done.returncode != 0
+    assert CANARY not in said
+    if module in ("model_files", "python_environment"):
+        told = " ".join(said.split())
+        assert "cannot read https://index.example/simple with ******** by symlink 1" in told, "only what is secret"
+
+
+def test_a_module_that_succeeds_shows_none_either(tmp_path):
+    arguments = {**arguments_of(tmp_path)["python_environment"], "environment": ENVIRONMENT}
+    done = play(tmp_path, "python_environment", arguments, "--check")
+    said = shown(done)
+    assert done.returncode == 0 and "UV_LINK_MODE: '********'" in said, said
+    assert CANARY not in said
+
+
+def test_a_call_that_is_wrong_shows_none_either(tmp_path):
+    arguments = {"environment": ENVIRONMENT, "root": str(tmp_path), "requirements": "", "needed_mib": "many"}
+    done = play(tmp_path, "python_environment", arguments)
+    said = shown(done)
+    assert done.returncode != 0 and "needed_mib" in said
+    assert CANARY not in said
