@@ -513,8 +513,8 @@ class TestSecrets:
         probe = {"http": {"url": "http://127.0.0.1:9/", "bearer_file": secret["path"], "bearer_variable": "KEY"}}
         return {
             "files": [{"path": str(host.root / "etc/app/app.yml"), "content": text, "mode": "0640", **here}],
-            "secrets": [secret], "links": [], "inputs": {}, "unit": UNIT, "directories": [], "listens": [], "trials": [],
-            "probes": [probe], "before_start": [], "user": None, "home": "/", "start_timeout": 60,
+            "secrets": [secret], "links": [], "inputs": {}, "unit": UNIT, "directories": [], "listens": [],
+            "trials": [], "probes": [probe], "before_start": [], "user": None, "home": "/", "start_timeout": 60,
             "state": "present", "phase": "apply", "release": None, **others,
         }  # fmt: skip
 
