@@ -7,6 +7,7 @@ and finds its library beside itself, so it needs no environment variable: neithe
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -28,6 +29,8 @@ PLACES = {
     "include/python3.10/": "include/python3.10/",
 }
 LEFT_OUT = tuple(f"lib/python3.10/{name}/" for name in ("test", "idlelib", "lib2to3", "tkinter", "turtledemo"))
+# It was compiled without SQLite, which the application imports: this wheel has the same extension, linked with it.
+SQLITE = "pysqlite3-binary==0.5.4.post2 --hash=sha256:7f8171c8dd11dfc6fe5321394903782df9610f51d457a3ebe8c972c0bc4606fb"
 PROGRAM = "/usr/local/bin/python3.10"
 # Where its OpenSSL looks for certificates: a folder of the machine that compiled it.
 CERTIFICATES = "__w/javacpp-presets/javacpp-presets/cpython/cppbuild/linux-x86_64/ssl/cert.pem"
@@ -35,7 +38,7 @@ CERTIFICATES = "__w/javacpp-presets/javacpp-presets/cpython/cppbuild/linux-x86_6
 
 def recipe() -> str:
     """Return what decides how a machine's copy turns out."""
-    return host.digest([CHECKSUM, PLACES, LEFT_OUT, CERTIFICATES])
+    return host.digest([CHECKSUM, PLACES, LEFT_OUT, SQLITE, CERTIFICATES])
 
 
 def ensure() -> Path:
@@ -45,8 +48,14 @@ def ensure() -> Path:
         if not folder.exists():
             host.ensure_room(folder.parent, 1, f"CPython {VERSION}")
             builds.prepared(folder.parent)
-            with host.step(f"Fetching CPython {VERSION} from Maven Central", "15 s"):
-                unpack(fetch(folder.parent), folder)
+            with (
+                host.step(f"Fetching CPython {VERSION} from Maven Central", "15 s"),
+                tempfile.TemporaryDirectory(dir=folder.parent) as work,
+            ):
+                tree = Path(work) / "tree"
+                unpack(fetch(Path(work)), tree)
+                add_sqlite(tree)
+                tree.rename(folder)
     return folder
 
 
@@ -65,19 +74,27 @@ def fetch(folder: Path) -> Path:
     return archive
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Write the wanted parts of the artefact to `folder`, all at once."""
-    with tempfile.TemporaryDirectory(dir=folder.parent) as work, zipfile.ZipFile(archive) as packed:
-        tree = Path(work) / "tree"
+def unpack(archive: Path, tree: Path) -> None:
+    """Write the wanted parts of the artefact to the folder `tree`."""
+    with zipfile.ZipFile(archive) as packed:
         for name in packed.namelist():
             place = place_of(name)
             if place:
                 target = tree / place
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(packed.read(name))
-        (tree / "bin/python3.10").chmod(0o755)
-        tree.rename(folder)
-    archive.unlink()
+    (tree / "bin/python3.10").chmod(0o755)
+
+
+def add_sqlite(tree: Path) -> None:
+    """Give the interpreter in `tree` the extension that it lacks."""
+    lock, wheel = tree.with_name("sqlite.txt"), tree.with_name("sqlite")
+    lock.write_text(f"{SQLITE}\n")
+    installer = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
+    words = ["--python", str(tree / "bin/python3.10"), "--target", str(wheel), "--requirement", str(lock)]
+    host.run([*installer, *words], cure="check that this machine reaches PyPI", tries=3)
+    (extension,) = (wheel / "pysqlite3").glob("_sqlite3.*.so")
+    shutil.copy(extension, tree / "lib/python3.10/lib-dynload")
 
 
 def place_of(name: str) -> str | None:

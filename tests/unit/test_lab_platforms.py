@@ -37,7 +37,7 @@ def test_the_interpreter_is_unpacked_whole_and_can_be_run(tmp_path):
         packed.writestr(f"{cpython.INSIDE}lib/python3.10/os.py", "")
     cpython.unpack(archive, tmp_path / "made")
     assert subprocess.check_output([tmp_path / "made/bin/python3.10"], text=True) == "runs\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert not (tmp_path / "made/META-INF").exists()
 
 
 def test_another_artefact_than_the_known_one_is_refused(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ def test_systemd_and_glibc_are_older(host):
 
 def test_its_python_needs_no_environment_and_leaves_none(host):
     ask = (
-        "import ctypes, json, os, ssl, sys, sysconfig; ssl_context = ssl.create_default_context(); "
+        "import ctypes, json, os, sqlite3, ssl, sys, sysconfig; ssl_context = ssl.create_default_context(); "
         "print(json.dumps([sys.version.split()[0], sysconfig.get_path('include'), sorted(os.environ), "
         "ssl_context.cert_store_stats()['x509_ca'] > 100]))"
     )
