@@ -1,5 +1,7 @@
 """Who may ask, how often, how much: 401, 429 and 413, before anything else is done."""
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
 import math
@@ -12,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import Problem, answer
 from app.settings import Settings
 
+DISCARD_SECONDS, DISCARD_BYTES = 2.0, 1 << 20
 OPEN = {"/health", "/health/ready", "/metrics"}  # for load balancers, watchdogs and Prometheus, which hold no key
 
 
@@ -64,6 +67,8 @@ class Gate:
         try:
             limit = self._admit(scope)
         except Problem as problem:
+            if problem.status_code == 413 and "expect" not in Headers(scope=scope):
+                await _discard(receive)
             response = await answer(Request(scope), problem)
             await response(scope, receive, send)
         else:
@@ -95,12 +100,29 @@ def _limited(receive: Receive, limit: int) -> Receive:
         message = await receive()
         received += len(message.get("body", b""))
         if received > limit:
+            if message.get("more_body"):
+                await _discard(receive)
             raise _too_large(limit)
         return message
 
     return receive_within_limit
 
 
+async def _discard(receive: Receive) -> None:
+    """Read what still arrives, within bounds: a connection closed on unread data is reset, and the answer lost."""
+
+    async def read() -> None:
+        discarded = 0
+        while discarded < DISCARD_BYTES:
+            message = await receive()
+            if not message.get("more_body"):
+                return
+            discarded += len(message["body"])
+
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(read(), DISCARD_SECONDS)
+
+
 def _too_large(limit: int) -> Problem:
-    # The rest of the body is not read, so the connection cannot serve another request.
+    # The rest of the body may not have been read, so the connection cannot serve another request.
     return Problem(413, f"The body is larger than {limit} bytes.", {"Connection": "close"})
