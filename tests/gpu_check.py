@@ -50,12 +50,13 @@ def prepare(reached: dict, laid_over: dict) -> None:
     user = {"ansible_user": reached["user"]} if reached["user"] else {}
     machine = {
         "ansible_host": reached["address"], "ansible_port": reached["port"], **user,
-        "gpu_host_groups": ["gpu", "vllm"], "gpu_host_variables": str(FOLDER / "variables.yml"),
+        "gpu_host_variables": str(FOLDER / "variables.yml"),
     }  # fmt: skip
+    groups = {name: {"hosts": {"machine": None}} for name in ("gpu", "vllm")}
     lines = ["Host machine", f"  HostName {reached['address']}", f"  Port {reached['port']}"]
     lines += [f"  User {reached['user']}"] if reached["user"] else []
     files = {
-        "inventory/machine.yml": yaml.safe_dump({"all": {"hosts": {"machine": machine}}}),
+        "inventory/machine.yml": yaml.safe_dump({"all": {"hosts": {"machine": machine}, "children": groups}}),
         "variables.yml": yaml.safe_dump(laid_over),
         "ssh_config": "\n".join([*lines, "  ControlMaster auto", f"  ControlPath {FOLDER}/ssh-%C", ""]),
     }

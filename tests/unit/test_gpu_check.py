@@ -46,6 +46,7 @@ def test_keys_are_made_anew_and_read_by_nobody_else(gpu_check, tmp_path):
     gpu_check.prepare(gpu_check.reach("ubuntu@203.0.113.7"), first)
     for name in ("inventory/machine.yml", "variables.yml", "ssh_config"):
         assert (gpu_check.FOLDER / name).stat().st_mode & 0o077 == 0, name
-    machine = yaml.safe_load((gpu_check.FOLDER / "inventory/machine.yml").read_text())["all"]["hosts"]["machine"]
-    assert (machine["ansible_user"], machine["gpu_host_groups"]) == ("ubuntu", ["gpu", "vllm"])
+    every = yaml.safe_load((gpu_check.FOLDER / "inventory/machine.yml").read_text())["all"]
+    machine = every["hosts"]["machine"]
+    assert (machine["ansible_user"], list(every["children"])) == ("ubuntu", ["gpu", "vllm"])
     assert Path(machine["gpu_host_variables"]).is_file()
