@@ -7,6 +7,7 @@ import time
 import pytest
 
 ENGINE, CHANGE = "vllm : Run vLLM", {"vllm_max_model_len": 256}
+ALONE = "engine.yml"
 CONFIG = "/etc/vllm/config.yaml"
 NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvidia-uvm")
 CACHE = "/app/vllm-server/.cache/home"
@@ -89,7 +90,7 @@ def test_it_serves_again_after_a_reboot_that_took_the_device_nodes(host, restart
 )
 def test_a_missing_part_of_the_toolchain_is_refused_by_name(host, converge, away, untouched, path, cure):
     away(path)
-    outcome = converge(CHANGE)
+    outcome = converge(CHANGE, playbook=ALONE)
     assert outcome.code != 0
     assert cure in outcome.message, outcome.text
     assert ENGINE not in outcome.changed
@@ -98,7 +99,7 @@ def test_a_missing_part_of_the_toolchain_is_refused_by_name(host, converge, away
 def test_a_library_that_the_loader_does_not_know_is_refused(host, converge, untouched):
     host.check_output("mv /etc/ld.so.cache /etc/ld.so.cache.away")
     try:
-        outcome = converge(CHANGE)
+        outcome = converge(CHANGE, playbook=ALONE)
     finally:
         host.check_output("mv /etc/ld.so.cache.away /etc/ld.so.cache")
     assert outcome.code != 0
@@ -106,30 +107,30 @@ def test_a_library_that_the_loader_does_not_know_is_refused(host, converge, unto
 
 
 def test_who_chooses_the_sampler_without_nvcc_is_told_so(converge, untouched):
-    outcome = converge({"vllm_environment": {"VLLM_USE_FLASHINFER_SAMPLER": "1"}})
+    outcome = converge({"vllm_environment": {"VLLM_USE_FLASHINFER_SAMPLER": "1"}}, playbook=ALONE)
     assert outcome.code != 0
     assert "there is no nvcc: install a CUDA toolkit, or set VLLM_USE_FLASHINFER_SAMPLER to 0" in outcome.message
 
 
 def test_a_cache_outside_of_what_the_unit_may_write_is_refused(converge, untouched):
-    outcome = converge({"vllm_environment": {"TRITON_CACHE_DIR": "/srv/triton"}})
+    outcome = converge({"vllm_environment": {"TRITON_CACHE_DIR": "/srv/triton"}}, playbook=ALONE)
     assert outcome.code != 0
     assert "the compile cache cannot be written (/srv/triton)" in outcome.message
 
 
 def test_arguments_are_judged_while_the_driver_sleeps(host, converge, untouched):
     host.check_output("rm -f /dev/nvidia*")
-    outcome = converge({"vllm_engine_arguments": {"max-loraz": 1}})
+    outcome = converge({"vllm_engine_arguments": {"max-loraz": 1}}, playbook=ALONE)
     assert outcome.code != 0
     assert "unrecognized arguments: --max-loraz" in outcome.message, outcome.text
 
 
 def test_a_start_makes_the_nodes_that_are_gone(host, converge):
     host.check_output("rm -f /dev/nvidia*")
-    assert converge(CHANGE).code == 0
+    assert converge(CHANGE, playbook=ALONE).code == 0
     for node in NODES:
         assert host.run("test -c %s", node).rc == 0, node
-    assert converge().code == 0
+    assert converge(playbook=ALONE).code == 0
 
 
 @pytest.mark.stand_in
@@ -159,7 +160,7 @@ def test_missing_nodes_make_the_checklist_red(host, converge):
 def test_a_rotation_is_not_left_for_a_start_that_cannot_be(converge, away, tmp_path, untouched):
     away("/usr/bin/gcc")
     mark = tmp_path / "out"
-    outcome = converge({**CHANGE, "vllm_take_out": ["touch", str(mark)]})
+    outcome = converge({**CHANGE, "vllm_take_out": ["touch", str(mark)]}, playbook=ALONE)
     assert outcome.code != 0
     assert not mark.exists()
 
