@@ -19,7 +19,8 @@ def held(host) -> list[str]:
 
 def engine(host) -> str:
     """Return the version that the running engine tells. dcgmi waits 100 ms for it, too short on a busy machine."""
-    return host.check_output("timeout 30 sh -c 'until dcgmi -v; do sleep 0.3; done'").rpartition("Version : ")[2].strip()
+    told = host.check_output("timeout 30 sh -c 'until dcgmi -v; do sleep 0.3; done'")
+    return told.rpartition("Version : ")[2].strip()
 
 
 def test_pinned_held_and_running(host):
