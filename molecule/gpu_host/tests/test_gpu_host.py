@@ -169,8 +169,8 @@ def test_a_rotation_is_not_left_for_a_start_that_cannot_be(converge, away, tmp_p
 def test_holds_and_packages_leave_with_their_roles(host, converge):
     gone = {"vllm_state": "absent", "nvidia_driver_hold": False}
     assert converge(gone, playbook="leave.yml").code == 0
-    for name in ("gcc", "libc6-dev", "libpython3-dev"):
-        assert not host.package(name).is_installed, name
+    assert not host.package("libpython3-dev").is_installed
+    assert host.package("gcc").is_installed, "the exporter is built with it"
     assert "580" not in host.check_output("apt-mark showhold")
     assert host.package("libnvidia-compute-580").is_installed
     assert converge(gone, playbook="leave.yml").changed == []
