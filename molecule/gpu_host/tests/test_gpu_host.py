@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -130,6 +131,28 @@ def test_a_start_makes_the_nodes_that_are_gone(host, converge):
     assert converge(CHANGE, playbook=ALONE).code == 0
     for node in NODES:
         assert host.run("test -c %s", node).rc == 0, node
+    assert converge(playbook=ALONE).code == 0
+
+
+@pytest.mark.stand_in
+@pytest.mark.parametrize("leaves", [True, False], ids=["that-leaves-late", "that-does-not-leave"])
+def test_the_memory_of_the_engine_before_is_waited_for(host, converge, leaves):
+    until = "while systemctl is-active -q vllm; do sleep 0.2; done; sleep 4" if leaves else "sleep 1000"
+    host.check_output("systemd-run --unit last-engine sh -c %s", until)
+    try:
+        host.check_output("echo $(systemctl show last-engine -P MainPID) vllm.service > /etc/stand-in-gpu-held")
+        outcome = converge(CHANGE, playbook=ALONE)
+        if leaves:
+            assert outcome.code == 0, outcome.message
+        else:
+            assert outcome.code != 0
+            assert "GPU 0 has 2563 MiB free, wanted at least" in outcome.message, outcome.message
+            assert re.search(r"\(held by \w+ \(pid \d+, last-engine.service, 20000 MiB\)\)", outcome.message)
+            assert "serves again" in outcome.message, "the release before is tried all the same"
+        assert answers(host)
+    finally:
+        host.run("systemctl stop last-engine")
+        host.run("rm /etc/stand-in-gpu-held")
     assert converge(playbook=ALONE).code == 0
 
 

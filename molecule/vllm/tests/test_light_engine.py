@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -209,30 +208,7 @@ def gpu(host):
     host.check_output("printf %%s %s > /usr/bin/nvidia-smi && chmod 755 /usr/bin/nvidia-smi", STAND_IN.read_text())
     host.check_output("rm -rf %s && python3 -c %s /srv/models/tiny %s", LARGE, ENLARGE, LARGE)
     yield
-    host.check_output("rm -rf /usr/bin/nvidia-smi /etc/stand-in-gpu-held /var/lib/gpu_memory %s", LARGE)
-
-
-@pytest.mark.parametrize("leaves", [True, False], ids=["that-leaves-late", "that-does-not-leave"])
-def test_the_memory_of_the_engine_before_is_waited_for(host, converge, light, gpu, leaves):
-    on = light("0.32.0", vllm_gpu=True, vllm_memory_plan="refuse")
-    assert converge(on).code == 0
-    until = "while systemctl is-active -q vllm; do sleep 0.2; done; sleep 4" if leaves else "sleep 1000"
-    host.check_output("systemd-run --unit last-engine sh -c %s", until)
-    try:
-        host.check_output("echo $(systemctl show last-engine -P MainPID) vllm.service > /etc/stand-in-gpu-held")
-        outcome = converge({**on, "vllm_engine_arguments": {"disable-fastapi-docs": True}})
-        if leaves:
-            assert outcome.code == 0, outcome.message
-        else:
-            assert outcome.code != 0
-            assert "GPU 0 has 2563 MiB free, wanted at least" in outcome.message, outcome.message
-            assert re.search(r"\(held by \w+ \(pid \d+, last-engine.service, 20000 MiB\)\)", outcome.message)
-            assert "serves again" in outcome.message, "the release before is tried all the same"
-        assert say(host, BASE)
-    finally:
-        host.run("systemctl stop last-engine")
-        host.run("rm /etc/stand-in-gpu-held")
-    assert converge(light("0.32.0")).code == 0
+    host.check_output("rm -rf /usr/bin/nvidia-smi /var/lib/gpu_memory %s", LARGE)
 
 
 def test_a_model_that_is_too_large_is_refused_and_passes_when_only_warned_of(host, converge, light, gpu):
