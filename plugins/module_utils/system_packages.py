@@ -132,7 +132,7 @@ class Packages:
 
     def apply(self, wanted: list[Wanted], instead_of: list[str]) -> None:
         """Bring what is wanted: all packages in one transaction of apt, then the holds, which that one releases."""
-        before = self.installed()
+        before, own = self.installed(), {each.name for each in wanted}
         steps = plan(wanted, instead_of, before)
         if steps.install or steps.remove:
             self._run("apt-get", "--quiet", "update")
@@ -144,6 +144,12 @@ class Packages:
             foreign = [name for name in takes if not any(fnmatch(name, pattern) for pattern in instead_of)]
             if foreign:
                 raise PackageError(f"installing {' '.join(words)} would remove {', '.join(foreign)}; remove it by hand")
+            # The holds of others, such as those of the driver, stand.
+            held = [name for name in brings if name in before and before[name].held and name not in own]
+            if held:
+                raise PackageError(
+                    f"installing {' '.join(words)} would change {', '.join(held)}, which is held; release it first"
+                )
             self._note({*self.came(), *(name for name in brings if name not in before)}, wanted)
             self._run("apt-get", "--quiet", *options, "install", *words)
         self._note(set(self.came()), wanted)

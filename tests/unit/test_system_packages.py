@@ -138,6 +138,16 @@ def test_a_foreign_package_is_never_removed(monkeypatch, tmp_path):
     assert machine.installed == {"other": "1"}
 
 
+def test_what_another_role_holds_is_not_changed_on_the_way(monkeypatch, tmp_path):
+    driver = "libnvidia-compute-580"
+    simulation = f"Inst {driver} [580.95] (580.105)\nInst {DCGM.name} (1:3.3.9)\n"
+    machine = Machine(monkeypatch, tmp_path, {driver: "580.95"}, simulation)
+    machine.held = {driver}
+    with pytest.raises(PackageError, match=f"would change {driver}, which is held; release it first"):
+        Packages("dcgm", 1).apply([DCGM], NEWER)
+    assert machine.installed == {driver: "580.95"} and machine.held == {driver}
+
+
 def test_unknown_version_is_refused_with_the_known_ones(monkeypatch, tmp_path):
     Machine(monkeypatch, tmp_path, {})
     with pytest.raises(
