@@ -203,6 +203,11 @@ BREAK = {
 }
 
 
+def built_things(host):
+    """The applications and environments that stand on the machine."""
+    return {path for kind in ("releases", "environments") for path in host.file(f"{ROOT}/{kind}").listdir()}
+
+
 @pytest.fixture
 def copy(tmp_path):
     """A copy of the application on the controller, to be changed."""
@@ -216,12 +221,16 @@ def copy(tmp_path):
 def test_a_broken_application_never_replaces_the_one_that_serves(host, converge, copy, kind):
     name, text, says = BREAK[kind]
     (copy / name).write_text((copy / name).read_text() + text)
-    before, current = pid(host), host.file(f"{ROOT}/current").linked_to
+    before, current, built = pid(host), host.file(f"{ROOT}/current").linked_to, built_things(host)
     outcome = converge({"ai_server_source_path": str(copy)})
     assert outcome.code != 0
     assert says in outcome.message
     assert (pid(host), host.file(f"{ROOT}/current").linked_to) == (before, current)
     assert serves(host)
+    # The next good run takes away what was built for the refused release; the process stays.
+    assert built_things(host) > built
+    assert converge().changed == [SERVICE]
+    assert (built_things(host), pid(host)) == (built, before)
     assert converge().changed == []
 
 
