@@ -25,6 +25,10 @@ options:
       source: {description: "Name on the hub, or absolute path.", type: str, required: true}
       revision: {description: Commit of the adapter; not used for a path., type: str}
   max_lora_rank: {description: Greatest rank the engine will allow., type: int, default: 16}
+  trust_remote_code:
+    description: Whether the engine will run code that the model brings; then this must be in the model's directory.
+    type: bool
+    default: true
   cache: {description: "The hub's cache, owned by O(user).", type: path, required: true}
   python: {description: Interpreter that has huggingface_hub., type: path, required: true}
   user: {description: "User who fetches, and who must be able to read what is given by path.", type: str}
@@ -78,6 +82,7 @@ def main() -> None:
                 "options": {"name": {"type": "str", "required": True}, **source},
             },
             "max_lora_rank": {"type": "int", "default": 16},
+            "trust_remote_code": {"type": "bool", "default": True},
             "cache": {"type": "path", "required": True},
             "python": {"type": "path", "required": True},
             "user": {"type": "str"},
@@ -119,7 +124,7 @@ def bring(hub: Hub, wanted: dict, check_mode: bool) -> dict:
     # In check mode on a new host neither the user nor the interpreter is there yet.
     problems = [] if check_mode and not Path(hub.python).exists() else hub.unreadable(local)
     if "" not in missing:
-        problems += check_model(str(places[""]))
+        problems += check_model(str(places[""]), wanted["trust_remote_code"])
         for name in asked.keys() - missing - {""}:
             found = check_adapter(str(places[""]), str(places[name]), wanted["max_lora_rank"])
             problems += [f"adapter {name}: {problem}" for problem in found]

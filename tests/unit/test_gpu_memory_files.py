@@ -11,6 +11,7 @@ from ansible.module_utils.gpu_memory.sources import LocalSource, cached_snapshot
 from ansible.module_utils.gpu_memory.tensors import gguf_header, model_tensors, safetensors_header
 
 ADAPTER_TENSORS = "adapter_model.safetensors"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"
 
 
 def test_tensors_of_one_file_and_of_shards_are_the_same(tmp_path):
@@ -156,6 +157,12 @@ def test_a_whole_model_has_no_problems(tmp_path):
         (lambda d: (d / "model-00001-of-00002.safetensors").write_bytes(b"x" * 20), "truncated"),
         (lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {}}'), "names no files"),
         (lambda d: [f.unlink() for f in d.glob("model*")], "no weight files"),
+        (lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"a": ["b"]}}'), "names no files"),
+        (lambda d: (d / "config.json").write_text("[]"), "config.json of "),
+        (lambda d: (d / "tokenizer.json").write_text(""), "tokenizer.json of "),
+        (lambda d: (d / "generation_config.json").write_bytes(b"\xff"), "generation_config.json of "),
+        (lambda d: (d / "tokenizer.json").write_text(POINTER), "tokenizer.json of "),
+        (lambda d: [f.write_text(POINTER) for f in d.glob("*.safetensors")], "is a pointer of git-lfs"),
     ],
 )
 def test_an_incomplete_model_is_told_by_its_gap(tmp_path, breaking, words):
@@ -164,6 +171,34 @@ def test_an_incomplete_model_is_told_by_its_gap(tmp_path, breaking, words):
     problems = check_model(str(directory))
     assert len(problems) == 1
     assert words in problems[0]
+
+
+CONFIGURATION = "from transformers import PretrainedConfig\nclass Own(PretrainedConfig):\n    pass\n"
+MODEL = "from .configuration_own import Own\nfrom . import kernels\n"
+OWN = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling_own.OwnModel"}
+
+
+@pytest.mark.parametrize(
+    ("auto_map", "files", "words"),
+    [
+        (OWN, {"configuration_own.py": CONFIGURATION, "modeling_own.py": MODEL, "kernels.py": ""}, None),
+        (OWN, {"configuration_own.py": CONFIGURATION}, "needs modeling_own.py of the model's own code"),
+        (OWN, {"configuration_own.py": CONFIGURATION, "modeling_own.py": MODEL}, "needs kernels.py of the model's own"),
+        (OWN, {"configuration_own.py": CONFIGURATION, "modeling_own.py": "<html>"}, "modeling_own.py of "),
+        ({"AutoConfig": "other/repository--configuration_own.Own"}, {}, "from the repository other/repository, which"),
+        ({"AutoTokenizer": ["tokenization_own.Own", None]}, {}, "needs tokenization_own.py"),
+        (None, {}, None),
+        ("nonsense", {}, None),
+    ],
+)
+def test_the_code_that_a_model_brings_is_in_its_directory(tmp_path, auto_map, files, words):
+    directory = samples.write_model(tmp_path, {**samples.TINY, "auto_map": auto_map}, "F32")
+    for name, text in files.items():
+        (directory / name).write_text(text)
+    problems = check_model(str(directory))
+    assert [words in problem for problem in problems] == ([True] if words else [])
+    # What the engine does not run need not be there.
+    assert check_model(str(directory), trust_remote_code=False) == []
 
 
 def test_an_adapter_that_fits(tmp_path):
@@ -189,6 +224,20 @@ DEEPER = {**samples.TINY, "num_hidden_layers": 3}
         ({"config": samples.TINY, "modules_to_save": ["lm_head"]}, 8, "modules_to_save"),
         ({"config": samples.TINY, "bias": "all"}, 8, "biases"),
         ({"config": samples.TINY, "r": None}, 8, "no rank r"),
+        ({"config": samples.TINY, "r": True}, 8, "has r true, which must be a whole number above 0"),
+        ({"config": samples.TINY, "r": "8"}, 8, 'has r "8"'),
+        ({"config": samples.TINY, "lora_alpha": None}, 8, "has no lora_alpha"),
+        ({"config": samples.TINY, "lora_alpha": False}, 8, "has lora_alpha false"),
+        ({"config": samples.TINY, "target_modules": None}, 8, "has no target_modules"),
+        ({"config": samples.TINY, "target_modules": []}, 8, "has target_modules []"),
+        ({"config": samples.TINY, "target_modules": [1]}, 8, "has target_modules [1]"),
+        (
+            {"config": samples.TINY, "rank_pattern": ["q_proj"]},
+            8,
+            'has rank_pattern ["q_proj"], which must be a mapping',
+        ),
+        ({"config": samples.TINY, "rank_pattern": {"q_proj": "8"}}, 8, "has rank_pattern"),
+        ({"config": samples.TINY, "alpha_pattern": 3}, 8, "has alpha_pattern 3"),
         ({"config": samples.TINY}, 9, "max_lora_rank 9 is not one of"),
     ],
 )
@@ -198,6 +247,53 @@ def test_an_adapter_that_does_not_fit(tmp_path, arguments, rank, words):
     problems = check_adapter(str(base), str(adapter), rank)
     assert len(problems) == 1
     assert words in problems[0]
+
+
+A, B = (f"base_model.model.model.layers.0.self_attn.q_proj.lora_{half}.weight" for half in "AB")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "dtype", "words"),
+    [
+        ({}, "F32", "has no weights of an adapter"),
+        ({"something.weight": (8, 8)}, "F32", "has no weights of an adapter"),
+        ({A: (8, 64)}, "F32", "has no lora_B of model.layers.0.self_attn.q_proj (1 modules lack a half)"),
+        ({B: (64, 8)}, "F32", "has no lora_A of model.layers.0.self_attn.q_proj"),
+        ({A: (8, 64), B: (64, 4)}, "F32", "lora_A has rank [8] and lora_B [4]"),
+        ({A: (16, 64), B: (64, 16)}, "F32", "has rank 16, max_lora_rank is 8"),
+        ({A: (8, 64), B: (64, 8)}, "I32", "as I32, which is not a floating-point type"),
+    ],
+)
+def test_an_adapter_without_what_must_be_there(tmp_path, tensors, dtype, words):
+    base = samples.write_model(tmp_path / "base", samples.TINY, "F32")
+    adapter = samples.write_adapter(tmp_path / "a", samples.TINY)
+    samples.write_safetensors(adapter / ADAPTER_TENSORS, tensors, dtype)
+    problems = check_adapter(str(base), str(adapter), 8)
+    assert words in problems[0]
+
+
+def test_an_adapter_that_is_a_pointer(tmp_path):
+    base = samples.write_model(tmp_path / "base", samples.TINY, "F32")
+    adapter = samples.write_adapter(tmp_path / "a", samples.TINY)
+    (adapter / ADAPTER_TENSORS).write_text(POINTER)
+    (problem,) = check_adapter(str(base), str(adapter), 8)
+    assert f"{ADAPTER_TENSORS} of {adapter} is a pointer of git-lfs" in problem
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [8, 8], "data_offsets": [0, 128]},
+        {"dtype": "F32", "shape": [-8, -4], "data_offsets": [0, 128]},
+        {"dtype": "F32", "shape": [4], "data_offsets": [16, 0]},
+        {"dtype": "F32", "shape": "4", "data_offsets": [0, 16]},
+    ],
+)
+def test_a_header_whose_sizes_disagree_is_damaged(tmp_path, entry):
+    header = json.dumps({"a": entry}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(512))
+    with pytest.raises(PlanError, match="truncated or not a safetensors file"):
+        safetensors_header(LocalSource(str(tmp_path)), "model.safetensors")
 
 
 def test_an_adapter_that_is_not_whole(tmp_path):

@@ -7,6 +7,7 @@ safetensors: eight bytes of length, then a JSON header. GGUF: magic, version, me
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import dataclass, field
 
@@ -61,14 +62,7 @@ def safetensors_header(source, name: str) -> dict[str, Tensor]:
         raise PlanError(truncated)
     body = source.read(name, 8, length)
     try:
-        header = json.loads(body)
-        tensors, end = {}, 0
-        for key, entry in header.items():
-            if key == "__metadata__":
-                continue
-            begin, stop = entry["data_offsets"]
-            tensors[key] = Tensor(entry["dtype"], tuple(entry["shape"]), stop - begin)
-            end = max(end, stop)
+        tensors, end = _described(json.loads(body))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise PlanError(truncated) from None
     total = source.size(name)
@@ -79,12 +73,32 @@ def safetensors_header(source, name: str) -> dict[str, Tensor]:
     return tensors
 
 
+def _described(header: dict) -> tuple[dict[str, Tensor], int]:
+    """Return the tensors of a header and where the last one ends; ValueError where size, type and shape disagree."""
+    tensors, end = {}, 0
+    for key, entry in header.items():
+        if key == "__metadata__":
+            continue
+        begin, stop = entry["data_offsets"]
+        shape = tuple(entry["shape"])
+        width = SAFETENSORS_BYTES.get(entry["dtype"])
+        if min(begin, *shape) < 0 or stop < begin or (width and stop - begin != width * math.prod(shape)):
+            raise ValueError(f"{key} is not what it says")
+        tensors[key] = Tensor(entry["dtype"], shape, stop - begin)
+        end = max(end, stop)
+    return tensors, end
+
+
 def shard_names(source) -> list[str]:
     """The safetensors files of a model: what the index names, else the one file, else every file of that ending."""
     index = "model.safetensors.index.json"
     if source.exists(index):
         weight_map = read_json(source, index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
+        if (
+            not isinstance(weight_map, dict)
+            or not weight_map
+            or not all(isinstance(v, str) for v in weight_map.values())
+        ):
             raise PlanError(f"{index} of {source.label} names no files: download it again.")
         return sorted(set(weight_map.values()))
     if source.exists("model.safetensors"):
