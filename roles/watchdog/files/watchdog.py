@@ -29,6 +29,7 @@ STORE = Path("/var/lib/llm-server/services")  # notes of the module service_rele
 LOCKS = Path("/run")  # its locks, too
 TIMEOUT = 5  # s for one question
 COLLECT_TIMEOUT = 10  # s for one piece of evidence
+RESTART_TIMEOUT = 300  # s, longer than a unit takes to stop
 JOURNAL_LINES = 1000
 REMIND = 600  # s between two warnings about the same thing
 PROCESSES = 3  # the largest ones, named in a memory warning
@@ -67,7 +68,6 @@ class Service:
     attempts: list[float] = field(default_factory=list)
     restarted: int = 0  # by this program since boot
     given_up: bool = False
-    own: bool = False  # the next process is one that this program started
 
     def fault(self, seen: Seen, now: float) -> str | None:
         """Take in what was seen; return what is wrong with the service, or None."""
@@ -75,7 +75,7 @@ class Service:
         if not self.running:
             return None  # systemd brings it back, or a person stopped it
         if seen.process != self.process:
-            self._begin(seen, now)
+            self._replaced(seen, now)
         alive = seen.progress is not None and seen.progress != self.progress
         if seen.answers:
             self.ready = self.known = True
@@ -101,11 +101,14 @@ class Service:
             self.given_up = False
         return None
 
-    def _begin(self, seen: Seen, now: float) -> None:
-        if self.process and not self.own and not seen.by_systemd:
+    def _replaced(self, seen: Seen, now: float) -> None:
+        if self.process and not seen.by_systemd:
             self.attempts, self.given_up = [], False  # a person or a playbook started it
-        self.own = False
-        self.process, self.ready, self.progress = seen.process, False, None
+        self.begin(seen.process, now)
+
+    def begin(self, process: str | None, now: float) -> None:
+        """Look at ``process`` from now on."""
+        self.process, self.ready, self.progress = process, False, None
         self.begun = self.answered = self.moved = now
 
     def may_restart(self, now: float, restarts: int, window: float, pause: float) -> bool:
@@ -161,6 +164,11 @@ def unit_state(unit):
     return dict(line.split("=", 1) for line in out.split("\n") if "=" in line)
 
 
+def process_of(state):
+    """Return what names the running process of a unit: systemd gives each start an id of its own."""
+    return state.get("InvocationID") or state.get("MainPID")
+
+
 def hands_off(unit):
     """Return why a service must not be touched now, or None."""
     name = unit.removesuffix(".service")
@@ -197,7 +205,7 @@ def look(settings):
     state = unit_state(settings["unit"])
     if state.get("ActiveState") != "active":
         return Seen(None)
-    seen = Seen(state.get("InvocationID") or state.get("MainPID"), by_systemd=int(state.get("NRestarts") or 0) > 0)
+    seen = Seen(process_of(state), by_systemd=int(state.get("NRestarts") or 0) > 0)
     seen.answers = fetch(settings["health"])[0] == 200
     status, page = fetch(settings["metrics"]) if settings["metrics"] else (0, "")
     if status == 200:
@@ -356,7 +364,7 @@ class Watchdog:
                 known = noted["services"].get(service.unit) or {}
                 service.attempts, service.given_up = known.get("attempts", []), known.get("given_up", False)
                 service.process, service.ready = known.get("process"), known.get("ready", False)
-                service.own, service.known = known.get("own", False), known.get("known", False)
+                service.known = known.get("known", False)
                 service.begun = service.answered = service.moved = time.monotonic()
                 service.restarted = known.get("restarted", 0)
 
@@ -387,11 +395,11 @@ class Watchdog:
             folder = keep_evidence(entry, self.settings["evidence"], self.settings["evidence_mib"])
             say(4, f"{service.unit}: {fault}; restarting it. What it looked like is in {folder}.")
             service.attempts.append(time.monotonic())
-            service.own = True
             service.restarted += 1
             # Noted first: who is stopped between the two must not forget the attempt.
             self.note()
-            run("systemctl", "restart", service.unit, timeout=300)
+            run("systemctl", "restart", service.unit, timeout=RESTART_TIMEOUT)
+            service.begin(process_of(unit_state(service.unit)), time.monotonic())
 
     def watch_memory(self):
         warning = memory_warning(self.settings["memory_mib"], self.settings["gpu_memory_mib"])
@@ -406,7 +414,6 @@ class Watchdog:
                 "given_up": service.given_up,
                 "process": service.process,
                 "ready": service.ready,
-                "own": service.own,
                 "known": service.known,
                 "restarted": service.restarted,
             }
