@@ -31,11 +31,13 @@ TRUNCATED = cases.broken_download("truncated", "a release cut off on its way", "
 ERROR_500 = cases.broken_download("500", "a mirror that answers 500", "500")
 STALLED = cases.broken_download("stall", "a download that stalls", "node_exporter")
 KILLS = (cases.killed("vllm"), cases.killed("vllm", child=True), *map(cases.killed, cases.UNITS[1:]))
+HANGS = (cases.hung(), cases.hung(child=True))
 
 SERVER: tuple[Line, ...] = (
     cases.fresh_with_apt_locked, cases.nothing_to_do, cases.bad_argument, cases.bad_adapter, cases.too_large,
     cases.port_taken, cases.wrong_vault_password, CORRUPT, TRUNCATED, ERROR_500, STALLED, cases.start_fails,
-    cases.never_ready, cases.dies_at_first_completion, *KILLS, cases.loki_away, cases.canaries,
+    cases.never_ready, cases.dies_at_first_completion, *KILLS, *HANGS, cases.busy, cases.budget, cases.loki_away,
+    cases.canaries,
 )  # fmt: skip
 INTERRUPTED: tuple[Line, ...] = (
     cases.controller_killed, cases.connection_cut, cases.rebooted, cases.two_controllers, cases.lost_notes,
@@ -46,7 +48,7 @@ VIRTUAL: tuple[Line, ...] = (cases.new_virtual_machine, cases.clock_jumps, cases
 QUICK: tuple[Line, ...] = (
     cases.fresh_with_apt_locked, cases.nothing_to_do, cases.far_away, cases.bad_argument, cases.too_large,
     cases.port_taken, cases.wrong_vault_password, CORRUPT, cases.never_ready, cases.dies_at_first_completion,
-    *KILLS, cases.canaries, cases.controller_killed,
+    *KILLS, HANGS[0], cases.busy, cases.canaries, cases.controller_killed,
 )  # fmt: skip
 
 
@@ -64,8 +66,8 @@ def light(offered: dict[str, Any], build: str = "0.32.0") -> dict[str, Any]:
 
 def beds(offered: dict[str, Any], quick: bool) -> list[tuple[Bed, tuple[Line, ...], bool]]:
     """Return what is drilled where, and whether the bed is converged before its first line."""
-    often = {"ai_server_environment": {"RATE_LIMIT_PER_MINUTE": "60000"}}
-    everything = ["vllm", "ai_server", "monitoring"]
+    often = {"ai_server_environment": {"RATE_LIMIT_PER_MINUTE": "60000"}, **cases.WATCHDOG}
+    everything = ["vllm", "ai_server", "monitoring", "watchdog"]
     if quick:
         return [(Bed("quick", ["drill"], everything, {**light(offered), **often}), QUICK, False)]
     logs = {"promtail_journal_jobs": [{"job": "vllm", "unit": "vllm.service"}], "promtail_file_jobs": []}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import builds, machine, playbook
-from lab.bed import CALLER, ENGINE_KEY, Bed, Host
+from lab.bed import CALLER, ENGINE_KEY, HOME, Bed, Host
 from lab.host import ROOT, Problem
 from lab.latency import Link
 from lab.playbook import Outcome
@@ -23,10 +23,27 @@ from lab.playbook import Outcome
 BASE = "lab/tiny-llama"
 OLDER = "1.8.2"  # of node_exporter: what the broken downloads are of
 WORDS = "/var/log/drill"  # of the virtual machine: a file there tells a line that is sent twice
+ASKED = f"import glob, json; print(sum(json.load(open(path))['asked'] for path in glob.glob('{HOME}/caller-*.json')))"
 UNITS = ("vllm", "ai-server", "node_exporter", "promtail")
 JUMP = 540  # seconds: Loki, and its stand-in here, takes no line that is ten minutes ahead
 BACK_WITHIN = 30  # seconds until a service that was killed answers again; a real engine loads its model in that time
 ENGINE_BACK_WITHIN = 180
+HUNG = 15  # seconds until the watchdog of a bed takes the engine for hung
+HEALED_WITHIN = 60  # seconds after that
+CALLERS = 16
+WATCHDOG = {
+    "watchdog_services": [
+        {
+            "unit": "vllm.service",
+            "health": "http://127.0.0.1:8001/health",
+            "metrics": "http://127.0.0.1:8001/metrics",
+            "silent_after": HUNG,
+            "stalled_after": HUNG,
+        }
+    ],
+    "watchdog_interval": 2,
+    "watchdog_restart_pause": 5,
+}
 
 
 @dataclass(frozen=True)
@@ -286,6 +303,74 @@ def killed(unit: str, child: bool = False) -> Callable[[Bed, Stage], Row]:
 
     line.__name__ = f"killed_{unit}" + "_child" * child
     return line
+
+
+def hung(child: bool = False) -> Callable[[Bed, Stage], Row]:
+    """Return the line for an engine, or its child that computes, that stays and does nothing."""
+
+    def line(bed: Bed, stage: Stage) -> Row:
+        """The process stays and does nothing."""
+        before, silence = bed.one.services()["vllm"]["pid"], Silence(bed.one)
+        stop(bed.one, before, child)
+        took = bed.one.until(
+            lambda: bed.one.services()["vllm"]["pid"] not in (0, before), HUNG + HEALED_WITHIN, "the engine hangs on"
+        )
+        back = bed.one.until(lambda: bed.one.watched()["now"], ENGINE_BACK_WITHIN, "the engine does not answer")
+        who = "the engine's child, whose /health is well," if child else "the engine"
+        seen = f"restarted after {took:.0f} s, answers after {took + back:.0f} s"
+        expected = f"the watchdog restarts it within {HEALED_WITHIN} s of its limit, {HUNG} s"
+        return Row(f"{who} hangs", expected, seen, not bed.one.astray(), silence.seconds())
+
+    line.__name__ = "hung" + "_child" * child
+    return line
+
+
+def stop(there: Host, pid: int, child: bool = False) -> None:
+    """Stop a process, or its largest child, so that it stays and does nothing."""
+    there.sh(f"kill -STOP $(ps --ppid {pid} -o pid= --sort=-rss | head -1)" if child else f"kill -STOP {pid}")
+
+
+def busy(bed: Bed, stage: Stage) -> Row:
+    """Many callers at once, for longer than the watchdog's limit."""
+    before, silence = bed.one.services()["vllm"]["pid"], Silence(bed.one)
+    for number in range(CALLERS):
+        bed.one.sh(
+            f"systemd-run --quiet --unit drill-caller-{number} python3 {HOME}/watch.py {HOME}/question.json "
+            f"{HOME}/caller-{number}.json"
+        )
+    time.sleep(2 * HUNG)
+    bed.one.sh("systemctl stop 'drill-caller-*'")
+    after = bed.one.services()["vllm"]["pid"]
+    asked = int(bed.one.sh(f'python3 -c "{ASKED}"'))
+    good = after == before and asked > CALLERS and not bed.one.astray()
+    seen = f"{asked} requests, the same process" if after == before else "it was restarted"
+    return Row(
+        f"{CALLERS} callers at once for {2 * HUNG} s", "the watchdog leaves it alone", seen, good, silence.seconds()
+    )
+
+
+def budget(bed: Bed, stage: Stage) -> Row:
+    """An engine that hangs after every restart."""
+    silence, allowed = Silence(bed.one), 3
+    for _ in range(allowed):
+        before = bed.one.services()["vllm"]["pid"]
+        stop(bed.one, before)
+        bed.one.until(lambda: bed.one.services()["vllm"]["pid"] not in (0, before), HUNG + HEALED_WITHIN, "no restart")  # noqa: B023
+        bed.one.until(lambda: bed.one.watched()["now"], ENGINE_BACK_WITHIN, "the engine does not answer")
+        time.sleep(3 * WATCHDOG["watchdog_interval"])  # until the watchdog has seen it serve
+    last = bed.one.services()["vllm"]["pid"]
+    stop(bed.one, last)
+    needed = 'llm_watchdog_person_needed{unit="vllm.service"} 1'
+    page = "cat /var/lib/llm-watchdog/metrics/watchdog.prom"
+    bed.one.until(lambda: needed in bed.one.sh(page), HUNG + HEALED_WITHIN, "nobody is asked for")
+    time.sleep(HUNG)
+    left = bed.one.services()["vllm"]["pid"] == last
+    bed.one.sh("systemctl restart vllm.service")
+    bed.one.until(lambda: bed.one.watched()["now"], ENGINE_BACK_WITHIN, "the engine does not answer")
+    seen = "three restarts, then asked for a person; serves after a restart by hand" if left else "a fourth restart"
+    expected = "three restarts, then the watchdog asks for a person"
+    good = left and not bed.one.astray()
+    return Row("the engine hangs after every restart", expected, seen, good, silence.seconds())
 
 
 def loki_away(bed: Bed, stage: Stage) -> Row:

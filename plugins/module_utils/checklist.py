@@ -7,6 +7,7 @@ at all is a row that says why, never an exception.
 from __future__ import annotations
 
 import json
+import re
 import time
 import urllib.parse
 import urllib.request
@@ -16,6 +17,7 @@ from . import nvidia_driver, nvidia_smi, probes, systemd_unit
 
 LATELY = 10  # minutes
 CRASHES = 3
+LATE = 30  # seconds that a look of the watchdog may take
 
 
 def http(url: str, status: int = 200, bearer: str | None = None, timeout: float = 5) -> tuple[str, bool]:
@@ -80,6 +82,34 @@ def unit(name: str) -> tuple[str, bool]:
     lately = min(restarts, systemd_unit.restarts(name, LATELY)) if restarts else 0
     measured = f"{state}, {enabled}, {restarts} restarts" + f", {lately} in {LATELY} min" * bool(restarts)
     return measured, state == "active" and enabled == "enabled" and lately < CRASHES
+
+
+def watchdog(path: str, interval: float) -> tuple[str, bool]:
+    """The watchdog looks every ``interval`` seconds, sees what runs serve, and needs no person.
+
+    ``path`` is its page of metrics. A service that was started a moment ago is seen to serve by the next look.
+    """
+    deadline = time.monotonic() + 2 * interval + LATE
+    while True:
+        page = Path(path).read_text()
+        age = time.time() - total(page, "llm_watchdog_last_look_seconds")
+        up, ready, needed = (_of_units(page, f"llm_watchdog_{name}") for name in ("up", "ready", "person_needed"))
+        unseen = [unit for unit in up if up[unit] > ready[unit]]
+        lost = [unit for unit in needed if needed[unit]]
+        ok = age <= 2 * interval + LATE and not unseen and not lost
+        if ok or lost or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    restarts = total(page, "llm_watchdog_restarts_total")
+    measured = f"looked {age:.0f} s ago at {len(up)} services, {sum(up.values())} run, {restarts:.0f} restarts since boot"
+    measured += f"; not seen to serve: {', '.join(unseen)}" * bool(unseen)
+    return measured + f"; a person is needed: {', '.join(lost)}" * bool(lost), ok
+
+
+def _of_units(page: str, name: str) -> dict[str, int]:
+    """Return the values of a metric of the watchdog's page by unit."""
+    found = re.findall(rf'^{name}{{unit="([^"]+)"}} (\d+)$', page, re.MULTILINE)
+    return {unit: int(value) for unit, value in found}
 
 
 def pushes(url: str, watched: float = 3, timeout: float = 5) -> tuple[str, bool]:
@@ -167,7 +197,7 @@ def swap(path: str, megabytes: int) -> tuple[str, bool]:
     return f"{sizes[path]} MiB", abs(sizes[path] - megabytes) <= 1
 
 
-_CHECKS = (http, models, completion, chat, metric, unit, pushes, loki, gpu, driver, device_nodes, swap)
+_CHECKS = (http, models, completion, chat, metric, unit, pushes, loki, gpu, driver, device_nodes, swap, watchdog)
 KINDS = {function.__name__: function for function in _CHECKS}
 
 

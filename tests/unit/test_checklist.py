@@ -117,6 +117,40 @@ def test_chat(server, page, measured, ok):
     assert checklist.chat(f"{server.url}/v1", "base", "Hi", "key") == (measured, ok)
 
 
+WATCHDOG = """\
+# HELP llm_watchdog_last_look_seconds Unix time of the last look.
+llm_watchdog_last_look_seconds {looked}
+llm_watchdog_up{{unit="vllm.service"}} 1
+llm_watchdog_up{{unit="ai-server.service"}} {up}
+llm_watchdog_ready{{unit="vllm.service"}} 1
+llm_watchdog_ready{{unit="ai-server.service"}} {ready}
+llm_watchdog_restarts_total{{unit="vllm.service"}} 2
+llm_watchdog_restarts_total{{unit="ai-server.service"}} 0
+llm_watchdog_person_needed{{unit="vllm.service"}} {needed}
+llm_watchdog_person_needed{{unit="ai-server.service"}} 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("ago", "up", "ready", "needed", "measured", "ok"),
+    [
+        (5, 1, 1, 0, "looked 5 s ago at 2 services, 2 run, 2 restarts since boot", True),
+        (5, 0, 0, 0, "looked 5 s ago at 2 services, 1 run, 2 restarts since boot", True),
+        (500, 1, 1, 0, "looked 500 s ago at 2 services, 2 run, 2 restarts since boot", False),
+        (5, 1, 0, 0, "2 restarts since boot; not seen to serve: ai-server.service", False),
+        (5, 1, 1, 1, "2 restarts since boot; a person is needed: vllm.service", False),
+    ],
+)
+def test_the_watchdog(tmp_path, monkeypatch, ago, up, ready, needed, measured, ok):
+    monkeypatch.setattr(checklist, "LATE", 0)
+    monkeypatch.setattr(checklist.time, "time", lambda: 1_000_000.0)
+    page = tmp_path / "watchdog.prom"
+    page.write_text(WATCHDOG.format(looked=1_000_000 - ago, up=up, ready=ready, needed=needed))
+    row = checklist.run({"what": "w", "kind": "watchdog", "options": {"path": str(page), "interval": 2.6}, "cure": "c"})
+    assert row["measured"].endswith(measured)
+    assert row["ok"] is ok
+
+
 def test_a_check_that_cannot_be_made_is_a_red_row_with_its_cure(server):
     server.pages["/v1/completions"] = (200, "not JSON")
     options = {"url": f"{server.url}/v1", "model": "base", "prompt": "Hi"}

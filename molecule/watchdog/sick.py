@@ -1,0 +1,39 @@
+#!/usr/bin/python3
+"""A service that can be made ill: the file /run/sick says how, and `once` behind it that a restart cures it.
+
+serve: well. stall: answers, a request is pending, no token comes. busy: does not answer, tokens come.
+hang: nothing answers. load: never gets ready. die: leaves at the start.
+"""
+
+import http.server
+import sys
+import time
+from pathlib import Path
+
+ILL = Path("/run/sick")
+
+
+def state():
+    return ILL.read_text(encoding="utf-8").split()[0] if ILL.exists() else "serve"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        now = state()
+        if now == "hang" or (now == "busy" and self.path == "/health"):
+            time.sleep(30)
+        pending, tokens = int(now in ("stall", "busy")), int(time.time()) if now == "busy" else 7
+        page = f'vllm:num_requests_running{{engine="0"}} {pending}\nvllm:iteration_tokens_total_count {tokens}\n'
+        self.send_response(503 if now == "load" else 200)
+        self.end_headers()
+        self.wfile.write(page.encode())
+
+    def log_message(self, *words):
+        pass
+
+
+if ILL.exists() and "once" in ILL.read_text(encoding="utf-8"):
+    ILL.unlink()
+if state() == "die":
+    sys.exit(1)
+http.server.ThreadingHTTPServer(("127.0.0.1", 8001), Handler).serve_forever()

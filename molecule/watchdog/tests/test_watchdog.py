@@ -1,0 +1,177 @@
+"""The watchdog on a machine, beside a service that can be made ill."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+LIMIT = 4  # seconds: silent_after and stalled_after of the scenario
+HEALED_WITHIN = 60  # seconds after the limit
+PAGE = "/var/lib/llm-watchdog/metrics/watchdog.prom"
+EVIDENCE = "/var/lib/llm-watchdog/evidence"
+NOTES = "/var/lib/llm-server/services/sick"
+
+
+@pytest.fixture(autouse=True)
+def well(host):
+    """Before each test the service is well, and a person has just seen to it."""
+    cure(host)
+    yield
+    host.check_output("rm -f /run/sick")
+
+
+def cure(host):
+    """Restart the service as a person would, and wait until the watchdog has seen the new process serve."""
+    host.check_output("rm -f /run/sick && systemctl restart sick.service")
+    now = int(host.check_output("date +%s"))
+    until(lambda: metric(host, "ready") == 1 and metric(host, "person_needed") == 0 and looked(host) > now)
+
+
+def looked(host):
+    (line,) = [
+        x for x in host.file(PAGE).content_string.splitlines() if x.startswith("llm_watchdog_last_look_seconds ")
+    ]
+    return int(line.split()[1])
+
+
+def fall_ill(host, how):
+    host.check_output(f"echo {how} > /run/sick")
+
+
+def pid(host):
+    return host.check_output("systemctl show sick.service --property MainPID --value")
+
+
+def metric(host, name):
+    lines = host.file(PAGE).content_string.splitlines()
+    return next(int(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f'llm_watchdog_{name}{{unit="sick'))
+
+
+def until(condition, seconds=LIMIT + HEALED_WITHIN):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.5)
+
+
+def said(host):
+    return host.check_output("journalctl --unit llm-watchdog --output cat --no-pager")
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("stall once", "1 requests are pending and no token was produced for"),
+        ("hang once", "its health route has not answered for"),
+    ],
+)
+def test_a_service_that_hangs_is_restarted_and_the_evidence_is_kept(host, how, why):
+    before, restarts, folders = pid(host), metric(host, "restarts_total"), host.file(EVIDENCE).listdir()
+    fall_ill(host, how)
+    until(lambda: pid(host) not in (before, "0"))
+    until(lambda: metric(host, "ready") == 1)
+    assert metric(host, "restarts_total") == restarts + 1
+    assert f"sick.service: {why}" in said(host)
+    (folder,) = set(host.file(EVIDENCE).listdir()) - set(folders)
+    kept = host.file(f"{EVIDENCE}/{folder}")
+    assert kept.mode == 0o700
+    assert {"unit.txt", "threads.txt", "memory.txt"} <= set(kept.listdir())
+    assert before in host.file(f"{EVIDENCE}/{folder}/threads.txt").content_string
+    assert before in host.file(f"{EVIDENCE}/{folder}/unit.txt").content_string
+
+
+@pytest.mark.parametrize("how", ["busy", "load"])
+def test_a_busy_service_and_one_that_starts_are_left_alone(host, how):
+    if how == "load":
+        fall_ill(host, how)
+        host.check_output("systemctl restart sick.service")
+    before = pid(host)
+    fall_ill(host, how)
+    time.sleep(4 * LIMIT)
+    assert pid(host) == before
+
+
+def test_one_that_dies_in_a_loop_is_systemds(host):
+    restarts = metric(host, "restarts_total")
+    fall_ill(host, "die")
+    host.run("systemctl kill --signal KILL sick.service")
+    time.sleep(3 * LIMIT)
+    assert metric(host, "restarts_total") == restarts
+    assert metric(host, "person_needed") == 0
+
+
+def test_nothing_is_restarted_while_ansible_works_on_it_or_its_host_is_out_of_rotation(host):
+    before = pid(host)
+    holder = "systemd-run --unit holder flock /run/llm-server-sick.lock sleep 600"
+    host.check_output(holder)
+    fall_ill(host, "stall once")
+    time.sleep(3 * LIMIT)
+    assert pid(host) == before
+    host.check_output(f"mkdir -p {NOTES} && echo '{json.dumps({'out': True})}' > {NOTES}/state.json")
+    host.check_output("systemctl stop holder.service")
+    time.sleep(3 * LIMIT)
+    assert pid(host) == before
+    host.check_output(f"rm -r {NOTES}")
+    until(lambda: pid(host) not in (before, "0"))
+
+
+def test_after_three_restarts_it_stops_and_asks_for_a_person(host, converge):
+    restarts = metric(host, "restarts_total")
+    fall_ill(host, "stall")
+    until(lambda: metric(host, "person_needed") == 1, 120)
+    assert metric(host, "restarts_total") == restarts + 3
+    left = pid(host)
+    time.sleep(3 * LIMIT)
+    assert pid(host) == left
+    assert "3 restarts did not cure it. A person is needed." in said(host)
+    errors = host.check_output("journalctl --unit llm-watchdog --priority 3 --output cat --no-pager")
+    assert "A person is needed." in errors
+    # The budget outlives the watchdog's own process.
+    host.check_output("systemctl restart llm-watchdog.service")
+    time.sleep(3 * LIMIT)
+    assert pid(host) == left
+    outcome = converge(playbook="checklist.yml")
+    assert "a person is needed: sick.service" in outcome.message
+    # A person restarts it, and the next fault is healed again.
+    cure(host)
+    assert converge(playbook="checklist.yml").code == 0
+    before = pid(host)
+    fall_ill(host, "stall once")
+    until(lambda: pid(host) not in (before, "0"))
+
+
+def test_little_memory_is_a_warning_with_the_largest_processes(host, converge):
+    converge({"watchdog_memory_mib": 1 << 30})
+    until(lambda: f"less than {1 << 30}; the largest processes: " in said(host))
+    assert converge().code == 0
+
+
+def test_the_unit_is_hardened(host):
+    score = host.run("systemd-analyze security --no-pager llm-watchdog.service").stdout.splitlines()[-1]
+    assert float(score.split(":")[1].split()[0]) < 4.0, score
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"watchdog_restarts": 0}, "watchdog_restarts is 0"),
+        ({"watchdog_services": [{"unit": "sick", "health": "http://127.0.0.1:1/"}]}, "such as vllm.service"),
+        ({"watchdog_services": [{"unit": "a.service", "health": "nowhere"}]}, "watchdog_services[0].health"),
+        ({"watchdog_interval": 100}, "at least twice watchdog_interval"),
+    ],
+)
+def test_bad_variables_are_refused(host, converge, variables, says):
+    outcome = converge(variables)
+    assert outcome.code != 0
+    assert says in outcome.message
+    assert not outcome.changed
+
+
+def test_absent_takes_everything_away(host, converge):
+    assert converge({"watchdog_state": "absent"}).code == 0
+    for path in ("/usr/local/lib/llm-watchdog", "/etc/llm-watchdog", "/var/lib/llm-watchdog"):
+        assert not host.file(path).exists
+    assert not converge({"watchdog_state": "absent"}).changed
+    assert converge().code == 0

@@ -1,0 +1,488 @@
+#!/usr/bin/python3
+"""Restart a service that lives and does not serve; say when a person is needed.
+
+A service is at fault when its health route has not answered for `silent_after` seconds, when requests are pending and
+no token was produced for `stalled_after` seconds, or when it has not served within `ready_within` seconds of its start.
+None of this counts while Ansible works on it or while its host is out of rotation; a server that still produces tokens
+is busy. Before a restart the evidence is kept. After `restarts` attempts it gives up until the service serves again or
+a person restarts it.
+
+Called with the path of its settings (JSON); `--check FILE` only says whether they are in order. Needs root.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from pathlib import Path
+
+STORE = Path("/var/lib/llm-server/services")  # notes of the module service_release
+LOCKS = Path("/run")  # its locks, too
+TIMEOUT = 5  # s for one question
+COLLECT_TIMEOUT = 10  # s for one piece of evidence
+RESTART_TIMEOUT = 300  # s, longer than a unit takes to stop
+JOURNAL_LINES = 1000
+REMIND = 600  # s between two warnings about the same thing
+PROCESSES = 3  # the largest ones, named in a memory warning
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@dataclass
+class Seen:
+    """What one look at a service found."""
+
+    process: str | None  # names the running process; None where the unit does not run
+    by_systemd: bool = False  # systemd started it again by itself
+    answers: bool = False
+    pending: float | None = None  # requests that run or wait; None where nobody can tell
+    progress: float | None = None  # a sum that grows with every token
+    hands_off: str | None = None  # why it must not be touched now
+
+
+@dataclass
+class Service:
+    """One service, with what is remembered of it between two looks. Times are seconds of the clock since boot."""
+
+    unit: str
+    silent_after: float
+    stalled_after: float
+    ready_within: float
+    process: str | None = None  # the last one that was seen
+    running: bool = False
+    ready: bool = False  # this process has served
+    known: bool = False  # some process has: so the health route is the right one
+    begun: float = 0
+    answered: float = 0
+    progress: float | None = None
+    moved: float = 0
+    attempts: list[float] = field(default_factory=list)
+    restarted: int = 0  # by this program since boot
+    given_up: bool = False
+
+    def fault(self, seen: Seen, now: float) -> str | None:
+        """Take in what was seen; return what is wrong with the service, or None."""
+        self.running = seen.process is not None
+        if not self.running:
+            return None  # systemd brings it back, or a person stopped it
+        if seen.process != self.process:
+            self._replaced(seen, now)
+        alive = seen.progress is not None and seen.progress != self.progress
+        if seen.answers:
+            self.ready = self.known = True
+        if seen.answers or alive:
+            self.answered = now
+        # What nobody can tell is not held against it.
+        if alive or not seen.pending or seen.progress is None:
+            self.moved = now
+        self.progress = seen.progress if seen.progress is not None else self.progress
+        if seen.hands_off:
+            self.begun = self.answered = self.moved = now
+            return None
+        if not self.ready:
+            self.answered = self.moved = now
+            waited = now - self.begun
+            late = self.known and waited >= self.ready_within
+            return f"it has not served since its start {waited:.0f} s ago" if late else None
+        if now - self.answered >= self.silent_after:
+            return f"its health route has not answered for {now - self.answered:.0f} s"
+        if now - self.moved >= self.stalled_after:
+            return f"{seen.pending:.0f} requests are pending and no token was produced for {now - self.moved:.0f} s"
+        if seen.answers:
+            self.given_up = False
+        return None
+
+    def _replaced(self, seen: Seen, now: float) -> None:
+        if self.process and not seen.by_systemd:
+            self.attempts, self.given_up = [], False  # a person or a playbook started it
+        self.begin(seen.process, now)
+
+    def begin(self, process: str | None, now: float) -> None:
+        """Look at ``process`` from now on."""
+        self.process, self.ready, self.progress = process, False, None
+        self.begun = self.answered = self.moved = now
+
+    def may_restart(self, now: float, restarts: int, window: float, pause: float) -> bool:
+        """Whether the budget allows another restart now; once it is spent, `given_up` stays."""
+        self.attempts = [then for then in self.attempts if now - then < window]
+        self.given_up = self.given_up or len(self.attempts) >= restarts
+        return not self.given_up and (not self.attempts or now - self.attempts[-1] >= pause)
+
+
+# -- looking ----------------------------------------------------------------------------------------------------------
+
+
+def fetch(url):
+    """Return ``(status, text)``; the status is 0 where nothing answers in time."""
+    try:
+        with _DIRECT.open(url, timeout=TIMEOUT) as answer:
+            return answer.status, answer.read().decode("utf-8", "replace")
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, ""
+    except (OSError, ValueError, HTTPException):
+        return 0, ""
+
+
+def total(page, names):
+    """Return the sum of all series of ``names`` on a Prometheus page; None where it has none of them."""
+    values = []
+    for line in page.split("\n"):
+        if line.split("{")[0].split(" ")[0] not in names:
+            continue
+        _, brace, rest = line.rpartition("}")
+        try:
+            values.append(float((rest if brace else line.partition(" ")[2]).split()[0]))
+        except (ValueError, IndexError):
+            continue
+    return sum(values) if values else None
+
+
+def run(*argv, timeout=COLLECT_TIMEOUT):
+    """Return what a command printed; a sentence where it could not run or did not end."""
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, timeout=timeout, check=False, env={**os.environ, "LC_ALL": "C"}
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{argv[0]}: {error}\n"
+    return (done.stdout + done.stderr).decode("utf-8", "replace")
+
+
+def unit_state(unit):
+    names = "ActiveState,SubState,MainPID,NRestarts,InvocationID"
+    out = run("systemctl", "show", unit, "--property", names)
+    return dict(line.split("=", 1) for line in out.split("\n") if "=" in line)
+
+
+def process_of(state):
+    """Return what names the running process of a unit: systemd gives each start an id of its own."""
+    return state.get("InvocationID") or state.get("MainPID")
+
+
+def hands_off(unit):
+    """Return why a service must not be touched now, or None."""
+    name = unit.removesuffix(".service")
+    try:
+        note = json.loads((STORE / name / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        note = {}
+    if note.get("out"):
+        return "its host is out of rotation"
+    with held(name) as free:
+        return None if free else "a run of Ansible is at work on it"
+
+
+class held:
+    """The lock that runs of Ansible hold while they change a service; False where one does."""
+
+    def __init__(self, name):
+        self.path = LOCKS / f"llm-server-{name}.lock"
+
+    def __enter__(self):
+        self.handle = self.path.open("w")
+        try:
+            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def __exit__(self, *_):
+        self.handle.close()
+
+
+def look(settings):
+    """Return what one look at a service of the settings finds."""
+    state = unit_state(settings["unit"])
+    if state.get("ActiveState") != "active":
+        return Seen(None)
+    seen = Seen(process_of(state), by_systemd=int(state.get("NRestarts") or 0) > 0)
+    seen.answers = fetch(settings["health"])[0] == 200
+    status, page = fetch(settings["metrics"]) if settings["metrics"] else (0, "")
+    if status == 200:
+        seen.pending = total(page, settings["pending"])
+        seen.progress = total(page, settings["progress"])
+    seen.hands_off = hands_off(settings["unit"])
+    return seen
+
+
+# -- evidence ---------------------------------------------------------------------------------------------------------
+
+
+def keep_evidence(settings, directory, limit_mib):
+    """Write what a restart would destroy to a new folder below ``directory``; return the folder."""
+    unit, pid = settings["unit"], unit_state(settings["unit"]).get("MainPID", "0")
+    folder = Path(directory) / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{unit.removesuffix('.service')}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    pieces = {
+        "unit.txt": lambda: run("systemctl", "status", "--no-pager", "--full", "--lines", "0", unit),
+        "journal.txt": lambda: run("journalctl", "--unit", unit, "--lines", str(JOURNAL_LINES), "--no-pager"),
+        "metrics.txt": lambda: fetch(settings["metrics"])[1] if settings["metrics"] else "",
+        "threads.txt": lambda: threads(unit),
+        "stacks.txt": lambda: stacks(unit, pid),
+        "memory.txt": lambda: Path("/proc/meminfo").read_text(encoding="utf-8"),
+        "gpu.txt": lambda: run("nvidia-smi") if shutil.which("nvidia-smi") else "",
+    }
+    for name, piece in pieces.items():
+        try:
+            text = piece()
+        except (OSError, ValueError) as error:
+            text = f"{error}\n"
+        if text:
+            (folder / name).write_text(text, encoding="utf-8", errors="replace")
+    prune(Path(directory), limit_mib)
+    return folder
+
+
+def processes(unit):
+    """Return the process ids of a unit."""
+    group = run("systemctl", "show", unit, "--property", "ControlGroup", "--value").strip()
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and group and f"{group}\n" in (entry / "cgroup").read_text(encoding="utf-8"):
+                found.append(entry.name)
+        except OSError:
+            continue
+    return found
+
+
+def threads(unit):
+    """Return a line for each thread of a unit: process, thread, name, state, and where it waits in the kernel."""
+    lines = []
+    for pid in processes(unit):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            try:
+                name = (task / "comm").read_text(encoding="utf-8", errors="replace").strip()
+                state = (task / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+                lines.append(f"{pid} {task.name} {name} {state} {(task / 'wchan').read_text(encoding='utf-8')}")
+            except (OSError, IndexError):
+                continue
+    return "".join(f"{line}\n" for line in lines)
+
+
+def stacks(unit, pid):
+    """Return the Python stacks of a unit's processes, where py-spy is beside their interpreter or on the PATH."""
+    try:
+        interpreter = Path(f"/proc/{pid}/exe").readlink()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
+    except OSError:
+        return ""
+    beside = [str(Path(place).parent / "py-spy") for place in (command, str(interpreter))]
+    found = next(
+        (place for place in [*beside, shutil.which("py-spy") or ""] if place and os.access(place, os.X_OK)), ""
+    )
+    return "".join(run(found, "dump", "--nonblocking", "--pid", one) for one in processes(unit)) if found else ""
+
+
+def prune(directory, limit_mib):
+    """Remove the oldest folders of evidence until the rest is within the limit; the newest one always stays."""
+    folders = sorted(path for path in directory.iterdir() if path.is_dir())
+    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in folders}
+    while len(folders) > 1 and sum(sizes[path] for path in folders) > limit_mib << 20:
+        shutil.rmtree(folders.pop(0))
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def memory_warning(limit_mib, gpu_limit_mib):
+    """Return a warning where the host or a GPU has less memory free than it should, or None."""
+    said = []
+    free = available_mib()
+    if free < limit_mib:
+        named = ", ".join(f"{name} (pid {pid}) {mib} MiB" for mib, pid, name in largest())
+        said.append(f"{free} MiB of memory are available, less than {limit_mib}; the largest processes: {named}")
+    if gpu_limit_mib and shutil.which("nvidia-smi"):
+        for line in run("nvidia-smi", "--query-gpu=index,memory.free", "--format=csv,noheader,nounits").split("\n"):
+            index, _, mib = line.partition(",")
+            if mib.strip().isdigit() and int(mib) < gpu_limit_mib:
+                owners = run("nvidia-smi", "--query-compute-apps=pid,used_memory,name", "--format=csv,noheader")
+                named = "; ".join(owners.strip().split("\n"))
+                said.append(f"GPU {index} has {mib.strip()} MiB free, less than {gpu_limit_mib}; held by: {named}")
+    return "; ".join(said) or None
+
+
+def available_mib():
+    for line in Path("/proc/meminfo").read_text(encoding="utf-8").split("\n"):
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) >> 10
+    return 0
+
+
+def largest():
+    """Return ``(MiB, pid, name)`` of the processes with the most memory."""
+    page, found = os.sysconf("SC_PAGE_SIZE"), []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit():
+                pages = int((entry / "statm").read_text(encoding="utf-8").split()[1])
+                name = (entry / "comm").read_text(encoding="utf-8", errors="replace").strip()
+                found.append((pages * page >> 20, entry.name, name))
+        except (OSError, IndexError):
+            continue
+    return sorted(found, reverse=True)[:PROCESSES]
+
+
+# Metrics of each service: type, help, value.
+SERIES = {
+    "up": ("gauge", "1 where the unit runs.", lambda one: one.running),
+    "ready": ("gauge", "1 where the process has served.", lambda one: one.running and one.ready),
+    "restarts_total": ("counter", "Restarts by the watchdog since boot.", lambda one: one.restarted),
+    "person_needed": ("gauge", "1 where restarts did not cure it.", lambda one: one.given_up),
+}
+
+
+# -- acting and telling -----------------------------------------------------------------------------------------------
+
+
+class Watchdog:
+    """All services of the settings, and what was told about them."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        times = ("silent_after", "stalled_after", "ready_within")
+        self.services = [Service(entry["unit"], *(entry[name] for name in times)) for entry in settings["services"]]
+        self.state = Path(settings["state"])
+        self.warned = float("-inf")
+        try:
+            noted = json.loads(self.state.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            noted = {}
+        # The clock begins anew with a boot, and so does the budget.
+        if noted.get("boot") == boot():
+            for service in self.services:
+                known = noted["services"].get(service.unit) or {}
+                service.attempts, service.given_up = known.get("attempts", []), known.get("given_up", False)
+                service.process, service.ready = known.get("process"), known.get("ready", False)
+                service.known = known.get("known", False)
+                service.begun = service.answered = service.moved = time.monotonic()
+                service.restarted = known.get("restarted", 0)
+
+    def round(self):
+        """Look at everything once and do what is needed."""
+        for entry, service in zip(self.settings["services"], self.services, strict=True):
+            seen, gave_up = look(entry), service.given_up
+            fault = service.fault(seen, time.monotonic())
+            if fault:
+                self.heal(entry, service, fault)
+            if service.given_up and not gave_up:
+                tried = self.settings["restarts"]
+                say(3, f"{service.unit}: {fault}, and {tried} restarts did not cure it. A person is needed.")
+            elif gave_up and not service.given_up:
+                say(5, f"{service.unit} serves again.")
+        self.watch_memory()
+        self.note()
+        self.tell()
+
+    def heal(self, entry, service, fault):
+        if not service.may_restart(
+            time.monotonic(), *(self.settings[name] for name in ("restarts", "window", "pause"))
+        ):
+            return
+        with held(service.unit.removesuffix(".service")) as free:
+            if not free:
+                return
+            folder = keep_evidence(entry, self.settings["evidence"], self.settings["evidence_mib"])
+            say(4, f"{service.unit}: {fault}; restarting it. What it looked like is in {folder}.")
+            service.attempts.append(time.monotonic())
+            service.restarted += 1
+            # Noted first: who is stopped between the two must not forget the attempt.
+            self.note()
+            run("systemctl", "restart", service.unit, timeout=RESTART_TIMEOUT)
+            service.begin(process_of(unit_state(service.unit)), time.monotonic())
+
+    def watch_memory(self):
+        warning = memory_warning(self.settings["memory_mib"], self.settings["gpu_memory_mib"])
+        if warning and time.monotonic() - self.warned >= REMIND:
+            say(4, warning)
+            self.warned = time.monotonic()
+
+    def note(self):
+        known = {
+            service.unit: {
+                "attempts": service.attempts,
+                "given_up": service.given_up,
+                "process": service.process,
+                "ready": service.ready,
+                "known": service.known,
+                "restarted": service.restarted,
+            }
+            for service in self.services
+        }
+        replace(self.state, json.dumps({"boot": boot(), "services": known}))
+
+    def tell(self):
+        """Write the metrics for node_exporter's textfile collector."""
+        lines = ["# HELP llm_watchdog_last_look_seconds Unix time of the last look."]
+        lines += ["# TYPE llm_watchdog_last_look_seconds gauge", f"llm_watchdog_last_look_seconds {int(time.time())}"]
+        for name, (kind, text, value) in SERIES.items():
+            lines += [f"# HELP llm_watchdog_{name} {text}", f"# TYPE llm_watchdog_{name} {kind}"]
+            lines += [f'llm_watchdog_{name}{{unit="{one.unit}"}} {value(one):d}' for one in self.services]
+        replace(Path(self.settings["textfile"]), "\n".join(lines) + "\n")
+
+
+def replace(path, text):
+    """Write a file in one step."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    beside.chmod(0o644)
+    beside.replace(path)
+
+
+def boot():
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+
+
+def say(priority, text):
+    """Write a line to the journal with a priority of syslog: 3 error, 4 warning, 5 notice."""
+    print(f"<{priority}>{text}", flush=True)
+
+
+def notify(text):
+    """Tell systemd; see sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as talk:
+            talk.sendto(text.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
+
+
+def check(settings):
+    """Return what is wrong with the settings, or None."""
+    units = [service["unit"] for service in settings["services"]]
+    twice = sorted({unit for unit in units if units.count(unit) > 1})
+    if twice:
+        return f"{', '.join(twice)} is there twice"
+    bare = [service["unit"] for service in settings["services"] if service["metrics"] and not service["progress"]]
+    return f"{', '.join(bare)} has metrics and names no series of progress" if bare else None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("settings", type=Path)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    settings = json.loads(options.settings.read_text(encoding="utf-8"))
+    problem = check(settings)
+    if problem:
+        sys.exit(problem)
+    if options.check:
+        return
+    watchdog = Watchdog(settings)
+    while True:
+        watchdog.round()
+        notify("READY=1\nWATCHDOG=1")
+        time.sleep(settings["interval"])
+
+
+if __name__ == "__main__":
+    main()

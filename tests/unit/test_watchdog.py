@@ -1,0 +1,182 @@
+"""When the watchdog restarts a service, when it leaves it alone, and when it gives up."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = importlib.util.spec_from_file_location("watchdog", ROOT / "roles/watchdog/files/watchdog.py")
+watchdog = importlib.util.module_from_spec(SPEC)
+sys.modules["watchdog"] = watchdog  # dataclasses look their module up
+SPEC.loader.exec_module(watchdog)
+
+BUDGET = {"restarts": 3, "window": 7200, "pause": 30}
+
+
+def service(**known):
+    return watchdog.Service("vllm.service", silent_after=60, stalled_after=120, ready_within=1800, **known)
+
+
+def seen(**found):
+    return watchdog.Seen(**{"process": "one", "answers": True, "pending": 0.0, "progress": 100.0, **found})
+
+
+def faults(one, *looks):
+    """Return what is said at each look; a look is ``(time, Seen)``."""
+    return [one.fault(found, now) for now, found in looks]
+
+
+class TestFault:
+    def test_a_service_that_answers_is_well(self):
+        assert faults(service(), (0, seen()), (100, seen()), (10000, seen())) == [None, None, None]
+
+    def test_silence_is_a_fault_after_its_time(self):
+        silent = seen(answers=False, pending=None, progress=None)
+        said = faults(service(), (0, seen()), (59, silent), (60, silent))
+        assert said == [None, None, "its health route has not answered for 60 s"]
+
+    def test_pending_requests_without_a_token_are_a_fault_after_their_time(self):
+        stuck = seen(pending=3.0)
+        said = faults(service(), (0, seen()), (10, stuck), (119, stuck), (120, stuck))
+        assert said == [None, None, None, "3 requests are pending and no token was produced for 120 s"]
+
+    def test_a_server_that_is_too_busy_to_answer_but_produces_tokens_is_left_alone(self):
+        looks = [(now, seen(answers=False, pending=200.0, progress=float(now))) for now in range(10, 2000, 10)]
+        assert set(faults(service(), (0, seen()), *looks)) == {None}
+
+    def test_a_long_prefill_within_the_time_is_left_alone(self):
+        prefill = [(now, seen(pending=1.0)) for now in range(10, 120, 10)]
+        done = [(120, seen(pending=1.0, progress=101.0)), (230, seen(pending=1.0, progress=101.0))]
+        assert set(faults(service(), (0, seen()), *prefill, *done)) == {None}
+
+    def test_an_idle_server_produces_nothing_and_is_well(self):
+        assert set(faults(service(), *[(now, seen()) for now in range(0, 5000, 100)])) == {None}
+
+    def test_metrics_that_cannot_be_read_are_no_evidence(self):
+        blind = seen(pending=None, progress=None)
+        assert set(faults(service(), (0, seen(pending=2.0)), *[(now, blind) for now in range(10, 1000, 10)])) == {None}
+
+    def test_a_start_is_waited_for_and_one_without_end_is_a_fault(self):
+        loading = seen(answers=False, pending=None, progress=None)
+        said = faults(service(known=True), (0, loading), (1799, loading), (1800, loading))
+        assert said == [None, None, "it has not served since its start 1800 s ago"]
+
+    def test_where_nothing_has_ever_served_the_address_may_be_wrong(self):
+        loading = seen(answers=False, pending=None, progress=None)
+        assert set(faults(service(), (0, loading), (1800, loading), (90000, loading))) == {None}
+
+    def test_a_new_process_begins_with_a_clean_sheet(self):
+        loading = seen(process="two", answers=False, pending=None, progress=None)
+        assert faults(service(), (0, seen()), (55, seen(answers=False)), (300, loading)) == [None, None, None]
+
+    def test_a_unit_that_does_not_run_is_systemds(self):
+        assert set(faults(service(), (0, seen()), (500, seen(process=None)), (900, seen(process=None)))) == {None}
+
+    @pytest.mark.parametrize("why", ["its host is out of rotation", "a run of Ansible is at work on it"])
+    def test_what_others_work_on_is_not_touched_and_the_time_begins_after_it(self, why):
+        silent = seen(answers=False, pending=None, progress=None)
+        held = seen(answers=False, pending=None, progress=None, hands_off=why)
+        said = faults(service(), (0, seen()), (100, held), (150, silent), (161, silent))
+        assert said == [None, None, None, "its health route has not answered for 61 s"]
+
+
+class TestBudget:
+    def test_three_restarts_with_a_pause_between_them_and_then_no_more(self):
+        one = service()
+        allowed = []
+        for now in range(0, 300, 10):
+            if one.may_restart(now, **BUDGET):
+                one.attempts.append(now)
+                allowed.append(now)
+        assert allowed == [0, 30, 60]
+        assert one.given_up
+
+    def test_old_restarts_do_not_count(self):
+        one = service(attempts=[0, 100, 200])
+        assert one.may_restart(7250, **BUDGET)
+        assert one.attempts == [100, 200]
+
+    def test_given_up_stays_even_when_the_restarts_are_long_ago(self):
+        one = service(attempts=[0, 1, 2], given_up=True)
+        assert not one.may_restart(100000, **BUDGET)
+
+    def test_it_ends_when_the_service_serves_again(self):
+        one = service(process="one", ready=True, attempts=[1, 2, 3], given_up=True)
+        one.fault(seen(), 10)
+        assert not one.given_up
+        assert one.attempts == [1, 2, 3]
+
+    def test_a_person_who_restarts_it_gives_a_new_budget(self):
+        one = service(process="one", ready=True, attempts=[1, 2, 3], given_up=True)
+        faults(one, (10, seen(process=None)), (20, seen(process="two", answers=False)))
+        assert (one.attempts, one.given_up) == ([], False)
+
+    def test_a_restart_by_the_watchdog_or_by_systemd_does_not(self):
+        one = service(process="one", ready=True, attempts=[1, 2, 3], given_up=True)
+        one.begin("two", 10)  # what the watchdog started
+        one.fault(seen(process="two", answers=False), 20)
+        one.fault(seen(process="three", answers=False, by_systemd=True), 30)
+        assert (one.attempts, one.given_up) == ([1, 2, 3], True)
+
+
+class TestPage:
+    NAMES = ("vllm:a", "vllm:b")
+
+    @pytest.mark.parametrize(
+        ("page", "sum_"),
+        [
+            ('vllm:a{x="1"} 2.0\nvllm:b{x="1"} 3\n', 5),
+            ('vllm:a{x="} 9 {"} 2.0\n', 2),
+            ("vllm:a 2 1700000000\n", 2),
+            ("vllm:ab 7\n# HELP vllm:a 3\n", None),
+            ("vllm:a nonsense\n", None),
+            ("", None),
+        ],
+    )
+    def test_the_sum_of_the_named_series(self, page, sum_):
+        assert watchdog.total(page, self.NAMES) == sum_
+
+
+class TestEvidence:
+    def test_the_oldest_goes_first_and_the_newest_stays(self, tmp_path):
+        for name in ("20260101T000000Z-a", "20260102T000000Z-a", "20260103T000000Z-a"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "journal.txt").write_bytes(b"x" * (1 << 20))
+        watchdog.prune(tmp_path, 2)
+        assert sorted(path.name[:8] for path in tmp_path.iterdir()) == ["20260102", "20260103"]
+        watchdog.prune(tmp_path, 0)
+        assert [path.name[:8] for path in tmp_path.iterdir()] == ["20260103"]
+
+
+class TestHandsOff:
+    @pytest.fixture(autouse=True)
+    def places(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(watchdog, "STORE", tmp_path)
+        monkeypatch.setattr(watchdog, "LOCKS", tmp_path)
+        (tmp_path / "vllm").mkdir()
+
+    def test_a_service_that_nobody_works_on_may_be_touched(self):
+        assert watchdog.hands_off("vllm.service") is None
+
+    def test_a_run_of_ansible_holds_the_lock(self):
+        with watchdog.held("vllm") as free:
+            assert free
+            assert watchdog.hands_off("vllm.service") == "a run of Ansible is at work on it"
+        assert watchdog.hands_off("vllm.service") is None
+
+    def test_a_host_that_is_out_of_rotation(self, tmp_path):
+        (tmp_path / "vllm/state.json").write_text(json.dumps({"out": True}))
+        assert watchdog.hands_off("vllm.service") == "its host is out of rotation"
+        (tmp_path / "vllm/state.json").write_text("not JSON")
+        assert watchdog.hands_off("vllm.service") is None
+
+
+class TestMemory:
+    def test_a_warning_names_the_largest_processes(self):
+        assert watchdog.memory_warning(0, 0) is None
+        said = watchdog.memory_warning(1 << 40, 0)
+        assert f"less than {1 << 40}; the largest processes: " in said
+        assert said.count("(pid ") == watchdog.PROCESSES
