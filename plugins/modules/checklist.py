@@ -48,12 +48,12 @@ rows:
   sample: [{what: node_exporter answers, measured: "1 series asked for, all there", ok: true, cure: ""}]
 """
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.checklist import KINDS, run
+from ansible.module_utils.host_module import HostModule
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = HostModule(
         argument_spec={
             "checks": {
                 "type": "list",
