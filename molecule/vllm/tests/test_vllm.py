@@ -78,9 +78,8 @@ def test_what_cannot_work_is_refused_before_the_service_is_touched(host, converg
 def test_files_that_the_engine_cannot_read_are_refused_before_it_is_touched(host, converge):
     """Root, who converges, reads them; tensors are often saved with mode 0600."""
     before = pid(host)
-    host.check_output(
-        "cp -r /srv/models/adapters/checklist /srv/own && chmod -R a+rX /srv/own && chmod 600 /srv/own/adapter_model.safetensors"
-    )
+    host.check_output("cp -r /srv/models/adapters/checklist /srv/own && chmod -R a+rX /srv/own")
+    host.check_output("chmod 600 /srv/own/adapter_model.safetensors")
     outcome = converge({"vllm_lora_adapters": [{"name": "own", "source": "/srv/own"}]})
     assert outcome.code != 0
     assert "vllm cannot read /srv/own/adapter_model.safetensors: Permission denied" in outcome.message
