@@ -149,10 +149,14 @@ class Service:
 
     # -- from wanted to written -----------------------------------------------------------------------------------
 
-    def build(self, files: list[dict], links: list[dict], unit: dict, secret_files=(), inputs=None) -> dict:
+    def build(self, files: list[dict], links: list[dict], unit: dict, secret_files=(), inputs=None, groups=()) -> dict:
         """Return the release that the arguments describe."""
         sections = {key: dict(value or {}) for key, value in unit.items()}
         own = sections.setdefault("Service", {})
+        if own.get("Group"):
+            own["Group"] = unprivileged.group_of(own["Group"])
+        if groups:
+            own["SupplementaryGroups"] = " ".join(groups)
         given = own.get("EnvironmentFile") or []
         own["EnvironmentFile"] = [*(given if isinstance(given, list) else [given]), str(self.environment)]
         return {
@@ -351,8 +355,8 @@ class Service:
         try:
             done = subprocess.run(
                 [part.replace("%s", str(staged)) for part in argv],
-                capture_output=True, text=True, errors="replace", timeout=180, user=account, group=account,
-                extra_groups=[], cwd="/",
+                capture_output=True, text=True, errors="replace", timeout=180, cwd="/",
+                **unprivileged.identity(account),
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
             raise Refused(f"{self.name}: {argv[0]} could not check {file['path']}: {error}") from None
@@ -646,6 +650,9 @@ class Service:
         data = any(entry["keep"] for entry in left)
         # Data without an owner would fall to the next user who gets the number.
         if created["user"] in accounts() and not data:
+            if created.get("group", created["user"]) != created["user"]:
+                # userdel takes a user's own group of the same name with it, and this one was there before.
+                systemd_unit.run("usermod", "--gid", "nogroup", created["user"], check=False)
             systemd_unit.run("userdel", created["user"], check=False)
         shutil.rmtree(self.store, ignore_errors=True)
         if data:
@@ -661,12 +668,33 @@ class Service:
     def missing_user(self, user: str | None) -> bool:
         return bool(user) and user not in accounts()
 
+    def check_accounts(self, entries: list[dict], user: str | None, groups: list[str]) -> None:
+        """Raise `Refused` where the host lacks an owner or a group of ``entries``, or one of ``groups`` to join.
+
+        ``user`` and the group of his name are made where they are missing.
+        """
+        for entry in entries:
+            told = f"on this host, to which {entry['path']} is to belong; create it or name another"
+            if entry["owner"] not in (user, "root") and entry["owner"] not in accounts():
+                raise Refused(f"{self.name}: there is no user {entry['owner']} {told}")
+            if entry["group"] not in (user, "root") and not has_group(entry["group"]):
+                raise Refused(f"{self.name}: there is no group {entry['group']} {told}")
+        missing = [name for name in groups if not has_group(name)]
+        if missing:
+            variable = f"{self.name.replace('-', '_')}_groups"
+            raise Refused(
+                f"{self.name}: there is no group {', '.join(missing)} on this host for the service to join; "
+                f"create it, or take it out of {variable}"
+            )
+
     def add_user(self, user: str, home: str) -> None:
+        """Make the service's user, in the group of his name; one that is there already is not ours to take away."""
+        there = has_group(user)
+        own = ["--gid", user] if there else ["--user-group"]
         systemd_unit.run(
-            "useradd", "--system", "--user-group", "--no-create-home", "--home-dir", home,
-            "--shell", "/usr/sbin/nologin", user,
-        )  # fmt: skip
-        self.note(created={**self.state()["created"], "user": user})
+            "useradd", "--system", *own, "--no-create-home", "--home-dir", home, "--shell", "/usr/sbin/nologin", user
+        )
+        self.note(created={**self.state()["created"], "user": user, "group": None if there else user})
 
     def wrong_directories(self, directories: list[dict]) -> list[dict]:
         return [
@@ -726,8 +754,25 @@ def environment_of(release: dict) -> str:
     return f"{systemd_unit.RELEASE_VARIABLE}={digest(release)}\n"
 
 
-def accounts() -> set[str]:
-    return {entry.pw_name for entry in pwd.getpwall()}
+class Accounts:
+    """The users that the host knows, by whatever tells it of them: a directory does not list all of its own."""
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            return bool(name) and bool(pwd.getpwnam(str(name)))
+        except KeyError:
+            return False
+
+
+def accounts() -> Accounts:
+    return Accounts()
+
+
+def has_group(name: str) -> bool:
+    try:
+        return bool(grp.getgrnam(name))
+    except KeyError:
+        return False
 
 
 def attributes(path: Path) -> tuple[str, str, str] | None:

@@ -39,8 +39,17 @@ options:
     type: bool
     default: false
   user:
-    description: System user that is created for the service when it is missing.
+    description:
+      - System user that is created for the service when it is missing. One that is there is used as it is.
+      - As a group, wherever one is named, a user stands for his own group, whatever it is called.
     type: str
+  groups:
+    description:
+      - Groups that the process joins besides its user's own; the role's variable C(<name>_groups) names them. One that
+        the host does not have is refused.
+    type: list
+    elements: str
+    default: []
   home:
     description: Home directory named in the user's entry; it is not created.
     type: path
@@ -220,6 +229,7 @@ from ansible.module_utils.host_module import HostModule
 from ansible.module_utils.probes import first_failure
 from ansible.module_utils.service_release import Refused, Service, digest, digest_before
 from ansible.module_utils.systemd_unit import SystemdError
+from ansible.module_utils.unprivileged import group_of
 
 
 def file_options(mode: str, secret: bool) -> dict:
@@ -284,6 +294,7 @@ ARGUMENTS = {
     "release": {"type": "str"},
     "purge": {"type": "bool", "default": False},
     "user": {"type": "str"},
+    "groups": {"type": "list", "elements": "str", "default": []},
     "home": {"type": "path", "default": "/nonexistent"},
     "directories": listed(
         {
@@ -318,7 +329,18 @@ ARGUMENTS = {
 
 
 def wanted_release(service: Service, wanted: dict) -> dict:
-    return service.build(wanted["files"], wanted["links"], wanted["unit"], wanted["secrets"], wanted["inputs"])
+    return service.build(
+        wanted["files"], wanted["links"], wanted["unit"], wanted["secrets"], wanted["inputs"], wanted.get("groups") or ()
+    )
+
+
+def settle_groups(service: Service, wanted: dict) -> None:
+    """Check the users and groups, and put a user's own group where one of them is named as a group."""
+    entries = [*wanted["directories"], *wanted["files"], *wanted["secrets"]]
+    for entry in entries:
+        entry["group"] = group_of(entry["group"])
+    if wanted["state"] in ("prepared", "present") and wanted["phase"] in ("apply", "ahead"):
+        service.check_accounts(entries, wanted["user"], wanted["groups"])
 
 
 def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
@@ -397,6 +419,7 @@ def main() -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", wanted["name"]):
         module.fail_json(msg=f"name is {wanted['name']!r}; it must be a service's, such as vllm or ai-server")
     try:
+        settle_groups(service, wanted)
         if wanted["state"] == "previous" and wanted["phase"] == "apply":
             service.earlier(wanted["release"])  # before a lock is left for a service that there is not
         if module.check_mode:

@@ -286,3 +286,27 @@ def test_removal_leaves_the_host_as_it_was(host, converge):
     assert converge({"node_exporter_state": "absent"}).code == 0
     assert everything() == bare
     assert converge().code == 0
+
+
+@pytest.mark.parametrize(
+    "before, group",
+    [
+        ("groupadd --system node_exporter", "node_exporter"),
+        ("useradd --system --gid nogroup --shell /bin/bash --home-dir /srv node_exporter", "nogroup"),
+    ],
+    ids=["group-without-user", "user-in-another-group"],
+)
+def test_an_account_that_is_half_there_is_used_and_what_was_there_stays(host, converge, before, group):
+    assert converge({"node_exporter_state": "absent"}).code == 0
+    made = before.split()[0].removesuffix("add")
+    host.run_test(before)
+    try:
+        assert converge().code == 0
+        assert host.process.get(comm="node_exporter").group == group
+        assert converge().changed == []
+        assert converge({"node_exporter_state": "absent"}).code == 0
+        assert host.group("node_exporter").exists == (made == "group")
+        assert host.user("node_exporter").exists == (made == "user")
+    finally:
+        host.run("userdel node_exporter; groupdel node_exporter")
+        assert converge().code == 0
