@@ -12,7 +12,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from . import nvidia_driver, nvidia_smi, probes, systemd_unit
+from . import nvidia_driver, nvidia_smi, probes, service_release, systemd_unit
 
 LATELY = 10  # minutes
 CRASHES = 3
@@ -69,7 +69,7 @@ def metric(url: str, series: list[str], timeout: float = 5) -> tuple[str, bool]:
 
 
 def unit(name: str) -> tuple[str, bool]:
-    """The unit runs, is enabled and does not die again and again.
+    """The unit runs, is enabled, is what was written, and does not die again and again.
 
     A service that died and has served since is what systemd's Restart is for; one that dies CRASHES times within
     LATELY minutes is in a loop, even if it happens to run at this moment.
@@ -79,7 +79,26 @@ def unit(name: str) -> tuple[str, bool]:
     restarts = int(live.get("NRestarts") or 0)
     lately = min(restarts, systemd_unit.restarts(name, LATELY)) if restarts else 0
     measured = f"{state}, {enabled}, {restarts} restarts" + f", {lately} in {LATELY} min" * bool(restarts)
-    return measured, state == "active" and enabled == "enabled" and lately < CRASHES
+    faults = unit_faults(name, live)
+    good = state == "active" and enabled == "enabled" and lately < CRASHES and not faults
+    return "; ".join([measured, *faults]), good
+
+
+def unit_faults(name: str, live: dict) -> list[str]:
+    """Say where systemd's unit, or the file of one that was written here, is another than what was written."""
+    faults = []
+    if live.get("NeedDaemonReload") == "yes":
+        faults.append("systemd has not read its files since they changed")
+    service = service_release.Service(name.removesuffix(".service"))
+    release = service.release(service.state()["current"])
+    if not release:
+        return [*faults, *(["it is masked"] if live.get("LoadState") == "masked" else [])]
+    faults += service.altered(release)[0]
+    if not service.unit_path.is_file() or service.unit_path.read_text(errors="replace") != release["unit"]:
+        faults.append(f"{service.unit_path} is not what was written")
+    if live.get("FragmentPath") not in (str(service.unit_path), ""):
+        faults.append(f"systemd has it from {live.get('FragmentPath')}")
+    return faults
 
 
 def pushes(url: str, watched: float = 3, timeout: float = 5) -> tuple[str, bool]:

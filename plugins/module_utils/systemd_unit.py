@@ -59,6 +59,10 @@ DEFAULTS = {
 
 RELEASE_VARIABLE = "SERVICE_RELEASE"
 
+# What a service without such a directive of its own still must not get from elsewhere.
+DECISIVE = re.compile(r"Exec\w+|\w*Environment\w*|User|Group|SupplementaryGroups|DynamicUser|Root\w+|Bind\w+")
+SWITCHES = {"true": "yes", "on": "yes", "1": "yes", "false": "no", "off": "no", "0": "no"}
+
 # SD_MESSAGE_UNIT_RESTART_SCHEDULED of sd-messages.h: systemd starts a unit again because its process left.
 RESTART_SCHEDULED = "5eb03494b6584870a536b337290809b3"
 
@@ -118,9 +122,67 @@ def run(*argv: str, check: bool = True, timeout: float = 120) -> subprocess.Comp
 def show(unit: str) -> dict:
     """Return the state of ``unit``: strings by property, as ``systemctl show`` names them."""
     names = "LoadState,ActiveState,SubState,MainPID,NRestarts,UnitFileState,Result,ExecMainStatus"
-    names += ",ExecMainStartTimestampMonotonic"
+    names += ",ExecMainStartTimestampMonotonic,FragmentPath,DropInPaths,NeedDaemonReload"
     out = run("systemctl", "show", unit, "--property", names, check=False).stdout
     return dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+
+
+def drop_ins(unit: str) -> list[Path]:
+    """Return the files that systemd reads after the one of ``unit`` itself, in its order.
+
+    They are those on the disk: of a unit that is not there yet systemd names none. Source: systemd.unit(5); a file
+    hides one of its name in a later place, and a link to /dev/null is none.
+    """
+    kind = unit.rpartition(".")[2]
+    stem = unit.removesuffix(f".{kind}")
+    prefixes = [stem[: at.end()] for at in re.finditer("-", stem)]
+    names = [unit, *(f"{prefix}.{kind}" for prefix in reversed(prefixes)), kind]
+    places, found = unit_places(), {}
+    for folder in [Path(place) / f"{name}.d" for name in names for place in places]:
+        for file in sorted(folder.glob("*.conf")):
+            found.setdefault(file.name, file)
+    return [file for _, file in sorted(found.items()) if file.is_file()]
+
+
+def unit_places() -> list[str]:
+    """Return the directories of units, the one that counts most first."""
+    return run("systemctl", "show", "--property", "UnitPath", "--value", check=False).stdout.split()
+
+
+def directives(text: str) -> dict[tuple[str, str], list[str]]:
+    """Return what a unit or a drop-in assigns: its values, in order, by section and directive."""
+    found: dict[tuple[str, str], list[str]] = {}
+    section = ""
+    for line in re.sub(r"\\\n", " ", text).splitlines():
+        line = line.strip()
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif "=" in line and not line.startswith(("#", ";")):
+            name, _, value = line.partition("=")
+            found.setdefault((section, name.strip()), []).append(value.strip())
+    return found
+
+
+def changed_directives(text: str, more: str) -> list[str]:
+    """Return the directives by which the drop-in ``more`` makes another process out of that of the unit ``text``.
+
+    These are the ones that ``text`` has too, with another value in effect, and those that decide which program runs as
+    whom on what. Limits and the order of units are none.
+    """
+    own, changed = directives(text), []
+    for (section, name), values in directives(more).items():
+        before = _in_effect(own.get((section, name), []))
+        after = _in_effect([*own.get((section, name), []), *values])
+        same = after == before or (set(after) == set(before) and after[-1:] == before[-1:])
+        if section == "Service" and not same and ((section, name) in own or DECISIVE.fullmatch(name)):
+            changed.append(name)
+    return changed
+
+
+def _in_effect(values: list[str]) -> list[str]:
+    """Return the values after the last empty one, which takes back what stood before."""
+    values = [SWITCHES.get(value.lower(), value) for value in values]
+    return values[len(values) - values[::-1].index("") :] if "" in values else values
 
 
 def running_release(pid: int) -> str | None:

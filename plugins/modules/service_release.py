@@ -12,6 +12,8 @@ description:
     interrupted run is healed by the next one.
   - No stored release has a secret. Whoever goes back, by himself or because a start failed, gets the release of before
     with the secrets of today.
+  - What others make of the unit is looked at too. A mask, a link or a drop-in that changes what the unit says is
+    refused; one that only adds, such as a limit, is a warning.
   - Waits until the probes answer. When they do not, the last verified release is put back and started, and the task
     fails with the cause taken from the journal.
   - "Source of the unit's defaults: systemd.exec(5)."
@@ -330,7 +332,12 @@ ARGUMENTS = {
 
 def wanted_release(service: Service, wanted: dict) -> dict:
     return service.build(
-        wanted["files"], wanted["links"], wanted["unit"], wanted["secrets"], wanted["inputs"], wanted.get("groups") or ()
+        wanted["files"],
+        wanted["links"],
+        wanted["unit"],
+        wanted["secrets"],
+        wanted["inputs"],
+        wanted.get("groups") or (),
     )
 
 
@@ -348,14 +355,17 @@ def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
     files = [*wanted["files"], *wanted["secrets"]]
     release = wanted_release(service, wanted)
     name = digest(release)
+    besides = service.check_unit(release, check_mode)
+    reread = not check_mode and service.reread()
     new_user = service.missing_user(wanted["user"])
     directories = service.wrong_directories(wanted["directories"])
     differences = service.differences(release)
     restart = service.restart_reason(release, differences, digest_before(files, release))
     result = {
-        "changed": bool(new_user or directories or differences or restart or service.leftovers([release])),
+        "changed": bool(reread or new_user or directories or differences or restart or service.leftovers([release])),
         "release": name,
         "restarted": restart,
+        "besides": besides,
         "diff": [shown(difference) for difference in differences],
     }
     if differences or restart:
@@ -429,6 +439,8 @@ def main() -> None:
                 result = act(service, wanted)
     except (Refused, SystemdError, OSError) as error:
         module.fail_json(msg=str(error))
+    for addition in result.pop("besides", []):
+        module.warn(f"{service.name}: {addition}; it is left as it is")
     module.exit_json(**result)
 
 
@@ -474,6 +486,7 @@ def act(service: Service, wanted: dict) -> dict:
         return {"changed": bool(new_user or directories)}
     if wanted["state"] == "previous":
         way = way_back(service, service.earlier(wanted["release"]))
+        service.check_unit(service.release(way["release"]), check_mode=False)
         return {
             **way,
             "release": service.back(way["release"]),

@@ -310,3 +310,71 @@ def test_an_account_that_is_half_there_is_used_and_what_was_there_stays(host, co
     finally:
         host.run("userdel node_exporter; groupdel node_exporter")
         assert converge().code == 0
+
+
+OVERRIDE = "/etc/systemd/system/node_exporter.service.d/override.conf"
+
+
+@pytest.fixture
+def drop_in(host):
+    """Lay a drop-in beside the unit and start the service on it; it is gone after the test."""
+
+    def lay(path, text):
+        program = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.parent.mkdir(exist_ok=True)"
+        host.run_test("python3 -c %s %s %s", f"{program}; p.write_text(sys.argv[2])", path, text)
+        laid.append(path)
+        host.run_test("systemctl daemon-reload")
+        host.run_test("systemctl restart node_exporter")
+
+    laid = []
+    yield lay
+    for path in laid:
+        host.run_test("rm -f %s", path)
+    host.run_test("systemctl daemon-reload")
+
+
+def red(converge):
+    return converge({}, playbook="../../playbooks/verify.yml")
+
+
+@pytest.mark.parametrize("path", [OVERRIDE, "/run/systemd/system/service.d/all.conf"], ids=["own", "of-all-services"])
+def test_a_drop_in_with_a_command_of_its_own_is_told_and_mended_once_it_is_gone(host, converge, drop_in, path):
+    command = "/opt/node_exporter/current/node_exporter"
+    lines = f"[Service]\nExecStart=\nExecStart={command} --web.listen-address=:9100\n"
+    if path != OVERRIDE:  # it is read by other services too
+        lines = "[Service]\nEnvironment=GOMAXPROCS=1\n"
+    drop_in(path, lines)
+    before = running_since(host)
+    outcome = converge()
+    assert outcome.code != 0
+    assert f"{path} changes {'ExecStart' if path == OVERRIDE else 'Environment'}" in outcome.message
+    assert running_since(host) == before
+    measured = red(converge)
+    assert measured.code != 0 and path in measured.message
+    host.run_test("rm %s", path)
+    outcome = converge()
+    assert (outcome.code, outcome.changed) == (0, ["node_exporter : Run node_exporter"]), outcome.message
+    assert listening(host) == {"127.0.0.1:9100"}
+    assert converge().changed == []
+    assert red(converge).code == 0
+
+
+def test_a_limit_that_somebody_added_is_a_warning(host, converge, drop_in):
+    drop_in(OVERRIDE, "[Service]\nMemoryMax=512M\n")
+    outcome = converge()
+    assert (outcome.code, outcome.changed) == (0, [])
+    assert OVERRIDE in outcome.text
+    assert red(converge).code == 0
+
+
+def test_a_masked_unit_is_refused_and_stays_masked(host, converge):
+    unit = "/etc/systemd/system/node_exporter.service"
+    host.run_test("mv %s /srv/unit && systemctl mask node_exporter", unit)
+    try:
+        outcome = converge()
+        assert outcome.code != 0
+        assert f"{unit} masks the unit" in outcome.message and "systemctl unmask" in outcome.message
+        assert host.file(unit).linked_to == "/dev/null"
+    finally:
+        host.run_test("systemctl unmask node_exporter && mv /srv/unit %s && systemctl daemon-reload", unit)
+    assert converge().code == 0
