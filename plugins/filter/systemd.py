@@ -57,6 +57,24 @@ def host_port(address: str, port: int | str) -> str:
     return f"[{address}]:{port}" if ":" in str(address) else f"{address}:{port}"
 
 
+def peers(address: str, clients: list | None = None) -> list:
+    """Return with whom a service that listens on ``address`` may exchange packets; [] where that is anyone.
+
+    One on loopback talks with this machine alone; one that is opened talks with its ``clients`` too, where any are
+    declared, and with this machine by the address that it is reached by.
+    """
+    if address == "localhost" or ipaddress.ip_address(address).is_loopback:
+        return ["localhost"]
+    own = [] if ipaddress.ip_address(address).is_unspecified else [address]
+    return ["localhost", *own, *clients] if clients else []
+
+
 class FilterModule:
     def filters(self):
-        return {"exec_line": exec_line, "flags": flags, "host_port": host_port, "listen_address": listen_address}
+        return {
+            "exec_line": exec_line,
+            "flags": flags,
+            "host_port": host_port,
+            "listen_address": listen_address,
+            "peers": peers,
+        }

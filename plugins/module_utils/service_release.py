@@ -151,7 +151,9 @@ class Service:
 
     # -- from wanted to written -----------------------------------------------------------------------------------
 
-    def build(self, files: list[dict], links: list[dict], unit: dict, secret_files=(), inputs=None, groups=()) -> dict:
+    def build(
+        self, files: list[dict], links: list[dict], unit: dict, secret_files=(), inputs=None, groups=(), peers=()
+    ) -> dict:
         """Return the release that the arguments describe."""
         sections = {key: dict(value or {}) for key, value in unit.items()}
         own = sections.setdefault("Service", {})
@@ -159,6 +161,9 @@ class Service:
             own["Group"] = unprivileged.group_of(own["Group"])
         if groups:
             own["SupplementaryGroups"] = " ".join(groups)
+        if peers:
+            # Accounting shows whether systemd can filter here at all; see `systemd_unit.address_filter`.
+            own |= {"IPAccounting": "yes", "IPAddressDeny": "any", "IPAddressAllow": " ".join(peers)}
         given = own.get("EnvironmentFile") or []
         own["EnvironmentFile"] = [*(given if isinstance(given, list) else [given]), str(self.environment)]
         return {

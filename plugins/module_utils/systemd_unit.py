@@ -5,10 +5,12 @@ Plain Python on top of ``systemctl``, ``journalctl`` and ``/proc``; no Ansible i
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -238,25 +240,86 @@ def verify(unit: str, text: str, directory: Path) -> str | None:
 
 def port_holder(port: int, own_unit: str) -> str | None:
     """Say which process outside ``own_unit`` listens on TCP ``port``, or None when it is free for the unit."""
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+    inodes = {each["inode"] for each in _bound("self") if each["protocol"] == "tcp" and each["port"] == port}
+    for process in _processes() if inodes else []:
         try:
-            rows = Path(table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for row in rows:
-            field = row.split()
-            if field[3] == "0A" and int(field[1].rsplit(":", 1)[1], 16) == port:
-                inodes.add(f"socket:[{field[9]}]")
-    if not inodes:
-        return None
-    for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
-            continue
-        try:
-            held = any(str(descriptor.readlink()) in inodes for descriptor in (process / "fd").iterdir())
-            if held and f"/{own_unit}" not in (process / "cgroup").read_text():
+            if _sockets_of(process) & inodes and not _is_of(process, own_unit):
                 return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
         except OSError:
             continue
     return None
+
+
+def listening(unit: str) -> list[dict]:
+    """Return where the processes of ``unit`` wait for others: protocol, address and port, each once and sorted."""
+    found = set()
+    for process in _processes():
+        try:
+            held = _sockets_of(process) if _is_of(process, unit) else set()
+            # A unit may have a network of its own.
+            own = [each for each in _bound(process.name) if each["inode"] in held] if held else []
+        except OSError:
+            continue
+        found |= {(each["protocol"], each["address"], each["port"]) for each in own}
+    return [dict(zip(("protocol", "address", "port"), each, strict=True)) for each in sorted(found, key=str)]
+
+
+def address_filter(unit: str) -> dict:
+    """Return what systemd lets through to ``unit``: ``allowed`` networks, None for all, and whether it is ``in_force``.
+
+    Where the kernel or a container cannot filter, systemd goes on without and counts no bytes either.
+    """
+    names = "IPAddressAllow,IPAddressDeny,IPIngressBytes"
+    out = run("systemctl", "show", unit, "--property", names, check=False).stdout
+    told = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+    closed = {"0.0.0.0/0", "::/0"} <= set(told.get("IPAddressDeny", "").split())
+    allowed = told.get("IPAddressAllow", "").split() if closed else None
+    return {"allowed": allowed, "in_force": told.get("IPIngressBytes", "").isdigit()}
+
+
+def _processes() -> list[Path]:
+    return [path for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _is_of(process: Path, unit: str) -> bool:
+    return any(f"/{unit}/" in f"{line}/" for line in (process / "cgroup").read_text().split())
+
+
+def _sockets_of(process: Path) -> set[str]:
+    links = set()
+    for descriptor in (process / "fd").iterdir():
+        try:
+            links.add(str(descriptor.readlink()))
+        except OSError:  # closed meanwhile
+            continue
+    return links
+
+
+def _bound(pid: str) -> list[dict]:
+    """Return the sockets of the network of process ``pid`` that wait for a peer: TCP that listens, UDP without one."""
+    found = []
+    for protocol, state in (("tcp", "0A"), ("udp", "07")):
+        for table in (protocol, f"{protocol}6"):
+            try:
+                rows = Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
+            except OSError:
+                continue
+            for field in (row.split() for row in rows):
+                if field[3] == state:
+                    address, port = field[1].split(":")
+                    found.append(
+                        {
+                            "protocol": protocol,
+                            "address": _address(address),
+                            "port": int(port, 16),
+                            "inode": f"socket:[{field[9]}]",
+                        }
+                    )
+    return found
+
+
+def _address(text: str) -> str:
+    """Return an address of /proc/net, which has words of four bytes in the machine's own order."""
+    words = [int(text[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(text), 8)]
+    address = ipaddress.ip_address(b"".join(words))
+    return str(getattr(address, "ipv4_mapped", None) or address)

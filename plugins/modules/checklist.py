@@ -22,7 +22,7 @@ options:
         description: Function of module_utils/checklist.py.
         type: str
         required: true
-        choices: [http, models, completion, chat, metric, unit, pushes, loki, gpu, driver, device_nodes, swap]
+        choices: [http, models, completion, chat, metric, unit, sockets, pushes, loki, gpu, driver, device_nodes, swap]
       options: {description: Options of the kind., type: dict, required: true}
       bearer: {description: Key for requests of this check., type: str}
       cure: {description: What to do when the row is red., type: str, default: ""}

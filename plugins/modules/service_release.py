@@ -52,6 +52,14 @@ options:
     type: list
     elements: str
     default: []
+  peers:
+    description:
+      - Addresses, networks or C(localhost) with which alone the service may exchange packets; systemd drops all others,
+        whatever the process listens on. Without any there is no filter.
+      - "Source: systemd.resource-control(5), IPAddressAllow."
+    type: list
+    elements: str
+    default: []
   home:
     description: Home directory named in the user's entry; it is not created.
     type: path
@@ -297,6 +305,7 @@ ARGUMENTS = {
     "purge": {"type": "bool", "default": False},
     "user": {"type": "str"},
     "groups": {"type": "list", "elements": "str", "default": []},
+    "peers": {"type": "list", "elements": "str", "default": []},
     "home": {"type": "path", "default": "/nonexistent"},
     "directories": listed(
         {
@@ -338,6 +347,7 @@ def wanted_release(service: Service, wanted: dict) -> dict:
         wanted["secrets"],
         wanted["inputs"],
         wanted.get("groups") or (),
+        wanted.get("peers") or (),
     )
 
 

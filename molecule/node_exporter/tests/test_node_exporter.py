@@ -333,8 +333,8 @@ def drop_in(host):
     host.run_test("systemctl daemon-reload")
 
 
-def red(converge):
-    return converge({}, playbook="../../playbooks/verify.yml")
+def checklist(converge):
+    return converge(playbook="checklist.yml")
 
 
 @pytest.mark.parametrize("path", [OVERRIDE, "/run/systemd/system/service.d/all.conf"], ids=["own", "of-all-services"])
@@ -349,14 +349,14 @@ def test_a_drop_in_with_a_command_of_its_own_is_told_and_mended_once_it_is_gone(
     assert outcome.code != 0
     assert f"{path} changes {'ExecStart' if path == OVERRIDE else 'Environment'}" in outcome.message
     assert running_since(host) == before
-    measured = red(converge)
+    measured = checklist(converge)
     assert measured.code != 0 and path in measured.message
     host.run_test("rm %s", path)
     outcome = converge()
     assert (outcome.code, outcome.changed) == (0, ["node_exporter : Run node_exporter"]), outcome.message
     assert listening(host) == {"127.0.0.1:9100"}
     assert converge().changed == []
-    assert red(converge).code == 0
+    assert checklist(converge).code == 0
 
 
 def test_a_limit_that_somebody_added_is_a_warning(host, converge, drop_in):
@@ -364,7 +364,7 @@ def test_a_limit_that_somebody_added_is_a_warning(host, converge, drop_in):
     outcome = converge()
     assert (outcome.code, outcome.changed) == (0, [])
     assert OVERRIDE in outcome.text
-    assert red(converge).code == 0
+    assert checklist(converge).code == 0
 
 
 def test_a_masked_unit_is_refused_and_stays_masked(host, converge):
@@ -378,3 +378,29 @@ def test_a_masked_unit_is_refused_and_stays_masked(host, converge):
     finally:
         host.run_test("systemctl unmask node_exporter && mv /srv/unit %s && systemctl daemon-reload", unit)
     assert converge().code == 0
+
+
+def test_no_other_machine_reaches_what_its_processes_listen_on_besides(host, converge, stray, reached):
+    assert reached(stray(""))
+    port = stray("node_exporter")
+    assert f"0.0.0.0:{port}" in host.check_output("ss -ltn")
+    assert not reached(port)
+    assert not reached(9100)
+    measured = checklist(converge)
+    assert measured.code == 0, measured.message
+    assert "1 closed by the unit's filter" in measured.text
+    host.run_test("systemctl set-property --runtime node_exporter IPAddressDeny= IPAddressAllow=")
+    try:
+        assert reached(port)
+        measured = checklist(converge)
+        assert measured.code != 0
+        assert f"reachable from outside: tcp 0.0.0.0:{port}" in measured.message
+    finally:
+        host.run_test("rm -r /run/systemd/system.control/node_exporter.service.d && systemctl daemon-reload")
+
+
+def test_where_it_is_opened_its_port_alone_is_reached(host, converge, stray, reached):
+    assert converge({"node_exporter_listen_address": "eth0"}).code == 0
+    assert reached(9100)
+    assert converge().code == 0
+    assert not reached(9100)

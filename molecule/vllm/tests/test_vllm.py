@@ -146,3 +146,23 @@ def test_it_can_be_taken_away(host, converge):
     assert host.run("pgrep -u vllm").rc != 0
     assert converge({"vllm_state": "absent"}).changed == []
     assert converge({}).code == 0
+
+
+def test_no_other_machine_reaches_what_the_engine_listens_on(host, converge, stray, reached):
+    """Its libraries open ports of their own on every interface, without authentication."""
+    assert reached(stray(""))
+    stray("vllm")
+    program = (
+        "import subprocess, pathlib, re\n"
+        "for line in subprocess.check_output(['ss', '-Hltnp'], text=True).splitlines():\n"
+        "    pids = re.findall(r'pid=(\\d+)', line)\n"
+        "    if any('/vllm.service' in pathlib.Path(f'/proc/{pid}/cgroup').read_text() for pid in pids):\n"
+        "        print(line.split()[3])\n"
+    )
+    places = host.check_output("python3 -c %s", program).split()
+    outward = {int(place.rsplit(":", 1)[1]) for place in places if not place.startswith(("127.", "[::1]"))}
+    assert "127.0.0.1:8001" in places and outward
+    assert not [port for port in {8001, *outward} if reached(port)]
+    measured = converge(playbook="checklist.yml")
+    assert measured.code == 0, measured.message
+    assert "closed by the unit's filter" in measured.text
