@@ -30,6 +30,23 @@ def flags(arguments: dict) -> list[str]:
     return found
 
 
+def flag_clashes(wanted: dict) -> list[str]:
+    """Return one sentence for each flag that stands more than once in ``wanted``, names of flags by variable.
+
+    Programs take a flag once, on or off.
+    """
+    places: dict[str, list[str]] = {}
+    for variable, names in wanted.items():
+        for name in names:
+            places.setdefault(str(name).removeprefix("no-"), []).append(variable)
+    told = []
+    for name, variables in places.items():
+        if len(variables) > 1:
+            where = " and ".join(dict.fromkeys(variables))
+            told.append(f"{where}: {name} is named more than once; name it in one place, once.")
+    return told
+
+
 def _quoted(argument: str) -> str:
     argument = argument.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("%", "%%")
     argument = argument.replace("$", "$$")
@@ -73,6 +90,7 @@ class FilterModule:
     def filters(self):
         return {
             "exec_line": exec_line,
+            "flag_clashes": flag_clashes,
             "flags": flags,
             "host_port": host_port,
             "listen_address": listen_address,

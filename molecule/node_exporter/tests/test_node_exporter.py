@@ -96,11 +96,46 @@ def test_a_run_that_was_killed_before_the_start_is_healed_by_the_next(host, conv
     assert converge().code == 0
 
 
-def test_an_unknown_collector_gives_way_to_what_served(host, converge):
-    outcome = converge({"node_exporter_collectors_enabled": ["nonsense"]})
+@pytest.mark.parametrize(
+    "variables, sentence",
+    [
+        (
+            {"node_exporter_collectors_enabled": ["systemd", "nonsense"]},
+            "node_exporter_collectors_enabled: this version has no collector nonsense (--collector.nonsense); it has",
+        ),
+        (
+            {"node_exporter_collectors_disabled": ["netclss"]},
+            "node_exporter_collectors_disabled: this version has no collector netclss (--collector.netclss); did "
+            "you mean netclass?",
+        ),
+        (
+            {"node_exporter_collectors_disabled": ["systemd"]},
+            "node_exporter_collectors_enabled and node_exporter_collectors_disabled: collector.systemd is named",
+        ),
+        (
+            {"node_exporter_arguments": {"web.max-request": 1}},
+            "node_exporter_arguments: this version has no flag --web.max",
+        ),
+        ({"node_exporter_arguments": {"collector.cpu": 3}}, "error: unexpected 3"),
+    ],
+    ids=["unknown", "mistyped", "on-and-off", "argument", "value"],
+)
+def test_flags_that_the_program_does_not_take_are_refused_by_name_before_it_is_touched(
+    host, converge, variables, sentence
+):
+    before = running_since(host)
+    outcome = converge(variables)
     assert outcome.code != 0
-    assert "--collector.nonsense" in outcome.message
-    assert "node_exporter_collectors_enabled" in outcome.message
+    assert sentence in outcome.message, outcome.message
+    assert running_since(host) == before
+    assert converge().changed == []
+
+
+def test_a_value_that_shows_only_at_the_start_gives_way_to_what_served(host, converge):
+    outcome = converge({"node_exporter_arguments": {"web.max-requests": "many"}})
+    assert outcome.code != 0
+    assert 'parsing "many": invalid syntax' in outcome.message
+    assert "Correct node_exporter_arguments" in outcome.message
     assert "serves again" in outcome.message
     assert "node_systemd_unit_state" in page(host)
     assert converge().changed == []
