@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -173,3 +174,48 @@ def away(host) -> Iterator[Callable[[str], None]]:
     yield take
     for path in taken:
         host.check_output("mv %s.away %s", path, path)
+
+
+STRAY = """
+import http.server, os, pathlib, sys
+control_group, port = sys.argv[1], int(sys.argv[2])
+if control_group:
+    root = pathlib.Path("/sys/fs/cgroup")
+    root = root / "unified" if (root / "unified").is_dir() else root
+    (root / control_group.lstrip("/") / "cgroup.procs").write_text(str(os.getpid()))
+server = http.server.HTTPServer(("0.0.0.0", port), http.server.SimpleHTTPRequestHandler)
+pathlib.Path(f"/run/stray-{port}").write_text(str(os.getpid()))
+server.serve_forever()
+"""
+
+
+@pytest.fixture
+def stray(host) -> Iterator[Callable[[str], int]]:
+    """Have a process of a unit (of none when it is empty) listen on every address; returns the port."""
+    ports: list[int] = []
+
+    def listen(unit: str) -> int:
+        port = 9770 + len(ports)
+        group = host.check_output("systemctl show --property ControlGroup --value %s", unit) if unit else ""
+        host.check_output("systemd-run --unit stray-%s python3 -c %s %s %s", port, STRAY, group, port)
+        ports.append(port)
+        host.run_test("for _ in 1 2 3 4 5 6 7 8 9; do test -s /run/stray-%s && exit; sleep 0.3; done; exit 1", port)
+        return port
+
+    yield listen
+    for port in ports:
+        host.run("kill -KILL $(cat /run/stray-%s); rm /run/stray-%s; systemctl stop stray-%s", port, port, port)
+
+
+@pytest.fixture(scope="session")
+def reached(inventory: dict[str, Any]) -> Callable[[int], bool]:
+    """Say whether another machine, which the controller is, gets a connection to a TCP port of this one."""
+
+    def connects(port: int) -> bool:
+        try:
+            with socket.create_connection((inventory["ansible_host"], port), timeout=2):
+                return True
+        except OSError:
+            return False
+
+    return connects

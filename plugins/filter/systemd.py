@@ -30,6 +30,23 @@ def flags(arguments: dict) -> list[str]:
     return found
 
 
+def flag_clashes(wanted: dict) -> list[str]:
+    """Return one sentence for each flag that stands more than once in ``wanted``, names of flags by variable.
+
+    Programs take a flag once, on or off.
+    """
+    places: dict[str, list[str]] = {}
+    for variable, names in wanted.items():
+        for name in names:
+            places.setdefault(str(name).removeprefix("no-"), []).append(variable)
+    told = []
+    for name, variables in places.items():
+        if len(variables) > 1:
+            where = " and ".join(dict.fromkeys(variables))
+            told.append(f"{where}: {name} is named more than once; name it in one place, once.")
+    return told
+
+
 def _quoted(argument: str) -> str:
     argument = argument.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("%", "%%")
     argument = argument.replace("$", "$$")
@@ -57,6 +74,25 @@ def host_port(address: str, port: int | str) -> str:
     return f"[{address}]:{port}" if ":" in str(address) else f"{address}:{port}"
 
 
+def peers(address: str, clients: list | None = None) -> list:
+    """Return with whom a service that listens on ``address`` may exchange packets; [] where that is anyone.
+
+    One on loopback talks with this machine alone; one that is opened talks with its ``clients`` too, where any are
+    declared, and with this machine by the address that it is reached by.
+    """
+    if address == "localhost" or ipaddress.ip_address(address).is_loopback:
+        return ["localhost"]
+    own = [] if ipaddress.ip_address(address).is_unspecified else [address]
+    return ["localhost", *own, *clients] if clients else []
+
+
 class FilterModule:
     def filters(self):
-        return {"exec_line": exec_line, "flags": flags, "host_port": host_port, "listen_address": listen_address}
+        return {
+            "exec_line": exec_line,
+            "flag_clashes": flag_clashes,
+            "flags": flags,
+            "host_port": host_port,
+            "listen_address": listen_address,
+            "peers": peers,
+        }

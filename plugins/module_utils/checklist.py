@@ -6,18 +6,21 @@ at all is a row that says why, never an exception.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
+import socket
 import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from . import nvidia_driver, nvidia_smi, probes, systemd_unit
+from . import nvidia_driver, nvidia_smi, probes, service_release, systemd_unit
 
 LATELY = 10  # minutes
 CRASHES = 3
 LATE = 30  # seconds that a look of the watchdog may take
+LISTED = 4  # sockets named in a row
 
 
 def http(url: str, status: int = 200, bearer: str | None = None, timeout: float = 5) -> tuple[str, bool]:
@@ -71,7 +74,7 @@ def metric(url: str, series: list[str], timeout: float = 5) -> tuple[str, bool]:
 
 
 def unit(name: str) -> tuple[str, bool]:
-    """The unit runs, is enabled and does not die again and again.
+    """The unit runs, is enabled, is what was written, and does not die again and again.
 
     A service that died and has served since is what systemd's Restart is for; one that dies CRASHES times within
     LATELY minutes is in a loop, even if it happens to run at this moment.
@@ -81,7 +84,90 @@ def unit(name: str) -> tuple[str, bool]:
     restarts = int(live.get("NRestarts") or 0)
     lately = min(restarts, systemd_unit.restarts(name, LATELY)) if restarts else 0
     measured = f"{state}, {enabled}, {restarts} restarts" + f", {lately} in {LATELY} min" * bool(restarts)
-    return measured, state == "active" and enabled == "enabled" and lately < CRASHES
+    faults = unit_faults(name, live)
+    good = state == "active" and enabled == "enabled" and lately < CRASHES and not faults
+    return "; ".join([measured, *faults]), good
+
+
+def unit_faults(name: str, live: dict) -> list[str]:
+    """Say where systemd's unit, or the file of one that was written here, is another than what was written."""
+    faults = []
+    if live.get("NeedDaemonReload") == "yes":
+        faults.append("systemd has not read its files since they changed")
+    service = service_release.Service(name.removesuffix(".service"))
+    release = service.release(service.state()["current"])
+    if not release:
+        return [*faults, *(["it is masked"] if live.get("LoadState") == "masked" else [])]
+    faults += service.altered(release)[0]
+    if not service.unit_path.is_file() or service.unit_path.read_text(errors="replace") != release["unit"]:
+        faults.append(f"{service.unit_path} is not what was written")
+    if live.get("FragmentPath") not in (str(service.unit_path), ""):
+        faults.append(f"systemd has it from {live.get('FragmentPath')}")
+    return faults
+
+
+def sockets(name: str, declared: list[str]) -> tuple[str, bool | None]:
+    """The unit can be reached from another machine at nothing but the ``declared`` addresses, such as 10.0.0.4:9100.
+
+    What listens on the machine's outer address besides must be closed by the unit's filter; None where there is one
+    and systemd cannot put it into force.
+    """
+    seen = systemd_unit.listening(name)
+    own = [_socket(each) for each in declared]
+    stray = [each for each in seen if not _loopback(each["address"]) and not any(_covers(one, each) for one in own)]
+    filtered = systemd_unit.address_filter(name)
+    closed = filtered["in_force"] and filtered["allowed"] is not None and all(map(_loopback, filtered["allowed"]))
+    reachable = [each for each in stray if not closed or _answers(each)]
+    powerless = filtered["allowed"] is not None and not filtered["in_force"]
+    told = [f"{len(seen)} sockets" if len(seen) != 1 else "1 socket"]
+    if stray and not reachable:
+        told.append(f"{len(stray)} closed by the unit's filter")
+    if powerless:
+        told.append("systemd cannot filter addresses on this machine (no BPF for control groups)")
+    if reachable:
+        places = [f"{each['protocol']} {_place(each)}" for each in reachable]
+        told.append(f"reachable from outside: {', '.join(places[:LISTED])}" + ", …" * (len(places) > LISTED))
+    return "; ".join(told), False if reachable else None if powerless else True
+
+
+def _socket(text: str) -> dict:
+    address, _, port = text.rpartition(":")
+    return {"address": {"localhost": "127.0.0.1"}.get(address, address.strip("[]")), "port": int(port)}
+
+
+def _covers(declared: dict, seen: dict) -> bool:
+    everywhere = ipaddress.ip_address(declared["address"]).is_unspecified
+    return seen["port"] == declared["port"] and (everywhere or seen["address"] == declared["address"])
+
+
+def _loopback(address: str) -> bool:
+    return ipaddress.ip_network(address, strict=False).is_loopback
+
+
+def _place(seen: dict) -> str:
+    return f"[{seen['address']}]:{seen['port']}" if ":" in seen["address"] else f"{seen['address']}:{seen['port']}"
+
+
+def _answers(seen: dict) -> bool:
+    """Say whether a TCP socket takes a connection by the machine's outer address, which a filter would not let in."""
+    if seen["protocol"] != "tcp":
+        return False
+    address = ipaddress.ip_address(seen["address"])
+    try:
+        with socket.create_connection(
+            (_outer(address.version) if address.is_unspecified else str(address), seen["port"]), 1
+        ):
+            return True
+    except OSError:
+        return False
+
+
+def _outer(version: int) -> str:
+    """Return the address by which this machine would reach another one; nothing is sent."""
+    family, far = (socket.AF_INET, "192.0.2.1") if version == 4 else (socket.AF_INET6, "2001:db8::1")
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((far, 9))
+        return probe.getsockname()[0]
 
 
 def watchdog(path: str, interval: float) -> tuple[str, bool]:
@@ -101,7 +187,9 @@ def watchdog(path: str, interval: float) -> tuple[str, bool]:
             break
         time.sleep(1)
     restarts = total(page, "llm_watchdog_restarts_total")
-    measured = f"looked {age:.0f} s ago at {len(up)} services, {sum(up.values())} run, {restarts:.0f} restarts since boot"
+    measured = (
+        f"looked {age:.0f} s ago at {len(up)} services, {sum(up.values())} run, {restarts:.0f} restarts since boot"
+    )
     measured += f"; not seen to serve: {', '.join(unseen)}" * bool(unseen)
     return measured + f"; a person is needed: {', '.join(lost)}" * bool(lost), ok
 
@@ -197,7 +285,9 @@ def swap(path: str, megabytes: int) -> tuple[str, bool]:
     return f"{sizes[path]} MiB", abs(sizes[path] - megabytes) <= 1
 
 
-_CHECKS = (http, models, completion, chat, metric, unit, pushes, loki, gpu, driver, device_nodes, swap, watchdog)
+_CHECKS = (
+    http, models, completion, chat, metric, unit, sockets, pushes, loki, gpu, driver, device_nodes, swap, watchdog,
+)  # fmt: skip
 KINDS = {function.__name__: function for function in _CHECKS}
 
 
@@ -208,7 +298,7 @@ def run(check: dict) -> dict:
     except (OSError, ValueError, KeyError, TypeError, systemd_unit.SystemdError) as error:
         where = f"{check['options']['url']}: " if "url" in check["options"] else ""
         measured, ok = f"{where}{error}", False
-    return {"what": check["what"], "measured": measured, "ok": ok, "cure": "" if ok else check.get("cure", "")}
+    return {"what": check["what"], "measured": measured, "ok": ok, "cure": check.get("cure", "") if ok is False else ""}
 
 
 def shortened(text: str, limit: int = 60) -> str:

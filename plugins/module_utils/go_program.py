@@ -57,14 +57,21 @@ class Workshop:
     @contextmanager
     def lock(self):
         """One build at a time below ``home``; a second one waits and then finds it done."""
-        self.home.mkdir(parents=True, exist_ok=True)
+        unprivileged.open_up(self.home)
         with (self.home / ".lock").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
+    def whole(self, build: Build) -> bool:
+        """Say whether the build is there, and its user can run it."""
+        return not unprivileged.barred(self.home / build.directory_name / build.name, self.user)
+
     def make(self, build: Build) -> Path:
         """Build beside and move into place in one step; return the directory, whole."""
         target = self.home / build.directory_name
+        closed = unprivileged.barred(self.home, self.user)
+        if closed:
+            raise BuildError(closed)
         free = shutil.disk_usage(self.home).free >> 20
         if free < NEEDED_MIB:
             raise BuildError(f"the disk of {self.home} has {free} MiB free, {NEEDED_MIB} MiB are needed to build")
@@ -82,6 +89,8 @@ class Workshop:
             shutil.copyfile(program, whole / build.name)
             (whole / build.name).chmod(0o755)
             (whole / ".build.json").write_text(json.dumps(asdict(build), indent=1))
+            if target.exists():
+                target.rename(stage / "before")
             whole.rename(target)
         return target
 

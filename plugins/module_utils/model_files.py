@@ -100,8 +100,8 @@ class Hub:
         done = subprocess.run(
             [self.python, "-c", _FETCH],
             input=json.dumps({"repo": source, "revision": revision, "cache": str(self.cache)}),
-            capture_output=True, text=True, errors="replace", cwd="/", user=self.user, group=self.user,
-            extra_groups=[] if self.user else None, env={**os.environ, **self.environment}, umask=0o022,
+            capture_output=True, text=True, errors="replace", cwd="/",
+            **unprivileged.identity(self.user), env={**os.environ, **self.environment}, umask=0o022,
         )  # fmt: skip
         try:
             answer = json.loads(done.stdout)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -30,17 +31,32 @@ def digest(inputs: dict) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def complete(directory: Path) -> bool:
-    """Say whether ``directory`` holds an environment that was built to its end."""
-    return (directory / MARKER).is_file()
+def complete(directory: Path, user: str | None = None) -> bool:
+    """Say whether ``directory`` holds an environment that was built to its end and that ``user`` can run."""
+    return (directory / MARKER).is_file() and _hindrance(directory, user) is None
+
+
+def _hindrance(directory: Path, user: str | None) -> str | None:
+    """Say why ``user`` cannot run the environment's interpreter, or return None; one who is still to be made can."""
+    python = directory / "bin/python"
+    user = user if os.geteuid() == 0 else None
+    try:
+        unprivileged.run(str(python), "-I", "-c", "", user=user)
+    except unprivileged.UnknownUser:
+        return None
+    except (unprivileged.CommandError, OSError) as error:
+        return unprivileged.barred(python, user) or str(error)
+    return None
 
 
 class Builder:
-    """Builds as ``user``, with ``environment`` variables, by ``uv`` or by ``pip``."""
+    """Builds as ``user``, with ``environment`` variables, by ``uv`` or by ``pip``, for ``runs_as`` (``user``)."""
 
-    def __init__(self, installer: str, uv: str, python: str, user: str | None, environment: dict):
+    def __init__(
+        self, installer: str, uv: str, python: str, user: str | None, environment: dict, runs_as: str | None = None
+    ):
         self.installer, self.uv, self.python, self.user = installer, uv, python, user
-        self.environment = environment
+        self.environment, self.runs_as = environment, runs_as or user
 
     def build(self, directory: Path, inputs: dict, needed_mib: int) -> None:
         """Make ``directory`` whole, or leave nothing of it behind.
@@ -52,7 +68,7 @@ class Builder:
         if free < needed_mib:
             raise BuildError(f"the disk of {directory} has {free} MiB free, {needed_mib} MiB are needed")
         with self._alone(directory):
-            if not complete(directory):
+            if not complete(directory, self.runs_as):
                 self._build(directory, inputs)
 
     @staticmethod
@@ -64,7 +80,16 @@ class Builder:
             yield
 
     def _build(self, directory: Path, inputs: dict) -> None:
-        if directory.exists():
+        unprivileged.open_up(directory.parent)
+        closed = unprivileged.barred(directory.parent, self.runs_as)
+        if closed:
+            raise BuildError(closed)
+        # One that only its user cannot run any more may still be under a process that began before.
+        before = directory.with_name(f".{directory.name}.before")
+        shutil.rmtree(before, ignore_errors=True)
+        if (directory / MARKER).is_file():
+            directory.rename(before)
+        elif directory.exists():
             shutil.rmtree(directory)
         try:
             with tempfile.TemporaryDirectory(prefix="environment-") as stage:
@@ -72,9 +97,15 @@ class Builder:
                 self._make(directory, inputs, Path(stage))
                 for name in inputs["imports"]:
                     self._run(str(directory / "bin/python"), "-c", f"import {name}")
+            hindrance = _hindrance(directory, self.runs_as)
+            if hindrance:
+                raise BuildError(hindrance)
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
+            if before.exists():
+                before.rename(directory)
             raise
+        shutil.rmtree(before, ignore_errors=True)
         (directory / MARKER).write_text(json.dumps(inputs, indent=1))
 
     def _make(self, directory: Path, inputs: dict, stage: Path) -> None:
@@ -85,7 +116,7 @@ class Builder:
                 files[name].write_text(inputs[name])
                 files[name].chmod(0o644)
         # It stays the builder's: what keeps a service out of its own environment is its unit's read-only file system.
-        directory.mkdir(parents=True)
+        directory.mkdir()
         unprivileged.own(directory, self.user)
         hashes = ["--require-hashes"] if inputs["hashes"] else []
         constraints = ["--constraint", str(files["constraints"])] if "constraints" in files else []

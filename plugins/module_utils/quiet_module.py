@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.host_module import HostModule
 
 HIDDEN = "********"
 _USERINFO = re.compile(r"(?<=://)[^/\s]+@")
@@ -37,8 +37,8 @@ def _secrets(environment: dict) -> set[str]:
     return {form for secret in found if secret for form in (secret, unquote(secret))}
 
 
-class QuietModule(AnsibleModule):
-    """An `AnsibleModule` with an option `environment` or with addresses."""
+class QuietModule(HostModule):
+    """A `HostModule` with an option `environment` or with addresses."""
 
     def exit_json(self, **result):
         super().exit_json(**self._quiet(result))

@@ -39,6 +39,14 @@ def is_ip_address(value) -> bool:
     return True
 
 
+def is_network(value) -> bool:
+    try:
+        ipaddress.ip_network(str(value))
+    except ValueError:
+        return False
+    return True
+
+
 def is_host(value) -> bool:
     """An IP address or a name; digits alone (999.1.1.1) are an address that was mistyped."""
     return is_ip_address(value) or bool(HOST_NAME.fullmatch(value) and not value.rpartition(".")[2].isdigit())
@@ -81,6 +89,7 @@ KINDS: dict[str, tuple[Callable, str]] = {
         "an IP address of the host or localhost, such as 127.0.0.1 or 0.0.0.0",
     ),
     "ip_address": (is_ip_address, "an IP address, such as 0.0.0.0 or 127.0.0.1"),
+    "network": (is_network, "an IP address or a network, such as 10.0.0.4 or 10.0.0.0/8"),
     "interface_or_address": (is_interface_or_address, "an IP address or the name of an interface, such as 127.0.0.1"),
     "account": (
         ACCOUNT.fullmatch,

@@ -104,6 +104,7 @@ class Service:
         ``current``, ``verified`` (newest last) and ``failed`` are releases; ``created`` is what was made for the
         service; ``since`` is when a start began to be awaited, in seconds of the clock since boot, which nobody sets;
         ``restarts`` is systemd's count at that time, ``told_after`` where the journal begins to be about this process;
+        ``altered``: the process may have been started while others had changed its unit;
         ``blocked`` is what did not hold before its start; ``out`` says that a run took the host out of rotation and did
         not put it back yet.
         """
@@ -117,6 +118,7 @@ class Service:
             "told_after": 0,
             "blocked": None,
             "out": False,
+            "altered": False,
         }
         try:
             return {**blank, **dict(json.loads((self.store / "state.json").read_text()))}
@@ -149,10 +151,19 @@ class Service:
 
     # -- from wanted to written -----------------------------------------------------------------------------------
 
-    def build(self, files: list[dict], links: list[dict], unit: dict, secret_files=(), inputs=None) -> dict:
+    def build(
+        self, files: list[dict], links: list[dict], unit: dict, secret_files=(), inputs=None, groups=(), peers=()
+    ) -> dict:
         """Return the release that the arguments describe."""
         sections = {key: dict(value or {}) for key, value in unit.items()}
         own = sections.setdefault("Service", {})
+        if own.get("Group"):
+            own["Group"] = unprivileged.group_of(own["Group"])
+        if groups:
+            own["SupplementaryGroups"] = " ".join(groups)
+        if peers:
+            # Accounting shows whether systemd can filter here at all; see `systemd_unit.address_filter`.
+            own |= {"IPAccounting": "yes", "IPAddressDeny": "any", "IPAddressAllow": " ".join(peers)}
         given = own.get("EnvironmentFile") or []
         own["EnvironmentFile"] = [*(given if isinstance(given, list) else [given]), str(self.environment)]
         return {
@@ -273,6 +284,8 @@ class Service:
         pid = int(live.get("MainPID") or 0)
         if not pid:
             return f"it was not running ({live.get('ActiveState', 'unknown')}, {live.get('SubState', 'unknown')})"
+        if self.state()["altered"]:
+            return "it was started while others had changed its unit"
         running = systemd_unit.running_release(pid)
         if running in (digest(release), before):
             return None
@@ -280,6 +293,59 @@ class Service:
         if changed:
             return f"changed: {', '.join(changed)}"
         return "the running process was not started with what is written"
+
+    def altered(self, release: dict) -> tuple[list[str], list[str]]:
+        """Say what others make of the unit of ``release``: why it is not ours any more, and what it got besides."""
+        faults, besides = [], []
+        places = systemd_unit.unit_places()
+        above = places[: places.index(str(UNITS))] if str(UNITS) in places else []
+        for path in [self.unit_path, *(Path(place) / self.unit for place in above)]:
+            if path.is_symlink() and str(path.readlink()) == "/dev/null":
+                faults.append(
+                    f"{path} masks the unit, so somebody keeps it from starting; systemctl unmask {self.unit}"
+                )
+            elif path.is_symlink():
+                faults.append(f"{path} is a link to {path.readlink()}, a unit of somebody else; remove the link")
+            elif path != self.unit_path and path.exists():
+                faults.append(f"{path} takes the place of the unit; remove it")
+        for path in systemd_unit.drop_ins(self.unit):
+            changed = systemd_unit.changed_directives(release["unit"], path.read_text(errors="replace"))
+            if changed:
+                faults.append(f"{path} changes {', '.join(changed)} of {self.unit}; take that out of it")
+            else:
+                besides.append(f"{path} adds to {self.unit}")
+        return faults, besides
+
+    def check_unit(self, release: dict, check_mode: bool) -> list[str]:
+        """Raise `Refused` where others made another unit of that of ``release``; return what else they added."""
+        faults, besides = self.altered(release)
+        if faults:
+            if self.state()["current"] and not check_mode and self._began_altered():
+                self.note(altered=True)
+            raise Refused(
+                f"{self.name}: what is written here is not what would run: {'; '.join(faults)}, then run again"
+            )
+        return besides
+
+    def _began_altered(self) -> bool:
+        """Say whether the process that runs was started after others had changed its unit."""
+        begun = int(systemd_unit.show(self.unit).get("ExecMainStartTimestampMonotonic") or 0) / 1e6
+        begun += time.time() - time.monotonic()
+        files = [path for path in [self.unit_path, *systemd_unit.drop_ins(self.unit)] if path.exists()]
+        return any(path.lstat().st_ctime <= begun for path in files if path.is_symlink() or path != self.unit_path)
+
+    def reread(self) -> bool:
+        """Have systemd read the unit's files again where they changed since; say whether it was so.
+
+        What it had read from a file that is gone may be what the process was started with.
+        """
+        live = systemd_unit.show(self.unit)
+        if live.get("NeedDaemonReload") != "yes":
+            return False
+        if not all(Path(path).exists() for path in (live.get("DropInPaths") or "").split()):
+            self.note(altered=True)
+        systemd_unit.run("systemctl", "daemon-reload")
+        return True
 
     def check_ports(self, ports: list[int]) -> None:
         """Raise `Refused` where a process outside this service listens on one of ``ports``."""
@@ -351,8 +417,8 @@ class Service:
         try:
             done = subprocess.run(
                 [part.replace("%s", str(staged)) for part in argv],
-                capture_output=True, text=True, errors="replace", timeout=180, user=account, group=account,
-                extra_groups=[], cwd="/",
+                capture_output=True, text=True, errors="replace", timeout=180, cwd="/",
+                **unprivileged.identity(account),
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
             raise Refused(f"{self.name}: {argv[0]} could not check {file['path']}: {error}") from None
@@ -468,7 +534,9 @@ class Service:
             systemd_unit.run("systemctl", "restart", self.unit, check=False, timeout=300)
         # Counted after the start: how long the process before it took to stop, and how often systemd brought that one
         # back, is not held against this one.
-        self.note(since=time.monotonic(), told_after=told_after, restarts=self._restarts(), blocked=blocked)
+        self.note(
+            since=time.monotonic(), told_after=told_after, restarts=self._restarts(), blocked=blocked, altered=False
+        )
 
     def watch(self) -> None:
         """Await a process that this run did not start: what went before is not held against it."""
@@ -607,10 +675,13 @@ class Service:
     def removable(self, purge: bool) -> bool:
         """Say whether there is anything of the service that `remove` would take away."""
         return (
-            self.unit_path.exists()
+            self._own_unit()
             or any((self.store / "releases").glob("*.json"))
             or any(self._goes(entry, self._kept(purge)) for entry in self.state()["created"]["directories"])
         )
+
+    def _own_unit(self) -> bool:
+        return self.unit_path.exists() and not self.unit_path.is_symlink()
 
     def _kept(self, purge: bool) -> list[Path]:
         entries = self.state()["created"]["directories"]
@@ -627,15 +698,18 @@ class Service:
     def remove(self, purge: bool) -> bool:
         """Take the service away; return whether there was anything. Kept data stays unless ``purge``."""
         changed, kept, state = self.removable(purge), self._kept(purge), self.state()
-        if self.unit_path.exists():
+        if self._own_unit():
             systemd_unit.run("systemctl", "disable", "--now", self.unit, check=False)
             systemd_unit.run("systemctl", "reset-failed", self.unit, check=False)
+        elif state["current"]:
+            # Its link is somebody else's, and disabling would remove it.
+            systemd_unit.run("systemctl", "stop", self.unit, check=False, timeout=300)
         for path in (self.store / "releases").glob("*.json"):
             release = json.loads(path.read_text())
             self.take_away(release)
             for secret in release.get("secrets", []):
                 Path(secret["path"]).unlink(missing_ok=True)
-        if self.unit_path.exists():
+        if self._own_unit():
             self.unit_path.unlink()
             systemd_unit.run("systemctl", "daemon-reload")
         created = state["created"]
@@ -646,6 +720,9 @@ class Service:
         data = any(entry["keep"] for entry in left)
         # Data without an owner would fall to the next user who gets the number.
         if created["user"] in accounts() and not data:
+            if created.get("group", created["user"]) != created["user"]:
+                # userdel takes a user's own group of the same name with it, and this one was there before.
+                systemd_unit.run("usermod", "--gid", "nogroup", created["user"], check=False)
             systemd_unit.run("userdel", created["user"], check=False)
         shutil.rmtree(self.store, ignore_errors=True)
         if data:
@@ -661,12 +738,33 @@ class Service:
     def missing_user(self, user: str | None) -> bool:
         return bool(user) and user not in accounts()
 
+    def check_accounts(self, entries: list[dict], user: str | None, groups: list[str]) -> None:
+        """Raise `Refused` where the host lacks an owner or a group of ``entries``, or one of ``groups`` to join.
+
+        ``user`` and the group of his name are made where they are missing.
+        """
+        for entry in entries:
+            told = f"on this host, to which {entry['path']} is to belong; create it or name another"
+            if entry["owner"] not in (user, "root") and entry["owner"] not in accounts():
+                raise Refused(f"{self.name}: there is no user {entry['owner']} {told}")
+            if entry["group"] not in (user, "root") and not has_group(entry["group"]):
+                raise Refused(f"{self.name}: there is no group {entry['group']} {told}")
+        missing = [name for name in groups if not has_group(name)]
+        if missing:
+            variable = f"{self.name.replace('-', '_')}_groups"
+            raise Refused(
+                f"{self.name}: there is no group {', '.join(missing)} on this host for the service to join; "
+                f"create it, or take it out of {variable}"
+            )
+
     def add_user(self, user: str, home: str) -> None:
+        """Make the service's user, in the group of his name; one that is there already is not ours to take away."""
+        there = has_group(user)
+        own = ["--gid", user] if there else ["--user-group"]
         systemd_unit.run(
-            "useradd", "--system", "--user-group", "--no-create-home", "--home-dir", home,
-            "--shell", "/usr/sbin/nologin", user,
-        )  # fmt: skip
-        self.note(created={**self.state()["created"], "user": user})
+            "useradd", "--system", *own, "--no-create-home", "--home-dir", home, "--shell", "/usr/sbin/nologin", user
+        )
+        self.note(created={**self.state()["created"], "user": user, "group": None if there else user})
 
     def wrong_directories(self, directories: list[dict]) -> list[dict]:
         return [
@@ -726,8 +824,25 @@ def environment_of(release: dict) -> str:
     return f"{systemd_unit.RELEASE_VARIABLE}={digest(release)}\n"
 
 
-def accounts() -> set[str]:
-    return {entry.pw_name for entry in pwd.getpwall()}
+class Accounts:
+    """The users that the host knows, by whatever tells it of them: a directory does not list all of its own."""
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            return bool(name) and bool(pwd.getpwnam(str(name)))
+        except KeyError:
+            return False
+
+
+def accounts() -> Accounts:
+    return Accounts()
+
+
+def has_group(name: str) -> bool:
+    try:
+        return bool(grp.getgrnam(name))
+    except KeyError:
+        return False
 
 
 def attributes(path: Path) -> tuple[str, str, str] | None:

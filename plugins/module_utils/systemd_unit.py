@@ -5,10 +5,12 @@ Plain Python on top of ``systemctl``, ``journalctl`` and ``/proc``; no Ansible i
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -58,6 +60,10 @@ DEFAULTS = {
 }
 
 RELEASE_VARIABLE = "SERVICE_RELEASE"
+
+# What a service without such a directive of its own still must not get from elsewhere.
+DECISIVE = re.compile(r"Exec\w+|\w*Environment\w*|User|Group|SupplementaryGroups|DynamicUser|Root\w+|Bind\w+")
+SWITCHES = {"true": "yes", "on": "yes", "1": "yes", "false": "no", "off": "no", "0": "no"}
 
 # SD_MESSAGE_UNIT_RESTART_SCHEDULED of sd-messages.h: systemd starts a unit again because its process left.
 RESTART_SCHEDULED = "5eb03494b6584870a536b337290809b3"
@@ -118,9 +124,67 @@ def run(*argv: str, check: bool = True, timeout: float = 120) -> subprocess.Comp
 def show(unit: str) -> dict:
     """Return the state of ``unit``: strings by property, as ``systemctl show`` names them."""
     names = "LoadState,ActiveState,SubState,MainPID,NRestarts,UnitFileState,Result,ExecMainStatus"
-    names += ",ExecMainStartTimestampMonotonic"
+    names += ",ExecMainStartTimestampMonotonic,FragmentPath,DropInPaths,NeedDaemonReload"
     out = run("systemctl", "show", unit, "--property", names, check=False).stdout
     return dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+
+
+def drop_ins(unit: str) -> list[Path]:
+    """Return the files that systemd reads after the one of ``unit`` itself, in its order.
+
+    They are those on the disk: of a unit that is not there yet systemd names none. Source: systemd.unit(5); a file
+    hides one of its name in a later place, and a link to /dev/null is none.
+    """
+    kind = unit.rpartition(".")[2]
+    stem = unit.removesuffix(f".{kind}")
+    prefixes = [stem[: at.end()] for at in re.finditer("-", stem)]
+    names = [unit, *(f"{prefix}.{kind}" for prefix in reversed(prefixes)), kind]
+    places, found = unit_places(), {}
+    for folder in [Path(place) / f"{name}.d" for name in names for place in places]:
+        for file in sorted(folder.glob("*.conf")):
+            found.setdefault(file.name, file)
+    return [file for _, file in sorted(found.items()) if file.is_file()]
+
+
+def unit_places() -> list[str]:
+    """Return the directories of units, the one that counts most first."""
+    return run("systemctl", "show", "--property", "UnitPath", "--value", check=False).stdout.split()
+
+
+def directives(text: str) -> dict[tuple[str, str], list[str]]:
+    """Return what a unit or a drop-in assigns: its values, in order, by section and directive."""
+    found: dict[tuple[str, str], list[str]] = {}
+    section = ""
+    for line in re.sub(r"\\\n", " ", text).splitlines():
+        line = line.strip()
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif "=" in line and not line.startswith(("#", ";")):
+            name, _, value = line.partition("=")
+            found.setdefault((section, name.strip()), []).append(value.strip())
+    return found
+
+
+def changed_directives(text: str, more: str) -> list[str]:
+    """Return the directives by which the drop-in ``more`` makes another process out of that of the unit ``text``.
+
+    These are the ones that ``text`` has too, with another value in effect, and those that decide which program runs as
+    whom on what. Limits and the order of units are none.
+    """
+    own, changed = directives(text), []
+    for (section, name), values in directives(more).items():
+        before = _in_effect(own.get((section, name), []))
+        after = _in_effect([*own.get((section, name), []), *values])
+        same = after == before or (set(after) == set(before) and after[-1:] == before[-1:])
+        if section == "Service" and not same and ((section, name) in own or DECISIVE.fullmatch(name)):
+            changed.append(name)
+    return changed
+
+
+def _in_effect(values: list[str]) -> list[str]:
+    """Return the values after the last empty one, which takes back what stood before."""
+    values = [SWITCHES.get(value.lower(), value) for value in values]
+    return values[len(values) - values[::-1].index("") :] if "" in values else values
 
 
 def running_release(pid: int) -> str | None:
@@ -176,25 +240,86 @@ def verify(unit: str, text: str, directory: Path) -> str | None:
 
 def port_holder(port: int, own_unit: str) -> str | None:
     """Say which process outside ``own_unit`` listens on TCP ``port``, or None when it is free for the unit."""
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+    inodes = {each["inode"] for each in _bound("self") if each["protocol"] == "tcp" and each["port"] == port}
+    for process in _processes() if inodes else []:
         try:
-            rows = Path(table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for row in rows:
-            field = row.split()
-            if field[3] == "0A" and int(field[1].rsplit(":", 1)[1], 16) == port:
-                inodes.add(f"socket:[{field[9]}]")
-    if not inodes:
-        return None
-    for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
-            continue
-        try:
-            held = any(str(descriptor.readlink()) in inodes for descriptor in (process / "fd").iterdir())
-            if held and f"/{own_unit}" not in (process / "cgroup").read_text():
+            if _sockets_of(process) & inodes and not _is_of(process, own_unit):
                 return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
         except OSError:
             continue
     return None
+
+
+def listening(unit: str) -> list[dict]:
+    """Return where the processes of ``unit`` wait for others: protocol, address and port, each once and sorted."""
+    found = set()
+    for process in _processes():
+        try:
+            held = _sockets_of(process) if _is_of(process, unit) else set()
+            # A unit may have a network of its own.
+            own = [each for each in _bound(process.name) if each["inode"] in held] if held else []
+        except OSError:
+            continue
+        found |= {(each["protocol"], each["address"], each["port"]) for each in own}
+    return [dict(zip(("protocol", "address", "port"), each, strict=True)) for each in sorted(found, key=str)]
+
+
+def address_filter(unit: str) -> dict:
+    """Return what systemd lets through to ``unit``: ``allowed`` networks, None for all, and whether it is ``in_force``.
+
+    Where the kernel or a container cannot filter, systemd goes on without and counts no bytes either.
+    """
+    names = "IPAddressAllow,IPAddressDeny,IPIngressBytes"
+    out = run("systemctl", "show", unit, "--property", names, check=False).stdout
+    told = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+    closed = {"0.0.0.0/0", "::/0"} <= set(told.get("IPAddressDeny", "").split())
+    allowed = told.get("IPAddressAllow", "").split() if closed else None
+    return {"allowed": allowed, "in_force": told.get("IPIngressBytes", "").isdigit()}
+
+
+def _processes() -> list[Path]:
+    return [path for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _is_of(process: Path, unit: str) -> bool:
+    return any(f"/{unit}/" in f"{line}/" for line in (process / "cgroup").read_text().split())
+
+
+def _sockets_of(process: Path) -> set[str]:
+    links = set()
+    for descriptor in (process / "fd").iterdir():
+        try:
+            links.add(str(descriptor.readlink()))
+        except OSError:  # closed meanwhile
+            continue
+    return links
+
+
+def _bound(pid: str) -> list[dict]:
+    """Return the sockets of the network of process ``pid`` that wait for a peer: TCP that listens, UDP without one."""
+    found = []
+    for protocol, state in (("tcp", "0A"), ("udp", "07")):
+        for table in (protocol, f"{protocol}6"):
+            try:
+                rows = Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
+            except OSError:
+                continue
+            for field in (row.split() for row in rows):
+                if field[3] == state:
+                    address, port = field[1].split(":")
+                    found.append(
+                        {
+                            "protocol": protocol,
+                            "address": _address(address),
+                            "port": int(port, 16),
+                            "inode": f"socket:[{field[9]}]",
+                        }
+                    )
+    return found
+
+
+def _address(text: str) -> str:
+    """Return an address of /proc/net, which has words of four bytes in the machine's own order."""
+    words = [int(text[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(text), 8)]
+    address = ipaddress.ip_address(b"".join(words))
+    return str(getattr(address, "ipv4_mapped", None) or address)

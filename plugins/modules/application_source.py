@@ -10,7 +10,7 @@ description:
   - Makes C(<root>/<digest>) from a tree of the controller, an archive or a git repository; the directory is whole or
     absent, belongs to root and is never changed in place. The service is switched to it by a link; see
     M(service_release).
-  - One that is there is left alone; nothing is sent and nothing is asked of the network.
+  - One that is there, and that its user can read, is left alone; nothing is sent and nothing is asked of the network.
   - The application has C(app/main.py), and its requirements with hashes in C(uv.lock) (with C(pyproject.toml)) or in
     C(requirements.txt).
 author: The llm-server maintainers
@@ -29,6 +29,7 @@ options:
   ca_path: {description: Certificate authorities to trust for the archive., type: path}
   uv: {description: The uv program., type: path, default: /opt/uv/current/bin/uv}
   user: {description: User who clones and reads uv.lock., type: str}
+  runs_as: {description: User who must be able to read it; O(user) when left out., type: str}
   environment: {description: "Variables for downloads, git and uv: proxy, certificates.", type: dict, default: {}}
   digest: {description: Digest of the tree; set by the action plugin., type: str}
   file: {description: The packed tree on the target; set by the action plugin., type: path}
@@ -62,6 +63,7 @@ from ansible.module_utils.application_source import EXCLUDED, SourceError, expor
 from ansible.module_utils.downloads import download
 from ansible.module_utils.quiet_module import QuietModule
 from ansible.module_utils.released_program import ReleaseError, sha256
+from ansible.module_utils.unprivileged import CommandError, barred, open_up
 
 UNKNOWN = "# known when the source is there\n"
 
@@ -103,6 +105,7 @@ def main() -> None:
             "ca_path": {"type": "path"},
             "uv": {"type": "path", "default": "/opt/uv/current/bin/uv"},
             "user": {"type": "str"},
+            "runs_as": {"type": "str"},
             "environment": {"type": "dict", "default": {}},
             "digest": {"type": "str"},
             "file": {"type": "path"},
@@ -117,7 +120,8 @@ def main() -> None:
     origin = origin_of(wanted)
     root = Path(wanted["root"])
     directory = root / named(origin)
-    noted = made(directory)
+    runs_as = wanted["runs_as"] or wanted["user"]
+    noted = None if barred(directory / "app/main.py", runs_as, "r") else made(directory)
     result = {
         "changed": noted is None,
         "path": str(directory),
@@ -131,11 +135,14 @@ def main() -> None:
         if wanted["path"] and not wanted["file"]:
             module.exit_json(**result, send=True)
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            open_up(root)
+            closed = barred(root, runs_as)
+            if closed:
+                raise SourceError(closed)
             with tempfile.TemporaryDirectory(prefix=".fetched-", dir=root) as stage:
                 archive = fetch(module, Path(stage) / "archive")
                 noted = install(archive, origin, directory, wanted["uv"], wanted["user"])
-        except (SourceError, ReleaseError, OSError) as error:
+        except (SourceError, ReleaseError, CommandError, OSError) as error:
             module.fail_json(msg=f"the application's source {place}: {error}")
         result["requirements"] = noted["requirements"]
     module.exit_json(**result)

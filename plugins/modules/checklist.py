@@ -22,7 +22,8 @@ options:
         description: Function of module_utils/checklist.py.
         type: str
         required: true
-        choices: [http, models, completion, chat, metric, unit, pushes, loki, gpu, driver, device_nodes, swap, watchdog]
+        choices:
+          [http, models, completion, chat, metric, unit, sockets, pushes, loki, gpu, driver, device_nodes, swap, watchdog]
       options: {description: Options of the kind., type: dict, required: true}
       bearer: {description: Key for requests of this check., type: str}
       cure: {description: What to do when the row is red., type: str, default: ""}
@@ -48,12 +49,12 @@ rows:
   sample: [{what: node_exporter answers, measured: "1 series asked for, all there", ok: true, cure: ""}]
 """
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.checklist import KINDS, run
+from ansible.module_utils.host_module import HostModule
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = HostModule(
         argument_spec={
             "checks": {
                 "type": "list",

@@ -41,11 +41,11 @@ restarted: {description: Why the engine was started; null when it was not., type
 import time
 
 from ansible.module_utils import dcgm, systemd_unit
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.host_module import HostModule
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = HostModule(
         argument_spec={
             "version": {"type": "str"},
             "unit": {"type": "str", "default": "nvidia-dcgm.service"},
@@ -61,7 +61,7 @@ def main() -> None:
         module.fail_json(msg=f"DCGM's engine: {error}")
 
 
-def stop(module: AnsibleModule) -> None:
+def stop(module: HostModule) -> None:
     unit = module.params["unit"]
     live = systemd_unit.show(unit)
     changed = live.get("ActiveState") == "active" or live.get("UnitFileState") == "enabled"
@@ -70,7 +70,7 @@ def stop(module: AnsibleModule) -> None:
     module.exit_json(changed=changed)
 
 
-def run(module: AnsibleModule) -> None:
+def run(module: HostModule) -> None:
     unit, version = module.params["unit"], module.params["version"]
     live = systemd_unit.show(unit)
     told = dcgm.ask_patiently() if live.get("ActiveState") == "active" else dcgm.ask()

@@ -29,12 +29,12 @@ trouble: {description: Why dcgmi could not be asked; empty where it could., type
 """
 
 from ansible.module_utils import dcgm
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.host_module import HostModule
 from ansible.module_utils.nvidia_smi import GpuError, read
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec={"gpu_required": {"type": "bool", "default": False}}, supports_check_mode=True)
+    module = HostModule(argument_spec={"gpu_required": {"type": "bool", "default": False}}, supports_check_mode=True)
     if module.params["gpu_required"]:
         try:
             read()

@@ -189,8 +189,9 @@ problems:
 import traceback
 
 import yaml
-from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.basic import missing_required_lib
 from ansible.module_utils.gcp_declared import RULE
+from ansible.module_utils.host_module import HostModule
 
 try:
     from ansible.module_utils.gcp_client import GcpError
@@ -251,7 +252,7 @@ ARGUMENTS = {
 
 
 def main():
-    module = AnsibleModule(
+    module = HostModule(
         ARGUMENTS,
         supports_check_mode=True,
         required_if=[("state", "absent", ("names",))],

@@ -9,7 +9,7 @@ short_description: Build a Go program from a tag of its git repository
 description:
   - Fetches the tag, compares its commit, builds with the Go toolchain given and moves the result into
     C(<root>/<name>/<version>-<digest>) in one step. The digest covers everything that decides the build.
-  - A build that is there is left alone and nothing is asked of the network.
+  - A build that is there, and that its user can run, is left alone and nothing is asked of the network.
   - Only the finished program stays; sources, modules and caches of the build are removed.
 author: The llm-server maintainers
 options:
@@ -23,7 +23,7 @@ options:
   program: {description: File name of the program; O(name) when left out., type: str}
   go: {description: Root of the Go toolchain., type: path, required: true}
   go_version: {description: Its version., type: str, required: true}
-  user: {description: Account that builds; the module's own when left out., type: str}
+  user: {description: Account that builds and runs it; the module's own when left out., type: str}
   environment:
     description: Environment variables for git and Go, such as C(GOPROXY), C(GOFLAGS) or C(HTTPS_PROXY).
     type: dict
@@ -98,11 +98,11 @@ def main() -> None:
     home = Path(options["root"]) / options["name"]
     shop = Workshop(home, Path(options["go"]), options["user"], environment)
     directory = home / build.directory_name
-    changed = not directory.is_dir()
+    changed = not shop.whole(build)
     if changed and not module.check_mode:
         try:
             with shop.lock():
-                changed = not directory.is_dir()
+                changed = not shop.whole(build)
                 if changed:
                     shop.make(build)
         except (BuildError, OSError, KeyError) as error:

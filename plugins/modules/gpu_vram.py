@@ -111,13 +111,13 @@ unmet:
 import time
 
 from ansible.module_utils import nvidia_smi
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.host_module import HostModule
 
 WISHES = ("count", "name", "minimum_total_mib", "minimum_free_mib", "maximum_used_mib")
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = HostModule(
         argument_spec={
             "index": {"type": "int"},
             "count": {"type": "int"},

@@ -36,13 +36,13 @@ kind:
   sample: library_mismatch
 """
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.host_module import HostModule
 from ansible.module_utils.nvidia_driver import read
 from ansible.module_utils.nvidia_smi import GpuError
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec={}, supports_check_mode=True)
+    module = HostModule(argument_spec={}, supports_check_mode=True)
     try:
         found = read()
     except GpuError as error:

@@ -9,8 +9,8 @@ short_description: Build a virtual environment beside the one that runs
 description:
   - Makes C(<root>/<digest>) from a set of requirements, as the user who will run it, and reports its path; the digest
     covers everything the environment is made from.
-  - One that is there already is left alone and nothing is asked of an index. Nothing is changed in place, so a service
-    goes on running on the old one until its link is switched; see M(service_release).
+  - One that is there already, and that its user can run, is left alone and nothing is asked of an index. Nothing is
+    changed in place, so a service goes on running on the old one until its link is switched; see M(service_release).
 author: The llm-server maintainers
 options:
   root: {description: Directory of the environments., type: path, required: true}
@@ -23,6 +23,7 @@ options:
   uv: {description: The uv program., type: path, default: /opt/uv/current/bin/uv}
   python: {description: Interpreter of the environment., type: str, default: /usr/bin/python3}
   user: {description: User who builds., type: str}
+  runs_as: {description: User who must be able to run it; O(user) when left out., type: str}
   environment: {description: "Variables for the installer: index, proxy, cache, certificates.", type: dict, default: {}}
   needed_mib: {description: Free disk space that is asked for beforehand in MiB., type: int, default: 200}
 attributes:
@@ -48,6 +49,7 @@ from pathlib import Path
 
 from ansible.module_utils.python_environment import Builder, BuildError, complete, digest
 from ansible.module_utils.quiet_module import QuietModule
+from ansible.module_utils.unprivileged import CommandError
 
 
 def main() -> None:
@@ -63,6 +65,7 @@ def main() -> None:
             "uv": {"type": "path", "default": "/opt/uv/current/bin/uv"},
             "python": {"type": "str", "default": "/usr/bin/python3"},
             "user": {"type": "str"},
+            "runs_as": {"type": "str"},
             "environment": {"type": "dict", "default": {}},
             "needed_mib": {"type": "int", "default": 200},
         },
@@ -74,13 +77,14 @@ def main() -> None:
         for key in ("requirements", "overrides", "constraints", "hashes", "imports", "installer", "python")
     }
     directory = Path(wanted["root"]) / digest(inputs)
-    changed = not complete(directory)
+    runs_as = wanted["runs_as"] or wanted["user"]
+    changed = not complete(directory, runs_as)
     if changed and not module.check_mode:
         variables = {key: str(value) for key, value in wanted["environment"].items()}
-        builder = Builder(wanted["installer"], wanted["uv"], wanted["python"], wanted["user"], variables)
+        builder = Builder(wanted["installer"], wanted["uv"], wanted["python"], wanted["user"], variables, runs_as)
         try:
             builder.build(directory, inputs, wanted["needed_mib"])
-        except (BuildError, OSError) as error:
+        except (BuildError, CommandError, OSError) as error:
             module.fail_json(msg=f"{directory}: {error}")
     diff = {"before": "", "after": f"{directory}\n{wanted['requirements'][:2000]}"} if changed else {}
     module.exit_json(changed=changed, path=str(directory), diff=diff)

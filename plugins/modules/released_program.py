@@ -9,7 +9,8 @@ short_description: Install one version of a released program into a directory of
 description:
   - Downloads the archive, compares its checksum, unpacks it beside the target and moves it into place in one step, so
     that C(<root>/<name>/<version>) is whole or absent.
-  - A version that is there with the same checksum is left alone and nothing is asked of the network.
+  - A version that is there with the same checksum, and that anyone can run, is left alone and nothing is asked of the
+    network.
   - Old versions are left to the service that runs them; see M(service_release).
 author: The llm-server maintainers
 options:
@@ -52,6 +53,7 @@ from pathlib import Path
 from ansible.module_utils.downloads import download
 from ansible.module_utils.quiet_module import QuietModule
 from ansible.module_utils.released_program import ReleaseError, install, installed_checksum
+from ansible.module_utils.unprivileged import barred, open_up
 
 
 def main() -> None:
@@ -79,19 +81,24 @@ def main() -> None:
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", wanted["checksum"]):
         module.fail_json(msg=f"checksum must be sha256: and 64 hexadecimal digits, not {wanted['checksum']!r}")
     directory = home / wanted["version"]
-    changed = installed_checksum(directory) != wanted["checksum"]
+    member = wanted["member"] or wanted["name"]
+    # Whoever runs it may be made only later; it is not root.
+    changed = installed_checksum(directory) != wanted["checksum"] or bool(barred(directory / member))
     diff = {"before": "", "after": f"{directory} from {wanted['url']}\n"} if changed else {}
     if changed and not module.check_mode:
-        home.mkdir(parents=True, exist_ok=True)
+        open_up(home)
         try:
             with tempfile.TemporaryDirectory(prefix=".download-", dir=home) as stage:
                 archive = Path(stage) / "archive"
                 download(module, wanted["url"], archive, wanted["ca_path"])
-                install(archive, wanted["checksum"], wanted["member"] or wanted["name"], directory)
+                install(archive, wanted["checksum"], member, directory)
         except (ReleaseError, OSError) as error:
             if not any(home.iterdir()):
                 home.rmdir()
             module.fail_json(msg=f"{wanted['name']} {wanted['version']} from {wanted['url']}: {error}")
+        closed = barred(directory / member)
+        if closed:
+            module.fail_json(msg=f"{wanted['name']} {wanted['version']}: {closed}")
     module.exit_json(changed=changed, path=str(directory), diff=diff)
 
 

@@ -12,6 +12,8 @@ description:
     interrupted run is healed by the next one.
   - No stored release has a secret. Whoever goes back, by himself or because a start failed, gets the release of before
     with the secrets of today.
+  - What others make of the unit is looked at too. A mask, a link or a drop-in that changes what the unit says is
+    refused; one that only adds, such as a limit, is a warning.
   - Waits until the probes answer. When they do not, the last verified release is put back and started, and the task
     fails with the cause taken from the journal.
   - "Source of the unit's defaults: systemd.exec(5)."
@@ -39,8 +41,25 @@ options:
     type: bool
     default: false
   user:
-    description: System user that is created for the service when it is missing.
+    description:
+      - System user that is created for the service when it is missing. One that is there is used as it is.
+      - As a group, wherever one is named, a user stands for his own group, whatever it is called.
     type: str
+  groups:
+    description:
+      - Groups that the process joins besides its user's own; the role's variable C(<name>_groups) names them. One that
+        the host does not have is refused.
+    type: list
+    elements: str
+    default: []
+  peers:
+    description:
+      - Addresses, networks or C(localhost) with which alone the service may exchange packets; systemd drops all others,
+        whatever the process listens on. Without any there is no filter.
+      - "Source: systemd.resource-control(5), IPAddressAllow."
+    type: list
+    elements: str
+    default: []
   home:
     description: Home directory named in the user's entry; it is not created.
     type: path
@@ -216,10 +235,11 @@ rotation: {description: Whether the host was put back into rotation., type: str,
 
 import re
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.host_module import HostModule
 from ansible.module_utils.probes import first_failure
 from ansible.module_utils.service_release import Refused, Service, digest, digest_before
 from ansible.module_utils.systemd_unit import SystemdError
+from ansible.module_utils.unprivileged import group_of
 
 
 def file_options(mode: str, secret: bool) -> dict:
@@ -284,6 +304,8 @@ ARGUMENTS = {
     "release": {"type": "str"},
     "purge": {"type": "bool", "default": False},
     "user": {"type": "str"},
+    "groups": {"type": "list", "elements": "str", "default": []},
+    "peers": {"type": "list", "elements": "str", "default": []},
     "home": {"type": "path", "default": "/nonexistent"},
     "directories": listed(
         {
@@ -318,7 +340,24 @@ ARGUMENTS = {
 
 
 def wanted_release(service: Service, wanted: dict) -> dict:
-    return service.build(wanted["files"], wanted["links"], wanted["unit"], wanted["secrets"], wanted["inputs"])
+    return service.build(
+        wanted["files"],
+        wanted["links"],
+        wanted["unit"],
+        wanted["secrets"],
+        wanted["inputs"],
+        wanted.get("groups") or (),
+        wanted.get("peers") or (),
+    )
+
+
+def settle_groups(service: Service, wanted: dict) -> None:
+    """Check the users and groups, and put a user's own group where one of them is named as a group."""
+    entries = [*wanted["directories"], *wanted["files"], *wanted["secrets"]]
+    for entry in entries:
+        entry["group"] = group_of(entry["group"])
+    if wanted["state"] in ("prepared", "present") and wanted["phase"] in ("apply", "ahead"):
+        service.check_accounts(entries, wanted["user"], wanted["groups"])
 
 
 def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
@@ -326,14 +365,17 @@ def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
     files = [*wanted["files"], *wanted["secrets"]]
     release = wanted_release(service, wanted)
     name = digest(release)
+    besides = service.check_unit(release, check_mode)
+    reread = not check_mode and service.reread()
     new_user = service.missing_user(wanted["user"])
     directories = service.wrong_directories(wanted["directories"])
     differences = service.differences(release)
     restart = service.restart_reason(release, differences, digest_before(files, release))
     result = {
-        "changed": bool(new_user or directories or differences or restart or service.leftovers([release])),
+        "changed": bool(reread or new_user or directories or differences or restart or service.leftovers([release])),
         "release": name,
         "restarted": restart,
+        "besides": besides,
         "diff": [shown(difference) for difference in differences],
     }
     if differences or restart:
@@ -392,11 +434,12 @@ def shown(difference: dict) -> dict:
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    module = HostModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     wanted, service = module.params, Service(module.params["name"])
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", wanted["name"]):
         module.fail_json(msg=f"name is {wanted['name']!r}; it must be a service's, such as vllm or ai-server")
     try:
+        settle_groups(service, wanted)
         if wanted["state"] == "previous" and wanted["phase"] == "apply":
             service.earlier(wanted["release"])  # before a lock is left for a service that there is not
         if module.check_mode:
@@ -406,6 +449,8 @@ def main() -> None:
                 result = act(service, wanted)
     except (Refused, SystemdError, OSError) as error:
         module.fail_json(msg=str(error))
+    for addition in result.pop("besides", []):
+        module.warn(f"{service.name}: {addition}; it is left as it is")
     module.exit_json(**result)
 
 
@@ -451,6 +496,7 @@ def act(service: Service, wanted: dict) -> dict:
         return {"changed": bool(new_user or directories)}
     if wanted["state"] == "previous":
         way = way_back(service, service.earlier(wanted["release"]))
+        service.check_unit(service.release(way["release"]), check_mode=False)
         return {
             **way,
             "release": service.back(way["release"]),

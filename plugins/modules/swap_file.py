@@ -55,12 +55,12 @@ foreign:
   sample: {/dev/sda2: 1024}
 """
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.host_module import HostModule
 from ansible.module_utils.swap_file import BRIDGE, Host, SwapError, carry_out, change
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = HostModule(
         argument_spec={
             "path": {"type": "path", "default": "/swapfile"},
             "size_mib": {"type": "int"},

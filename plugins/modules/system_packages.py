@@ -73,12 +73,12 @@ versions:
   sample: {datacenter-gpu-manager: "1:3.3.9"}
 """
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.host_module import HostModule
 from ansible.module_utils.system_packages import PackageError, Packages, Wanted, matching, plan
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = HostModule(
         argument_spec={
             "name": {"type": "str", "required": True},
             "packages": {
@@ -121,7 +121,7 @@ def main() -> None:
     )
 
 
-def absent(module: AnsibleModule, packages: Packages, wanted: list[Wanted]) -> None:
+def absent(module: HostModule, packages: Packages, wanted: list[Wanted]) -> None:
     names, held = packages.removable(wanted)
     changed = packages.note_path.exists()
     if changed and not module.check_mode:

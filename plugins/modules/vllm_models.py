@@ -99,14 +99,14 @@ kind:
 import time
 
 from ansible.module_utils import vllm_api
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.host_module import HostModule
 
 # Waiting does not cure these.
 FINAL = ("unauthorized", "tls")
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = HostModule(
         argument_spec={
             "url": {"type": "str", "required": True},
             "api_key": {"type": "str", "no_log": True},

@@ -96,11 +96,46 @@ def test_a_run_that_was_killed_before_the_start_is_healed_by_the_next(host, conv
     assert converge().code == 0
 
 
-def test_an_unknown_collector_gives_way_to_what_served(host, converge):
-    outcome = converge({"node_exporter_collectors_enabled": ["nonsense"]})
+@pytest.mark.parametrize(
+    "variables, sentence",
+    [
+        (
+            {"node_exporter_collectors_enabled": ["systemd", "nonsense"]},
+            "node_exporter_collectors_enabled: this version has no collector nonsense (--collector.nonsense); it has",
+        ),
+        (
+            {"node_exporter_collectors_disabled": ["netclss"]},
+            "node_exporter_collectors_disabled: this version has no collector netclss (--collector.netclss); did "
+            "you mean netclass?",
+        ),
+        (
+            {"node_exporter_collectors_disabled": ["systemd"]},
+            "node_exporter_collectors_enabled and node_exporter_collectors_disabled: collector.systemd is named",
+        ),
+        (
+            {"node_exporter_arguments": {"web.max-request": 1}},
+            "node_exporter_arguments: this version has no flag --web.max",
+        ),
+        ({"node_exporter_arguments": {"collector.cpu": 3}}, "error: unexpected 3"),
+    ],
+    ids=["unknown", "mistyped", "on-and-off", "argument", "value"],
+)
+def test_flags_that_the_program_does_not_take_are_refused_by_name_before_it_is_touched(
+    host, converge, variables, sentence
+):
+    before = running_since(host)
+    outcome = converge(variables)
     assert outcome.code != 0
-    assert "--collector.nonsense" in outcome.message
-    assert "node_exporter_collectors_enabled" in outcome.message
+    assert sentence in outcome.message, outcome.message
+    assert running_since(host) == before
+    assert converge().changed == []
+
+
+def test_a_value_that_shows_only_at_the_start_gives_way_to_what_served(host, converge):
+    outcome = converge({"node_exporter_arguments": {"web.max-requests": "many"}})
+    assert outcome.code != 0
+    assert 'parsing "many": invalid syntax' in outcome.message
+    assert "Correct node_exporter_arguments" in outcome.message
     assert "serves again" in outcome.message
     assert "node_systemd_unit_state" in page(host)
     assert converge().changed == []
@@ -286,3 +321,121 @@ def test_removal_leaves_the_host_as_it_was(host, converge):
     assert converge({"node_exporter_state": "absent"}).code == 0
     assert everything() == bare
     assert converge().code == 0
+
+
+@pytest.mark.parametrize(
+    "before, group",
+    [
+        ("groupadd --system node_exporter", "node_exporter"),
+        ("useradd --system --gid nogroup --shell /bin/bash --home-dir /srv node_exporter", "nogroup"),
+    ],
+    ids=["group-without-user", "user-in-another-group"],
+)
+def test_an_account_that_is_half_there_is_used_and_what_was_there_stays(host, converge, before, group):
+    assert converge({"node_exporter_state": "absent"}).code == 0
+    made = before.split()[0].removesuffix("add")
+    host.run_test(before)
+    try:
+        assert converge().code == 0
+        assert host.process.get(comm="node_exporter").group == group
+        assert converge().changed == []
+        assert converge({"node_exporter_state": "absent"}).code == 0
+        assert host.group("node_exporter").exists == (made == "group")
+        assert host.user("node_exporter").exists == (made == "user")
+    finally:
+        host.run("userdel node_exporter; groupdel node_exporter")
+        assert converge().code == 0
+
+
+OVERRIDE = "/etc/systemd/system/node_exporter.service.d/override.conf"
+
+
+@pytest.fixture
+def drop_in(host):
+    """Lay a drop-in beside the unit and start the service on it; it is gone after the test."""
+
+    def lay(path, text):
+        program = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.parent.mkdir(exist_ok=True)"
+        host.run_test("python3 -c %s %s %s", f"{program}; p.write_text(sys.argv[2])", path, text)
+        laid.append(path)
+        host.run_test("systemctl daemon-reload")
+        host.run_test("systemctl restart node_exporter")
+
+    laid = []
+    yield lay
+    for path in laid:
+        host.run_test("rm -f %s", path)
+    host.run_test("systemctl daemon-reload")
+
+
+def checklist(converge):
+    return converge(playbook="checklist.yml")
+
+
+@pytest.mark.parametrize("path", [OVERRIDE, "/run/systemd/system/service.d/all.conf"], ids=["own", "of-all-services"])
+def test_a_drop_in_with_a_command_of_its_own_is_told_and_mended_once_it_is_gone(host, converge, drop_in, path):
+    command = "/opt/node_exporter/current/node_exporter"
+    lines = f"[Service]\nExecStart=\nExecStart={command} --web.listen-address=:9100\n"
+    if path != OVERRIDE:  # it is read by other services too
+        lines = "[Service]\nEnvironment=GOMAXPROCS=1\n"
+    drop_in(path, lines)
+    before = running_since(host)
+    outcome = converge()
+    assert outcome.code != 0
+    assert f"{path} changes {'ExecStart' if path == OVERRIDE else 'Environment'}" in outcome.message
+    assert running_since(host) == before
+    measured = checklist(converge)
+    assert measured.code != 0 and path in measured.message
+    host.run_test("rm %s", path)
+    outcome = converge()
+    assert (outcome.code, outcome.changed) == (0, ["node_exporter : Run node_exporter"]), outcome.message
+    assert listening(host) == {"127.0.0.1:9100"}
+    assert converge().changed == []
+    assert checklist(converge).code == 0
+
+
+def test_a_limit_that_somebody_added_is_a_warning(host, converge, drop_in):
+    drop_in(OVERRIDE, "[Service]\nMemoryMax=512M\n")
+    outcome = converge()
+    assert (outcome.code, outcome.changed) == (0, [])
+    assert OVERRIDE in outcome.text
+    assert checklist(converge).code == 0
+
+
+def test_a_masked_unit_is_refused_and_stays_masked(host, converge):
+    unit = "/etc/systemd/system/node_exporter.service"
+    host.run_test("mv %s /srv/unit && systemctl mask node_exporter", unit)
+    try:
+        outcome = converge()
+        assert outcome.code != 0
+        assert f"{unit} masks the unit" in outcome.message and "systemctl unmask" in outcome.message
+        assert host.file(unit).linked_to == "/dev/null"
+    finally:
+        host.run_test("systemctl unmask node_exporter && mv /srv/unit %s && systemctl daemon-reload", unit)
+    assert converge().code == 0
+
+
+def test_no_other_machine_reaches_what_its_processes_listen_on_besides(host, converge, stray, reached):
+    assert reached(stray(""))
+    port = stray("node_exporter")
+    assert f"0.0.0.0:{port}" in host.check_output("ss -ltn")
+    assert not reached(port)
+    assert not reached(9100)
+    measured = checklist(converge)
+    assert measured.code == 0, measured.message
+    assert "1 closed by the unit's filter" in measured.text
+    host.run_test("systemctl set-property --runtime node_exporter IPAddressDeny= IPAddressAllow=")
+    try:
+        assert reached(port)
+        measured = checklist(converge)
+        assert measured.code != 0
+        assert f"reachable from outside: tcp 0.0.0.0:{port}" in measured.message
+    finally:
+        host.run_test("rm -r /run/systemd/system.control/node_exporter.service.d && systemctl daemon-reload")
+
+
+def test_where_it_is_opened_its_port_alone_is_reached(host, converge, stray, reached):
+    assert converge({"node_exporter_listen_address": "eth0"}).code == 0
+    assert reached(9100)
+    assert converge().code == 0
+    assert not reached(9100)

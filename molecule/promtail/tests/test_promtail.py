@@ -288,3 +288,13 @@ def test_removal_leaves_the_host_as_it_was(host, converge):
     assert converge({"promtail_state": "absent"}).code == 0
     assert everything() == bare
     assert converge().code == 0
+
+
+def test_a_group_that_the_host_does_not_have_is_refused_by_name_before_anything_is_touched(host, converge):
+    before = host.check_output("systemctl show --property ExecMainStartTimestampMonotonic --value promtail")
+    outcome = converge({"promtail_groups": ["adm", "logreaders"]})
+    assert outcome.code != 0
+    assert "there is no group logreaders on this host for the service to join" in outcome.message
+    assert "promtail_groups" in outcome.message
+    after = host.check_output("systemctl show --property ExecMainStartTimestampMonotonic --value promtail")
+    assert (outcome.changed, after) == ([], before)

@@ -171,7 +171,7 @@ def test_more_time_for_the_start_restarts_nothing(host, converge, light):
 
 
 def test_other_files_of_the_model_at_the_same_path_restart_it(host, converge, light):
-    host.check_output("rm -rf /srv/local && cp -r /srv/models/tiny /srv/local")
+    host.check_output("rm -rf /srv/local && cp -r /srv/models/tiny /srv/local && chmod -R a+rX /srv/local")
     local = light("0.32.0", vllm_model_path="/srv/local", vllm_lora_adapters=[])
     assert converge(local).changed == [RUN]
     assert converge(local).changed == []

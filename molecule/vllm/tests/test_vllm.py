@@ -78,7 +78,8 @@ def test_what_cannot_work_is_refused_before_the_service_is_touched(host, converg
 def test_files_that_the_engine_cannot_read_are_refused_before_it_is_touched(host, converge):
     """Root, who converges, reads them; tensors are often saved with mode 0600."""
     before = pid(host)
-    host.check_output("cp -r /srv/models/adapters/checklist /srv/own && chmod 600 /srv/own/adapter_model.safetensors")
+    host.check_output("cp -r /srv/models/adapters/checklist /srv/own && chmod -R a+rX /srv/own")
+    host.check_output("chmod 600 /srv/own/adapter_model.safetensors")
     outcome = converge({"vllm_lora_adapters": [{"name": "own", "source": "/srv/own"}]})
     assert outcome.code != 0
     assert "vllm cannot read /srv/own/adapter_model.safetensors: Permission denied" in outcome.message
@@ -145,3 +146,23 @@ def test_it_can_be_taken_away(host, converge):
     assert host.run("pgrep -u vllm").rc != 0
     assert converge({"vllm_state": "absent"}).changed == []
     assert converge({}).code == 0
+
+
+def test_no_other_machine_reaches_what_the_engine_listens_on(host, converge, stray, reached):
+    """Its libraries open ports of their own on every interface, without authentication."""
+    assert reached(stray(""))
+    stray("vllm")
+    program = (
+        "import subprocess, pathlib, re\n"
+        "for line in subprocess.check_output(['ss', '-Hltnp'], text=True).splitlines():\n"
+        "    pids = re.findall(r'pid=(\\d+)', line)\n"
+        "    if any('/vllm.service' in pathlib.Path(f'/proc/{pid}/cgroup').read_text() for pid in pids):\n"
+        "        print(line.split()[3])\n"
+    )
+    places = host.check_output("python3 -c %s", program).split()
+    outward = {int(place.rsplit(":", 1)[1]) for place in places if not place.startswith(("127.", "[::1]"))}
+    assert "127.0.0.1:8001" in places and outward
+    assert not [port for port in {8001, *outward} if reached(port)]
+    measured = converge(playbook="checklist.yml")
+    assert measured.code == 0, measured.message
+    assert "closed by the unit's filter" in measured.text

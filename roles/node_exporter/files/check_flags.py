@@ -1,0 +1,56 @@
+"""Ask the installed node_exporter whether it takes its flags; say in one line what it does not know, by variable.
+
+    check_flags.py FLAGS PROGRAM [ARGUMENT …]
+
+FLAGS is JSON, names of flags by the variable that they come from; PROGRAM and its ARGUMENTs are what the service runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import subprocess
+import sys
+
+FLAG = re.compile(r"^\s+(?:-\w, )?--(\[no-\])?([\w.-]+)", re.MULTILINE)
+
+
+def unknown(wanted: dict, page: str) -> list[str]:
+    """Return one sentence for each flag of ``wanted`` that the program's ``page`` of help does not have."""
+    known = {name: bool(switch) for switch, name in FLAG.findall(page)}
+    collectors = sorted(name.partition(".")[2] for name, switch in known.items() if switch and _is_collector(name))
+    problems = []
+    for variable, name in ((variable, name) for variable, names in wanted.items() for name in names):
+        if name in known:
+            continue
+        told, others = (name.partition(".")[2], collectors) if _is_collector(name) else (name, list(known))
+        near = difflib.get_close_matches(told, others, 1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        if _is_collector(name):
+            told, hint = f"collector {told} (--{name})", hint if near else f"; it has {', '.join(collectors)}."
+        else:
+            told = f"flag --{name}"
+        problems.append(f"{variable}: this version has no {told}{hint}")
+    return problems
+
+
+def _is_collector(name: str) -> bool:
+    return bool(re.fullmatch(r"collector\.[^.]+", name))
+
+
+def main() -> None:
+    wanted, command = json.loads(sys.argv[1]), sys.argv[2:]
+    page = subprocess.run([command[0], "--help"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    problems = unknown(wanted, page.stdout)
+    if not problems:
+        # With --help it reads all its arguments and starts nothing.
+        done = subprocess.run([*command, "--help"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        lines = done.stderr.strip().splitlines() or ["it leaves without a word"]
+        problems = [lines[-1].removesuffix(", try --help")] if done.returncode else []
+    if problems:
+        sys.exit(" ".join(problems))
+
+
+if __name__ == "__main__":
+    main()
