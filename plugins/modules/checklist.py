@@ -23,7 +23,8 @@ options:
         type: str
         required: true
         choices:
-          [http, models, completion, chat, metric, unit, sockets, pushes, loki, gpu, driver, device_nodes, swap, watchdog]
+          [http, models, completion, chat, metric, unit, sockets, pushes, loki, gpu, driver, device_nodes, swap,
+          watchdog]
       options: {description: Options of the kind., type: dict, required: true}
       bearer: {description: Key for requests of this check., type: str}
       cure: {description: What to do when the row is red., type: str, default: ""}
