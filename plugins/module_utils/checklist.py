@@ -10,9 +10,8 @@ import json
 import time
 import urllib.parse
 import urllib.request
-from pathlib import Path
 
-from . import nvidia_driver, nvidia_smi, probes, systemd_unit
+from . import nvidia_driver, nvidia_smi, probes, swap_file, systemd_unit
 
 LATELY = 10  # minutes
 CRASHES = 3
@@ -160,8 +159,7 @@ def device_nodes() -> tuple[str, bool]:
 
 def swap(path: str, megabytes: int) -> tuple[str, bool]:
     """The swap file is in use with its declared size."""
-    rows = [row.split() for row in Path("/proc/swaps").read_text().splitlines()[1:]]
-    sizes = {row[0]: int(row[2]) // 1024 for row in rows}
+    sizes = {name: size >> 20 for name, (size, _) in swap_file.Host().active().items()}
     if path not in sizes:
         return f"{path} is not in use", False
     return f"{sizes[path]} MiB", abs(sizes[path] - megabytes) <= 1

@@ -193,8 +193,8 @@ def port_holder(port: int, own_unit: str) -> str | None:
             continue
         try:
             held = any(str(descriptor.readlink()) in inodes for descriptor in (process / "fd").iterdir())
-            if held and f"/{own_unit}" not in (process / "cgroup").read_text():
-                return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
+            if held and f"/{own_unit}" not in (process / "cgroup").read_text(errors="replace"):
+                return f"{(process / 'comm').read_text(errors='replace').strip()} (pid {process.name})"
         except OSError:
             continue
     return None

@@ -123,3 +123,13 @@ def test_a_check_that_cannot_be_made_is_a_red_row_with_its_cure(server):
     row = checklist.run({"what": "answer", "kind": "completion", "options": options, "cure": "Look."})
     assert (row["what"], row["ok"], row["cure"]) == ("answer", False, "Look.")
     assert row["measured"].startswith(f"{server.url}/v1: ")
+
+
+def test_swap_whatever_bytes_other_swap_has(tmp_path, monkeypatch):
+    (tmp_path / "proc").mkdir()
+    rows = b"/srv/caf\xe9 file 2048 0 -2\n/swap\\040file file 4096 0 -3\n"
+    (tmp_path / "proc/swaps").write_bytes(b"Filename Type Size Used Priority\n" + rows)
+    host = checklist.swap_file.Host
+    monkeypatch.setattr(checklist.swap_file, "Host", lambda: host(tmp_path))
+    assert checklist.swap("/swap file", 4) == ("4 MiB", True)
+    assert checklist.swap("/swapfile", 4) == ("/swapfile is not in use", False)

@@ -138,6 +138,26 @@ def test_register_repeat_and_away(machine):
     assert not machine.apt.indexed() and machine.apt.differences("absent") == {}
 
 
+def test_bytes_of_others_stay_as_they_are(machine):
+    parts = machine.root / "etc/apt/sources.list.d"
+    before = {
+        parts / "old.list": b"# caf\xe9 \xc2\x85\r\n" + f"deb {HERE} /\r\n".encode() + b"# \xff",
+        parts / "new.sources": b"# caf\xe9\r\n\r\n" + STANZA.encode(),
+        parts / "cuda.list": b"# caf\xe9\n",
+    }
+    for path, text in before.items():
+        path.write_bytes(text)
+    machine.busy, machine.busy_text = 1, b"caf\xe9: Could not get lock\n"
+    machine.apt.write(machine.apt.differences("present"))
+    machine.apt.update()
+    mark = MARK.encode()
+    assert (parts / "old.list").read_bytes() == before[parts / "old.list"].replace(b"deb http", mark + b"deb http")
+    assert (parts / "new.sources").read_bytes().startswith(b"# caf\xe9\r\n\r\n" + mark)
+    assert (parts / "cuda.list").read_bytes() == b"# caf\xe9\n" + REPOSITORY.line.encode()
+    machine.apt.write(machine.apt.differences("absent"))
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_an_entry_by_hand_in_the_repositorys_own_file_is_given_back(machine):
     own = machine.root / "etc/apt/sources.list.d/cuda.list"
     own.write_text(f"deb {HERE} /")
