@@ -26,12 +26,14 @@ from . import nvidia_smi, vllm_api
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def ask(url: str, bearer: str | None = None, body: dict | None = None, timeout: float = 5) -> tuple[int, str]:
+def ask(
+    url: str, bearer: str | None = None, body: dict | None = None, timeout: float = 5, headers: dict | None = None
+) -> tuple[int, str]:
     """Return ``(status, text)`` of one request.
 
     Errors: `OSError` whose text is one cause without a stack (connection refused, time-out, TLS, bad URL).
     """
-    headers = {"Accept": "*/*"}
+    headers = {"Accept": "*/*", **(headers or {})}
     if bearer:
         headers["Authorization"] = f"Bearer {bearer}"
     data = None

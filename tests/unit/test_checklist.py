@@ -76,27 +76,6 @@ def test_the_driver_of_a_gpu(monkeypatch, driver, ok):
     assert checklist.gpu("L4", driver) == ("NVIDIA L4, 23034 MiB, driver 580.95.05", ok)
 
 
-def streams(*units):
-    """Return Loki's answer: two lines of each unit."""
-    lines = [["1", "a"], ["2", "b"]]
-    return json.dumps({"data": {"result": [{"stream": {"unit": unit}, "values": lines} for unit in units]}})
-
-
-@pytest.mark.parametrize(
-    "page, measured, ok",
-    [
-        ((200, streams("vllm.service")), "2 lines", True),
-        ((200, streams("vllm.service", "ai-server.service")), "4 lines, mixed with ai-server.service", False),
-        ((200, streams()), "0 lines", False),
-        ((502, "bad gateway"), "502: bad gateway", False),
-    ],
-)
-def test_loki(server, page, measured, ok):
-    path = "/loki/api/v1/query_range?query=%7Bhost%3D%22h%22%2Cservice%3D%22vllm%22%7D"
-    server.pages[f"{path}&since=1h&limit=500&direction=backward"] = page
-    assert checklist.loki(server.url, "h", "vllm", ["ai-server.service"], wait=0) == (measured, ok)
-
-
 def pieces(*texts, end=True):
     """Return a streamed chat."""
     events = [json.dumps({"choices": [{"delta": {"content": text}}]}) for text in texts] + ["[DONE]"] * end
