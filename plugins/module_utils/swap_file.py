@@ -297,7 +297,7 @@ class Host:
             place.unlink(missing_ok=True)
         elif step.verb == "on":
             options = options_of(self.read(FSTAB), step.path)
-            given = ["--options", options] if options not in ("", "sw", "defaults") else []
+            given = ["-o", options] if options not in ("", "sw", "defaults") else []
             self.run(["swapon", *given, str(place)])
         else:
             problem = memory_problem([step], self.see([]))

@@ -52,7 +52,9 @@ def test_no_credentials_of_an_address_are_told():
         assert any(text.startswith(name) for text in problems), (name, problems)
     assert "canary" not in str(problems) and "ary@" not in str(problems)
     assert "promtail_loki_user and promtail_loki_password belong together; give both, or neither." in problems
-    assert any("give promtail_loki_user and promtail_loki_password, or promtail_loki_token" in text for text in problems)
+    assert any(
+        "give promtail_loki_user and promtail_loki_password, or promtail_loki_token" in text for text in problems
+    )
 
 
 def test_good_input_passes():

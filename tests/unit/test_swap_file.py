@@ -354,7 +354,7 @@ def test_a_line_with_options_is_adopted_as_it_is(machine, size):
     machine.commands.clear()
     converge(machine, size)
     assert machine.read("/etc/fstab") == OTHERS + "\n" + line
-    assert ("swapon --options sw,nofail,pri=100,discard /swapfile" in machine.commands) == (size != 4)
+    assert ("swapon -o sw,nofail,pri=100,discard /swapfile" in machine.commands) == (size != 4)
     assert not converge(machine, size).needed
 
 
