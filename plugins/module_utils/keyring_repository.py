@@ -35,7 +35,10 @@ class RepositoryError(RuntimeError):
 
 @dataclass(frozen=True)
 class Repository:
-    """What is wanted. ``uri`` is where it is fetched from, ``origin`` what every address of it contains."""
+    """What is wanted. ``uri`` is where it is fetched from, ``origin`` what every address of it contains.
+
+    ``ca_path`` names certificate authorities that apt trusts for its host; the system's when empty.
+    """
 
     package: str
     version: str
@@ -43,6 +46,18 @@ class Repository:
     source: str
     uri: str
     origin: str
+    ca_path: str = ""
+
+    @property
+    def trust(self) -> str:
+        """Return the option by which apt trusts ``ca_path`` for this host, empty where there is none to set."""
+        parts = urlsplit(self.uri)
+        return f"Acquire::https::{parts.hostname}::CAInfo" if self.ca_path and parts.scheme == "https" else ""
+
+    @property
+    def settings(self) -> str:
+        """Return the path of apt's settings that are ours."""
+        return f"/etc/apt/apt.conf.d/80{self.package}"
 
     @property
     def line(self) -> str:
@@ -155,10 +170,19 @@ class Apt:
         after = own_text(before, self.repository) if state == "present" else foreign_text(before, self.repository)
         if before != after:
             found[self.repository.source] = (before, after)
+        settings = self.at(self.repository.settings)
+        before = host_text.read(settings) if settings.exists() else ""
+        trust = self.repository.trust if state == "present" else ""
+        after = f'{trust} "{self.repository.ca_path}";\n' if trust else ""
+        if before != after:
+            found[self.repository.settings] = (before, after)
         return found
 
     def try_out(self, keyring: Path) -> None:
         """Let apt read and verify the repository with files of its own, before it is registered."""
+        trust, path = self.repository.trust, self.repository.ca_path
+        if trust and not (self.at(path).is_file() and self.at(path).stat().st_mode & 0o004):
+            raise RepositoryError(f"{path} must be a file that everyone can read: apt fetches as a user without rights")
         with tempfile.TemporaryDirectory(prefix="apt-") as work:
             folder = Path(work)
             folder.chmod(0o755)  # the index is fetched and verified by users without rights
@@ -170,6 +194,7 @@ class Apt:
                     *("apt-get", "update", "-o", f"Dir::Etc::sourcelist={trial}", "-o", "Dir::Etc::sourceparts=-"),
                     *("-o", f"Dir::State::lists={folder / 'lists'}", "-o", "APT::Sandbox::User=root"),
                     *("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=", "-o", "Acquire::Retries=2"),
+                    *(("-o", f"{trust}={path}") if trust else ()),
                 ]
             )
             if not list((folder / "lists").glob("*Packages*")):
@@ -205,9 +230,10 @@ class Apt:
         """Write the files of `differences`, each in one step."""
         for path, (_, text) in texts.items():
             place = self.at(path)
-            if not text and path == self.repository.source:
+            if not text and path in (self.repository.source, self.repository.settings):
                 place.unlink(missing_ok=True)
                 continue
+            place.parent.mkdir(parents=True, exist_ok=True)
             beside = place.with_name(f".{place.name}.new")
             beside.write_bytes(host_text.encoded(text))
             if place.exists():

@@ -26,7 +26,7 @@ options:
     description: What the addresses of all entries contain that register this origin, whatever the mirror.
     type: str
     required: true
-  ca_path: {description: Certificate authorities to trust for the download., type: path}
+  ca_path: {description: Certificate authorities that the download and apt trust for the repository., type: path}
   lock_timeout: {description: Seconds to wait for another program that holds apt's lock., type: int, default: 600}
   state:
     description: V(absent) purges the package and gives back what was set aside.
@@ -137,7 +137,8 @@ def main() -> None:
     present = wanted["state"] == "present"
     if present and not re.fullmatch(r"sha256:[0-9a-f]{64}", wanted["checksum"]):
         module.fail_json(msg=f"checksum must be sha256: and 64 hexadecimal digits, not {wanted['checksum']!r}")
-    repository = Repository(*(wanted[name] for name in ("package", "version", "keyring", "source", "uri", "origin")))
+    names = ("package", "version", "keyring", "source", "uri", "origin")
+    repository = Repository(*(wanted[name] for name in names), wanted["ca_path"] or "")
     apt = Apt(repository, patience=wanted["lock_timeout"])
     installed = apt.installed()
     texts = apt.differences(wanted["state"])
@@ -155,7 +156,7 @@ def main() -> None:
     module.exit_json(
         changed=changed,
         installed=installed,
-        set_aside=[path for path in texts if path != wanted["source"]],
+        set_aside=[path for path in texts if path not in (wanted["source"], repository.settings)],
         diff=[
             {
                 "before_header": path,

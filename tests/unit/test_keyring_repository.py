@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,27 @@ def test_register_repeat_and_away(machine):
     machine.apt.purge()
     assert old.read_text() == OTHER + f"deb {HERE} /\n"
     assert not machine.apt.indexed() and machine.apt.differences("absent") == {}
+
+
+def test_apt_trusts_the_authorities_of_a_mirror_as_long_as_it_is_registered(machine):
+    mirror = replace(REPOSITORY, uri=f"https://mirror.example:8443/{ORIGIN}debian12/x86_64/", ca_path="/ca.pem")
+    settings = machine.root / "etc/apt/apt.conf.d/80cuda-keyring"
+    apt = Apt(mirror, machine.root, machine.run, patience=1)
+    with pytest.raises(RepositoryError, match=r"/ca\.pem must be a file that everyone can read"):
+        apt.try_out(Path("/k.gpg"))
+    (machine.root / "ca.pem").touch(mode=0o644)
+    apt.try_out(Path("/k.gpg"))
+    assert "Acquire::https::mirror.example::CAInfo=/ca.pem" in machine.commands[-1]
+    apt.write(apt.differences("present"))
+    assert settings.read_text() == 'Acquire::https::mirror.example::CAInfo "/ca.pem";\n'
+    assert settings.stat().st_mode & 0o777 == 0o644 and apt.differences("present") == {}
+    # Without it, or gone, nothing of it stays; over HTTP there is nothing to trust.
+    for other, state in ((replace(mirror, ca_path=""), "present"), (mirror, "absent")):
+        apt.write(apt.differences("present"))
+        again = Apt(other, machine.root, machine.run, patience=1)
+        again.write(again.differences(state))
+        assert not settings.exists() and again.differences(state) == {}
+    assert not replace(mirror, uri=mirror.uri.replace("https", "http")).trust
 
 
 def test_bytes_of_others_stay_as_they_are(machine):

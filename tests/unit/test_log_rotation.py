@@ -88,8 +88,13 @@ def test_the_configuration_itself_may_be_the_other(tmp_path):
 
 def test_a_directory_that_is_not_included_and_a_refusal_are_told(tmp_path):
     host = Logrotate(tmp_path)
-    host.included, host.error = False, "error: a:1 x\nerror: Ignoring logrotate.conf because it is writable by group or others.\n"
-    with pytest.raises(RotationError, match=r"does not read .*: Ignoring logrotate\.conf because it is writable by group"):
+    host.included, host.error = (
+        False,
+        "error: a:1 x\nerror: Ignoring logrotate.conf because it is writable by group or others.\n",
+    )
+    with pytest.raises(
+        RotationError, match=r"does not read .*: Ignoring logrotate\.conf because it is writable by group"
+    ):
         host.check()
     host.error = ""
     with pytest.raises(RotationError, match="it does not include"):
