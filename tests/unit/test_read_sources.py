@@ -90,7 +90,10 @@ def test_what_the_sandbox_hides_is_told_as_that(path):
 @pytest.mark.parametrize("written, volatile", [(True, True), (False, True), (False, False)])
 def test_the_journal_is_where_its_new_lines_are(tmp_path, monkeypatch, written, volatile):
     monkeypatch.setattr(read_sources, "found_again", lambda directory, patience: written)
-    monkeypatch.setattr(read_sources, "VOLATILE", str(tmp_path if volatile else tmp_path / "none"))
+    monkeypatch.setattr(read_sources, "VOLATILE", str(tmp_path))
+    if volatile:
+        (tmp_path / "machine").mkdir()
+        (tmp_path / "machine/system.journal").touch()
     said = read_sources.journal_problem("/var/tmp")
     if written:
         assert said is None

@@ -61,7 +61,7 @@ def found_again(directory, patience):
 
 def cure_of_storage(directory):
     """Return what to do where journald does not write into ``directory``."""
-    if directory.rstrip("/") != VOLATILE and Path(VOLATILE).is_dir():
+    if directory.rstrip("/") != VOLATILE and any(Path(VOLATILE).glob("*/*.journal")):
         return (
             f"journald writes to {VOLATILE} (Storage=volatile, or no /var/log/journal): set promtail_journal_path to "
             f"{VOLATILE}, or Storage=persistent in journald.conf and restart systemd-journald"
