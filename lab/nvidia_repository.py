@@ -22,6 +22,7 @@ ARCHITECTURE = "x86_64"
 DISTRIBUTIONS = ("debian11", "debian12", "debian13")
 KEYRINGS = ("1.0-1", "1.1-1")
 DCGM = ("3.3.8", "3.3.9", "4.2.3-2")
+PARTS = ("core", "cuda12", "proprietary")  # of which DCGM 4 is made
 STAND_INS = Path(__file__).with_name("stand_ins")
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 DATE = "Wed, 15 Nov 2023 00:00:00 UTC"  # in the past of every machine's clock
@@ -114,7 +115,11 @@ def keyring(distribution: str, version: str, public_key: bytes) -> Package:
 
 
 def dcgm(version: str, library: bytes) -> list[Package]:
-    """Return the packages of one DCGM: one up to 3.x; from 4 an empty one that pulls in the core, as NVIDIA's does."""
+    """Return the packages of one DCGM: one up to 3.x; from 4 several of other names, which take that one's place.
+
+    Up to 4.6 what is about CUDA and what is proprietary stand beside the core and need it (NVIDIA/deepops#1394,
+    dcgm-exporter#456).
+    """
     major = version.partition(".")[0]
     files = {
         f"{LIBRARIES}/libdcgm.so.{major}": (library, 0o644),
@@ -127,12 +132,10 @@ def dcgm(version: str, library: bytes) -> list[Package]:
     plain = common("datacenter-gpu-manager", f"1:{version}", "amd64")
     if int(major) < 4:
         return [Package({**plain, **needs}, files, {f"{LIBRARIES}/libdcgm.so": f"libdcgm.so.{major}"})]
-    core = common("datacenter-gpu-manager-4-core", f"1:{version}", "amd64")
-    older = "datacenter-gpu-manager (<< 1:4)"
-    return [
-        Package({**core, **needs, "Breaks": older, "Replaces": older}, files),
-        Package({**plain, "Depends": f"datacenter-gpu-manager-4-core (= 1:{version})"}),
-    ]
+    core, *others = (common(f"{plain['Package']}-4-{part}", f"1:{version}", "amd64") for part in PARTS)
+    older = {field: "datacenter-gpu-manager (<< 1:4)" for field in ("Breaks", "Conflicts", "Replaces")}
+    on_core = {"Depends": f"{core['Package']} (= 1:{version})"}
+    return [Package({**core, **needs, **older}, files), *(Package({**other, **on_core}) for other in others)]
 
 
 def compiled(version: str, folder: Path) -> bytes:

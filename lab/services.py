@@ -6,12 +6,14 @@ A stand-in of Loki takes the logs; a web server mirrors releases and wheels and 
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 import tempfile
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,13 @@ from lab.host import Problem
 
 NAME = "services"
 LOKI_PORT = 3100
+GUARDED_PORT = 3101
+# Whom the guarded Loki lets in.
+USER, PASSWORD, TOKEN, TENANT = "shipper", "laboratory=pass%word", "laboratory-token", "team-a"
+CALLERS = [
+    {"authorization": f"Basic {b64encode(f'{USER}:{PASSWORD}'.encode()).decode()}", "tenant": TENANT, "queries": True},
+    {"authorization": f"Bearer {TOKEN}", "tenant": TENANT, "queries": False},
+]
 READY_TIMEOUT = 60
 
 UNITS = {
@@ -30,6 +39,17 @@ Description=Stand-in of Loki
 DynamicUser=yes
 StateDirectory=loki
 ExecStart=/usr/bin/python3 /opt/lab/loki.py /var/lib/loki 3100
+Restart=always
+[Install]
+WantedBy=multi-user.target
+""",
+    "loki-guarded.service": """
+[Unit]
+Description=Stand-in of Loki that asks for credentials
+[Service]
+DynamicUser=yes
+StateDirectory=loki-guarded
+ExecStart=/usr/bin/python3 /opt/lab/loki.py /var/lib/loki-guarded 3101 /opt/lab/callers.json
 Restart=always
 [Install]
 WantedBy=multi-user.target
@@ -72,6 +92,7 @@ def install(folder: Path) -> None:
         shutil.copy(Path(__file__).parent / program, folder)
     for name, text in UNITS.items():
         (folder / name).write_text(text)
+    (folder / "callers.json").write_text(json.dumps(CALLERS))
     every = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.iterdir()))).hexdigest()
     (folder / "digest").write_text(every)
     box = machine.container(NAME)
@@ -91,7 +112,12 @@ def wait_until_ready() -> None:
     """Wait until Loki says ready and the mirror answers; raises Problem that names the one that does not."""
     told = describe()
     deadline = time.monotonic() + READY_TIMEOUT
-    for unit, url in {"mirror": f"{told['mirror']}/requests", "loki": f"{told['loki']}/ready"}.items():
+    pages = {
+        "mirror": f"{told['mirror']}/requests",
+        "loki": f"{told['loki']}/ready",
+        "loki-guarded": f"{told['guarded_loki']['url']}/ready",
+    }
+    for unit, url in pages.items():
         while (reason := refusal(url)) is not None:
             if time.monotonic() > deadline:
                 box = machine.container(NAME)
@@ -123,6 +149,13 @@ def describe() -> dict[str, Any]:
         "hub": f"http://{address}/hub",
         "repositories": hub.publish(),
         "loki": f"http://{address}:{LOKI_PORT}",
+        "guarded_loki": {
+            "url": f"http://{address}:{GUARDED_PORT}",
+            "user": USER,
+            "password": PASSWORD,
+            "token": TOKEN,  # may push and not query
+            "tenant": TENANT,
+        },
         "machine": there,
         "programs": builds.listing(),
     }

@@ -1,6 +1,6 @@
 """A stand-in of Loki: takes what log shippers push and answers the questions that tests and people ask of it.
 
-One file without dependencies, because it runs alone on the services machine: `python3 loki.py FOLDER PORT`.
+One file without dependencies, because it runs alone on the services machine: `python3 loki.py FOLDER PORT [CALLERS]`.
 
     POST /loki/api/v1/push            JSON, or Protobuf as promtail sends it (Snappy); either may be gzipped
     GET /loki/api/v1/query_range      a selector and line filters; limit, since, start, end, direction
@@ -9,7 +9,10 @@ One file without dependencies, because it runs alone on the services machine: `p
 
 Every line is in FOLDER/lines.jsonl before the push is answered. Like Loki it keeps one of two equal lines of a stream
 with the same time, and refuses a push whose lines lie too far ahead or too far back, or have no labels. It knows no
-tenants, no metric queries and no parsers.
+metric queries and no parsers.
+
+With CALLERS, a JSON file of a list of `{"authorization", "tenant", "queries"}`, it does what a proxy in front of Loki
+does: who is none of these gets 401, who may not query 403, and each tenant has lines of its own.
 """
 
 from __future__ import annotations
@@ -287,12 +290,29 @@ class Handler(BaseHTTPRequestHandler):
     """One connection; the store is given by serve()."""
 
     protocol_version = "HTTP/1.1"
-    store: Store
+    stores: dict[str, Store]
+    callers: list[dict[str, Any]]
+
+    def let_in(self, query: bool) -> bool:
+        """Choose the caller's store; answers itself where the caller is not known or may not do that."""
+        tenant = self.headers.get("X-Scope-OrgID", "")
+        asked = {"authorization": self.headers.get("Authorization", ""), "tenant": tenant}
+        found = [each for each in self.callers if asked.items() <= each.items()]
+        if self.callers and not found:
+            self.send(401, "no org id\n" if asked["authorization"] and not tenant else "401 Authorization Required\n")
+        elif self.callers and query and not found[0]["queries"]:
+            self.send(403, "403 Forbidden\n")
+        else:
+            self.store = self.stores[found[0]["tenant"] if found else ""]
+            return True
+        return False
 
     def do_GET(self) -> None:
         """Answer a question."""
         parts = urlsplit(self.path)
         asked = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+        if parts.path != "/ready" and not self.let_in(query=True):
+            return
         value = re.fullmatch(r"/loki/api/v1/label/([^/]+)/values", parts.path)
         try:
             if parts.path == "/ready":
@@ -313,6 +333,8 @@ class Handler(BaseHTTPRequestHandler):
         data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if urlsplit(self.path).path != "/loki/api/v1/push":
             self.send(404, "404 page not found\n")
+            return
+        if not self.let_in(query=False):
             return
         try:
             if self.headers.get("Content-Encoding") == "gzip":
@@ -342,10 +364,15 @@ class Handler(BaseHTTPRequestHandler):
         """Keep silent: what was taken is in the file."""
 
 
-def serve(folder: Path, address: tuple[str, int]) -> ThreadingHTTPServer:
+def serve(folder: Path, address: tuple[str, int], callers: list[dict[str, Any]] | None = None) -> ThreadingHTTPServer:
     """Return a server of the lines in a folder that is bound to an address; the caller runs it."""
-    return ThreadingHTTPServer(address, type("BoundHandler", (Handler,), {"store": Store(folder)}))
+    stores = {"": Store(folder)} if not callers else {}
+    for tenant in {each["tenant"] for each in callers or []}:
+        (folder / tenant).mkdir(exist_ok=True)
+        stores[tenant] = Store(folder / tenant)
+    return ThreadingHTTPServer(address, type("BoundHandler", (Handler,), {"stores": stores, "callers": callers or []}))
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), ("", int(sys.argv[2]))).serve_forever()
+    callers = json.loads(Path(sys.argv[3]).read_text()) if len(sys.argv) > 3 else None
+    serve(Path(sys.argv[1]), ("", int(sys.argv[2])), callers).serve_forever()

@@ -13,7 +13,7 @@ from ansible.plugins.action import ActionBase
 UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
 if UTILS not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(UTILS)
-from ansible.module_utils.role_variables import kind_problems, typed
+from ansible.module_utils.role_variables import kind_problems, typed, without_credentials
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 NEARLY = 0.88  # how alike two names must be for one to be taken for the other, mistyped
@@ -37,10 +37,10 @@ class ActionModule(ActionBase):
             rule for rule in task_vars.get(self._task.args.get("between"), []) if sound.issuperset(rule["roles"])
         ]
         problems += self._broken(between, {**defaults, **task_vars, **values})
-        problems = list(dict.fromkeys(problems))
+        problems = list(dict.fromkeys(without_credentials(text) for text in problems))
         result.update(changed=False, problems=problems)
         if self.advice:
-            result["warnings"] = self.advice
+            result["warnings"] = [without_credentials(text) for text in self.advice]
         if problems:
             numbered = [f"({n}) {text}" for n, text in enumerate(problems, 1)] if len(problems) > 1 else problems
             result.update(failed=True, msg=" ".join(numbered))

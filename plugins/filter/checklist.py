@@ -19,23 +19,31 @@ def checklist_table(rows: list, width: int = 60) -> list:
     return lines
 
 
-def loki_checks(jobs: list, url: str, host: str, cure: str) -> list:
-    """Return one row of the checklist a journal job of promtail: its lines have reached Loki, and only its own."""
-    units = [job["unit"] for job in jobs]
-    return [
-        {
-            "what": f"Loki: lines of {job.get('service') or job['job']}",
-            "kind": "loki",
-            "options": {
-                "url": url,
-                "host": host,
-                "service": job.get("service") or job["job"],
-                "other_units": [unit for unit in units if unit != job["unit"]],
-            },
-            "cure": cure,
-        }
-        for job in jobs
-    ]
+# Stages that leave a line as it is, and its labels job and host.
+PLAIN_STAGES = {"regex", "json", "logfmt", "labels", "static_labels", "structured_metadata", "timestamp", "metrics"}
+
+
+def shipping_checks(jobs: list, host: str, options: dict, secrets: dict, cure: str) -> list:
+    """Return one row of the checklist a job of promtail: a line of it is read and reaches Loki.
+
+    A job with ``unit`` is one of the journal, one with ``path`` one of files. ``options`` are those of every row, and
+    ``secrets`` what is not to be shown of them.
+    """
+    units = [job["unit"] for job in jobs if "unit" in job]
+    rows = []
+    for job in jobs:
+        stages = {name for stage in job.get("pipeline_stages") or [] for name in stage}
+        own = {"labels": {"host": host, "job": job["job"]}, "rewrites": bool(stages - PLAIN_STAGES)}
+        if "unit" in job:
+            others = [unit for unit in units if unit != job["unit"]]
+            own |= {"job": job["job"], "unit": job["unit"], "other_units": others}
+        else:
+            own |= {"path": job["path"]}
+        own["labels"] |= {name: value for name, value in (job.get("labels") or {}).items() if name in own["labels"]}
+        kind = "journal_job" if "unit" in job else "file_job"
+        what = f"Loki: {'journal' if 'unit' in job else 'files'} of {job['job']}"
+        rows.append({"what": what, "kind": kind, "options": {**options, **own}, "cure": cure, **secrets})
+    return rows
 
 
 def checklist_sentence(row: dict) -> str:
@@ -48,5 +56,5 @@ class FilterModule:
         return {
             "checklist_sentence": checklist_sentence,
             "checklist_table": checklist_table,
-            "loki_checks": loki_checks,
+            "shipping_checks": shipping_checks,
         }

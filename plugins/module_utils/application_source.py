@@ -175,5 +175,8 @@ def requirements(tree: Path, uv: str, user: str | None) -> str:
         except unprivileged.CommandError as error:
             raise SourceError(f"its uv.lock cannot be read: {error}") from None
     if (tree / "requirements.txt").is_file():
-        return (tree / "requirements.txt").read_text()
+        try:
+            return (tree / "requirements.txt").read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise SourceError(f"its requirements.txt cannot be read: {error}; write it in UTF-8") from None
     raise SourceError("it has neither a uv.lock nor a requirements.txt: the application brings its requirements")

@@ -11,11 +11,9 @@ import json
 import re
 import socket
 import time
-import urllib.parse
-import urllib.request
 from pathlib import Path
 
-from . import nvidia_driver, nvidia_smi, probes, service_release, systemd_unit
+from . import log_shipping, nvidia_driver, nvidia_smi, probes, service_release, swap_file, systemd_unit
 
 LATELY = 10  # minutes
 CRASHES = 3
@@ -178,7 +176,7 @@ def watchdog(path: str, interval: float) -> tuple[str, bool]:
     deadline = time.monotonic() + 2 * interval + LATE
     while True:
         page = Path(path).read_text()
-        age = time.time() - total(page, "llm_watchdog_last_look_seconds")
+        age = time.time() - log_shipping.total(page, "llm_watchdog_last_look_seconds")
         up, ready, needed = (_of_units(page, f"llm_watchdog_{name}") for name in ("up", "ready", "person_needed"))
         unseen = [unit for unit in up if up[unit] > ready[unit]]
         lost = [unit for unit in needed if needed[unit]]
@@ -186,7 +184,7 @@ def watchdog(path: str, interval: float) -> tuple[str, bool]:
         if ok or lost or time.monotonic() > deadline:
             break
         time.sleep(1)
-    restarts = total(page, "llm_watchdog_restarts_total")
+    restarts = log_shipping.total(page, "llm_watchdog_restarts_total")
     measured = (
         f"looked {age:.0f} s ago at {len(up)} services, {sum(up.values())} run, {restarts:.0f} restarts since boot"
     )
@@ -210,39 +208,30 @@ def pushes(url: str, watched: float = 3, timeout: float = 5) -> tuple[str, bool]
         seen, text = probes.ask(url, timeout=timeout)
         if seen != 200:
             return f"{seen}: {shortened(text)}", False
-        sent, dropped = (total(text, f"promtail_{name}_entries_total") for name in ("sent", "dropped"))
+        sent, dropped = (log_shipping.total(text, f"promtail_{name}_entries_total") for name in ("sent", "dropped"))
         counts.append(dropped)
         if not dropped or len(counts) > 1:
             return f"{sent:.0f} lines sent, {dropped:.0f} dropped", sent > 0 and counts[0] == dropped
         time.sleep(watched)
 
 
-def total(page: str, name: str) -> float:
-    """Return the sum of all series of one metric on a Prometheus page."""
-    return sum(
-        float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line.startswith((f"{name}{{", f"{name} "))
-    )
+def journal_job(
+    url: str, job: str, unit: str, labels: dict, other_units: list[str], rewrites: bool, metrics: str, positions: str,
+    user: str = "", password: str = "", bearer: str = "", tenant: str = "", wait: float = 20,
+) -> tuple[str, bool]:  # fmt: skip
+    """A line that is written now in the name of ``unit`` reaches Loki at ``url``; see `log_shipping.journal_job`."""
+    loki = log_shipping.Loki(url, user, password, bearer, tenant)
+    shipper = log_shipping.Shipper(positions, metrics)
+    return log_shipping.journal_job(loki, shipper, job, unit, labels, other_units, rewrites, wait)
 
 
-def loki(url: str, host: str, service: str, other_units: list[str], wait: float = 20, timeout: float = 5):
-    """Loki has lines of ``service`` from ``host`` within the last hour, and none of them comes from another unit."""
-    query = urllib.parse.urlencode(
-        {"query": f'{{host="{host}",service="{service}"}}', "since": "1h", "limit": "500", "direction": "backward"}
-    )
-    deadline = time.monotonic() + wait
-    while True:
-        seen, text = probes.ask(f"{url}/loki/api/v1/query_range?{query}", timeout=timeout)
-        if seen != 200:
-            return f"{seen}: {shortened(text)}", False
-        streams = json.loads(text)["data"]["result"]
-        lines = sum(len(stream["values"]) for stream in streams)
-        if lines or time.monotonic() > deadline:
-            break
-        time.sleep(1)
-    foreign = sorted({stream["stream"].get("unit", "") for stream in streams} & set(other_units))
-    if foreign:
-        return f"{lines} lines, mixed with {', '.join(foreign)}", False
-    return f"{lines} lines", lines > 0
+def file_job(
+    url: str, path: str, labels: dict, rewrites: bool, metrics: str, positions: str,
+    user: str = "", password: str = "", bearer: str = "", tenant: str = "", wait: float = 20,
+) -> tuple[str, bool]:  # fmt: skip
+    """The files of a glob are read to the end and their last line is in Loki; see `log_shipping.file_job`."""
+    loki = log_shipping.Loki(url, user, password, bearer, tenant)
+    return log_shipping.file_job(loki, log_shipping.Shipper(positions, metrics), path, labels, rewrites, wait)
 
 
 def gpu(name: str = "", driver: str = "") -> tuple[str, bool]:
@@ -278,15 +267,15 @@ def device_nodes() -> tuple[str, bool]:
 
 def swap(path: str, megabytes: int) -> tuple[str, bool]:
     """The swap file is in use with its declared size."""
-    rows = [row.split() for row in Path("/proc/swaps").read_text().splitlines()[1:]]
-    sizes = {row[0]: int(row[2]) // 1024 for row in rows}
+    sizes = {name: size >> 20 for name, (size, _) in swap_file.Host().active().items()}
     if path not in sizes:
         return f"{path} is not in use", False
     return f"{sizes[path]} MiB", abs(sizes[path] - megabytes) <= 1
 
 
 _CHECKS = (
-    http, models, completion, chat, metric, unit, sockets, pushes, loki, gpu, driver, device_nodes, swap, watchdog,
+    http, models, completion, chat, metric, unit, sockets, pushes, journal_job, file_job, gpu, driver, device_nodes,
+    swap, watchdog,
 )  # fmt: skip
 KINDS = {function.__name__: function for function in _CHECKS}
 

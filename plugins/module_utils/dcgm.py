@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import time
+from pathlib import Path
+
+from . import system_packages
 
 PATIENCE = 5.0  # s; dcgmi gives the engine 100 ms, and on a busy host one such window is missed
 PAUSE = 0.2
@@ -46,6 +50,15 @@ def ask_patiently(dcgmi: str = "dcgmi", patience: float = PATIENCE) -> dict[str,
     while (told := ask(dcgmi, max(deadline - time.monotonic(), 1)))["engine"] is None and time.monotonic() < deadline:
         time.sleep(PAUSE)
     return told
+
+
+def promised(notes: Path = system_packages.NOTES) -> str:
+    """Return the major that a role's note asks for, empty where none does: what a run brings, whatever is there now.
+
+    NVIDIA's package without a number in its name is 3.x; those of 4.x have one.
+    """
+    wanted = {name for note in notes.glob("*.json") for name in json.loads(note.read_text()).get("wanted", [])}
+    return "3" if "datacenter-gpu-manager" in wanted else ""
 
 
 def upstream(version: str) -> str:

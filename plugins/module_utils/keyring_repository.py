@@ -20,6 +20,8 @@ from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from . import host_text
+
 ENTRY = re.compile(r"^\s*deb(?:-src)?\s+(?:\[[^\]]*\]\s+)?(\S+)\s")
 BUSY = re.compile(r"could not get lock|unable to (?:acquire|lock)|(?:was|is) locked by", re.IGNORECASE)
 PAUSE = 3  # seconds between two tries while another program holds apt's lock
@@ -33,7 +35,10 @@ class RepositoryError(RuntimeError):
 
 @dataclass(frozen=True)
 class Repository:
-    """What is wanted. ``uri`` is where it is fetched from, ``origin`` what every address of it contains."""
+    """What is wanted. ``uri`` is where it is fetched from, ``origin`` what every address of it contains.
+
+    ``ca_path`` names certificate authorities that apt trusts for its host; the system's when empty.
+    """
 
     package: str
     version: str
@@ -41,6 +46,18 @@ class Repository:
     source: str
     uri: str
     origin: str
+    ca_path: str = ""
+
+    @property
+    def trust(self) -> str:
+        """Return the option by which apt trusts ``ca_path`` for this host, empty where there is none to set."""
+        parts = urlsplit(self.uri)
+        return f"Acquire::https::{parts.hostname}::CAInfo" if self.ca_path and parts.scheme == "https" else ""
+
+    @property
+    def settings(self) -> str:
+        """Return the path of apt's settings that are ours."""
+        return f"/etc/apt/apt.conf.d/80{self.package}"
 
     @property
     def line(self) -> str:
@@ -54,7 +71,7 @@ class Repository:
 def set_aside(text: str, repository: Repository) -> str:
     """Return a .list file's text with the entries of this origin as marked comments."""
     lines = []
-    for line in text.splitlines(keepends=True):
+    for line in host_text.lines(text):
         entry = ENTRY.match(line)
         lines.append(repository.mark + line if entry and repository.origin in entry[1] else line)
     return "".join(lines)
@@ -62,9 +79,9 @@ def set_aside(text: str, repository: Repository) -> str:
 
 def set_aside_deb822(text: str, repository: Repository) -> str:
     """Return a .sources file's text with the stanzas of this origin as marked comments."""
-    stanzas = re.split(r"(\n[ \t]*\n)", text)
+    stanzas = re.split(r"(\n[ \t\r]*\n)", text)
     for number, stanza in enumerate(stanzas):
-        lines = stanza.splitlines(keepends=True)
+        lines = host_text.lines(stanza)
         plain = "".join(line for line in lines if not line.startswith("#"))
         uris = re.search(r"^URIs:((?:.*\n?)(?:[ \t]+.*\n?)*)", plain, re.MULTILINE | re.IGNORECASE)
         off = re.search(r"^Enabled:\s*(?:no|false|0|off|without)\s*$", plain, re.MULTILINE | re.IGNORECASE)
@@ -90,7 +107,7 @@ def foreign_text(before: str, repository: Repository) -> str:
 
 
 def _foreign_lines(text: str, repository: Repository) -> list[str]:
-    return [line for line in text.splitlines(keepends=True) if f"signed-by={repository.keyring}]" not in line]
+    return [line for line in host_text.lines(text) if f"signed-by={repository.keyring}]" not in line]
 
 
 def list_name(uri: str) -> str:
@@ -115,13 +132,13 @@ class Apt:
     def installed(self) -> str | None:
         """Return the installed version of the keyring package; None when it is not wholly there."""
         asked = ["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Version}", self.repository.package]
-        status, _, version = self.run(asked).stdout.decode().partition(" ")
+        status, _, version = self.run(asked).stdout.decode(errors="replace").partition(" ")
         return version if status == "installed" and self.at(self.repository.keyring).exists() else None
 
     def known(self) -> bool:
         """Whether dpkg has anything of the package, its configuration files included."""
         asked = ["dpkg-query", "--show", "--showformat", "${db:Status-Status}", self.repository.package]
-        return self.run(asked).stdout.decode() not in ("", "not-installed")
+        return self.run(asked).stdout.decode(errors="replace") not in ("", "not-installed")
 
     def indexed(self) -> bool:
         """Whether apt has an index of the repository."""
@@ -140,7 +157,7 @@ class Apt:
         """Return the files that must change as ``{path: (before, after)}``; an empty text stands for no file."""
         found = {}
         for file in self.sources():
-            before = file.read_text()
+            before = host_text.read(file)
             if state == "absent":
                 after = given_back(before, self.repository)
             else:
@@ -149,14 +166,23 @@ class Apt:
             if before != after:
                 found[f"/{file.relative_to(self.root)}"] = (before, after)
         own = self.at(self.repository.source)
-        before = own.read_text() if own.exists() else ""
+        before = host_text.read(own) if own.exists() else ""
         after = own_text(before, self.repository) if state == "present" else foreign_text(before, self.repository)
         if before != after:
             found[self.repository.source] = (before, after)
+        settings = self.at(self.repository.settings)
+        before = host_text.read(settings) if settings.exists() else ""
+        trust = self.repository.trust if state == "present" else ""
+        after = f'{trust} "{self.repository.ca_path}";\n' if trust else ""
+        if before != after:
+            found[self.repository.settings] = (before, after)
         return found
 
     def try_out(self, keyring: Path) -> None:
         """Let apt read and verify the repository with files of its own, before it is registered."""
+        trust, path = self.repository.trust, self.repository.ca_path
+        if trust and not (self.at(path).is_file() and self.at(path).stat().st_mode & 0o004):
+            raise RepositoryError(f"{path} must be a file that everyone can read: apt fetches as a user without rights")
         with tempfile.TemporaryDirectory(prefix="apt-") as work:
             folder = Path(work)
             folder.chmod(0o755)  # the index is fetched and verified by users without rights
@@ -168,6 +194,7 @@ class Apt:
                     *("apt-get", "update", "-o", f"Dir::Etc::sourcelist={trial}", "-o", "Dir::Etc::sourceparts=-"),
                     *("-o", f"Dir::State::lists={folder / 'lists'}", "-o", "APT::Sandbox::User=root"),
                     *("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=", "-o", "Acquire::Retries=2"),
+                    *(("-o", f"{trust}={path}") if trust else ()),
                 ]
             )
             if not list((folder / "lists").glob("*Packages*")):
@@ -203,11 +230,12 @@ class Apt:
         """Write the files of `differences`, each in one step."""
         for path, (_, text) in texts.items():
             place = self.at(path)
-            if not text and path == self.repository.source:
+            if not text and path in (self.repository.source, self.repository.settings):
                 place.unlink(missing_ok=True)
                 continue
+            place.parent.mkdir(parents=True, exist_ok=True)
             beside = place.with_name(f".{place.name}.new")
-            beside.write_text(text)
+            beside.write_bytes(host_text.encoded(text))
             if place.exists():
                 shutil.copystat(place, beside)
             else:
@@ -218,7 +246,7 @@ class Apt:
         """Run a command, again while another program holds apt's lock; raises `RepositoryError` when it fails."""
         deadline = time.monotonic() + self.patience
         while (done := self.run(argv)).returncode != 0:
-            if not BUSY.search(done.stderr.decode()):
+            if not BUSY.search(done.stderr.decode(errors="replace")):
                 raise RepositoryError(f"`{' '.join(argv[:2])}` failed: {_reason(done)}")
             if time.monotonic() > deadline:
                 raise RepositoryError(

@@ -154,7 +154,7 @@ def parse(text: str) -> dict:
 def unit_of(pid: int, proc: str = "/proc") -> str:
     """The systemd service a process belongs to, by its control group; "" when it belongs to none or is gone."""
     try:
-        paths = (Path(proc) / str(pid) / "cgroup").read_text(encoding="utf-8")
+        paths = (Path(proc) / str(pid) / "cgroup").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
     units = re.findall(r"/([^/\n]+\.service)", paths)

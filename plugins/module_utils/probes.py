@@ -26,12 +26,14 @@ from . import nvidia_smi, vllm_api
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def ask(url: str, bearer: str | None = None, body: dict | None = None, timeout: float = 5) -> tuple[int, str]:
+def ask(
+    url: str, bearer: str | None = None, body: dict | None = None, timeout: float = 5, headers: dict | None = None
+) -> tuple[int, str]:
     """Return ``(status, text)`` of one request.
 
     Errors: `OSError` whose text is one cause without a stack (connection refused, time-out, TLS, bad URL).
     """
-    headers = {"Accept": "*/*"}
+    headers = {"Accept": "*/*", **(headers or {})}
     if bearer:
         headers["Authorization"] = f"Bearer {bearer}"
     data = None
@@ -124,7 +126,7 @@ KINDS = {function.__name__: function for function in (http, metric, models, comp
 
 def secret(file: str, variable: str) -> str:
     """Return the value of ``variable`` in a file of lines ``NAME=value``; `OSError` where there is none."""
-    for line in Path(file).read_text().splitlines():
+    for line in Path(file).read_text(errors="replace").splitlines():
         name, found, value = line.partition("=")
         if found and name.strip() == variable:
             return value.strip()

@@ -40,6 +40,19 @@ def installed_checksum(directory: Path) -> str | None:
         return None
 
 
+def place(home: Path, version: str, checksum: str) -> Path:
+    """Return the directory below ``home`` for ``version`` from the archive with ``checksum``.
+
+    It is named by the version. Where another archive of that version has the name, from which a service may run, it is
+    named by the sum too, and keeps that name.
+    """
+    plain, beside = home / version, home / f"{version}-{checksum.removeprefix('sha256:')[:12]}"
+    there = installed_checksum(plain)
+    if there != checksum and (there or installed_checksum(beside) == checksum):
+        return beside
+    return plain
+
+
 def sha256(path: Path) -> str:
     """Return ``sha256:<hex>`` of a file."""
     with path.open("rb") as handle:

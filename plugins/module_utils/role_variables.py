@@ -21,6 +21,7 @@ WORDS = {
     "str": "text", "path": "text", "int": "a whole number", "float": "a number", "bool": "true or false",
     "list": "a list", "dict": "a mapping",
 }  # fmt: skip
+HIDDEN = "********"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 SERVED_NAME = re.compile(r"[A-Za-z0-9][\w.:@+-]*(/[A-Za-z0-9][\w.:@+-]*)*", re.ASCII)
 # systemd, shells and .env files read more than a path into these.
@@ -131,7 +132,16 @@ def kind_problems(name: str, value, kind: str, optional: bool = False) -> list[s
 
 
 def shown(value) -> str:
+    """Return a value for a sentence, without the credentials of an address."""
+    if isinstance(value, str) and "://" in value:
+        value = re.sub(r"(?<=://).*@", f"{HIDDEN}@", re.sub(r"(?<=\?).+", HIDDEN, value, flags=re.S), flags=re.S)
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def without_credentials(text: str) -> str:
+    """Return a sentence whose addresses have no user, password or query: these may be secrets."""
+    text = re.sub(r"(://[^\s?\"']*\?)[^\s\"']+", rf"\1{HIDDEN}", text)
+    return re.sub(r"(?<=://)(?:[^/\s]+|[^\s:]+:\S*)@", f"{HIDDEN}@", text)
 
 
 def typed(name: str, spec: Mapping, value) -> tuple[object, list[str]]:

@@ -185,11 +185,16 @@ class Service:
     def _outlined(self, file: dict) -> dict:
         """Return what a release has of a secret file; `Refused` where a line is not ``NAME=value``."""
         plain = sorted(file["plain"] or [])
-        return {**described(file), "plain": plain, "lines": self._outline(file["path"], file["content"], plain)}
+        # What a file does not have is left out, so that a release that began without it keeps its digest.
+        whole = {"whole": True} if file.get("whole") else {}
+        outline = {**described(file), **whole, "plain": plain}
+        return {**outline, "lines": self._outline(outline, file["content"])}
 
-    def _outline(self, path: str, text: str, plain: list[str]) -> list:
-        """Return the lines of a secret file: ``plain`` ones as they are, of the others name and digest of the value."""
-        lines = []
+    def _outline(self, file: dict, text: str) -> list:
+        """Return the lines of a secret file: plain ones as they are, of the others name and digest of the value."""
+        if file.get("whole"):
+            return [["", self._keyed(text)]]
+        path, plain, lines = file["path"], file["plain"], []
         for number, line in enumerate(text.splitlines(), 1):
             name, found, value = line.partition("=")
             if not found:
@@ -222,12 +227,14 @@ class Service:
         One that today's file has not is left out: the inventory has it no more, and nobody else has.
         """
         try:
-            now = Path(secret["path"]).read_text().splitlines()
+            now = Path(secret["path"]).read_text()
         except OSError:
             raise Refused(
                 f"{self.name}: {secret['path']} is gone, and no release keeps a secret; run site.yml"
             ) from None
-        values = {line.partition("=")[0]: line for line in now}
+        if secret.get("whole"):
+            return now
+        values = {line.partition("=")[0]: line for line in now.splitlines()}
         lines = [line if isinstance(line, str) else values.get(line[0]) for line in secret["lines"]]
         return "".join(f"{line}\n" for line in lines if line is not None)
 
@@ -266,7 +273,7 @@ class Service:
 
     def _disk_outline(self, secret: dict) -> list | None:
         try:
-            return self._outline(secret["path"], Path(secret["path"]).read_text(errors="replace"), secret["plain"])
+            return self._outline(secret, Path(secret["path"]).read_text(errors="replace"))
         except (OSError, Refused):
             return None
 

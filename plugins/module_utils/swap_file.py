@@ -17,6 +17,8 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from . import host_text
+
 BRIDGE, PART = ".bridge", ".part"
 SIGNATURE = b"SWAPSPACE2"
 FILE_SYSTEMS = ("ext2", "ext3", "ext4", "xfs")  # their blocks stay where they are, and holes can be ruled out
@@ -68,7 +70,9 @@ class Seen:
     @property
     def room(self) -> int:
         """Memory that programs can still take: available memory and free swap."""
-        return self.available + sum(size - used for size, used in self.active.values())
+        # Swap in compressed memory is available memory once more.
+        swaps = [sizes for path, sizes in self.active.items() if not path.startswith("/dev/zram")]
+        return self.available + sum(size - used for size, used in swaps)
 
 
 def plan(path: str, size: int, earlier: list[str], seen: Seen) -> list[Step]:
@@ -138,26 +142,54 @@ def memory_problem(steps: list[Step], seen: Seen) -> str | None:
 
 def swap_of_line(line: str) -> str | None:
     """Return what a line of fstab names as swap, None for any other line."""
-    words = line.split()
-    return _plain(words[0]) if len(words) >= 3 and words[0][0] != "#" and words[2] == "swap" else None
+    fields = _fields(line)
+    return _named(fields[0]) if len(fields) >= 3 and fields[0][0] != "#" and fields[2] == "swap" else None
 
 
 def fstab_with(text: str, ours: set[str], path: str | None) -> str:
-    """Return fstab with exactly one line for ``path``, none for the rest of ``ours``, and all others as they were."""
-    line = f"{_escaped(path)} none swap sw 0 0\n" if path else ""
+    """Return fstab with one line for ``path``, none for the rest of ``ours``, and all others as they were.
+
+    A line that is there for ``path`` keeps its options, but for C(noauto): it is used after a reboot too.
+    """
     kept, written = [], not path
-    for old in text.splitlines(keepends=True):
-        if swap_of_line(old) in ours:
-            if not written:
-                kept.append(line)
-                written = True
-            continue
-        kept.append(old)
+    for old in host_text.lines(text):
+        swap = swap_of_line(old)
+        if swap == path and not written:
+            kept.append(_with_auto(old))
+            written = True
+        elif swap is None or swap not in {*ours, path}:
+            kept.append(old)
     if not written:
         if kept and not kept[-1].endswith("\n"):
             kept[-1] += "\n"
-        kept.append(line)
+        kept.append(f"{_escaped(path)} none swap sw 0 0\n")
     return "".join(kept)
+
+
+def options_of(text: str, path: str) -> str:
+    """Return the options that fstab gives the swap at ``path``, such as ``sw,pri=100``; empty without a line."""
+    line = next((line for line in host_text.lines(text) if swap_of_line(line) == path), "")
+    return (_fields(line)[3:4] or [""])[0]
+
+
+def _with_auto(line: str) -> str:
+    fields = _fields(line)
+    options = fields[3].split(",") if len(fields) > 3 else []
+    if "noauto" not in options:
+        return line
+    stay = ",".join(option for option in options if option != "noauto") or "sw"
+    return re.sub(r"^([ \t]*(?:[^ \t]+[ \t]+){3})[^ \t\n]+", lambda match: match[1] + stay, line)
+
+
+def _fields(line: str) -> list[str]:
+    """Return the fields of a line of fstab: only blanks and tabs part them."""
+    return [field for field in re.split(r"[ \t\n]+", line) if field]
+
+
+def _named(field: str) -> str:
+    """Return what a first field names; one file may be written in several ways."""
+    plain = _plain(field)
+    return os.path.normpath(f"/{plain.lstrip('/')}") if plain.startswith("/") else plain
 
 
 def _mib(size: int) -> int:
@@ -169,7 +201,9 @@ def _escaped(path: str) -> str:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+    """Return a name without the octal escapes that fstab and /proc write blanks and bytes in."""
+    raw = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8) & 255]), host_text.encoded(text))
+    return raw.decode("utf-8", "surrogateescape")
 
 
 class Host:
@@ -184,7 +218,7 @@ class Host:
 
     def see(self, paths: list[str]) -> Seen:
         """Look at memory, swap, and the files at ``paths`` with what lies beside them."""
-        meminfo = dict(re.findall(r"^(\w+):\s+(\d+) kB$", self.at("/proc/meminfo").read_text(), re.MULTILINE))
+        meminfo = dict(re.findall(r"^(\w+):\s+(\d+) kB$", self.read("/proc/meminfo"), re.MULTILINE))
         active = self.active()
         files, disk, free = {}, {}, {}
         for path in [name + end for name in paths for end in ("", BRIDGE, PART)]:
@@ -207,7 +241,7 @@ class Host:
     def active(self) -> dict[str, tuple[int, int]]:
         """Return all swap in use as ``{path: (size, used)}``."""
         found = {}
-        for line in self.at("/proc/swaps").read_text().splitlines()[1:]:
+        for line in host_text.lines(self.read("/proc/swaps"))[1:]:
             name, _, size, used, _ = line.rsplit(maxsplit=4)
             found[_plain(name)] = (int(size) << 10, int(used) << 10)
         return found
@@ -217,12 +251,22 @@ class Host:
         parent = self.at(path).parent.resolve().relative_to(self.root.resolve())
         inside = str(Path("/") / parent)
         best = ("", "")
-        for line in self.at("/proc/self/mountinfo").read_text().splitlines():
+        for line in host_text.lines(self.read("/proc/self/mountinfo")):
             fields, _, rest = line.partition(" - ")
             point = _plain(fields.split()[4])
             if len(point) >= len(best[0]) and (inside + "/").startswith(point.rstrip("/") + "/"):
                 best = (point, rest.split()[0])
         return best
+
+    def unit(self, path: str) -> str | None:
+        """Return the name of a unit of the host's own that switches ``path`` on at boot, None where there is none."""
+        units = self.at("/etc/systemd/system")
+        for file in sorted(units.glob("*.swap")):
+            what = re.search(r"^[ \t]*What[ \t]*=[ \t]*(.*?)[ \t\r]*$", host_text.read(file), re.MULTILINE)
+            wanted = [*units.glob(f"*.wants/{file.name}"), *units.glob(f"*.requires/{file.name}")]
+            if what and os.path.normpath(what[1]) == path and wanted:
+                return file.name
+        return None
 
     def path_problem(self, path: str) -> str | None:
         """Return the sentence that says why no swap file can lie at ``path``, None where it can."""
@@ -252,7 +296,9 @@ class Host:
         elif step.verb == "remove":
             place.unlink(missing_ok=True)
         elif step.verb == "on":
-            self.run(["swapon", str(place)])
+            options = options_of(self.read(FSTAB), step.path)
+            given = ["-o", options] if options not in ("", "sw", "defaults") else []
+            self.run(["swapon", *given, str(place)])
         else:
             problem = memory_problem([step], self.see([]))
             if problem:
@@ -278,7 +324,7 @@ class Host:
 
     def read(self, path: str) -> str:
         place = self.at(path)
-        return place.read_text() if place.exists() else ""
+        return host_text.read(place) if place.exists() else ""
 
     def write(self, path: str, text: str) -> None:
         """Replace a file in one step, keeping its mode; an empty text removes it."""
@@ -288,8 +334,8 @@ class Host:
             return
         place.parent.mkdir(parents=True, exist_ok=True)
         mode = place.stat().st_mode & 0o7777 if place.exists() else 0o644
-        with tempfile.NamedTemporaryFile("w", dir=place.parent, prefix=".swap-", delete=False) as handle:
-            handle.write(text)
+        with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".swap-", delete=False) as handle:
+            handle.write(host_text.encoded(text))
             handle.flush()
             os.fsync(handle.fileno())
         Path(handle.name).chmod(mode)
@@ -348,7 +394,7 @@ def change(host: Host, state: str, path: str, size: int, swappiness: int) -> Cha
         steps = plan(path, size, earlier, seen)
         adopted = {name: line for name, line in note["adopted"].items() if name == path}
         if path in seen.files and path not in note["paths"]:
-            adopted = {path: any(swap_of_line(line) == path for line in fstab.splitlines())}
+            adopted = {path: any(swap_of_line(line) == path for line in host_text.lines(fstab))}
         made = any(step.verb == "make" and step.path == path for step in steps)
         note = {"paths": [path], "swappiness": note.get("swappiness", before), "adopted": {} if made else adopted}
         texts[SYSCTL], after = f"vm.swappiness = {swappiness}\n", swappiness
@@ -359,11 +405,16 @@ def change(host: Host, state: str, path: str, size: int, swappiness: int) -> Cha
         texts |= {SYSCTL: ""} if host.read(NOTE) else {}
         after = note.get("swappiness", before)
     ours = {name + end for name in lines for end in ("", BRIDGE)}
-    texts[FSTAB] = fstab_with(fstab, ours, path if state == "present" else None)
+    texts[FSTAB] = fstab_with(fstab, ours, None if state == "absent" or _by_unit(host, fstab, path) else path)
     texts[NOTE] = json.dumps(note) + "\n" if state == "present" else ""
     _refuse([disk_problem(steps, seen), memory_problem(steps, seen)])
     differences = {name: (host.read(name), text) for name, text in texts.items() if host.read(name) != text}
     return Change(places, adopted, steps, texts, differences, (before, after))
+
+
+def _by_unit(host: Host, fstab: str, path: str) -> bool:
+    """Whether a unit switches ``path`` on at boot, so that fstab needs no line for it and has none."""
+    return bool(host.unit(path)) and all(swap_of_line(line) != path for line in host_text.lines(fstab))
 
 
 def _refuse(problems: list[str | None]) -> None:
@@ -394,6 +445,7 @@ def _run(argv: list[str]) -> None:
         argv,
         capture_output=True,
         text=True,
+        errors="replace",
         check=False,
         env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
     )

@@ -244,7 +244,7 @@ def port_holder(port: int, own_unit: str) -> str | None:
     for process in _processes() if inodes else []:
         try:
             if _sockets_of(process) & inodes and not _is_of(process, own_unit):
-                return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
+                return f"{(process / 'comm').read_text(errors='replace').strip()} (pid {process.name})"
         except OSError:
             continue
     return None

@@ -23,10 +23,11 @@ options:
         type: str
         required: true
         choices:
-          [http, models, completion, chat, metric, unit, sockets, pushes, loki, gpu, driver, device_nodes, swap,
-          watchdog]
+          [http, models, completion, chat, metric, unit, sockets, pushes, journal_job, file_job, gpu, driver,
+          device_nodes, swap, watchdog]
       options: {description: Options of the kind., type: dict, required: true}
       bearer: {description: Key for requests of this check., type: str}
+      password: {description: Password for requests of this check., type: str}
       cure: {description: What to do when the row is red., type: str, default: ""}
 attributes:
   check_mode: {description: It changes nothing in any mode., support: full}
@@ -66,6 +67,7 @@ def main() -> None:
                     "kind": {"type": "str", "required": True, "choices": list(KINDS)},
                     "options": {"type": "dict", "required": True},
                     "bearer": {"type": "str", "no_log": True},
+                    "password": {"type": "str", "no_log": True},
                     "cure": {"type": "str", "default": ""},
                 },
             }
@@ -74,8 +76,7 @@ def main() -> None:
     )
     checks = module.params["checks"]
     for check in checks:
-        if check["bearer"]:
-            check["options"]["bearer"] = check["bearer"]
+        check["options"] |= {name: check[name] for name in ("bearer", "password") if check[name]}
     module.exit_json(changed=False, rows=[run(check) for check in checks])
 
 

@@ -25,6 +25,10 @@ EXAMPLES = r"""
 RETURN = r"""
 client: {description: Version of the installed client; empty where there is none., type: str, returned: always}
 engine: {description: Version of the running engine; empty where none answers., type: str, returned: always}
+promised:
+  description: Major that a run brings here, since a role wants it, whatever is installed now; empty where none does.
+  type: str
+  returned: always
 trouble: {description: Why dcgmi could not be asked; empty where it could., type: str, returned: always}
 """
 
@@ -40,7 +44,7 @@ def main() -> None:
             read()
         except GpuError as error:
             module.fail_json(msg=f"DCGM needs a GPU. {error}", kind=error.kind)
-    told = {"trouble": "", **dcgm.ask()}
+    told = {"trouble": "", "promised": dcgm.promised(), **dcgm.ask()}
     module.exit_json(changed=False, **{name: seen or "" for name, seen in told.items()})
 
 

@@ -192,7 +192,7 @@ def unit_log(unit: str) -> str:
     environment = {**os.environ, "LC_ALL": "C"}
     shown = subprocess.run(
         [systemctl, "show", "--value", "--property", "InvocationID", unit],
-        capture_output=True, text=True, check=False, env=environment,
+        capture_output=True, text=True, errors="replace", check=False, env=environment,
     )  # fmt: skip
     invocation = shown.stdout.strip()
     which = [f"_SYSTEMD_INVOCATION_ID={invocation}"] if invocation else ["--unit", unit]

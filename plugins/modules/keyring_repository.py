@@ -26,7 +26,7 @@ options:
     description: What the addresses of all entries contain that register this origin, whatever the mirror.
     type: str
     required: true
-  ca_path: {description: Certificate authorities to trust for the download., type: path}
+  ca_path: {description: Certificate authorities that the download and apt trust for the repository., type: path}
   lock_timeout: {description: Seconds to wait for another program that holds apt's lock., type: int, default: 600}
   state:
     description: V(absent) purges the package and gives back what was set aside.
@@ -72,14 +72,15 @@ import tempfile
 from http.client import HTTPException
 from pathlib import Path
 
-from ansible.module_utils.host_module import HostModule
+from ansible.module_utils import host_text
 from ansible.module_utils.keyring_repository import Apt, Repository, RepositoryError, keyring_of
+from ansible.module_utils.quiet_module import QuietModule
 from ansible.module_utils.urls import fetch_url
 
 SILENCE_LIMIT = 30  # seconds without a byte
 
 
-def download(module: HostModule) -> bytes:
+def download(module: QuietModule) -> bytes:
     """Return the keyring package; raises `RepositoryError` when it does not come or is another one."""
     url, checksum = module.params["url"], module.params["checksum"]
     answer, info = fetch_url(module, url, timeout=SILENCE_LIMIT, ca_path=module.params["ca_path"])
@@ -95,7 +96,7 @@ def download(module: HostModule) -> bytes:
     return package
 
 
-def register(module: HostModule, apt: Apt, texts: dict[str, tuple[str, str]], new: bool) -> None:
+def register(module: QuietModule, apt: Apt, texts: dict[str, tuple[str, str]], new: bool) -> None:
     """Verify the repository, then install, write and update."""
     keyring = apt.repository.keyring
     with tempfile.TemporaryDirectory(prefix="keyring-") as work:
@@ -115,7 +116,7 @@ def register(module: HostModule, apt: Apt, texts: dict[str, tuple[str, str]], ne
 
 
 def main() -> None:
-    module = HostModule(
+    module = QuietModule(
         argument_spec={
             "package": {"type": "str", "required": True},
             "version": {"type": "str", "required": True},
@@ -136,7 +137,8 @@ def main() -> None:
     present = wanted["state"] == "present"
     if present and not re.fullmatch(r"sha256:[0-9a-f]{64}", wanted["checksum"]):
         module.fail_json(msg=f"checksum must be sha256: and 64 hexadecimal digits, not {wanted['checksum']!r}")
-    repository = Repository(*(wanted[name] for name in ("package", "version", "keyring", "source", "uri", "origin")))
+    names = ("package", "version", "keyring", "source", "uri", "origin")
+    repository = Repository(*(wanted[name] for name in names), wanted["ca_path"] or "")
     apt = Apt(repository, patience=wanted["lock_timeout"])
     installed = apt.installed()
     texts = apt.differences(wanted["state"])
@@ -154,9 +156,14 @@ def main() -> None:
     module.exit_json(
         changed=changed,
         installed=installed,
-        set_aside=[path for path in texts if path != wanted["source"]],
+        set_aside=[path for path in texts if path not in (wanted["source"], repository.settings)],
         diff=[
-            {"before_header": path, "after_header": path, "before": before, "after": after}
+            {
+                "before_header": path,
+                "after_header": path,
+                "before": host_text.printable(before),
+                "after": host_text.printable(after),
+            }
             for path, (before, after) in texts.items()
         ],
     )

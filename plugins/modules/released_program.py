@@ -8,7 +8,7 @@ module: released_program
 short_description: Install one version of a released program into a directory of its own
 description:
   - Downloads the archive, compares its checksum, unpacks it beside the target and moves it into place in one step, so
-    that C(<root>/<name>/<version>) is whole or absent.
+    that C(<root>/<name>/<version>) is whole or absent. Another archive of a version that is there goes beside it.
   - A version that is there with the same checksum, and that anyone can run, is left alone and nothing is asked of the
     network.
   - Old versions are left to the service that runs them; see M(service_release).
@@ -52,7 +52,7 @@ from pathlib import Path
 
 from ansible.module_utils.downloads import download
 from ansible.module_utils.quiet_module import QuietModule
-from ansible.module_utils.released_program import ReleaseError, install, installed_checksum
+from ansible.module_utils.released_program import ReleaseError, install, installed_checksum, place
 from ansible.module_utils.unprivileged import barred, open_up
 
 
@@ -80,7 +80,7 @@ def main() -> None:
         module.exit_json(changed=existed)
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", wanted["checksum"]):
         module.fail_json(msg=f"checksum must be sha256: and 64 hexadecimal digits, not {wanted['checksum']!r}")
-    directory = home / wanted["version"]
+    directory = place(home, wanted["version"], wanted["checksum"])
     member = wanted["member"] or wanted["name"]
     # Whoever runs it may be made only later; it is not root.
     changed = installed_checksum(directory) != wanted["checksum"] or bool(barred(directory / member))

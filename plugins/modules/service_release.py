@@ -96,6 +96,7 @@ options:
         values but keyed digests of them, so another value is another release, and one that comes back has the values of
         today.
       - A file that a later release does not have any more stays until no kept release needs it.
+      - With O(secrets[].whole) the text has no names, such as that of a file with one password.
     type: list
     elements: dict
     default: []
@@ -114,6 +115,7 @@ options:
         type: list
         elements: str
         default: []
+      whole: {description: Whether the whole text is one secret., type: bool, default: false}
   links:
     description: Links switched with the release, such as the one that chooses the program's version.
     type: list
@@ -252,6 +254,7 @@ def file_options(mode: str, secret: bool) -> dict:
     }
     if secret:
         options["plain"] = {"type": "list", "elements": "str", "default": []}
+        options["whole"] = {"type": "bool", "default": False}
     return {**options, "validate": {"type": "list", "elements": "str"}}
 
 

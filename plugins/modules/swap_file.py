@@ -13,6 +13,8 @@ description:
   - Swap that is not at O(path) and was not made by this module is left alone, and so is every other line of fstab.
   - A swap file of the right size that somebody else made at O(path) is adopted; it and its line of fstab stay when the
     module goes. One of another size is made anew.
+  - A line of fstab that is there for O(path) keeps its options but for C(noauto), and a file that is made anew is
+    switched on with them. Where a unit of the host switches it on at boot, no line is added.
   - "Sources: swapon(8), fstab(5), sysctl.d(5)."
 author: The llm-server maintainers
 options:
@@ -55,6 +57,7 @@ foreign:
   sample: {/dev/sda2: 1024}
 """
 
+from ansible.module_utils import host_text
 from ansible.module_utils.host_module import HostModule
 from ansible.module_utils.swap_file import BRIDGE, Host, SwapError, carry_out, change
 
@@ -78,7 +81,7 @@ def main() -> None:
             carry_out(host, planned)
         active = host.active()
     except (SwapError, OSError) as error:
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=host_text.printable(str(error)))
     ours = {path + end for path in planned.places for end in ("", BRIDGE)}
     steps = [str(step) for step in planned.steps]
     texts = {**planned.differences, "swap files": ("", "".join(f"{step}\n" for step in steps))}
@@ -87,9 +90,14 @@ def main() -> None:
     module.exit_json(
         changed=planned.needed,
         steps=steps,
-        foreign={path: size >> 20 for path, (size, _) in active.items() if path not in ours},
+        foreign={host_text.printable(path): size >> 20 for path, (size, _) in active.items() if path not in ours},
         diff=[
-            {"before_header": name, "after_header": name, "before": before, "after": after}
+            {
+                "before_header": name,
+                "after_header": name,
+                "before": host_text.printable(before),
+                "after": host_text.printable(after),
+            }
             for name, (before, after) in texts.items()
             if before != after
         ],

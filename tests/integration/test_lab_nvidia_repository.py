@@ -49,6 +49,7 @@ def test_the_index_tells_every_package_with_its_checksum(repository):
         assert hashlib.sha256(file.read_bytes()).hexdigest() == entry["SHA256"]
     found = {(entry["Package"], entry["Version"]) for entry in stanzas(repository)}
     assert {("datacenter-gpu-manager", "1:3.3.9"), ("datacenter-gpu-manager-4-core", "1:4.2.3-2")} <= found
+    assert not [version for name, version in found if name == "datacenter-gpu-manager" and version.startswith("1:4")]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,26 @@ def validate(variables: dict) -> tuple[int, list[str]]:
     return done.returncode, yaml.safe_load(listed[0]) if listed else [done.stdout + done.stderr]
 
 
+def test_no_credentials_of_an_address_are_told():
+    addresses = {
+        "promtail_loki_url": "https://user:canary@logs.example",
+        "ai_server_vllm_base_url": "http://user:canary@vllm.example:8001",
+        "ai_server_backend_callback_base_url": "https://canary@backend.example/v1",
+        "ai_server_mirror": "https://user:canary@mirror example",
+        "node_exporter_mirror": "ftp://user:can/ary@mirror.example",
+        "vllm_hub_url": "https://hub.example:x/?token=canary",
+    }
+    code, problems = validate({**addresses, "promtail_loki_user": "shipper"})
+    assert code != 0
+    for name in addresses:
+        assert any(text.startswith(name) for text in problems), (name, problems)
+    assert "canary" not in str(problems) and "ary@" not in str(problems)
+    assert "promtail_loki_user and promtail_loki_password belong together; give both, or neither." in problems
+    assert any(
+        "give promtail_loki_user and promtail_loki_password, or promtail_loki_token" in text for text in problems
+    )
+
+
 def test_good_input_passes():
     done = playbook("playbooks/validate.yml", {**GOOD, **HERE})
     assert done.returncode == 0, done.stdout + done.stderr

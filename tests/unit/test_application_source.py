@@ -113,6 +113,12 @@ def test_a_lock_goes_before_the_requirements_file(tree):
     assert text.split() == ["idna==3.10", "\\", f"--hash=sha256:{'a' * 64}"]
 
 
+def test_requirements_that_are_no_utf_8_are_named(tree):
+    (tree / "requirements.txt").write_bytes(b"# caf\xe9\nidna==3.10\n")
+    with pytest.raises(source.SourceError, match=r"its requirements\.txt cannot be read: .*write it in UTF-8"):
+        source.requirements(tree, UV, None)
+
+
 # -- repositories ------------------------------------------------------------------------------------------------------
 
 

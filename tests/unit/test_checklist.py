@@ -76,27 +76,6 @@ def test_the_driver_of_a_gpu(monkeypatch, driver, ok):
     assert checklist.gpu("L4", driver) == ("NVIDIA L4, 23034 MiB, driver 580.95.05", ok)
 
 
-def streams(*units):
-    """Return Loki's answer: two lines of each unit."""
-    lines = [["1", "a"], ["2", "b"]]
-    return json.dumps({"data": {"result": [{"stream": {"unit": unit}, "values": lines} for unit in units]}})
-
-
-@pytest.mark.parametrize(
-    "page, measured, ok",
-    [
-        ((200, streams("vllm.service")), "2 lines", True),
-        ((200, streams("vllm.service", "ai-server.service")), "4 lines, mixed with ai-server.service", False),
-        ((200, streams()), "0 lines", False),
-        ((502, "bad gateway"), "502: bad gateway", False),
-    ],
-)
-def test_loki(server, page, measured, ok):
-    path = "/loki/api/v1/query_range?query=%7Bhost%3D%22h%22%2Cservice%3D%22vllm%22%7D"
-    server.pages[f"{path}&since=1h&limit=500&direction=backward"] = page
-    assert checklist.loki(server.url, "h", "vllm", ["ai-server.service"], wait=0) == (measured, ok)
-
-
 def pieces(*texts, end=True):
     """Return a streamed chat."""
     events = [json.dumps({"choices": [{"delta": {"content": text}}]}) for text in texts] + ["[DONE]"] * end
@@ -157,3 +136,13 @@ def test_a_check_that_cannot_be_made_is_a_red_row_with_its_cure(server):
     row = checklist.run({"what": "answer", "kind": "completion", "options": options, "cure": "Look."})
     assert (row["what"], row["ok"], row["cure"]) == ("answer", False, "Look.")
     assert row["measured"].startswith(f"{server.url}/v1: ")
+
+
+def test_swap_whatever_bytes_other_swap_has(tmp_path, monkeypatch):
+    (tmp_path / "proc").mkdir()
+    rows = b"/srv/caf\xe9 file 2048 0 -2\n/swap\\040file file 4096 0 -3\n"
+    (tmp_path / "proc/swaps").write_bytes(b"Filename Type Size Used Priority\n" + rows)
+    host = checklist.swap_file.Host
+    monkeypatch.setattr(checklist.swap_file, "Host", lambda: host(tmp_path))
+    assert checklist.swap("/swap file", 4) == ("4 MiB", True)
+    assert checklist.swap("/swapfile", 4) == ("/swapfile is not in use", False)

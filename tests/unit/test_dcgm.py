@@ -166,3 +166,12 @@ def test_counters_file():
 
 def test_table_is_whole():
     assert all(len(row["commit"]) == 40 and row["tag"].startswith(f"{row['dcgm']}.") for row in TABLE)
+
+
+def test_what_a_role_wants_is_what_a_run_brings(tmp_path):
+    assert dcgm.promised(tmp_path) == dcgm.promised(tmp_path / "none") == ""
+    (tmp_path / "ai_server.json").write_text('{"came": ["git"], "wanted": ["git"]}')
+    (tmp_path / "old.json").write_text('{"came": ["datacenter-gpu-manager"]}')
+    assert dcgm.promised(tmp_path) == ""
+    (tmp_path / "dcgm.json").write_text('{"came": [], "wanted": ["datacenter-gpu-manager"]}')
+    assert dcgm.promised(tmp_path) == "3"

@@ -105,3 +105,11 @@ def test_the_command_runs_after_the_time(tmp_path, monkeypatch, minutes_idle):
     monkeypatch.setattr(idle_stop.sys, "argv", ["idle_stop.py", str(settings)])
     idle_stop.main()
     assert done.exists() == (minutes_idle >= 10)
+
+
+def test_people_with_any_bytes_in_their_names_are_counted(tmp_path, monkeypatch):
+    program = tmp_path / "loginctl"
+    program.write_bytes(b"#!/bin/sh\nprintf ' 1 1000 caf\\351 seat0\\n 2 1000 caf\\351 - manager\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert idle_stop.logged_in() == 1

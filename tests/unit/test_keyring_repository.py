@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,47 @@ def test_register_repeat_and_away(machine):
     machine.apt.purge()
     assert old.read_text() == OTHER + f"deb {HERE} /\n"
     assert not machine.apt.indexed() and machine.apt.differences("absent") == {}
+
+
+def test_apt_trusts_the_authorities_of_a_mirror_as_long_as_it_is_registered(machine):
+    mirror = replace(REPOSITORY, uri=f"https://mirror.example:8443/{ORIGIN}debian12/x86_64/", ca_path="/ca.pem")
+    settings = machine.root / "etc/apt/apt.conf.d/80cuda-keyring"
+    apt = Apt(mirror, machine.root, machine.run, patience=1)
+    with pytest.raises(RepositoryError, match=r"/ca\.pem must be a file that everyone can read"):
+        apt.try_out(Path("/k.gpg"))
+    (machine.root / "ca.pem").touch(mode=0o644)
+    apt.try_out(Path("/k.gpg"))
+    assert "Acquire::https::mirror.example::CAInfo=/ca.pem" in machine.commands[-1]
+    apt.write(apt.differences("present"))
+    assert settings.read_text() == 'Acquire::https::mirror.example::CAInfo "/ca.pem";\n'
+    assert settings.stat().st_mode & 0o777 == 0o644 and apt.differences("present") == {}
+    # Without it, or gone, nothing of it stays; over HTTP there is nothing to trust.
+    for other, state in ((replace(mirror, ca_path=""), "present"), (mirror, "absent")):
+        apt.write(apt.differences("present"))
+        again = Apt(other, machine.root, machine.run, patience=1)
+        again.write(again.differences(state))
+        assert not settings.exists() and again.differences(state) == {}
+    assert not replace(mirror, uri=mirror.uri.replace("https", "http")).trust
+
+
+def test_bytes_of_others_stay_as_they_are(machine):
+    parts = machine.root / "etc/apt/sources.list.d"
+    before = {
+        parts / "old.list": b"# caf\xe9 \xc2\x85\r\n" + f"deb {HERE} /\r\n".encode() + b"# \xff",
+        parts / "new.sources": b"# caf\xe9\r\n\r\n" + STANZA.encode(),
+        parts / "cuda.list": b"# caf\xe9\n",
+    }
+    for path, text in before.items():
+        path.write_bytes(text)
+    machine.busy, machine.busy_text = 1, b"caf\xe9: Could not get lock\n"
+    machine.apt.write(machine.apt.differences("present"))
+    machine.apt.update()
+    mark = MARK.encode()
+    assert (parts / "old.list").read_bytes() == before[parts / "old.list"].replace(b"deb http", mark + b"deb http")
+    assert (parts / "new.sources").read_bytes().startswith(b"# caf\xe9\r\n\r\n" + mark)
+    assert (parts / "cuda.list").read_bytes() == b"# caf\xe9\n" + REPOSITORY.line.encode()
+    machine.apt.write(machine.apt.differences("absent"))
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_an_entry_by_hand_in_the_repositorys_own_file_is_given_back(machine):

@@ -69,6 +69,12 @@ def test_unknown_words_are_passed_on():
     assert "exit code 3: something new" in str(error)
 
 
+def test_the_unit_of_a_process_in_a_group_of_any_name(tmp_path):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7/cgroup").write_bytes(b"0::/machine.slice/caf\xe9/vllm.service\n")
+    assert nvidia_smi.unit_of(7, str(tmp_path)) == "vllm.service"
+
+
 def test_two_gpus_with_their_processes_and_units(tmp_path):
     cgroup = tmp_path / "12176" / "cgroup"
     cgroup.parent.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from ansible.module_utils import downloads, released_program
-from ansible.module_utils.released_program import ReleaseError, install, installed_checksum, sha256
+from ansible.module_utils.released_program import ReleaseError, install, installed_checksum, place, sha256
 
 PROGRAM = b"#!/bin/sh\necho hello\n"
 
@@ -51,6 +52,26 @@ class TestInstall:
         assert (tmp_path / "opt/app/1.0/app").stat().st_mode & 0o777 == 0o755
         assert (tmp_path / "opt/app/1.0/LICENSE").stat().st_mode & 0o777 == 0o644
         assert [path.name for path in (tmp_path / "opt/app").iterdir()] == ["1.0"]
+
+    def test_another_archive_of_the_same_version_goes_beside(self, tmp_path):
+        home = tmp_path / "opt/app"
+
+        def put(text):
+            archive = tarball(tmp_path / "app.tar.gz", {"app-1.0/app": (text, 0o755)})
+            directory = place(home, "1.0", sha256(archive))
+            if installed_checksum(directory) != sha256(archive):
+                install(archive, sha256(archive), "app", directory)
+            return directory
+
+        first = put(PROGRAM)
+        second = put(b"another")
+        assert first == home / "1.0" == put(PROGRAM)
+        assert second.name.startswith("1.0-") and second == put(b"another")
+        assert [path.joinpath("app").read_bytes() for path in (first, second)] == [PROGRAM, b"another"]
+        shutil.rmtree(first)  # as a service does once no release needs it
+        assert put(b"another") == second
+        (second / "app").unlink()
+        assert put(b"another") == first  # what is not whole is no place to stay
 
     def test_the_only_file_of_a_zip_gets_the_programs_name(self, tmp_path):
         archive = zipped(tmp_path / "app.zip", {"app-linux-amd64": (PROGRAM, 0)})

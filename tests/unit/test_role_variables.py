@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible.module_utils.role_variables import KINDS, kind_problems, typed
+from ansible.module_utils.role_variables import KINDS, kind_problems, typed, without_credentials
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 ADAPTERS = {
@@ -54,6 +54,27 @@ def test_a_file_of_json_is_read(tmp_path):
     assert kind_problems("x", str(tmp_path / "config.json"), "json_file") == []
     for bad in (tmp_path / "list.json", tmp_path / "nowhere.json", tmp_path, Path("config.json")):
         assert "a file on the controller that holds a JSON mapping" in kind_problems("x", str(bad), "json_file")[0]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "htp://user:canary@host",
+        "https://canary@ho st",
+        "https://user:can/ary@host:x",
+        "https://user:can ary@host",
+        'https://us"er:canary"@host:x',
+        "https://host:x/?token=canary",
+        "https://host:x/a b?token=canary&x=can ary",
+    ],
+)
+def test_no_credentials_of_an_address_are_shown(value):
+    said = kind_problems("x_url", value, "url")
+    assert len(said) == 1 and not re.search("canary|ary|can", said[0]), said
+    rule = f"x_url is {value}; it must end in /v1, such as http://localhost:8001/v1."
+    if " " not in value:
+        assert "canary" not in without_credentials(rule) and "ary@" not in without_credentials(rule)
+        assert without_credentials(rule).endswith(" it must end in /v1, such as http://localhost:8001/v1.")
 
 
 def test_a_secret_is_never_shown():

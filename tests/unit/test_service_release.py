@@ -614,6 +614,17 @@ class TestSecrets:
             self.run(host, secrets=self.settings(host, f"KEY=1\n{OLD}\n"))
         assert OLD not in str(refusal.value)
 
+    def test_a_file_that_is_one_secret_is_kept_nowhere_else(self, host):
+        whole = {"plain": [], "whole": True}
+        self.run(host, secrets=[self.ask(host)["secrets"][0] | {"content": f"{OLD}=x\n{OLD}", **whole}], probes=[])
+        first = host.service.state()["current"]
+        assert OLD not in str(host.service.release(first))
+        again = [self.ask(host)["secrets"][0] | {"content": f"{OLD}=x\n{OLD}", **whole}]
+        assert self.run(host, secrets=again, probes=[])["restarted"] is None
+        self.run(host, secrets=[again[0] | {"content": NEW}], text="b\n", probes=[])
+        host.service.back()
+        assert (host.root / "etc/app/env").read_text() == NEW
+
     def test_a_secret_that_is_gone_is_named(self, host):
         self.run(host)
         self.run(host, text="a: 2\n")

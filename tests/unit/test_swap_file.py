@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from ansible.module_utils.host_text import printable
 from ansible.module_utils.swap_file import (
     DISK_RESERVE,
     SIGNATURE,
@@ -127,8 +128,39 @@ def test_the_disk_must_hold_what_lies_beside_it_on_the_way():
         (OTHERS, "/swapfile", OTHERS + "\n" + OLD_LINE),
         (OLD_LINE + OTHERS, "/swapfile", OLD_LINE + OTHERS),
         (OLD_LINE * 3 + OTHERS, "/swapfile", OLD_LINE + OTHERS),
-        ("/swapfile swap swap defaults 0 0\n" + OTHERS, "/swapfile", OLD_LINE + OTHERS),
-        (OLD_LINE + OTHERS, "/data/swap file", "/data/swap\\040file none swap sw 0 0\n" + OTHERS),
+        # A line that is there is kept as it is: options, tabs, another word for none, what stands behind.
+        *[
+            (line + OTHERS, "/swapfile", line + OTHERS)
+            for line in (
+                "/swapfile swap swap defaults 0 0\n",
+                "/swapfile none swap sw,nofail,pri=100,discard 0 0\n",
+                "/swapfile\tnone\tswap\tsw,pri=5\t0\t0\n",
+                " /swapfile none swap sw,pri=5 0 0 # ours\r\n",
+                "//swapfile none swap sw,pri=5\n",
+                "\\057swapfile none swap\n",
+            )
+        ],
+        (
+            "/swapfile none swap pri=1 0 0\n" + OLD_LINE + OTHERS,
+            "/swapfile",
+            "/swapfile none swap pri=1 0 0\n" + OTHERS,
+        ),
+        # It has to be used after a reboot.
+        ("/swapfile none swap noauto 0 0\n", "/swapfile", OLD_LINE),
+        ("/swapfile\tnone swap sw,noauto,pri=2 0 0\n", "/swapfile", "/swapfile\tnone swap sw,pri=2 0 0\n"),
+        # Of others, whatever bytes, blanks and line ends they have.
+        *[
+            (line, "/swapfile", line + OLD_LINE)
+            for line in (
+                "UUID=0a1b none swap sw,pri=9 0 0\n",
+                "LABEL=swap none swap sw 0 0\r\n",
+                "# a comment\x85/swapfile none swap sw 0 0\n",
+                "# caf\udce9\x0c/swapfile none swap sw 0 0\n",
+                "/srv/caf\udce9 /srv/a\xa0b ext4 defaults 0 2\r\n",
+                "/swapfile /mnt none bind 0 0\n",
+            )
+        ],
+        (OLD_LINE + OTHERS, "/data/swap file", OTHERS + "\n/data/swap\\040file none swap sw 0 0\n"),
         (OTHERS + "\n" + OLD_LINE, None, OTHERS + "\n"),
         ("", "/swapfile", OLD_LINE),
     ],
@@ -154,9 +186,9 @@ class Machine(Host):
         (root / "etc/fstab").write_text(OTHERS)
 
     def command(self, argv: list[str]) -> None:
-        name, path = argv[0], Path(argv[1])
+        name, path = argv[0], Path(argv[-1])
         inside = "/" + str(path.relative_to(self.root))
-        self.commands.append(f"{name} {inside}")
+        self.commands.append(" ".join([*argv[:-1], inside]))
         if self.commands[-1] == self.fail_at:
             raise SwapError(f"`{self.fail_at}` failed")
         swaps = self.root / "proc/swaps"
@@ -165,10 +197,10 @@ class Machine(Host):
             with path.open("r+b") as handle:
                 handle.write(b"\0" * (page - len(SIGNATURE)) + SIGNATURE)
         elif name == "swapon":
-            swaps.write_text(swaps.read_text() + f"{inside} file {path.stat().st_size >> 10} 0 -3\n")
+            swaps.write_bytes(swaps.read_bytes() + f"{inside} file {path.stat().st_size >> 10} 0 -3\n".encode())
         else:
-            lines = swaps.read_text().splitlines(keepends=True)
-            swaps.write_text("".join(line for line in lines if not line.startswith(inside + " ")))
+            lines = swaps.read_bytes().splitlines(keepends=True)
+            swaps.write_bytes(b"".join(line for line in lines if not line.startswith(inside.encode() + b" ")))
 
 
 @pytest.fixture
@@ -295,6 +327,55 @@ def foreign(machine: Machine, line: str = OLD_LINE) -> dict[str, bytes]:
     (machine.root / "etc/fstab").write_text(OTHERS + "\n" + line)
     machine.swappiness = 60
     return tree(machine)
+
+
+def test_bytes_of_others_stay_as_they_are(machine):
+    fstab = machine.root / "etc/fstab"
+    others = b"# caf\xe9 \xc2\x85 \xe2\x80\xa8\r\n/dev/sdb1 /srv/caf\xe9 ext4 defaults 0 2\r\n"
+    others += b"/srv/\xe9 none swap pri=1 0 0\n"
+    fstab.write_bytes(others)
+    swaps = machine.root / "proc/swaps"
+    swaps.write_bytes(swaps.read_bytes() + b"/srv/\xe9 file 2048 0 -3\n")
+    mounts = machine.root / "proc/self/mountinfo"
+    mounts.write_bytes(mounts.read_bytes() + b"2 1 8:2 / /srv/\xe9\xe2\x80\xa8 rw - xfs /dev/sdb rw\n")
+    wanted = converge(machine)
+    assert fstab.read_bytes() == others + OLD_LINE.encode()
+    assert not converge(machine).needed
+    assert {printable(text) for texts in wanted.differences.values() for text in texts}
+    assert [printable(path) for path in machine.active()] == ["/dev/sda2", "/srv/\ufffd", "/swapfile"]
+    converge(machine, state="absent")
+    assert fstab.read_bytes() == others
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_a_line_with_options_is_adopted_as_it_is(machine, size):
+    line = "/swapfile none swap sw,nofail,pri=100,discard 0 0\n"
+    foreign(machine, line)
+    machine.commands.clear()
+    converge(machine, size)
+    assert machine.read("/etc/fstab") == OTHERS + "\n" + line
+    assert ("swapon -o sw,nofail,pri=100,discard /swapfile" in machine.commands) == (size != 4)
+    assert not converge(machine, size).needed
+
+
+def test_a_file_that_a_unit_switches_on_gets_no_line(machine):
+    foreign(machine, "")
+    units = machine.root / "etc/systemd/system"
+    (units / "swap.target.wants").mkdir(parents=True)
+    (units / "swapfile.swap").write_bytes(b"# caf\xe9\n[Swap]\nWhat = /swapfile\n")
+    assert OLD_LINE in converge(machine).differences["/etc/fstab"][1]  # not enabled
+    converge(machine, state="absent")
+    (units / "swap.target.wants/swapfile.swap").symlink_to("../swapfile.swap")
+    before = tree(machine)
+    assert "/etc/fstab" not in converge(machine).differences
+    assert not converge(machine).needed
+    converge(machine, state="absent")
+    assert tree(machine) == before
+
+
+def test_swap_in_compressed_memory_is_no_further_memory():
+    state = seen(used(800), {"/swapfile": (800, 700), "/dev/zram0": (900, 0)}, available=100)
+    assert "550 MiB less than is safe" in str(memory_problem(plan("/swapfile", 100 * MIB, [], state), state))
 
 
 def test_absent_touches_nothing_where_the_role_never_ran(machine):

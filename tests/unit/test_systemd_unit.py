@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -55,3 +58,15 @@ def test_a_trial_has_the_sandbox_of_the_unit_and_neither_its_command_nor_its_sec
     assert {f"{name}={value}" for name, value in systemd_unit.HARDENED.items() if isinstance(value, str)} <= set(lines)
     for absent in ("secrets.env", "vllm serve", "Restart=", "[Install]", "Type=simple"):
         assert absent not in trial
+
+
+def test_the_holder_of_a_port_is_named_whatever_bytes_its_name_has():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        own = Path("/proc/self/comm")
+        before = own.read_bytes()
+        own.write_bytes(b"caf\xe9")
+        try:
+            held = systemd_unit.port_holder(listening.getsockname()[1], "x.service")
+        finally:
+            own.write_bytes(before.strip())
+    assert held == f"caf\ufffd (pid {os.getpid()})"

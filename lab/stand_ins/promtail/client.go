@@ -26,6 +26,7 @@ type client struct {
 	settings clientConfig
 	host     string
 	password string
+	token    string
 	numbers  *metrics
 	dry      bool
 	entries  chan *entry
@@ -38,15 +39,15 @@ func newSinks(declared []clientConfig, numbers *metrics, dry bool) ([]*client, e
 		if err != nil || address.Host == "" {
 			return nil, fmt.Errorf("client needs target URL, not %q", settings.URL)
 		}
-		password := settings.BasicAuth.Password
-		if file := settings.BasicAuth.PasswordFile; file != "" {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				return nil, err
-			}
-			password = strings.TrimSpace(string(text))
+		password, err := told(settings.BasicAuth.Password, settings.BasicAuth.PasswordFile)
+		if err != nil {
+			return nil, err
 		}
-		one := &client{settings, address.Host, password, numbers, dry, make(chan *entry)}
+		token, err := told("", settings.BearerTokenFile)
+		if err != nil {
+			return nil, err
+		}
+		one := &client{settings, address.Host, password, token, numbers, dry, make(chan *entry)}
 		numbers.add(sentEntries, one.label(), 0)
 		for _, reason := range []string{"ingester_error", "rate_limited"} {
 			numbers.add(droppedEntries, one.label("reason", reason), 0)
@@ -54,6 +55,15 @@ func newSinks(declared []clientConfig, numbers *metrics, dry bool) ([]*client, e
 		made = append(made, one)
 	}
 	return made, nil
+}
+
+// told returns a secret, from its file where there is one.
+func told(text, file string) (string, error) {
+	if file == "" {
+		return text, nil
+	}
+	read, err := os.ReadFile(file)
+	return strings.TrimSpace(string(read)), err
 }
 
 func (one *client) label(pair ...string) string {
@@ -138,6 +148,9 @@ func (one *client) post(patience context.Context, body []byte) (int, error) {
 	}
 	if user := one.settings.BasicAuth.Username; user != "" {
 		request.SetBasicAuth(user, one.password)
+	}
+	if one.token != "" {
+		request.Header.Set("Authorization", "Bearer "+one.token)
 	}
 	answer, err := http.DefaultClient.Do(request)
 	if err != nil {

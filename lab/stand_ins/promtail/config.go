@@ -40,7 +40,8 @@ type clientConfig struct {
 		Password     string `yaml:"password"`
 		PasswordFile string `yaml:"password_file"`
 	} `yaml:"basic_auth"`
-	Backoff struct {
+	BearerTokenFile string `yaml:"bearer_token_file"`
+	Backoff         struct {
 		MinPeriod  time.Duration `yaml:"min_period"`
 		MaxPeriod  time.Duration `yaml:"max_period"`
 		MaxRetries int           `yaml:"max_retries"`

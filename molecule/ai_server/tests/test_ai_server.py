@@ -117,6 +117,20 @@ def test_logs_are_rotated_and_written_on(host):
     assert (done.rc, "error" in done.stderr) == (0, False), done.stderr
 
 
+def test_another_file_of_logrotate_for_the_same_logs_is_named(host, converge):
+    older = "/etc/logrotate.d/x-older"
+    host.run_test(
+        "printf '%%s\\n' '/var/log/dojangkok/*/ai-server.log {' weekly '}' > %s && chmod 644 %s", older, older
+    )
+    before = pid(host)
+    outcome = converge({"ai_server_keep_alive": 61})
+    host.run_test("rm %s", older)
+    assert outcome.code != 0
+    assert f"{older} rotates /var/log/dojangkok/*/ai-server.log and /etc/logrotate.d/ai-server would" in outcome.message
+    assert pid(host) == before
+    assert converge().changed == []
+
+
 def test_the_unit_is_hardened_and_after_the_engine(host):
     scored = host.check_output("systemd-analyze security ai-server.service --no-pager | tail -1")
     assert float(re.search(r"ai-server\.service: ([0-9.]+)", scored)[1]) <= 2.0

@@ -24,8 +24,8 @@ def test_apt_offers_the_packages_from_the_mirror(host, own, mirror):
     assert host.file(own).content_string.startswith(
         f"deb [signed-by={KEYRING}] {mirror}/developer.download.nvidia.com/"
     )
-    offered = host.check_output("apt-cache policy datacenter-gpu-manager")
-    assert "1:3.3.9" in offered and "1:4.2.3-2" in offered
+    for package, version in (("datacenter-gpu-manager", "1:3.3.9"), ("datacenter-gpu-manager-4-core", "1:4.2.3-2")):
+        assert f"Candidate: {version}" in host.check_output(f"apt-cache policy {package}")
     assert host.package("cuda-keyring").version == "1.1-1"
 
 

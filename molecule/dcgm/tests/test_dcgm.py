@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 PACKAGE = "datacenter-gpu-manager"
+NEWER = f"{PACKAGE}-4-cuda12"
 
 
 def packages(host) -> dict[str, str]:
@@ -33,8 +34,11 @@ def test_pinned_held_and_running(host):
 
 
 def test_repository_offers_the_newer_major(host):
-    """What the pin is for: without it apt would choose 4.x."""
-    assert "Candidate: 1:4." in host.check_output(f"apt-cache policy {PACKAGE}")
+    """What the hold is for: without it 4.x, under names of its own, would take the place of 3.x."""
+    assert "Candidate: 1:3.3.9" in host.check_output(f"apt-cache policy {PACKAGE}")
+    assert "Candidate: 1:4." in host.check_output(f"apt-cache policy {NEWER}")
+    refused = host.run(f"apt-get -y install {NEWER}")
+    assert refused.rc != 0 and "Held packages were changed" in refused.stderr
     host.run_expect([0], "apt-get -y dist-upgrade")
     assert packages(host) == {PACKAGE: "1:3.3.9"}
 
@@ -71,7 +75,7 @@ def test_stopped_engine_and_lost_hold_are_mended(host, converge):
     [
         ("4.2.3", "dcgm_version is 4.2.3; this role runs DCGM 3.x"),
         ("latest", "dcgm_version is latest"),
-        ("3.3.90", "datacenter-gpu-manager 3.3.90 is in no apt repository of this host (known: 1:4.2.3-2, 1:3.3.9"),
+        ("3.3.90", "datacenter-gpu-manager 3.3.90 is in no apt repository of this host (known: 1:3.3.9"),
     ],
 )
 def test_wrong_version_is_refused_by_name(host, converge, version, says):
@@ -106,8 +110,8 @@ def test_engine_that_does_not_start_is_no_success(host, converge):
 @pytest.mark.full
 def test_downgrade_from_the_next_major(host, converge):
     """The drift that the pin is against has happened: 4.x stands where 3.x was."""
-    host.run_expect([0], f"apt-mark unhold {PACKAGE} && apt-get -y install {PACKAGE} && systemctl restart nvidia-dcgm")
-    assert set(packages(host)) == {PACKAGE, f"{PACKAGE}-4-core"}
+    host.run_expect([0], f"apt-mark unhold {PACKAGE} && apt-get -y install {NEWER} && systemctl restart nvidia-dcgm")
+    assert set(packages(host)) == {NEWER, f"{PACKAGE}-4-core"}
     outcome = converge()
     assert outcome.code == 0, outcome.message
     assert packages(host) == {PACKAGE: "1:3.3.9"} and held(host) == [PACKAGE] and engine(host) == "3.3.9"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 import urllib.parse
@@ -26,16 +27,16 @@ def arrived(services, host):
     """Wait for lines that hold a text; returns ``[(labels, line)]`` of this machine, once there are ``count``."""
     own = host.check_output("hostname")
 
-    def ask(text):
+    def ask(text, loki, headers):
         query = {"query": f'{{host="{own}"}} |= "{text}"', "limit": 1000, "start": int((time.time() - 3600) * 1e9)}
-        url = f"{services['loki']}/loki/api/v1/query_range?{urllib.parse.urlencode(query)}"
-        with urllib.request.urlopen(url, timeout=30) as answer:
+        url = f"{loki}/loki/api/v1/query_range?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
             streams = json.load(answer)["data"]["result"]
         return [(stream["stream"], line) for stream in streams for _, line in stream["values"]]
 
-    def wait(text, count):
+    def wait(text, count, loki=services["loki"], **headers):
         deadline = time.monotonic() + ARRIVAL_TIMEOUT
-        while len(found := ask(text)) < count and time.monotonic() < deadline:
+        while len(found := ask(text, loki, headers)) < count and time.monotonic() < deadline:
             time.sleep(1)
         return found
 
@@ -179,6 +180,110 @@ def test_a_taken_port_is_named_before_anything_changes(host, converge):
     assert "9085" not in host.file(CONFIG).content_string
     assert running_since(host) == before
     assert converge().changed == []
+
+
+@pytest.fixture
+def closed(host):
+    """Have log files and a directory that promtail may not read, and a directory that no journal is written to."""
+    host.run_test("install -d -m 0700 /var/log/closed && install -m 0600 /dev/null /var/log/apps/closed.log")
+    host.run_test("install -d /var/log/no-journal")
+    yield
+    host.run_test("rm -r /var/log/closed /var/log/no-journal; rm -f /var/log/apps/closed.log")
+
+
+def test_sources_that_it_cannot_read_are_refused_before_anything_changes(host, converge, closed):
+    before = running_since(host)
+    jobs = [{"job": "x", "path": path} for path in ("/var/log/closed/*.log", "/var/log/apps/*.log", "/var/none/*")]
+    outcome = converge({"promtail_journal_path": "/var/log/no-journal", "promtail_file_jobs": jobs})
+    assert outcome.code != 0 and outcome.changed == []
+    for sentence in (
+        "promtail_journal_path: /var/log/no-journal gets no new lines",
+        "promtail_file_jobs: /var/log/closed/*.log: promtail cannot look into /var/log/closed (drwx------ ",
+        "promtail_file_jobs: /var/log/apps/*.log: promtail cannot read /var/log/apps/closed.log (-rw------- ",
+        "promtail_file_jobs: /var/none/*: there is no directory /var/none; correct the path",
+    ):
+        assert sentence in outcome.message
+    assert "no-journal" not in host.file(CONFIG).content_string
+    assert running_since(host) == before
+
+
+def test_a_journal_that_is_kept_in_memory_is_named(host, converge):
+    """As with Storage=volatile: what lies in /var/log/journal is of before."""
+    drop_in = "/etc/systemd/journald.conf.d/volatile.conf"
+    host.run_test("mkdir -p /etc/systemd/journald.conf.d && printf '[Journal]\\nStorage=volatile\\n' > %s", drop_in)
+    host.run_test("systemctl restart systemd-journald")
+    try:
+        outcome = converge({"promtail_port": 9086})
+        assert outcome.code != 0
+        assert "promtail_journal_path: /var/log/journal gets no new lines" in outcome.message
+        assert "set promtail_journal_path to /run/log/journal" in outcome.message
+        assert converge({"promtail_journal_path": "/run/log/journal"}).code == 0
+    finally:
+        host.run_test("rm %s && systemctl restart systemd-journald && journalctl --flush", drop_in)
+    assert converge().code == 0
+
+
+@pytest.fixture
+def units(host):
+    """Have the services of the journal jobs run."""
+    host.run_test("for unit in alpha beta; do systemd-run --quiet --unit $unit.service sleep 600; done")
+    yield
+    host.run_test("systemctl stop alpha beta")
+
+
+def test_the_checklist_finds_a_line_of_each_job(host, converge, units, mark):
+    write(host, f"{mark} last of the file")
+    outcome = converge(playbook="verify.yml")
+    assert outcome.code == 0, outcome.message
+    for row in (
+        "journal of alpha-journal: a line written now",
+        "journal of beta: a line written now",
+        "files of applogs: 1",
+    ):
+        assert f"Loki: {row}" in outcome.text
+    host.run_test("install -m 0600 /dev/null /var/log/apps/closed.log && echo x > /var/log/apps/closed.log")
+    outcome = converge(playbook="verify.yml")
+    host.run_test("rm /var/log/apps/closed.log")
+    assert outcome.code != 0
+    assert "1 of 2 files not read to the end, such as /var/log/apps/closed.log" in outcome.message
+    assert "journal of" not in outcome.message
+
+
+def test_a_loki_that_asks_for_credentials(host, converge, services, arrived, units, mark):
+    loki = services["guarded_loki"]
+    given = {"promtail_loki_url": loki["url"], "promtail_loki_tenant": loki["tenant"]}
+    basic = {**given, "promtail_loki_user": loki["user"], "promtail_loki_password": loki["password"]}
+    outcome = converge(basic, verbose=True)
+    assert outcome.code == 0, outcome.message
+    write(host, f"{mark} with a password")
+    pair = base64.b64encode(f"{loki['user']}:{loki['password']}".encode()).decode()
+    keys = {"Authorization": f"Basic {pair}", "X-Scope-OrgID": loki["tenant"]}
+    assert len(arrived(f"{mark} with a password", 1, loki["url"], **keys)) == 1
+    checked = converge(basic, playbook="verify.yml")
+    assert checked.code == 0, checked.message
+    secret = host.file("/etc/promtail/loki_password")
+    assert (secret.user, secret.group, secret.mode) == ("promtail", "promtail", 0o400)
+    assert converge(basic).changed == []
+
+    # This one may push and not query: the checklist says what it could prove.
+    token = {**given, "promtail_loki_token": loki["token"]}
+    assert converge(token).code == 0
+    write(host, f"{mark} with a token")
+    assert len(arrived(f"{mark} with a token", 1, loki["url"], **keys)) == 1
+    told = converge(token, playbook="verify.yml")
+    assert told.code == 0, told.message
+    assert "Loki answers no questions (403)" in told.text
+
+    address = loki["url"].replace("://", f"://{loki['user']}:{loki['token']}@")
+    refused = converge({"promtail_loki_url": address})
+    assert refused.code != 0
+    assert "give promtail_loki_user and promtail_loki_password, or promtail_loki_token" in refused.message
+    assert converge().code == 0
+
+    texts = [outcome.text, checked.text, told.text, refused.message, host.check_output("journalctl --no-pager -q")]
+    texts += [host.check_output("cat /etc/systemd/system/promtail.service /etc/promtail/promtail.yml")]
+    texts += [host.check_output("grep -r . /var/lib/llm-server/services/promtail")]
+    assert not [text for text in texts for key in (loki["password"], loki["token"]) if key in text]
 
 
 @pytest.mark.full

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-FOREIGN = "# /swapfile none swap sw 0 0\n/foreign.swap   none  swap  sw,pri=1   0 0\n"
-LINE = "/swapfile none swap sw 0 0\n"
+FOREIGN = b"# /swapfile none swap sw 0 0\n/foreign.swap   none  swap  sw,pri=1   0 0\n# caf\xe9\r\n"
+LINE = b"/swapfile none swap sw 0 0\n"
 
 
 def swaps(host) -> dict[str, int]:
@@ -19,7 +19,7 @@ def swaps(host) -> dict[str, int]:
 def test_it_is_in_use_and_written_down_once(host):
     assert swaps(host) == {"/foreign.swap": 16, "/swapfile": 128}
     assert host.check_output("stat -c '%a %U %G %s' /swapfile") == f"600 root root {128 << 20}"
-    assert host.file("/etc/fstab").content_string == FOREIGN + LINE
+    assert host.file("/etc/fstab").content == FOREIGN + LINE
     assert host.check_output("sysctl -n vm.swappiness") == "10"
 
 
@@ -51,7 +51,7 @@ def test_it_takes_pages_and_survives_growing_with_them(host, converge):
     assert swaps(host) == {"/swapfile": 256}
     assert host.check_output("systemctl is-active hog") == "active"
     assert host.check_output("ls / | grep swap").split() == ["foreign.swap", "swapfile"]
-    assert host.file("/etc/fstab").content_string == FOREIGN + LINE
+    assert host.file("/etc/fstab").content == FOREIGN + LINE
 
 
 def test_it_does_not_shrink_below_what_is_in_use(host, converge):
@@ -68,6 +68,18 @@ def test_it_shrinks_and_takes_another_swappiness(host, converge):
     assert outcome.code == 0, outcome.text
     assert swaps(host) == {"/swapfile": 128}
     assert host.check_output("sysctl -n vm.swappiness") == "30"
+
+
+def test_a_line_keeps_its_options_and_they_hold(host, converge):
+    host.check_output("sed -i 's:^/swapfile.*:/swapfile\tnone swap sw,nofail,pri=100 0 0:' /etc/fstab")
+    line = b"/swapfile\tnone swap sw,nofail,pri=100 0 0\n"
+    before = {"swap_size_mib": 128, "swap_swappiness": 30}
+    assert converge(before).changed == []
+    assert converge({**before, "swap_size_mib": 96}).code == 0
+    assert host.file("/etc/fstab").content == FOREIGN + line
+    assert host.check_output("swapon --show=PRIO --noheadings /swapfile").strip() == "100"
+    host.check_output("sed -i 's:^/swapfile.*:/swapfile none swap sw 0 0:' /etc/fstab")
+    assert converge(before).code == 0
 
 
 @pytest.mark.full
@@ -100,9 +112,9 @@ def test_it_moves(host, converge):
     assert converge({"swap_path": "/var/swap"}).code == 0
     assert "/swapfile" not in swaps(host) and swaps(host)["/var/swap"] == 128
     assert not host.file("/swapfile").exists
-    assert host.file("/etc/fstab").content_string == FOREIGN + "/var/swap none swap sw 0 0\n"
+    assert host.file("/etc/fstab").content == FOREIGN + "/var/swap none swap sw 0 0\n"
     assert converge().code == 0
-    assert host.file("/etc/fstab").content_string == FOREIGN + LINE
+    assert host.file("/etc/fstab").content == FOREIGN + LINE
 
 
 @pytest.mark.full
@@ -111,7 +123,7 @@ def test_it_goes_and_leaves_the_host_as_before(host, converge):
     assert host.file("/swapfile").exists
     assert converge({"swap_state": "absent"}).code == 0
     assert "/swapfile" not in swaps(host) and not host.file("/swapfile").exists
-    assert host.file("/etc/fstab").content_string == FOREIGN
+    assert host.file("/etc/fstab").content == FOREIGN
     assert not host.file("/etc/sysctl.d/99-zz-swap.conf").exists
     assert host.check_output("sysctl -n vm.swappiness") == "60"
     assert converge({"swap_state": "absent"}).changed == []

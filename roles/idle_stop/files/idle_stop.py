@@ -66,7 +66,8 @@ def fetch(url):
 
 
 def logged_in():
-    done = subprocess.run(["loginctl", "list-sessions", "--no-legend"], capture_output=True, text=True, check=False)
+    argv = ["loginctl", "list-sessions", "--no-legend"]
+    done = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
     # Newer systemd lists its own user managers beside people.
     return sum(" manager" not in line for line in done.stdout.splitlines())
 

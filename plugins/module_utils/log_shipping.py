@@ -1,0 +1,228 @@
+"""Follow one line from where it is written to Loki, for each job of a log shipper.
+
+A job of the journal gets a line of its own, written in the name of its unit. A log file belongs to the program that
+writes it, so there the last line that it has is looked for. Where Loki takes lines and answers no questions, what the
+shipper itself says of them is all that can be known, and the answer says so. Plain Python; needs root.
+Sources: "Native Journal Protocol" of systemd, unix(7), Loki's HTTP API, promtail's positions file.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import socket
+import struct
+import time
+import urllib.parse
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import probes, systemd_unit
+
+JOURNAL = "/run/systemd/journal/socket"
+CLOSED = (401, 403, 404, 405)  # a gateway that takes lines and answers no questions
+HOUR, WEEK = 3600, 7 * 24 * 3600
+TAIL = 1 << 16  # bytes at the end of a file in which its last line is looked for
+SHOWN = 200  # characters of a line that are enough to find it
+
+
+@dataclass(frozen=True)
+class Loki:
+    """Where lines go, and as whom its questions are asked."""
+
+    url: str
+    user: str = ""
+    password: str = ""
+    bearer: str = ""
+    tenant: str = ""
+
+    def ask(self, labels: dict, text: str, start: float, timeout: float) -> tuple[int, list]:
+        """Return the status and the streams with these labels whose lines hold ``text``, since a Unix time."""
+        chosen = ",".join(f"{name}={json.dumps(value)}" for name, value in sorted(labels.items()))
+        query = f"{{{chosen}}}" + (f" |= {json.dumps(text)}" if text else "")
+        span = {"start": int(max(start, time.time() - WEEK) * 1e9), "end": int((time.time() + 600) * 1e9)}
+        asked = urllib.parse.urlencode({"query": query, **span, "limit": 500, "direction": "backward"})
+        url = f"{self.url.rstrip('/')}/loki/api/v1/query_range?{asked}"
+        status, said = probes.ask(url, self.bearer or None, timeout=timeout, headers=self.headers)
+        return status, json.loads(said)["data"]["result"] if status == 200 else [said]
+
+    @property
+    def headers(self) -> dict:
+        pair = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+        known = {"Authorization": f"Basic {pair}" if self.user else "", "X-Scope-OrgID": self.tenant}
+        return {name: value for name, value in known.items() if value}
+
+
+@dataclass(frozen=True)
+class Shipper:
+    """What promtail says of itself: its positions file, and its page of metrics."""
+
+    positions: str
+    metrics: str
+    timeout: float = 5
+
+    def position(self, name: str) -> str:
+        """Return the position of a file, or the cursor of a journal's job; empty for none."""
+        text = Path(self.positions).read_text(errors="replace") if Path(self.positions).exists() else ""
+        found = re.search(rf'^[ \t]+"?{re.escape(name)}"?: "?([^"\n]*)"?$', text, re.MULTILINE)
+        return found[1] if found else ""
+
+    def moment(self, job: str) -> float:
+        """Return the Unix time of the last line that a journal's job has read; 0 for none."""
+        found = re.search(r"(?:^|;)t=([0-9a-f]+)(?:;|$)", self.position(f"cursor-{job}"))
+        return int(found[1], 16) / 1e6 if found else 0
+
+    def counts(self) -> tuple[float, float]:
+        """Return how many lines were sent and how many were lost."""
+        status, page = probes.ask(self.metrics, timeout=self.timeout)
+        if status != 200:
+            raise OSError(f"{self.metrics} answered {status} instead of 200")
+        return total(page, "promtail_sent_entries_total"), total(page, "promtail_dropped_entries_total")
+
+
+def total(page: str, name: str) -> float:
+    """Return the sum of all series of one metric on a Prometheus page."""
+    return sum(
+        float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line.startswith((f"{name}{{", f"{name} "))
+    )
+
+
+def write_as(unit: str, text: str) -> bool:
+    """Write a line into the journal in the name of ``unit``'s main process; False where it has none."""
+    pid = int(systemd_unit.show(unit).get("MainPID") or 0)
+    if not pid:
+        return False
+    owner = Path(f"/proc/{pid}").stat()
+    message = f"MESSAGE={text}\nPRIORITY=6\nSYSLOG_IDENTIFIER=checklist\n".encode()
+    # Root may write for another process; the journal then files the line under that one's unit.
+    sender = struct.pack("iII", pid, owner.st_uid, owner.st_gid)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.connect(JOURNAL)
+        journal.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, sender)])
+    return True
+
+
+def last_of(unit: str) -> tuple[str, float] | None:
+    """Return the last line of ``unit`` in the journal with its Unix time, None where there is none."""
+    said = systemd_unit.run(
+        "journalctl", f"_SYSTEMD_UNIT={unit}", "--lines=1", "--output=json", "--quiet", "--no-pager", check=False
+    ).stdout
+    if not said.strip():
+        return None
+    line = json.loads(said)
+    return str(line.get("MESSAGE")), int(line["__REALTIME_TIMESTAMP"]) / 1e6
+
+
+def journal_job(
+    loki: Loki, shipper: Shipper, job: str, unit: str, labels: dict, other_units: list[str], rewrites: bool, wait: float
+) -> tuple[str, bool]:
+    """A line that is written now, in the name of ``unit``, arrives; and none of ``other_units`` is among its lines.
+
+    ``rewrites`` says that the job's stages may drop or change a line. A unit that does not run cannot get a line: then
+    its last one is looked for.
+    """
+    before, begun, text = shipper.counts(), time.time(), f"checklist {uuid.uuid4().hex}"
+    what = "a line written now"
+    if not write_as(unit, text):
+        known = last_of(unit)
+        if not known:
+            return f"{unit} does not run and has no line in the journal", False
+        (text, begun), what = known, f"the last line of {unit}, which does not run,"
+    # A line is in a journal's file a moment after it was sent.
+    read = _until(lambda: shipper.moment(job) >= begun - 0.001, wait)
+    if not read:
+        return f"{what} was not read by the job {job}", False
+    return _arrived(loki, shipper, before, what, text, begun, labels, other_units, rewrites, wait)
+
+
+def file_job(loki: Loki, shipper: Shipper, path: str, labels: dict, rewrites: bool, wait: float) -> tuple[str, bool]:
+    """Every file of the glob ``path`` is read to its end, and the last line of the newest arrives."""
+    before = shipper.counts()
+    files = {file: _last_line(file) for file in matching(path)}
+    if not files:
+        return f"no file matches {path}", False
+
+    def behind() -> list[str]:
+        places = {file: shipper.position(file) for file in files}
+        return [file for file, (_, end) in files.items() if int(places[file] or -1) < end and end]
+
+    if not _until(lambda: not behind(), wait):
+        late = behind()
+        return f"{len(late)} of {len(files)} files not read to the end, such as {late[0]}", False
+    told = f"{len(files)} file{'s' * (len(files) > 1)} read to the end"
+    newest = max((file for file, (line, _) in files.items() if line), key=_written, default=None)
+    if newest is None:
+        return f"{told}, without a line yet", True
+    written = _written(newest)
+    if written < time.time() - WEEK:
+        return f"{told}; the last line is older than a week", True
+    text = max(re.findall(r"[ -~]+", files[newest][0]), key=len, default="")[:SHOWN]
+    measured, good = _arrived(
+        loki, shipper, before, f"the last line of {newest}", text, written, labels, [], rewrites, wait
+    )
+    return f"{told}; {measured}", good
+
+
+def matching(path: str) -> list[str]:
+    """Return the regular files of a glob; it may have ``**``."""
+    return sorted(str(file) for file in Path("/").glob(path.lstrip("/")) if file.is_file())
+
+
+def _written(file: str) -> float:
+    return Path(file).stat().st_mtime
+
+
+def _last_line(file: str) -> tuple[str, int]:
+    """Return the last finished line of a file and where it ends; ("", 0) without one."""
+    with Path(file).open("rb") as handle:
+        start = max(0, handle.seek(0, os.SEEK_END) - TAIL)
+        handle.seek(start)
+        tail = handle.read()
+    end = tail.rfind(b"\n") + 1
+    line = next((line for line in reversed(tail[:end].split(b"\n")) if line.strip()), b"")
+    return line.decode(errors="replace").strip(), start + end if end else 0
+
+
+def _until(holds, wait: float) -> bool:
+    deadline = time.monotonic() + wait
+    while not (held := holds()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return bool(held)
+
+
+def _arrived(
+    loki: Loki, shipper: Shipper, before, what: str, text: str, written: float, labels: dict, other_units: list[str],
+    rewrites: bool, wait: float,
+) -> tuple[str, bool]:  # fmt: skip
+    """Look for a line that was read; ``before`` are the counts of before it was written."""
+    found: list = []
+    status = 0
+
+    def there() -> bool:
+        nonlocal status, found
+        status, found = loki.ask(labels, text, written - HOUR, shipper.timeout)
+        return bool(found) or status != 200
+
+    _until(there, 0 if rewrites else wait)
+    lost = shipper.counts()[1] - before[1]
+    if status in CLOSED:
+        if lost or not _until(lambda: shipper.counts()[0] > 0, wait):
+            return f"{what} was read and not sent; {lost:.0f} lines were lost meanwhile", False
+        return f"{what} was read, and nothing was lost; Loki answers no questions ({status})", True
+    if status != 200:
+        return f"Loki answered {status}: {' '.join(str(found[0]).split())[:60]}", False
+    if not found and rewrites:
+        return f"{what} was read, and is not in Loki as it is; the job's pipeline_stages may change it", not lost
+    if not found:
+        return f"{what} is not in Loki", False
+    foreign = _foreign(loki, labels, other_units, shipper.timeout)
+    return (f"{what} is in Loki, mixed with {foreign}", False) if foreign else (f"{what} is in Loki", True)
+
+
+def _foreign(loki: Loki, labels: dict, other_units: list[str], timeout: float) -> str:
+    """Return which of ``other_units`` have lines under these labels in the last hour."""
+    _, streams = loki.ask(labels, "", time.time() - HOUR, timeout) if other_units else (200, [])
+    return ", ".join(sorted({stream["stream"].get("unit", "") for stream in streams} & set(other_units)))

@@ -1,0 +1,64 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.log_rotation."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: logrotate_file
+short_description: Install a file of logrotate that works beside all the others
+description:
+  - Asks logrotate about the file and about its whole configuration before the file is written, and refuses one of whose
+    logs another file rotates too, since logrotate then passes over one of them and says so to nobody.
+  - The file belongs to root and can be written by root alone; logrotate ignores any other.
+author: The llm-server maintainers
+options:
+  path: {description: "The file, in a directory that logrotate includes.", type: path, required: true}
+  content: {description: Its whole text., type: str, required: true}
+attributes:
+  check_mode:
+    description: Asks what can be asked already; before logrotate or the user of the logs is there, nothing can.
+    support: partial
+  diff_mode: {description: Shows the file., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Rotate the log files
+  logrotate_file:
+    path: /etc/logrotate.d/ai-server
+    content: "{{ lookup('ansible.builtin.template', 'logrotate.j2') }}"
+"""
+
+RETURN = ""
+
+from pathlib import Path
+
+from ansible.module_utils import host_text
+from ansible.module_utils.host_module import HostModule
+from ansible.module_utils.log_rotation import LOGROTATE, RotationError, check
+from ansible.module_utils.service_release import attributes, write
+
+MODE = ("0644", "root", "root")
+
+
+def main() -> None:
+    module = HostModule(
+        argument_spec={"path": {"type": "path", "required": True}, "content": {"type": "str", "required": True}},
+        supports_check_mode=True,
+    )
+    path, content = Path(module.params["path"]), module.params["content"]
+    before = host_text.read(path) if path.is_file() else ""
+    changed = before != content or attributes(path) != MODE
+    # In check mode on a new host the program and the user in the text are still to come.
+    if not module.check_mode or (Path(LOGROTATE).exists() and path.exists()):
+        try:
+            check(path, content)
+        except RotationError as error:
+            module.fail_json(msg=host_text.printable(str(error)))
+    if changed and not module.check_mode:
+        write(path, content, 0o644)
+    header = {"before_header": str(path), "after_header": str(path)}
+    module.exit_json(changed=changed, diff={**header, "before": host_text.printable(before), "after": content})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""A line is followed to Loki, job by job: over the stand-in of Loki, with a shipper that is a few files."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import urllib.request
+from urllib.error import HTTPError
+
+import pytest
+from ansible.module_utils import checklist, log_shipping
+
+from lab import services
+from lab.stand_ins import loki as stand_in
+
+LABELS = {"host": "h", "job": "app"}
+
+
+class Shipping:
+    """Promtail as this host sees it: what it read, what it sent, what it lost."""
+
+    def __init__(self, folder, server):
+        self.positions, self.server, self.folder = folder / "positions.yaml", server, folder
+        self.marks: list[tuple[str, str]] = []
+        self.counted(0)
+
+    def counted(self, sent, lost=0):
+        page = f'promtail_sent_entries_total{{host="l"}} {sent}\npromtail_dropped_entries_total{{reason="x"}} {lost}\n'
+        self.server.pages["/metrics"] = (200, page)
+
+    def reads(self, **places):
+        lines = [f'  {name.replace("__", "-")}: "{place}"' for name, place in places.items()]
+        self.positions.write_text("positions:\n" + "\n".join(lines) + "\n")
+
+    def at(self, file, place):
+        self.positions.write_text(f'positions:\n  {file}: "{place}"\n  cursor-app: s=1;t=5\n')
+
+    def options(self, url, **more):
+        own = {"url": url, "metrics": f"{self.server.url}/metrics", "positions": str(self.positions)}
+        return {**own, "labels": LABELS, "rewrites": False, "wait": 0, **more}
+
+    def journal(self, url, **more):
+        return checklist.journal_job(
+            **self.options(url, job="app", unit="app.service", other_units=["other.service"], **more)
+        )
+
+    def files(self, url, **more):
+        return checklist.file_job(**self.options(url, path=str(self.folder / "*.log"), **more))
+
+
+@pytest.fixture
+def shipping(tmp_path, server):
+    return Shipping(tmp_path, server)
+
+
+@pytest.fixture
+def loki(tmp_path):
+    """Start a stand-in of Loki; returns its address."""
+    running = []
+
+    def start(callers=None):
+        (tmp_path / "loki").mkdir(exist_ok=True)
+        running.append(stand_in.serve(tmp_path / "loki", ("127.0.0.1", 0), callers))
+        threading.Thread(target=running[-1].serve_forever, args=[0.02], daemon=True).start()
+        return f"http://127.0.0.1:{running[-1].server_port}"
+
+    yield start
+    for each in running:
+        each.shutdown()
+        each.server_close()
+
+
+def push(url, line, labels=None, **headers):
+    body = {"streams": [{"stream": labels or LABELS, "values": [[str(time.time_ns()), line]]}]}
+    headers = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    request = urllib.request.Request(f"{url}/loki/api/v1/push", json.dumps(body).encode(), headers)
+    urllib.request.urlopen(request, timeout=5).close()
+
+
+@pytest.fixture
+def unit_ships(monkeypatch, shipping):
+    """Have what is written for a unit read, and pushed to an address where one is given."""
+
+    def ship(url=None, read=True, lost=0, runs=True):
+        def write_as(unit, text):
+            assert unit == "app.service"
+            if read:
+                shipping.reads(cursor__app=f"s=1;i=2;t={int((time.time() + 1) * 1e6):x};x=3")
+            if url:
+                push(url, text)
+            shipping.counted(1, lost)
+            return runs
+
+        monkeypatch.setattr(log_shipping, "write_as", write_as)
+
+    return ship
+
+
+class TestAJobOfTheJournal:
+    def test_a_line_that_is_written_now_arrives(self, shipping, loki, unit_ships):
+        url = loki()
+        unit_ships(url)
+        assert shipping.journal(url) == ("a line written now is in Loki", True)
+
+    def test_lines_of_before_prove_nothing(self, shipping, loki, unit_ships):
+        url = loki()
+        push(url, "checklist of yesterday")
+        unit_ships()
+        assert shipping.journal(url) == ("a line written now is not in Loki", False)
+        unit_ships(url, read=False)
+        shipping.reads(cursor__app="s=1;t=5")
+        assert shipping.journal(url) == ("a line written now was not read by the job app", False)
+
+    def test_lines_of_other_units_are_told(self, shipping, loki, unit_ships):
+        url = loki()
+        unit_ships(url)
+        push(url, "x", {**LABELS, "unit": "other.service"})
+        assert shipping.journal(url) == ("a line written now is in Loki, mixed with other.service", False)
+
+    @pytest.mark.parametrize("lost, ok", [(0, True), (3, False)])
+    def test_stages_that_drop_lines_leave_it_at_what_was_read(self, shipping, loki, unit_ships, lost, ok):
+        unit_ships(lost=lost)
+        measured, passed = shipping.journal(loki(), rewrites=True)
+        assert "was read, and is not in Loki as it is" in measured and passed == ok
+
+    def test_the_last_line_of_a_unit_that_does_not_run(self, shipping, loki, unit_ships, monkeypatch):
+        url = loki()
+        unit_ships(runs=False)
+        monkeypatch.setattr(log_shipping, "last_of", lambda unit: None)
+        assert shipping.journal(url) == ("app.service does not run and has no line in the journal", False)
+        monkeypatch.setattr(log_shipping, "last_of", lambda unit: ("good night", time.time() - 60))
+        assert not shipping.journal(url)[1]
+        push(url, "good night")
+        assert shipping.journal(url) == ("the last line of app.service, which does not run, is in Loki", True)
+
+
+class TestAJobOfFiles:
+    def test_the_last_line_of_the_newest_file(self, shipping, loki):
+        url = loki()
+        assert shipping.files(url) == (f"no file matches {shipping.folder}/*.log", False)
+        log = shipping.folder / "a.log"
+        log.write_bytes(b"one\ncaf\xe9 two\nhalf")
+        shipping.at(log, 4)
+        assert shipping.files(url) == (f"1 of 1 files not read to the end, such as {log}", False)
+        shipping.at(log, len(b"one\ncaf\xe9 two\n"))
+        push(url, "one")
+        told = f"1 file read to the end; the last line of {log} is"
+        assert shipping.files(url) == (f"{told} not in Loki", False)
+        push(url, "caf\ufffd two")
+        assert shipping.files(url) == (f"{told} in Loki", True)
+
+    def test_files_without_lines_and_old_ones(self, shipping, loki):
+        log = shipping.folder / "a.log"
+        log.touch()
+        assert shipping.files(loki()) == ("1 file read to the end, without a line yet", True)
+        log.write_text("long ago\n")
+        os.utime(log, (0, 0))
+        shipping.at(log, 9)
+        assert shipping.files(loki()) == ("1 file read to the end; the last line is older than a week", True)
+
+
+class TestALokiThatAsksForCredentials:
+    def test_who_may_ask_finds_the_line(self, shipping, loki, unit_ships):
+        url = loki(services.CALLERS)
+        known = {"user": services.USER, "password": services.PASSWORD, "tenant": services.TENANT}
+        unit_ships()
+        header = {"Authorization": services.CALLERS[0]["authorization"], "X_Scope_OrgID": services.TENANT}
+        push(url, "seen", **header)
+        found = log_shipping.Loki(url, **known).ask(LABELS, "seen", time.time() - 60, 5)
+        assert found[0] == 200 and found[1][0]["values"][0][1] == "seen"
+        with pytest.raises(HTTPError, match="401"):
+            push(url, "seen")
+
+    @pytest.mark.parametrize("lost, ok", [(0, True), (2, False)])
+    def test_where_it_answers_no_questions_that_is_said(self, shipping, loki, unit_ships, lost, ok):
+        url = loki(services.CALLERS)
+        unit_ships(lost=lost)
+        measured, passed = shipping.journal(url, bearer=services.TOKEN, tenant=services.TENANT)
+        assert passed == ok
+        assert measured.endswith("Loki answers no questions (403)" if ok else "2 lines were lost meanwhile")
+
+
+@pytest.mark.parametrize("key", ["/var/log/a b.log", "cursor-x"])
+def test_positions(tmp_path, key):
+    (tmp_path / "p").write_text(f'positions:\n  {key}: "12"\n  other: "3"\n')
+    assert log_shipping.Shipper(str(tmp_path / "p"), "").position(key) == "12"
+    assert log_shipping.Shipper(str(tmp_path / "none"), "").position(key) == ""
