@@ -12,7 +12,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from . import nvidia_driver, nvidia_smi, probes, systemd_unit
+from . import nvidia_driver, nvidia_smi, probes, systemd_unit, vllm_api
 
 LATELY = 10  # minutes
 CRASHES = 3
@@ -56,8 +56,13 @@ def chat(
     seen, text = probes.ask(f"{url}/chat/completions", bearer, {**body, "temperature": 0}, timeout)
     if seen != 200:
         return f"{seen}: {shortened(text)}", False
-    events = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
-    pieces = [json.loads(event)["choices"] for event in events if event != "[DONE]"]
+    events = vllm_api.events(text)
+    chunks = [json.loads(event) for event in events if event != "[DONE]"]
+    broken = next((chunk["error"] for chunk in chunks if chunk.get("error")), None)
+    if broken:
+        said = broken.get("message") if isinstance(broken, dict) else broken
+        return f"error in the stream: {shortened(str(said))}", False
+    pieces = [chunk["choices"] for chunk in chunks]
     said = "".join(choice["delta"].get("content") or "" for choices in pieces for choice in choices)
     return f"{shortened(said)!r} in {len(pieces)} pieces", bool(pieces) and events[-1] == "[DONE]"
 
@@ -101,9 +106,9 @@ def pushes(url: str, watched: float = 3, timeout: float = 5) -> tuple[str, bool]
 
 def total(page: str, name: str) -> float:
     """Return the sum of all series of one metric on a Prometheus page."""
-    return sum(
-        float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line.startswith((f"{name}{{", f"{name} "))
-    )
+    # Of what follows the labels the first is the value; a time may follow.
+    lines = (line for line in page.split("\n") if line.startswith((f"{name}{{", f"{name} ")))
+    return sum(float(line.removeprefix(name).rpartition("}")[2].split()[0]) for line in lines)
 
 
 def loki(url: str, host: str, service: str, other_units: list[str], wait: float = 20, timeout: float = 5):
