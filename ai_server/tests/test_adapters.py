@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from conftest import OCR_KEY
-from pdfs import pdf
+from pdfs import encrypted, pdf
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,23 @@ def test_text_pdf_is_read_as_it_is(client, server, standins):
     kept = server.directory / "resources/s3" / f"{hashlib.sha256(document).hexdigest()}.pdf"
     assert kept.read_bytes() == document
     assert not list(kept.parent.glob(".*"))
+
+
+@pytest.mark.parametrize("a_means, read", [(b"D83D", "\ufffd"), (b"D83DDE00", "\U0001f600"), (b"DE00", "\ufffd")])
+def test_a_font_with_half_characters(client, a_means, read):
+    answer = client.post("/v1/easy-contract", files={"file": pdf("x A x", a_means=a_means)})
+    assert answer.json()["result"] == f"easycontract-adapter on x {read} x"
+
+
+def test_a_pdf_that_everyone_may_read_and_nobody_change(client):
+    answer = client.post("/v1/easy-contract", files={"file": encrypted(pdf("A contract."), "")})
+    assert answer.json()["result"] == "easycontract-adapter on A contract."
+
+
+def test_a_pdf_larger_than_a_form_field(client):
+    document = pdf("A contract.") + b"%" + b"x" * 3_000_000 + b"\n"
+    answer = client.post("/v1/easy-contract", files={"file": document})
+    assert answer.json()["result"] == "easycontract-adapter on A contract."
 
 
 def test_scanned_pages_go_to_the_ocr_service(client, standins):
@@ -88,6 +105,7 @@ def test_no_ocr_service(new_server, url, reason):
         (b"%PDF-1.4 and then nothing of the kind", 422, "damaged"),
         (pdf(*["text"] * 51), 422, "51 pages, and 50 are allowed"),
         (pdf(" "), 422, "has no text"),
+        (encrypted(pdf("A contract."), "secret"), 422, "damaged or encrypted"),
     ],
 )
 def test_unreadable_uploads(client, standins, content, status, message):
