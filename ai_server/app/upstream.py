@@ -24,6 +24,8 @@ from app.text import well_formed
 
 HEALTH_TIMEOUT_SEC = 2
 CLIENT_CLOSED_REQUEST = 499  # the customary status for the log; nobody is left to read it
+KEEP_ALIVE_SEC = 15  # of silence; nginx and the usual load balancers give an idle connection up after 60
+COMMENT = b": waiting\n\n"
 STREAM = "text/event-stream"
 UNFINISHED = {None, "abort", "error"}  # the engine gave the answer up, or was stopped in the middle of it
 MAX_TOLD = 300  # characters of an error page that are told on
@@ -71,7 +73,7 @@ class Vllm:
         self._http = httpx.AsyncClient(
             headers={
                 "Authorization": f"Bearer {settings.vllm_api_key.get_secret_value()}",
-                "Accept-Encoding": "identity",  # so that the bytes can be relayed as they are
+                "Accept-Encoding": "identity",  # nothing is won by it on one machine
             },
             timeout=settings.http_timeout_sec,
             # vLLM has a queue of its own. It drops idle connections after 5 s: be the first to let go.
@@ -217,8 +219,31 @@ def _away(error: httpx.HTTPError) -> Problem:
     return Problem(503, "vLLM is not reachable or is just starting; try again later.", {"Retry-After": "10"})
 
 
+async def with_pauses(chunks: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes | None]:
+    """Yield the chunks as they come, and None each time that none came for so long."""
+    coming = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(chunks, None))
+            await asyncio.wait({coming}, timeout=seconds)
+            if not coming.done():
+                yield None
+                continue
+            chunk, coming = coming.result(), None
+            if chunk is None:
+                return
+            yield chunk
+    finally:
+        if coming:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+
+
 class Relay(Response):
-    """A response that is vLLM's own: its status and its bytes, each chunk sent on when it arrives."""
+    """A response that is vLLM's own: its status and its bytes, each chunk sent on when it arrives.
+
+    While vLLM computes the first token of a long text, or the next one, comments tell proxies that this still lives.
+    """
 
     def __init__(self, vllm: Vllm, method: str, path: str, body: dict | None = None) -> None:
         super().__init__()
@@ -246,9 +271,15 @@ class Relay(Response):
             headers = [pair for pair in started.raw_headers if pair[0] != b"content-length"]
             self._started = True
             await send({"type": "http.response.start", "status": upstream.status_code, "headers": headers})
+            between = True  # two events: the one place for a comment
             try:
-                async for chunk in upstream.aiter_raw():
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                async for chunk in with_pauses(upstream.aiter_bytes(), KEEP_ALIVE_SEC):
+                    if chunk is not None:
+                        between = chunk.endswith((b"\n\n", b"\r\n\r\n"))
+                    elif between:
+                        chunk = COMMENT
+                    if chunk:
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
             except httpx.HTTPError as error:
                 broken = JSONResponse({"error": broken_off(error).body}).body
                 await send({"type": "http.response.body", "body": b"\n\ndata: " + broken + b"\n\n", "more_body": True})

@@ -1,8 +1,13 @@
 """What is passed through to vLLM: intact, unbuffered, and ended when the client leaves."""
 
+import asyncio
+import gzip
+from contextlib import asynccontextmanager
+
 import httpx
 import pytest
 
+from app import upstream
 from conftest import VLLM_KEY
 from standins import chunk, wait_for
 
@@ -36,6 +41,60 @@ def test_stream_is_not_buffered(client, standins):
         standins.go_on.set()
         rest = b"".join(chunks).decode()
     assert rest.startswith(chunk({"content": " on hold this"})) and rest.endswith("data: [DONE]\n\n")
+
+
+class Slow:
+    """An engine whose chunks come this many seconds after each other; `left`: it was given up before the end."""
+
+    def __init__(self, chunks: list[tuple[float, bytes]], headers: dict | None = None) -> None:
+        self._chunks, self._headers, self.left = chunks, headers or {}, False
+
+    @asynccontextmanager
+    async def stream(self, *call):
+        async def content():
+            try:
+                for seconds, content in self._chunks:
+                    await asyncio.sleep(seconds)
+                    yield content
+            except asyncio.CancelledError:
+                self.left = True
+                raise
+
+        yield httpx.Response(200, headers={"content-type": "text/event-stream", **self._headers}, content=content())
+
+
+def relayed(engine: Slow, stay: float = 10) -> bytes:
+    """Let a Relay answer to a client that leaves after so many seconds: the bytes of the body."""
+    sent = []
+
+    async def receive() -> dict:
+        await asyncio.sleep(stay)
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    asyncio.run(upstream.Relay(engine, "POST", "/chat/completions")({"type": "http"}, receive, send))
+    return b"".join(message.get("body", b"") for message in sent)
+
+
+def test_proxies_are_told_that_a_silent_stream_lives(monkeypatch):
+    monkeypatch.setattr(upstream, "KEEP_ALIVE_SEC", 0.1)
+    slow = Slow([(0.25, b"data: 1\n\n"), (0, b"data: 2"), (0.15, b"\n\n"), (0.15, b"data: 3\r\n\r\n"), (0.15, b"")])
+    wait = upstream.COMMENT
+    assert relayed(slow) == wait * 2 + b"data: 1\n\ndata: 2\n\n" + wait + b"data: 3\r\n\r\n" + wait
+
+
+def test_a_silent_stream_that_the_client_leaves_is_ended(monkeypatch):
+    monkeypatch.setattr(upstream, "KEEP_ALIVE_SEC", 0.05)
+    slow = Slow([(0, b"data: 1\n\n"), (5, b"data: 2\n\n")])
+    assert relayed(slow, stay=0.3).startswith(b"data: 1\n\n" + upstream.COMMENT)
+    assert slow.left
+
+
+def test_a_stream_that_something_before_vllm_compressed():
+    whole = gzip.compress(b"data: 1\n\n")
+    assert relayed(Slow([(0, whole[:9]), (0, whole[9:])], {"content-encoding": "gzip"})) == b"data: 1\n\n"
 
 
 def test_leaving_a_stream_ends_it_in_vllm(client, standins):
