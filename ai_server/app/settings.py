@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
+import httpx
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 from pydantic import (
@@ -29,10 +30,11 @@ ENV_FILE_VARIABLE = "AI_SERVER_ENV_FILE"
 CALLER_KEY_LENGTH = 16
 ENCODING = "utf-8-sig"  # some editors begin a file with a byte order mark
 # Not ours, and of use to libraries: may stand in the file too, from where they are put into the environment.
-LIBRARIES = (
+NETWORK = (
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
-    *("SSL_CERT_FILE", "SSL_CERT_DIR", "TZ", "TMPDIR", "LANG", "LC_*", "OTEL_*"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR"),
 )
+LIBRARIES = (*NETWORK, "TZ", "TMPDIR", "LANG", "LC_*", "OTEL_*")
 RENAMED = {"MAX_REQUEST_SIZE": "MAX_BODY_BYTES"}
 # A name of the environment counts as one of ours, mistyped, when it is as alike as this; others are not our business.
 NEARLY = 0.8
@@ -181,9 +183,11 @@ def load() -> Settings:
         problems += [_sentence(detail) for detail in error.errors(include_input=False)]
     except (OSError, SettingsError, UnicodeDecodeError) as error:
         problems = [f"{env_file} cannot be read: {error}"]
+    if not problems:
+        _hand_to_libraries(env_file)
+        problems = _unusable_by_libraries()
     if problems:
         refuse(f"settings refused: {'; '.join(dict.fromkeys(problems))}")
-    _hand_to_libraries(env_file)
     return settings
 
 
@@ -239,6 +243,25 @@ def _hand_to_libraries(env_file: Path) -> None:
         if value and _allowed(name):
             os.environ.setdefault(name, value)
     time.tzset()
+
+
+def _unusable_by_libraries() -> list[str]:
+    """Return a sentence for each variable of the environment that the HTTP client fails at; none has a value."""
+    given = {name: os.environ[name] for name in NETWORK if os.environ.get(name)}
+    problems = []
+    try:
+        for name, value in given.items():
+            for each in given:
+                os.environ.pop(each, None)
+            os.environ[name] = value
+            try:
+                httpx.Client().close()
+            except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+                why = type(error).__name__
+                problems.append(f"{name} cannot be used by the HTTP client ({why}): correct it or take it out")
+    finally:
+        os.environ.update(given)
+    return problems
 
 
 def refuse(reason: str) -> None:

@@ -79,6 +79,7 @@ class Vllm:
             # vLLM has a queue of its own. It drops idle connections after 5 s: be the first to let go.
             limits=httpx.Limits(max_connections=None, keepalive_expiry=2),
             trust_env=False,  # a proxy for the outside world must not see these requests
+            verify=httpx.create_ssl_context(),  # SSL_CERT_FILE counts all the same
         )
 
     async def close(self) -> None:

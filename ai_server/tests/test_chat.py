@@ -2,13 +2,14 @@
 
 import asyncio
 import gzip
+import socket
 from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 
 from app import upstream
-from conftest import VLLM_KEY
+from conftest import CALLER, VLLM_KEY
 from standins import chunk, wait_for
 
 
@@ -112,6 +113,17 @@ def test_leaving_before_the_answer_ends_it_in_vllm(client, standins, path, sent)
     with pytest.raises(httpx.ReadTimeout):
         client.post(path, json=sent, timeout=0.5)
     wait_for(lambda: len(standins.left) == 1, 2)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+def test_leaving_while_sending_is_no_fault(new_server, kind):
+    server = new_server().start()
+    host, port = server.url.removeprefix("http://").split(":")
+    head = f"POST /v1/checklist HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {CALLER}\r\nContent-Type: {kind}\r\n"
+    with socket.create_connection((host, int(port))) as half:
+        half.sendall(f"{head}Content-Length: 1000\r\n\r\n--x\r\n".encode())
+    request = wait_for(lambda: [line for line in server.output().splitlines() if '"request"' in line])[0]
+    assert '"status": 499' in request and "Traceback" not in server.output()
 
 
 def test_a_broken_stream_says_so(client, standins):

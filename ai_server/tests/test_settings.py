@@ -139,12 +139,12 @@ def test_a_line_without_effect(refused, tmp_path, text, told):
 
 
 HERE = {
-    **{
-        name: "x" for name in ("HTTPS_PROXY", "http_proxy", "SSL_CERT_FILE", "LC_ALL", "OTEL_SERVICE_NAME", "VLLM_PORT")
-    },
-    **{name: "/x" for name in ("LOGS_DIRECTORY", "CACHE_DIRECTORY", "RUNTIME_DIRECTORY", "PYTHONDONTWRITEBYTECODE")},
-    **{"JOURNAL_STREAM": "8:1", "INVOCATION_ID": "a", "JOB_NAME": "nightly", "LOG_LEVEL": "info", "UVICORN_PORT": "80"},
-    **{"VLLM_LOGGING_LEVEL": "INFO", "APP_VERSION": "1", "OCR_SERVICE_HOST": "10.0.0.1", "MAX_JOBS": "4", "TZ": "UTC"},
+    **dict.fromkeys(
+        ("HTTPS_PROXY", "http_proxy", "LC_ALL", "OTEL_SERVICE_NAME", "VLLM_PORT", "VLLM_LOGGING_LEVEL"), "x"
+    ),
+    **dict.fromkeys(("LOGS_DIRECTORY", "CACHE_DIRECTORY", "RUNTIME_DIRECTORY", "SSL_CERT_DIR", "JOURNAL_STREAM"), "/x"),
+    **dict.fromkeys(("JOB_NAME", "LOG_LEVEL", "UVICORN_PORT", "APP_VERSION", "OCR_SERVICE_HOST", "MAX_JOBS"), "1"),
+    "TZ": "UTC",
 }
 
 
@@ -172,6 +172,22 @@ def test_what_the_file_has_for_libraries_reaches_them(loaded):
     _, environment = loaded("HTTPS_PROXY=http://a:1\nOTEL_SERVICE_NAME=x\nNO_PROXY=b\nLANG=\n", NO_PROXY="c")
     assert (environment["HTTPS_PROXY"], environment["OTEL_SERVICE_NAME"]) == ("http://a:1", "x")
     assert (environment["NO_PROXY"], "LANG" in environment) == ("c", False)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("NO_PROXY", "localhost,[::1]"),
+        ("no_proxy", "fd00::/8"),
+        ("HTTPS_PROXY", "socks5://user:canary@proxy.example:1080"),
+        ("ALL_PROXY", "proxy://user:canary@proxy.example"),
+        ("SSL_CERT_FILE", "/nowhere/canary.pem"),
+    ],
+)
+def test_what_the_http_client_fails_at(refused, name, value):
+    line = refused(**{name: value, "HTTP_PROXY": "http://proxy.example:3128", "TZ": "UTC"})
+    assert line.startswith(f"ai-server: settings refused: {name} cannot be used by the HTTP client (")
+    assert "canary" not in line and line.count("\n") == 1
 
 
 @pytest.mark.parametrize("text", ["\ufeffAPP_ENV=staging\n", "APP_ENV=staging\r\n", "export APP_ENV='staging' # x\n"])
