@@ -1,8 +1,10 @@
 """PDFs small enough to read: pages of text, and pages that are only a picture."""
 
 import io
+import zlib
 
 from pypdf import PdfReader, PdfWriter
+from pypdf.generic import EncodedStreamObject, NameObject, StreamObject
 
 CMAP = b"""/CIDInit /ProcSet findresource begin 12 dict begin begincmap
 1 begincodespacerange <00> <FF> endcodespacerange 1 beginbfchar <41> <%s> endbfchar endcmap end end"""
@@ -48,3 +50,29 @@ def encrypted(document: bytes, user_password: str) -> bytes:
     out = io.BytesIO()
     writer.write(out)
     return out.getvalue()
+
+
+def _page(content: bytes, compressed: bool = False) -> bytes:
+    """A PDF of one page with this content."""
+    writer = PdfWriter()
+    stream = EncodedStreamObject() if compressed else StreamObject()
+    stream._data = content
+    if compressed:
+        stream[NameObject("/Filter")] = NameObject("/FlateDecode")
+    writer.add_blank_page(9, 9)[NameObject("/Contents")] = writer._add_object(stream)
+    out = io.BytesIO()
+    writer.write(out)
+    return out.getvalue()
+
+
+def inflating(size: int) -> bytes:
+    """A small PDF whose page becomes `size` bytes when it is read."""
+    packer = zlib.compressobj(9)
+    block = b" " * (1 << 24)
+    content = b"".join(packer.compress(block) for _ in range(size >> 24)) + packer.flush()
+    return _page(content, compressed=True)
+
+
+def without_end() -> bytes:
+    """A PDF with a picture within its text that never ends."""
+    return _page(b"BT ET BI /W 1 /H 1 /F /DCT ID \xff\xd8\xff")

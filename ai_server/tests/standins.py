@@ -153,6 +153,6 @@ class StandIns:
 
     async def _callback(self, request: Request) -> Response:
         await self._note(request)
-        return Response(
-            status_code=self.callback_status.pop(0) if self.callback_status[1:] else self.callback_status[0]
-        )
+        status = self.callback_status.pop(0) if self.callback_status[1:] else self.callback_status[0]
+        elsewhere = {"Location": "/elsewhere/callbacks"} if 300 <= status < 400 else None
+        return Response(status_code=status, headers=elsewhere)

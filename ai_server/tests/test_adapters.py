@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from conftest import OCR_KEY
-from pdfs import encrypted, pdf
+from pdfs import encrypted, inflating, pdf, without_end
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,8 @@ def test_no_ocr_service(new_server, url, reason):
         (pdf(*["text"] * 51), 422, "51 pages, and 50 are allowed"),
         (pdf(" "), 422, "has no text"),
         (encrypted(pdf("A contract."), "secret"), 422, "damaged or encrypted"),
+        (inflating(1 << 28), 422, "cannot be read"),
+        (without_end(), 422, "cannot be read"),
     ],
 )
 def test_unreadable_uploads(client, standins, content, status, message):

@@ -129,6 +129,15 @@ def test_silence_in_the_middle_is_not_silence_before(new_server, standins):
     assert (answer.status_code, "broke off" in answer.json()["error"]["message"]) == (504, True)
 
 
+def test_an_answer_may_take_longer_than_the_silence_that_is_allowed(new_server, standins):
+    standins.says = (200, STREAM, [ONE] * 200 + [END])  # which takes a second and more
+    server = new_server(HTTP_TIMEOUT_SEC="0.5").start()
+    with server.client() as client:
+        answer = client.post("/v1/easy-contract", json={"text": "a"})
+    assert (answer.status_code, answer.elapsed.total_seconds() > 0.8) == (200, True)
+    assert len(answer.json()["result"]) == 200 * len("eins, zwei: één 😀")
+
+
 GENERATED = "/v1/chat/completions"
 
 

@@ -1,12 +1,20 @@
 """What is passed through to vLLM: intact, unbuffered, and ended when the client leaves."""
 
 import asyncio
+import datetime
 import gzip
 import socket
+import ssl
+import threading
 from contextlib import asynccontextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from app import upstream
 from conftest import CALLER, VLLM_KEY
@@ -161,6 +169,36 @@ def test_a_body_that_is_no_object(client, standins, content):
 def test_a_proxy_for_the_outside_world_is_not_for_vllm(new_server):
     with new_server(HTTP_PROXY="http://127.0.0.1:9").start().client() as client:
         assert client.get("/v1/models").status_code == 200
+
+
+@pytest.fixture
+def tls_engine(tmp_path):
+    """(the address of an engine whose certificate is of an authority of its own, that authority's file)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    built = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
+    built = built.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
+    made = built.add_extension(x509.BasicConstraints(True, None), True).sign(key, hashes.SHA256())
+    pem, private = tmp_path / "ca.pem", tmp_path / "key.pem"
+    pem.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    plain = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, *plain))
+    (tmp_path / "health").touch()
+    engine = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem, private)
+    engine.socket = context.wrap_socket(engine.socket, server_side=True)
+    threading.Thread(target=engine.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"https://localhost:{engine.server_port}/v1", str(pem)
+    engine.shutdown()
+
+
+def test_an_authority_of_ones_own_counts_for_vllm_too(new_server, tls_engine):
+    url, pem = tls_engine
+    trusting, other = new_server(VLLM_BASE_URL=url, SSL_CERT_FILE=pem), new_server(VLLM_BASE_URL=url)
+    assert httpx.get(f"{trusting.start().url}/health").json()["vllm"] == "ok"
+    assert httpx.get(f"{other.start().url}/health").json()["vllm"] == "away: ConnectError"
 
 
 def test_models_are_vllms(client):

@@ -71,6 +71,7 @@ def test_required(refused, name, value):
     "name, value, reason",
     [
         ("VLLM_BASE_URL", "http://localhost:8001", "does not end in /v1"),
+        ("VLLM_BASE_URL", "http://localhost:8001/v1/chat/completions", "does not end in /v1"),
         ("VLLM_BASE_URL", "localhost:8001/v1", "not an http:// or https:// address"),
         ("VLLM_API_KEY", "with space", "an HTTP header cannot carry"),
         ("BACKEND_INTERNAL_TOKEN", "ключ", "an HTTP header cannot carry"),
@@ -188,6 +189,10 @@ def test_what_the_http_client_fails_at(refused, name, value):
     line = refused(**{name: value, "HTTP_PROXY": "http://proxy.example:3128", "TZ": "UTC"})
     assert line.startswith(f"ai-server: settings refused: {name} cannot be used by the HTTP client (")
     assert "canary" not in line and line.count("\n") == 1
+
+
+def test_an_address_with_a_slash_behind_it(loaded):
+    assert loaded("VLLM_BASE_URL=http://localhost:8001/v1/\n")[0].vllm_base_url == "http://localhost:8001/v1"
 
 
 @pytest.mark.parametrize("text", ["\ufeffAPP_ENV=staging\n", "APP_ENV=staging\r\n", "export APP_ENV='staging' # x\n"])

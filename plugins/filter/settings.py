@@ -13,9 +13,9 @@ def setting_problems(added: dict, example: str, own: list, variable: str) -> lis
     """Return a sentence for each of ``added`` (``{NAME: value}``) that would have no effect or cannot be used.
 
     ``example`` is the text of the application's ``.env.example``; where it is empty, nothing is known of the names. A
-    value there that is a number says that numbers above 0 are wanted: whole ones (``20``), or any (``2.0``). ``own`` has
-    the names that the role writes from variables of its own; ``variable`` is the one that has ``added``. No sentence
-    has a value.
+    value there that is a number says that numbers above 0 are wanted: whole ones (``20``), or any (``2.0``). ``own``
+    has the names that the role writes from variables of its own; ``variable`` is the one that has ``added``. No
+    sentence has a value.
     """
     known = dict(EXAMPLE.findall(example))
     problems = []
