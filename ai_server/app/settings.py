@@ -193,13 +193,13 @@ def load() -> Settings:
 
 def _unknown_in_environment() -> list[str]:
     """Return a sentence for each variable of the environment that was meant for us and would have no effect."""
-    suspects = [name for name in sorted(os.environ) if name not in KNOWN and name not in SYSTEMD and not _allowed(name)]
+    others = {*SYSTEMD, ENV_FILE_VARIABLE}
+    suspects = [name for name in sorted(os.environ) if name not in KNOWN | others and not _allowed(name)]
     return [
         _no_setting(name)
         for name in suspects
         if name.upper() in KNOWN
         or name in RENAMED
-        or (name.startswith("AI_SERVER_") and name != ENV_FILE_VARIABLE)
         or any(_begins(name, known) or _begins(known, name) for known in KNOWN)
         or difflib.get_close_matches(name.upper(), KNOWN, 1, NEARLY)
     ]

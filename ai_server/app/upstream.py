@@ -158,7 +158,7 @@ def _add(answer: dict, kind: str, data: str) -> None:
             if not choice.get("index"):  # one was asked for; a second one's words do not belong between its own
                 said = choice.get("delta") or choice.get("message") or {}
                 answer["result"] += said.get("content") or said.get("refusal") or ""
-                answer["finish_reason"] = choice.get("finish_reason") or answer["finish_reason"]
+                answer["finish_reason"] = str(choice.get("finish_reason") or "") or answer["finish_reason"]
         answer["usage"] = event.get("usage") or answer["usage"]
     except (LookupError, TypeError, AttributeError):
         raise Permanent(502, "vLLM's answer is not a chat completion.") from None
@@ -180,9 +180,11 @@ def _sentence(body: object) -> str:
 
 def _status(body: dict) -> int:
     """Return the HTTP status that an error in the middle of a 200 names; 502 where it names none."""
-    error = body.get("error")
-    code = str((error if isinstance(error, dict) else body).get("code"))
-    return int(code) if re.fullmatch("[45][0-9][0-9]", code) else 502
+    error = body["error"] if isinstance(body.get("error"), dict) else body
+    code = str(error.get("code"))
+    if re.fullmatch("[45][0-9][0-9]", code):
+        return int(code)
+    return 400 if error.get("type") in ("BadRequestError", "invalid_request_error") else 502
 
 
 def _refusal(status: int, content: bytes, model: str, headers: Mapping[str, str] | None = None) -> Problem:

@@ -87,6 +87,7 @@ ERROR = {"message": "the engine is out of memory", "type": "InternalServerError"
         ((200, STREAM, [data({"error": "no room", "choices": []}), DONE]), 502, "no room"),
         ((200, STREAM, [data({"error": {**ERROR, "code": "context_length_exceeded"}})]), 502, "is out of memory"),
         ((200, STREAM, [data({"error": {**ERROR, "code": 99999}})]), 502, "is out of memory"),
+        ((200, STREAM, [data({"error": {"message": "x", "type": "invalid_request_error", "code": "y"}})]), 400, "x"),
         ((200, JSON, [json.dumps({"error": ERROR}).encode()]), 500, "the engine is out of memory"),
         ((200, JSON, [b'{"detail": "gone"}']), 502, "gone"),
         ((200, JSON, [b"[1]"]), 502, "not a chat completion"),

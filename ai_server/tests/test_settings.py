@@ -144,7 +144,7 @@ HERE = {
         ("HTTPS_PROXY", "http_proxy", "LC_ALL", "OTEL_SERVICE_NAME", "VLLM_PORT", "VLLM_LOGGING_LEVEL"), "x"
     ),
     **dict.fromkeys(("LOGS_DIRECTORY", "CACHE_DIRECTORY", "RUNTIME_DIRECTORY", "SSL_CERT_DIR", "JOURNAL_STREAM"), "/x"),
-    **dict.fromkeys(("JOB_NAME", "LOG_LEVEL", "UVICORN_PORT", "APP_VERSION", "OCR_SERVICE_HOST", "MAX_JOBS"), "1"),
+    **dict.fromkeys(("JOB_NAME", "LOG_LEVEL", "UVICORN_PORT", "APP_VERSION", "AI_SERVER_PORT", "MAX_JOBS"), "1"),
     "TZ": "UTC",
 }
 
