@@ -24,6 +24,12 @@ class Problem(HTTPException):
         return {"message": self.detail, "type": responses.get(self.status_code, "Error"), "code": self.status_code}
 
 
+class Permanent(Problem):
+    """One that the next try would meet again, whatever its status: an answer that cannot be read, a fault of ours."""
+
+    transient = False
+
+
 async def answer(request: Request, error: HTTPException) -> JSONResponse:
     """FastAPI's exception handler for Problem and for what the framework raises itself (404, 405)."""
     problem = Problem(error.status_code, error.detail, error.headers)

@@ -3,7 +3,8 @@
 A job is a row in SQLite. It goes `queued` -> `delivering` (it has an outcome: a result or an error) -> `delivered`, or
 `undelivered` when the backend took none of JOB_ATTEMPTS tries. Each try is written down, with the time of the next
 one, before it is made: a process that dies in the middle neither loses a job nor repeats one for ever. The backend is
-called at least once; `Idempotency-Key` (the job's id) tells it what it has already seen.
+called at least once; `Idempotency-Key` (the job's id) tells it what it has already seen. Waits double, and what the
+next try would meet again (a request that is refused, an answer that cannot be read) is not tried again.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from pathlib import Path
 import httpx
 from prometheus_client import Counter
 
-from app.errors import Problem
+from app.errors import Permanent, Problem
 from app.logs import request_id
 from app.settings import Settings
 
@@ -218,7 +219,9 @@ class Worker:
         except Exception as error:
             if not isinstance(error, Problem):  # a fault of ours, which must not stop the other jobs
                 logger.exception("a job met a fault")
-                error = Problem(500, f"The server met a fault: {type(error).__name__}.")
+                passing = isinstance(error, (OSError, sqlite3.Error))  # such as a full disk
+                kind = Problem if passing else Permanent
+                error = kind(500, f"The server met a fault: {type(error).__name__}.")
             outcome, details["error"] = "failed", error.detail
             if error.transient and job.attempts < self._settings.job_attempts:
                 self._store.failed(job.id, error.detail)

@@ -15,6 +15,7 @@ from app.errors import Problem, answer
 from app.settings import Settings
 
 DISCARD_SECONDS, DISCARD_BYTES = 2.0, 1 << 20
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 OPEN = {"/health", "/health/ready", "/metrics"}  # for load balancers, watchdogs and Prometheus, which hold no key
 
 
@@ -49,6 +50,20 @@ class Rate:
         tokens = min(self._capacity, tokens + (now - since) * self._capacity / 60)
         self._buckets[caller] = (max(tokens - 1, 0) if tokens >= 1 else tokens, now)
         return 0 if tokens >= 1 else (1 - tokens) * 60 / self._capacity
+
+
+class Methods:
+    """ASGI middleware, to be the outermost: refuse methods that are none before they become labels of metrics."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in METHODS:
+            response = await answer(Request(scope), Problem(501, "HTTP has no such method.", {"Connection": "close"}))
+            await response(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 class Gate:

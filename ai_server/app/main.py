@@ -12,12 +12,13 @@ from prometheus_fastapi_instrumentator import Instrumentator
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from app import errors, logs, settings
 from app.errors import Problem
 from app.jobs import Backend, Store, Worker
-from app.limits import Gate
+from app.limits import Gate, Methods
 from app.ocr import HttpOcr
 from app.settings import Settings
 from app.uploads import Uploads
@@ -91,21 +92,24 @@ def create_app(config: Settings) -> FastAPI:
             logger.info("ai-server has stopped")
 
     logs.configure(config.log_directory)
-    app = FastAPI(title="ai-server", lifespan=lifespan, openapi_url=None)
+    # A redirect to the address without the slash would be made from what a proxy passes on: http, and a host inside.
+    app = FastAPI(title="ai-server", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, errors.answer)
     app.add_exception_handler(Exception, errors.unforeseen)
     app.add_exception_handler(ClientLeft, client_left)
+    app.add_exception_handler(ClientDisconnect, client_left)  # while its request was read
     app.add_middleware(Gate, settings=config)
     app.add_middleware(logs.AccessLog)
     Instrumentator().instrument(app).expose(app, include_in_schema=False)
+    app.add_middleware(Methods)
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health(request: Request) -> JSONResponse:
         """Whether this process is sound. That vLLM is away is told, at 200: restarting this one would not help."""
         service = request.app.state.service
         return JSONResponse(await _health(service), 200 if service.working else 503)
 
-    @app.get("/health/ready")
+    @app.api_route("/health/ready", methods=["GET", "HEAD"])
     async def ready(request: Request) -> JSONResponse:
         """Whether a request sent here now would be answered: 503 while vLLM is away."""
         state = await _health(request.app.state.service)

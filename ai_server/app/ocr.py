@@ -11,8 +11,10 @@ from typing import Protocol
 
 import httpx
 
-from app.errors import Problem
+from app.errors import Permanent, Problem
 from app.settings import Settings
+
+MENDABLE = {401, 403, 404, 408, 425, 429}
 
 logger = logging.getLogger(__name__)
 
@@ -45,19 +47,30 @@ class HttpOcr:
             document = ("document.pdf", pdf.read_bytes(), "application/pdf")
             response = await self._http.post(self._url, files={"document": document})
             response.raise_for_status()
-            return [str(page["text"]) for page in response.json()["pages"]]
+            return [_text(page) for page in response.json()["pages"]]
         except httpx.ConnectTimeout as error:
             raise _failed(503, "is not reachable", error) from None
         except httpx.TimeoutException as error:
             raise _failed(504, "did not answer in time", error) from None
         except httpx.HTTPStatusError as error:
-            raise _failed(502, f"answered {error.response.status_code}", error) from None
+            status = error.response.status_code
+            # The operator can mend a key or an address, and a busy service calms down; a refused document stays one.
+            kind = Permanent if 400 <= status < 500 and status not in MENDABLE else Problem
+            raise _failed(502, f"answered {status}", error, kind) from None
         except httpx.HTTPError as error:
             raise _failed(503, "is not reachable", error) from None
         except (ValueError, KeyError, TypeError) as error:
-            raise _failed(502, "gave an answer without pages", error) from None
+            raise _failed(502, "gave an answer without pages", error, Permanent) from None
 
 
-def _failed(status: int, reason: str, error: Exception) -> Problem:
+def _text(page: dict) -> str:
+    """Return a page's text; a page without words may have null. Raises TypeError for what is no text."""
+    text = page["text"]
+    if text is not None and not isinstance(text, str):
+        raise TypeError(type(text).__name__)
+    return text or ""
+
+
+def _failed(status: int, reason: str, error: Exception, kind: type[Problem] = Problem) -> Problem:
     logger.warning("the OCR service %s", reason, extra={"error": type(error).__name__})
-    return Problem(status, f"The OCR service {reason}.")
+    return kind(status, f"The OCR service {reason}.")

@@ -1,11 +1,17 @@
 """The settings: environment variables over the file `.env`, refused all at once when they are wrong."""
 
+import difflib
 import os
 import sys
+import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
+import httpx
+from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -22,6 +28,17 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, Settin
 EX_CONFIG = 78  # sysexits.h; systemd shows it as CONFIG, and a unit can name it in RestartPreventExitStatus=
 ENV_FILE_VARIABLE = "AI_SERVER_ENV_FILE"
 CALLER_KEY_LENGTH = 16
+ENCODING = "utf-8-sig"  # some editors begin a file with a byte order mark
+# Not ours, and of use to libraries: may stand in the file too, from where they are put into the environment.
+NETWORK = (
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR"),
+)
+LIBRARIES = (*NETWORK, "TZ", "TMPDIR", "LANG", "LC_*", "OTEL_*")
+RENAMED = {"MAX_REQUEST_SIZE": "MAX_BODY_BYTES"}
+# A name of the environment counts as one of ours, mistyped, when it is as alike as this; others are not our business.
+NEARLY = 0.8
+SYSTEMD = ("CACHE_DIRECTORY", "CONFIGURATION_DIRECTORY", "CREDENTIALS_DIRECTORY", "LOGS_DIRECTORY", "RUNTIME_DIRECTORY")
 
 
 def _header_value(secret: SecretStr) -> SecretStr:
@@ -80,7 +97,7 @@ Directory = Annotated[Path, AfterValidator(_writable)]
 class Settings(BaseSettings):
     """One field a variable, by the same name in capitals; the description is the cure that a refusal names."""
 
-    model_config = SettingsConfigDict(env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_file_encoding=ENCODING, env_ignore_empty=True, extra="ignore", frozen=True)
 
     app_env: Text = Field(description="the name of the environment, such as production")
     vllm_base_url: Annotated[Url, AfterValidator(_engine_url)] = Field(
@@ -97,7 +114,7 @@ class Settings(BaseSettings):
         default=None, description="the token that the backend's owners give; without it jobs are refused"
     )
     http_timeout_sec: PositiveFloat = Field(
-        description="seconds of silence after which an outgoing request is given up, such as 30"
+        le=86_400, description="seconds of silence after which an outgoing request is given up, such as 30"
     )
     ocr_api: Secret = Field(description="the key of the OCR service")
     ocr_url: Url | None = Field(default=None, description="where scanned PDFs are posted; without it they are refused")
@@ -108,15 +125,27 @@ class Settings(BaseSettings):
         description=f"one key for each caller, separated by commas, each of {CALLER_KEY_LENGTH} characters or more, "
         "none of them vLLM's own"
     )
-    rate_limit_per_minute: PositiveInt = Field(default=120, description="requests a minute for each caller")
-    max_body_bytes: PositiveInt = Field(default=1024 * 1024, description="bytes that a JSON request may have")
-    max_upload_bytes: PositiveInt = Field(default=20 * 1024 * 1024, description="bytes that an upload may have")
-    max_pdf_pages: PositiveInt = Field(default=50, description="pages that a PDF may have")
+    rate_limit_per_minute: PositiveInt = Field(
+        le=1_000_000, default=120, description="requests a minute for each caller"
+    )
+    max_body_bytes: PositiveInt = Field(
+        le=1024**3, default=1024 * 1024, description="bytes that a JSON request may have"
+    )
+    max_upload_bytes: PositiveInt = Field(
+        le=1024**3, default=20 * 1024 * 1024, description="bytes that an upload may have"
+    )
+    max_pdf_pages: PositiveInt = Field(le=100_000, default=50, description="pages that a PDF may have")
 
-    job_concurrency: PositiveInt = Field(default=2, description="jobs worked on at the same time")
-    job_attempts: PositiveInt = Field(default=20, description="tries for a job's answer, and again for its callback")
-    job_backoff_sec: PositiveFloat = Field(default=2, description="seconds before the second try; each wait doubles")
-    job_retention_days: PositiveInt = Field(default=7, description="days that a finished job can be asked for")
+    job_concurrency: PositiveInt = Field(le=1000, default=2, description="jobs worked on at the same time")
+    job_attempts: PositiveInt = Field(
+        le=1_000_000, default=20, description="tries for a job's answer, and again for its callback"
+    )
+    job_backoff_sec: PositiveFloat = Field(
+        le=600, default=2, description="seconds before the second try; each wait doubles"
+    )
+    job_retention_days: PositiveInt = Field(
+        le=36_500, default=7, description="days that a finished job can be asked for"
+    )
 
     easycontract_prompt: Text = Field(default="Explain this contract in plain words.", description="an instruction")
     checklist_prompt: Text = Field(default="Make a checklist from this text.", description="an instruction")
@@ -139,16 +168,100 @@ class Settings(BaseSettings):
         return self
 
 
+KNOWN = {name.upper() for name in Settings.model_fields}
+
+
 def load() -> Settings:
     """Read the settings; leave the process with one line on stderr and status 78 when they cannot be used."""
     env_file = Path(os.environ.get(ENV_FILE_VARIABLE, ".env"))
+    problems = []
     try:
-        return Settings(_env_file=env_file)
+        problems += _unknown_in_environment()
+        problems += _unknown_in_file(env_file)
+        settings = Settings(_env_file=env_file)
     except ValidationError as error:
-        reason = "; ".join(dict.fromkeys(_sentence(detail) for detail in error.errors(include_input=False)))
+        problems += [_sentence(detail) for detail in error.errors(include_input=False)]
     except (OSError, SettingsError, UnicodeDecodeError) as error:
-        reason = f"{env_file} cannot be read: {error}"
-    refuse(f"settings refused: {reason}")
+        problems = [f"{env_file} cannot be read: {error}"]
+    if not problems:
+        _hand_to_libraries(env_file)
+        problems = _unusable_by_libraries()
+    if problems:
+        refuse(f"settings refused: {'; '.join(dict.fromkeys(problems))}")
+    return settings
+
+
+def _unknown_in_environment() -> list[str]:
+    """Return a sentence for each variable of the environment that was meant for us and would have no effect."""
+    others = {*SYSTEMD, ENV_FILE_VARIABLE}
+    suspects = [name for name in sorted(os.environ) if name not in KNOWN | others and not _allowed(name)]
+    return [
+        _no_setting(name)
+        for name in suspects
+        if name.upper() in KNOWN
+        or name in RENAMED
+        or any(_begins(name, known) or _begins(known, name) for known in KNOWN)
+        or difflib.get_close_matches(name.upper(), KNOWN, 1, NEARLY)
+    ]
+
+
+def _unknown_in_file(path: Path) -> list[str]:
+    """Return a sentence for each line of a .env that would have no effect. Raises OSError, UnicodeDecodeError."""
+    if not path.is_file():
+        return []
+    problems = []
+    with path.open(encoding=ENCODING) as file:
+        for line in parse_stream(file):
+            where = f"line {line.original.line} of {path}"
+            if line.error:
+                problems.append(f"{where} cannot be read: write NAME=value, and quote a value that needs it")
+            elif line.key and line.key not in KNOWN and not _allowed(line.key):
+                problems.append(f"{_no_setting(line.key)} ({where})")
+            elif line.key and line.value is None:
+                problems.append(f"{line.key} has no value: write {line.key}=value ({where})")
+    return problems
+
+
+def _allowed(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in LIBRARIES)
+
+
+def _begins(name: str, other: str) -> bool:
+    """Say whether `other` is `name`, of two words or more, and something behind it: RATE_LIMIT, OCR_API_KEY."""
+    return "_" in name and other.startswith(f"{name}_")
+
+
+def _no_setting(name: str) -> str:
+    near = [RENAMED[name]] if name in RENAMED else difflib.get_close_matches(name.upper(), sorted(KNOWN), 1)
+    return f"{name} is no setting" + (f": did you mean {near[0]}?" if near else " (.env.example lists them all)")
+
+
+def _hand_to_libraries(env_file: Path) -> None:
+    """Put what the file has for libraries into the environment, where they look; what stands there already wins."""
+    values = dotenv_values(env_file, encoding=ENCODING) if env_file.is_file() else {}
+    for name, value in values.items():
+        if value and _allowed(name):
+            os.environ.setdefault(name, value)
+    time.tzset()
+
+
+def _unusable_by_libraries() -> list[str]:
+    """Return a sentence for each variable of the environment that the HTTP client fails at; none has a value."""
+    given = {name: os.environ[name] for name in NETWORK if os.environ.get(name)}
+    problems = []
+    try:
+        for name, value in given.items():
+            for each in given:
+                os.environ.pop(each, None)
+            os.environ[name] = value
+            try:
+                httpx.Client().close()
+            except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+                why = type(error).__name__
+                problems.append(f"{name} cannot be used by the HTTP client ({why}): correct it or take it out")
+    finally:
+        os.environ.update(given)
+    return problems
 
 
 def refuse(reason: str) -> None:

@@ -17,8 +17,9 @@ from typing import BinaryIO
 
 from pypdf import PdfReader
 
-from app.errors import Problem
+from app.errors import Permanent, Problem
 from app.ocr import Ocr
+from app.text import well_formed
 
 PARSER_TIMEOUT_SEC = 30
 PARSER_MEMORY_BYTES = 1024**3
@@ -78,10 +79,10 @@ class Uploads:
         if document["scanned"]:
             read = await self._ocr.read(path)
             if len(read) != len(pages):
-                raise Problem(502, f"The OCR service read {len(read)} pages of a document of {len(pages)}.")
+                raise Permanent(502, f"The OCR service read {len(read)} pages of a document of {len(pages)}.")
             for index in document["scanned"]:
                 pages[index] = read[index]
-        text = "\n\n".join(page.strip() for page in pages if page.strip())
+        text = well_formed("\n\n".join(page.strip() for page in pages if page.strip()))
         if not text:
             raise Problem(422, "The PDF has no text.")
         return text

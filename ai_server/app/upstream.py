@@ -7,7 +7,8 @@ connection, and vLLM aborts the generation when it sees that.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Coroutine
+import re
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -16,11 +17,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from app.errors import Problem
+from app import sse
+from app.errors import Permanent, Problem
 from app.settings import Settings
+from app.text import well_formed
 
 HEALTH_TIMEOUT_SEC = 2
 CLIENT_CLOSED_REQUEST = 499  # the customary status for the log; nobody is left to read it
+KEEP_ALIVE_SEC = 15  # of silence; nginx and the usual load balancers give an idle connection up after 60
+COMMENT = b": waiting\n\n"
+STREAM = "text/event-stream"
+UNFINISHED = {None, "abort", "error"}  # the engine gave the answer up, or was stopped in the middle of it
+MAX_TOLD = 300  # characters of an error page that are told on
 UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the second is for proxies such as nginx
 
 T = TypeVar("T")
@@ -65,12 +73,13 @@ class Vllm:
         self._http = httpx.AsyncClient(
             headers={
                 "Authorization": f"Bearer {settings.vllm_api_key.get_secret_value()}",
-                "Accept-Encoding": "identity",  # so that the bytes can be relayed as they are
+                "Accept-Encoding": "identity",  # nothing is won by it on one machine
             },
             timeout=settings.http_timeout_sec,
             # vLLM has a queue of its own. It drops idle connections after 5 s: be the first to let go.
             limits=httpx.Limits(max_connections=None, keepalive_expiry=2),
             trust_env=False,  # a proxy for the outside world must not see these requests
+            verify=httpx.create_ssl_context(),  # SSL_CERT_FILE counts all the same
         )
 
     async def close(self) -> None:
@@ -94,48 +103,118 @@ class Vllm:
         # Streamed, so that HTTP_TIMEOUT_SEC limits vLLM's silence and not the length of its answer.
         how = {"temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
         answer = {"model": model, "result": "", "finish_reason": None, "usage": None}
-        async with self.stream(
-            "POST", "/chat/completions", {"model": model, "messages": messages, **how, **options}
-        ) as response:
-            if response.status_code == 404:
-                raise Problem(502, f"vLLM does not serve {model!r}; the operator has to load it.")
+        body = {"model": model, "messages": messages, **how, **options}
+        async with self.stream("POST", "/chat/completions", body) as response:
             if response.status_code != 200:
-                await response.aread()
-                raise Problem(response.status_code, _message(response))
-            try:
-                async for line in response.aiter_lines():
-                    if line.startswith("data:") and (event := line[5:].strip()) != "[DONE]":
-                        _add(answer, json.loads(event))
-            except (ValueError, LookupError, TypeError, AttributeError):
-                raise Problem(502, "vLLM's answer is not a chat completion.") from None
-        if answer["finish_reason"] is None:
+                raise _refusal(response.status_code, await response.aread(), model, response.headers)
+            if response.headers.get("content-type", STREAM).startswith(STREAM):
+                async for kind, data in sse.events(response.aiter_bytes()):
+                    _add(answer, kind, data)
+            else:  # a whole answer, an error, or a page of something else
+                _add(answer, "message", (await response.aread()).decode(errors="replace"))
+        if answer["finish_reason"] in UNFINISHED:
             raise Problem(502, "vLLM's answer broke off.")
-        return answer
+        return answer | {"result": well_formed(answer["result"])}
 
     @asynccontextmanager
     async def stream(self, method: str, path: str, body: dict | None = None) -> AsyncIterator[httpx.Response]:
         """Yield the response as soon as its headers are here; transport errors, also while it is read, are Problems."""
+        begun = False
         try:
             async with self._http.stream(method, self._base + path, json=body) as response:
+                begun = True
                 if response.status_code in (401, 403):
-                    logger.error("vLLM refused VLLM_API_KEY: give it the key that vLLM was started with")
-                    raise Problem(502, "vLLM refused this server's key; its operator has to mend VLLM_API_KEY.")
+                    raise _refused_key()
                 yield response
         except httpx.ConnectTimeout as error:
             raise _away(error) from None
         except httpx.TimeoutException as error:
+            if begun:
+                raise broken_off(error) from None
             logger.warning("vLLM was silent for too long", extra={"error": type(error).__name__, "path": path})
             raise Problem(504, "vLLM did not answer in time.") from None
         except httpx.HTTPError as error:
-            raise _away(error) from None
+            raise (broken_off if begun else _away)(error) from None
 
 
-def _add(answer: dict, chunk: dict) -> None:
-    """Put one chunk of a streamed chat completion to the answer so far."""
-    for choice in chunk["choices"]:
-        answer["result"] += choice["delta"].get("content") or ""
-        answer["finish_reason"] = choice.get("finish_reason") or answer["finish_reason"]
-    answer["usage"] = chunk.get("usage") or answer["usage"]
+def _add(answer: dict, kind: str, data: str) -> None:
+    """Put one event of a streamed chat completion (or a whole completion) to the answer so far.
+
+    Raises Problem: the engine's own for an error, Permanent for what is neither.
+    """
+    if data.strip() == "[DONE]":
+        return
+    try:
+        event = json.loads(data, parse_constant=_no_json)
+    except (ValueError, RecursionError):
+        event = None
+    fields = event if isinstance(event, dict) else {}
+    if kind == "error" or fields.get("error") or ("choices" not in fields and _sentence(fields)):
+        raise _refusal(_status(fields), data.encode(), answer["model"])
+    if kind != "message" and "choices" not in fields:
+        return  # such as the pings of a gateway
+    try:
+        for choice in event["choices"]:
+            if not choice.get("index"):  # one was asked for; a second one's words do not belong between its own
+                said = choice.get("delta") or choice.get("message") or {}
+                answer["result"] += said.get("content") or said.get("refusal") or ""
+                answer["finish_reason"] = str(choice.get("finish_reason") or "") or answer["finish_reason"]
+        answer["usage"] = event.get("usage") or answer["usage"]
+    except (LookupError, TypeError, AttributeError):
+        raise Permanent(502, "vLLM's answer is not a chat completion.") from None
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _sentence(body: object) -> str:
+    """Return what an error body says, in any of the shapes that engines and gateways use; "" where it is none."""
+    if not isinstance(body, dict):
+        return ""
+    error = body.get("error") or (body if body.get("object") == "error" else None) or body.get("detail")
+    if isinstance(error, dict):
+        error = error.get("message")
+    return well_formed(error).strip() if isinstance(error, str) else ""
+
+
+def _status(body: dict) -> int:
+    """Return the HTTP status that an error in the middle of a 200 names; 502 where it names none."""
+    error = body["error"] if isinstance(body.get("error"), dict) else body
+    code = str(error.get("code"))
+    if re.fullmatch("[45][0-9][0-9]", code):
+        return int(code)
+    return 400 if error.get("type") in ("BadRequestError", "invalid_request_error") else 502
+
+
+def _refusal(status: int, content: bytes, model: str, headers: Mapping[str, str] | None = None) -> Problem:
+    """Return vLLM's refusal with its status and sentence, but for what only this server's operator can mend."""
+    if status in (401, 403):
+        return _refused_key()
+    if status == 404:
+        return Problem(502, f"vLLM does not serve {model!r}; the operator has to load it.")
+    if not 400 <= status < 600:
+        return Permanent(502, f"vLLM answered {status}, which is not a chat completion.")
+    try:
+        said = _sentence(json.loads(content))
+    except (ValueError, RecursionError):
+        text = " ".join(content.decode(errors="replace").split())
+        said = f"vLLM said: {text[:MAX_TOLD]}" if text and not text.startswith("<") else ""  # no page of a proxy
+    wait = (headers or {}).get("retry-after")
+    return Problem(status, said or f"vLLM answered {status}.", {"Retry-After": wait} if wait else None)
+
+
+def _refused_key() -> Problem:
+    logger.error("vLLM refused VLLM_API_KEY: give it the key that vLLM was started with")
+    return Problem(502, "vLLM refused this server's key; its operator has to mend VLLM_API_KEY.")
+
+
+def broken_off(error: httpx.HTTPError) -> Problem:
+    """Return what is told when the connection ends, or no more comes, after the answer has begun."""
+    logger.warning("vLLM's answer broke off", extra={"error": type(error).__name__})
+    if isinstance(error, httpx.TimeoutException):
+        return Problem(504, "vLLM's answer broke off: no more of it came in time.")
+    return Problem(502, "vLLM's answer broke off: the connection was lost.")
 
 
 def _away(error: httpx.HTTPError) -> Problem:
@@ -143,15 +222,31 @@ def _away(error: httpx.HTTPError) -> Problem:
     return Problem(503, "vLLM is not reachable or is just starting; try again later.", {"Retry-After": "10"})
 
 
-def _message(response: httpx.Response) -> str:
+async def with_pauses(chunks: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes | None]:
+    """Yield the chunks as they come, and None each time that none came for so long."""
+    coming = None
     try:
-        return response.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        return f"vLLM answered {response.status_code}."
+        while True:
+            coming = coming or asyncio.ensure_future(anext(chunks, None))
+            await asyncio.wait({coming}, timeout=seconds)
+            if not coming.done():
+                yield None
+                continue
+            chunk, coming = coming.result(), None
+            if chunk is None:
+                return
+            yield chunk
+    finally:
+        if coming:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
 
 
 class Relay(Response):
-    """A response that is vLLM's own: its status and its bytes, each chunk sent on when it arrives."""
+    """A response that is vLLM's own: its status and its bytes, each chunk sent on when it arrives.
+
+    While vLLM computes the first token of a long text, or the next one, comments tell proxies that this still lives.
+    """
 
     def __init__(self, vllm: Vllm, method: str, path: str, body: dict | None = None) -> None:
         super().__init__()
@@ -170,7 +265,7 @@ class Relay(Response):
         async with self._vllm.stream(*self._call) as upstream:
             kind = upstream.headers.get("content-type", "application/json")
             kept = {name: value for name, value in upstream.headers.items() if name == "retry-after"}
-            if not kind.startswith("text/event-stream"):
+            if not kind.startswith(STREAM):
                 # One piece anyway. Read before it is answered, so that a failure still finds its status.
                 whole = Response(await upstream.aread(), upstream.status_code, kept, kind)
                 await whole(scope, receive, send)
@@ -179,12 +274,17 @@ class Relay(Response):
             headers = [pair for pair in started.raw_headers if pair[0] != b"content-length"]
             self._started = True
             await send({"type": "http.response.start", "status": upstream.status_code, "headers": headers})
+            between = True  # two events: the one place for a comment
             try:
-                async for chunk in upstream.aiter_raw():
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                async for chunk in with_pauses(upstream.aiter_bytes(), KEEP_ALIVE_SEC):
+                    if chunk is not None:
+                        between = chunk.endswith((b"\n\n", b"\r\n\r\n"))
+                    elif between:
+                        chunk = COMMENT
+                    if chunk:
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
             except httpx.HTTPError as error:
-                logger.warning("vLLM's stream broke", extra={"error": type(error).__name__})
-                broken = JSONResponse({"error": Problem(502, "vLLM's stream broke off.").body}).body
+                broken = JSONResponse({"error": broken_off(error).body}).body
                 await send({"type": "http.response.body", "body": b"\n\ndata: " + broken + b"\n\n", "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -1,14 +1,25 @@
 """PDFs small enough to read: pages of text, and pages that are only a picture."""
 
+import io
+import zlib
 
-def pdf(*pages: str | None) -> bytes:
-    """One page for each argument: its text, or a picture for None."""
+from pypdf import PdfReader, PdfWriter
+from pypdf.generic import EncodedStreamObject, NameObject, StreamObject
+
+CMAP = b"""/CIDInit /ProcSet findresource begin 12 dict begin begincmap
+1 begincodespacerange <00> <FF> endcodespacerange 1 beginbfchar <41> <%s> endbfchar endcmap end end"""
+
+
+def pdf(*pages: str | None, a_means: bytes = b"0041") -> bytes:
+    """One page for each argument: its text, or a picture for None. a_means: what the font says of A, UTF-16 in hex."""
     objects = [b"<< /Type /Catalog /Pages 2 0 R >>", b""]
-    objects.append(b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
+    objects.append(b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /ToUnicode 5 0 R >>")
     objects.append(
         b"<< /Type /XObject /Subtype /Image /Width 1 /Height 1 /ColorSpace /DeviceGray /BitsPerComponent 8 /Length 1 >>"
         b"\nstream\n\x7f\nendstream"
     )
+    cmap = CMAP % a_means
+    objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(cmap), cmap))
     kids = []
     for text in pages:
         content = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET".encode() if text else b"q 100 0 0 100 0 0 cm /I1 Do Q"
@@ -30,3 +41,38 @@ def pdf(*pages: str | None) -> bytes:
     out += b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
     out += b"trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, table)
     return bytes(out)
+
+
+def encrypted(document: bytes, user_password: str) -> bytes:
+    """The document as office programs protect it: the owner's password is needed to change it."""
+    writer = PdfWriter(PdfReader(io.BytesIO(document)))
+    writer.encrypt(user_password, "the owner's", algorithm="AES-256")
+    out = io.BytesIO()
+    writer.write(out)
+    return out.getvalue()
+
+
+def _page(content: bytes, compressed: bool = False) -> bytes:
+    """A PDF of one page with this content."""
+    writer = PdfWriter()
+    stream = EncodedStreamObject() if compressed else StreamObject()
+    stream._data = content
+    if compressed:
+        stream[NameObject("/Filter")] = NameObject("/FlateDecode")
+    writer.add_blank_page(9, 9)[NameObject("/Contents")] = writer._add_object(stream)
+    out = io.BytesIO()
+    writer.write(out)
+    return out.getvalue()
+
+
+def inflating(size: int) -> bytes:
+    """A small PDF whose page becomes `size` bytes when it is read."""
+    packer = zlib.compressobj(9)
+    block = b" " * (1 << 24)
+    content = b"".join(packer.compress(block) for _ in range(size >> 24)) + packer.flush()
+    return _page(content, compressed=True)
+
+
+def without_end() -> bytes:
+    """A PDF with a picture within its text that never ends."""
+    return _page(b"BT ET BI /W 1 /H 1 /F /DCT ID \xff\xd8\xff")

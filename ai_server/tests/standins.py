@@ -31,11 +31,20 @@ def chunk(delta: dict, finish_reason: str | None = None) -> str:
     return f"data: {json.dumps({'choices': [choice]})}\n\n"
 
 
+async def _sent(chunks: list[bytes | None]):
+    for content in chunks:
+        if content is None:
+            raise ConnectionAbortedError("the engine died")
+        yield content
+        await asyncio.sleep(0.005)  # so that it arrives as a chunk of its own
+
+
 class StandIns:
     """One server for the three.
 
     asked: every request, `{"path", "headers", "body"}`. left: what was asked by clients that left before the end.
     go_on: set it to let a held answer continue. callback_status: what the backend answers, the last one for ever.
+    says: what vLLM answers instead, (status, content type, chunks); after a chunk None the connection is cut.
     """
 
     def __init__(self) -> None:
@@ -61,6 +70,7 @@ class StandIns:
         self.asked: list[dict] = []
         self.left: list[str] = []
         self.callback_status = [200]
+        self.says: tuple[int, str, list[bytes | None]] | None = None
         self.ocr_answer: Any = {"pages": [{"text": "words of a scan"}]}
 
     def __enter__(self) -> "StandIns":
@@ -104,6 +114,9 @@ class StandIns:
     async def _chat(self, request: Request) -> Response:
         body = await self._note(request)
         text = body["messages"][-1]["content"]
+        if self.says:
+            status, kind, chunks = self.says
+            return StreamingResponse(_sent(chunks), status, media_type=kind)
         if text == "too long":
             return JSONResponse({"error": {"message": "the context is 8192 tokens", "code": 400}}, 400)
         if text == "wrong key":
@@ -136,10 +149,10 @@ class StandIns:
 
     async def _ocr(self, request: Request) -> Response:
         await self._note(request)
-        return JSONResponse(self.ocr_answer)
+        return Response(json.dumps(self.ocr_answer), media_type="application/json")  # which may hold half a character
 
     async def _callback(self, request: Request) -> Response:
         await self._note(request)
-        return Response(
-            status_code=self.callback_status.pop(0) if self.callback_status[1:] else self.callback_status[0]
-        )
+        status = self.callback_status.pop(0) if self.callback_status[1:] else self.callback_status[0]
+        elsewhere = {"Location": "/elsewhere/callbacks"} if 300 <= status < 400 else None
+        return Response(status_code=status, headers=elsewhere)

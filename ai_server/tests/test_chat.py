@@ -1,9 +1,23 @@
 """What is passed through to vLLM: intact, unbuffered, and ended when the client leaves."""
 
+import asyncio
+import datetime
+import gzip
+import socket
+import ssl
+import threading
+from contextlib import asynccontextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from conftest import VLLM_KEY
+from app import upstream
+from conftest import CALLER, VLLM_KEY
 from standins import chunk, wait_for
 
 
@@ -38,6 +52,60 @@ def test_stream_is_not_buffered(client, standins):
     assert rest.startswith(chunk({"content": " on hold this"})) and rest.endswith("data: [DONE]\n\n")
 
 
+class Slow:
+    """An engine whose chunks come this many seconds after each other; `left`: it was given up before the end."""
+
+    def __init__(self, chunks: list[tuple[float, bytes]], headers: dict | None = None) -> None:
+        self._chunks, self._headers, self.left = chunks, headers or {}, False
+
+    @asynccontextmanager
+    async def stream(self, *call):
+        async def content():
+            try:
+                for seconds, content in self._chunks:
+                    await asyncio.sleep(seconds)
+                    yield content
+            except asyncio.CancelledError:
+                self.left = True
+                raise
+
+        yield httpx.Response(200, headers={"content-type": "text/event-stream", **self._headers}, content=content())
+
+
+def relayed(engine: Slow, stay: float = 10) -> bytes:
+    """Let a Relay answer to a client that leaves after so many seconds: the bytes of the body."""
+    sent = []
+
+    async def receive() -> dict:
+        await asyncio.sleep(stay)
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    asyncio.run(upstream.Relay(engine, "POST", "/chat/completions")({"type": "http"}, receive, send))
+    return b"".join(message.get("body", b"") for message in sent)
+
+
+def test_proxies_are_told_that_a_silent_stream_lives(monkeypatch):
+    monkeypatch.setattr(upstream, "KEEP_ALIVE_SEC", 0.1)
+    slow = Slow([(0.25, b"data: 1\n\n"), (0, b"data: 2"), (0.15, b"\n\n"), (0.15, b"data: 3\r\n\r\n"), (0.15, b"")])
+    wait = upstream.COMMENT
+    assert relayed(slow) == wait * 2 + b"data: 1\n\ndata: 2\n\n" + wait + b"data: 3\r\n\r\n" + wait
+
+
+def test_a_silent_stream_that_the_client_leaves_is_ended(monkeypatch):
+    monkeypatch.setattr(upstream, "KEEP_ALIVE_SEC", 0.05)
+    slow = Slow([(0, b"data: 1\n\n"), (5, b"data: 2\n\n")])
+    assert relayed(slow, stay=0.3).startswith(b"data: 1\n\n" + upstream.COMMENT)
+    assert slow.left
+
+
+def test_a_stream_that_something_before_vllm_compressed():
+    whole = gzip.compress(b"data: 1\n\n")
+    assert relayed(Slow([(0, whole[:9]), (0, whole[9:])], {"content-encoding": "gzip"})) == b"data: 1\n\n"
+
+
 def test_leaving_a_stream_ends_it_in_vllm(client, standins):
     with client.stream("POST", "/v1/chat/completions", json=body("hold this", stream=True)) as response:
         chunks = response.iter_raw()
@@ -53,6 +121,17 @@ def test_leaving_before_the_answer_ends_it_in_vllm(client, standins, path, sent)
     with pytest.raises(httpx.ReadTimeout):
         client.post(path, json=sent, timeout=0.5)
     wait_for(lambda: len(standins.left) == 1, 2)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+def test_leaving_while_sending_is_no_fault(new_server, kind):
+    server = new_server().start()
+    host, port = server.url.removeprefix("http://").split(":")
+    head = f"POST /v1/checklist HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {CALLER}\r\nContent-Type: {kind}\r\n"
+    with socket.create_connection((host, int(port))) as half:
+        half.sendall(f"{head}Content-Length: 1000\r\n\r\n--x\r\n".encode())
+    request = wait_for(lambda: [line for line in server.output().splitlines() if '"request"' in line])[0]
+    assert '"status": 499' in request and "Traceback" not in server.output()
 
 
 def test_a_broken_stream_says_so(client, standins):
@@ -90,6 +169,36 @@ def test_a_body_that_is_no_object(client, standins, content):
 def test_a_proxy_for_the_outside_world_is_not_for_vllm(new_server):
     with new_server(HTTP_PROXY="http://127.0.0.1:9").start().client() as client:
         assert client.get("/v1/models").status_code == 200
+
+
+@pytest.fixture
+def tls_engine(tmp_path):
+    """(the address of an engine whose certificate is of an authority of its own, that authority's file)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    built = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
+    built = built.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
+    made = built.add_extension(x509.BasicConstraints(True, None), True).sign(key, hashes.SHA256())
+    pem, private = tmp_path / "ca.pem", tmp_path / "key.pem"
+    pem.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    plain = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, *plain))
+    (tmp_path / "health").touch()
+    engine = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem, private)
+    engine.socket = context.wrap_socket(engine.socket, server_side=True)
+    threading.Thread(target=engine.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"https://localhost:{engine.server_port}/v1", str(pem)
+    engine.shutdown()
+
+
+def test_an_authority_of_ones_own_counts_for_vllm_too(new_server, tls_engine):
+    url, pem = tls_engine
+    trusting, other = new_server(VLLM_BASE_URL=url, SSL_CERT_FILE=pem), new_server(VLLM_BASE_URL=url)
+    assert httpx.get(f"{trusting.start().url}/health").json()["vllm"] == "ok"
+    assert httpx.get(f"{other.start().url}/health").json()["vllm"] == "away: ConnectError"
 
 
 def test_models_are_vllms(client):

@@ -65,11 +65,12 @@ def test_no_token_no_jobs(new_server):
 
 
 def test_callback_is_tried_until_it_is_taken(client, server, standins):
-    standins.callback_status = [500, 401, 302, 204]
+    standins.callback_status = [500, 401, 307, 204]
     ident = client.post("/v1/checklist", json={"text": "a", "callback": True}).json()["job_id"]
     assert server.job(ident, "delivered")["attempts"] == 4
     assert {callback["headers"]["idempotency-key"] for callback in standins.callbacks()} == {ident}
     assert len(standins.callbacks()) == 4
+    assert "elsewhere" not in str(standins.callbacks())  # where the redirect leads: the token goes nowhere else
 
 
 def test_callback_that_nobody_takes_is_given_up(new_server, standins):

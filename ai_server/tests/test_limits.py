@@ -30,6 +30,26 @@ def test_open_paths(server):
     assert httpx.get(f"{server.url}/docs").status_code == 401
 
 
+def test_health_by_head(server):
+    for path in ("/health", "/health/ready"):
+        answer = httpx.head(server.url + path)
+        assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_a_slash_too_many_is_no_redirect(client):
+    answer = client.get("/v1/models/")
+    assert (answer.status_code, "location" in answer.headers) == (404, False)
+
+
+def test_what_callers_send_makes_no_metric_of_its_own(client, server):
+    for number in range(3):
+        for ask in (client.request, httpx.request):
+            assert ask(f"M{number}", f"{server.url}/v1/models").status_code == 501
+            assert ask("GET", f"{server.url}/v1/canary{number}").status_code in (401, 404)
+    metrics = httpx.get(f"{server.url}/metrics").text
+    assert "canary" not in metrics and 'method="M' not in metrics
+
+
 def test_a_key_counts_only_as_bearer():
     callers = Callers(["a" * 16, "b" * 16])
     assert callers.name("Bearer " + "a" * 16) not in (None, callers.name("bearer " + "b" * 16))

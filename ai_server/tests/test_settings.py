@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from app.settings import Settings
+from app.settings import KNOWN, LIBRARIES, Settings
 from conftest import ROOT
 
 REQUIRED = [name.upper() for name, field in Settings.model_fields.items() if field.is_required()]
@@ -71,6 +71,7 @@ def test_required(refused, name, value):
     "name, value, reason",
     [
         ("VLLM_BASE_URL", "http://localhost:8001", "does not end in /v1"),
+        ("VLLM_BASE_URL", "http://localhost:8001/v1/chat/completions", "does not end in /v1"),
         ("VLLM_BASE_URL", "localhost:8001/v1", "not an http:// or https:// address"),
         ("VLLM_API_KEY", "with space", "an HTTP header cannot carry"),
         ("BACKEND_INTERNAL_TOKEN", "ключ", "an HTTP header cannot carry"),
@@ -80,6 +81,13 @@ def test_required(refused, name, value):
         ("HTTP_TIMEOUT_SEC", "0", "greater than 0"),
         ("RATE_LIMIT_PER_MINUTE", "-1", "greater than 0"),
         ("MAX_UPLOAD_BYTES", "20M", "valid integer"),
+        ("RATE_LIMIT_PER_MINUTE", "true", "valid integer"),
+        ("RATE_LIMIT_PER_MINUTE", "2.5", "valid integer"),
+        ("JOB_BACKOFF_SEC", "601", "less than or equal to 600"),
+        ("JOB_CONCURRENCY", "100000", "less than or equal to 1000"),
+        ("JOB_RETENTION_DAYS", "9" * 400, "less than or equal to 36500"),
+        ("HTTP_TIMEOUT_SEC", "inf", "less than or equal to 86400"),
+        ("HTTP_TIMEOUT_SEC", "nan", "less than or equal to 86400"),
         ("AI_SERVER_API_KEYS", ", ,", "is empty"),
         ("AI_SERVER_API_KEYS", "long-enough-0123456,short", "shorter than 16 characters"),
         ("RESOURCES_DIRECTORY", "nowhere", "not a directory"),
@@ -91,6 +99,105 @@ def test_wrong_value(refused, name, value, reason):
     line = refused(**{name: value})
     assert line.startswith(f"ai-server: settings refused: {name} ") and line.count("\n") == 1
     assert reason in line
+
+
+@pytest.mark.parametrize(
+    "name, near",
+    [
+        ("RATE_LIMIT_PER_MIN", "RATE_LIMIT_PER_MINUTE"),
+        ("RATE_LIMIT", "RATE_LIMIT_PER_MINUTE"),
+        ("rate_limit_per_minute", "RATE_LIMIT_PER_MINUTE"),
+        ("Rate_Limit_Per_Minute", "RATE_LIMIT_PER_MINUTE"),
+        ("MAX_REQUEST_SIZE", "MAX_BODY_BYTES"),
+        ("HTTP_TIMEOUT", "HTTP_TIMEOUT_SEC"),
+        ("OCR_API_KEY", "OCR_API"),
+        ("AI_SERVER_KEYS", "AI_SERVER_API_KEYS"),
+        ("JOB_ATEMPTS", "JOB_ATTEMPTS"),
+    ],
+)
+def test_an_unknown_setting(refused, tmp_path, name, near):
+    assert refused(**{name: "5"}) == f"ai-server: settings refused: {name} is no setting: did you mean {near}?\n"
+    (tmp_path / "file.env").write_text(f"\n# ours\n{name}=5\n")
+    line = refused(AI_SERVER_ENV_FILE=str(tmp_path / "file.env"))
+    assert f"{name} is no setting: did you mean {near}? (line 3 of {tmp_path}/file.env)" in line
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("COLOUR=red\n", "COLOUR is no setting (.env.example lists them all) (line 1 of"),
+        ("OCR_URL=\nexport NODE_ENV=production\n", "NODE_ENV is no setting"),
+        ("UVICORN_PORT=1\nAI_SERVER_ENV_FILE=x\n", "UVICORN_PORT is no setting"),
+        ("RATE_LIMIT_PER_MINUTE\n", "RATE_LIMIT_PER_MINUTE has no value: write RATE_LIMIT_PER_MINUTE=value (line 1"),
+        ("RATE_LIMIT_PER_MINUTE: 5\n", "line 1 of"),
+        ("OCR_URL='http://ocr.example\n", "line 1 of"),
+    ],
+)
+def test_a_line_without_effect(refused, tmp_path, text, told):
+    (tmp_path / "file.env").write_text(text)
+    line = refused(AI_SERVER_ENV_FILE=str(tmp_path / "file.env"))
+    assert told in line and line.count("\n") == 1
+
+
+HERE = {
+    **dict.fromkeys(
+        ("HTTPS_PROXY", "http_proxy", "LC_ALL", "OTEL_SERVICE_NAME", "VLLM_PORT", "VLLM_LOGGING_LEVEL"), "x"
+    ),
+    **dict.fromkeys(("LOGS_DIRECTORY", "CACHE_DIRECTORY", "RUNTIME_DIRECTORY", "SSL_CERT_DIR", "JOURNAL_STREAM"), "/x"),
+    **dict.fromkeys(("JOB_NAME", "LOG_LEVEL", "UVICORN_PORT", "APP_VERSION", "AI_SERVER_PORT", "MAX_JOBS"), "1"),
+    "TZ": "UTC",
+}
+
+
+def test_what_is_for_others_is_let_be(run):
+    assert run("app.check", **HERE)[::2] == (0, "")
+
+
+@pytest.fixture
+def loaded(monkeypatch, new_server):
+    """Load the settings from a file in this process: (the settings, the environment afterwards)."""
+    from app import settings
+
+    def loaded(text: str, **environment: str) -> tuple[Settings, dict]:
+        server = new_server()
+        (server.directory / ".env").write_bytes(text.encode())
+        given = {name: value for name, value in server.environment().items() if f"{name}=" not in text}
+        monkeypatch.setattr(os, "environ", {**given, **environment})
+        monkeypatch.chdir(server.directory)
+        return settings.load(), os.environ
+
+    return loaded
+
+
+def test_what_the_file_has_for_libraries_reaches_them(loaded):
+    _, environment = loaded("HTTPS_PROXY=http://a:1\nOTEL_SERVICE_NAME=x\nNO_PROXY=b\nLANG=\n", NO_PROXY="c")
+    assert (environment["HTTPS_PROXY"], environment["OTEL_SERVICE_NAME"]) == ("http://a:1", "x")
+    assert (environment["NO_PROXY"], "LANG" in environment) == ("c", False)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("NO_PROXY", "localhost,[::1]"),
+        ("no_proxy", "fd00::/8"),
+        ("HTTPS_PROXY", "socks5://user:canary@proxy.example:1080"),
+        ("ALL_PROXY", "proxy://user:canary@proxy.example"),
+        ("SSL_CERT_FILE", "/nowhere/canary.pem"),
+    ],
+)
+def test_what_the_http_client_fails_at(refused, name, value):
+    line = refused(**{name: value, "HTTP_PROXY": "http://proxy.example:3128", "TZ": "UTC"})
+    assert line.startswith(f"ai-server: settings refused: {name} cannot be used by the HTTP client (")
+    assert "canary" not in line and line.count("\n") == 1
+
+
+def test_an_address_with_a_slash_behind_it(loaded):
+    assert loaded("VLLM_BASE_URL=http://localhost:8001/v1/\n")[0].vllm_base_url == "http://localhost:8001/v1"
+
+
+@pytest.mark.parametrize("text", ["\ufeffAPP_ENV=staging\n", "APP_ENV=staging\r\n", "export APP_ENV='staging' # x\n"])
+def test_files_of_other_editors(loaded, text):
+    assert loaded(text)[0].app_env == "staging"
 
 
 def test_vllms_key_is_no_callers_key(refused):
@@ -126,5 +233,5 @@ def test_check_names_a_missing_module(run, tmp_path):
 
 
 def test_example_names_every_setting():
-    named = re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
-    assert sorted(named) == sorted(name.upper() for name in Settings.model_fields)
+    named = re.findall(r"^#?([A-Za-z_*]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted([*KNOWN, *LIBRARIES])

@@ -13,7 +13,16 @@ import socket
 import time
 from pathlib import Path
 
-from . import log_shipping, nvidia_driver, nvidia_smi, probes, service_release, swap_file, systemd_unit
+from . import (
+    log_shipping,
+    nvidia_driver,
+    nvidia_smi,
+    probes,
+    service_release,
+    swap_file,
+    systemd_unit,
+    vllm_api,
+)
 
 LATELY = 10  # minutes
 CRASHES = 3
@@ -59,8 +68,13 @@ def chat(
     seen, text = probes.ask(f"{url}/chat/completions", bearer, {**body, "temperature": 0}, timeout)
     if seen != 200:
         return f"{seen}: {shortened(text)}", False
-    events = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
-    pieces = [json.loads(event)["choices"] for event in events if event != "[DONE]"]
+    events = vllm_api.events(text)
+    chunks = [json.loads(event) for event in events if event != "[DONE]"]
+    broken = next((chunk["error"] for chunk in chunks if chunk.get("error")), None)
+    if broken:
+        said = broken.get("message") if isinstance(broken, dict) else broken
+        return f"error in the stream: {shortened(str(said))}", False
+    pieces = [chunk["choices"] for chunk in chunks]
     said = "".join(choice["delta"].get("content") or "" for choices in pieces for choice in choices)
     return f"{shortened(said)!r} in {len(pieces)} pieces", bool(pieces) and events[-1] == "[DONE]"
 

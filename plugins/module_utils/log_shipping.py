@@ -85,9 +85,9 @@ class Shipper:
 
 def total(page: str, name: str) -> float:
     """Return the sum of all series of one metric on a Prometheus page."""
-    return sum(
-        float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line.startswith((f"{name}{{", f"{name} "))
-    )
+    # Of what follows the labels the first is the value; a time may follow.
+    lines = (line for line in page.split("\n") if line.startswith((f"{name}{{", f"{name} ")))
+    return sum(float(line.removeprefix(name).rpartition("}")[2].split()[0]) for line in lines)
 
 
 def write_as(unit: str, text: str) -> bool:

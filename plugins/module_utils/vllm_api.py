@@ -6,6 +6,7 @@ Plain Python over the standard library; the key goes into one header and nowhere
 from __future__ import annotations
 
 import json
+import re
 import socket
 import ssl
 import urllib.error
@@ -111,6 +112,13 @@ def parse(url: str, body: bytes) -> list[dict]:
         raise ApiError("not_models", f"{url} answered JSON without a list of models: another program has this port.")
     keys = ("id", "root", "parent", "max_model_len")
     return [{key: item.get(key) for key in keys} for item in data]
+
+
+def events(text: str) -> list[str]:
+    """The data of each server-sent event: lines end at CR LF, LF or CR, and not where Python sees further line ends."""
+    blocks = re.split("\n\n+", re.sub("\r\n?", "\n", text.removeprefix("\ufeff")))
+    found = [[line[5:].removeprefix(" ") for line in block.split("\n") if line.startswith("data:")] for block in blocks]
+    return ["\n".join(lines) for lines in found if lines]
 
 
 def difference(

@@ -108,6 +108,14 @@ def test_each_bad_value_is_named_with_its_cure():
     "variables, told",
     [
         (
+            {"ai_server_environment": {"RATE_LIMIT_PER_MIN": 5, "MAX_PDF_PAGES": 0, "vllm_api_key": "x" * 20}},
+            [
+                "ai_server_environment has RATE_LIMIT_PER_MIN, which is no setting of the application; did you",
+                "ai_server_environment has MAX_PDF_PAGES, which must be a whole number above 0.",
+                "ai_server_environment has vllm_api_key, which is VLLM_API_KEY in other letters",
+            ],
+        ),
+        (
             {
                 "vllm_lora_adapters": "x",
                 "vllm_model": None,
@@ -157,7 +165,7 @@ def test_each_bad_value_is_named_with_its_cure():
             ],
         ),
     ],
-    ids=["types", "elements and templates", "models", "interfaces", "between roles"],
+    ids=["settings", "types", "elements and templates", "models", "interfaces", "between roles"],
 )
 def test_each_is_one_sentence_and_all_are_said_at_once(variables, told):
     code, problems = validate(variables)

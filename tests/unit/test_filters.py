@@ -19,6 +19,7 @@ def load(name):
     return module.FilterModule().filters()
 
 
+SETTINGS = load("settings")["setting_problems"]
 RELEASES, SYSTEMD, VLLM = load("releases"), load("systemd"), load("vllm")
 URL = "https://github.com/grafana/loki/releases/download/v3.4.2/promtail-linux-amd64.zip"
 TABLE = {"3.4.2": {"amd64": "sha256:aa"}, "3.4.1": {"amd64": "sha256:bb", "arm64": "sha256:cc"}}
@@ -212,3 +213,52 @@ def test_compiled_graphs_need_a_compiler_for_cxx():
 )  # fmt: skip
 def test_the_headers_are_those_of_the_very_interpreter(python, headers):
     assert [name for name in needs(python=python)["packages"] if "python" in name] == headers
+
+
+EXAMPLE = (PLUGINS.parents[1] / "ai_server/.env.example").read_text()
+
+
+@pytest.mark.parametrize(
+    "added, told",
+    [
+        ({}, ""),
+        ({"RATE_LIMIT_PER_MINUTE": 5, "JOB_BACKOFF_SEC": 0.5, "OCR_URL": None, "CHECKLIST_PROMPT": "A list."}, ""),
+        ({"RATE_LIMIT_PER_MINUTE": "5", "JOB_BACKOFF_SEC": "2", "MAX_PDF_PAGES": ""}, ""),
+        ({"HTTPS_PROXY": "http://a:1", "https_proxy": "b", "OTEL_SERVICE_NAME": "x", "LC_ALL": "C", "TZ": "UTC"}, ""),
+        (
+            {"RATE_LIMIT_PER_MIN": 5},
+            "RATE_LIMIT_PER_MIN, which is no setting of the application; did you mean RATE_LIMIT_",
+        ),
+        ({"rate_limit_per_minute": 5}, "which is no setting of the application; did you mean RATE_LIMIT_PER_MINUTE."),
+        ({"HTTP_PROXI": "a"}, "did you mean HTTP_PROXY."),
+        ({"COLOUR": "red"}, "which is no setting of the application; its .env.example lists them all."),
+        ({"VLLM_API_KEY": "canary"}, "VLLM_API_KEY, which the role writes from a variable of its own; set that one."),
+        ({"vllm_api_key": "canary"}, "vllm_api_key, which is VLLM_API_KEY in other letters; the role writes it"),
+        ({"RATE_LIMIT_PER_MINUTE": "canary"}, "RATE_LIMIT_PER_MINUTE, which must be a whole number above 0."),
+        ({"RATE_LIMIT_PER_MINUTE": 0}, "must be a whole number above 0."),
+        ({"RATE_LIMIT_PER_MINUTE": -1}, "must be a whole number above 0."),
+        ({"RATE_LIMIT_PER_MINUTE": 2.5}, "must be a whole number above 0."),
+        ({"RATE_LIMIT_PER_MINUTE": True}, "must be a whole number above 0."),
+        ({"MAX_PDF_PAGES": [5]}, "must be a whole number above 0."),
+        ({"JOB_BACKOFF_SEC": "soon"}, "must be a number above 0."),
+        ({"JOB_BACKOFF_SEC": float("inf")}, "must be a number above 0."),
+        ({"CHECKLIST_PROMPT": True}, "must be a text; quote it."),
+        ({"CHECKLIST_PROMPT": ["canary"]}, "must be a text; quote it."),
+        ({"HTTPS_PROXY": {"canary": 1}}, "must be a text; quote it."),
+    ],
+)
+def test_what_is_added_to_the_settings(added, told):
+    problems = SETTINGS(added, EXAMPLE, ["VLLM_API_KEY"], "ai_server_environment")
+    assert len(problems) == bool(told)
+    assert told in "".join(problems) and "canary" not in "".join(problems)
+    assert all(text.startswith("ai_server_environment has ") and text.endswith(".") for text in problems)
+
+
+def test_an_application_without_an_example_judges_itself():
+    assert SETTINGS({"COLOUR": "red", "SIZE": 5}, "", ["VLLM_API_KEY"], "x") == []
+    assert SETTINGS({"VLLM_API_KEY": "a"}, "", ["VLLM_API_KEY"], "x")
+
+
+def test_every_setting_that_the_role_writes_is_one_of_the_application():
+    role = yaml.safe_load((PLUGINS.parents[1] / "roles/ai_server/vars/main.yml").read_text())
+    assert not SETTINGS(dict.fromkeys(role["__ai_server_settings"]), EXAMPLE, [], "x")

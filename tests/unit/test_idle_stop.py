@@ -89,6 +89,11 @@ def test_series_are_summed_over_labels_and_never_matched_by_prefix():
     assert idle_stop.read_metrics(metrics(5), ["vllm:prompt_tokens_total"]) == {"vllm:prompt_tokens_total": 6.0}
 
 
+@pytest.mark.parametrize("line", ['x{model="a\u2028b\x85c"} 2.0', 'x{model="a} b"} 2 1700000000000', "x 2"])
+def test_a_series_is_read_whatever_its_labels_hold(line):
+    assert idle_stop.read_metrics(f"{line}\n", ["x"]) == {"x": 2.0}
+
+
 @pytest.mark.parametrize("minutes_idle", [9, 11])
 def test_the_command_runs_after_the_time(tmp_path, monkeypatch, minutes_idle):
     done = tmp_path / "done"

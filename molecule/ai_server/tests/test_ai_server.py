@@ -160,7 +160,9 @@ def test_it_comes_back_when_it_is_killed(host):
         ({"ai_server_vllm_base_url": "http://127.0.0.1:8001"}, "ends in /v1"),
         ({"ai_server_backend_callback_base_url": "https://backend.example/api/v1"}, "does not end in /v1"),
         ({"ai_server_port": "eighty"}, "ai_server_port"),
-        ({"ai_server_environment": {"RATE_LIMIT_PER_MINUTE": "many"}}, "RATE_LIMIT_PER_MINUTE is wrong"),
+        ({"ai_server_environment": {"RATE_LIMIT_PER_MINUTE": "many"}}, "which must be a whole number above 0"),
+        ({"ai_server_environment": {"RATE_LIMIT_PER_MIN": 5}}, "did you mean RATE_LIMIT_PER_MINUTE"),
+        ({"ai_server_environment": {"RATE_LIMIT_PER_MINUTE": 9999999}}, "RATE_LIMIT_PER_MINUTE is wrong"),
     ],
 )
 def test_bad_settings_are_refused_by_name_and_change_nothing(host, converge, variables, says):

@@ -21,11 +21,12 @@ LATE = 60  # s that a look may be late on a busy machine, beside three intervals
 def read_metrics(text, names):
     """Sum the values of each named series over its labels; a series that is not there has no entry."""
     sums = {}
-    for line in text.splitlines():
+    # A label may hold what Python takes for a line's end; of what follows the labels the first is the value.
+    for line in text.split("\n"):
         name = line.split("{")[0].split(" ")[0]
         if name in names:
             try:
-                sums[name] = sums.get(name, 0.0) + float(line.rsplit(" ", 1)[1])
+                sums[name] = sums.get(name, 0.0) + float(line.removeprefix(name).rpartition("}")[2].split()[0])
             except (ValueError, IndexError):
                 continue
     return sums

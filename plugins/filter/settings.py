@@ -1,0 +1,61 @@
+"""Filter for what an inventory adds to an application's settings."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from fnmatch import fnmatchcase
+
+EXAMPLE = re.compile(r"^#?([A-Za-z_][A-Za-z0-9_*]*)=(.*)$", re.MULTILINE)
+
+
+def setting_problems(added: dict, example: str, own: list, variable: str) -> list[str]:
+    """Return a sentence for each of ``added`` (``{NAME: value}``) that would have no effect or cannot be used.
+
+    ``example`` is the text of the application's ``.env.example``; where it is empty, nothing is known of the names. A
+    value there that is a number says that numbers above 0 are wanted: whole ones (``20``), or any (``2.0``). ``own``
+    has the names that the role writes from variables of its own; ``variable`` is the one that has ``added``. No
+    sentence has a value.
+    """
+    known = dict(EXAMPLE.findall(example))
+    problems = []
+    for name, value in added.items():
+        why = _misplaced(str(name), known, own) or _unfit(value, known.get(name, ""))
+        if why:
+            problems.append(f"{variable} has {name}, {why}.")
+    return problems
+
+
+def _misplaced(name: str, known: dict, own: list) -> str:
+    if name in own:
+        return "which the role writes from a variable of its own; set that one"
+    if name.upper() in own:
+        return f"which is {name.upper()} in other letters; the role writes it from a variable of its own, set that one"
+    if not known or any(fnmatchcase(name, pattern) for pattern in known):
+        return ""
+    near = difflib.get_close_matches(name.upper(), known, 1)
+    hint = f"; did you mean {near[0]}" if near else "; its .env.example lists them all"
+    return f"which is no setting of the application{hint}"
+
+
+def _unfit(value, shown: str) -> str:
+    if value is None or value == "":  # left out
+        return ""
+    whole, number = re.fullmatch("[0-9]+", shown), re.fullmatch(r"[0-9]+\.[0-9]+", shown)
+    if isinstance(value, bool):
+        good = False
+    elif whole:
+        good = bool(re.fullmatch("[0-9]+", str(value))) and int(value) > 0
+    elif number:
+        good = bool(re.fullmatch(r"[0-9]*\.?[0-9]+", str(value))) and float(value) > 0
+    elif shown or isinstance(value, dict):
+        good = isinstance(value, str)
+    else:
+        good = True
+    wanted = "a whole number above 0" if whole else "a number above 0" if number else "a text; quote it"
+    return "" if good else f"which must be {wanted}"
+
+
+class FilterModule:
+    def filters(self):
+        return {"setting_problems": setting_problems}
