@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from .engines import LLAMACPP_CONTEXT, MESSAGE_OOM, Gpu
 from .errors import PlanError
 from .figures import COMPUTED, MIB, READ, Figure, estimate
-from .shape import LINEAR, SLIDING, LayerGroup, Shape
+from .layers import LINEAR, SLIDING, LayerGroup
+from .shape import Shape
 from .tensors import Gguf
 
 # bytes of one value: a block of 32 and its scale

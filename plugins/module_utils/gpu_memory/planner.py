@@ -12,14 +12,16 @@ from .engines import Gpu, capability, card, cuda_mib, parse_version
 from .errors import PlanError
 from .figures import MIB, Figure
 from .llamacpp import LlamaService, plan_llamacpp
-from .shape import QUANTIZED_BITS, Shape, quantized_bits, shape_from_config, shape_from_gguf
+from .quantization import QUANTIZED_BITS, quantized_bits
+from .shape import Shape, shape_from_config, shape_from_gguf
 from .sources import cached_snapshot, open_model, read_json
 from .tensors import gguf_header, model_tensors
-from .vllm import VllmService, plan_vllm
+from .verdicts import VERDICTS
+from .vllm import plan_vllm
+from .vllm_start import VllmService
 from .weights import from_tensors
 
 ENGINES = ("vllm", "llamacpp", "reserved")
-VERDICTS = ("fits", "tight", "refused")
 
 
 def gpu_from(given: dict) -> Gpu:
