@@ -446,6 +446,12 @@ def show_left_out(engine: str, left_out: dict[str, list[tuple[str, str]]]) -> No
                 print(f"    {said}")
 
 
+def slots(row: dict) -> int:
+    """Slots of the server: what the row says, else one (most rows are older than the default of four)."""
+    told = re.search(r"(\d+) slots|parallel[= ](\d+)", row["engine_note"] + row["notes"])
+    return int(told.group(1) or told.group(2)) if told else 1
+
+
 def llama_service(row: dict, shape: Shape) -> LlamaService:
     """The server a row describes."""
     size = number(row["model_size_file"])
@@ -456,7 +462,7 @@ def llama_service(row: dict, shape: Shape) -> LlamaService:
         name=row["case_id"], shape=shape, file_size=int(size * unit) if size else 0,
         gpu_layers=int(layers) if layers else 999, context=int(number(row["n_ctx"]) or 0),
         batch=int(number(row["n_batch"]) or 2048), ubatch=int(number(row["n_ubatch"]) or 512),
-        flash_attention=row["flash_attn"] != "0", kv_type=row["kv_type"] or "f16",
+        flash_attention=row["flash_attn"] != "0", kv_type=row["kv_type"] or "f16", parallel=slots(row),
         sliding_cache=not ("ik_llama" in engine or "2024" in engine or "llamafile" in engine), model=row["model"],
     )  # fmt: skip
 

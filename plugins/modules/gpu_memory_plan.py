@@ -77,6 +77,7 @@ options:
       name: {description: "Its name, such as C(L4).", type: str}
       total_mib: {description: Total memory as nvidia-smi shows it., type: int}
       free_mib: {description: Free memory. All of it when absent., type: int}
+      wsl: {description: "Whether it is seen through WSL2, where CUDA counts all that nvidia-smi shows.", type: bool}
   gpu_index:
     description: Which GPU of several, counted from 0.
     type: int
@@ -149,6 +150,7 @@ comparison:
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -180,6 +182,7 @@ def measured_gpu(services: list[dict], index: int | None) -> dict:
         "total_mib": chosen["total_mib"],
         "free_mib": min(chosen["free_mib"] + own, chosen["total_mib"]),
         "cuda_total_mib": None if planner.card(chosen["name"]) else chosen["free_mib"] + chosen["used_mib"],
+        "wsl": "microsoft" in platform.release().lower(),
     }
 
 
@@ -223,10 +226,11 @@ def compare(module: AnsibleModule, result: dict) -> tuple[dict, bool]:
     for given, service in zip(module.params["services"], result["services"], strict=True):
         if not given.get("unit"):
             continue
-        rows = journal.compare(service, unit_log(given["unit"]))
+        log = unit_log(given["unit"])
+        rows = journal.compare(service, log)
         found[service["name"]] = rows
         if path and "uncorrected_kv_cache" in service:
-            changed = journal.remember(history, service, rows) or changed
+            changed = journal.remember(history, service, rows, journal.compiled_before(log)) or changed
     if changed and not module.check_mode:
         write_history(path, history)
     return found, changed
@@ -258,7 +262,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "services": {"type": "list", "elements": "dict", "required": True, "options": service},
-            "gpu": {"type": "dict", "options": {"name": text, "total_mib": number, "free_mib": number}},
+            "gpu": {"type": "dict", "options": {"name": text, "total_mib": number, "free_mib": number, "wsl": flag}},
             "gpu_index": {"type": "int"},
             "hub_url": {"type": "str"},
             "hub_token": {"type": "str", "no_log": True},

@@ -340,13 +340,13 @@ def shape_from_gguf(metadata: dict, tensors: dict, label: str) -> Shape:
     vocab = int(get("vocab_size", 0) or len(metadata.get("tokenizer.ggml.tokens", [])) or 0)
     if not vocab and "token_embd.weight" in tensors:
         vocab = tensors["token_embd.weight"].shape[0]
+    attention, linear = _gguf_layers(get, layers, kv_list)
     # Every n-th layer of these families looks at the whole text.
     pattern = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2, "cohere2": 4, "exaone4": 4}.get(arch, 0) if window else 0
-    groups = []
-    attention = [i for i in range(layers) if kv_list[i]]
     full = [i for i in attention if not pattern or (i + 1) % pattern == 0]
     if arch == "gpt-oss" and window:
         full = [i for i in attention if i % 2]
+    groups = [linear] if linear else []
     if full:
         groups.append(LayerGroup(FULL, len(full), max(kv_list), key_dim, value_dim))
     if len(full) < len(attention):
@@ -357,6 +357,25 @@ def shape_from_gguf(metadata: dict, tensors: dict, label: str) -> Shape:
         tied="output.weight" not in tensors, groups=tuple(groups), max_position=int(get("context_length", 0) or 0),
         experts=int(get("expert_count", 0) or 0), experts_per_token=int(get("expert_used_count", 0) or 0),
     )  # fmt: skip
+
+
+def _gguf_layers(get, layers: int, kv_list: list[int]) -> tuple[list[int], LayerGroup | None]:
+    """(numbers of the layers with attention, the recurrent ones) by a file's metadata."""
+    attention = [i for i in range(layers) if kv_list[i]]
+    inner = int(get("ssm.inner_size", 0) or 0)
+    if not inner:
+        return attention, None
+    interval = int(get("full_attention_interval", 0) or 0)
+    if len(attention) == layers and interval > 1:
+        attention = [i for i in attention if (i + 1) % interval == 0]
+    state = int(get("ssm.state_size", 128))
+    width = inner + 2 * int(get("ssm.group_count", 1)) * state
+    rows = int(get("ssm.conv_kernel", 4)) - 1
+    # Where layers without attention are feed-forwards as well (Nemotron-H), those have a width of their own.
+    wide = get("feed_forward_length", 0)
+    without = [i for i in range(layers) if i not in attention]
+    linear = [i for i in without if not (isinstance(wide, list) and wide[i])]
+    return attention, LayerGroup(LINEAR, len(linear), conv_rows=rows, conv_width=width, state_values=inner * state)
 
 
 def _first(value):
