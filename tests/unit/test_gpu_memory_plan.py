@@ -593,6 +593,21 @@ def test_the_comparison_says_what_lay_outside():
     assert "no" in render.comparison_text(far).splitlines()[1]
 
 
+def test_the_activation_in_the_log_may_have_the_graphs_in_it():
+    """Since 0.27, and only where the version takes the estimate off."""
+    log = (
+        "Estimated CUDA graph memory: 0.50 GiB total\n"
+        "Actual usage is 5.58 GiB for consumed memory (weights + non-torch), 1.50 GiB for peak activation"
+    )
+
+    def activation(version):
+        one = only(plan([service(version=version)], {"name": "H200", "total_mib": 143771}))
+        return next(row["measured"] for row in journal.compare(one, log) if row["figure"] == "activation")
+
+    assert activation("0.29.0") == pytest.approx(1.0 * GIB)
+    assert activation("0.28.0") == pytest.approx(1.5 * GIB)  # this runner does not take it off
+
+
 def test_given_memory_for_the_cache_is_taken_as_given():
     one = only(plan([service(kv_cache_memory_bytes=2 * GIB, max_model_len=2048)], L4))
     assert one["figures"]["kv_cache"].value == 2 * GIB
@@ -781,6 +796,20 @@ def test_the_order_of_start_in_which_most_run():
     fine = plan([chat, other], L4)
     assert fine["order"] == ["chat", "other"]
     assert render.as_json(fine)["start_order"] == ["chat", "other"]
+
+
+def test_one_service_takes_less_so_that_all_run():
+    chat = service(name="chat", gpu_memory_utilization=0.9, config=samples.EXAONE, max_model_len=4096)
+    other = {"name": "other", "engine": "reserved", "memory_mib": 9000}
+    result = plan([chat, other], L4)
+    share = float(re.match(r"lower gpu_memory_utilization of chat to ([\d.]+): then all", result["cures"][0]).group(1))
+    assert [s["runs"] for s in result["services"]] == [True, False]
+    again = plan([{**chat, "gpu_memory_utilization": share}, other], L4)
+    assert all(s["runs"] for s in again["services"])
+    more = plan([{**chat, "gpu_memory_utilization": share + 0.05}, other], L4)
+    assert not all(s["runs"] for s in more["services"])
+    assert again["cures"] == []
+    assert plan([chat, {**other, "memory_mib": 22000}], L4)["cures"] == []
 
 
 def test_no_layers_on_the_gpu_means_the_processor(qwen):

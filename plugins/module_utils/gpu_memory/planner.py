@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import permutations
 
@@ -26,6 +27,7 @@ from .weights import from_tensors
 
 ENGINES = ("vllm", "llamacpp", "reserved")
 MOST_ORDERED = 4  # services of which every order of start is tried
+LEAST_SHARE = 0.1  # a smaller share of the GPU is no cure
 
 
 def gpu_from(given: dict) -> Gpu:
@@ -81,9 +83,10 @@ def plan(services: list[dict], gpu: dict, hub_url: str = "", hub_token: str = ""
         for name, given in zip(names, services, strict=True)
     ]  # fmt: skip
     plans = in_turn(prepared, card_now)
-    order = names
+    order, cures = names, []
     if not all(p["runs"] for p in plans):
         order = best_order(prepared, card_now, plans)
+        cures = smaller_shares(prepared, card_now, plans)
     used = sum(p["used"] for p in plans)
     return {
         "verdict": max((p["verdict"] for p in plans), key=VERDICTS.index),
@@ -94,10 +97,11 @@ def plan(services: list[dict], gpu: dict, hub_url: str = "", hub_token: str = ""
         "held_by_others": card_now.total - card_now.free,
         "free_after": card_now.free - used,
         "reasons": _reasons(plans, names, order),
+        "cures": cures,
     }
 
 
-def in_turn(prepared: list, card_now: Gpu) -> list[dict]:
+def in_turn(prepared: list[Prepared], card_now: Gpu) -> list[dict]:
     """The plans of services that start one after the other, each on what those before it leave."""
     free, plans = float(card_now.free), []
     for plan_on in prepared:
@@ -107,7 +111,21 @@ def in_turn(prepared: list, card_now: Gpu) -> list[dict]:
     return plans
 
 
-def best_order(prepared: list, card_now: Gpu, plans: list[dict]) -> list[str]:
+def smaller_shares(prepared: list[Prepared], card_now: Gpu, plans: list[dict]) -> list[str]:
+    """By how much one of the services would have to take less, so that all of them run; each planned with it."""
+    cures = []
+    for number, (one, planned) in enumerate(zip(prepared, plans, strict=True)):
+        share = math.floor(planned["utilization"] * 20 - 0.01) / 20 if one.takes_a_share and planned["runs"] else 0
+        while share >= LEAST_SHARE:
+            changed = [*prepared[:number], one.with_share(share), *prepared[number + 1 :]]
+            if all(p["runs"] for p in in_turn(changed, card_now)):
+                cures.append(f"lower gpu_memory_utilization of {planned['name']} to {share:.2f}: then all of them run")
+                break
+            share = round(share - 0.05, 2)
+    return cures
+
+
+def best_order(prepared: list[Prepared], card_now: Gpu, plans: list[dict]) -> list[str]:
     """The order in which most of the services run, those that do not at the end."""
 
     def merit(found: list[dict]) -> tuple[int, int]:
@@ -152,22 +170,39 @@ def with_arguments(given: dict) -> dict:
     return {**given, **{key: value for key, value in told.items() if key in _ARGUMENTS}}
 
 
-def prepare(given: dict, hub_url: str, hub_token: str, history: dict) -> Callable[[Gpu], dict]:
-    """What plans one service on a GPU: its model is read once, however often it is planned."""
+@dataclass(frozen=True)
+class Prepared:
+    """A service that is planned on a GPU by calling it: its model is read once, however often it is planned."""
+
+    planned: Callable[..., dict]
+    service: VllmService | None = None
+
+    def __call__(self, gpu: Gpu) -> dict:
+        return self.planned(gpu) if self.service is None else self.planned(self.service, gpu)
+
+    @property
+    def takes_a_share(self) -> bool:
+        return self.service is not None and not self.service.kv_cache_memory_bytes
+
+    def with_share(self, share: float) -> Prepared:
+        return replace(self, service=replace(self.service, gpu_memory_utilization=share))
+
+
+def prepare(given: dict, hub_url: str, hub_token: str, history: dict) -> Prepared:
+    """The service with its model read."""
     given = with_arguments(given)
     engine = str(given.get("engine") or "vllm")
     if engine not in ENGINES:
         raise PlanError(f"{given['name']}: engine {engine} is not known: use one of {', '.join(ENGINES)}.")
     if engine == "reserved":
-        return partial(_reserved, given)
+        return Prepared(partial(_reserved, given))
     if engine == "llamacpp":
         llama = _llama(given, hub_url, hub_token)
-        return lambda gpu: plan_llamacpp(llama, gpu) | {"fingerprint": _fingerprint(given)}
-    service = _vllm(given, hub_url, hub_token)
-    return lambda gpu: _planned_vllm(given, service, gpu, history)
+        return Prepared(lambda gpu: plan_llamacpp(llama, gpu) | {"fingerprint": _fingerprint(given)})
+    return Prepared(partial(_planned_vllm, given, history), _vllm(given, hub_url, hub_token))
 
 
-def _planned_vllm(given: dict, service: VllmService, gpu: Gpu, history: dict) -> dict:
+def _planned_vllm(given: dict, history: dict, service: VllmService, gpu: Gpu) -> dict:
     """The plan with a cold compile cache, or what an earlier start on this host taught.
 
     The correction is what a start had more than the plan of its own kind, cold or warm.

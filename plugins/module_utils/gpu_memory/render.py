@@ -45,6 +45,7 @@ def as_json(result: dict) -> dict:
         "free_after_mib": round(result["free_after"] / MIB),
         "reasons": result["reasons"],
         "start_order": result["order"],
+        "cures": result["cures"],
         "services": services,
     }
 
@@ -59,11 +60,11 @@ def _service_lines(service: dict) -> list[str]:
     head = f"{service['name']}: {service['engine']} {service['version']}".rstrip()
     head += f", {service['model']}" if service["model"] else ""
     lines = [f"{head}: {service['verdict'].upper()}"]
-    lines.append(f"  {'':<20}{'GiB':>8}  {'range':<18}{'origin':<11}note")
-    for name, label in LABELS.items():
-        figure = service["figures"].get(name)
-        if figure is None or (name == "cuda_graphs" and not figure.value):
-            continue
+    shown = [(label, service["figures"].get(name)) for name, label in LABELS.items()]
+    shown = [(label, figure) for label, figure in shown if figure and (figure.value or label != LABELS["cuda_graphs"])]
+    if shown:
+        lines.append(f"  {'':<20}{'GiB':>8}  {'range':<18}{'origin':<11}note")
+    for label, figure in shown:
         row = f"  {label:<20}{figure.value / GIB:>8.2f}  {_range(figure):<18}{figure.origin:<11}{figure.note}"
         lines.append(row.rstrip())
     figures = service["figures"]
@@ -115,6 +116,7 @@ def as_text(result: dict) -> str:
         for service in result["services"]:
             lines.append(f"{service['name']:<{wide}}  {'runs' if service['runs'] else 'does not run'}")
     lines += [f"note: {reason}" for reason in result["reasons"]]
+    lines += [f"cure: {cure}" for cure in result["cures"]]
     lines.append(f"verdict: {result['verdict']}")
     return "\n".join(lines)
 
