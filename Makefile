@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv check test test-all demo demo-down demo-gcp plan plan-score bench gpu-check drill drill-quick lock docs clean
+.PHONY: help venv check test test-all demo demo-down demo-gcp plan ask plan-score bench gpu-check drill drill-quick lock docs clean
 
 PYTHON := .venv/bin/python
 LOCK := requirements/dev.txt
@@ -42,6 +42,9 @@ plan: venv ## Show the GPU memory plan of the production example on an L4
 	@.venv/bin/ansible-playbook -i inventories/production playbooks/plan.yml \
 		-e '{"gpu_memory_plan_gpu": {"name": "L4", "total_mib": 23034}}' \
 		-e gpu_memory_plan_config=$(CURDIR)/data/gpu_memory/exaone-3.5-2.4b-instruct.json
+
+ask: ## The same without Ansible (ARGUMENTS="--gpu L4 --model … --version …", --help lists them)
+	@python3 -m plugins.module_utils.gpu_memory $(or $(ARGUMENTS),--help)
 
 plan-score: venv ## Score the planner against measured starts (DATA=DIR)
 	@$(PYTHON) tests/plan_score.py $(DATA)

@@ -22,9 +22,12 @@ sys.path.insert(0, str(ROOT / "plugins" / "module_utils"))
 from gpu_memory.engines import Gpu, capability, card, cuda_mib, parse_version, vllm_rules  # noqa: E402
 from gpu_memory.errors import PlanError  # noqa: E402
 from gpu_memory.figures import GIB, MIB  # noqa: E402
+from gpu_memory.layers import SLIDING  # noqa: E402
 from gpu_memory.llamacpp import LlamaService, plan_llamacpp  # noqa: E402
-from gpu_memory.shape import Shape, quantized_bits, shape_from_row  # noqa: E402
-from gpu_memory.vllm import VllmService, plan_vllm  # noqa: E402
+from gpu_memory.quantization import quantized_bits  # noqa: E402
+from gpu_memory.shape import Shape, shape_from_row  # noqa: E402
+from gpu_memory.vllm import plan_vllm  # noqa: E402
+from gpu_memory.vllm_start import VllmService  # noqa: E402
 
 OWN = ROOT / "data" / "gpu_memory"
 SMALL_BUDGET = 24 * GIB  # where total * utilization is below, an error under 0.5 GiB of KV memory counts as right
@@ -93,7 +96,7 @@ class Shapes:
         )
         shape = found[0][1] if found else None
         if shape and method and not same_storage(shape.quantization, method):
-            shape = replace(shape, quantization="", bits=16)
+            shape = replace(shape, quantization="", bits=16, kept=None)
         return shape
 
 
@@ -137,9 +140,11 @@ def total_bytes(row: dict) -> float | None:
     if stated:
         return stated * GIB
     known = card(row["gpu"])
+    sizes = [int(x) for x in re.findall(r"(\d{4,6})\s*MiB", row["gpu"])]
+    if "wsl" in row["gpu"].lower() and (sizes or known):
+        return (min(sizes) if sizes else known.smi_mib) * MIB
     if known and "+" not in row["gpu"]:
         return known.cuda_gib * GIB
-    sizes = [int(x) for x in re.findall(r"(\d{4,6})\s*MiB", row["gpu"])]
     sizes = sizes or [int(x) * 1024 for x in re.findall(r"\b(\d{1,3})\s?Gi?B\b", row["gpu"])]
     return cuda_mib(min(sizes)) * MIB if sizes else None
 
@@ -217,8 +222,24 @@ def service_of(entry: VllmRow) -> VllmService:
         enforce_eager=row["enforce_eager"].lower() == "true",
         tensor_parallel_size=whole(row["tp"]) or 1, pipeline_parallel_size=whole(row["pp"]) or 1,
         expert_parallel_size=expert_parallel(row), language_model_only="language-model-only" in row["notes"],
+        offline="LLM class" in row["notes"], capture_size=capture_size(row), **speculation(row),
+        prefix_caching=True if "enable-prefix-caching" in row["notes"] else None,
         lora=row["lora"].lower() not in ("", "false", "no", "none", "0", "disabled"),
     )  # fmt: skip
+
+
+def capture_size(row: dict) -> int:
+    """Largest batch with a CUDA graph where the row's command line says it; 0 where it does not."""
+    told = re.search(r"capture[-_ ]size[= ](\d+)", row["notes"])
+    return int(told.group(1)) if told else 0
+
+
+def speculation(row: dict) -> dict:
+    """The drafter's layer and tokens a step where the row has multi-token prediction; one token where it says none."""
+    if not re.search(r"\bMTP drafter\b", row["notes"]):
+        return {}
+    told = re.search(r"num_speculative_tokens\D{0,3}(\d+)", row["notes"])
+    return {"draft_layers": 1, "drafted": int(told.group(1)) if told else 1}
 
 
 def expert_parallel(row: dict) -> int | None:
@@ -272,64 +293,147 @@ class Score:
             print(f"    {text}")
 
 
-def score_vllm(folder: Path, shapes: Shapes, verbose: bool) -> None:
-    verdict, trivial, refusals = Score("verdict"), Score("verdict_if_always_ok"), Score("refusals_caught")
-    within = {pct: Score(f"kv_tokens_within_{pct}pct") for pct in (5, 10, 15)}
-    strict = {pct: Score(f"kv_tokens_within_{pct}pct_without_allowance") for pct in (5, 10, 15)}
-    every = {pct: Score(f"kv_tokens_all_grades_within_{pct}pct") for pct in (5, 10, 15)}
-    errors, left_out = [], {}
-    for row in table(folder / "vllm_logs.csv"):
-        entry = load(row, shapes)
-        refused = row["outcome"].startswith("error")
-        check = start_check(row, entry.total, entry.version)
-        plan, refusal = None, ""
-        if not entry.reason:
-            try:
-                plan = plan_vllm(service_of(entry), gpu_of(entry), context=False)
-            except PlanError as error:
-                entry.reason, refusal = "plan", str(error)
-        if plan is not None or check is not None:
-            said = plan["verdict"] if plan else "fits" if check else "refused"
-            right = (said == "refused") == refused
-            text = f"{entry.case} {row['model']}: planned {said}, was {row['outcome']}"
-            verdict.add(right, text)
-            trivial.add((check is False) == refused, f"{entry.case}: was {row['outcome']}")
-            if refused:
-                refusals.add(said == "refused", text)
+def kinds(plan: dict | None, entry: VllmRow) -> list[str]:
+    """The kinds of start a row belongs to; `plain` where it is none of the others."""
+    shape, row = entry.shape, entry.row
+    if plan is None or shape is None:
+        return []
+    found = {
+        "hybrid": shape.hybrid,
+        "mixture": shape.moe,
+        "windows": any(group.kind == SLIDING for group in shape.groups),
+        "vision": shape.multimodal and "language-model-only" not in row["notes"],
+        "quantized": bool(quantization(row)),
+        "several_gpus": (whole(row["tp"]) or 1) * (whole(row["pp"]) or 1) > 1,
+    }
+    return [name for name, is_so in found.items() if is_so] or ["plain"]
+
+
+@dataclass
+class Kinds:
+    """The verdicts and the grade A errors of tokens (percent) by kind of start."""
+
+    verdicts: dict
+    errors: dict
+
+    def show(self) -> None:
+        for kind in sorted({*self.verdicts, *self.errors}):
+            right, errors = self.verdicts[kind], self.errors[kind]
+            near = sum(error <= 10 for error in errors)
+            middle = f"{statistics.median(errors):.2f}" if errors else "nan"
+            print(f"kind_{kind} verdict {sum(right)}/{len(right)} within_10pct {near}/{len(errors)} median {middle}")
+
+
+@dataclass
+class Tokens:
+    """How near the tokens of a row were planned: percent, and whether the allowance covers it."""
+
+    error: float
+    allowed: bool
+    text: str
+
+
+def tokens_of(entry: VllmRow, plan: dict, measured: float) -> Tokens:
+    """Planned against measured tokens."""
+    row = entry.row
+    planned = plan["figures"]["kv_tokens"].value
+    memory = plan["figures"]["kv_cache"].value
+    memory_error = abs(planned - measured) * memory / planned if planned else GIB
+    small = entry.total * plan["utilization"] < SMALL_BUDGET
+    text = (
+        f"{entry.case} {row['model']}: planned {planned:.0f}, measured {measured:.0f} tokens "
+        f"({(planned / measured - 1) * 100:+.1f} %)"
+    )
+    return Tokens(abs(planned / measured - 1) * 100, small and memory_error < ALLOWED, text)
+
+
+def planned(entry: VllmRow) -> tuple[dict | None, str]:
+    """(plan, the sentence the planner refused the row with); the entry gets its reason."""
+    if entry.reason:
+        return None, ""
+    try:
+        return plan_vllm(service_of(entry), gpu_of(entry), context=False), ""
+    except PlanError as error:
+        entry.reason = "plan"
+        return None, str(error)
+
+
+class VllmScore:
+    """Every measure over a table of vLLM's starts."""
+
+    def __init__(self, verbose: bool):
+        self.verbose = verbose
+        self.verdict, self.trivial = Score("verdict"), Score("verdict_if_always_ok")
+        self.refusals = Score("refusals_caught")
+        self.within = {pct: Score(f"kv_tokens_within_{pct}pct") for pct in (5, 10, 15)}
+        self.strict = {pct: Score(f"kv_tokens_within_{pct}pct_without_allowance") for pct in (5, 10, 15)}
+        self.every = {pct: Score(f"kv_tokens_all_grades_within_{pct}pct") for pct in (5, 10, 15)}
+        self.errors: list[float] = []
+        self.kinds = Kinds(defaultdict(list), defaultdict(list))
+        self.left_out: dict = {}
+
+    def add(self, entry: VllmRow) -> None:
+        row = entry.row
+        plan, refusal = planned(entry)
+        self._add_verdict(entry, plan)
         if entry.reason:
-            left_out.setdefault(entry.reason, []).append((entry.case, refusal))
+            self.left_out.setdefault(entry.reason, []).append((entry.case, refusal))
         measured = measured_tokens(row, plan)
         if plan is None or not measured or row["outcome"] != "ok":
-            continue
-        planned = plan["figures"]["kv_tokens"].value
-        error = abs(planned / measured - 1) * 100
-        budget = entry.total * plan["utilization"]
-        memory = plan["figures"]["kv_cache"].value
-        memory_error = abs(planned - measured) * memory / planned if planned else GIB
-        allowed = budget < SMALL_BUDGET and memory_error < ALLOWED
-        text = (
-            f"{entry.case} {row['model']}: planned {planned:.0f}, measured {measured:.0f} tokens "
-            f"({(planned / measured - 1) * 100:+.1f} %)"
-        )
+            return
+        near = tokens_of(entry, plan, measured)
         for pct in (5, 10, 15):
-            every[pct].add(error <= pct or allowed, text)
+            self.every[pct].add(near.error <= pct or near.allowed, near.text)
             if row["completeness"] == "A":
-                within[pct].add(error <= pct or allowed, text)
-                strict[pct].add(error <= pct, text)
+                self.within[pct].add(near.error <= pct or near.allowed, near.text)
+                self.strict[pct].add(near.error <= pct, near.text)
         if row["completeness"] == "A":
-            errors.append(error)
-        if verbose:
-            f = plan["figures"]
-            print(
-                f"# {text} weights {f['weights'].value / GIB:.2f}/{row['weights_gib']} act "
-                f"{f['activation'].value / GIB:.2f}/{row['activation_peak_gib']} over {f['overhead'].value / GIB:.2f}"
-                f"/{row['non_torch_gib']} graphs {f['cuda_graphs'].value / GIB:.2f} kv "
-                f"{f['kv_cache'].value / GIB:.2f}/{row['available_kv_gib']}"
-            )
-    for score in (verdict, trivial, refusals, *within.values(), *strict.values(), *every.values()):
-        score.show()
-    print(f"kv_tokens_median_error_pct {statistics.median(errors):.2f}" if errors else "kv_tokens_median_error_pct nan")
-    show_left_out("vllm", left_out)
+            self.errors.append(near.error)
+            for kind in kinds(plan, entry):
+                self.kinds.errors[kind].append(near.error)
+        if self.verbose:
+            show_figures(near.text, plan["figures"], row)
+
+    def _add_verdict(self, entry: VllmRow, plan: dict | None) -> None:
+        row = entry.row
+        refused = row["outcome"].startswith("error")
+        check = start_check(row, entry.total, entry.version)
+        if plan is None and check is None:
+            return
+        said = plan["verdict"] if plan else "fits" if check else "refused"
+        right = (said == "refused") == refused
+        text = f"{entry.case} {row['model']}: planned {said}, was {row['outcome']}"
+        self.verdict.add(right, text)
+        self.trivial.add((check is False) == refused, f"{entry.case}: was {row['outcome']}")
+        if refused:
+            self.refusals.add(said == "refused", text)
+        for kind in kinds(plan, entry):
+            self.kinds.verdicts[kind].append(right)
+
+    def show(self) -> None:
+        tokens = (*self.within.values(), *self.strict.values(), *self.every.values())
+        for score in (self.verdict, self.trivial, self.refusals, *tokens):
+            score.show()
+        middle = f"{statistics.median(self.errors):.2f}" if self.errors else "nan"
+        print(f"kv_tokens_median_error_pct {middle}")
+        self.kinds.show()
+        show_left_out("vllm", self.left_out)
+
+
+def show_figures(text: str, figures: dict, row: dict) -> None:
+    """One line a start: each figure as planned and, where the log tells it, as measured."""
+    columns = (
+        ("weights", "weights_gib"), ("activation", "activation_peak_gib"), ("overhead", "non_torch_gib"),
+        ("cuda_graphs", "cudagraph_gib"), ("kv_cache", "available_kv_gib"),
+    )  # fmt: skip
+    print("#", text, *(f"{name} {figures[name].value / GIB:.2f}/{row[column]}" for name, column in columns))
+
+
+def score_vllm(folder: Path, shapes: Shapes, verbose: bool) -> None:
+    score = VllmScore(verbose)
+    for row in table(folder / "vllm_logs.csv"):
+        score.add(load(row, shapes))
+    score.show()
 
 
 def show_left_out(engine: str, left_out: dict[str, list[tuple[str, str]]]) -> None:
@@ -342,6 +446,12 @@ def show_left_out(engine: str, left_out: dict[str, list[tuple[str, str]]]) -> No
                 print(f"    {said}")
 
 
+def slots(row: dict) -> int:
+    """Slots of the server: what the row says, else one (most rows are older than the default of four)."""
+    told = re.search(r"(\d+) slots|parallel[= ](\d+)", row["engine_note"] + row["notes"])
+    return int(told.group(1) or told.group(2)) if told else 1
+
+
 def llama_service(row: dict, shape: Shape) -> LlamaService:
     """The server a row describes."""
     size = number(row["model_size_file"])
@@ -352,7 +462,7 @@ def llama_service(row: dict, shape: Shape) -> LlamaService:
         name=row["case_id"], shape=shape, file_size=int(size * unit) if size else 0,
         gpu_layers=int(layers) if layers else 999, context=int(number(row["n_ctx"]) or 0),
         batch=int(number(row["n_batch"]) or 2048), ubatch=int(number(row["n_ubatch"]) or 512),
-        flash_attention=row["flash_attn"] != "0", kv_type=row["kv_type"] or "f16",
+        flash_attention=row["flash_attn"] != "0", kv_type=row["kv_type"] or "f16", parallel=slots(row),
         sliding_cache=not ("ik_llama" in engine or "2024" in engine or "llamafile" in engine), model=row["model"],
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ description:
   - Several services are one plan, in their order of start.
   - Memory that the units of the planned services hold now counts as free, because their start replaces them; what
     others hold does not.
+  - With O(gpu) given and the task on the controller the plan is made by the action, without starting the module.
   - With O(compare) the engine's log lines since the unit's last start are read back, compared with the plan, and the
     difference is kept in O(history_path) for the next plan on this host. Only that file is ever changed.
 options:
@@ -77,6 +78,7 @@ options:
       name: {description: "Its name, such as C(L4).", type: str}
       total_mib: {description: Total memory as nvidia-smi shows it., type: int}
       free_mib: {description: Free memory. All of it when absent., type: int}
+      wsl: {description: "Whether it is seen through WSL2, where CUDA counts all that nvidia-smi shows.", type: bool}
   gpu_index:
     description: Which GPU of several, counted from 0.
     type: int
@@ -97,6 +99,11 @@ options:
   history_path:
     description: File on the host that keeps what earlier starts measured. Not used when absent.
     type: path
+  show:
+    description: What the action prints of the plan, as it is and not as a result.
+    type: str
+    choices: [nothing, table, json]
+    default: nothing
 attributes:
   check_mode:
     support: full
@@ -132,7 +139,8 @@ verdict:
   type: str
   sample: fits
 plan:
-  description: The plan in plain types, sizes in MiB. C(services) has for each its verdict, message, cures, assumptions,
+  description: The plan in plain types, sizes in MiB, with C(start_order), the names in the order in which most of them
+    run. C(services) has for each its verdict, whether it runs, its message, cures, assumptions,
     concurrency, what must be free when it is started (C(free_at_start_mib) on the first C(gpus)) and C(figures), each
     with value, low, high, origin (read, computed, estimated), unit and note.
   returned: always
@@ -149,13 +157,14 @@ comparison:
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
 from ansible.module_utils import nvidia_smi
-from ansible.module_utils.gpu_memory import journal, planner, render
+from ansible.module_utils.gpu_memory import journal, planner, question, render
 from ansible.module_utils.gpu_memory.errors import PlanError
 from ansible.module_utils.host_module import HostModule
 
@@ -180,6 +189,7 @@ def measured_gpu(services: list[dict], index: int | None) -> dict:
         "total_mib": chosen["total_mib"],
         "free_mib": min(chosen["free_mib"] + own, chosen["total_mib"]),
         "cuda_total_mib": None if planner.card(chosen["name"]) else chosen["free_mib"] + chosen["used_mib"],
+        "wsl": "microsoft" in platform.release().lower(),
     }
 
 
@@ -223,57 +233,22 @@ def compare(module: HostModule, result: dict) -> tuple[dict, bool]:
     for given, service in zip(module.params["services"], result["services"], strict=True):
         if not given.get("unit"):
             continue
-        rows = journal.compare(service, unit_log(given["unit"]))
+        log = unit_log(given["unit"])
+        rows = journal.compare(service, log)
         found[service["name"]] = rows
         if path and "uncorrected_kv_cache" in service:
-            changed = journal.remember(history, service, rows) or changed
+            changed = journal.remember(history, service, rows, journal.compiled_before(log)) or changed
     if changed and not module.check_mode:
         write_history(path, history)
     return found, changed
 
 
 def main() -> None:
-    text, number, flag = {"type": "str"}, {"type": "int"}, {"type": "bool"}
-    service = {
-        "name": {"type": "str", "required": True},
-        "engine": {"type": "str", "choices": list(planner.ENGINES), "default": "vllm"},
-        "hf_home": {"type": "path"},
-        "config": {"type": "dict"},
-        "gpu_memory_utilization": {"type": "float"},
-        "adapters": {
-            "type": "list",
-            "elements": "dict",
-            "options": dict.fromkeys(("name", "source", "revision", "path"), text),
-        },
-        "engine_arguments": {"type": "dict"},
-    }
-    service |= dict.fromkeys(("version", "model", "revision", "unit", "dtype", "quantization", "kv_cache_dtype"), text)
-    service |= dict.fromkeys(("enforce_eager", "flash_attention"), flag)
-    service |= dict.fromkeys(
-        ("model_size_mib", "memory_mib", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_loras"), number
-    )
-    service |= dict.fromkeys(
-        ("tensor_parallel_size", "max_lora_rank", "gpu_layers", "context", "batch", "ubatch", "parallel"), number
-    )
-    module = HostModule(
-        argument_spec={
-            "services": {"type": "list", "elements": "dict", "required": True, "options": service},
-            "gpu": {"type": "dict", "options": {"name": text, "total_mib": number, "free_mib": number}},
-            "gpu_index": {"type": "int"},
-            "hub_url": {"type": "str"},
-            "hub_token": {"type": "str", "no_log": True},
-            "refuse": {"type": "bool", "default": False},
-            "compare": {"type": "bool", "default": False},
-            "history_path": {"type": "path"},
-        },
-        supports_check_mode=True,
-    )
+    module = HostModule(argument_spec=question.OPTIONS, supports_check_mode=True)
     p = module.params
-    services = [{k: v for k, v in s.items() if v is not None} for s in p["services"]]
     try:
-        gpu = p["gpu"] or measured_gpu(services, p["gpu_index"])
-        result = planner.plan(services, gpu, p["hub_url"] or "", p["hub_token"] or "", p["history_path"] or "")
-        answer = {"verdict": result["verdict"], "plan": render.as_json(result), "rendered": render.as_text(result)}
+        gpu = p["gpu"] or measured_gpu(question.services_of(p), p["gpu_index"])
+        result, answer = question.ask(p, gpu)
         changed = False
         if p["compare"]:
             answer["comparison"], changed = compare(module, result)
@@ -283,14 +258,8 @@ def main() -> None:
         module.fail_json(msg=f"{error} Or give the GPU's figures by hand.", kind=error.kind)
     except PlanError as error:
         module.fail_json(msg=str(error), kind="input")
-    if p["refuse"] and result["verdict"] == "refused":
-        first = next(s for s in result["services"] if s["verdict"] == "refused")
-        cure = f" Cure: {'; or '.join(first['cures'])}." if first["cures"] else ""
-        module.fail_json(
-            msg=f"{first['name']} would not start on {result['gpu'].name}: {first['message'].rstrip('.')}.{cure}",
-            kind="refused",
-            **answer,
-        )
+    if p["refuse"] and question.refusal(result):
+        module.fail_json(msg=question.refusal(result), kind="refused", **answer)
     module.exit_json(changed=changed, **answer)
 
 

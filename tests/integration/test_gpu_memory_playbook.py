@@ -164,7 +164,10 @@ def test_the_playbook_plans_without_asking_any_host(tmp_path):
     model = f"vllm_model_path={tmp_path / 'model'}"
     done = playbook(tmp_path, "-e", L4_BY_HAND, "-e", model, "-e", f"gpu_memory_plan_output={output}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "in use after start" in done.stdout
+    # As a table, line by line, and nothing of it in quotes or twice.
+    assert "\n  in use after start" in done.stdout
+    assert "\nverdict: fits\n" in done.stdout
+    assert done.stdout.count("KV cache") == 1
     plan = json.loads(output.read_text())
     assert plan["verdict"] == "fits"
     assert plan["services"][0]["figures"]["weights"]["origin"] == "read"
@@ -174,6 +177,75 @@ def test_the_playbook_plans_without_asking_any_host(tmp_path):
     )  # fmt: skip
     assert what_if.returncode != 0
     assert "vllm would not start on L4: To serve at least one request" in what_if.stdout
+
+
+def test_the_playbook_prints_json_on_request(tmp_path):
+    samples.write_model(tmp_path / "model", samples.EXAONE)
+    model = f"vllm_model_path={tmp_path / 'model'}"
+    done = playbook(tmp_path, "-e", L4_BY_HAND, "-e", model, "-e", "gpu_memory_plan_json=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = done.stdout[done.stdout.index("\n{\n") : done.stdout.index("\n}\n") + 3]
+    assert json.loads(text)["start_order"] == ["vllm"]
+
+
+COMMAND = (sys.executable, "-m", "plugins.module_utils.gpu_memory")
+
+
+def command(*arguments):
+    return subprocess.run([*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_command_line_answers_what_the_playbook_does(tmp_path):
+    samples.write_model(tmp_path / "model", samples.EXAONE)
+    output = tmp_path / "plan.json"
+    model = str(tmp_path / "model")
+    variables = {
+        "vllm_model_path": model, "vllm_version": "0.23.0", "vllm_gpu_memory_utilization": 0.5,
+        "vllm_max_model_len": 4096, "vllm_enforce_eager": False, "vllm_dtype": "auto", "vllm_lora_adapters": [],
+        "vllm_engine_arguments": {"max-num-seqs": 32}, "gpu_memory_plan_output": str(output),
+    }  # fmt: skip
+    done = playbook(tmp_path, "-e", L4_BY_HAND, "-e", json.dumps(variables))
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = command(
+        "--gpu", "L4", "--model", model, "--version", "0.23.0", "--gpu-memory-utilization", "0.5", "--max-model-len",
+        "4096", "--engine-arguments", '{"max-num-seqs": 32}', "--json",
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    ours, theirs = json.loads(told.stdout), json.loads(output.read_text())
+    assert ours["services"][0]["figures"] == theirs["services"][0]["figures"]
+    assert ours["verdict"] == theirs["verdict"] == "fits"
+
+
+def test_the_command_line_needs_no_ansible_and_little_time(tmp_path):
+    samples.write_model(tmp_path / "model", samples.EXAONE)
+    arguments = ("--gpu", "L4", "--model", str(tmp_path / "model"), "--version", "0.23.0", "--max-model-len", "4096")
+    blocked = "import sys; sys.modules['ansible'] = None; sys.modules['yaml'] = None\n"
+    script = blocked + "from plugins.module_utils.gpu_memory.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    after = os.times()
+    assert done.returncode == 0, done.stderr
+    assert "verdict: fits" in done.stdout
+    # The processor's time, not the clock's: other tests run beside this one.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--gpu", "Unheard of", "--model", "m"), 2, "give its memory with --total-mib"),
+        (("--gpu", "L4", "--model", "/nowhere", "--version", "0.23.0"), 2, "does not exist"),
+        (("--gpu", "L4", "--services", "/nowhere.json"), 2, "is not readable JSON"),
+        (("--gpu", "L4", "--engine", "reserved", "--memory-mib", "30000"), 1, "verdict: refused"),
+    ],
+)  # fmt: skip
+def test_what_the_command_line_says_to_what_cannot_be(arguments, code, said):
+    done = command(*arguments)
+    assert done.returncode == code
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_playbook_says_that_a_host_is_not_reachable(tmp_path):

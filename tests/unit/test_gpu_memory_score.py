@@ -37,11 +37,11 @@ def part(lines, name):
 @pytest.mark.parametrize(
     ("name", "least"),
     [
-        ("verdict", 0.95),
-        ("refusals_caught", 0.8),
+        ("verdict", 0.94),
+        ("refusals_caught", 0.75),
         ("kv_tokens_within_5pct", 0.8),
-        ("kv_tokens_within_10pct", 0.8),
-        ("kv_tokens_within_15pct", 0.9),
+        ("kv_tokens_within_10pct", 0.85),
+        ("kv_tokens_within_15pct", 0.85),
         ("llamacpp_kv_within_1pct", 1),
         ("llamacpp_total_within_5pct", 1),
     ],
@@ -52,7 +52,7 @@ def test_measures_reach_what_is_stated(lines, name, least):
 
 def test_the_verdict_beats_the_trivial_rule(lines):
     assert part(lines, "verdict") > part(lines, "verdict_if_always_ok")
-    assert float(lines["kv_tokens_median_error_pct"]) < 5
+    assert float(lines["kv_tokens_median_error_pct"]) < 2
 
 
 def test_what_was_measured_is_not_read(tmp_path):
@@ -104,6 +104,7 @@ def test_a_shape_of_another_quantization_gives_only_its_dimensions():
     ("gpu", "mib"),
     [
         ("NVIDIA L4", 22.04 * 1024), ("RTX 3050 6GB", 6144 * 0.965), ("Unheard Of 16303 MiB", 16303 - 470),
+        ("RTX 5090 (WSL2)", 32607), ("RTX 5060 Ti (16311 MiB, Windows/WSL2)", 16311),
         ("RTX 5070 Ti 16303MiB + RTX 5090 D 32607MiB", 16303 - 470), ("Jetson AGX Orin", None), ("", None),
     ],
 )  # fmt: skip

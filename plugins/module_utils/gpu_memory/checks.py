@@ -11,7 +11,7 @@ from .errors import PlanError
 from .shape import shape_from_config
 from .sources import LocalSource, read_json
 from .tensors import gguf_header, model_tensors, safetensors_header, shard_names
-from .vllm import LORA_RANKS
+from .vllm_start import LORA_RANKS
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
 # Files that name classes of the model's own code. Source: transformers, utils/hub.py and dynamic_module_utils.py.

@@ -21,10 +21,19 @@ class VllmRules:
     read_in: str = ""
     utilization: float = 0.90  # default of gpu_memory_utilization
     start_check: bool = False  # refuses when free memory is under the share asked for
-    sampler_bytes: float = 38.3  # of one logit in the dummy sampling run: sort, cumulated and drawn in float32
+    sampler_bytes: float = 38.3  # of one 16-bit logit in the dummy sampling: sort, cumulated and drawn in float32
+    sampler_buffer: bool = False  # a kernel has a row of float32 logits for each multiprocessor beside these
     sampler_low: float = 0.0  # the same where FlashInfer is installed and used unasked
     legacy: str = "always"  # which GPUs run the V0 engine: always, old (compute capability under 8.0), never
     hybrid_groups: bool = False  # layers of different cache form share one pool of blocks
+    group_padding: float = 1.0  # most layers of a kind over fewest: below it groups are as large as the most
+    hybrid_prefix_caching: bool = False  # prefix caching is on for models with linear layers
+    mamba_everywhere: bool = True  # prefix caching keeps Mamba-2's state at every block, not only at the last two
+    mamba_state: int = 2  # bytes of a value of Nemotron-H's state where its configuration does not say
+    tower_mamba_state: int = 0  # the same where it has towers beside it; 0: the model's own type
+    compile_benchmarks: bool = False  # a compilation tries kernels on arguments of their own, the embedding among them
+    graphs_profiled: bool = False  # CUDA graphs are tried inside the profile and leave something
+    fused_allreduce: bool = False  # with tensor parallelism Hopper and Blackwell reduce by FlashInfer's fused kernel
     graphs_counted: bool = False  # an estimate of the CUDA graphs is taken off the KV cache
     second_runner: str = ""  # models on the second model runner: "" none, named, dense (and the named), all
     second_models: frozenset[str] = frozenset()  # the named
@@ -54,12 +63,17 @@ _VLLM_CHANGES: tuple[dict, ...] = (
     {"since": (0, 9, 0), "read_in": "start-up errors of 0.9.1", "start_check": True},
     {"since": (0, 9, 1), "read_in": "vllm 0.9.1, 0.11.0", "hybrid_groups": True, "counts_others": False},
     {"since": (0, 11, 0), "read_in": "vllm 0.11.0", "legacy": "never"},
+    {"since": (0, 12, 0), "read_in": "vllm 0.12.0", "compile_benchmarks": True, "group_padding": 1.25},
     {"since": (0, 13, 0), "read_in": "vllm 0.13.0", "sampler_low": 0.0},
     # Top-k and top-p by a kernel in place: what stays is the logits in two precisions, probabilities and noise.
-    {"since": (0, 16, 0), "read_in": "vllm 0.18.0", "sampler_bytes": 14.0},
+    {
+        "since": (0, 17, 0), "read_in": "vllm 0.17.0", "sampler_bytes": 14.0, "sampler_buffer": True,
+        "fused_allreduce": True,
+    },
+    {"since": (0, 18, 0), "read_in": "vllm 0.18.0", "group_padding": 1.5, "graphs_profiled": True},
     {
         "since": (0, 20, 0), "read_in": "vllm 0.20.0", "utilization": 0.92, "graphs_counted": True,
-        "state_a_sequence": True,
+        "state_a_sequence": True, "mamba_state": 4,
     },
     {"since": (0, 21, 0), "read_in": "vllm 0.23.0", "tokens_by_concurrency": True},
     {"since": (0, 23, 0), "read_in": "vllm 0.23.0", "second_runner": "named", "second_models": _SECOND_FIRST},
@@ -68,10 +82,15 @@ _VLLM_CHANGES: tuple[dict, ...] = (
         "second_quantized": True,
     },
     {"since": (0, 25, 0), "read_in": "vllm 0.25.1", "second_runner": "dense"},
-    {"since": (0, 27, 0), "read_in": "vllm 0.27.0", "in_flight_batches": 2, "counts_buffers": True},
+    {"since": (0, 26, 0), "read_in": "vllm 0.26.0", "hybrid_prefix_caching": True},
+    {
+        "since": (0, 27, 0), "read_in": "vllm 0.27.0", "in_flight_batches": 2, "counts_buffers": True,
+        "graphs_profiled": False,
+    },
     {
         "since": (0, 28, 0), "read_in": "vllm 0.28.0",
         "second_models": _SECOND_MOE | {"DeepseekV4ForCausalLM", "KimiK3ForConditionalGeneration"},
+        "mamba_everywhere": False, "tower_mamba_state": 4,
     },
     {"since": (0, 29, 0), "read_in": "vllm 0.29.0", "second_runner": "all", "second_graphs": True},
     # The dummy sampling is done once more with every parameter set, on logits in float32.
@@ -135,39 +154,40 @@ class Card:
     smi_mib: int
     capability: float
     nvlink: bool = False  # the usual board links its GPUs directly
+    processors: int = 0  # multiprocessors; 0: not listed
 
 
 # CUDA's figure is what engines divide; nvidia-smi adds what the driver keeps. Read in start-up logs and in the
 # vendor's specifications; the first matching pattern wins.
 CARDS: tuple[Card, ...] = (
-    Card(r"\bL40S?\b", 44.42, 46068, 8.9),
-    Card(r"\bA40\b", 44.34, 46068, 8.6),
-    Card(r"\bL4\b", 22.04, 23034, 8.9),
-    Card(r"\bT4\b", 14.56, 15360, 7.5),
-    Card(r"\bA10G?\b", 22.06, 23028, 8.6),
-    Card(r"\bA30\b", 23.5, 24576, 8.0),
-    Card(r"A100.*40", 39.39, 40960, 8.0, True),
-    Card(r"A100", 79.25, 81920, 8.0, True),
-    Card(r"H100 NVL", 93.11, 95830, 9.0),
-    Card(r"H100", 79.18, 81559, 9.0, True),
-    Card(r"H200", 139.8, 143771, 9.0, True),
-    Card(r"B200", 178.36, 183359, 10.0, True),
-    Card(r"V100.*16", 15.77, 16384, 7.0, True),
-    Card(r"V100", 31.74, 32768, 7.0, True),
+    Card(r"\bL40S?\b", 44.42, 46068, 8.9, processors=142),
+    Card(r"\bA40\b", 44.34, 46068, 8.6, processors=84),
+    Card(r"\bL4\b", 22.04, 23034, 8.9, processors=58),
+    Card(r"\bT4\b", 14.56, 15360, 7.5, processors=40),
+    Card(r"\bA10G?\b", 22.06, 23028, 8.6, processors=72),
+    Card(r"\bA30\b", 23.5, 24576, 8.0, processors=56),
+    Card(r"A100.*40", 39.39, 40960, 8.0, True, processors=108),
+    Card(r"A100", 79.25, 81920, 8.0, True, processors=108),
+    Card(r"H100 NVL", 93.11, 95830, 9.0, processors=132),
+    Card(r"H100", 79.18, 81559, 9.0, True, processors=132),
+    Card(r"H200", 139.8, 143771, 9.0, True, processors=132),
+    Card(r"B200", 178.36, 183359, 10.0, True, processors=148),
+    Card(r"V100.*16", 15.77, 16384, 7.0, True, processors=80),
+    Card(r"V100", 31.74, 32768, 7.0, True, processors=80),
     Card(r"Turing", 14.56, 15360, 7.5),
-    Card(r"PRO 6000", 94.97, 97887, 12.0),
-    Card(r"\bA5000\b", 23.56, 24564, 8.6),
-    Card(r"\bA6000\b", 47.4, 49140, 8.6),
-    Card(r"6000 Ada", 47.4, 49140, 8.9),
-    Card(r"5090", 31.36, 32607, 12.0),
+    Card(r"PRO 6000", 94.97, 97887, 12.0, processors=188),
+    Card(r"\bA5000\b", 23.56, 24564, 8.6, processors=64),
+    Card(r"\bA6000\b", 47.4, 49140, 8.6, processors=84),
+    Card(r"6000 Ada", 47.4, 49140, 8.9, processors=142),
+    Card(r"5090", 31.36, 32607, 12.0, processors=170),
     Card(r"5080|5070 Ti", 15.47, 16303, 12.0),
-    Card(r"4090", 23.53, 24564, 8.9),
+    Card(r"4090", 23.53, 24564, 8.9, processors=128),
     Card(r"4080", 15.6, 16376, 8.9),
     Card(r"4060 Ti", 15.6, 16380, 8.9),
     Card(r"4050", 5.78, 6141, 8.9),
-    Card(r"3090", 23.57, 24576, 8.6),
-    Card(r"3060", 11.63, 12288, 8.6),
-    Card(r"2080 Ti", 10.75, 11264, 7.5),
+    Card(r"3090", 23.57, 24576, 8.6, processors=82),
+    Card(r"3060", 11.63, 12288, 8.6, processors=28),
+    Card(r"2080 Ti", 10.75, 11264, 7.5, processors=68),
     Card(r"2060", 11.63, 12288, 7.5),
 )
 
@@ -221,6 +241,12 @@ class Gpu:
         known = card(self.name)
         return bool(known and known.nvlink)
 
+    @property
+    def processors(self) -> int:
+        """Multiprocessors; 84, between the usual ones, for a card that is not listed."""
+        known = card(self.name)
+        return known.processors if known and known.processors else 84
+
 
 # What a process's own CUDA context takes from free memory before the engine looks (start-up logs: 0.06 to 0.56 GiB).
 CONTEXT_BYTES = (int(0.22 * GIB), int(0.06 * GIB), int(0.56 * GIB))
@@ -229,16 +255,21 @@ CONTEXT_BYTES = (int(0.22 * GIB), int(0.06 * GIB), int(0.56 * GIB))
 CONTEXT_COUNTED = (0, 0, int(0.60 * GIB))
 # GiB beside torch's own: value, low, high. Logs of one GPU; with the runner's slack since free memory decides.
 OVERHEAD = (0.09, 0.01, 0.30)
+# More once CUDA graphs are tried inside the profile: 0.25 in all from 0.18 on, 0.13 before (F010 to F013, one H100).
+OVERHEAD_GRAPHS = (0.12, 0.0, 0.25)
 OVERHEAD_BUFFERS = {True: (0.27, 0.05, 0.60), False: (0.42, 0.15, 0.75)}  # second runner (its tables apart), first
 # More over several GPUs: NCCL alone (0.20 to 0.30 in all on 2080 Ti, 3090, 4090, L40S), and with NVLink (0.54, H100).
 OVERHEAD_SEVERAL = {False: (0.15, 0.05, 0.60), True: (0.42, 0.10, 0.80)}
+# More for a mixture in NVFP4 on Blackwell: the code of FlashInfer's kernels, which stays on the card (vllm pull request
+# 49892; what four starts on two RTX 5090 had more: F026, F028, F045, F046).
+OVERHEAD_NVFP4 = (1.35, 0.40, 1.90)
+# With the fused reduction (2.06 to 2.13 GiB in all, two and four H100 of 0.19.0: F002, F003, F005).
+OVERHEAD_FUSED = (1.80, 0.40, 2.20)
 # The same since buffers count: 1.70 GiB in all with four GPUs, 1.74 with eight (ghindex-file:57923772900, 70265431125).
 OVERHEAD_SEVERAL_BUFFERS = (1.20, 0.10, 1.50)
-# Compiled starts on the second runner come in two kinds, one with about 0.8 to 1.1 GiB more in activation: on an L4, an
-# RTX 5090 and a card of 16 GiB, not on a 4090, nor at the first start of that 5090 (V046, V047, V069;
-# ghindex-file:69421856836, 69451098589, 61918553602, 67163912157). What the compile cache holds decides it, which no
-# one knows before: the middle, and both in the range.
-COMPILED = (int(0.4 * GIB), 0, int(1.2 * GIB))
+# FlashInfer's attention has a workspace (VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE), cuBLAS one of its own (PyTorch).
+FLASHINFER_WORKSPACE = 394 << 20
+CUBLAS_WORKSPACE = {True: 32 << 20, False: 8 << 20}  # Hopper and later, before
 # What an engine holds beyond its budget once it serves: context, kernels, allocator slack.
 BEYOND_BUDGET = (int(0.65 * GIB), int(0.20 * GIB), int(1.10 * GIB))
 LLAMACPP_CONTEXT = (380 << 20, 300 << 20, 460 << 20)

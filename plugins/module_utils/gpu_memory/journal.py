@@ -38,9 +38,7 @@ _LLAMA = {
 
 def measured(text: str) -> dict:
     """Figures in the engine's log lines of its latest start; empty when none is there. Bytes, tokens, times."""
-    starts = [m.start() for m in re.finditer(r"Initializing (?:a V1|an) LLM engine|non-default args", text)]
-    if starts:
-        text = text[starts[-1] :]
+    text = _latest(text)
     found: dict = {}
     for table, factor in ((_GIB, GIB), (_COUNTS, 1)):
         for figure, patterns in table.items():
@@ -57,10 +55,24 @@ def measured(text: str) -> dict:
     return found
 
 
+def compiled_before(text: str) -> bool:
+    """Whether the latest start in a log found its graphs in the compile cache."""
+    return re.search(r"Directly load (?:the compiled graph|AOT compilation)", _latest(text)) is not None
+
+
+def _latest(text: str) -> str:
+    """The log from its latest start on."""
+    starts = [m.start() for m in re.finditer(r"Initializing (?:a V1|an) LLM engine|non-default args", text)]
+    return text[starts[-1] :] if starts else text
+
+
 def compare(plan: dict, log: str) -> list[dict]:
     """One entry a figure both have: figure, unit, planned, measured, difference, within (the planned range)."""
-    rows = []
-    for figure, value in measured(log).items():
+    rows, found = [], measured(log)
+    if "consumed" in found and plan["figures"].get("cuda_graphs") and plan["figures"]["cuda_graphs"].value:
+        # Since 0.27 the engine's "peak activation" has the estimate of the CUDA graphs in it, where that is taken off.
+        found["activation"] = found.get("activation", 0) - found.get("cuda_graphs", 0)
+    for figure, value in found.items():
         planned = plan["figures"].get(figure)
         if planned is None:
             continue
@@ -94,13 +106,14 @@ def read_history(path: str) -> dict:
         raise PlanError(f"{path} is not readable JSON: remove it, it is written anew after the next start.") from None
 
 
-def remember(history: dict, plan: dict, rows: list[dict]) -> bool:
-    """Adds what was learned to `history`; true when that changed it."""
+def remember(history: dict, plan: dict, rows: list[dict], warm: bool = False) -> bool:
+    """Adds what was learned to `history`; true when that changed it. `warm`: the start found its compile cache."""
     cache = next((row for row in rows if row["figure"] == "kv_cache"), None)
     if cache is None:
         return False
     # Kept against the plan without any earlier correction, so that two starts do not chase each other.
-    entry = {"kv_cache_difference": round(cache["measured"] - plan["uncorrected_kv_cache"])}
+    planned = plan["uncorrected_kv_cache"]["warm" if warm else "cold"]
+    entry = {"kv_cache_difference": round(cache["measured"] - planned), "max_model_len": plan["max_model_len"]}
     key = history_key(plan)
     if history.get(key) == entry:
         return False

@@ -1,19 +1,24 @@
 """What llama.cpp will do with a GPU: model, KV and compute buffers, and the CUDA context.
 
-KV buffer = cells * (key width + value width) * bytes, exact. The compute buffer is the larger of the output
-matrix's scores and, without flash attention, the attention scores.
+KV buffer = cells * (key width + value width) * bytes, exact; recurrent layers keep one state a slot in float32. The
+compute buffer is the larger of the output matrix's scores and, without flash attention, the attention scores.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .engines import LLAMACPP_CONTEXT, MESSAGE_OOM, Gpu
 from .errors import PlanError
-from .figures import COMPUTED, MIB, READ, Figure, estimate
-from .shape import LINEAR, SLIDING, LayerGroup, Shape
+from .figures import COMPUTED, GIB, MIB, READ, Figure, estimate
+from .layers import LINEAR, SLIDING, LayerGroup
+from .shape import Shape
 from .tensors import Gguf
+from .verdicts import FITS, REFUSED, TIGHT, cures_that_cure
+
+SLOTS = 4  # of the server where nobody says how many (--parallel, since the end of 2025); they share one cache
+STATE_BYTES = 4  # of a value of a recurrent state, the convolution's rows with it
 
 # bytes of one value: a block of 32 and its scale
 KV_TYPES = {
@@ -37,7 +42,7 @@ class LlamaService:
     ubatch: int = 512
     flash_attention: bool = True
     kv_type: str = "f16"
-    parallel: int = 1
+    parallel: int = SLOTS
     sliding_cache: bool = True  # windowed layers keep only their window (mainline since May 2025)
     model: str = ""
     version: str = ""
@@ -66,6 +71,14 @@ def kv_bytes(service: LlamaService, on_gpu: int) -> float:
             own = min(cells, 32 * math.ceil((group.window * service.parallel + service.ubatch) / 32))
         total += count * own * token_bytes(service, group)
     return total
+
+
+def state_bytes(service: LlamaService, on_gpu: int) -> float:
+    """Bytes of the recurrent states of the last `on_gpu` layers: one a slot."""
+    share = min(1.0, on_gpu / service.shape.layers)
+    linear = [group for group in service.shape.groups if group.kind == LINEAR]
+    one = sum(math.ceil(g.count * share) * g.request_state(1, STATE_BYTES, STATE_BYTES) for g in linear)
+    return service.parallel * one
 
 
 def token_bytes(service: LlamaService, group: LayerGroup) -> float:
@@ -122,6 +135,63 @@ def compute_bytes(service: LlamaService, output: bool) -> Figure:
     return estimate(size, size * 0.85, size * 1.5, f"{rows} tokens a step")
 
 
+@dataclass(frozen=True)
+class Buffers:
+    """What one server takes of a GPU."""
+
+    weights: Figure
+    cache: Figure
+    states: Figure
+    compute: Figure
+    context: Figure
+
+    @property
+    def total(self) -> Figure:
+        parts = (self.weights, self.cache, self.states, self.compute, self.context)
+        value, least, most = (sum(getattr(part, end) for part in parts) for end in ("value", "least", "most"))
+        return estimate(value, least, most, "model, KV, compute and context")
+
+    def verdict(self, free: float) -> str:
+        return REFUSED if self.total.value > free else TIGHT if self.total.most > free else FITS
+
+
+def buffers(service: LlamaService) -> Buffers:
+    on_gpu, output = layers_on_gpu(service.gpu_layers, service.shape.layers)
+    cache = Figure(kv_bytes(service, on_gpu), COMPUTED, note=f"{service.context} cells, {service.kv_type}")
+    states = Figure(state_bytes(service, on_gpu), COMPUTED, note=f"one in each of {service.parallel} slots")
+    weights, compute = model_bytes(service, on_gpu, output), compute_bytes(service, output)
+    return Buffers(weights, cache, states, compute, estimate(*LLAMACPP_CONTEXT, "CUDA context"))
+
+
+def cures(service: LlamaService, verdict: str, free: float) -> list[str]:
+    """What to change, most useful first; each is planned again before it is named."""
+    if verdict == FITS:
+        return []
+
+    def change(text: str, **fields):
+        return text, lambda: buffers(replace(service, **fields)).verdict(free)
+
+    most = service.shape.layers + 1
+    now = min(service.gpu_layers if service.gpu_layers >= 0 else most, most)
+    counts = range(now - 1, -1, -1)
+    layers = next((n for n in counts if buffers(replace(service, gpu_layers=n)).verdict(free) == FITS), None)
+    candidates = []
+    if layers:
+        candidates.append(change(f"lower gpu_layers to {layers} ({now - layers} fewer on the GPU)", gpu_layers=layers))
+    length = service.context // 2
+    while length >= 256 and buffers(replace(service, context=length)).verdict(free) != FITS:
+        length //= 2
+    if length >= 256:
+        candidates.append(change(f"lower context to {length}", context=length))
+    if layers == 0:
+        candidates.append(change("lower gpu_layers to 0, which means that the processor does all of it", gpu_layers=0))
+    missing = (buffers(service).total.most - free) / GIB
+    nothing = (
+        f"a smaller model, or free GPU memory: {missing:.2f} GiB are missing, not even the context and no layer fit"
+    )
+    return cures_that_cure(verdict, candidates) or [nothing]
+
+
 def plan_llamacpp(service: LlamaService, gpu: Gpu) -> dict:
     """The plan of one server alone on what is free of `gpu`; the same keys as plan_vllm."""
     if service.context < 1:
@@ -130,55 +200,20 @@ def plan_llamacpp(service: LlamaService, gpu: Gpu) -> dict:
     assumptions = list(service.assumptions)
     if longest and service.context > longest:
         assumptions.append(f"context {service.context} is beyond the {longest} tokens the model was made for")
-
-    def parts(gpu_layers: int):
-        on_gpu, output = layers_on_gpu(gpu_layers, service.shape.layers)
-        weights = model_bytes(service, on_gpu, output)
-        cache = Figure(kv_bytes(service, on_gpu), COMPUTED, note=f"{service.context} cells, {service.kv_type}")
-        compute = compute_bytes(service, output)
-        return weights, cache, compute
-
-    weights, cache, compute = parts(service.gpu_layers)
-    context = estimate(*LLAMACPP_CONTEXT, "CUDA context")
-    total = estimate(
-        weights.value + cache.value + compute.value + context.value,
-        weights.least + cache.least + compute.least + context.least,
-        weights.most + cache.most + compute.most + context.most,
-        "model, KV, compute and context",
-    )
     free = gpu.total if gpu.free is None else gpu.free
-    verdict, message, reasons, cures = "fits", "", [], []
-    if total.value > free:
-        verdict = "refused"
-        size = weights.value if weights.value > free else compute.value
+    parts = buffers(service)
+    verdict, total = parts.verdict(free), parts.total
+    message, reasons = "", []
+    if verdict == REFUSED:
+        size = parts.weights.value if parts.weights.value > free else parts.compute.value
         message = MESSAGE_OOM.format(size=f"{size / MIB:.2f}")
-    elif total.most > free:
-        verdict = "tight"
+    elif verdict == TIGHT:
         reasons.append("it fits by the estimate, not by the worst of its range")
-    if verdict != "fits":
-        most = service.shape.layers + 1
-        now = min(service.gpu_layers if service.gpu_layers >= 0 else most, most)
-        for count in range(now - 1, -1, -1):
-            w, k, c = parts(count)
-            if w.most + k.most + c.most + context.most <= free:
-                cures.append(f"lower gpu_layers to {count} ({now - count} fewer on the GPU)")
-                break
-        half = service.context // 2
-        if half >= 256 and verdict == "tight":
-            cures.append(f"lower context to {half}")
-        if not cures:
-            cures.append("a smaller model, or free GPU memory: not even the context and no layer fit")
-    per_token = sum(g.count * token_bytes(service, g) for g in service.shape.groups)
-    figures = {
-        "total": Figure(gpu.total, READ, note=gpu.note or "GPU memory"),
-        "weights": weights,
-        "kv_cache": cache,
-        "activation": compute,
-        "overhead": context,
-        "kv_bytes_per_token": Figure(per_token, COMPUTED, unit="bytes/token", note="all layers"),
-        "kv_tokens": Figure(service.context, READ, unit="tokens", note="context asked for"),
-        "used_after_start": total,
-    }
+    figures = _figures(service, gpu, parts)
+    if verdict == REFUSED:
+        figures.pop("used_after_start")
+    if not service.shape.hybrid:
+        figures.pop("states")
     return {
         "name": service.name,
         "engine": "llamacpp",
@@ -188,14 +223,29 @@ def plan_llamacpp(service: LlamaService, gpu: Gpu) -> dict:
         "message": message,
         "reasons": reasons,
         "margin_tokens": 0,
-        "cures": cures,
+        "cures": cures(service, verdict, free),
         "figures": figures,
         "max_model_len": service.context,
         "gpu_layers": min(service.gpu_layers, service.shape.layers + 1),
         "utilization": 0.0,
         "concurrency": float(service.parallel),
-        "needed": cache.value,
-        "used": total.value,
+        "needed": parts.cache.value + parts.states.value,
+        "used": 0 if verdict == REFUSED else total.value,
         "assumptions": assumptions,
         "rules": "llama.cpp buffers",
+    }
+
+
+def _figures(service: LlamaService, gpu: Gpu, parts: Buffers) -> dict[str, Figure]:
+    per_token = sum(g.count * token_bytes(service, g) for g in service.shape.groups)
+    return {
+        "total": Figure(gpu.total, READ, note=gpu.note or "GPU memory"),
+        "weights": parts.weights,
+        "kv_cache": parts.cache,
+        "states": parts.states,
+        "activation": parts.compute,
+        "overhead": parts.context,
+        "kv_bytes_per_token": Figure(per_token, COMPUTED, unit="bytes/token", note="all layers"),
+        "kv_tokens": Figure(service.context, READ, unit="tokens", note="context asked for"),
+        "used_after_start": parts.total,
     }

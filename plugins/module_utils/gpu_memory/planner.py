@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import permutations
 
 from . import journal
 from .checks import adapter_problems
 from .engines import Gpu, capability, card, cuda_mib, parse_version
 from .errors import PlanError
 from .figures import MIB, Figure
-from .llamacpp import LlamaService, plan_llamacpp
-from .shape import QUANTIZED_BITS, Shape, quantized_bits, shape_from_config, shape_from_gguf
+from .llamacpp import SLOTS, LlamaService, plan_llamacpp
+from .quantization import QUANTIZED_BITS, quantized_bits
+from .shape import Shape, shape_from_config, shape_from_gguf
 from .sources import cached_snapshot, open_model, read_json
 from .tensors import gguf_header, model_tensors
-from .vllm import VllmService, plan_vllm
+from .verdicts import REFUSED, VERDICTS
+from .vllm import plan_vllm
+from .vllm_start import VllmService
 from .weights import from_tensors
 
 ENGINES = ("vllm", "llamacpp", "reserved")
-VERDICTS = ("fits", "tight", "refused")
+MOST_ORDERED = 4  # services of which every order of start is tried
+LEAST_SHARE = 0.1  # a smaller share of the GPU is no cure
 
 
 def gpu_from(given: dict) -> Gpu:
     """The GPU from `name`, `total_mib`, `free_mib` (and `cuda_total_mib`) as nvidia-smi or a person gives them.
 
-    nvidia-smi's total holds what the driver keeps; where only that is known, the card's CUDA total is looked up.
+    nvidia-smi's total holds what the driver keeps; where only that is known, the card's CUDA total is looked up. With
+    `wsl` both totals are the same.
     """
     name = str(given.get("name") or "")
     known = card(name)
@@ -44,7 +53,9 @@ def gpu_from(given: dict) -> Gpu:
             f"gpu: total_mib is {shown}: the total must be above 0, and what is free between 0 and the total."
         )
     note = "measured: used and free of nvidia-smi"
-    if not cuda and known and abs(total - known.smi_mib) < 0.02 * known.smi_mib:
+    if _yes(given, "wsl"):
+        cuda, note = total, "as given, which is CUDA's figure under WSL2"
+    elif not cuda and known and abs(total - known.smi_mib) < 0.02 * known.smi_mib:
         cuda, note = known.cuda_gib * 1024, f"CUDA's figure for {name}"
     elif not cuda:
         cuda, note = cuda_mib(total), "as given, less what the driver keeps"
@@ -56,8 +67,9 @@ def gpu_from(given: dict) -> Gpu:
 def plan(services: list[dict], gpu: dict, hub_url: str = "", hub_token: str = "", history_path: str = "") -> dict:
     """The plan of all `services` on one GPU, in their order of start.
 
-    Returns `verdict` (the worst of them), `services` (one plan each, figures as Figure), `gpu`, `used` and `free_after`
-    (bytes) and `cures`. PlanError for input that cannot be used.
+    Returns `verdict` (the worst of them), `services` (one plan each with `runs`, figures as Figure), `order` (the names
+    in the order to start them in), `gpu`, `used` and `free_after` (bytes) and `reasons`. PlanError for input that
+    cannot be used.
     """
     if not services:
         raise PlanError("services is empty: name at least one service to plan.")
@@ -66,33 +78,87 @@ def plan(services: list[dict], gpu: dict, hub_url: str = "", hub_token: str = ""
         raise PlanError(f"services: the names {', '.join(names)} are not unique: give each service its own.")
     card_now = gpu_from(gpu)
     history = journal.read_history(history_path)
-    free, plans = card_now.free, []
-    for name, given in zip(names, services, strict=True):
-        one = plan_service({**given, "name": name}, replace(card_now, free=int(free)), hub_url, hub_token, history)
-        plans.append(one)
-        free = max(0.0, free - one["used"])
-    worst = max((p["verdict"] for p in plans), key=VERDICTS.index)
+    prepared = [
+        prepare({**given, "name": name}, hub_url, hub_token, history)
+        for name, given in zip(names, services, strict=True)
+    ]  # fmt: skip
+    plans = in_turn(prepared, card_now)
+    order, cures = names, []
+    if not all(p["runs"] for p in plans):
+        order = best_order(prepared, card_now, plans)
+        cures = smaller_shares(prepared, card_now, plans)
     used = sum(p["used"] for p in plans)
-    reasons = []
-    if len(plans) > 1 and any(p["engine"] == "vllm" for p in plans):
-        reasons.append("start one after the other: engines that start together mis-size each other's KV cache")
     return {
-        "verdict": worst,
+        "verdict": max((p["verdict"] for p in plans), key=VERDICTS.index),
         "gpu": card_now,
         "services": plans,
+        "order": order,
         "used": used,
         "held_by_others": card_now.total - card_now.free,
         "free_after": card_now.free - used,
-        "reasons": reasons,
+        "reasons": _reasons(plans, names, order),
+        "cures": cures,
     }
+
+
+def in_turn(prepared: list[Prepared], card_now: Gpu) -> list[dict]:
+    """The plans of services that start one after the other, each on what those before it leave."""
+    free, plans = float(card_now.free), []
+    for plan_on in prepared:
+        one = plan_on(replace(card_now, free=int(free)))
+        plans.append({**one, "runs": one["verdict"] != REFUSED})
+        free = max(0.0, free - one["used"])
+    return plans
+
+
+def smaller_shares(prepared: list[Prepared], card_now: Gpu, plans: list[dict]) -> list[str]:
+    """By how much one of the services would have to take less, so that all of them run; each planned with it."""
+    cures = []
+    for number, (one, planned) in enumerate(zip(prepared, plans, strict=True)):
+        share = math.floor(planned["utilization"] * 20 - 0.01) / 20 if one.takes_a_share and planned["runs"] else 0
+        while share >= LEAST_SHARE:
+            changed = [*prepared[:number], one.with_share(share), *prepared[number + 1 :]]
+            if all(p["runs"] for p in in_turn(changed, card_now)):
+                cures.append(f"lower gpu_memory_utilization of {planned['name']} to {share:.2f}: then all of them run")
+                break
+            share = round(share - 0.05, 2)
+    return cures
+
+
+def best_order(prepared: list[Prepared], card_now: Gpu, plans: list[dict]) -> list[str]:
+    """The order in which most of the services run, those that do not at the end."""
+
+    def merit(found: list[dict]) -> tuple[int, int]:
+        return sum(p["runs"] for p in found), -max(VERDICTS.index(p["verdict"]) for p in found)
+
+    best = plans
+    for other in permutations(prepared) if len(prepared) <= MOST_ORDERED else ():
+        found = in_turn(list(other), card_now)
+        if merit(found) > merit(best):
+            best = found
+    return [p["name"] for p in sorted(best, key=lambda p: not p["runs"])]
+
+
+def _reasons(plans: list[dict], names: list[str], order: list[str]) -> list[str]:
+    """What is to be said of several services together."""
+    if len(plans) < 2:
+        return []
+    reasons = [f"start in this order: {', '.join(order)}"]
+    if order != names:
+        reasons[0] += " (more of them run then than in the order given)"
+    if any(p["engine"] == "vllm" for p in plans):
+        reasons.append("start one after the other: engines that start together mis-size each other's KV cache")
+    return reasons
 
 
 # What `vllm serve` calls an option and the planner knows under the same name with underscores.
 _ARGUMENTS = frozenset(
     {
-        "block_size", "dtype", "enable_lora", "enforce_eager", "gpu_memory_utilization", "kv_cache_dtype",
+        "block_size", "dtype", "enable_lora", "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization",
+        "kv_cache_dtype",
         "kv_cache_memory_bytes", "language_model_only", "max_lora_rank", "max_loras", "max_model_len",
-        "max_num_batched_tokens", "max_num_seqs", "pipeline_parallel_size", "quantization", "tensor_parallel_size",
+        "max_cudagraph_capture_size", "max_num_batched_tokens", "max_num_seqs", "no_enable_prefix_caching",
+        "pipeline_parallel_size", "quantization", "speculative_config", "tensor_parallel_size",
     }
 )  # fmt: skip
 
@@ -104,29 +170,57 @@ def with_arguments(given: dict) -> dict:
     return {**given, **{key: value for key, value in told.items() if key in _ARGUMENTS}}
 
 
-def plan_service(given: dict, gpu: Gpu, hub_url: str, hub_token: str, history: dict) -> dict:
-    """One service on what is free of `gpu`."""
+@dataclass(frozen=True)
+class Prepared:
+    """A service that is planned on a GPU by calling it: its model is read once, however often it is planned."""
+
+    planned: Callable[..., dict]
+    service: VllmService | None = None
+
+    def __call__(self, gpu: Gpu) -> dict:
+        return self.planned(gpu) if self.service is None else self.planned(self.service, gpu)
+
+    @property
+    def takes_a_share(self) -> bool:
+        return self.service is not None and not self.service.kv_cache_memory_bytes
+
+    def with_share(self, share: float) -> Prepared:
+        return replace(self, service=replace(self.service, gpu_memory_utilization=share))
+
+
+def prepare(given: dict, hub_url: str, hub_token: str, history: dict) -> Prepared:
+    """The service with its model read."""
     given = with_arguments(given)
     engine = str(given.get("engine") or "vllm")
     if engine not in ENGINES:
         raise PlanError(f"{given['name']}: engine {engine} is not known: use one of {', '.join(ENGINES)}.")
     if engine == "reserved":
-        return _reserved(given, gpu)
+        return Prepared(partial(_reserved, given))
     if engine == "llamacpp":
-        result = plan_llamacpp(_llama(given, hub_url, hub_token), gpu)
-        result["fingerprint"] = _fingerprint(given)
-        return result
-    service = _vllm(given, gpu, hub_url, hub_token)
+        llama = _llama(given, hub_url, hub_token)
+        return Prepared(lambda gpu: plan_llamacpp(llama, gpu) | {"fingerprint": _fingerprint(given)})
+    return Prepared(partial(_planned_vllm, given, history), _vllm(given, hub_url, hub_token))
+
+
+def _planned_vllm(given: dict, history: dict, service: VllmService, gpu: Gpu) -> dict:
+    """The plan with a cold compile cache, or what an earlier start on this host taught.
+
+    The correction is what a start had more than the plan of its own kind, cold or warm.
+    """
     result = plan_vllm(service, gpu)
-    result["fingerprint"] = _fingerprint(given)
-    result["uncorrected_kv_cache"] = result["figures"]["kv_cache"].value
-    known = history.get(journal.history_key(result))
+    warm = plan_vllm(service, gpu, warm=True)
+    more = {
+        "fingerprint": _fingerprint(given),
+        "uncorrected_kv_cache": {
+            "cold": result["figures"]["kv_cache"].value,
+            "warm": warm["figures"]["kv_cache"].value,
+        },
+    }
+    known = history.get(journal.history_key(result | more))
     if known:
-        result = plan_vllm(service, gpu, correction=float(known["kv_cache_difference"])) | {
-            "fingerprint": result["fingerprint"],
-            "uncorrected_kv_cache": result["uncorrected_kv_cache"],
-        }
-    return result
+        compiled = known.get("max_model_len") == result["max_model_len"]
+        result = plan_vllm(service, gpu, correction=float(known["kv_cache_difference"]), warm=compiled)
+    return result | more
 
 
 def _fingerprint(given: dict) -> str:
@@ -152,8 +246,10 @@ def _reserved(given: dict, gpu: Gpu) -> dict:
         "verdict": "refused" if refused else "fits",
         "message": f"{size // MIB} MiB are asked for, {gpu.free // MIB} MiB are free" if refused else "",
         "cures": [f"free {(size - gpu.free) // MIB} MiB, or plan it on another GPU"] if refused else [],
-        "figures": {"total": Figure(gpu.total, "read"), "used_after_start": Figure(size, "read", note="as given")},
-        "max_model_len": 0, "utilization": 0.0, "concurrency": 0.0, "needed": 0, "used": size, "margin_tokens": 0,
+        "figures": {"total": Figure(gpu.total, "read")}
+        | ({} if refused else {"used_after_start": Figure(size, "read", note="as given")}),
+        "max_model_len": 0, "utilization": 0.0, "concurrency": 0.0, "needed": 0, "used": 0 if refused else size,
+        "margin_tokens": 0,
         "assumptions": [], "rules": "as given", "fingerprint": "",
     }  # fmt: skip
 
@@ -225,7 +321,7 @@ def _adapter(given: dict, adapter: dict, tensors: dict, rank: int, hub_url: str,
     return ""
 
 
-def _vllm(given: dict, gpu: Gpu, hub_url: str, hub_token: str) -> VllmService:
+def _vllm(given: dict, hub_url: str, hub_token: str) -> VllmService:
     name = given["name"]
     version = str(given.get("version") or "")
     if not version:
@@ -249,7 +345,8 @@ def _vllm(given: dict, gpu: Gpu, hub_url: str, hub_token: str) -> VllmService:
         language_model_only=_yes(given, "language_model_only"), lora=bool(adapters) or _yes(given, "enable_lora"),
         max_loras=_whole(given, "max_loras") or 1, max_lora_rank=rank,
         block_size=_whole(given, "block_size") or 16, kv_cache_memory_bytes=_whole(given, "kv_cache_memory_bytes"),
-        assumptions=assumptions,
+        prefix_caching=_prefix_caching(given), capture_size=_whole(given, "max_cudagraph_capture_size") or 0,
+        assumptions=assumptions, **_speculation(given, assumptions),
     )  # fmt: skip
     if tensors:
         loaded = dtype if dtype != "auto" else ("float16" if shape.dtype == "float32" else shape.dtype)
@@ -258,6 +355,31 @@ def _vllm(given: dict, gpu: Gpu, hub_url: str, hub_token: str) -> VllmService:
     elif _whole(given, "model_size_mib"):
         service.weights = Figure(_whole(given, "model_size_mib") * MIB / (tp * pp), "read", note="size as given")
     return service
+
+
+def _prefix_caching(given: dict) -> bool | None:
+    """Whether prefixes are cached as asked for; None leaves the engine's default."""
+    if _yes(given, "no_enable_prefix_caching"):
+        return False
+    return None if given.get("enable_prefix_caching") is None else _yes(given, "enable_prefix_caching")
+
+
+def _speculation(given: dict, assumptions: list[str]) -> dict:
+    """The drafter's layer and tokens a step of multi-token prediction; another drafter is an assumption."""
+    told = given.get("speculative_config")
+    if isinstance(told, str) and told:
+        try:
+            told = json.loads(told)
+        except ValueError:
+            told = None
+    if not told:
+        return {}
+    if not isinstance(told, dict):
+        raise PlanError(f'{given["name"]}: speculative_config is not a JSON object such as {{"method": "mtp"}}.')
+    if "mtp" not in str(told.get("method") or ""):
+        assumptions.append("the draft model's weights and cache are not planned")
+        return {}
+    return {"draft_layers": 1, "drafted": _whole({**told, "name": given["name"]}, "num_speculative_tokens") or 1}
 
 
 def _llama(given: dict, hub_url: str, hub_token: str) -> LlamaService:
@@ -272,6 +394,6 @@ def _llama(given: dict, hub_url: str, hub_token: str) -> LlamaService:
         gpu_layers=999 if layers is None else layers, context=_whole(given, "context") or shape.max_position or 4096,
         batch=_whole(given, "batch") or 2048, ubatch=_whole(given, "ubatch") or 512,
         flash_attention=True if flash is None else _yes(given, "flash_attention"),
-        kv_type=str(given.get("kv_cache_dtype") or "f16"), parallel=_whole(given, "parallel") or 1,
+        kv_type=str(given.get("kv_cache_dtype") or "f16"), parallel=_whole(given, "parallel") or SLOTS,
         model=str(given.get("model") or given["name"]), version=str(given.get("version") or ""),
     )  # fmt: skip

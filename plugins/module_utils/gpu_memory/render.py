@@ -7,7 +7,6 @@ import math
 from .figures import GIB, MIB, Figure, gib
 
 BAR_WIDTH = 72
-OVER_WIDTH = 10  # how far the bar may stand out; the legend says by how much it does
 LABELS = {
     "weights": "weights",
     "lora": "adapter slots",
@@ -15,6 +14,7 @@ LABELS = {
     "overhead": "overhead",
     "cuda_graphs": "CUDA graphs",
     "kv_cache": "KV cache",
+    "states": "recurrent states",
     "used_after_start": "in use after start",
 }
 
@@ -44,6 +44,8 @@ def as_json(result: dict) -> dict:
         "used_mib": round(result["used"] / MIB),
         "free_after_mib": round(result["free_after"] / MIB),
         "reasons": result["reasons"],
+        "start_order": result["order"],
+        "cures": result["cures"],
         "services": services,
     }
 
@@ -56,13 +58,13 @@ def _range(figure: Figure) -> str:
 
 def _service_lines(service: dict) -> list[str]:
     head = f"{service['name']}: {service['engine']} {service['version']}".rstrip()
-    lines = [f"{head}, {service['model']}: {service['verdict'].upper()}" if service["model"] else
-             f"{head}: {service['verdict'].upper()}"]  # fmt: skip
-    lines.append(f"  {'':<20}{'GiB':>8}  {'range':<18}{'origin':<11}note")
-    for name, label in LABELS.items():
-        figure = service["figures"].get(name)
-        if figure is None or (name == "cuda_graphs" and not figure.value):
-            continue
+    head += f", {service['model']}" if service["model"] else ""
+    lines = [f"{head}: {service['verdict'].upper()}"]
+    shown = [(label, service["figures"].get(name)) for name, label in LABELS.items()]
+    shown = [(label, figure) for label, figure in shown if figure and (figure.value or label != LABELS["cuda_graphs"])]
+    if shown:
+        lines.append(f"  {'':<20}{'GiB':>8}  {'range':<18}{'origin':<11}note")
+    for label, figure in shown:
         row = f"  {label:<20}{figure.value / GIB:>8.2f}  {_range(figure):<18}{figure.origin:<11}{figure.note}"
         lines.append(row.rstrip())
     figures = service["figures"]
@@ -97,8 +99,7 @@ def bar(result: dict) -> str:
     line = ""
     for letter, _, size in parts:
         line += letter * round(size / total * BAR_WIDTH)
-    over = max(0, len(line) - BAR_WIDTH)
-    line = line[:BAR_WIDTH] + "." * (BAR_WIDTH - len(line)) + "]" + "!" * min(over, OVER_WIDTH)
+    line = line[:BAR_WIDTH] + "." * (BAR_WIDTH - len(line)) + "]"
     legend = ", ".join(f"{letter} {name} {gib(size)}" for letter, name, size in parts if size >= MIB)
     free = f"free {gib(result['free_after'])}" if result["free_after"] >= 0 else f"over by {gib(-result['free_after'])}"
     return f"[{line}\n {legend}, . {free} of {gib(total)} GiB"
@@ -110,7 +111,12 @@ def as_text(result: dict) -> str:
     lines = [f"{gpu.name}: {gib(gpu.total)} GiB, {gib(gpu.free)} GiB free ({gpu.note})", bar(result), ""]
     for service in result["services"]:
         lines += [*_service_lines(service), ""]
+    if len(result["services"]) > 1:
+        wide = max(len(service["name"]) for service in result["services"])
+        for service in result["services"]:
+            lines.append(f"{service['name']:<{wide}}  {'runs' if service['runs'] else 'does not run'}")
     lines += [f"note: {reason}" for reason in result["reasons"]]
+    lines += [f"cure: {cure}" for cure in result["cures"]]
     lines.append(f"verdict: {result['verdict']}")
     return "\n".join(lines)
 

@@ -6,11 +6,24 @@ import math
 import re
 from dataclasses import dataclass, field, replace
 
+from .encoders import Encoder, encoder_of
 from .errors import PlanError
+from .layers import FEED_FORWARD, FULL, LINEAR, MLA, SLIDING, LayerGroup, Mixer, layer_groups, layer_kinds, mixer
+from .quantization import (
+    ATTENTION,
+    DENSE,
+    EXPERTS,
+    GGUF_BITS,
+    GROUP_32_BITS,
+    LINEAR_PART,
+    SHARED,
+    is_fine_awq,
+    kept_parts,
+    quantized_bits,
+    usually_kept,
+)
 
 MOST_LAYERS = 2000  # more is a damaged file, and would be counted one by one
-
-FULL, SLIDING, LINEAR, MLA = "full", "sliding", "linear", "mla"
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4, "float8": 1}
 
@@ -30,25 +43,9 @@ KNOWN_ARCHITECTURES = frozenset(
         "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration", "Qwen3ForCausalLM",
         "Qwen3MoeForCausalLM", "Qwen3NextForCausalLM", "Qwen3VLForConditionalGeneration",
         "Qwen3VLMoeForConditionalGeneration", "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration",
-        "SmolLM3ForCausalLM", "StableLmForCausalLM", "Starcoder2ForCausalLM",
+        "NemotronHForCausalLM", "SmolLM3ForCausalLM", "StableLmForCausalLM", "Starcoder2ForCausalLM",
     }
 )  # fmt: skip
-
-# quantization method -> bits a weight takes in the linear layers, scales included
-QUANTIZED_BITS = {
-    "awq": 4.16, "awq_marlin": 4.16, "gptq": 4.16, "gptq_marlin": 4.16, "auto-round": 4.16, "autoround": 4.16,
-    "auto_round": 4.16, "bitsandbytes": 4.13, "bnb": 4.13, "fp8": 8.02, "fbgemm_fp8": 8.02, "ptpc_fp8": 8.02,
-    "fp8_per_tensor": 8.02, "fp8_per_block": 8.02, "int8": 8.1, "mxfp4": 4.25, "gpt_oss_mxfp4": 4.25, "mxfp8": 8.25,
-    "nvfp4": 4.5, "modelopt": 8.02, "modelopt_fp4": 4.5, "compressed-tensors": 8.02, "w4a16": 4.16, "wna16": 4.16,
-    "w8a8": 8.02, "w8a16": 8.1, "marlin": 4.16, "hqq": 4.5, "torchao": 8.02, "experts_int8": 8.1, "gguf": 4.85,
-    "quark": 8.02,
-}  # fmt: skip
-
-# What a GGUF file's name says it is quantized to -> bits a weight takes (llama.cpp's block sizes; K mixes on average)
-GGUF_BITS = {
-    "q8_0": 8.5, "q6_k": 6.56, "q5_k": 5.7, "q5_1": 6.0, "q5_0": 5.5, "q4_k": 4.85, "q4_1": 5.0, "q4_0": 4.5,
-    "iq4": 4.4, "q3_k": 3.9, "iq3": 3.5, "q2_k": 3.0, "iq2": 2.5, "bf16": 16, "f16": 16,
-}  # fmt: skip
 
 # field -> the names configurations give it, first match wins
 _ALIASES = {
@@ -66,73 +63,11 @@ _TOP_K = ("num_experts_per_tok", "top_k_experts", "moe_topk")
 
 
 @dataclass(frozen=True)
-class LayerGroup:
-    """Layers whose cache has the same form; widths in values a token, `state` in bytes a request."""
-
-    kind: str
-    count: int
-    kv_heads: int = 0
-    key_dim: int = 0
-    value_dim: int = 0
-    window: int = 0
-    state: int = 0
-
-    def token_bytes(self, tp: int, bytes_per_value: float) -> float:
-        """Cache bytes of one token in one of these layers on one of `tp` GPUs."""
-        if self.kind == LINEAR:
-            return 0
-        if self.kind == MLA:
-            return (self.key_dim + self.value_dim) * bytes_per_value
-        return max(1, self.kv_heads // tp) * (self.key_dim + self.value_dim) * bytes_per_value
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A tower that reads images: its layers, and how many patches the engine reads at start at the most."""
-
-    layers: int
-    width: int
-    intermediate: int
-    matrices: int = 2  # of a feed-forward: 2, or 3 with a gate
-    patches: int = 0  # 0: not known, the engine's profile of images is only in the range
-
-    def parameters(self, hidden: int) -> float:
-        """Weights of the tower and of the merger into a model `hidden` wide (four patches make a token)."""
-        layer = 4 * self.width**2 + self.matrices * self.width * self.intermediate
-        merged = 4 * self.width if self.patches else self.width
-        return self.layers * layer + merged * (merged + hidden)
-
-    def activation(self, hidden: int, value_bytes: int) -> float:
-        """Bytes at the peak of reading as many patches, the tokens made of them included."""
-        wide = self.matrices * self.intermediate + 4 * self.width
-        return (self.patches * wide + self.patches / 4 * hidden) * value_bytes
-
-
-# The vision towers by the architecture's name, where a table of models does not tell them (published configurations).
-# Qwen's read an image of 16384 tokens at start, four patches each (preprocessor_config.json: the largest image).
-_QWEN_PATCHES = 16384 * 4
-_ENCODERS = (
-    ("Qwen2VL", Encoder(32, 1280, 5120, 2, _QWEN_PATCHES)), ("Qwen2_5_VL", Encoder(32, 1280, 3420, 3, _QWEN_PATCHES)),
-    ("Qwen3VL", Encoder(27, 1152, 4304, 2, _QWEN_PATCHES)), ("Qwen3_5", Encoder(27, 1152, 4304, 2, _QWEN_PATCHES)),
-    ("Gemma3ForConditional", Encoder(27, 1152, 4304)), ("Mistral3", Encoder(24, 1024, 4096, 3)),
-)  # fmt: skip
-
-
-def encoder_of(architecture: str, vision: dict) -> Encoder | None:
-    """The tower that a configuration's `vision_config` describes, or the architecture is known for."""
-    usual = next((entry for prefix, entry in _ENCODERS if architecture.startswith(prefix)), None)
-    layers = vision.get("depth") or vision.get("num_hidden_layers")
-    width = vision.get("embed_dim") or vision.get("hidden_size")
-    wide = vision.get("intermediate_size") or (width or 0) * (vision.get("mlp_ratio") or 4)
-    if not all(isinstance(x, int | float) and x > 0 for x in (layers, width, wide)):
-        return usual
-    matrices, patches = (usual.matrices, usual.patches) if usual else (2, 0)
-    return Encoder(int(layers), int(width), int(wide), matrices, patches)
-
-
-@dataclass(frozen=True)
 class Shape:
-    """A model's dimensions. `quantization` is "" for plain weights; `bits` what a linear weight takes."""
+    """A model's dimensions. `quantization` is "" for plain weights; `bits` what a linear weight takes.
+
+    `kept` are the parts that stay in the model's own type when quantized; None: what the method's makers usually keep.
+    """
 
     architecture: str
     layers: int
@@ -147,14 +82,24 @@ class Shape:
     dtype: str = "bfloat16"
     quantization: str = ""
     bits: float = 16
+    kept: frozenset[str] | None = None
+    kept_known: bool = False  # by the configuration, not by habit
     max_position: int = 0
     experts: int = 0
     experts_per_token: int = 0
     expert_intermediate: int = 0
     shared_intermediate: int = 0
+    matrices: int = 3  # of a feed-forward: 3 with a gate
+    gated: bool = False  # queries are twice as wide, half of them gate the attention's output
+    attention_layers: int = 0
+    feed_forward_layers: int = 0
+    first_dense: int = 0  # layers before the first with experts
+    full_layers: int = 0  # layers with heads of their own dimensions: how many, and these
+    full_dim: int = 0
+    full_kv_heads: int = 0
+    mixer: Mixer | None = None
     layer_input: int = 0  # width of per-layer embeddings (Gemma's E models)
     wide_layers: int = 0  # layers whose feed-forward is twice as wide
-    wider_heads: int = 0  # what the heads of full layers are wider by, over all such layers
     other_parameters: float = 0  # towers beside the language model
     multimodal: bool = False
     encoder: Encoder | None = None
@@ -169,18 +114,46 @@ class Shape:
     def hybrid(self) -> bool:
         return any(group.kind == LINEAR for group in self.groups)
 
-    def linear_parameters(self) -> float:
-        """Weights in the layers' matrices, the part that quantization shrinks."""
-        attention = self.hidden * self.heads * self.head_dim * 2 + 2 * self.hidden * self.kv_heads * self.head_dim
+    @property
+    def mixer_layers(self) -> int:
+        return sum(group.count for group in self.groups if group.kind == LINEAR)
+
+    @property
+    def expert_layers(self) -> int:
+        return max(0, self._feed_forwards - self.first_dense) if self.moe else 0
+
+    @property
+    def _feed_forwards(self) -> int:
+        return self.feed_forward_layers or self.layers
+
+    def _attention(self, dim: int, kv_heads: int) -> float:
+        """Weights of one layer's attention."""
+        queries = self.heads * dim * (3 if self.gated else 2)
+        return self.hidden * (queries + 2 * kv_heads * dim)
+
+    def parts(self) -> dict[str, float]:
+        """Weights in the layers' matrices by part, what quantization may shrink."""
+        layers = self.attention_layers or self.layers - self.mixer_layers
         if any(group.kind == MLA for group in self.groups):
             # Low-rank projections: query 1536 wide and kv as the cache, after DeepSeek-V2's published form.
             rank = self.groups[0].key_dim
-            attention = self.hidden * (1536 + rank) + self.heads * self.head_dim * (1536 * 1.5 + 2 * rank + self.hidden)
-        dense = 3 * self.hidden * self.intermediate
-        if self.moe and self.expert_intermediate:
-            dense = 3 * self.hidden * (self.experts * self.expert_intermediate + self.shared_intermediate)
-        wider = 2 * self.hidden * (self.heads + self.kv_heads) * self.wider_heads
-        return self.layers * (attention + dense) + self.wide_layers * dense + wider
+            one = self.hidden * (1536 + rank) + self.heads * self.head_dim * (1536 * 1.5 + 2 * rank + self.hidden)
+            attention = layers * one
+        else:
+            attention = (layers - self.full_layers) * self._attention(self.head_dim, self.kv_heads)
+            attention += self.full_layers * self._attention(self.full_dim, self.full_kv_heads)
+        dense = self.matrices * self.hidden * self.intermediate
+        with_experts = self.expert_layers if self.expert_intermediate else 0
+        return {
+            ATTENTION: attention,
+            LINEAR_PART: self.mixer_layers * self.mixer.parameters(self.hidden) if self.mixer else 0.0,
+            DENSE: (self._feed_forwards - with_experts + self.wide_layers) * dense,
+            SHARED: with_experts * self.matrices * self.hidden * self.shared_intermediate,
+            EXPERTS: self.expert_parameters() if with_experts else 0.0,
+        }
+
+    def linear_parameters(self) -> float:
+        return sum(self.parts().values())
 
     def expert_parameters(self, tp: int = 0) -> float:
         """The part of the linear parameters that sits in experts; with `tp`, as they are kept on that many GPUs."""
@@ -188,18 +161,30 @@ class Shape:
         if tp and self.quantization.endswith("mxfp4"):
             # Kernels want whole tiles: gpt-oss-20b's 2880 becomes 3072 and 2944, 13.72 GiB instead of 12.8.
             hidden, wide = _round_up(hidden, 256), _round_up(math.ceil(wide / tp), 128) * tp
-        return self.layers * 3.0 * hidden * self.experts * wide if self.moe else 0.0
+        return self.expert_layers * float(self.matrices) * hidden * self.experts * wide
 
-    def weight_bytes(self, plain: int, tp: int = 1, ep: int | None = None) -> float:
-        """Bytes of all weights on one of `tp` GPUs, experts spread over `ep`; unquantized values take `plain` bytes."""
-        quantized = self.bits / 8 if self.quantization else plain
-        rest = self.linear_parameters() - self.expert_parameters()
-        experts = self.expert_parameters(tp)
-        # MXFP4 checkpoints keep everything beside the experts in the model's own type.
-        rest *= plain if self.quantization.endswith("mxfp4") and experts else quantized
+    def weight_bytes(
+        self, plain: int, tp: int = 1, ep: int | None = None, kept: frozenset[str] | None = None, bits: float = 0
+    ) -> float:
+        """Bytes of all weights on one of `tp` GPUs, experts spread over `ep`; unquantized values take `plain` bytes.
+
+        `kept` and `bits` are instead of the shape's own.
+        """
+        quantized = (bits or self.bits) / 8 if self.quantization else plain
+        kept = next((k for k in (kept, self.kept) if k is not None), frozenset())
+        parts = self.parts()
+        parts.pop(EXPERTS)
+        rest = sum(size * (plain if part in kept else quantized) for part, size in parts.items())
         # A GGUF file holds its embeddings quantized, and they stay so.
         rest += self.embedding_parameters() * (quantized if self.quantization == "gguf" else plain)
+        experts = self.expert_parameters(tp) if self.expert_intermediate else 0
         return rest / tp + experts * quantized / (ep or tp)
+
+    def draft_bytes(self, plain: int, tp: int) -> float:
+        """Bytes of one layer for multi-token prediction: a layer and the projection of two inputs, in plain values."""
+        wide = self.experts * self.expert_intermediate + self.shared_intermediate if self.moe else self.intermediate
+        layer = self._attention(self.head_dim, self.kv_heads) + self.matrices * self.hidden * wide
+        return (layer + 2 * self.hidden**2) * plain / tp
 
     def embedding_parameters(self) -> float:
         """Weights of embeddings, output head and towers: they keep the model's type."""
@@ -207,26 +192,6 @@ class Shape:
         per_layer = self.layers * self.layer_input * (self.vocab + 3 * self.hidden)  # table, gates and projection
         tower = self.encoder.parameters(self.hidden) if self.encoder else 0
         return self.vocab * self.hidden * heads + per_layer + (self.other_parameters or tower)
-
-
-def quantized_bits(method: str, config: dict | None = None) -> float:
-    """Bits a linear weight takes under a method, by the configuration's own bits where it has them."""
-    config = config or {}
-    bits = config.get("bits") or config.get("w_bit")
-    if config.get("load_in_4bit") or config.get("_load_in_4bit"):
-        bits = 4
-    groups = config.get("config_groups")
-    if isinstance(groups, dict) and groups:
-        first = next(iter(groups.values()))
-        bits = ((first or {}).get("weights") or {}).get("num_bits") or bits
-    if isinstance(bits, int | float) and 0 < bits < 16:
-        return bits + (20 / (config.get("group_size") or 128) if bits <= 4 else 0.02)
-    key = method.lower().replace("_4bit", "")
-    if key not in QUANTIZED_BITS:
-        raise PlanError(
-            f"Quantization {method} is not known to this planner: name one of {', '.join(sorted(QUANTIZED_BITS))}."
-        )
-    return QUANTIZED_BITS[key]
 
 
 def _pick(config: dict, names: tuple[str, ...]):
@@ -243,60 +208,84 @@ def shape_from_config(config: dict, label: str) -> Shape:
         if isinstance(config.get(key), dict) and _pick(config[key], _ALIASES["layers"]):
             text = {**{k: v for k, v in config.items() if k in ("torch_dtype", "dtype")}, **config[key]}
             break
-    numbers, missing = {}, []
-    for name, aliases in _ALIASES.items():
-        value = _pick(text, aliases)
-        if not isinstance(value, int) or value < 1:
-            missing.append(aliases[0])
-        numbers[name] = value
+    numbers = _numbers(text, label)
+    architecture = (config.get("architectures") or ["unknown"])[0]
+    known = architecture in KNOWN_ARCHITECTURES
+    assumptions = ()
+    if not known:
+        assumptions = (
+            f"architecture {architecture} has not been seen: planned as grouped-query attention with a wider range",
+        )
+    quantization, bits, kept = _quantization(config, text)
+    tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    if tied is None:
+        tied = architecture.startswith(("Gemma", "Cohere"))
+    vision = config.get("vision_config")
+    return Shape(
+        architecture=architecture, **numbers, vocab=_pick(text, _ALIASES["vocab"]), tied=bool(tied),
+        groups=layer_groups(text, architecture, numbers["layers"], numbers["kv_heads"], numbers["head_dim"]),
+        dtype=str(_pick(text, ("dtype", "torch_dtype")) or "bfloat16"), quantization=quantization, bits=bits, kept=kept,
+        kept_known=kept is not None,
+        max_position=int(_context_length(text, _pick(text, _OPTIONAL["max_position"]))),
+        **_experts(text, numbers["intermediate"], architecture),
+        **_layer_fields(text, architecture, numbers),
+        multimodal=any(key in config for key in ("vision_config", "audio_config")),
+        encoder=encoder_of(architecture, vision) if isinstance(vision, dict) else None,
+        known=known, assumptions=assumptions,
+    )  # fmt: skip
+
+
+def _numbers(text: dict, label: str) -> dict:
+    """The dimensions every configuration has; PlanError where one is absent or absurd."""
+    numbers = {name: _pick(text, aliases) for name, aliases in _ALIASES.items()}
+    missing = [_ALIASES[name][0] for name, value in numbers.items() if not isinstance(value, int) or value < 1]
     if missing:
         raise PlanError(
             f"config.json of {label} lacks {', '.join(missing)}: it is not a language model's configuration."
         )
     if numbers["layers"] > MOST_LAYERS:
         raise PlanError(f"config.json of {label} has {numbers['layers']} layers: it is damaged, download it again.")
-    optional = {name: _pick(text, aliases) for name, aliases in _OPTIONAL.items()}
     heads = numbers["heads"]
-    kv_heads = optional["kv_heads"] or heads
-    if isinstance(kv_heads, list):
-        kv_heads = max(kv_heads)
-    head_dim = text.get("head_dim") or numbers["hidden"] // heads
-    architecture = (config.get("architectures") or ["unknown"])[0]
-    assumptions = []
-    known = architecture in KNOWN_ARCHITECTURES
-    if not known:
-        assumptions.append(
-            f"architecture {architecture} has not been seen: planned as grouped-query attention with a wider range"
-        )
-    quantization, bits = _quantization(config, text)
-    intermediate = optional["intermediate"] or 4 * numbers["hidden"]
-    if isinstance(intermediate, list):
-        intermediate = max(intermediate)
-    tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
-    if tied is None:
-        tied = architecture.startswith(("Gemma", "Cohere"))
+    kv_heads = _pick(text, _OPTIONAL["kv_heads"]) or heads
+    intermediate = _pick(text, _OPTIONAL["intermediate"]) or 4 * numbers["hidden"]
+    return {
+        "layers": numbers["layers"], "hidden": numbers["hidden"], "heads": heads, "kv_heads": _first(kv_heads),
+        "head_dim": text.get("head_dim") or numbers["hidden"] // heads, "intermediate": _first(intermediate),
+    }  # fmt: skip
+
+
+def _experts(text: dict, intermediate: int, architecture: str = "") -> dict:
+    """The fields of a mixture of experts."""
     experts = int(_pick(text, ("num_experts", "num_local_experts", "n_routed_experts")) or 0)
-    expert_width = int(text.get("moe_intermediate_size") or (intermediate if experts else 0))
-    shared = int(text.get("shared_expert_intermediate_size") or 0)
-    shared += int(text.get("n_shared_experts") or 0) * expert_width
-    return Shape(
-        architecture=architecture,
-        layers=numbers["layers"], hidden=numbers["hidden"], heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-        intermediate=intermediate, vocab=numbers["vocab"], tied=bool(tied),
-        groups=layer_groups(text, architecture, numbers["layers"], kv_heads, head_dim),
-        dtype=str(_pick(text, ("dtype", "torch_dtype")) or "bfloat16"),
-        quantization=quantization, bits=bits, max_position=int(_context_length(text, optional["max_position"])),
-        experts=experts, expert_intermediate=expert_width, shared_intermediate=shared,
-        experts_per_token=int(_pick(text, _TOP_K) or (2 if experts else 0)),
-        layer_input=int(text.get("hidden_size_per_layer_input") or 0),
-        wide_layers=int(text.get("num_kv_shared_layers") or 0) if text.get("use_double_wide_mlp") else 0,
-        wider_heads=_wider_heads(text, architecture, numbers["layers"], head_dim),
-        multimodal=any(key in config for key in ("vision_config", "audio_config")),
-        encoder=encoder_of(architecture, config["vision_config"])
-        if isinstance(config.get("vision_config"), dict)
-        else None,
-        known=known, assumptions=tuple(assumptions),
-    )  # fmt: skip
+    width = int(text.get("moe_intermediate_size") or (intermediate if experts else 0))
+    shared = int(_pick(text, ("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size")) or 0)
+    shared = shared or int(text.get("n_shared_experts") or 0) * width
+    if experts and architecture.startswith("Gemma4"):
+        shared = shared or intermediate  # its mixtures run the dense feed-forward beside the experts
+    return {
+        "experts": experts, "expert_intermediate": width, "shared_intermediate": shared,
+        "experts_per_token": int(_pick(text, _TOP_K) or (2 if experts else 0)),
+        "first_dense": int(text.get("first_k_dense_replace") or 0) if experts else 0,
+    }  # fmt: skip
+
+
+def _layer_fields(text: dict, architecture: str, numbers: dict) -> dict:
+    """What a configuration says about single layers."""
+    kinds = layer_kinds(text, architecture, numbers["layers"])
+    wide = int(text.get("global_head_dim") or 0)
+    return {
+        "attention_layers": len([kind for kind in kinds if kind not in (LINEAR, FEED_FORWARD)]),
+        "feed_forward_layers": kinds.count(FEED_FORWARD),
+        "full_layers": kinds.count(FULL) if wide else 0,
+        "full_dim": wide,
+        "full_kv_heads": int(text.get("num_global_key_value_heads") or numbers["kv_heads"]),
+        "mixer": mixer(text, architecture) if LINEAR in kinds else None,
+        # Qwen3-Next and its successors gate the attention (qwen3_next.py); Nemotron's feed-forwards have no gate.
+        "gated": bool(text.get("attn_output_gate", architecture.startswith(("Qwen3Next", "Qwen3_5")))),
+        "matrices": 2 if architecture.startswith("NemotronH") else 3,
+        "layer_input": int(text.get("hidden_size_per_layer_input") or 0),
+        "wide_layers": int(text.get("num_kv_shared_layers") or 0) if text.get("use_double_wide_mlp") else 0,
+    }
 
 
 def _context_length(text: dict, positions) -> float:
@@ -312,75 +301,18 @@ def _context_length(text: dict, positions) -> float:
     return length
 
 
-def _quantization(config: dict, text: dict) -> tuple[str, float]:
+def _quantization(config: dict, text: dict) -> tuple[str, float, frozenset[str] | None]:
+    """(method, bits, parts that stay in the model's type); "" and 16 for plain weights."""
     found = config.get("quantization_config") or text.get("quantization_config") or config.get("compression_config")
     if not isinstance(found, dict):
-        return "", 16
+        return "", 16, None
     method = str(found.get("quant_method") or found.get("quant_algo") or "")
-    return method, quantized_bits(method, found) if method else 16
-
-
-def _layer_kinds(text: dict, architecture: str, layers: int) -> list[str]:
-    """One kind a layer, as the configuration says or as the architecture is known to do."""
-    named = text.get("layer_types") or text.get("layers_block_type")
-    if isinstance(named, list) and len(named) == layers:
-        kinds = []
-        for kind in named:
-            kinds.append(SLIDING if "sliding" in kind else LINEAR if kind.startswith(("linear", "mamba")) else FULL)
-        return kinds
-    interval = text.get("full_attention_interval")
-    if isinstance(interval, int) and interval > 1:
-        return [FULL if (i + 1) % interval == 0 else LINEAR for i in range(layers)]
-    window = text.get("sliding_window")
-    if not window or text.get("use_sliding_window") is False:
-        return [FULL] * layers
-    pattern = text.get("sliding_window_pattern") or text.get("_sliding_window_pattern")
-    if isinstance(pattern, str) and set(pattern) <= {"L", "G"} and pattern:
-        return [SLIDING if pattern[i % len(pattern)] == "L" else FULL for i in range(layers)]
-    if not isinstance(pattern, int) or pattern < 2:
-        pattern = 2 if architecture.startswith("Gemma2") else 6 if architecture.startswith("Gemma3") else 0
-    if pattern:
-        return [FULL if (i + 1) % pattern == 0 else SLIDING for i in range(layers)]
-    if architecture.startswith(("Phi3", "Qwen2", "Qwen3")) and not text.get("use_sliding_window"):
-        return [FULL] * layers
-    return [SLIDING] * layers
-
-
-def _wider_heads(text: dict, architecture: str, layers: int, head_dim: int) -> int:
-    """Head width that full layers have beyond the others', summed over them."""
-    wide = int(text.get("global_head_dim") or head_dim)
-    return (wide - head_dim) * _layer_kinds(text, architecture, layers).count(FULL) if wide > head_dim else 0
-
-
-def layer_groups(text: dict, architecture: str, layers: int, kv_heads: int, head_dim: int) -> tuple[LayerGroup, ...]:
-    """The layers' caches by form, in order of first appearance."""
-    if text.get("kv_lora_rank"):
-        return (LayerGroup(MLA, layers, 1, int(text["kv_lora_rank"]), int(text.get("qk_rope_head_dim") or 64)),)
-    kinds = _layer_kinds(text, architecture, layers)
-    # The last layers of Gemma's E models read the cache of earlier ones.
-    kinds = kinds[: layers - int(text.get("num_kv_shared_layers") or 0)]
-    window = int(text.get("sliding_window") or 0)
-    value_dim = int(text.get("v_head_dim") or head_dim)
-    groups = []
-    for kind in dict.fromkeys(kinds):
-        count = kinds.count(kind)
-        if kind == LINEAR:
-            groups.append(LayerGroup(LINEAR, count, state=_linear_state(text)))
-        elif kind == FULL and text.get("global_head_dim"):
-            wide = int(text["global_head_dim"])
-            wide_heads = int(text.get("num_global_key_value_heads") or kv_heads)
-            groups.append(LayerGroup(FULL, count, wide_heads, wide, wide))
-        else:
-            groups.append(LayerGroup(kind, count, kv_heads, head_dim, value_dim, window if kind == SLIDING else 0))
-    return tuple(groups)
-
-
-def _linear_state(text: dict) -> int:
-    """Bytes of one layer's recurrent state a request (gated delta net: convolution and matrix state)."""
-    key_heads, value_heads = int(text.get("linear_num_key_heads") or 16), int(text.get("linear_num_value_heads") or 32)
-    key_dim, value_dim = int(text.get("linear_key_head_dim") or 128), int(text.get("linear_value_head_dim") or 128)
-    width = 2 * key_heads * key_dim + value_heads * value_dim
-    return width * (int(text.get("linear_conv_kernel_dim") or 4) - 1) * 2 + value_heads * key_dim * value_dim * 4
+    if not method:
+        return "", 16, None
+    kept = kept_parts(found)
+    if method.endswith("mxfp4"):
+        kept |= usually_kept(method, True)
+    return method, quantized_bits(method, found), kept
 
 
 def shape_from_gguf(metadata: dict, tensors: dict, label: str) -> Shape:
@@ -408,13 +340,13 @@ def shape_from_gguf(metadata: dict, tensors: dict, label: str) -> Shape:
     vocab = int(get("vocab_size", 0) or len(metadata.get("tokenizer.ggml.tokens", [])) or 0)
     if not vocab and "token_embd.weight" in tensors:
         vocab = tensors["token_embd.weight"].shape[0]
+    attention, linear = _gguf_layers(get, layers, kv_list)
     # Every n-th layer of these families looks at the whole text.
     pattern = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2, "cohere2": 4, "exaone4": 4}.get(arch, 0) if window else 0
-    groups = []
-    attention = [i for i in range(layers) if kv_list[i]]
     full = [i for i in attention if not pattern or (i + 1) % pattern == 0]
     if arch == "gpt-oss" and window:
         full = [i for i in attention if i % 2]
+    groups = [linear] if linear else []
     if full:
         groups.append(LayerGroup(FULL, len(full), max(kv_list), key_dim, value_dim))
     if len(full) < len(attention):
@@ -425,6 +357,25 @@ def shape_from_gguf(metadata: dict, tensors: dict, label: str) -> Shape:
         tied="output.weight" not in tensors, groups=tuple(groups), max_position=int(get("context_length", 0) or 0),
         experts=int(get("expert_count", 0) or 0), experts_per_token=int(get("expert_used_count", 0) or 0),
     )  # fmt: skip
+
+
+def _gguf_layers(get, layers: int, kv_list: list[int]) -> tuple[list[int], LayerGroup | None]:
+    """(numbers of the layers with attention, the recurrent ones) by a file's metadata."""
+    attention = [i for i in range(layers) if kv_list[i]]
+    inner = int(get("ssm.inner_size", 0) or 0)
+    if not inner:
+        return attention, None
+    interval = int(get("full_attention_interval", 0) or 0)
+    if len(attention) == layers and interval > 1:
+        attention = [i for i in attention if (i + 1) % interval == 0]
+    state = int(get("ssm.state_size", 128))
+    width = inner + 2 * int(get("ssm.group_count", 1)) * state
+    rows = int(get("ssm.conv_kernel", 4)) - 1
+    # Where layers without attention are feed-forwards as well (Nemotron-H), those have a width of their own.
+    wide = get("feed_forward_length", 0)
+    without = [i for i in range(layers) if i not in attention]
+    linear = [i for i in without if not (isinstance(wide, list) and wide[i])]
+    return attention, LayerGroup(LINEAR, len(linear), conv_rows=rows, conv_width=width, state_values=inner * state)
 
 
 def _first(value):
@@ -447,47 +398,62 @@ def shape_from_row(row: dict) -> Shape | None:
     """
     layers, hidden = _number(row.get("num_hidden_layers")), _number(row.get("hidden_size"))
     kv_heads, head_dim = _number(row.get("num_key_value_heads")), _number(row.get("head_dim"))
-    lora_rank = _number(row.get("kv_lora_rank"))
-    if not 0 < layers <= MOST_LAYERS or not (lora_rank or (kv_heads and head_dim)):
+    if not 0 < layers <= MOST_LAYERS or not (_number(row.get("kv_lora_rank")) or (kv_heads and head_dim)):
         return None
-    extra = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", row.get("notes") or "")}
+    architecture = _row_architecture(row)
+    text = _row_text(row, architecture, layers)
+    heads = _number(row.get("num_attention_heads")) or (hidden // head_dim if head_dim and hidden else kv_heads)
+    method, intermediate = row.get("quant_method") or "", _number(row.get("intermediate_size"))
+    experts = _experts(text, intermediate)
+    if experts["experts"]:
+        experts["expert_intermediate"] = int(text.get("moe_intermediate_size") or 0)
+        experts["experts_per_token"] = int(text.get("num_experts_per_tok") or 8)
+    numbers = {"layers": layers, "hidden": hidden, "heads": heads, "kv_heads": kv_heads or heads, "head_dim": head_dim}
+    shape = Shape(
+        architecture=architecture, **numbers, intermediate=intermediate, vocab=_number(row.get("vocab_size")),
+        tied=str(row.get("tie_word_embeddings")).lower() == "true" or architecture.lower().startswith("gemma"),
+        groups=layer_groups(text, architecture, layers, kv_heads or heads, head_dim),
+        dtype=row.get("dtype") or "bfloat16", quantization=method, bits=quantized_bits(method) if method else 16,
+        max_position=int(text.get("max_position_embeddings") or 0),
+        **experts, **_layer_fields(text, architecture, numbers),
+        other_parameters=int(text.get("other_parameters") or 0),
+        multimodal="ConditionalGeneration" in architecture or architecture.startswith("NemotronH_"),
+        encoder=encoder_of(architecture, {}),
+    )  # fmt: skip
+    return named_quantization(shape, row.get("model") or "")
+
+
+def _row_architecture(row: dict) -> str:
+    """The architecture as vLLM names it, where the table has llama.cpp's word or the language model's only."""
+    named = row.get("architecture") or "unknown"
+    if named.startswith("NemotronH") and re.search(r"omni|-vl\b", row.get("model") or "", re.IGNORECASE):
+        return "NemotronH_Nano_Omni_Reasoning_V3"
+    return {"gemma3": "Gemma3", "gemma2": "Gemma2"}.get(named, named)
+
+
+def _row_text(row: dict, architecture: str, layers: int) -> dict:
+    """A row as the fields of a configuration."""
+    text: dict = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", row.get("notes") or "")}
     full, other = min(_number(row.get("full_attention_layers")), layers), row.get("other_layers") or ""
-    text: dict = {**extra}
-    architecture = row.get("architecture") or "unknown"
-    if full and other:
-        kind = SLIDING if "sliding" in other else LINEAR
-        text["layer_types"] = _spread(layers, full, kind)
-    elif full:
+    if _number(row.get("num_experts")):
+        text["num_experts"] = _number(row["num_experts"])
+    if full and architecture.startswith("NemotronH"):
+        # A layer is attention, Mamba-2 or a feed-forward, as many of the second as of the third.
+        text.setdefault("mamba_num_heads", 64)
+        text.setdefault("moe_shared_expert_intermediate_size", 2 * text.get("moe_intermediate_size", 0))
         text["layer_types"] = _spread(layers, full, LINEAR)
-    if lora_rank:
-        text["kv_lora_rank"], text["qk_rope_head_dim"] = lora_rank, _number(row.get("qk_rope_head_dim")) or 64
+        rest = [i for i, kind in enumerate(text["layer_types"]) if kind != "full_attention"]
+        for i in rest[1::2]:
+            text["layer_types"][i] = "moe"
+    elif full:
+        text["layer_types"] = _spread(layers, full, SLIDING if "sliding" in other else LINEAR)
+    if _number(row.get("kv_lora_rank")):
+        text["kv_lora_rank"] = _number(row["kv_lora_rank"])
+        text["qk_rope_head_dim"] = _number(row.get("qk_rope_head_dim")) or 64
     if _number(row.get("sliding_window")):
         text["sliding_window"] = _number(row["sliding_window"])
-        text["use_sliding_window"] = "sliding" in other or architecture.startswith(("Gemma", "gemma"))
-    heads = _number(row.get("num_attention_heads")) or (hidden // head_dim if head_dim and hidden else kv_heads)
-    experts = _number(row.get("num_experts"))
-    method = row.get("quant_method") or ""
-    intermediate = _number(row.get("intermediate_size"))
-    return Shape(
-        architecture=architecture, layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads or heads,
-        head_dim=head_dim, intermediate=intermediate, vocab=_number(row.get("vocab_size")),
-        tied=str(row.get("tie_word_embeddings")).lower() == "true"
-        or architecture.lower().startswith("gemma"),
-        groups=layer_groups(text, _family(architecture), layers, kv_heads or heads, head_dim),
-        dtype=row.get("dtype") or "bfloat16", quantization=method, bits=quantized_bits(method) if method else 16,
-        max_position=extra.get("max_position_embeddings", 0),
-        experts=experts, experts_per_token=extra.get("num_experts_per_tok", 8 if experts else 0),
-        expert_intermediate=extra.get("moe_intermediate_size", 0),
-        layer_input=extra.get("hidden_size_per_layer_input", 0),
-        wide_layers=extra.get("num_kv_shared_layers", 0) if extra.get("use_double_wide_mlp") else 0,
-        wider_heads=_wider_heads(text, architecture, layers, head_dim),
-        other_parameters=extra.get("other_parameters", 0),
-        multimodal="ConditionalGeneration" in architecture, encoder=encoder_of(architecture, {}),
-    )  # fmt: skip
-
-
-def _family(architecture: str) -> str:
-    return {"gemma3": "Gemma3", "gemma2": "Gemma2"}.get(architecture, architecture)
+        text["use_sliding_window"] = "sliding" in other or architecture.startswith("Gemma")
+    return text
 
 
 def _spread(layers: int, full: int, other: str) -> list[str]:
@@ -498,10 +464,20 @@ def _spread(layers: int, full: int, other: str) -> list[str]:
 
 
 def with_quantization(shape: Shape, method: str, name: str = "") -> Shape:
-    """The shape with the quantization the engine is told to apply; a GGUF file's `name` tells its bits."""
+    """The shape with the quantization the engine is told to apply; a model's `name` may tell its bits."""
     if not method:
-        return shape
+        return named_quantization(shape, name)
     bits = quantized_bits(method)
     if method == "gguf":
         bits = next((bits for word, bits in GGUF_BITS.items() if word in name.lower()), bits)
-    return replace(shape, quantization=method, bits=shape.bits if shape.quantization and shape.bits < 16 else bits)
+    bits = shape.bits if shape.quantization and shape.bits < 16 else bits
+    return named_quantization(replace(shape, quantization=method, bits=bits), name)
+
+
+def named_quantization(shape: Shape, name: str) -> Shape:
+    """The shape with what a quantized model's name says where no configuration does."""
+    if not shape.quantization or shape.kept is not None:
+        return shape
+    fine = is_fine_awq(shape.quantization, name) or re.search(r"\bqat\b", name, re.IGNORECASE)
+    bits = GROUP_32_BITS if fine and 4 <= shape.bits < GROUP_32_BITS else shape.bits
+    return replace(shape, bits=bits, kept=usually_kept(shape.quantization, shape.moe, name))

@@ -6,14 +6,9 @@ Only the pieces that are asked for are read; a weight file of many gigabytes cos
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.parse
-import urllib.request
 from pathlib import Path
 
 from .errors import PlanError
-
-TIMEOUT_S = 15
 
 
 class LocalSource:
@@ -45,84 +40,6 @@ class LocalSource:
                 return handle.read() if length is None else handle.read(length)
         except PermissionError:
             raise PlanError(f"{path} may not be read by this user: give it read permission.") from None
-
-
-class _SameHostCredentials(urllib.request.HTTPRedirectHandler):
-    """Hubs redirect to a content network: the token must not travel there."""
-
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        new = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if new is not None and urllib.parse.urlsplit(newurl).netloc != urllib.parse.urlsplit(req.full_url).netloc:
-            new.headers.pop("Authorization", None)
-            new.unredirected_hdrs.pop("Authorization", None)
-        return new
-
-
-class HubSource:
-    """The files of one model revision on a hub or mirror (`<base>/<model>/resolve/<revision>/<file>`)."""
-
-    def __init__(self, base: str, model: str, revision: str = "main", token: str = ""):
-        self.model, self.revision, self.token = model, revision or "main", token
-        self.base = base.rstrip("/")
-        self.label = f"{model} at {self.base}"
-        self._sizes: dict[str, int] = {}
-        self._opener = urllib.request.build_opener(_SameHostCredentials)
-
-    def names(self) -> list[str]:
-        return []
-
-    def _request(self, name: str, start: int, length: int | None) -> bytes:
-        quoted = "/".join(urllib.parse.quote(part) for part in (self.model, "resolve", self.revision, name))
-        request = urllib.request.Request(f"{self.base}/{quoted}")
-        if self.token:
-            request.add_header("Authorization", f"Bearer {self.token}")
-        if length is not None:
-            request.add_header("Range", f"bytes={start}-{start + length - 1}")
-        with self._opener.open(request, timeout=TIMEOUT_S) as answer:
-            content_range = answer.headers.get("Content-Range", "")
-            if "/" in content_range and content_range.rsplit("/", 1)[1].isdigit():
-                self._sizes[name] = int(content_range.rsplit("/", 1)[1])
-            elif answer.headers.get("Content-Length"):
-                self._sizes[name] = int(answer.headers["Content-Length"])
-            if answer.status == 206 or length is None:
-                return answer.read() if length is None else answer.read(length)
-            # The server ignores ranges: take no more of the body than what was wanted.
-            return answer.read(start + length)[start:]
-
-    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
-        try:
-            return self._request(name, start, length)
-        except urllib.error.HTTPError as error:
-            if error.code in (401, 403):
-                raise PlanError(
-                    f"Model {self.model} is gated or private (HTTP {error.code} from {self.base}): "
-                    "accept its licence and give a token that may read it."
-                ) from None
-            if error.code == 404:
-                raise PlanError(
-                    f"{name} of model {self.model} at revision {self.revision} is not on {self.base}: "
-                    "check the model's name and revision."
-                ) from None
-            raise PlanError(f"{self.base} answered HTTP {error.code} for {name} of {self.model}: try again.") from None
-        except (urllib.error.URLError, OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            raise PlanError(f"{self.base} cannot be reached ({reason}): check hub_url, or give a local path.") from None
-
-    def exists(self, name: str) -> bool:
-        try:
-            self._request(name, 0, 1)
-        except urllib.error.HTTPError as error:
-            if error.code in (404, 416):
-                return error.code == 416
-            self.read(name, 0, 1)
-        except (urllib.error.URLError, OSError, ValueError):
-            self.read(name, 0, 1)
-        return True
-
-    def size(self, name: str) -> int:
-        if name not in self._sizes:
-            self.read(name, 0, 1)
-        return self._sizes.get(name, 0)
 
 
 def read_json(source, name: str) -> dict:
@@ -166,6 +83,8 @@ def open_model(model: str, revision: str = "", hub_url: str = "", hf_home: str =
         if snapshot:
             return LocalSource(snapshot), ""
     if hub_url:
+        from .hub import HubSource  # a question about files at hand does not wait for an HTTP client
+
         parts = model.split("/")
         if model.endswith(".gguf") and len(parts) > 2:
             return HubSource(hub_url, "/".join(parts[:2]), revision, token), "/".join(parts[2:])

@@ -6,6 +6,7 @@ import re
 
 from .errors import PlanError
 from .figures import COMPUTED, ESTIMATED, GIB, READ, Figure, estimate
+from .quantization import BESIDE_EXPERTS, FINE_BITS
 from .shape import DTYPE_BYTES, Shape
 from .tensors import SAFETENSORS_BYTES, Tensor
 
@@ -51,22 +52,40 @@ def _keeps_type(name: str) -> bool:
 def from_shape(shape: Shape, dtype: str, name: str, tp: int, pp: int, ep: int | None = None) -> Figure:
     """Weights by the dimensions, or by the number of parameters in the model's name where those are not enough."""
     plain = dtype_bytes(dtype)
-    linear_bytes = shape.bits / 8 if shape.quantization else plain
-    complete = shape.intermediate and shape.hidden and shape.vocab
-    stated = parameters_in_name(name)
-    share = tp * pp
-    if complete and not (shape.moe and not shape.expert_intermediate) and not shape.hybrid:
+    complete = (shape.expert_intermediate if shape.moe else shape.intermediate) and shape.hidden and shape.vocab
+    if complete:
         total = shape.weight_bytes(plain, tp, ep) * ALLOCATOR / pp + TABLES
         spread = 0.02 if shape.known else 0.10
-        low, high = total * (1 - spread), total * (1 + 2 * spread)
-        return Figure(total, COMPUTED, low, high, "dimensions in the configuration")
-    if stated:
-        embedding = min(shape.embedding_parameters(), stated / 2)
-        total = ((stated - embedding) * linear_bytes + embedding * plain) * ALLOCATOR / share
-        return Figure(total, ESTIMATED, total * 0.94, total * 1.08, f"{stated / 1e9:g} billion parameters by its name")
-    raise PlanError(
-        f"The weights of {name} cannot be computed: its configuration has no sizes of experts and its files are absent."
-    )
+        low, high, note = total * (1 - spread), total * (1 + 2 * spread), "dimensions in the configuration"
+        if shape.quantization and not shape.kept_known and shape.quantization != "gguf":
+            # Nobody said which parts are quantized, nor in how large groups.
+            fine = FINE_BITS if shape.bits < FINE_BITS else 0
+            low = min(low, shape.weight_bytes(plain, tp, ep, frozenset()) * ALLOCATOR / pp)
+            high = max(high, shape.weight_bytes(plain, tp, ep, BESIDE_EXPERTS & _mostly(shape), fine) * ALLOCATOR / pp)
+            note += "; which parts are quantized is in the files"
+        return Figure(total, COMPUTED, low, high, note)
+    return _from_name(shape, plain, name, tp * pp)
+
+
+def _mostly(shape: Shape) -> frozenset[str]:
+    """The parts that a quantization may leave alone without losing its point: not what most weights are in."""
+    parts = shape.parts()
+    return frozenset(part for part, size in parts.items() if size < 0.5 * sum(parts.values()))
+
+
+def _from_name(shape: Shape, plain: int, name: str, share: int) -> Figure:
+    """Weights by the number of parameters that a model's name states, spread over `share` GPUs."""
+    stated = parameters_in_name(name)
+    if not stated:
+        raise PlanError(
+            f"The weights of {name} cannot be computed: its configuration has no sizes of experts and its files are "
+            "absent."
+        )
+    linear_bytes = shape.bits / 8 if shape.quantization else plain
+    embedding = min(shape.embedding_parameters(), stated / 2)
+    total = ((stated - embedding) * linear_bytes + embedding * plain) * ALLOCATOR / share
+    high = 1.22 if shape.quantization else 1.08
+    return Figure(total, ESTIMATED, total * 0.94, total * high, f"{stated / 1e9:g} billion parameters by its name")
 
 
 def parameters_in_name(name: str) -> float:

@@ -1,0 +1,64 @@
+"""One question to the planner as the module, its action and the command line ask it: the options, and the answer."""
+
+from __future__ import annotations
+
+from . import planner, render
+
+_TEXT, _NUMBER, _FLAG = {"type": "str"}, {"type": "int"}, {"type": "bool"}
+SERVICE = {
+    "name": {"type": "str", "required": True},
+    "engine": {"type": "str", "choices": list(planner.ENGINES), "default": "vllm"},
+    "hf_home": {"type": "path"},
+    "config": {"type": "dict"},
+    "gpu_memory_utilization": {"type": "float"},
+    "adapters": {
+        "type": "list",
+        "elements": "dict",
+        "options": dict.fromkeys(("name", "source", "revision", "path"), _TEXT),
+    },
+    "engine_arguments": {"type": "dict"},
+    **dict.fromkeys(("version", "model", "revision", "unit", "dtype", "quantization", "kv_cache_dtype"), _TEXT),
+    **dict.fromkeys(("enforce_eager", "flash_attention"), _FLAG),
+    **dict.fromkeys(
+        (
+            "model_size_mib", "memory_mib", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_loras",
+            "tensor_parallel_size", "max_lora_rank", "gpu_layers", "context", "batch", "ubatch", "parallel",
+        ),
+        _NUMBER,
+    ),
+}  # fmt: skip
+OPTIONS = {
+    "services": {"type": "list", "elements": "dict", "required": True, "options": SERVICE},
+    "gpu": {"type": "dict", "options": {"name": _TEXT, "total_mib": _NUMBER, "free_mib": _NUMBER, "wsl": _FLAG}},
+    "gpu_index": _NUMBER,
+    "hub_url": _TEXT,
+    "hub_token": {"type": "str", "no_log": True},
+    "refuse": {"type": "bool", "default": False},
+    "compare": {"type": "bool", "default": False},
+    "history_path": {"type": "path"},
+    "show": {"type": "str", "choices": ["nothing", "table", "json"], "default": "nothing"},
+}
+
+
+def services_of(params: dict) -> list[dict]:
+    """The services without the options that nobody gave."""
+    return [{k: v for k, v in service.items() if v is not None} for service in params["services"]]
+
+
+def ask(params: dict, gpu: dict) -> tuple[dict, dict]:
+    """(the planner's result, the answer in plain types) on a GPU; PlanError for input that cannot be used."""
+    result = planner.plan(
+        services_of(params), gpu, params.get("hub_url") or "", params.get("hub_token") or "",
+        params.get("history_path") or "",
+    )  # fmt: skip
+    answer = {"verdict": result["verdict"], "plan": render.as_json(result), "rendered": render.as_text(result)}
+    return result, answer
+
+
+def refusal(result: dict) -> str:
+    """Why the first service that is refused would not start, and what would help; "" when none is."""
+    first = next((s for s in result["services"] if not s["runs"]), None)
+    if first is None:
+        return ""
+    cure = f" Cure: {'; or '.join(first['cures'])}." if first["cures"] else ""
+    return f"{first['name']} would not start on {result['gpu'].name}: {first['message'].rstrip('.')}.{cure}"
