@@ -1,0 +1,159 @@
+"""The table of known causes, and which of its rows lines agree with."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .lines import DEBUG, INFO, WARNING, Line
+
+# In this order a cause comes before another one, since it explains it.
+AREAS = ("host", "gpu", "unit", "files", "engine", "client")
+RANKS = ("cause", "general", "effect")
+TABLE = Path(__file__).resolve().parents[3] / "data" / "diagnosis"
+JOINED = 4  # lines that a program breaks one message into
+LONGEST = 4000  # characters of a line that are looked at
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A row of the table; data/diagnosis/README.md describes its keys."""
+
+    id: str
+    area: str
+    matches: tuple
+    says: str
+    cure: str = ""
+    services: tuple = ()  # empty: for all
+    unless: re.Pattern | None = None
+    after: re.Pattern | None = None
+    unless_after: re.Pattern | None = None
+    rank: str = "cause"
+    levels: frozenset = frozenset()
+    stops: bool = True
+    kind_of: str = ""
+    place: int = 0
+
+    @property
+    def order(self) -> tuple:
+        """What makes it the likelier one of two: the smaller."""
+        return RANKS.index(self.rank), AREAS.index(self.area), self.place
+
+
+@dataclass(frozen=True)
+class Found:
+    """A cause with what proves it: `line` as it was written, `index` where."""
+
+    cause: Cause
+    says: str
+    cure: str
+    line: Line
+    index: int
+    values: tuple = field(default=())
+
+
+@dataclass(frozen=True)
+class Table:
+    causes: tuple
+    harmless: re.Pattern
+
+
+def _texts(value) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def cause(row: dict, area: str, place: int) -> Cause:
+    """Return a row of the file of an area; raises ValueError, KeyError or re.error where it is none."""
+    unknown = set(row) - set(Cause.__dataclass_fields__) | {"area", "place"} & set(row)
+    if unknown:
+        raise ValueError(f"{row['id']}: unknown keys {', '.join(sorted(unknown))}")
+    patterns = {key: re.compile(row[key]) for key in ("unless", "after", "unless_after") if key in row}
+    return Cause(
+        **{
+            **row,
+            **patterns,
+            "area": area,
+            "place": place,
+            "matches": tuple(re.compile(text) for text in _texts(row["matches"])),
+            "services": () if row["services"] == "all" else tuple(row["services"]),
+            "levels": frozenset(row.get("levels", ())),
+        }
+    )
+
+
+def load(folder: Path = TABLE) -> Table:
+    """Return the table; needs PyYAML, which a controller has."""
+    import yaml
+
+    rows = []
+    for area in AREAS:
+        listed = yaml.safe_load((folder / "causes" / f"{area}.yml").read_text(encoding="utf-8"))
+        rows += [cause(row, area, place) for place, row in enumerate(listed)]
+    harmless = yaml.safe_load((folder / "harmless.yml").read_text(encoding="utf-8"))
+    return Table(tuple(rows), re.compile("|".join(f"(?:{text})" for text in harmless)))
+
+
+def windows(lines: list[Line]) -> list[tuple[int, str, int]]:
+    """Return (index, text, length of the first line) for each line with those that it may be broken over."""
+    found = []
+    for index, line in enumerate(lines):
+        first = line.text.strip()[:LONGEST]
+        text = first
+        for following in lines[index + 1 : index + JOINED]:
+            if following.speaker != line.speaker or (following.level and following.level != line.level):
+                break
+            text += " " + following.text.strip()[:LONGEST]
+        found.append((index, re.sub(r"\s+", " ", text) if "  " in text else text, len(first)))
+    return found
+
+
+def found(lines: list[Line], table: Table, service: str | None = None) -> list[Found]:
+    """Return the rows that lines agree with, in the order of the lines; `service` leaves out other services' rows."""
+    rows = [row for row in table.causes if not service or not row.services or service in row.services]
+    agreeing = []
+    for index, text, length in windows(lines):
+        line = lines[index]
+        if not text or line.level == DEBUG or table.harmless.search(line.text):
+            continue
+        for row in rows:
+            if line.level in (INFO, WARNING) and line.level not in row.levels:
+                continue
+            for pattern in row.matches:
+                match = pattern.search(text)
+                if not match or match.start() > length:
+                    continue
+                if row.unless and row.unless.search(text[: max(length, match.end())]):
+                    continue
+                said = [each.text for each in lines[: index + 1]] if row.after or row.unless_after else ()
+                if row.after and not any(row.after.search(each) for each in said):
+                    continue
+                if row.unless_after and any(row.unless_after.search(each) for each in said):
+                    continue
+                agreeing.append(_found(row, match, line, index))
+                break
+    return agreeing
+
+
+def _found(row: Cause, match: re.Match, line: Line, index: int) -> Found:
+    # A group of another pattern of the row is not there, or empty: then nothing is said of it.
+    values = [value.strip(" .,;:\"'") if value else "" for value in match.groups()]
+
+    def fill(text: str) -> str:
+        for number, value in enumerate(values, 1):
+            text = text.replace(f"\\{number}", value)
+        text = re.sub(r"\\\d", "", text)
+        return re.sub(r" ?\(\W*\)", "", re.sub(r"\s+", " ", text)).replace(" .", ".").strip()
+
+    return Found(row, fill(row.says), fill(row.cure), line, index, tuple(values))
+
+
+def phase(journal: list[str], folder: Path = TABLE) -> str | None:
+    """Return what a start is doing, by the last of the known phases that its journal shows; None before the first."""
+    import yaml
+
+    said = None
+    for row in yaml.safe_load((folder / "phases.yml").read_text(encoding="utf-8")):
+        match = next((match for line in journal if (match := re.search(row["matches"], line))), None)
+        said = match.expand(row["says"]) if match else said
+    return said
