@@ -44,22 +44,11 @@ def facts(verdict: judge.Verdict) -> dict:
     found = verdict.cause
     return {
         "failed": verdict.failed,
-        "cause": found and {**_facts(found), "agreeing": [state.says for state in verdict.agreeing]},
-        "exception": verdict.exception,
-        "also": [_facts(each) for each in verdict.others],
+        "cause": found and {**render.facts(found), "agreeing": [state.says for state in verdict.agreeing]},
+        "exception": render.short(verdict.exception),
+        "also": [render.facts(each) for each in verdict.others],
         "states": [dataclasses.asdict(state) for state in verdict.seen],
         "ends": verdict.ends,
-    }
-
-
-def _facts(found: causes.Found) -> dict:
-    row = found.cause
-    return {
-        "id": row.id,
-        "area": row.area,
-        "says": found.says,
-        "cure": found.cure,
-        "line": render.short(found.line.raw),
     }
 
 
