@@ -1,0 +1,206 @@
+"""What the diagnosis sees on a machine, and the report that it makes of it."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from plugins.module_utils.diagnosis import causes, host, judge, report
+
+TABLE = causes.load()
+NOBODY = 65534
+
+
+def evidence(*lines, states=(), failing=True, running=False, host_states=(), host_lines=(), problems=()):
+    """Return what `look` hands over, of one service named vllm."""
+    unit = {
+        "unit": "vllm.service",
+        "running": running,
+        "failing": failing,
+        "begun": 0,
+        "lines": [host._line(text, "vllm") for text in lines],
+        "states": list(states),
+    }
+    own = {"lines": [host._line(text, "kernel") for text in host_lines], "states": list(host_states)}
+    return {"services": {"vllm": unit}, "host": own, "problems": list(problems), "seconds": 1.0}
+
+
+# -- units --
+
+
+@pytest.mark.parametrize(
+    ("shown", "cause"),
+    [
+        ({"LoadState": "not-found"}, "systemd_unit_missing"),
+        ({"LoadState": "masked"}, "systemd_unit_masked"),
+        ({"LoadState": "bad-setting"}, "systemd_unit_invalid"),
+        (
+            {"ActiveState": "failed", "Result": "exit-code", "ExecMainCode": "1", "ExecMainStatus": "203"},
+            "systemd_exec_203",
+        ),
+        (
+            {"ActiveState": "failed", "Result": "exit-code", "ExecMainCode": "1", "ExecMainStatus": "201"},
+            "systemd_exec_setup",
+        ),
+        (
+            {"SubState": "auto-restart", "Result": "oom-kill", "ExecMainCode": "2", "ExecMainStatus": "9"},
+            "host_ram_oom_killed",
+        ),
+        (
+            {"ActiveState": "failed", "Result": "timeout", "ExecMainCode": "2", "ExecMainStatus": "15"},
+            "systemd_start_timeout",
+        ),
+        ({"ActiveState": "failed", "Result": "signal", "ExecMainCode": "3", "ExecMainStatus": "31"}, "systemd_seccomp"),
+        (
+            {"ActiveState": "failed", "Result": "core-dump", "ExecMainCode": "3", "ExecMainStatus": "11"},
+            "systemd_killed",
+        ),
+        ({"ActiveState": "active", "Result": "success", "ExecMainCode": "0", "ExecMainStatus": "0"}, None),
+        ({"ActiveState": "inactive", "Result": "success", "ExecMainCode": "1", "ExecMainStatus": "0"}, None),
+    ],
+)
+def test_how_a_unit_stands_is_said_in_words_that_the_table_knows(shown, cause):
+    lines = host.ending("vllm.service", {"LoadState": "loaded", **shown})
+    found = judge.judge([judge.Line(**host._line(text, "systemd")) for text in lines], TABLE).cause
+    assert (found and found.cause.id) == cause
+
+
+def test_what_keeps_a_user_from_a_program_is_found_along_its_links(tmp_path):
+    tmp_path.chmod(0o755)
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    python = home / "python"
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    link = tmp_path / "link"
+    link.symlink_to(python)
+    tool = tmp_path / "tool"
+    tool.write_text(f"#!{link} -E\n")
+    tool.chmod(0o755)
+    for parent in tmp_path.parents:
+        if not parent.stat().st_mode & 0o001:
+            parent.chmod(parent.stat().st_mode | 0o001)
+    assert host.obstacle(str(tool), NOBODY, {NOBODY}) == f"{home} is closed to its user"
+    assert host.obstacle(str(tool), 0, {0}) is None
+    home.chmod(0o755)
+    assert host.obstacle(str(tool), NOBODY, {NOBODY}) is None
+    python.chmod(0o644)
+    assert host.obstacle(str(tool), NOBODY, {NOBODY}) == f"{python} is not executable for its user"
+    assert host.obstacle(str(tool), 0, {0}) == f"{python} is not executable for its user"
+    python.unlink()
+    assert host.obstacle(str(tool), NOBODY, {NOBODY}) == f"{python} does not exist"
+    link.unlink()
+    link.symlink_to(link)
+    assert host.obstacle(str(tool), NOBODY, {NOBODY}) == f"{link} is a link to itself"
+
+
+# -- looks --
+
+
+def test_a_look_that_breaks_or_hangs_ends_alone():
+    def broken():
+        raise RuntimeError("no such command")
+
+    found, problems = host._side_by_side({"a": lambda: 1, "b": broken, "c": lambda: time.sleep(1.5)}, 0.3)
+    assert found == {"a": 1}
+    assert problems == ["b: no such command", "c: no end within 0.3 s"]
+
+
+def test_a_host_without_systemd_journal_and_gpu_is_looked_at(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(host.service_release, "STORE", tmp_path)
+    begun = time.monotonic()
+    seen = host.look([{"name": "vllm"}], gpu=False)
+    assert time.monotonic() - begun < host.LOOK_LIMIT
+    assert any(problem.startswith("the unit of vllm: ") for problem in seen["problems"])
+    assert "in what could be looked at" in report.of_host({**seen, "host": {"lines": [], "states": []}})["report"][0]
+
+
+def test_what_is_in_the_way_to_an_upstream():
+    assert host.reach("http://nosuch.invalid/x").startswith("the name nosuch.invalid is not known")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        assert host.reach(f"http://127.0.0.1:{port}/") == f"127.0.0.1:{port} does not answer (Connection refused)"
+        closed.listen()
+        assert host.reach(f"http://127.0.0.1:{port}/") is None
+
+
+def test_memory_that_the_kernel_wanted_counts_for_the_service_that_it_killed():
+    killed = judge.Line("Out of memory: Killed process 7 (python) total-vm:1kB", None, "kernel")
+    other = {
+        "lines": [host._line("OSError: [Errno 98] Address already in use", "x")],
+        "failing": True,
+        "begun": 0,
+        "unit": "a.service",
+    }
+    victim = {
+        "lines": [host._line("b.service: Main process exited, code=killed, status=9/KILL", "x")],
+        "failing": True,
+        "begun": 0,
+        "unit": "b.service",
+    }
+    host._lay_kernel({"a": other, "b": victim}, [(1000.0, killed)])
+    assert len(other["lines"]) == 1
+    assert victim["lines"][0]["text"].startswith("Out of memory")
+
+
+# -- the report --
+
+
+def test_a_healthy_host_says_only_that():
+    told = report.of_host(
+        evidence(failing=False, running=True, states=[host.state("vllm.service is changed by x.")]), TABLE
+    )
+    assert (told["healthy"], told["report"], told["causes"]) == (True, ["Nothing is wrong here (vllm)."], [])
+
+
+def test_a_cause_stands_first_with_what_bears_it_out():
+    line = "OSError: [Errno 98] error while attempting to bind: address already in use"
+    told = report.of_host(
+        evidence(line, states=[host.state("port 8001 is held by python3 (pid 7).", "port_in_use")],
+                 host_states=[host.state("/ has 0 inodes left.", "disk_full", wrong=True)]),
+        TABLE,
+    )  # fmt: skip
+    assert told["healthy"] is False
+    assert told["report"][:4] == [
+        "vllm: its port is taken.",
+        "  cause  port_in_use (unit)",
+        f"  proof  {line}",
+        "         port 8001 is held by python3 (pid 7).",
+    ]
+    assert told["report"][-2:] == ["host, also seen:", "    - / has 0 inodes left."]
+    assert told["causes"][0]["service"] == "vllm"
+
+
+def test_a_fault_of_the_host_without_a_line_stands_alone():
+    told = report.of_host(
+        evidence(failing=False, running=True, host_states=[host.state("/ is full.", wrong=True)]), TABLE
+    )
+    assert (told["healthy"], told["causes"]) == (False, [])
+    assert told["report"] == ["host, also seen:", "    - / is full."]
+
+
+def test_an_unknown_failure_shows_its_deepest_exception():
+    told = report.of_host(
+        evidence("ValueError: the moon is full", "RuntimeError: Engine core initialization failed."), TABLE
+    )
+    assert told["report"][:2] == [
+        "vllm: it failed, and no known cause explains it.",
+        "  deepest exception  ValueError: the moon is full",
+    ]
+
+
+def test_no_key_is_shown():
+    line = "OSError: [Errno 98] address already in use {'api_key': ['abc']} Authorization: Bearer abcdefghijkl http://u:p@h hf_abcdefghij"
+    text = "\n".join(report.of_host(evidence(line), TABLE)["report"])
+    assert not any(secret in text for secret in ("abc", "u:p"))
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs Linux")
+def test_facts_of_this_machine_can_be_read():
+    for look in (host._disks, host._memory, host._changes):
+        assert isinstance(look(), list)
