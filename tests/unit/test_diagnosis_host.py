@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import time
-from pathlib import Path
 
 import pytest
 
@@ -32,40 +31,35 @@ def evidence(*lines, states=(), failing=True, running=False, host_states=(), hos
 
 
 @pytest.mark.parametrize(
-    ("shown", "cause"),
+    ("load", "active", "result", "code", "status", "cause"),
     [
-        ({"LoadState": "not-found"}, "systemd_unit_missing"),
-        ({"LoadState": "masked"}, "systemd_unit_masked"),
-        ({"LoadState": "bad-setting"}, "systemd_unit_invalid"),
-        (
-            {"ActiveState": "failed", "Result": "exit-code", "ExecMainCode": "1", "ExecMainStatus": "203"},
-            "systemd_exec_203",
-        ),
-        (
-            {"ActiveState": "failed", "Result": "exit-code", "ExecMainCode": "1", "ExecMainStatus": "201"},
-            "systemd_exec_setup",
-        ),
-        (
-            {"SubState": "auto-restart", "Result": "oom-kill", "ExecMainCode": "2", "ExecMainStatus": "9"},
-            "host_ram_oom_killed",
-        ),
-        (
-            {"ActiveState": "failed", "Result": "timeout", "ExecMainCode": "2", "ExecMainStatus": "15"},
-            "systemd_start_timeout",
-        ),
-        ({"ActiveState": "failed", "Result": "signal", "ExecMainCode": "3", "ExecMainStatus": "31"}, "systemd_seccomp"),
-        (
-            {"ActiveState": "failed", "Result": "core-dump", "ExecMainCode": "3", "ExecMainStatus": "11"},
-            "systemd_killed",
-        ),
-        ({"ActiveState": "active", "Result": "success", "ExecMainCode": "0", "ExecMainStatus": "0"}, None),
-        ({"ActiveState": "inactive", "Result": "success", "ExecMainCode": "1", "ExecMainStatus": "0"}, None),
+        ("not-found", "inactive", "success", 0, 0, "systemd_unit_missing"),
+        ("masked", "inactive", "success", 0, 0, "systemd_unit_masked"),
+        ("bad-setting", "inactive", "success", 0, 0, "systemd_unit_invalid"),
+        ("loaded", "failed", "exit-code", 1, 203, "systemd_exec_203"),
+        ("loaded", "failed", "exit-code", 1, 201, "systemd_exec_setup"),
+        ("loaded", "failed", "oom-kill", 2, 9, "host_ram_oom_killed"),
+        ("loaded", "failed", "timeout", 2, 15, "systemd_start_timeout"),
+        ("loaded", "failed", "signal", 3, 31, "systemd_seccomp"),
+        ("loaded", "failed", "core-dump", 3, 11, "systemd_killed"),
+        ("loaded", "active", "success", 0, 0, None),
+        ("loaded", "inactive", "success", 1, 0, None),
     ],
 )
-def test_how_a_unit_stands_is_said_in_words_that_the_table_knows(shown, cause):
-    lines = host.ending("vllm.service", {"LoadState": "loaded", **shown})
-    found = judge.judge([judge.Line(**host._line(text, "systemd")) for text in lines], TABLE).cause
+def test_how_a_unit_stands_is_said_in_words_that_the_table_knows(load, active, result, code, status, cause):
+    shown = {"LoadState": load, "ActiveState": active, "Result": result}
+    told = host.ending("vllm.service", {**shown, "ExecMainCode": str(code), "ExecMainStatus": str(status)})
+    found = judge.judge([judge.Line(**host._line(text, "systemd")) for text in told], TABLE).cause
     assert (found and found.cause.id) == cause
+
+
+def test_a_unit_that_systemd_is_about_to_start_again_has_failed():
+    shown = {"LoadState": "loaded", "ActiveState": "activating", "SubState": "auto-restart", "Result": "exit-code"}
+    told = host.ending("a.service", {**shown, "ExecMainCode": "1", "ExecMainStatus": "217"})
+    assert told == [
+        "a.service: Main process exited, code=exited, status=217/USER",
+        "a.service: Failed with result 'exit-code'.",
+    ]
 
 
 def test_what_keeps_a_user_from_a_program_is_found_along_its_links(tmp_path):
@@ -131,18 +125,13 @@ def test_what_is_in_the_way_to_an_upstream():
 
 def test_memory_that_the_kernel_wanted_counts_for_the_service_that_it_killed():
     killed = judge.Line("Out of memory: Killed process 7 (python) total-vm:1kB", None, "kernel")
-    other = {
-        "lines": [host._line("OSError: [Errno 98] Address already in use", "x")],
-        "failing": True,
-        "begun": 0,
-        "unit": "a.service",
+    texts = {
+        "a.service": "OSError: [Errno 98] Address already in use",
+        "b.service": "b.service: Main process exited, code=killed, status=9/KILL",
     }
-    victim = {
-        "lines": [host._line("b.service: Main process exited, code=killed, status=9/KILL", "x")],
-        "failing": True,
-        "begun": 0,
-        "unit": "b.service",
-    }
+    other, victim = (
+        {"lines": [host._line(text, "x")], "failing": True, "begun": 0, "unit": unit} for unit, text in texts.items()
+    )
     host._lay_kernel({"a": other, "b": victim}, [(1000.0, killed)])
     assert len(other["lines"]) == 1
     assert victim["lines"][0]["text"].startswith("Out of memory")
@@ -195,12 +184,12 @@ def test_an_unknown_failure_shows_its_deepest_exception():
 
 
 def test_no_key_is_shown():
-    line = "OSError: [Errno 98] address already in use {'api_key': ['abc']} Authorization: Bearer abcdefghijkl http://u:p@h hf_abcdefghij"
+    line = "OSError: [Errno 98] address already in use {'api_key': ['abc']}"
+    line += " Authorization: Bearer abcdefghijkl http://u:p@h hf_abcdefghij"
     text = "\n".join(report.of_host(evidence(line), TABLE)["report"])
     assert not any(secret in text for secret in ("abc", "u:p"))
 
 
-@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs Linux")
 def test_facts_of_this_machine_can_be_read():
     for look in (host._disks, host._memory, host._changes):
         assert isinstance(look(), list)
