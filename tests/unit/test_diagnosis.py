@@ -19,6 +19,7 @@ from diagnosis import causes, failures, judge, lines, render  # noqa: E402
 TABLE = causes.load()
 STARTS = yaml.safe_load((ROOT / "tests/data/diagnosis/starts.yml").read_text())
 HEALTHY = yaml.safe_load((ROOT / "tests/data/diagnosis/healthy.yml").read_text())
+WORDS = yaml.safe_load((ROOT / "tests/data/diagnosis/words.yml").read_text())
 CASES = [
     json.loads(line)
     for path in sorted((ROOT / "tests/data/diagnosis").glob("*.jsonl"))
@@ -130,6 +131,11 @@ def test_a_case_is_right(case):
     found = judge.judge(lines.read(case["log"]), TABLE).cause
     named = {found.cause.id, found.cause.kind_of} if found else {"none"}
     assert named & {case["cause"], *(case.get("accept") or ())}
+
+
+@pytest.mark.parametrize(("cause", "log"), WORDS, ids=[f"{number}-{cause}" for number, (cause, _) in enumerate(WORDS)])
+def test_the_words_of_a_program_name_its_cause(cause, log):
+    assert said(log) == cause
 
 
 @pytest.mark.parametrize("log", HEALTHY, ids=lambda log: log["name"])

@@ -13,6 +13,7 @@ AREAS = ("host", "gpu", "unit", "files", "engine", "client")
 RANKS = ("cause", "general", "effect")
 TABLE = Path(__file__).resolve().parents[3] / "data" / "diagnosis"
 JOINED = 4  # lines that a program breaks one message into
+INNERMOST = 4  # frames of a traceback that tell where it was raised
 LONGEST = 4000  # characters of a line that are looked at
 
 
@@ -29,6 +30,7 @@ class Cause:
     unless: re.Pattern | None = None
     after: re.Pattern | None = None
     unless_after: re.Pattern | None = None
+    frame: re.Pattern | None = None
     rank: str = "cause"
     levels: frozenset = frozenset()
     stops: bool = True
@@ -68,7 +70,7 @@ def cause(row: dict, area: str, place: int) -> Cause:
     unknown = set(row) - set(Cause.__dataclass_fields__) | {"area", "place"} & set(row)
     if unknown:
         raise ValueError(f"{row['id']}: unknown keys {', '.join(sorted(unknown))}")
-    patterns = {key: re.compile(row[key]) for key in ("unless", "after", "unless_after") if key in row}
+    patterns = {key: re.compile(row[key]) for key in ("unless", "after", "unless_after", "frame") if key in row}
     return Cause(
         **{
             **row,
@@ -126,6 +128,8 @@ def found(lines: list[Line], table: Table, service: str | None = None) -> list[F
                 if row.unless and row.unless.search(text[: max(length, match.end())]):
                     continue
                 said = [each.text for each in lines[: index + 1]] if row.after or row.unless_after else ()
+                if row.frame and not any(row.frame.search(each) for each in _frames(lines, index)):
+                    continue
                 if row.after and not any(row.after.search(each) for each in said):
                     continue
                 if row.unless_after and any(row.unless_after.search(each) for each in said):
@@ -133,6 +137,18 @@ def found(lines: list[Line], table: Table, service: str | None = None) -> list[F
                 agreeing.append(_found(row, match, line, index))
                 break
     return agreeing
+
+
+def _frames(lines: list[Line], index: int) -> list[str]:
+    """Return the innermost frames of the traceback that ends at a line."""
+    frames = []
+    for line in reversed(lines[max(0, index - 60) : index]):
+        text = line.text.strip()
+        if text.startswith("Traceback (") or len(frames) == INNERMOST:
+            break
+        if text.startswith('File "'):
+            frames.append(text)
+    return frames
 
 
 def _found(row: Cause, match: re.Match, line: Line, index: int) -> Found:

@@ -25,7 +25,7 @@ _EXIT = re.compile(
 _RESTART = re.compile(r"(?:(?P<unit>[\w@.:\\-]+\.\w+): )?Scheduled restart job, restart counter is at (?P<count>\d+)")
 _FAILED = re.compile(
     r"Active: failed|Failed to start |\(code=(?:exited|killed|dumped), status=(?!0/)|fatal error|panic:"
-    r"|HTTP/[\d.]+\" 5\d\d"
+    r"|CrashLoopBackOff|Exit Code:\s+[1-9]|\"ExitCode\": [1-9]|HTTP/[\d.]+\" 5\d\d"
 )
 
 
