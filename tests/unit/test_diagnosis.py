@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -281,3 +282,21 @@ def test_the_program_reads_a_file_and_standard_input(tmp_path):
     assert (done.returncode, json.loads(done.stdout)["failed"]) == (0, False)
     done = subprocess.run([*command, "/no/such"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "/no/such: No such file or directory\n")
+
+
+def test_the_quick_look_leaves_nothing_out():
+    for row in TABLE.causes:
+        for words, pattern in zip(row.words, row.matches, strict=True):
+            assert not words or all(len(word) >= 3 for word in words), pattern
+    texts = [line for case in CASES for line in case["log"].splitlines()] + [log for _, log in WORDS]
+    for row in TABLE.causes:
+        for words, pattern in zip(row.words, row.matches, strict=True):
+            missed = [text for text in texts if pattern.search(text) and words and not any(w in text for w in words)]
+            assert not missed, (row.id, pattern.pattern)
+
+
+def test_a_long_journal_takes_seconds():
+    worst = next(case["log"] for case in CASES if case["id"] == "cuda-oom-run-01")
+    begun = time.process_time()
+    assert said("\n".join([worst] * 700)) == "cuda_oom"  # 5000 lines
+    assert time.process_time() - begun < 10

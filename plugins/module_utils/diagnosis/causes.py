@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .lines import DEBUG, INFO, WARNING, Line
+from .literals import needed
 
 # In this order a cause comes before another one, since it explains it.
 AREAS = ("host", "gpu", "unit", "files", "engine", "client")
@@ -36,6 +37,7 @@ class Cause:
     stops: bool = True
     kind_of: str = ""
     place: int = 0
+    words: tuple = ()  # see literals.needed, for each of `matches`
 
     @property
     def order(self) -> tuple:
@@ -67,17 +69,19 @@ def _texts(value) -> list[str]:
 
 def cause(row: dict, area: str, place: int) -> Cause:
     """Return a row of the file of an area; raises ValueError, KeyError or re.error where it is none."""
-    unknown = set(row) - set(Cause.__dataclass_fields__) | {"area", "place"} & set(row)
+    unknown = set(row) - set(Cause.__dataclass_fields__) | {"area", "place", "words"} & set(row)
     if unknown:
         raise ValueError(f"{row['id']}: unknown keys {', '.join(sorted(unknown))}")
     patterns = {key: re.compile(row[key]) for key in ("unless", "after", "unless_after", "frame") if key in row}
+    matches = tuple(re.compile(text) for text in _texts(row["matches"]))
     return Cause(
         **{
             **row,
             **patterns,
+            "words": tuple(needed(pattern) for pattern in matches),
             "area": area,
             "place": place,
-            "matches": tuple(re.compile(text) for text in _texts(row["matches"])),
+            "matches": matches,
             "services": () if row["services"] == "all" else tuple(row["services"]),
             "levels": frozenset(row.get("levels", ())),
         }
@@ -97,46 +101,79 @@ def load(folder: Path = TABLE) -> Table:
 
 
 def windows(lines: list[Line]) -> list[tuple[int, str, int]]:
-    """Return (index, text, length of the first line) for each line with those that it may be broken over."""
+    """Return (index, text, length of the first line) for each line with those that its message may be broken over.
+
+    The frames of a traceback are no messages: they quote a program's text.
+    """
+    quoted = _quoted(lines)
     found = []
     for index, line in enumerate(lines):
         first = line.text.strip()[:LONGEST]
+        if not first or index in quoted:
+            continue
         text = first
-        for following in lines[index + 1 : index + JOINED]:
-            if following.speaker != line.speaker or (following.level and following.level != line.level):
+        for number in range(index + 1, min(index + JOINED, len(lines))):
+            following = lines[number]
+            if number in quoted or following.speaker != line.speaker or following.level not in (None, line.level):
                 break
             text += " " + following.text.strip()[:LONGEST]
         found.append((index, re.sub(r"\s+", " ", text) if "  " in text else text, len(first)))
     return found
 
 
+def _quoted(lines: list[Line]) -> set[int]:
+    """Return the indices of a traceback's frames: the file, its line of code, and the marks below it."""
+    found: set[int] = set()
+    for index, line in enumerate(lines):
+        text = line.text.strip()
+        after_file = index - 1 in found and lines[index - 1].text.lstrip().startswith('File "')
+        if text.startswith('File "') or re.fullmatch(r"[~^ ]+", text) or (after_file and line.text[:1] == " "):
+            found.add(index)
+    return found
+
+
 def found(lines: list[Line], table: Table, service: str | None = None) -> list[Found]:
     """Return the rows that lines agree with, in the order of the lines; `service` leaves out other services' rows."""
     rows = [row for row in table.causes if not service or not row.services or service in row.services]
-    agreeing = []
+    by_level = {level: [row for row in rows if level in row.levels] for level in (INFO, WARNING)}
+    agreeing, known, firsts = [], {}, {}
+
+    def said(pattern: re.Pattern, until: int) -> bool:
+        """Whether one of the lines to `until` has the pattern."""
+        if pattern not in firsts:
+            firsts[pattern] = next((n for n, each in enumerate(lines) if pattern.search(each.text)), len(lines))
+        return firsts[pattern] <= until
+
     for index, text, length in windows(lines):
         line = lines[index]
-        if not text or line.level == DEBUG or table.harmless.search(line.text):
+        if line.level == DEBUG or table.harmless.search(line.text):
             continue
-        for row in rows:
-            if line.level in (INFO, WARNING) and line.level not in row.levels:
+        key = (text, line.level)
+        if key not in known:
+            known[key] = list(_matches(by_level.get(line.level, rows), text, length))
+        for row, match in known[key]:
+            if row.frame and not any(row.frame.search(each) for each in _frames(lines, index)):
                 continue
-            for pattern in row.matches:
-                match = pattern.search(text)
-                if not match or match.start() > length:
-                    continue
-                if row.unless and row.unless.search(text[: max(length, match.end())]):
-                    continue
-                said = [each.text for each in lines[: index + 1]] if row.after or row.unless_after else ()
-                if row.frame and not any(row.frame.search(each) for each in _frames(lines, index)):
-                    continue
-                if row.after and not any(row.after.search(each) for each in said):
-                    continue
-                if row.unless_after and any(row.unless_after.search(each) for each in said):
-                    continue
-                agreeing.append(_found(row, match, line, index))
-                break
+            if row.after and not said(row.after, index):
+                continue
+            if row.unless_after and said(row.unless_after, index):
+                continue
+            agreeing.append(_found(row, match, line, index))
     return agreeing
+
+
+def _matches(rows: list[Cause], text: str, length: int):
+    """Yield the rows that a message agrees with by itself, with the match; it begins in the first line."""
+    for row in rows:
+        for words, pattern in zip(row.words, row.matches, strict=True):
+            if words and not any(word in text for word in words):
+                continue
+            match = pattern.search(text)
+            if not match or match.start() > length:
+                continue
+            if not (row.unless and row.unless.search(text[: max(length, match.end())])):
+                yield row, match
+                break
 
 
 def _frames(lines: list[Line], index: int) -> list[str]:
