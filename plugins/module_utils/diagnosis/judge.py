@@ -32,7 +32,7 @@ class State:
 
     says: str
     agrees: tuple = ()
-    wrong: bool = True  # False: worth knowing, and no fault
+    wrong: bool = False  # a fault by itself, as a full disk is
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def judge(
     stopping: bool = False,
 ) -> Verdict:
     """Return what explains the lines; `stopping` asks only for causes that keep a service from running."""
-    parts = starts(lines)
+    parts = _since_it_served(starts(lines), table)
+    lines = [line for part in parts for line in part]
     chosen, others = None, []
     for part in reversed(parts):
         agreeing = _standing([each for each in found(part, table, service) if each.cause.stops or not stopping], part)
@@ -106,6 +107,15 @@ def judge(
     )
 
 
+def _since_it_served(parts: list[list[Line]], table: Table) -> list[list[Line]]:
+    """Leave out the starts before one that served and did not fail: they are over."""
+    for number in range(len(parts) - 1, 0, -1):
+        said = [line for line in parts[number] if not table.harmless.search(line.text)]
+        if any(_SERVES.search(line.text) for line in parts[number]) and not failures.failed(said):
+            return parts[number:]
+    return parts
+
+
 def _standing(agreeing: list[Found], part: list[Line]) -> list[Found]:
     """Leave out what a start got over: it served afterwards."""
     serves = max((index for index, line in enumerate(part) if _SERVES.search(line.text)), default=-1)
@@ -138,10 +148,7 @@ def load_of_engine(lines: list[Line]) -> list[State]:
         return []
     waiting, usage, running = last[-1]
     if all(usage >= FULL for _, usage, _ in last):
-        return [
-            State(
-                f"{waiting} requests wait, and the KV cache is full ({usage:.0f} %).",
-                ("kv_cache_full",),
-            )
-        ]
-    return [State(f"{waiting} requests wait while {running} run: more are sent than max-num-seqs lets run.")]
+        says = f"{waiting} requests wait, and the KV cache is full ({usage:.0f} %): send less, or give it more memory."
+    else:
+        says = f"{waiting} requests wait while {running} run: more are sent than max-num-seqs lets run at once."
+    return [State(says, wrong=True)]

@@ -50,6 +50,8 @@ def table(verdict: Verdict, name: str = "") -> list[str]:
         said = [f"{title}it failed, and no known cause explains it."]
         if verdict.exception:
             said.append(f"  deepest exception  {short(verdict.exception)}")
+    elif any(state.wrong for state in verdict.seen):
+        said = [f"{title}it runs, and something is not as it should be."]
     else:
         said = [f"{title}nothing here speaks of a failure."]
     for unit, end in verdict.ends.items():
