@@ -52,7 +52,7 @@ EXAMPLES = r"""
 
 - name: Show it
   ansible.builtin.debug:
-    msg: "{{ diagnosis.report }}"
+    msg: "{{ diagnosis.report | join('\\n') }}"
 """
 
 RETURN = r"""
