@@ -8,6 +8,7 @@ import time
 import pytest
 
 from plugins.module_utils.diagnosis import causes, host, judge, report
+from plugins.module_utils.gpu_memory import checks
 
 TABLE = causes.load()
 NOBODY = 65534
@@ -89,6 +90,22 @@ def test_what_keeps_a_user_from_a_program_is_found_along_its_links(tmp_path):
     link.unlink()
     link.symlink_to(link)
     assert host.obstacle(str(tool), NOBODY, {NOBODY}) == f"{link} is a link to itself"
+
+
+def test_an_engines_model_and_adapters_are_looked_at(tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    adapters = f"""- '{{"name": "a", "path": "{tmp_path}/a"}}'\n- b={tmp_path}/b"""
+    config = f'"model": "{model}"\nmax-lora-rank: 16\nlora-modules:\n{adapters}\nport: 1\n'
+    (missing,) = host.model_files(config)
+    assert str(model) in missing["says"] and missing["wrong"] and "model_not_found" in missing["agrees"]
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert host.model_files(config)
+    monkeypatch.setattr(checks, "check_model", lambda directory: [])
+    told = [each["says"] for each in host.model_files(config)]
+    assert len(told) == 2 and f"{tmp_path}/a" in told[0] and f"{tmp_path}/b" in told[1]
+    assert host.model_files("model: owner/name\n") == []
 
 
 # -- looks --

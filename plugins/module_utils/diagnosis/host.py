@@ -163,6 +163,31 @@ def _program(unit: str, shown: dict) -> list[dict]:
     return [state(f"{unit} starts {match[1]}: {why} ({user}).", "systemd_exec_203", wrong=True)] if why else []
 
 
+def model_files(config: str) -> list[dict]:
+    """Return what is missing or damaged of an engine's model and adapters, by the text of its --config file."""
+    from ..gpu_memory import checks  # here, so that a host that cannot read models loses this look alone
+
+    model = re.search(r"^[\"']?model[\"']?: *[\"']?(/[^\s\"']+)", config, re.MULTILINE)
+    if not model:
+        return []
+    rank = re.search(r"^[\"']?max-lora-rank[\"']?: *(\d+)", config, re.MULTILINE)
+    broken = ("weights_corrupt", "weights_incomplete", "tokenizer_broken", "model_not_found")
+    found = [state(problem, *broken, wrong=True) for problem in checks.check_model(model[1])]
+    if found:
+        return found
+    unfit = ("lora_not_found", "lora_rank_too_large", "lora_target_modules", "lora_shape_mismatch")
+    modules = re.search(r"^[\"']?lora-modules[\"']?:(.*(?:\n[-\s].*)*)", config, re.MULTILINE)
+    for adapter in re.findall(r"[\"=](/[^\s\"'\\]+)", modules[1] if modules and rank else ""):
+        problems = checks.check_adapter(model[1], adapter, int(rank[1]))
+        found += [state(problem, *unfit, wrong=True) for problem in problems]
+    return found
+
+
+def _model(shown: dict) -> list[dict]:
+    config = re.search(r"--config[ =](\S+)", shown.get("ExecStart", ""))
+    return model_files(_text(config[1])) if config else []
+
+
 def _journal(*arguments: str, count: int = JOURNAL_LINES) -> list[tuple[float, dict]]:
     """Return (time, line) of the journal's records, oldest first."""
     fields = "MESSAGE,PRIORITY,_SYSTEMD_INVOCATION_ID,INVOCATION_ID,_SYSTEMD_UNIT,UNIT,SYSLOG_IDENTIFIER"
@@ -224,6 +249,7 @@ def _service(name: str, given: dict) -> dict:
         states.append(state(f"{unit} was changed on disk and not read again (systemctl daemon-reload)."))
     if failing and shown.get("LoadState") == "loaded":
         states += _program(unit, shown)
+        states += _model(shown)
     return {"unit": unit, "running": running, "failing": failing, "begun": begun, "lines": found, "states": states}
 
 
