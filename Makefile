@@ -1,6 +1,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv check test test-all demo demo-down demo-gcp plan ask plan-score bench gpu-check drill drill-quick lock docs clean
+.PHONY: help venv check test test-all demo demo-down demo-gcp plan ask plan-score diagnosis diagnosis-score bench \
+	gpu-check drill drill-quick lock docs clean
 
 PYTHON := .venv/bin/python
 LOCK := requirements/dev.txt
@@ -48,6 +49,13 @@ ask: ## The same without Ansible (ARGUMENTS="--gpu L4 --model … --version …"
 
 plan-score: venv ## Score the planner against measured starts (DATA=DIR)
 	@$(PYTHON) tests/plan_score.py $(DATA)
+
+diagnosis: venv ## Say what a saved log, `docker inspect` or `kubectl describe` shows (FILE=log)
+	@test -n "$(FILE)" || { echo "Name the file: make diagnosis FILE=log" >&2; exit 2; }
+	@$(PYTHON) -m plugins.module_utils.diagnosis $(FILE) || test $$? -eq 1
+
+diagnosis-score: venv ## Score the diagnosis against failures whose cause is known (DATA=FILE)
+	@$(PYTHON) tests/diagnosis_score.py $(DATA)
 
 drill: venv ## Do to servers whatever could break one (SEED=7 repeats the random choices, BED=fleet is one part)
 	@$(PYTHON) -m lab drill $(if $(SEED),--seed $(SEED)) $(if $(BED),--bed $(BED))

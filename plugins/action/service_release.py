@@ -6,18 +6,21 @@ name the cause of a failure from the table of known ones, and decide to go back.
 
 from __future__ import annotations
 
-import re
 import shlex
 import subprocess
 from pathlib import Path
 
-import yaml
+import ansible.module_utils
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
+if UTILS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(UTILS)
+from ansible.module_utils.diagnosis import causes, judge, lines, render
+
 display = Display()
 
-KNOWN = Path(__file__).resolve().parents[2] / "data" / "journal"
 SHOWN_EVERY = 5.0
 HOOK_TIMEOUT = 600  # seconds: a load balancer may drain connections for minutes
 
@@ -79,8 +82,8 @@ class ActionModule(ActionBase):
             elapsed = seen["elapsed"]
             if elapsed >= limit:
                 return {**seen, "why": f"not ready after {limit} s: {seen['why']}"}
-            phase = known("phases", service, seen["journal"]) or {"says": seen["why"]}
-            line = f"{host}: {service} starting, {elapsed:.0f} s of {limit} s: {phase['says']}"
+            phase = causes.phase(seen["journal"]) or seen["why"]
+            line = f"{host}: {service} starting, {elapsed:.0f} s of {limit} s: {phase}"
             if line != shown:
                 display.display(f"  {line}", color="cyan")
                 shown = line
@@ -146,33 +149,18 @@ def command(argv: list[str] | None) -> str | None:
 
 def failure(service: str, result: dict, now: str) -> dict:
     """Return the result of a task whose release does not serve: the cause first, then how things stand now."""
-    cause = known("causes", service, result["journal"])
-    why = f"{cause['says']} {cause['cure']}" if cause else result["why"]
+    verdict = judge.judge(lines.read(result["journal"]), causes.load(), service, stopping=True)
+    why = result["why"]
+    if verdict.cause or verdict.exception:
+        why = render.sentence(verdict) if verdict.cause else f"{why}; {render.sentence(verdict)}"
+    found = verdict.cause
     return {
         "failed": True,
         "changed": True,
         "msg": f"{service}: release {result['release']} does not serve: {why.strip().rstrip('.')}. Now {now}.",
-        "cause": cause,
+        "cause": {"id": found.cause.id, "says": found.says, "cure": found.cure} if found else None,
         "why": result["why"],
         "journal": result["journal"][-15:],
         "rolled_back_to": result.get("rolled_back_to"),
         "elapsed": result["elapsed"],
     }
-
-
-def known(kind: str, service: str, journal: list[str]) -> dict | None:
-    """Return the row of ``data/journal/<kind>.yml`` that explains the journal: the last phase, the first cause.
-
-    A row with ``services`` is about these services only.
-    """
-    rows = yaml.safe_load((KNOWN / f"{kind}.yml").read_text())
-    found = None
-    for row in rows:
-        if service not in row.get("services", [service]):
-            continue
-        match = next((match for line in journal if (match := re.search(row["matches"], line))), None)
-        if match:
-            found = {"id": row["id"], "cure": match.expand(row.get("cure", "")), "says": match.expand(row["says"])}
-            if kind == "causes":
-                return found
-    return found

@@ -42,6 +42,8 @@ LOCK_TIMEOUT = 60
 AT_BOOT = " at boot"
 KEPT = 3  # the release that runs and two before it
 BEFORE_START_TIMEOUT = 60  # seconds: what the process before held is free soon after it left, or stuck
+SHOWN_LINES = 400  # of the journal while a service starts
+END_LINES = 4000  # of one that did not: eight workers of an engine tell 2000
 PLACES = ("files", "secrets", "links")
 BUILT = (application_source.MARKER, python_environment.MARKER)  # what was built for a service has one of these
 
@@ -574,7 +576,9 @@ class Service:
             why = (dead or why) and (state["blocked"] or dead or why)
             elapsed = time.monotonic() - state["since"]
             if not why or dead or time.monotonic() >= end or elapsed >= limit:
-                lines = systemd_unit.journal(self.unit, state["told_after"]) if why else []
+                # The cause of an end stands far above it where several workers tell of it.
+                count = END_LINES if dead or elapsed >= limit else SHOWN_LINES
+                lines = systemd_unit.journal(self.unit, state["told_after"], count) if why else []
                 return {
                     "ready": not why,
                     "dead": bool(dead),

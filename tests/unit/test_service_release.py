@@ -65,7 +65,7 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(systemd_unit, "run", systemd.run)
     monkeypatch.setattr(systemd_unit, "show", systemd.show)
     monkeypatch.setattr(systemd_unit, "running_release", lambda pid: systemd.running)
-    monkeypatch.setattr(systemd_unit, "journal", lambda unit, since: ["a line"])
+    monkeypatch.setattr(systemd_unit, "journal", lambda unit, since, count: ["a line"])
     service = Service("app")
     systemd.environment = lambda: service.environment.read_text()
     return SimpleNamespace(systemd=systemd, service=service, root=tmp_path)
@@ -233,7 +233,7 @@ class TestLook:
 
     def test_the_journal_is_this_processs_own(self, host, monkeypatch):
         told = []
-        monkeypatch.setattr(systemd_unit, "journal", lambda unit, since: told.append(since) or [])
+        monkeypatch.setattr(systemd_unit, "journal", lambda unit, since, count: told.append(since) or [])
         monkeypatch.setattr(systemd_unit, "journal_end", lambda: "s=1;i=2")
         serve(host, wanted(host))
         host.systemd.dead = True

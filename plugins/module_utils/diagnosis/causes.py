@@ -1,0 +1,212 @@
+"""The table of known causes, and which of its rows lines agree with."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .lines import DEBUG, INFO, WARNING, Line
+from .literals import needed
+
+# In this order a cause comes before another one, since it explains it.
+AREAS = ("host", "gpu", "unit", "files", "engine", "client")
+RANKS = ("cause", "general", "effect")
+TABLE = Path(__file__).resolve().parents[3] / "data" / "diagnosis"
+JOINED = 4  # lines that a program breaks one message into
+INNERMOST = 4  # frames of a traceback that tell where it was raised
+LONGEST = 4000  # characters of a line that are looked at
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A row of the table; data/diagnosis/README.md describes its keys."""
+
+    id: str
+    area: str
+    matches: tuple
+    says: str
+    cure: str = ""
+    services: tuple = ()  # empty: for all
+    unless: re.Pattern | None = None
+    after: re.Pattern | None = None
+    unless_after: re.Pattern | None = None
+    frame: re.Pattern | None = None
+    rank: str = "cause"
+    levels: frozenset = frozenset()
+    stops: bool = True
+    kind_of: str = ""
+    place: int = 0
+    words: tuple = ()  # see literals.needed, for each of `matches`
+
+    @property
+    def order(self) -> tuple:
+        """What makes it the likelier one of two: the smaller."""
+        return RANKS.index(self.rank), AREAS.index(self.area), self.place
+
+
+@dataclass(frozen=True)
+class Found:
+    """A cause with what proves it: `line` as it was written, `index` where."""
+
+    cause: Cause
+    says: str
+    cure: str
+    line: Line
+    index: int
+    values: tuple = field(default=())
+
+
+@dataclass(frozen=True)
+class Table:
+    causes: tuple
+    harmless: re.Pattern
+
+
+def _texts(value) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def cause(row: dict, area: str, place: int) -> Cause:
+    """Return a row of the file of an area; raises ValueError, KeyError or re.error where it is none."""
+    unknown = set(row) - set(Cause.__dataclass_fields__) | {"area", "place", "words"} & set(row)
+    if unknown:
+        raise ValueError(f"{row['id']}: unknown keys {', '.join(sorted(unknown))}")
+    patterns = {key: re.compile(row[key]) for key in ("unless", "after", "unless_after", "frame") if key in row}
+    matches = tuple(re.compile(text) for text in _texts(row["matches"]))
+    return Cause(
+        **{
+            **row,
+            **patterns,
+            "words": tuple(needed(pattern) for pattern in matches),
+            "area": area,
+            "place": place,
+            "matches": matches,
+            "services": () if row["services"] == "all" else tuple(row["services"]),
+            "levels": frozenset(row.get("levels", ())),
+        }
+    )
+
+
+def load(folder: Path = TABLE) -> Table:
+    """Return the table; needs PyYAML, which a controller has."""
+    import yaml
+
+    rows = []
+    for area in AREAS:
+        listed = yaml.safe_load((folder / "causes" / f"{area}.yml").read_text(encoding="utf-8"))
+        rows += [cause(row, area, place) for place, row in enumerate(listed)]
+    harmless = yaml.safe_load((folder / "harmless.yml").read_text(encoding="utf-8"))
+    return Table(tuple(rows), re.compile("|".join(f"(?:{text})" for text in harmless)))
+
+
+def windows(lines: list[Line]) -> list[tuple[int, str, int]]:
+    """Return (index, text, length of the first line) for each line with those that its message may be broken over.
+
+    The frames of a traceback are no messages: they quote a program's text.
+    """
+    quoted = _quoted(lines)
+    found = []
+    for index, line in enumerate(lines):
+        first = line.text.strip()[:LONGEST]
+        if not first or index in quoted:
+            continue
+        text = first
+        for number in range(index + 1, min(index + JOINED, len(lines))):
+            following = lines[number]
+            if number in quoted or following.speaker != line.speaker or following.level not in (None, line.level):
+                break
+            text += " " + following.text.strip()[:LONGEST]
+        found.append((index, re.sub(r"\s+", " ", text) if "  " in text else text, len(first)))
+    return found
+
+
+def _quoted(lines: list[Line]) -> set[int]:
+    """Return the indices of a traceback's frames: the file, its line of code, and the marks below it."""
+    found: set[int] = set()
+    for index, line in enumerate(lines):
+        text = line.text.strip()
+        after_file = index - 1 in found and lines[index - 1].text.lstrip().startswith('File "')
+        if text.startswith('File "') or re.fullmatch(r"[~^ ]+", text) or (after_file and line.text[:1] == " "):
+            found.add(index)
+    return found
+
+
+def found(lines: list[Line], table: Table, service: str | None = None) -> list[Found]:
+    """Return the rows that lines agree with, in the order of the lines; `service` leaves out other services' rows."""
+    rows = [row for row in table.causes if not service or not row.services or service in row.services]
+    by_level = {level: [row for row in rows if level in row.levels] for level in (INFO, WARNING)}
+    agreeing, known, firsts = [], {}, {}
+
+    def said(pattern: re.Pattern, until: int) -> bool:
+        """Whether one of the lines to `until` has the pattern."""
+        if pattern not in firsts:
+            firsts[pattern] = next((n for n, each in enumerate(lines) if pattern.search(each.text)), len(lines))
+        return firsts[pattern] <= until
+
+    for index, text, length in windows(lines):
+        line = lines[index]
+        if line.level == DEBUG or table.harmless.search(line.text):
+            continue
+        key = (text, line.level)
+        if key not in known:
+            known[key] = list(_matches(by_level.get(line.level, rows), text, length))
+        for row, match in known[key]:
+            if row.frame and not any(row.frame.search(each) for each in _frames(lines, index)):
+                continue
+            if row.after and not said(row.after, index):
+                continue
+            if row.unless_after and said(row.unless_after, index):
+                continue
+            agreeing.append(_found(row, match, line, index))
+    return agreeing
+
+
+def _matches(rows: list[Cause], text: str, length: int):
+    """Yield the rows that a message agrees with by itself, with the match; it begins in the first line."""
+    for row in rows:
+        for words, pattern in zip(row.words, row.matches, strict=True):
+            if words and not any(word in text for word in words):
+                continue
+            match = pattern.search(text)
+            if not match or match.start() > length:
+                continue
+            if not (row.unless and row.unless.search(text[: max(length, match.end())])):
+                yield row, match
+                break
+
+
+def _frames(lines: list[Line], index: int) -> list[str]:
+    """Return the innermost frames of the traceback that ends at a line."""
+    frames = []
+    for line in reversed(lines[max(0, index - 60) : index]):
+        text = line.text.strip()
+        if text.startswith("Traceback (") or len(frames) == INNERMOST:
+            break
+        if text.startswith('File "'):
+            frames.append(text)
+    return frames
+
+
+def _found(row: Cause, match: re.Match, line: Line, index: int) -> Found:
+    # A group of another pattern of the row is not there, or empty: then nothing is said of it.
+    values = [value.strip(" .,;:\"'") if value else "" for value in match.groups()]
+
+    def fill(text: str) -> str:
+        for number, value in enumerate(values, 1):
+            text = text.replace(f"\\{number}", value)
+        text = re.sub(r"\\\d", "", text)
+        return re.sub(r" ?\(\W*\)", "", re.sub(r"\s+", " ", text)).replace(" .", ".").strip()
+
+    return Found(row, fill(row.says), fill(row.cure), line, index, tuple(values))
+
+
+def phase(journal: list[str], folder: Path = TABLE) -> str | None:
+    """Return what a start is doing, by the last of the known phases that its journal shows; None before the first."""
+    import yaml
+
+    said = None
+    for row in yaml.safe_load((folder / "phases.yml").read_text(encoding="utf-8")):
+        match = next((match for line in journal if (match := re.search(row["matches"], line))), None)
+        said = match.expand(row["says"]) if match else said
+    return said

@@ -1,0 +1,523 @@
+"""Looks at a machine: everything that may speak of a failure, as lines and facts that can be sent elsewhere.
+
+Changes nothing. Every look has a limit of time and may fail: what could not be looked at is said, and the rest goes on.
+Needs root for other users' files and processes.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import grp
+import json
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from .. import nvidia_smi, probes, service_release, systemd_unit
+from . import failures, lines
+from .judge import starts
+
+COMMAND_LIMIT = 8  # seconds a command may take
+LOOK_LIMIT = 15  # seconds for all looks together
+JOURNAL_LINES = 3000  # of a service; a start of vLLM with eight workers that fail logs about 2000
+RECENT = 600  # seconds: what a service that runs said longer ago is over
+KERNEL_HOURS = 24
+BEFORE = 120  # seconds before a start that the kernel's log is of interest for it
+STARTS = 3  # of a service that failed
+ROOM_MIB = 100  # less is full
+CHANGED_DAYS = 2
+_ENGINE = ("vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc")
+
+# EXIT_STATUS of systemd.exec(5), by the words of its journal.
+STEPS = {
+    200: "CHDIR", 201: "NICE", 202: "FDS", 203: "EXEC", 204: "MEMORY", 205: "LIMITS", 206: "OOM_ADJUST",
+    207: "SIGNAL_MASK", 208: "STDIN", 209: "STDOUT", 210: "CHROOT", 211: "IOPRIO", 212: "TIMERSLACK", 213: "SECUREBITS",
+    214: "SETSCHEDULER", 215: "CPUAFFINITY", 216: "GROUP", 217: "USER", 218: "CAPABILITIES", 219: "CGROUP",
+    220: "SETSID", 221: "CONFIRM", 222: "STDERR", 224: "PAM", 225: "NETWORK", 226: "NAMESPACE",
+    227: "NO_NEW_PRIVILEGES", 228: "SECCOMP", 229: "SELINUX_CONTEXT", 230: "PERSONALITY", 231: "APPARMOR_PROFILE",
+    232: "ADDRESS_FAMILIES", 233: "RUNTIME_DIRECTORY", 235: "CHOWN", 236: "SMACK_PROCESS_LABEL", 237: "KEYRING",
+    238: "STATE_DIRECTORY", 239: "CACHE_DIRECTORY", 240: "LOGS_DIRECTORY", 241: "CONFIGURATION_DIRECTORY",
+    242: "NUMA_POLICY", 243: "CREDENTIALS", 245: "BPF",
+}  # fmt: skip
+_CODES = {"1": "exited", "2": "killed", "3": "dumped"}  # CLD_* of sigaction(2)
+_KERNEL = re.compile(
+    r"NVRM|nvidia|Xid|oom|Out of memory|Killed process|EXT4-fs|XFS|BTRFS|I/O error|segfault|trap |Remounting|Lockdown"
+    r"|Loading of|type=1326",
+    re.IGNORECASE,
+)
+_OUT_OF_MEMORY = re.compile(r"oom-kill|invoked oom-killer|Out of memory: Killed|Memory cgroup out of memory")
+# What nvidia-smi says, by the kind of the error that it was read as.
+_GPU_WORDS = {
+    "library_mismatch": "Failed to initialize NVML: Driver/library version mismatch",
+    "no_driver": "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver",
+    "no_gpu": "No devices were found",
+    "gpu_lost": "GPU is lost",
+}
+
+
+def run(*argv: str, limit: float = COMMAND_LIMIT) -> str:
+    """Return what a command prints; OSError where it is not there or does not end in time."""
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=limit, check=False,
+            stdin=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C"},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise OSError(f"{argv[0]} gave no answer within {limit:g} s") from None
+    return done.stdout
+
+
+def state(says: str, *agrees: str, wrong: bool = False) -> dict:
+    """Return a fact; `agrees` are the causes that it bears out, `wrong` that it is a fault by itself."""
+    return {"says": says, "agrees": list(agrees), "wrong": wrong}
+
+
+def _line(text: str, speaker: str, unit: str = "") -> dict:
+    return {"text": text, "level": None, "speaker": speaker, "unit": unit, "raw": text, "start": ""}
+
+
+# -- units ------------------------------------------------------------------------------------------------------------
+
+
+def ending(unit: str, shown: dict) -> list[str]:
+    """Return in the words of systemd's journal how a unit stands, from its properties; empty where it is well."""
+    said = []
+    load, result = shown.get("LoadState"), shown.get("Result", "success")
+    if load == "not-found":
+        return [f"Unit {unit} not found."]
+    if load == "masked":
+        return [f"Unit {unit} is masked."]
+    if load in ("bad-setting", "error"):
+        return [f"{unit} has a bad unit file setting."]
+    code, status = _CODES.get(shown.get("ExecMainCode", "")), shown.get("ExecMainStatus", "0")
+    ended = shown.get("ActiveState") == "failed" or shown.get("SubState") == "auto-restart"
+    if code and ended and (status != "0" or code != "exited"):
+        number = int(status)
+        if code == "exited":
+            word = STEPS.get(number, "FAILURE" if number == 1 else "n/a")
+        else:
+            word = signal.Signals(number).name[3:] if number in set(signal.Signals) else "n/a"
+        said.append(f"{unit}: Main process exited, code={code}, status={number}/{word}")
+    if ended and result != "success":
+        said.append(f"{unit}: Failed with result '{result}'.")
+    return said
+
+
+def obstacle(path: str, uid: int, gids: set[int]) -> str | None:
+    """Say why a user cannot run the program at `path`, following its links and its interpreter; None where it can."""
+    seen: set[str] = set()
+    while True:
+        if path in seen or len(seen) > 40:
+            return f"{path} is a link to itself"
+        seen.add(path)
+        for folder in reversed(Path(path).parents):
+            if not folder.is_dir():
+                return f"{folder} does not exist"
+            if not _may(folder, uid, gids, 1):
+                return f"{folder} is closed to its user"
+        entry = Path(path)
+        if entry.is_symlink():
+            path = os.path.normpath(entry.parent / entry.readlink())
+            continue
+        if not entry.exists():
+            return f"{path} does not exist"
+        if not _may(entry, uid, gids, 1) or not entry.stat().st_mode & 0o111:
+            return f"{path} is not executable for its user"
+        with entry.open("rb") as handle:
+            head = handle.readline(256)
+        if head[:2] != b"#!":
+            return None
+        path = head[2:].split()[0].decode(errors="replace") if head[2:].split() else ""
+        if not path.startswith("/"):
+            return f"{entry} has no interpreter in its first line"
+
+
+def _may(path: Path, uid: int, gids: set[int], bit: int) -> bool:
+    if uid == 0:
+        return True
+    mode = path.stat()
+    shift = 6 if mode.st_uid == uid else 3 if mode.st_gid in gids else 0
+    return bool(stat.S_IMODE(mode.st_mode) >> shift & bit)
+
+
+def _program(unit: str, shown: dict) -> list[dict]:
+    match = re.search(r"path=(\S+)", shown.get("ExecStart", ""))
+    user = shown.get("User") or "root"
+    if not match:
+        return []
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        return [state(f"{unit}: there is no user {user}.", "systemd_user_217", wrong=True)]
+    gids = {group.gr_gid for group in grp.getgrall() if user in group.gr_mem} | {entry.pw_gid}
+    why = obstacle(match[1], entry.pw_uid, gids)
+    return [state(f"{unit} starts {match[1]}: {why} ({user}).", "systemd_exec_203", wrong=True)] if why else []
+
+
+def model_files(config: str) -> list[dict]:
+    """Return what is missing or damaged of an engine's model and adapters, by the text of its --config file."""
+    from ..gpu_memory import checks  # here, so that a host that cannot read models loses this look alone
+
+    model = re.search(r"^[\"']?model[\"']?: *[\"']?(/[^\s\"']+)", config, re.MULTILINE)
+    if not model:
+        return []
+    rank = re.search(r"^[\"']?max-lora-rank[\"']?: *(\d+)", config, re.MULTILINE)
+    broken = ("weights_corrupt", "weights_incomplete", "tokenizer_broken", "model_not_found")
+    found = [state(problem, *broken, wrong=True) for problem in checks.check_model(model[1])]
+    if found:
+        return found
+    unfit = ("lora_not_found", "lora_rank_too_large", "lora_target_modules", "lora_shape_mismatch")
+    modules = re.search(r"^[\"']?lora-modules[\"']?:(.*(?:\n[-\s].*)*)", config, re.MULTILINE)
+    for adapter in re.findall(r"[\"=](/[^\s\"'\\]+)", modules[1] if modules and rank else ""):
+        problems = checks.check_adapter(model[1], adapter, int(rank[1]))
+        found += [state(problem, *unfit, wrong=True) for problem in problems]
+    return found
+
+
+def _model(shown: dict) -> list[dict]:
+    config = re.search(r"--config[ =](\S+)", shown.get("ExecStart", ""))
+    return model_files(_text(config[1])) if config else []
+
+
+def _journal(*arguments: str, count: int = JOURNAL_LINES) -> list[tuple[float, dict]]:
+    """Return (time, line) of the journal's records, oldest first."""
+    fields = "MESSAGE,PRIORITY,_SYSTEMD_INVOCATION_ID,INVOCATION_ID,_SYSTEMD_UNIT,UNIT,SYSLOG_IDENTIFIER"
+    text = run(
+        "journalctl", *arguments, "--lines", str(count), "--output", "json", f"--output-fields={fields}",
+        "--quiet", "--no-pager",
+    )  # fmt: skip
+    found = []
+    for raw in text.splitlines():
+        try:
+            entry = json.loads(raw)
+        except ValueError:
+            continue
+        moment = int(entry.get("__REALTIME_TIMESTAMP") or 0) / 1e6
+        found += [(moment, line) for line in lines.record(entry)]
+    return found
+
+
+def _service(name: str, given: dict) -> dict:
+    """Return what speaks of one service: its state in words, lines since what matters began, and facts."""
+    unit = given.get("unit") or f"{name}.service"
+    names = (
+        "LoadState,ActiveState,SubState,Result,ExecMainCode,ExecMainStatus,NRestarts,DropInPaths,ExecStart,User,"
+        "NeedDaemonReload,InvocationID,ActiveEnterTimestampMonotonic"
+    )
+    out = run("systemctl", "show", unit, "--property", names)
+    shown = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+    if not shown:
+        raise OSError("systemctl does not answer")
+    running = shown.get("ActiveState") == "active"
+    since = time.monotonic() - int(shown.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
+    young = running and int(shown.get("NRestarts") or 0) > 0 and since < RECENT
+    failing = not running or young
+    ended = ending(unit, shown)
+    if failing:
+        told = _journal("--unit", unit, "--since", f"-{KERNEL_HOURS}h")
+        kept = starts([line for _, line in told])
+        while kept and not failures.failed(kept[-1]) and not ended and len(kept) > 1 and young:
+            kept.pop()
+        kept = [line for part in kept[-STARTS:] for line in part]
+        moments = [moment for moment, line in told if line in kept[:1]]
+        begun = moments[0] if moments else time.time()
+    else:
+        kept = [line for _, line in _journal("--unit", unit, "--since", f"-{RECENT}s")]
+        begun = time.time() - RECENT
+    found = [line.__dict__ for line in kept] + [_line(text, "systemd", unit) for text in ended]
+    states = []
+    if not running and not ended:
+        states.append(
+            state(f"{unit} does not run ({shown.get('ActiveState')}): it was stopped or never started.", wrong=True)
+        )
+    if young:
+        states.append(
+            state(f"{unit} was started again {shown['NRestarts']} times, the last time {since:.0f} s ago.", wrong=True)
+        )
+    if shown.get("DropInPaths"):
+        states.append(state(f"{unit} is changed by {shown['DropInPaths']}."))
+    if shown.get("NeedDaemonReload") == "yes":
+        states.append(state(f"{unit} was changed on disk and not read again (systemctl daemon-reload)."))
+    if failing and shown.get("LoadState") == "loaded":
+        states += _program(unit, shown)
+        states += _model(shown)
+    return {"unit": unit, "running": running, "failing": failing, "begun": begun, "lines": found, "states": states}
+
+
+def _answers(name: str, unit: str, running: bool) -> list[dict]:
+    """Ask a service of this project what its role asks at its start, but no completion."""
+    service = service_release.Service(name)
+    current = service.state()["current"]
+    questions = service.proof_of(current)["probes"] if current else []
+    questions = [each for each in questions if set(each) & {"http", "metric", "models"}]
+    if running:
+        why = probes.first_failure(questions, 4)
+        return [state(f"{unit} runs and does not answer as it should: {why}", wrong=True)] if why else []
+    found = []
+    for port in sorted(
+        {urlsplit(url).port for url in re.findall(r"https?://[^\"'\s]+", json.dumps(questions))} - {None}
+    ):
+        holder = systemd_unit.port_holder(port, unit)
+        if holder:
+            found.append(state(f"port {port} is held by {holder}.", "port_in_use"))
+    return found
+
+
+# -- the host ---------------------------------------------------------------------------------------------------------
+
+
+def _kernel() -> list[tuple[float, dict]]:
+    told = _journal("--dmesg", "--since", f"-{KERNEL_HOURS}h")
+    return [(moment, line) for moment, line in told if _KERNEL.search(line.text)]
+
+
+def _disks() -> list[dict]:
+    found = []
+    for place in ("/", "/var", "/var/log", "/tmp", "/app", "/opt", "/home", "/dev/shm"):
+        path = Path(place)
+        if not path.is_dir() or (place not in ("/", "/dev/shm") and not path.is_mount()):
+            continue
+        use, room = shutil.disk_usage(place), os.statvfs(place)
+        agrees = ("shared_memory_too_small",) if place == "/dev/shm" else ("disk_full", "weights_corrupt")
+        if use.total and use.free >> 20 < min(ROOM_MIB, use.total >> 24 or 1):
+            found.append(
+                state(f"{place} is full: {use.free >> 20} of {use.total >> 20} MiB are free.", *agrees, wrong=True)
+            )
+        if room.f_files and room.f_ffree * 1000 < room.f_files:
+            found.append(state(f"{place} has {room.f_ffree} inodes left.", *agrees, wrong=True))
+        if place == "/dev/shm" and use.total >> 20 < 64:
+            found.append(state(f"/dev/shm has {use.total >> 20} MiB.", *agrees))
+    for row in Path("/proc/mounts").read_text().splitlines():
+        device, place, kind, options = row.split()[:4]
+        if device.startswith("/dev/") and kind in ("ext4", "xfs", "btrfs") and "ro" in options.split(","):
+            found.append(state(f"{place} is mounted read-only.", "read_only_filesystem", "filesystem_damaged"))
+    return found
+
+
+def _memory() -> list[dict]:
+    rows = (line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line)
+    sizes = {name: int(value.split()[0]) >> 10 for name, value in rows}
+    total, free, swap = sizes["MemTotal"], sizes.get("MemAvailable", 0), sizes.get("SwapFree", 0)
+    says = f"{free} of {total} MiB of memory are available, {swap} MiB of swap free."
+    low = free * 20 < total
+    found = [state(says, "host_ram_oom_killed", "memory_allocation_failed")] if low else []
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > 4 * cores:
+        found.append(
+            state(f"{load:.0f} processes want the {cores} processors.", "engine_rpc_timeout", "upstream_timeout")
+        )
+    return found
+
+
+def _gpu() -> dict:
+    """Return lines and facts of the GPUs."""
+    said, found = [], []
+    loaded = re.search(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", _text("/proc/driver/nvidia/version"))
+    libraries = {
+        match[1]
+        for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64")
+        for path in Path(folder).glob("libnvidia-ml.so.*.*")
+        if (match := re.search(r"so\.([\d.]+)$", path.name))
+    }
+    if loaded and libraries and loaded[1] not in libraries:
+        told = f"the kernel runs NVIDIA's module {loaded[1]}, the library on disk is {', '.join(sorted(libraries))}."
+        found.append(state(told, "driver_library_mismatch", wrong=True))
+    try:
+        for gpu in nvidia_smi.read(COMMAND_LIMIT)["gpus"]:
+            who = nvidia_smi.holders([gpu])
+            if gpu["used_mib"] and gpu["total_mib"]:
+                told = (
+                    f"GPU {gpu['index']}: {gpu['used_mib']} of {gpu['total_mib']} MiB are in use{who and f' by {who}'}."
+                )
+                found.append(
+                    state(told, "gpu_memory_not_free", "cuda_oom", "cuda_oom_warmup", "kv_cache_too_small_for_max_len")
+                )
+    except nvidia_smi.GpuError as error:
+        if error.kind in _GPU_WORDS:
+            said.append(_line(_GPU_WORDS[error.kind], "nvidia-smi"))
+        elif error.kind == "no_nvidia_smi":
+            said.append(_line("couldn't find libnvidia-ml.so", "nvidia-smi"))
+        else:
+            found.append(state(str(error), wrong=True))
+    return {"lines": said, "states": found}
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _changes() -> list[dict]:
+    """Return what was changed lately: packages, and a reboot that is due."""
+    found = []
+    horizon = time.strftime("%Y-%m-%d", time.localtime(time.time() - CHANGED_DAYS * 86400))
+    for block in _text("/var/log/apt/history.log").split("\n\n"):
+        begun = re.search(r"Start-Date: (\S+)\s+(\S+)", block)
+        named = sorted(
+            set(re.findall(r"((?:lib)?nvidia-\S+|linux-image-\S+|cuda-\S+|datacenter-gpu-manager\S*):\w+ \(", block))
+        )
+        if begun and begun[1] >= horizon and named:
+            more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+            told = f"apt changed {', '.join(named[:3])}{more} on {begun[1]} {begun[2]}."
+            found.append(state(told, "driver_library_mismatch", "nvidia_driver_not_loaded", "no_cuda_device"))
+    if Path("/var/run/reboot-required").exists():
+        packages = " ".join(_text("/var/run/reboot-required.pkgs").split()[:3])
+        found.append(state(f"a reboot is due ({packages or 'no package named'}).", "driver_library_mismatch"))
+    return found[-4:]
+
+
+def _clock() -> list[dict]:
+    said = run("timedatectl", "show", "--property", "NTPSynchronized")
+    if "NTPSynchronized=no" in said:
+        return [
+            state("the clock is not synchronised.", "clock_wrong", "tls_certificate", "promtail_entry_rejected_time")
+        ]
+    return []
+
+
+def reach(url: str, bearer: str = "", limit: float = 4) -> str | None:
+    """Say what is in the way to `url`: its name, port, certificate or status; None where it answers."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.getaddrinfo(parts.hostname, port, proto=socket.IPPROTO_TCP)
+    except OSError as error:
+        return f"the name {parts.hostname} is not known ({error.strerror or error})"
+    try:
+        with socket.create_connection((parts.hostname, port), limit) as way:
+            if parts.scheme == "https":
+                ssl.create_default_context().wrap_socket(way, server_hostname=parts.hostname).close()
+    except ssl.SSLError as error:
+        return f"its certificate is not taken ({getattr(error, 'verify_message', '') or error.reason})"
+    except OSError as error:
+        return f"{parts.hostname}:{port} does not answer ({error.strerror or error})"
+    if not bearer:
+        return None
+    try:
+        status, _ = probes.ask(url, bearer, timeout=limit)
+    except OSError as error:
+        return str(error)
+    return f"it answers {status} to its key" if status in (401, 403) else None
+
+
+def _upstream(given: dict) -> list[dict]:
+    why = reach(given["url"], given.get("bearer") or "")
+    shown = re.sub(r"//[^@/]*@", "//", given["url"])
+    agrees = ("dns_failure", "upstream_unreachable", "tls_certificate", "upstream_unauthorised", "hub_unreachable")
+    agrees += ("promtail_loki_unreachable", "upstream_timeout")
+    return [state(f"{given['service']} asks {shown}: {why}.", *agrees, wrong=True)] if why else []
+
+
+def _engine_load(url: str) -> list[dict]:
+    """Return what vLLM's metrics say of slow answers."""
+    _, text = probes.ask(url, timeout=3)
+    values = {}
+    for name in _ENGINE:
+        found = re.findall(rf"^{name}(?:{{[^}}]*}})? ([\d.e+-]+)$", text, re.MULTILINE)
+        values[name] = sum(float(each) for each in found)
+    waiting, running, usage = (values[name] for name in _ENGINE)
+    if waiting < 1:
+        return []
+    full = "; the KV cache is full" if usage > 0.95 else ""
+    told = f"{waiting:.0f} requests wait at the engine, {running:.0f} run{full}: answers are slow."
+    return [state(told, "upstream_timeout", wrong=True)]
+
+
+# -- all together -----------------------------------------------------------------------------------------------------
+
+
+def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None = None) -> dict:
+    """Return all evidence: by service, of the host, and what could not be looked at.
+
+    A service has `name`, perhaps `unit` and `metrics` (the address of an engine's). Services that a run of this project
+    put here are looked at whether they are given or not. `upstreams` are {service, url, bearer}.
+    """
+    begun = time.monotonic()
+    known = {path.name for path in service_release.STORE.glob("*") if (path / "state.json").exists()}
+    named = {each["name"]: each for each in [*({"name": name} for name in sorted(known)), *services]}
+    jobs = {f"the unit of {name}": (lambda name=name: _service(name, named[name])) for name in named}
+    jobs |= {"the kernel's log": _kernel, "disks": _disks, "memory": _memory, "changes": _changes, "the clock": _clock}
+    if gpu:
+        jobs["the GPU"] = _gpu
+    for number, each in enumerate(upstreams or []):
+        jobs[f"upstream {number} of {each['service']}"] = lambda each=each: _upstream(each)
+    for each in services:
+        if each.get("metrics"):
+            jobs[f"the metrics of {each['name']}"] = lambda each=each: _engine_load(each["metrics"])
+    done, problems = _side_by_side(jobs, LOOK_LIMIT)
+    units = {name: done[f"the unit of {name}"] for name in named if f"the unit of {name}" in done}
+    asked = {f"answers of {name}": (lambda name=name: _answers(name, units[name]["unit"], units[name]["running"]))
+             for name in units if name in known}  # fmt: skip
+    answers, more = _side_by_side(asked, 5)
+    for name, unit in units.items():
+        unit["states"] += answers.get(f"answers of {name}", [])
+        load = done.get(f"the metrics of {name}", [])
+        unit["states"] += load if unit["running"] else []
+    kernel = done.get("the kernel's log", [])
+    gpus = done.get("the GPU", {"lines": [], "states": []})
+    states = [each for key in ("disks", "memory", "changes", "the clock") for each in done.get(key, [])] + gpus[
+        "states"
+    ]
+    states += [each for key, value in done.items() if key.startswith("upstream ") for each in value]
+    _lay_kernel(units, kernel)
+    recent = [
+        line.__dict__
+        for moment, line in kernel
+        if moment > time.time() - RECENT and not _OUT_OF_MEMORY.search(line.text)
+    ]
+    killed = [line.text for _, line in kernel if re.search(r"Killed process", line.text)]
+    if killed:
+        states.append(
+            state(f"in the last {KERNEL_HOURS} hours the kernel wanted memory: {killed[-1]}", "host_ram_oom_killed")
+        )
+    return {
+        "services": units,
+        "host": {"lines": recent + gpus["lines"], "states": states},
+        "problems": problems + more,
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+
+
+def _lay_kernel(units: dict, kernel: list) -> None:
+    """Give each service that failed what the kernel said around its starts; of memory only where it was the one."""
+    for unit in units.values():
+        if not unit["failing"]:
+            continue
+        killed = any(re.search(r"status=9/KILL|oom-kill", line["text"]) for line in unit["lines"])
+        around = [
+            line.__dict__
+            for moment, line in kernel
+            if moment > unit["begun"] - BEFORE
+            and (not _OUT_OF_MEMORY.search(line.text) or killed or unit["unit"] in line.text)
+        ]
+        unit["lines"] = around + unit["lines"]
+
+
+def _side_by_side(jobs: dict, limit: float) -> tuple[dict, list[str]]:
+    """Run the looks at once; return what they found, and a sentence for each that failed or did not end in time."""
+    found, problems = {}, []
+    pool = concurrent.futures.ThreadPoolExecutor(max_workers=8)
+    futures = {pool.submit(job): name for name, job in jobs.items()}
+    _, late = concurrent.futures.wait(futures, timeout=limit)
+    for future, name in futures.items():
+        if future in late:
+            problems.append(f"{name}: no end within {limit:g} s")
+            continue
+        try:
+            found[name] = future.result()
+        except Exception as error:
+            # Whatever is broken here is what is asked about: the other looks must not end with this one.
+            problems.append(f"{name}: {error}")
+    pool.shutdown(wait=False, cancel_futures=True)
+    return found, problems

@@ -1,0 +1,64 @@
+"""Shows a verdict to a person: the cause, its proof, the cure; then what else was seen."""
+
+from __future__ import annotations
+
+import re
+
+from .causes import Found
+from .judge import Verdict
+
+SHOWN = 300  # characters of a line that proves something
+
+
+# What may be a key: a bearer, the hub's tokens, a login in an address, an argument of that name.
+_SECRET = re.compile(
+    r"(?<=Bearer )[\w.~+/=-]{8,}|\b(?:hf_|sk-)[\w-]{8,}|(?<=://)[^/\s@]+(?=@)"
+    r"|(?<=api_key': )\[[^\]]*\]|(?i:(?<=api-key[ =])|(?<=password[ =])|(?<=token[ =]))[\w.~+/=-]{8,}"
+)
+
+
+def facts(found: Found) -> dict:
+    """Return a cause as plain values."""
+    told = {"id": found.cause.id, "area": found.cause.area, "says": short(found.says), "cure": found.cure}
+    return {**told, "line": short(found.line.raw)}
+
+
+def short(text: str) -> str:
+    """Return a line of a log without keys, in at most `SHOWN` characters."""
+    text = _SECRET.sub("********", " ".join(text.split()))
+    return text if len(text) <= SHOWN else f"{text[:SHOWN].rstrip()} …"
+
+
+def sentence(verdict: Verdict, fallback: str = "") -> str:
+    """Return the cause and its cure as one text, or what is known without one."""
+    if verdict.cause:
+        return f"{short(verdict.cause.says)} {verdict.cause.cure}".strip()
+    return short(verdict.exception) or fallback
+
+
+def table(verdict: Verdict, name: str = "") -> list[str]:
+    """Return the lines for one service or log."""
+    title = f"{name}: " if name else ""
+    if verdict.cause:
+        found = verdict.cause
+        said = [f"{title}{short(found.says)}", f"  cause  {found.cause.id} ({found.cause.area})"]
+        said.append(f"  proof  {short(found.line.raw)}")
+        said += [f"         {state.says}" for state in verdict.agreeing]
+        if found.cure:
+            said.append(f"  cure   {found.cure}")
+    elif verdict.failed:
+        said = [f"{title}it failed, and no known cause explains it."]
+        if verdict.exception:
+            said.append(f"  deepest exception  {short(verdict.exception)}")
+    elif any(state.wrong for state in verdict.seen):
+        said = [f"{title}it runs, and something is not as it should be."]
+    else:
+        said = [f"{title}nothing here speaks of a failure."]
+    for unit, end in verdict.ends.items():
+        parts = [f"{key} {value}" for key, value in end.items() if value not in (None, "")]
+        said.append(f"  ended  {unit}: {', '.join(parts)}")
+    also = [f"{short(found.says)} [{found.cause.id}] {short(found.line.raw)}" for found in verdict.others]
+    also += [state.says for state in verdict.seen]
+    if also:
+        said += ["  also seen:", *(f"    - {text}" for text in also)]
+    return said
