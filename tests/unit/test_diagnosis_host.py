@@ -140,6 +140,12 @@ def test_what_is_in_the_way_to_an_upstream():
         assert host.reach(f"http://127.0.0.1:{port}/") is None
 
 
+def test_an_upstream_that_refuses_the_key_is_told(server):
+    server.pages["/v1"] = (401, "no")
+    assert host.reach(f"{server.url}/v1", "key") == "it answers 401 to its key"
+    assert host.reach(f"{server.url}/v1") is None
+
+
 def test_memory_that_the_kernel_wanted_counts_for_the_service_that_it_killed():
     killed = judge.Line("Out of memory: Killed process 7 (python) total-vm:1kB", None, "kernel")
     texts = {
