@@ -13,6 +13,7 @@ from ansible.plugins.action import ActionBase
 UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
 if UTILS not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(UTILS)
+from ansible.module_utils.quiet_module import masked
 from ansible.module_utils.role_variables import kind_problems, typed
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
@@ -37,10 +38,10 @@ class ActionModule(ActionBase):
             rule for rule in task_vars.get(self._task.args.get("between"), []) if sound.issuperset(rule["roles"])
         ]
         problems += self._broken(between, {**defaults, **task_vars, **values})
-        problems = list(dict.fromkeys(problems))
+        problems = list(dict.fromkeys(masked(text, {}) for text in problems))
         result.update(changed=False, problems=problems)
         if self.advice:
-            result["warnings"] = self.advice
+            result["warnings"] = [masked(text, {}) for text in self.advice]
         if problems:
             numbered = [f"({n}) {text}" for n, text in enumerate(problems, 1)] if len(problems) > 1 else problems
             result.update(failed=True, msg=" ".join(numbered))
@@ -127,7 +128,8 @@ class ActionModule(ActionBase):
             inner = [(name, values[name])]
             if key:  # of each mapping in the list
                 inner = [(f"{name}[{n}].{key}", one[key]) for n, one in enumerate(values[name]) if key in one]
-            found = [text for at, one in inner for text in kind_problems(at, one, rule["kind"], rule.get("optional"))]
+            told = (rule["kind"], rule.get("optional"), rule.get("places"))
+            found = [text for at, one in inner for text in kind_problems(at, one, *told)]
             if found:
                 unkind.setdefault(name, []).extend(found)
         return unkind

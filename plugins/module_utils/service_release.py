@@ -179,7 +179,7 @@ class Service:
     def _outline(self, path: str, text: str, plain: list[str]) -> list:
         """Return the lines of a secret file: ``plain`` ones as they are, of the others name and digest of the value."""
         lines = []
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(lines_of(text), 1):
             name, found, value = line.partition("=")
             if not found:
                 raise Refused(f"{self.name}: line {number} of {path} is not NAME=value, as a file of secrets needs it")
@@ -211,7 +211,7 @@ class Service:
         One that today's file has not is left out: the inventory has it no more, and nobody else has.
         """
         try:
-            now = Path(secret["path"]).read_text().splitlines()
+            now = lines_of(Path(secret["path"]).read_text())
         except OSError:
             raise Refused(
                 f"{self.name}: {secret['path']} is gone, and no release keeps a secret; run site.yml"
@@ -690,6 +690,11 @@ class Service:
         path.mkdir(exist_ok=True)
         path.chmod(int(entry["mode"], 8))
         shutil.chown(path, entry["owner"], entry["group"])
+
+
+def lines_of(text: str) -> list[str]:
+    """Return the lines of a file of secrets; a value may have other characters that Python would end a line at."""
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def described(file: dict) -> dict:

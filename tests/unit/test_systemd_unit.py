@@ -55,3 +55,9 @@ def test_a_trial_has_the_sandbox_of_the_unit_and_neither_its_command_nor_its_sec
     assert {f"{name}={value}" for name, value in systemd_unit.HARDENED.items() if isinstance(value, str)} <= set(lines)
     for absent in ("secrets.env", "vllm serve", "Restart=", "[Install]", "Type=simple"):
         assert absent not in trial
+
+
+def test_no_value_of_a_unit_is_a_specifier():
+    """Whatever writes a value into a unit, systemd hands over what was meant."""
+    text = systemd_unit.render({"Unit": {"Description": "50%"}, "Service": {"Environment": ['"A=%n"', '"B=%%"']}})
+    assert {"Description=50%%", 'Environment="A=%%n"', 'Environment="B=%%%%"'} <= set(text.splitlines())
