@@ -88,7 +88,14 @@ def _writable(path: Path) -> Path:
     return path.resolve()
 
 
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is blank")
+    return text
+
+
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Prompt = Annotated[str, AfterValidator(_not_blank)]  # to the letter
 Url = Annotated[Text, AfterValidator(_http_url)]
 Secret = Annotated[SecretStr, Field(min_length=1), AfterValidator(_header_value)]
 Directory = Annotated[Path, AfterValidator(_writable)]
@@ -147,8 +154,8 @@ class Settings(BaseSettings):
         le=36_500, default=7, description="days that a finished job can be asked for"
     )
 
-    easycontract_prompt: Text = Field(default="Explain this contract in plain words.", description="an instruction")
-    checklist_prompt: Text = Field(default="Make a checklist from this text.", description="an instruction")
+    easycontract_prompt: Prompt = Field(default="Explain this contract in plain words.", description="an instruction")
+    checklist_prompt: Prompt = Field(default="Make a checklist from this text.", description="an instruction")
 
     # As strings: a default is checked like a given value only because of validate_default.
     resources_directory: Directory = Field(

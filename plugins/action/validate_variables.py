@@ -127,7 +127,8 @@ class ActionModule(ActionBase):
             inner = [(name, values[name])]
             if key:  # of each mapping in the list
                 inner = [(f"{name}[{n}].{key}", one[key]) for n, one in enumerate(values[name]) if key in one]
-            found = [text for at, one in inner for text in kind_problems(at, one, rule["kind"], rule.get("optional"))]
+            told = (rule["kind"], rule.get("optional"), rule.get("places"))
+            found = [text for at, one in inner for text in kind_problems(at, one, *told)]
             if found:
                 unkind.setdefault(name, []).extend(found)
         return unkind

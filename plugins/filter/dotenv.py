@@ -10,35 +10,51 @@ PLAIN = re.compile(r"[A-Za-z0-9._~+/=:@,-]*")
 
 
 def dotenv(settings: dict) -> str:
-    """Return ``{NAME: value}`` as the text of a .env file; None and "" leave a setting out, a list is joined by commas.
+    """Return ``{NAME: value}`` as the text of a .env file, one line a setting, that python-dotenv reads as it is written.
 
-    Errors: a name that is none, and a value that the file cannot carry (a line break, or ``${``, which readers expand).
+    None and "" leave a setting out, a list is joined by commas. Errors: a name that is none, a value that is a mapping or
+    another thing without a text of its own, and half of a surrogate pair, which no file can carry.
     """
     lines = []
     for name, value in settings.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(name)):
             raise AnsibleFilterError(f"{name!r} is no name of a setting: it needs letters, digits and underscores")
-        text = _text(value)
-        if "${" in text or not text.isprintable():
-            raise AnsibleFilterError(f"{name} cannot stand in a .env file: it has a line break or ${{")
+        text = _text(name, value)
         if text:
             lines.append(f"{name}={_quoted(text)}\n")
     return "".join(lines)
 
 
-def _text(value) -> str:
+def _text(name: str, value) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    return ",".join(str(item) for item in value) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ",".join(_text(name, item) for item in value)
+    if not isinstance(value, (str, int, float)):
+        raise AnsibleFilterError(f"{name} is neither text nor a number nor a list of these; write it in quotes")
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        raise AnsibleFilterError(f"{name} has half of a surrogate pair, which is no character; write it anew") from None
+    return str(value)
 
 
 def _quoted(text: str) -> str:
-    """Quote what has other characters than the plain ones; within single quotes only ``\\`` and ``'`` are special."""
+    """Quote what has other characters than the plain ones.
+
+    Within single quotes only ``\\`` and ``'`` are special; line ends are written as escapes, which double quotes have.
+    Readers expand ``${name:-default}`` within both, and take a default as it stands: so ``${`` is written by one.
+    """
     if PLAIN.fullmatch(text):
         return text
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    text = text.replace("\\", "\\\\").replace("${", "${:-$}{")
+    if text.endswith("\\"):  # readers before 1.2 take it for the escape of the quote behind it
+        text = text[:-2] + "${:-\\\\}"
+    if "\n" in text or "\r" in text:
+        return '"' + text.replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r") + '"'
+    return "'" + text.replace("'", "\\'") + "'"
 
 
 class FilterModule:

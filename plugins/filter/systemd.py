@@ -1,18 +1,52 @@
-"""Filters for what goes into a unit."""
+"""Filters for what goes into a unit, and for the addresses that services listen on."""
 
 from __future__ import annotations
 
 import ipaddress
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
 
+import ansible.module_utils
 from ansible.errors import AnsibleFilterError
+
+UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
+if UTILS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(UTILS)
+from ansible.module_utils.quiet_module import secrets_of
+
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def exec_line(argv: list) -> str:
     """Return ``argv`` as the value of ExecStart=, quoted so that systemd hands over exactly these arguments.
 
-    Source: systemd.service(5), "Command lines"; ``%`` and ``$`` would be expanded, so they are doubled.
+    Source: systemd.service(5), "Command lines"; ``$`` would be expanded, so it is doubled. ``%`` is doubled where a unit
+    is written, in every value.
     """
-    return " ".join(_quoted(str(argument)) for argument in argv)
+    return " ".join(_quoted(str(argument)).replace("$", "$$") for argument in argv)
+
+
+def environment_lines(variables: dict) -> list[str]:
+    """Return the values of Environment= for all variables that are no secret; null leaves one out.
+
+    A unit can be read by everyone; see `secret_environment` for the others.
+    """
+    return [f'"{_escaped(f"{name}={value}")}"' for name, value in _told(variables) if not secrets_of(name, value)]
+
+
+def secret_environment(variables: dict) -> str:
+    """Return the lines of an EnvironmentFile= with the variables that are secrets, such as a proxy with a password.
+
+    Source: systemd.exec(5), "EnvironmentFile="; within double quotes ``\\`` stands before what would be special.
+    """
+    lines = [(name, value) for name, value in _told(variables) if secrets_of(name, value)]
+    special = str.maketrans({mark: f"\\{mark}" for mark in '"\\`$'})
+    return "".join(f'{name}="{value.translate(special)}"\n' for name, value in lines)
+
+
+def _told(variables: dict) -> list[tuple[str, str]]:
+    named = sorted(variables.items(), key=lambda pair: pair[0].lower())
+    return [(name, str(value)) for name, value in named if value is not None]
 
 
 def flags(arguments: dict) -> list[str]:
@@ -47,18 +81,22 @@ def flag_clashes(wanted: dict) -> list[str]:
     return told
 
 
-def _quoted(argument: str) -> str:
-    argument = argument.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("%", "%%")
-    argument = argument.replace("$", "$$")
-    return f'"{argument}"' if not argument or any(mark in argument for mark in " \t;'\"\\") else argument
+def _quoted(word: str) -> str:
+    escaped = _escaped(word)
+    return f'"{escaped}"' if not word or any(mark in escaped for mark in " \t;'\"\\") else escaped
+
+
+def _escaped(word: str) -> str:
+    """Return ``word`` as it stands within systemd's double quotes; its lines end at a carriage return too."""
+    for mark, escape in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r")):
+        word = word.replace(mark, escape)
+    return word
 
 
 def listen_address(value: str, facts: dict, variable: str) -> str:
     """Return the IP address that ``value`` stands for: itself, or the IPv4 address of the interface of that name."""
-    try:
+    if _is_ip(value):
         return str(ipaddress.ip_address(value))
-    except ValueError:
-        pass
     interface = facts.get(value.replace("-", "_")) or {}
     address = (interface.get("ipv4") or {}).get("address")
     if not address:
@@ -86,13 +124,53 @@ def peers(address: str, clients: list | None = None) -> list:
     return ["localhost", *own, *clients] if clients else []
 
 
+def local_url(address: str, port: int | str) -> str:
+    """Return the URL at which this host reaches a service of its own that listens on ``address``.
+
+    One that listens on every address is asked by loopback.
+    """
+    address = str(ipaddress.ip_address(address)) if _is_ip(address) else address
+    return f"http://{host_port(LOOPBACK.get(address, address), port)}"
+
+
+def astray(urls: list, address: str, port: int | str) -> list[str]:
+    """Return the ``urls`` by which this host asks itself, and not where a service listens on ``address`` and ``port``."""
+    return [url for url in urls if _asks_itself(url) and not _reaches(urlsplit(url), address, int(port))]
+
+
+def _asks_itself(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host == "localhost" or (_is_ip(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _reaches(asked: SplitResult, address: str, port: int) -> bool:
+    if (asked.port or 80) != port:
+        return False
+    if not _is_ip(asked.hostname) or not _is_ip(address):  # a name may stand for either family
+        return True
+    bound = ipaddress.ip_address(address)
+    return bound.is_unspecified or bound == ipaddress.ip_address(asked.hostname)
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 class FilterModule:
     def filters(self):
         return {
+            "astray": astray,
+            "environment_lines": environment_lines,
             "exec_line": exec_line,
             "flag_clashes": flag_clashes,
             "flags": flags,
             "host_port": host_port,
             "listen_address": listen_address,
+            "local_url": local_url,
             "peers": peers,
+            "secret_environment": secret_environment,
         }

@@ -126,7 +126,7 @@ KINDS = {function.__name__: function for function in (http, metric, models, comp
 
 def secret(file: str, variable: str) -> str:
     """Return the value of ``variable`` in a file of lines ``NAME=value``; `OSError` where there is none."""
-    for line in Path(file).read_text(errors="replace").splitlines():
+    for line in Path(file).read_text(errors="replace").split("\n"):
         name, found, value = line.partition("=")
         if found and name.strip() == variable:
             return value.strip()

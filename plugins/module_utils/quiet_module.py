@@ -24,17 +24,23 @@ def masked(text: str, environment: dict) -> str:
     return text
 
 
+def secrets_of(name: str, value) -> set[str]:
+    """Return what is secret in one variable of an environment: all of it by its name, or parts of its addresses."""
+    value = str(value)
+    found = {value} if names_secret(name) else set()
+    for userinfo in _USERINFO.findall(value):
+        user, _, password = userinfo[:-1].partition(":")
+        found.add(password or user)
+    return (found | set(_QUERY.findall(value))) - {""}
+
+
+def names_secret(name: str) -> bool:
+    return bool(_SECRET_NAME.search(name))
+
+
 def _secrets(environment: dict) -> set[str]:
-    found = set()
-    for name, value in environment.items():
-        value = str(value)
-        if _SECRET_NAME.search(name):
-            found.add(value)
-        for userinfo in _USERINFO.findall(value):
-            user, _, password = userinfo[:-1].partition(":")
-            found.add(password or user)
-        found |= set(_QUERY.findall(value))
-    return {form for secret in found if secret for form in (secret, unquote(secret))}
+    found = {secret for name, value in environment.items() for secret in secrets_of(name, value)}
+    return {form for secret in found for form in (secret, unquote(secret))}
 
 
 class QuietModule(HostModule):
@@ -47,7 +53,7 @@ class QuietModule(HostModule):
         super().fail_json(**self._quiet({**result, "msg": msg}))
 
     def _quiet(self, result: dict) -> dict:
-        """Return ``result`` with what a person is shown of it masked: the sentence, the diff and the arguments."""
+        """Return ``result`` with what a person is shown of it masked: the sentence, the diff, the log, the arguments."""
         environment = self.params.get("environment")
         environment = environment if isinstance(environment, dict) else {}
 
@@ -61,5 +67,5 @@ class QuietModule(HostModule):
         arguments = quiet(self.params)
         if "environment" in arguments:
             arguments["environment"] = dict.fromkeys(environment, HIDDEN)
-        shown = {key: quiet(result[key]) for key in ("msg", "diff") if key in result}
+        shown = {key: quiet(result[key]) for key in ("msg", "diff", "why", "journal") if key in result}
         return {**result, **shown, "invocation": {"module_args": arguments}}

@@ -2,7 +2,8 @@
 
 Plain Python, tested alone. Types are those of ``meta/argument_specs.yml``; a *kind* is what a type cannot say, such as
 a path that must be absolute. Roles see values as they were written, so what only a conversion would make right (a word
-for a list, ``off`` without quotes for a text) is refused here.
+for a list, ``off`` without quotes for a text) is refused here. A secret, which its spec marks by ``no_log``, must be text
+as it was written: YAML makes another number of ``0x12`` or ``0123``. It is never shown.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from ansible.module_utils.common.parameters import DEFAULT_TYPE_VALIDATORS
+
+from .quiet_module import names_secret
 
 WORDS = {
     "str": "text", "path": "text", "int": "a whole number", "float": "a number", "bool": "true or false",
@@ -30,6 +34,9 @@ PATH = re.compile(r"(/[^\s/\"'\\%$]+)+/?")
 ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 HOST_NAME = re.compile(r"(?!-)[\w-]{1,63}(\.(?!-)[\w-]{1,63})*", re.ASCII)
 INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+ARGUMENT = re.compile(r"-{0,2}[A-Za-z][\w.-]*", re.ASCII)
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def is_ip_address(value) -> bool:
@@ -108,14 +115,22 @@ KINDS: dict[str, tuple[Callable, str]] = {
         lambda value: HUB_NAME.fullmatch(value) or is_absolute(value),
         "owner/name on the hub or an absolute path on the host",
     ),
-    "secret": (re.compile(r"(?!.*\$\{)[!-~]+").fullmatch, ""),
+    "secret": (re.compile(r"[!-~]+").fullmatch, ""),
     "json_file": (is_json_file, "the absolute path of a file on the controller that holds a JSON mapping"),
     "positive": (lambda value: value > 0, "more than 0"),
 }
 
 
-def kind_problems(name: str, value, kind: str, optional: bool = False) -> list[str]:
-    """Return what keeps ``value`` (of each element, where it is a list) from being of ``kind``; "" may be optional."""
+def kind_problems(
+    name: str, value, kind: str, optional: bool | list[str] = False, places: Mapping | None = None
+) -> list[str]:
+    """Return what keeps ``value`` (of each element, where it is a list) from being of ``kind``; "" may be optional.
+
+    For the kinds in `MAPPINGS`, ``places`` are the names that a mapping must not have, each with the variable that is its
+    place. ``optional`` lets the others be null, or those that it names.
+    """
+    if kind in MAPPINGS:
+        return MAPPINGS[kind](name, value, optional, places or {})
     if isinstance(value, list):
         return [text for n, one in enumerate(value) for text in kind_problems(f"{name}[{n}]", one, kind)]
     if optional and value == "":
@@ -125,10 +140,88 @@ def kind_problems(name: str, value, kind: str, optional: bool = False) -> list[s
         return []
     if kind == "secret":  # never shown
         return [
-            f"{name} is empty or has a blank, a line break or what else a header or a .env file cannot carry; "
+            f"{name} is empty or has a blank, a line break or what else a header cannot carry; "
             "write it in quotes on one line of the inventory's vault."
         ]
     return [f"{name} is {shown(value)}; it must be {wanted}."]
+
+
+def _environment(name: str, variables: Mapping, optional, places: Mapping) -> list[str]:
+    """Return what is wrong with environment variables: text or numbers, and secrets as text."""
+    problems = []
+    for key, value in variables.items():
+        at = f"{name}.{key}"
+        if not VARIABLE.fullmatch(str(key)):
+            problems.append(f"{name} has {shown(key)}; the name of a variable has letters, digits and underscores.")
+        elif value is None and _may_be_null(key, optional, places):
+            continue
+        elif key in places:
+            problems.append(_elsewhere(name, key, places[key]))
+        elif value is None:
+            problems.append(f"{at} has no value (null); give it one, or take it out.")
+        elif not isinstance(value, str) and names_secret(key):
+            problems.append(_not_text(at, value))
+        elif isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            problems.append(f"{at} is {_word(value)} and not text; write what the program is to read, in quotes.")
+        elif CONTROL.search(str(value)):
+            problems.append(f"{at} has a control character, which no variable can carry; take it out.")
+        elif "\n" in str(value) and names_secret(key):
+            problems.append(f"{at} has a line break, which a file of secrets cannot carry; write it on one line.")
+    return problems
+
+
+def _arguments(name: str, arguments: Mapping, optional, places: Mapping) -> list[str]:
+    """Return what is wrong with arguments of a program; the same name may be written with dashes or underscores."""
+    problems, seen = [], {}
+    for key, value in arguments.items():
+        if not ARGUMENT.fullmatch(str(key)):
+            problems.append(f"{name} has {shown(key)}, which is no name of an argument; write it without blanks.")
+            continue
+        plain = key.lstrip("-").replace("_", "-")
+        place = places.get(plain) or places.get(plain.removeprefix("no-"))
+        if plain in seen:
+            problems.append(f"{name} has {seen[plain]} and {key}, which are the same argument; leave one of them.")
+        elif value is None and _may_be_null(plain, optional, places):
+            pass
+        elif place:
+            problems.append(_elsewhere(name, key, place))
+        elif value is None:
+            problems.append(f"{name}.{key} has no value (null); give it one, or take it out.")
+        elif not _plain(value):
+            problems.append(f"{name}.{key} has what is no text, such as a date without quotes; write it in quotes.")
+        seen.setdefault(plain, key)
+    return problems
+
+
+def _may_be_null(key: str, optional, places: Mapping) -> bool:
+    return key in optional if isinstance(optional, list) else bool(optional) and key not in places
+
+
+def _settings(name: str, settings: Mapping, optional, places: Mapping) -> list[str]:
+    """Return which settings of a .env file have another place, or are secrets and no text; their case does not count."""
+    problems = []
+    for key, value in settings.items():
+        if str(key).upper() in places:
+            problems.append(_elsewhere(name, key, places[str(key).upper()]))
+        elif value is not None and not isinstance(value, str) and names_secret(str(key)):
+            problems.append(_not_text(f"{name}.{key}", value))
+    return problems
+
+
+def _elsewhere(name: str, key: str, place: str) -> str:
+    return f"{name} has {key}, whose place is {place}; set that, and take it out here."
+
+
+def _plain(value) -> bool:
+    """Say whether a value is what JSON has: YAML knows dates and more."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _plain(one) for key, one in value.items())
+    if isinstance(value, list):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (str, bool, int, float))
+
+
+MAPPINGS = {"arguments": _arguments, "environment": _environment, "settings": _settings}
 
 
 def shown(value) -> str:
@@ -136,6 +229,20 @@ def shown(value) -> str:
     if isinstance(value, str) and "://" in value:
         value = re.sub(r"(?<=://).*@", f"{HIDDEN}@", re.sub(r"(?<=\?).+", HIDDEN, value, flags=re.S), flags=re.S)
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _word(value) -> str:
+    """Return what YAML made of a value, in one word, without telling it."""
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, (int, float)):
+        return "a number"
+    known = {str: "text", Mapping: "a mapping", list: "a list", date: "a date"}
+    return next((word for kind, word in known.items() if isinstance(value, kind)), "something else")
+
+
+def _not_text(name: str, value) -> str:
+    return f"{name} is {_word(value)} and not text; write it in quotes."
 
 
 def without_credentials(text: str) -> str:
@@ -152,8 +259,11 @@ def typed(name: str, spec: Mapping, value) -> tuple[object, list[str]]:
     kind = spec.get("type", "str")
     if value is None:
         return None, [f"{name} has no value (null); give it one, or take it out."]
+    if spec.get("no_log") and kind == "str" and not isinstance(value, str):
+        return None, [_not_text(name, value)]
     if not _looks_like(kind, value):
-        return None, [f"{name} is {_described(value, kind)}; it must be {WORDS[kind]}{_such_as(spec)}."]
+        told = _word(value) if spec.get("no_log") else _described(value, kind)
+        return None, [f"{name} is {told}; it must be {WORDS[kind]}{_such_as(spec)}."]
     if kind == "list":
         return _typed_list(name, spec, value)
     if kind == "dict":
@@ -170,7 +280,7 @@ def typed(name: str, spec: Mapping, value) -> tuple[object, list[str]]:
 
 
 def _typed_list(name: str, spec: Mapping, value: list) -> tuple[list, list[str]]:
-    element = {"type": spec.get("elements", "raw"), "options": spec.get("options")}
+    element = {"type": spec.get("elements", "raw"), "options": spec.get("options"), "no_log": spec.get("no_log")}
     if element["type"] == "raw":
         return value, []
     pairs = [typed(f"{name}[{n}]", element, one) for n, one in enumerate(value)]

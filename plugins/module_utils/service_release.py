@@ -197,7 +197,7 @@ class Service:
         if file.get("whole"):
             return [["", self._keyed(text)]]
         path, plain, lines = file["path"], file["plain"], []
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(lines_of(text), 1):
             name, found, value = line.partition("=")
             if not found:
                 raise Refused(f"{self.name}: line {number} of {path} is not NAME=value, as a file of secrets needs it")
@@ -236,7 +236,7 @@ class Service:
             ) from None
         if secret.get("whole"):
             return now
-        values = {line.partition("=")[0]: line for line in now.splitlines()}
+        values = {line.partition("=")[0]: line for line in lines_of(now)}
         lines = [line if isinstance(line, str) else values.get(line[0]) for line in secret["lines"]]
         return "".join(f"{line}\n" for line in lines if line is not None)
 
@@ -799,6 +799,11 @@ class Service:
         path.mkdir(exist_ok=True)
         path.chmod(int(entry["mode"], 8))
         shutil.chown(path, entry["owner"], entry["group"])
+
+
+def lines_of(text: str) -> list[str]:
+    """Return the lines of a file of secrets; a value may have other characters that Python would end a line at."""
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def described(file: dict) -> dict:

@@ -77,6 +77,7 @@ def render(sections: dict) -> str:
     """Return the text of a unit: the hardened defaults with ``sections`` laid over them.
 
     ``sections`` is ``{section: {directive: value}}``; a list gives one line per item, ``None`` takes a default away.
+    Values are meant as they stand: systemd would expand ``%``, so it is doubled here, for all of them.
     """
     lines = ["# Written by Ansible; changes made here are undone by the next run."]
     for section in ("Unit", "Service", "Install"):
@@ -104,7 +105,8 @@ def in_sandbox(text: str, argv: list[str], output: Path, limit: int) -> str:
 
 
 def _text(value) -> str:
-    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    text = {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    return text.replace("%", "%%")
 
 
 def run(*argv: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess:

@@ -136,7 +136,7 @@ options:
   unit:
     description: >-
       Sections of the unit as C({section: {directive: value}}), laid over the project's hardened defaults; a list
-      repeats the directive, null takes a default away.
+      repeats the directive, null takes a default away. Values are meant as they stand: C(%) is no specifier.
     type: dict
     default: {}
   trials:
@@ -237,8 +237,8 @@ rotation: {description: Whether the host was put back into rotation., type: str,
 
 import re
 
-from ansible.module_utils.host_module import HostModule
 from ansible.module_utils.probes import first_failure
+from ansible.module_utils.quiet_module import QuietModule
 from ansible.module_utils.service_release import Refused, Service, digest, digest_before
 from ansible.module_utils.systemd_unit import SystemdError
 from ansible.module_utils.unprivileged import group_of
@@ -437,7 +437,7 @@ def shown(difference: dict) -> dict:
 
 
 def main() -> None:
-    module = HostModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    module = QuietModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     wanted, service = module.params, Service(module.params["name"])
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", wanted["name"]):
         module.fail_json(msg=f"name is {wanted['name']!r}; it must be a service's, such as vllm or ai-server")

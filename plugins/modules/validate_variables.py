@@ -11,7 +11,10 @@ description:
     what each role keeps in C(__<role>_rules) of its C(vars/main.yml).
   - A rule with C(kind) says what a type cannot, such as C(absolute_path) of its C(variable); the kinds are in
     C(module_utils/role_variables.py). With C(each) it is asked of that key of each mapping in the list, and with
-    C(optional) an empty text will do. A rule with C(that) and C(fail_msg) is for what only shows in combination.
+    C(optional) an empty text will do. C(places) are names that a mapping must not have, each with the variable that is
+    its place. A rule with C(that) and C(fail_msg) is for what only shows in combination.
+  - What an argument spec marks by C(no_log) is a secret, must be text as it was written, and is never shown; nor are
+    users and passwords of addresses.
   - A secret that cannot be decrypted is named here instead of failing where it is first used.
   - Works on the controller; asks nothing of the host.
 author: The llm-server maintainers

@@ -85,7 +85,7 @@ def test_each_bad_value_is_named_with_its_cure():
         "ai_server_backend_internal_token": ("canary\n", "a line break"),
         "ai_server_api_keys": (["caller-key-0123456789\n"], "a line break"),
         "ai_server_lora_adapter_checklist": ("", "it must be a name of"),
-        "ai_server_environment": ({"OCR_URL": "a\nb"}, "OCR_URL cannot stand in a .env file"),
+        "ai_server_environment": ({"OCR_URL": {"a": "b"}}, "OCR_URL is neither text nor a number"),
         "ai_server_http_timeout_sec": (0, "more than 0"),
         "node_exporter_listen_address": ("10.0.0", "an IP address or the name of an interface"),
         "promtail_listen_address": ("eth0 ", "an IP address or the name of an interface"),
@@ -173,6 +173,50 @@ def test_each_is_one_sentence_and_all_are_said_at_once(variables, told):
     for said in told:
         assert any(said in text for text in problems), (said, problems)
     assert not [text for text in problems if text.endswith("..") or "Traceback" in text]
+
+
+def test_each_value_has_one_place_and_no_secret_is_told():
+    told = {
+        "vllm_environment.X is true or false and not text": {"vllm_environment": {"X": True, "Y": ["a"]}},
+        "vllm_environment.Y is a list and not text": {},
+        "vllm_engine_arguments has port, whose place is vllm_port": {
+            "vllm_engine_arguments": {"port": 9000, "host": "0.0.0.0", "model": "x", "hf_token": "canary"}
+        },
+        "vllm_engine_arguments has host, whose place is vllm_host": {},
+        "vllm_engine_arguments has model, whose place is vllm_model": {},
+        "vllm_engine_arguments has hf_token, whose place is vllm_huggingface_token": {},
+        "ai_server_environment has VLLM_API_KEY, whose place is ai_server_vllm_api_key": {
+            "ai_server_environment": {"VLLM_API_KEY": "canary"}
+        },
+        "ai_server_api_keys[0] is a number and not text; write it in quotes.": {
+            "vault_ai_server_api_keys": [0x123456789ABCDEF0]
+        },
+        "ai_server_ocr_api is a number and not text; write it in quotes.": {"vault_ocr_api": 5744368105847},
+        "vllm_huggingface_token is true or false and not text; write it in quotes.": {"vault_huggingface_token": True},
+        "vllm_install_environment.HTTPS_PROXY is a list and not text": {
+            "vllm_install_environment": {"HTTPS_PROXY": ["x"]}
+        },
+        "node_exporter_arguments has web.listen-address, whose place is node_exporter_listen_address": {
+            "node_exporter_arguments": {"web.listen-address": ":9"}
+        },
+        "proxy_environment.https_proxy is true or false": {"proxy_environment": {"https_proxy": True}},
+        "promtail_loki_url must be the base": {"promtail_loki_url": "https://user:canary@logs.example"},
+    }
+    code, problems = validate({name: value for bad in told.values() for name, value in bad.items()})
+    assert code != 0
+    for said in told:
+        assert any(text.startswith(said) for text in problems), (said, problems)
+    for secret in ("canary", str(0x123456789ABCDEF0), "5744368105847"):
+        assert secret not in str(problems)
+
+
+def test_an_engine_by_ipv6_is_asked_where_it_listens():
+    code, (said,) = validate({"vllm_host": "::1", "ai_server_vllm_base_url": "http://127.0.0.1:8001/v1"})
+    assert code != 0
+    assert said.endswith("and the engine on this host listens on ::1; give it http://[::1]:8001/v1.")
+    asked = {"ai_server_vllm_base_url": "http://[::1]:8001/v1", "ai_server_host": "::1"}
+    listening = {f"{name}_listen_address": "::1" for name in ("node_exporter", "promtail", "dcgm_exporter")}
+    assert validate({"vllm_host": "::1", **asked, **listening})[0] == 0
 
 
 def test_an_engine_elsewhere_has_names_of_its_own():

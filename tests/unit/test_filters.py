@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -69,11 +70,12 @@ def test_an_unknown_version_names_the_known_ones(table, version, architecture, s
         (["/bin/a", "--x=1"], "/bin/a --x=1"),
         (["/bin/a", 9100, ""], '/bin/a 9100 ""'),
         (["/bin/a", "two words"], '/bin/a "two words"'),
-        (["/bin/a", "50%", "$HOME"], "/bin/a 50%% $$HOME"),
+        (["/bin/a", "50%", "$HOME"], "/bin/a 50% $$HOME"),
         (["/bin/a", 'say "hi"'], '/bin/a "say \\"hi\\""'),
         (["/bin/a", "a\\b"], '/bin/a "a\\\\b"'),
         (["/bin/a", "it's;"], '/bin/a "it\'s;"'),
         (["/bin/a", "two\nlines"], '/bin/a "two\\nlines"'),
+        (["/bin/a", "two\rlines"], '/bin/a "two\\rlines"'),
     ],
 )
 def test_a_command_line_for_systemd(argv, line):
@@ -108,6 +110,68 @@ def test_a_listen_address_that_is_none_is_refused_by_name(value):
 )
 def test_an_address_with_a_port(address, port, expected):
     assert SYSTEMD["host_port"](address, port) == expected
+
+
+@pytest.mark.parametrize(
+    "address, port, expected",
+    [
+        ("127.0.0.1", 8001, "http://127.0.0.1:8001"),
+        ("0.0.0.0", 8001, "http://127.0.0.1:8001"),
+        ("::1", "8001", "http://[::1]:8001"),
+        ("::", 8001, "http://[::1]:8001"),
+        ("0:0:0:0:0:0:0:1", 8001, "http://[::1]:8001"),
+        ("fd00::8", 80, "http://[fd00::8]:80"),
+        ("localhost", 8001, "http://localhost:8001"),
+        ("gpu.example", 8000, "http://gpu.example:8000"),
+    ],
+)
+def test_the_url_of_a_service_of_this_host(address, port, expected):
+    assert SYSTEMD["local_url"](address, port) == expected
+
+
+@pytest.mark.parametrize(
+    "url, address, reached",
+    [
+        ("http://127.0.0.1:8001/v1", "127.0.0.1", True),
+        ("http://127.0.0.1:8001/v1", "0.0.0.0", True),
+        ("http://127.0.0.1:8001/v1", "::1", False),
+        ("http://[::1]:8001/v1", "::1", True),
+        ("http://[::1]:8001/v1", "127.0.0.1", False),
+        ("http://localhost:8001/v1", "::1", True),
+        ("http://127.0.0.1:9000/v1", "127.0.0.1", False),
+        ("http://engine.example:9000/v1", "127.0.0.1", True),
+    ],
+)
+def test_a_host_that_asks_itself_at_the_wrong_place(url, address, reached):
+    assert SYSTEMD["astray"]([url], address, 8001) == ([] if reached else [url])
+
+
+def test_no_role_builds_a_url_from_an_address_by_itself():
+    """An IPv6 address needs brackets, which `local_url` knows."""
+    files = [
+        path for folder in ("roles", "playbooks", "inventories") for path in (PLUGINS.parents[1] / folder).rglob("*")
+    ]
+    text = {path: path.read_text() for path in files if path.suffix in (".yml", ".j2", ".py")}
+    assert [str(path) for path, lines in text.items() if re.search(r"https?://(\{\{|' ~)", lines)] == []
+
+
+PROXY = "http://user:p%40ss\\w@proxy.example:3128"
+
+
+def test_the_environment_of_a_unit_is_what_was_written_and_its_secrets_stand_elsewhere():
+    variables = {
+        "B": "50% of $HOME",
+        "a": 'say "hi"\n\tC:\\',
+        "N": 2,
+        "GONE": None,
+        "HTTPS_PROXY": PROXY,
+        "X_TOKEN": "`t$",
+    }
+    assert SYSTEMD["environment_lines"](variables) == ['"a=say \\"hi\\"\\n\tC:\\\\"', '"B=50% of $HOME"', '"N=2"']
+    assert SYSTEMD["secret_environment"](variables) == (
+        'HTTPS_PROXY="http://user:p%40ss\\\\w@proxy.example:3128"\nX_TOKEN="\\`t\\$"\n'
+    )
+    assert SYSTEMD["secret_environment"]({"HTTPS_PROXY": "http://proxy.example:3128"}) == ""
 
 
 LOCK = "a==1 \\\n    --hash=sha256:aa\ntransformers==4.57.6 \\\n    --hash=sha256:bb\ntransformers-extra==9\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible.module_utils.role_variables import KINDS, kind_problems, typed, without_credentials
+from ansible.module_utils.role_variables import KINDS, MAPPINGS, kind_problems, typed, without_credentials
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 ADAPTERS = {
@@ -29,7 +29,7 @@ ADAPTERS = {
         ("service_user", ["vllm", "ai-server"], ["root", "vllm user", ""]),
         ("served_name", ["lab/tiny-llama", "easy", "a:v1.2"], ["../x", "a b", "a/../b", "", "-a", "a\n", "a;b"]),
         ("model_source", ["owner/name-1.1", "/srv/adapters/a"], ["name", "a/b/c", "./a", "a b/c", "", "owner/../x"]),
-        ("secret", ["k", "sk-1234$'\""], ["", "a b", "a\n", "a\r", "schlüssel", "a${b}"]),
+        ("secret", ["k", "sk-1234$'\"", "a${b}"], ["", "a b", "a\n", "a\r", "schlüssel"]),
         ("positive", [1, 0.5], [0, -1, -0.5]),
     ],
 )  # fmt: skip
@@ -118,20 +118,132 @@ def test_right_types_are_converted():
     assert typed("x", {"type": "dict"}, {"a": None}) == ({"a": None}, [])
 
 
+SECRETS = """
+hexadecimal: 0x123456789abcdef0
+octal: 0123456701234567
+number: 12345678901234567890
+float: 1.0e+10
+date: 2026-11-25
+time: 2026-11-25T10:00:00Z
+word: yes
+bytes: !!binary c2VjcmV0LXNlY3JldA==
+"""
+
+
+@pytest.mark.parametrize("name, value", yaml.safe_load(SECRETS).items())
+def test_a_secret_of_which_yaml_made_something_else_is_refused_and_not_told(name, value):
+    for spec, given in (
+        ({"type": "str", "no_log": True}, value),
+        ({"type": "list", "elements": "str", "no_log": True}, [value]),
+        ({"type": "list", "elements": "dict", "options": {"key": {"type": "str", "no_log": True}}}, [{"key": value}]),
+    ):
+        _, (said,) = typed("x", spec, given)
+        assert re.fullmatch(r"x\S* is [a-z ]+ and not text; write it in quotes\.", said), said
+    _, (said,) = typed("x", {"type": "list", "elements": "str", "no_log": True}, value)
+    assert re.fullmatch(r"x is [a-z ]+; it must be a list\.", said), said
+    assert str(value) not in said or name == "word"
+    for kind in ("environment", "settings"):
+        assert kind_problems("x", {"API_KEY": value}, kind) == [typed("x.API_KEY", {"no_log": True}, value)[1][0]]
+
+
+def test_every_secret_of_a_role_must_be_text_and_is_never_told():
+    marked, kept = set(), set()
+    for home in sorted(ROLES.iterdir()):
+        options = yaml.safe_load((home / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+        marked |= {name for name, spec in options.items() if "no_log" in yaml.safe_dump(spec)}
+        private = home / "vars/main.yml"
+        rules = yaml.safe_load(private.read_text()).get(f"__{home.name}_rules", []) if private.exists() else []
+        kept |= {rule["variable"] for rule in rules if rule.get("kind") == "secret"}
+    assert marked >= kept | {"vllm_api_key"}
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        ({"OMP_NUM_THREADS": 2, "A": "x y%", "B": 0.5, "TOKENIZERS_PARALLELISM": "false"}, ""),
+        ({"X": True}, "v.X is true or false and not text; write what the program is to read, in quotes."),
+        ({"Y": ["a"]}, "v.Y is a list and not text; write what the program is to read, in quotes."),
+        ({"Y": {}}, "v.Y is a mapping and not text; write what the program is to read, in quotes."),
+        ({"MY VAR": "x"}, 'v has "MY VAR"; the name of a variable has letters, digits and underscores.'),
+        ({"1A": "x"}, 'v has "1A"; the name of a variable has letters, digits and underscores.'),
+        ({7: "x"}, "v has 7; the name of a variable has letters, digits and underscores."),
+        ({"A": None}, "v.A has no value (null); give it one, or take it out."),
+        ({"A": "a\0b"}, "v.A has a control character, which no variable can carry; take it out."),
+        (
+            {"A_TOKEN": "a\nb"},
+            "v.A_TOKEN has a line break, which a file of secrets cannot carry; write it on one line.",
+        ),
+        ({"HOME": "/srv"}, "v has HOME, whose place is vllm_root; set that, and take it out here."),
+        ({"HOME": None}, "v has HOME, whose place is vllm_root; set that, and take it out here."),
+    ],
+)
+def test_environments(value, said):
+    assert kind_problems("v", value, "environment", places={"HOME": "vllm_root"}) == ([said] if said else [])
+
+
+PLACES = {"port": "vllm_port", "served-model-name": "vllm_model", "dtype": "vllm_dtype", "enable-lora": "vllm_lora"}
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        ({"kv-cache-memory-bytes": 1, "max_num_seqs": 2, "disable-x": True, "hf-overrides": {"a": [1]}, "dtype": None}, ""),
+        ({"port": 9000}, "v has port, whose place is vllm_port; set that, and take it out here."),
+        ({"--port": 9000}, "v has --port, whose place is vllm_port; set that, and take it out here."),
+        ({"port": None}, "v has port, whose place is vllm_port; set that, and take it out here."),
+        ({"served_model_name": "x"}, "v has served_model_name, whose place is vllm_model; set that, and take it out here."),
+        ({"no-enable-lora": True}, "v has no-enable-lora, whose place is vllm_lora; set that, and take it out here."),
+        ({"max-num-seqs": 1, "max_num_seqs": 2}, "v has max-num-seqs and max_num_seqs, which are the same argument; leave one of them."),
+        ({"two words": 1}, 'v has "two words", which is no name of an argument; write it without blanks.'),
+        ({"seed": None}, "v.seed has no value (null); give it one, or take it out."),
+        (yaml.safe_load("revision: 2026-11-25"), "v.revision has what is no text, such as a date without quotes; write it in quotes."),
+    ],
+)  # fmt: skip
+def test_arguments(value, said):
+    assert kind_problems("v", value, "arguments", ["dtype"], PLACES) == ([said] if said else [])
+
+
+def test_settings_have_one_place_whatever_their_case():
+    places = {"VLLM_API_KEY": "ai_server_vllm_api_key"}
+    for name in ("VLLM_API_KEY", "vllm_api_key"):
+        (said,) = kind_problems("v", {name: "canary", "RATE_LIMIT_PER_MINUTE": 7}, "settings", True, places)
+        assert said == f"v has {name}, whose place is ai_server_vllm_api_key; set that, and take it out here."
+
+
+def test_what_is_shown_has_no_password():
+    (said,) = kind_problems("x", "ftp://user:canary@host/a?key=canary", "url")
+    assert said == 'x is "ftp://********@host/a?********"; it must be an http(s) address, such as http://host.example:3100.'
+
+
 def test_the_roles_use_only_what_is_looked_at():
     """A key of a spec, a variable or a kind that nobody reads would promise a check that does not happen."""
     seen = 0
     for home in sorted(ROLES.iterdir()):
         options = yaml.safe_load((home / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
         for spec in options.values():
-            assert set(spec) <= {"type", "description", "required", "default", "choices", "elements", "options"}
+            assert set(spec) <= {
+                "type",
+                "description",
+                "required",
+                "default",
+                "choices",
+                "elements",
+                "options",
+                "no_log",
+            }
         private = home / "vars/main.yml"
         rules = yaml.safe_load(private.read_text()).get(f"__{home.name}_rules", []) if private.exists() else []
         for rule in rules:
             seen += 1
             assert rule["variable"] in options, rule
             if "kind" in rule:
-                assert rule["kind"] in KINDS and set(rule) <= {"variable", "kind", "each", "optional"}, rule
+                assert rule["kind"] in {*KINDS, *MAPPINGS} and set(rule) <= {
+                    "variable",
+                    "kind",
+                    "each",
+                    "optional",
+                    "places",
+                }, rule
                 assert "each" not in rule or rule["each"] in options[rule["variable"]]["options"], rule
             else:
                 assert set(rule) - {"to_deploy"} == {"variable", "that", "fail_msg"}, rule

@@ -70,3 +70,9 @@ def test_the_holder_of_a_port_is_named_whatever_bytes_its_name_has():
         finally:
             own.write_bytes(before.strip())
     assert held == f"caf\ufffd (pid {os.getpid()})"
+
+
+def test_no_value_of_a_unit_is_a_specifier():
+    """Whatever writes a value into a unit, systemd hands over what was meant."""
+    text = systemd_unit.render({"Unit": {"Description": "50%"}, "Service": {"Environment": ['"A=%n"', '"B=%%"']}})
+    assert {"Description=50%%", 'Environment="A=%%n"', 'Environment="B=%%%%"'} <= set(text.splitlines())

@@ -30,11 +30,12 @@ if engine_too == "alone":
 
 
 def value(text):
-    """Return what a line of the .env says behind its name: plain, or within single quotes with backslashes."""
-    return re.sub(r"\\(.)", r"\1", text[1:-1]) if text.startswith("'") else text
+    """Return what a line of the .env says behind its name: plain, or within single quotes; see plugins/filter/dotenv.py."""
+    text = re.sub(r"\\(.)", r"\1", text[1:-1]) if text.startswith("'") else text
+    return re.sub(r"\$\{:-([^}]*)\}", r"\1", text)
 
 
-lines = (line.split("=", 1) for line in Path(settings).read_text().splitlines())
+lines = (line.split("=", 1) for line in Path(settings).read_text(encoding="utf-8").rstrip("\n").split("\n"))
 written = {name: value(text) for name, text in lines}
 engine = written.get("VLLM_BASE_URL", "")
 request = urllib.request.Request(
