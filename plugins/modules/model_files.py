@@ -25,6 +25,12 @@ options:
       source: {description: "Name on the hub, or absolute path.", type: str, required: true}
       revision: {description: Commit of the adapter; not used for a path., type: str}
   max_lora_rank: {description: Greatest rank the engine will allow., type: int, default: 16}
+  trust_remote_code:
+    description: >-
+      Whether the engine runs code from the model's repository. Then the code must be there; else the engine must know the
+      model's type by itself.
+    type: bool
+    default: true
   cache: {description: "The hub's cache, owned by O(user).", type: path, required: true}
   python: {description: Interpreter that has huggingface_hub., type: path, required: true}
   user: {description: "User who fetches, and who must be able to read what is given by path.", type: str}
@@ -59,7 +65,7 @@ fingerprint:
 
 from pathlib import Path
 
-from ansible.module_utils.gpu_memory.checks import check_adapter, check_model
+from ansible.module_utils.gpu_memory.checks import check_adapter, check_model, own_model_type
 from ansible.module_utils.model_files import Hub, ModelError
 from ansible.module_utils.quiet_module import QuietModule
 from ansible.module_utils.unprivileged import CommandError
@@ -78,6 +84,7 @@ def main() -> None:
                 "options": {"name": {"type": "str", "required": True}, **source},
             },
             "max_lora_rank": {"type": "int", "default": 16},
+            "trust_remote_code": {"type": "bool", "default": True},
             "cache": {"type": "path", "required": True},
             "python": {"type": "path", "required": True},
             "user": {"type": "str"},
@@ -119,7 +126,9 @@ def bring(hub: Hub, wanted: dict, check_mode: bool) -> dict:
     # In check mode on a new host neither the user nor the interpreter is there yet.
     problems = [] if check_mode and not Path(hub.python).exists() else hub.unreadable(local)
     if "" not in missing:
-        problems += check_model(str(places[""]))
+        problems += check_model(str(places[""]), wanted["trust_remote_code"])
+        if not problems and not wanted["trust_remote_code"]:
+            problems += hub.unknown(own_model_type(str(places[""])), places[""])
         for name in asked.keys() - missing - {""}:
             found = check_adapter(str(places[""]), str(places[name]), wanted["max_lora_rank"])
             problems += [f"adapter {name}: {problem}" for problem in found]

@@ -7,15 +7,28 @@ from pathlib import Path
 
 from .errors import PlanError
 from .shape import shape_from_config
-from .sources import LocalSource, read_json
-from .tensors import gguf_header, model_tensors, safetensors_header, shard_names
+from .sources import LocalSource, is_pointer, pointer_told, read_json
+from .tensors import INDEX, gguf_header, model_tensors, safetensors_header, shard_names, weight_map
 from .vllm import LORA_RANKS
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "tekken.json")
+# What the engine reads besides the weights, by the end of its name.
+READ = (".json", ".jinja", ".model", ".py", ".tiktoken", ".txt")
+JSON_OBJECTS = (
+    "adapter_config.json", "added_tokens.json", "chat_template.json", "config.json", "generation_config.json",
+    "preprocessor_config.json", "processor_config.json", "special_tokens_map.json", "tokenizer.json",
+    "tokenizer_config.json", "vocab.json",
+)  # fmt: skip
+CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+FLOATS = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2")
 
 
-def check_model(directory: str) -> list[str]:
-    """What is missing or damaged in a local model (a directory, or a GGUF file): sentences, empty when it is whole."""
+def check_model(directory: str, trust_remote_code: bool = True) -> list[str]:
+    """What is missing or damaged in a local model (a directory, or a GGUF file): sentences, empty when it is whole.
+
+    The code that its configuration names must be there where it is trusted; else it is not read.
+    """
     try:
         if directory.endswith(".gguf"):
             file = Path(directory)
@@ -26,30 +39,117 @@ def check_model(directory: str) -> list[str]:
         source = LocalSource(directory)
         if not source.exists("config.json"):
             return [f"{directory} has no config.json: it is not a model directory, or the download is incomplete."]
-        config = read_json(source, "config.json")
-        problems = []
+        problems = _damaged_files(source)
+        if problems:
+            return problems
         try:
-            shape_from_config(config, directory)
+            shape_from_config(read_json(source, "config.json"), directory)
         except PlanError as error:
             problems.append(str(error))
-        names = shard_names(source)
-        if not names:
-            other = [n for n in source.names() if n.endswith((".bin", ".pt", ".gguf"))]
-            if not other:
-                problems.append(f"{directory} has no weight files: download the model again.")
-        for name in names:
-            if not source.exists(name):
-                problems.append(f"{name} is named by the index but is not in {directory}: download it again.")
-                continue
-            try:
-                safetensors_header(source, name)
-            except PlanError as error:
-                problems.append(str(error))
-        if not any(source.exists(name) for name in TOKENIZERS):
-            problems.append(f"{directory} has no tokenizer files: download the model again.")
-        return problems
+        if trust_remote_code:
+            problems += _code_problems(source)
+        return problems + _weight_problems(source) + _tokenizer_problems(source)
     except PlanError as error:
         return [str(error)]
+
+
+def own_model_type(directory: str) -> str:
+    """The type of a model whose configuration brings a class of its own for it; "" where it brings none."""
+    config = read_json(LocalSource(directory), "config.json")
+    auto_map = config.get("auto_map")
+    return str(config.get("model_type") or "") if isinstance(auto_map, dict) and "AutoConfig" in auto_map else ""
+
+
+def _damaged_files(source) -> list[str]:
+    """Which of the small files are pointers, empty or no JSON; the weights are looked at by their headers."""
+    problems = []
+    for name in source.names():
+        if not source.exists(name) or not name.endswith(READ):
+            continue
+        if is_pointer(source, name):
+            problems.append(pointer_told(source, name))
+        elif name in JSON_OBJECTS:
+            try:
+                read_json(source, name)
+            except PlanError as error:
+                problems.append(str(error))
+        elif not source.size(name) and (name in VOCABULARIES or name.endswith((".jinja", ".tiktoken"))):
+            problems.append(f"{name} of {source.label} is empty: download it again.")
+    return problems
+
+
+def _weight_problems(source) -> list[str]:
+    where, problems = source.label, []
+    names = shard_names(source)
+    if not names:
+        other = [n for n in source.names() if n.endswith((".bin", ".pt", ".gguf"))]
+        if not other:
+            return [f"{where} has no weight files: download the model again."]
+        return [pointer_told(source, name) for name in other if source.exists(name) and is_pointer(source, name)]
+    listed: dict[str, set] = {}
+    for tensor, name in weight_map(source).items() if source.exists(INDEX) else ():
+        listed.setdefault(name, set()).add(tensor)
+    for name in names:
+        if not source.exists(name):
+            problems.append(f"{name} is named by the index but is not in {where}: download it again.")
+            continue
+        try:
+            absent = listed.get(name, set()) - safetensors_header(source, name).keys()
+        except PlanError as error:
+            problems.append(str(error))
+            continue
+        if absent:
+            problems.append(f"{name} of {where} has no {min(absent)}, which the index says it has: download it again.")
+    return problems
+
+
+def _tokenizer_problems(source) -> list[str]:
+    names = [name for name in source.names() if source.exists(name)]
+    if any(name in VOCABULARIES or name.endswith(".tiktoken") for name in names) or _references(source, CODE[1]):
+        return []
+    if "vocab.json" not in names:
+        return [f"{source.label} has no tokenizer files: download the model again."]
+    missing = "merges.txt" not in names
+    return [f"{source.label} has vocab.json and no merges.txt: download the model again."] if missing else []
+
+
+def _code_problems(source) -> list[str]:
+    """Which code of a model's own is not beside its configuration; the engine asks no hub for it."""
+    problems = []
+    for name in CODE:
+        for reference in _references(source, name):
+            origin, _, local = reference.rpartition("--")
+            if origin:
+                problems.append(
+                    f"auto_map in {name} of {source.label} takes {local} from {origin}, which the engine cannot fetch: "
+                    "put that code beside it and name it there, or take a model that has its own."
+                )
+            elif not re.fullmatch(r"\w+\.\w+", local):
+                problems.append(f"auto_map in {name} of {source.label} names no class of a file: download it again.")
+            else:
+                problems += _missing_code(source, local.partition(".")[0], f"auto_map in {name}", set())
+    return list(dict.fromkeys(problems))
+
+
+def _references(source, name: str) -> list[str]:
+    """The classes that a configuration's auto_map names, each as ``file.Class`` or ``owner/model--file.Class``."""
+    auto_map = read_json(source, name).get("auto_map") if source.exists(name) else None
+    found = list(auto_map.values()) if isinstance(auto_map, dict) else [auto_map]
+    found = [one for value in found for one in (value if isinstance(value, list) else [value])]
+    return [str(one) for one in found if one is not None]
+
+
+def _missing_code(source, module: str, by: str, seen: set) -> list[str]:
+    """What is missing of a module of code and of those beside it that it imports."""
+    if module in seen:
+        return []
+    seen.add(module)
+    file = f"{module}.py"
+    if not source.exists(file) or not source.size(file):
+        return [f"{by} names {file}, which is not in {source.label} or empty: download it again."]
+    text = source.read(file).decode("utf-8", "replace")
+    beside = re.findall(r"^\s*(?:from\s+\.(\w+)\s+import|import\s+\.(\w+)\s*$)", text, re.MULTILINE)
+    return [text for pair in beside for text in _missing_code(source, pair[0] or pair[1], file, seen)]
 
 
 def check_adapter(base_directory: str, adapter_directory: str, max_lora_rank: int = 16) -> list[str]:
@@ -59,8 +159,9 @@ def check_adapter(base_directory: str, adapter_directory: str, max_lora_rank: in
     and B with the weight it changes. Only headers are read.
     """
     try:
-        return adapter_problems(
-            LocalSource(adapter_directory), model_tensors(LocalSource(base_directory)), max_lora_rank
+        adapter = LocalSource(adapter_directory)
+        return _damaged_files(adapter) or adapter_problems(
+            adapter, model_tensors(LocalSource(base_directory)), max_lora_rank
         )
     except PlanError as error:
         return [str(error)]
@@ -74,6 +175,28 @@ def adapter_problems(adapter, base: dict, max_lora_rank: int) -> list[str]:
     if not adapter.exists("adapter_config.json"):
         return [f"{where} has no adapter_config.json: it is not an adapter, or the download is incomplete."]
     config = read_json(adapter, "adapter_config.json")
+    problems = _unserved(config, where)
+    lacking = _lacking(config)
+    if lacking:
+        return [*problems, f"adapter_config.json of {where} has no {lacking}: save the adapter again."]
+    ranks = config.get("rank_pattern") or {}
+    highest = max(config["r"], *ranks.values(), 1)
+    if highest > max_lora_rank:
+        fitting = next((r for r in LORA_RANKS if r >= highest), None)
+        cure = f"set max_lora_rank to {fitting}" if fitting else "train it with a lower rank"
+        problems.append(f"{where} has rank {highest}, max_lora_rank is {max_lora_rank}: {cure}.")
+    if not adapter.exists(ADAPTER_WEIGHTS):
+        what = "only adapter_model.bin" if adapter.exists("adapter_model.bin") else "no weights"
+        problems.append(f"{where} has {what}: save it as {ADAPTER_WEIGHTS}.")
+    if problems:  # the weights would only repeat it
+        return problems
+    tensors = safetensors_header(adapter, ADAPTER_WEIGHTS)
+    weights = {name: tensor.shape for name, tensor in base.items()}
+    return _half_problems(where, tensors, config, weights) or (_shape_problems(where, tensors, weights) if weights else [])
+
+
+def _unserved(config: dict, where: str) -> list[str]:
+    """What the adapter's configuration asks for and vLLM does not serve."""
     problems = []
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
@@ -83,33 +206,107 @@ def adapter_problems(adapter, base: dict, max_lora_rank: int) -> list[str]:
             problems.append(f"{where} uses {option}, which vLLM does not serve: train the adapter without it.")
     if config.get("bias", "none") != "none":
         problems.append(f"{where} trains biases ({config['bias']}), which vLLM does not serve: use bias none.")
-    rank = config.get("r")
-    if not isinstance(rank, int) or rank < 1:
-        return [*problems, f"adapter_config.json of {where} has no rank r: save the adapter again."]
-    highest = max([rank, *(v for v in (config.get("rank_pattern") or {}).values() if isinstance(v, int))])
-    if highest > max_lora_rank:
-        fitting = next((r for r in LORA_RANKS if r >= highest), None)
-        cure = f"set max_lora_rank to {fitting}" if fitting else "train it with a lower rank"
-        problems.append(f"{where} has rank {highest}, max_lora_rank is {max_lora_rank}: {cure}.")
-    if not adapter.exists("adapter_model.safetensors"):
-        what = "only adapter_model.bin" if adapter.exists("adapter_model.bin") else "no weights"
-        return [*problems, f"{where} has {what}: save it as adapter_model.safetensors."]
-    tensors = safetensors_header(adapter, "adapter_model.safetensors")
-    weights = {name: tensor.shape for name, tensor in base.items()}
-    if not weights:
-        return problems
-    return problems + _shape_problems(where, tensors, weights)
+    return problems
+
+
+def _lacking(config: dict) -> str:
+    """What an adapter's configuration must have and has not, or in another form; "" where it has all.
+
+    The engine demands r, lora_alpha and target_modules (vllm/lora/peft_helper.py of 0.23.0).
+    """
+    if not _is_number(config.get("r"), whole=True):
+        return "rank r, a whole number above 0"
+    if not _is_number(config.get("lora_alpha")):
+        return "lora_alpha, a number above 0"
+    targets = config.get("target_modules")
+    if not targets or not (isinstance(targets, str) or _are_texts(targets)):
+        return "target_modules, a list of the modules' names"
+    for name, whole in (("rank_pattern", True), ("alpha_pattern", False)):
+        pattern = config.get(name) or {}
+        if not isinstance(pattern, dict) or not all(_is_number(value, whole) for value in pattern.values()):
+            return f"{name} that maps modules' names to numbers"
+    return ""
+
+
+def _is_number(value, whole: bool = False) -> bool:
+    kinds = (int,) if whole else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def _are_texts(value) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) and one for one in value)
+
+
+def _half_problems(where: str, tensors: dict, config: dict, weights: dict) -> list[str]:
+    """What is wrong with the adapter's weights by themselves: each module has an A and a B, of its rank."""
+    halves: dict[str, dict] = {}
+    for name, tensor in tensors.items():
+        module, half = _half(name)
+        if half:
+            halves.setdefault(module, {})[half] = tensor
+    if not halves:
+        return [f"{ADAPTER_WEIGHTS} of {where} has no LoRA weights (lora_A and lora_B): save the adapter again."]
+    wrong = [text for module, pair in sorted(halves.items()) for text in _pair_problems(module, pair, config)]
+    if wrong:
+        return [f"{ADAPTER_WEIGHTS} of {where} has {wrong[0]} ({len(wrong)} in all): save the adapter again."]
+    targets = config["target_modules"]
+    if isinstance(targets, str) or config.get("layers_to_transform") is not None or config.get("exclude_modules"):
+        return []
+    # A name that the model does not have is passed over by who trains, too.
+    trained, known = {_last(module) for module in halves}, {_last(name.removesuffix(".weight")) for name in weights}
+    absent = [name for name in map(_last, targets) if name in known - trained]
+    if absent:
+        return [f"{ADAPTER_WEIGHTS} of {where} has nothing for the target module {absent[0]}: save the adapter again."]
+    return []
+
+
+def _pair_problems(module: str, pair: dict, config: dict) -> list[str]:
+    if len(pair) < 2:
+        have, missing = ("A", "B") if "A" in pair else ("B", "A")
+        return [f"the lora_{have} of {module} and not its lora_{missing}"]
+    rank = _rank_of(module, config)
+    for half, tensor in sorted(pair.items()):
+        if tensor.dtype not in FLOATS:
+            return [f"weights of type {tensor.dtype} for {module}"]
+        if len(tensor.shape) != 2 or 0 in tensor.shape:
+            return [f"a lora_{half} of {module} that is no matrix"]
+        own = tensor.shape[0] if half == "A" else tensor.shape[1]
+        if own != rank and ".experts" not in module:  # several experts' ranks stand in one matrix
+            return [f"rank {own} for {module}, and adapter_config.json says {rank}"]
+    return []
+
+
+def _rank_of(module: str, config: dict) -> int:
+    """The rank that the configuration gives a module; its patterns are regular expressions."""
+    for pattern, rank in (config.get("rank_pattern") or {}).items():
+        try:
+            found = re.fullmatch(rf"(.*\.)?({pattern})", module)
+        except re.error:
+            found = _last(module) == pattern
+        if found:
+            return rank
+    return config["r"]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _half(name: str) -> tuple[str, str]:
+    """The module and the half (A or B) that an adapter's tensor is of; (name, "") where it is neither."""
+    match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB]))", name)
+    return (match[1], match[2] or match[3]) if match else (name, "")
 
 
 def _shape_problems(where: str, tensors: dict, weights: dict) -> list[str]:
     """Compares the adapter's A and B with the base's matrices; at most one sentence a kind."""
     unknown, wrong = [], []
     for name, tensor in sorted(tensors.items()):
-        match = re.match(r"(?:base_model\.model\.)?(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?$", name)
-        if not match:
-            unknown.append(name)
+        module, half = _half(name)
+        if not half:
+            # The embedding that was trained on is saved beside its halves.
+            unknown += [] if name.endswith(".base_layer.weight") else [name]
             continue
-        module, half = match.groups()
         target = _base_shape(module, weights)
         if target is None:
             unknown.append(module)
