@@ -56,6 +56,18 @@ for place in sys.argv[1:]:
     except OSError as error:
         print(f"{error.filename}: {error.strerror}")
 """
+# Runs in the engine's environment: says whether the tables of transformers and vLLM have the type of a model. They are
+# read and not imported, which would take as long as the engine's start; without them it says nothing.
+_KNOWS = r"""
+import importlib.util, pathlib, sys
+tables = {"transformers": "models/auto/*.py", "vllm": "transformers_utils/config.py"}
+found = {name: importlib.util.find_spec(name) for name in tables}
+places = {name: pathlib.Path(spec.origin).parent for name, spec in found.items() if spec and spec.origin}
+text = "".join(file.read_text() for name, place in places.items() for file in place.glob(tables[name]))
+if "transformers" in places:
+    kind = sys.argv[1]
+    print("known" if f'"{kind}"' in text or f" {kind}=" in text else "unknown")
+"""
 HIDDEN = re.compile(r"/(home|root|run/user)(/|$)")  # from units with ProtectHome=yes
 
 
@@ -94,6 +106,15 @@ class Hub:
         said = unprivileged.run(self.python, "-c", _OPEN, *seen, user=self.user).splitlines() if seen else []
         cure = "let it, such as by chmod -R a+rX on the directory, or mend the file."
         return problems + [f"{self.user} cannot read {line}; {cure}" for line in said]
+
+    def unknown(self, model_type: str, place: Path) -> list[str]:
+        """Say where only the repository's own code knows the ``model_type`` in ``place``, and it is not trusted."""
+        if not model_type or not Path(self.python).exists():
+            return []
+        if unprivileged.run(self.python, "-c", _KNOWS, model_type, user=self.user).strip() != "unknown":
+            return []
+        told = f"config.json of {place} is of the type {model_type}, which only the code beside it knows"
+        return [f"{told}: set vllm_trust_remote_code to true."]
 
     def fetch(self, source: str, revision: str) -> Path:
         """Download one snapshot to its end and note it; return its directory."""

@@ -26,7 +26,9 @@ options:
       revision: {description: Commit of the adapter; not used for a path., type: str}
   max_lora_rank: {description: Greatest rank the engine will allow., type: int, default: 16}
   trust_remote_code:
-    description: Whether the engine will run code that the model brings; then this must be in the model's directory.
+    description: >-
+      Whether the engine runs code from the model's repository. Then the code must be there; else the engine must know the
+      model's type by itself.
     type: bool
     default: true
   cache: {description: "The hub's cache, owned by O(user).", type: path, required: true}
@@ -63,7 +65,7 @@ fingerprint:
 
 from pathlib import Path
 
-from ansible.module_utils.gpu_memory.checks import check_adapter, check_model
+from ansible.module_utils.gpu_memory.checks import check_adapter, check_model, own_model_type
 from ansible.module_utils.model_files import Hub, ModelError
 from ansible.module_utils.quiet_module import QuietModule
 from ansible.module_utils.unprivileged import CommandError
@@ -125,6 +127,8 @@ def bring(hub: Hub, wanted: dict, check_mode: bool) -> dict:
     problems = [] if check_mode and not Path(hub.python).exists() else hub.unreadable(local)
     if "" not in missing:
         problems += check_model(str(places[""]), wanted["trust_remote_code"])
+        if not problems and not wanted["trust_remote_code"]:
+            problems += hub.unknown(own_model_type(str(places[""])), places[""])
         for name in asked.keys() - missing - {""}:
             found = check_adapter(str(places[""]), str(places[name]), wanted["max_lora_rank"])
             problems += [f"adapter {name}: {problem}" for problem in found]

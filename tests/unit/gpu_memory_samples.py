@@ -93,8 +93,9 @@ def write_adapter(directory: Path, config: dict, rank: int = 8, modules=("q_proj
             tensors[f"base_model.model.{module}.lora_A.weight"] = (rank, shape[1])
             tensors[f"base_model.model.{module}.lora_B.weight"] = (shape[0], rank)
     write_safetensors(directory / "adapter_model.safetensors", tensors, "F32")
-    adapter = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": list(modules), "bias": "none"}
-    (directory / "adapter_config.json").write_text(json.dumps({**adapter, **changes}))
+    adapter = {"peft_type": "LORA", "r": rank, "lora_alpha": 16, "target_modules": list(modules), "bias": "none"}
+    adapter |= changes
+    (directory / "adapter_config.json").write_text(json.dumps(adapter))
     return directory
 
 

@@ -4,14 +4,13 @@ import json
 
 import gpu_memory_samples as samples
 import pytest
-from ansible.module_utils.gpu_memory.checks import check_adapter, check_model
+from ansible.module_utils.gpu_memory.checks import check_adapter, check_model, own_model_type
 from ansible.module_utils.gpu_memory.errors import PlanError
 from ansible.module_utils.gpu_memory.shape import LINEAR, SLIDING, shape_from_config, shape_from_gguf
 from ansible.module_utils.gpu_memory.sources import LocalSource, cached_snapshot, open_model
 from ansible.module_utils.gpu_memory.tensors import gguf_header, model_tensors, safetensors_header
 
 ADAPTER_TENSORS = "adapter_model.safetensors"
-POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"
 
 
 def test_tensors_of_one_file_and_of_shards_are_the_same(tmp_path):
@@ -157,12 +156,6 @@ def test_a_whole_model_has_no_problems(tmp_path):
         (lambda d: (d / "model-00001-of-00002.safetensors").write_bytes(b"x" * 20), "truncated"),
         (lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {}}'), "names no files"),
         (lambda d: [f.unlink() for f in d.glob("model*")], "no weight files"),
-        (lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"a": ["b"]}}'), "names no files"),
-        (lambda d: (d / "config.json").write_text("[]"), "config.json of "),
-        (lambda d: (d / "tokenizer.json").write_text(""), "tokenizer.json of "),
-        (lambda d: (d / "generation_config.json").write_bytes(b"\xff"), "generation_config.json of "),
-        (lambda d: (d / "tokenizer.json").write_text(POINTER), "tokenizer.json of "),
-        (lambda d: [f.write_text(POINTER) for f in d.glob("*.safetensors")], "is a pointer of git-lfs"),
     ],
 )
 def test_an_incomplete_model_is_told_by_its_gap(tmp_path, breaking, words):
@@ -173,32 +166,115 @@ def test_an_incomplete_model_is_told_by_its_gap(tmp_path, breaking, words):
     assert words in problems[0]
 
 
-CONFIGURATION = "from transformers import PretrainedConfig\nclass Own(PretrainedConfig):\n    pass\n"
-MODEL = "from .configuration_own import Own\nfrom . import kernels\n"
-OWN = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling_own.OwnModel"}
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9085698\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        *(
+            (name, POINTER, f"{name} of {{}} is a large-file pointer and not the file itself: run git lfs pull, or")
+            for name in (
+                "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja",
+                "tokenizer.model", "merges.txt", "model.safetensors.index.json", "special_tokens_map.json", "code.py",
+            )
+        ),
+        ("model-00001-of-00002.safetensors", POINTER, "is a large-file pointer and not a safetensors file: run git lfs pull"),
+        ("tokenizer.json", "", "tokenizer.json of {} is not valid JSON: download it again."),
+        ("tokenizer.model", "", "tokenizer.model of {} is empty: download it again."),
+        ("chat_template.jinja", "", "chat_template.jinja of {} is empty: download it again."),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json of {} is not a JSON object: download it again."),
+        ("generation_config.json", "{'a': 1}", "generation_config.json of {} is not valid JSON: download it again."),
+        ("model.safetensors.index.json", '{"weight_map": {"a": 5}}', "names no files: download it again."),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "../x"}}', "names no files: download it again."),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "has no a, which the index says it has"),
+    ],
+)  # fmt: skip
+def test_a_file_that_the_engine_reads_and_cannot(tmp_path, name, text, words):
+    directory = samples.write_model(tmp_path, samples.TINY, "F32", shards=2)
+    (directory / name).write_text(text)
+    (said,) = check_model(str(directory))
+    assert words.format(directory) in said
+
+
+def test_a_pointer_in_the_place_of_what_is_not_read_harms_nothing(tmp_path):
+    directory = samples.write_model(tmp_path, samples.TINY, "F32")
+    for name in ("pytorch_model.bin", "README.md", "model.onnx", "diagram.png"):
+        (directory / name).write_text(POINTER)
+    assert check_model(str(directory)) == []
+    (directory / "model.safetensors").unlink()
+    assert "pytorch_model.bin of" in check_model(str(directory))[0]
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", ADAPTER_TENSORS, "tokenizer.json"])
+def test_a_pointer_in_an_adapter(tmp_path, name):
+    base = samples.write_model(tmp_path / "base", samples.TINY, "F32")
+    adapter = samples.write_adapter(tmp_path / "a", samples.TINY)
+    (adapter / name).write_text(POINTER)
+    (said,) = check_adapter(str(base), str(adapter), 8)
+    assert f"{name} of {adapter} is a large-file pointer" in said
+
+
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        (["tokenizer_config.json"], "has no tokenizer files"),
+        (["vocab.json"], "has vocab.json and no merges.txt"),
+        (["vocab.json", "merges.txt"], ""),
+        (["tokenizer.model"], ""),
+        (["qwen.tiktoken"], ""),
+    ],
+)
+def test_a_tokenizer_is_its_vocabulary(tmp_path, there, words):
+    directory = samples.write_model(tmp_path, samples.TINY, "F32")
+    (directory / "tokenizer.json").unlink()
+    for name in there:
+        (directory / name).write_text("{}")
+    problems = check_model(str(directory))
+    assert len(problems) == bool(words) and all(words in said for said in problems)
+
+
+AUTO = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"}
+BESIDE = {"configuration_own.py": "X = 1\n", "modeling_own.py": "from .configuration_own import OwnConfig\n"}
+
+
+def own_code(directory, auto_map, files, name="config.json"):
+    samples.write_model(directory, samples.TINY, "F32")
+    config = {**samples.TINY, "model_type": "own"} if name == "config.json" else {}
+    (directory / name).write_text(json.dumps({**config, "auto_map": auto_map}))
+    for file, text in files.items():
+        (directory / file).write_text(text)
+    return str(directory)
 
 
 @pytest.mark.parametrize(
     ("auto_map", "files", "words"),
     [
-        (OWN, {"configuration_own.py": CONFIGURATION, "modeling_own.py": MODEL, "kernels.py": ""}, None),
-        (OWN, {"configuration_own.py": CONFIGURATION}, "needs modeling_own.py of the model's own code"),
-        (OWN, {"configuration_own.py": CONFIGURATION, "modeling_own.py": MODEL}, "needs kernels.py of the model's own"),
-        (OWN, {"configuration_own.py": CONFIGURATION, "modeling_own.py": "<html>"}, "modeling_own.py of "),
-        ({"AutoConfig": "other/repository--configuration_own.Own"}, {}, "from the repository other/repository, which"),
-        ({"AutoTokenizer": ["tokenization_own.Own", None]}, {}, "needs tokenization_own.py"),
-        (None, {}, None),
-        ("nonsense", {}, None),
+        (AUTO, BESIDE, ""),
+        ({**AUTO, "AutoTokenizer": ["modeling_own.Slow", None]}, BESIDE, ""),
+        (AUTO, {**BESIDE, "modeling_own.py": None}, "auto_map in config.json names modeling_own.py, which is not in"),
+        (AUTO, {**BESIDE, "modeling_own.py": ""}, "auto_map in config.json names modeling_own.py, which is not in"),
+        (AUTO, {**BESIDE, "modeling_own.py": "from .absent import x\n"}, "modeling_own.py names absent.py, which is not in"),
+        ({"AutoConfig": "other/repo--configuration_own.OwnConfig"}, BESIDE, "takes configuration_own.OwnConfig from other/repo, which the engine cannot fetch"),
+        ({"AutoTokenizer": [None, "other/repo--tok.Fast"]}, BESIDE, "takes tok.Fast from other/repo"),
+        ({"AutoConfig": "OwnConfig"}, BESIDE, "names no class of a file"),
+        ({"AutoConfig": 5}, BESIDE, "names no class of a file"),
+        ("configuration_own", BESIDE, "names no class of a file"),
     ],
-)
-def test_the_code_that_a_model_brings_is_in_its_directory(tmp_path, auto_map, files, words):
-    directory = samples.write_model(tmp_path, {**samples.TINY, "auto_map": auto_map}, "F32")
-    for name, text in files.items():
-        (directory / name).write_text(text)
-    problems = check_model(str(directory))
-    assert [words in problem for problem in problems] == ([True] if words else [])
-    # What the engine does not run need not be there.
-    assert check_model(str(directory), trust_remote_code=False) == []
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_code_of_the_models_own_must_be_beside_it(tmp_path, auto_map, files, words, name):
+    directory = own_code(tmp_path, auto_map, {file: text for file, text in files.items() if text is not None}, name)
+    problems = check_model(directory)
+    assert len(problems) == bool(words), problems
+    assert all(words.replace("config.json", name) in said for said in problems)
+    assert check_model(directory, trust_remote_code=False) == [], "nobody reads it"
+
+
+def test_the_type_that_only_the_code_beside_it_knows(tmp_path):
+    assert own_model_type(own_code(tmp_path / "a", AUTO, BESIDE)) == "own"
+    assert own_model_type(own_code(tmp_path / "b", {"AutoModel": "x.Y"}, {})) == ""
+    assert own_model_type(str(samples.write_model(tmp_path / "c", samples.TINY))) == ""
 
 
 def test_an_adapter_that_fits(tmp_path):
@@ -224,20 +300,6 @@ DEEPER = {**samples.TINY, "num_hidden_layers": 3}
         ({"config": samples.TINY, "modules_to_save": ["lm_head"]}, 8, "modules_to_save"),
         ({"config": samples.TINY, "bias": "all"}, 8, "biases"),
         ({"config": samples.TINY, "r": None}, 8, "no rank r"),
-        ({"config": samples.TINY, "r": True}, 8, "has r true, which must be a whole number above 0"),
-        ({"config": samples.TINY, "r": "8"}, 8, 'has r "8"'),
-        ({"config": samples.TINY, "lora_alpha": None}, 8, "has no lora_alpha"),
-        ({"config": samples.TINY, "lora_alpha": False}, 8, "has lora_alpha false"),
-        ({"config": samples.TINY, "target_modules": None}, 8, "has no target_modules"),
-        ({"config": samples.TINY, "target_modules": []}, 8, "has target_modules []"),
-        ({"config": samples.TINY, "target_modules": [1]}, 8, "has target_modules [1]"),
-        (
-            {"config": samples.TINY, "rank_pattern": ["q_proj"]},
-            8,
-            'has rank_pattern ["q_proj"], which must be a mapping',
-        ),
-        ({"config": samples.TINY, "rank_pattern": {"q_proj": "8"}}, 8, "has rank_pattern"),
-        ({"config": samples.TINY, "alpha_pattern": 3}, 8, "has alpha_pattern 3"),
         ({"config": samples.TINY}, 9, "max_lora_rank 9 is not one of"),
     ],
 )
@@ -249,50 +311,118 @@ def test_an_adapter_that_does_not_fit(tmp_path, arguments, rank, words):
     assert words in problems[0]
 
 
-A, B = (f"base_model.model.model.layers.0.self_attn.q_proj.lora_{half}.weight" for half in "AB")
+@pytest.mark.parametrize(
+    ("changes", "lacks"),
+    [
+        *(({"r": r}, "rank r, a whole number above 0") for r in (True, "8", 0, -1, 8.5, [8])),
+        *(({"lora_alpha": a}, "lora_alpha, a number above 0") for a in (None, "16", True, 0, {})),
+        *(({"target_modules": t}, "target_modules, a list of the modules' names") for t in (None, [], "", 5, {"a": 1}, [1])),
+        *(({"rank_pattern": p}, "rank_pattern that maps modules' names to numbers") for p in ([8], "a", {"a": "8"}, {"a": True})),
+        *(({"alpha_pattern": p}, "alpha_pattern that maps modules' names to numbers") for p in (["a"], 3, {"a": None})),
+    ],
+)  # fmt: skip
+def test_an_adapters_configuration_must_have_what_the_engine_needs(tmp_path, changes, lacks):
+    base = samples.write_model(tmp_path / "base", samples.TINY, "F32")
+    adapter = samples.write_adapter(tmp_path / "a", samples.TINY, **changes)
+    said = f"adapter_config.json of {adapter} has no {lacks}: save the adapter again."
+    assert check_adapter(str(base), str(adapter), 8) == [said]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": "all-linear"},
+        {"target_modules": ["q_proj", "v_proj", "c_attn"]},
+        {"lora_alpha": 0.5, "rank_pattern": None, "alpha_pattern": {}},
+        {"r": 4, "rank_pattern": {r".*\.q_proj": 8, "v_proj": 8}},
+        {"r": 4, "rank_pattern": {"q_proj": 8, "layers.*self_attn.v_proj": 8}},
+    ],
+)
+def test_other_ways_to_say_the_same_are_taken(tmp_path, changes):
+    base = samples.write_model(tmp_path / "base", samples.TINY, "F32")
+    assert check_adapter(str(base), str(samples.write_adapter(tmp_path / "a", samples.TINY, **changes)), 8) == []
+
+
+def adapter_tensors(**changes):
+    """The tensors of an adapter of rank 8 for TINY's q_proj, with those of `changes`; null takes one away."""
+    at = "base_model.model.model.layers.0.self_attn.q_proj"
+    own = {
+        "lora_A.weight": (8, 64),
+        "lora_B.weight": (64, 8),
+        **{name.replace("__", "."): s for name, s in changes.items()},
+    }
+    return {f"{at}.{name}": shape for name, shape in own.items() if shape is not None}
 
 
 @pytest.mark.parametrize(
     ("tensors", "dtype", "words"),
     [
-        ({}, "F32", "has no weights of an adapter"),
-        ({"something.weight": (8, 8)}, "F32", "has no weights of an adapter"),
-        ({A: (8, 64)}, "F32", "has no lora_B of model.layers.0.self_attn.q_proj (1 modules lack a half)"),
-        ({B: (64, 8)}, "F32", "has no lora_A of model.layers.0.self_attn.q_proj"),
-        ({A: (8, 64), B: (64, 4)}, "F32", "lora_A has rank [8] and lora_B [4]"),
-        ({A: (16, 64), B: (64, 16)}, "F32", "has rank 16, max_lora_rank is 8"),
-        ({A: (8, 64), B: (64, 8)}, "I32", "as I32, which is not a floating-point type"),
+        ({}, "F32", "has no LoRA weights (lora_A and lora_B): save the adapter again."),
+        ({"model.norm.weight": (64,)}, "F32", "has no LoRA weights (lora_A and lora_B): save the adapter again."),
+        (adapter_tensors(lora_B__weight=None), "F32", "the lora_A of model.layers.0.self_attn.q_proj and not its lora_B (1 in"),
+        (adapter_tensors(lora_A__weight=None), "F32", "the lora_B of model.layers.0.self_attn.q_proj and not its lora_A (1 in"),
+        (adapter_tensors(lora_A__weight=(4, 64), lora_B__weight=(64, 4)), "F32", "has rank 4 for model.layers.0.self_attn.q_proj, and adapter_config.json says 8"),
+        (adapter_tensors(lora_B__weight=(64, 4)), "F32", "has rank 4 for"),
+        (adapter_tensors(lora_A__weight=(8, 8, 8)), "F32", "a lora_A of model.layers.0.self_attn.q_proj that is no matrix"),
+        (adapter_tensors(lora_A__weight=(0, 64)), "F32", "a lora_A of model.layers.0.self_attn.q_proj that is no matrix"),
+        (adapter_tensors(), "I32", "has weights of type I32 for"),
+        (adapter_tensors(), "F32", "has nothing for the target module v_proj: save"),
     ],
-)
-def test_an_adapter_without_what_must_be_there(tmp_path, tensors, dtype, words):
+)  # fmt: skip
+@pytest.mark.parametrize("with_base", [True, False])
+def test_an_adapters_weights_are_judged_by_what_must_be_there(tmp_path, tensors, dtype, words, with_base):
     base = samples.write_model(tmp_path / "base", samples.TINY, "F32")
+    if not with_base:  # nothing to compare with, as where the base has other weights than safetensors
+        if "target module" in words:
+            pytest.skip("which modules the model has is not known")
+        (base / "model.safetensors").rename(base / "pytorch_model.bin")
     adapter = samples.write_adapter(tmp_path / "a", samples.TINY)
     samples.write_safetensors(adapter / ADAPTER_TENSORS, tensors, dtype)
-    problems = check_adapter(str(base), str(adapter), 8)
-    assert words in problems[0]
+    (said,) = check_adapter(str(base), str(adapter), 8)
+    assert said.startswith(f"{ADAPTER_TENSORS} of {adapter} has ") and words in said
 
 
-def test_an_adapter_that_is_a_pointer(tmp_path):
-    base = samples.write_model(tmp_path / "base", samples.TINY, "F32")
-    adapter = samples.write_adapter(tmp_path / "a", samples.TINY)
-    (adapter / ADAPTER_TENSORS).write_text(POINTER)
-    (problem,) = check_adapter(str(base), str(adapter), 8)
-    assert f"{ADAPTER_TENSORS} of {adapter} is a pointer of git-lfs" in problem
+def spoil(path, change):
+    """Write a file of two tensors whose header is what `change` makes of the good one."""
+    header = {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}, "b": {"dtype": "F32", "shape": [4], "data_offsets": [16, 32]}}  # fmt: skip
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(32))
 
 
 @pytest.mark.parametrize(
-    "entry",
+    ("change", "words"),
     [
-        {"dtype": "F32", "shape": [8, 8], "data_offsets": [0, 128]},
-        {"dtype": "F32", "shape": [-8, -4], "data_offsets": [0, 128]},
-        {"dtype": "F32", "shape": [4], "data_offsets": [16, 0]},
-        {"dtype": "F32", "shape": "4", "data_offsets": [0, 16]},
+        (lambda h: None, ""),
+        (lambda h: h.update(__metadata__={"format": "pt"}), ""),
+        (lambda h: h["a"].update(dtype="F16"), "damaged where a stands"),
+        (lambda h: h["a"].update(shape=[2, 3]), "damaged where a stands"),
+        (lambda h: h["b"].update(data_offsets=[8, 24]), "damaged where b stands"),
+        (lambda h: h["a"].update(data_offsets=[4, 20]), "damaged where a stands"),
+        (lambda h: h.pop("b"), "damaged: it has"),
+        (lambda h: h["b"].update(data_offsets=[32, 16]), "not a safetensors file"),
+        (lambda h: h["b"].update(data_offsets=[-16, 0]), "not a safetensors file"),
+        (lambda h: h["b"].update(data_offsets=["16", "32"]), "not a safetensors file"),
+        (lambda h: h["b"].update(shape="4"), "not a safetensors file"),
+        (lambda h: h["b"].update(shape=[True, 4]), "not a safetensors file"),
+        (lambda h: h["b"].update(dtype=None), "not a safetensors file"),
+        (lambda h: h.update(b=[16, 32]), "not a safetensors file"),
+        (lambda h: h["b"].update(shape=[8], data_offsets=[16, 48]), "truncated: it has"),
     ],
 )
-def test_a_header_whose_sizes_disagree_is_damaged(tmp_path, entry):
-    header = json.dumps({"a": entry}).encode()
-    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(512))
-    with pytest.raises(PlanError, match="truncated or not a safetensors file"):
+def test_a_header_that_does_not_tell_the_truth(tmp_path, change, words):
+    spoil(tmp_path / "model.safetensors", change)
+    if not words:
+        assert len(safetensors_header(LocalSource(str(tmp_path)), "model.safetensors")) == 2
+        return
+    with pytest.raises(PlanError, match=words):
+        safetensors_header(LocalSource(str(tmp_path)), "model.safetensors")
+
+
+@pytest.mark.parametrize("body", [b"[" * 200_000, b"[]", b'{"a": ', b"\xff" * 8, b"null"])
+def test_a_header_that_is_none(tmp_path, body):
+    (tmp_path / "model.safetensors").write_bytes(len(body).to_bytes(8, "little") + body)
+    with pytest.raises(PlanError, match="not a safetensors file"):
         safetensors_header(LocalSource(str(tmp_path)), "model.safetensors")
 
 

@@ -55,3 +55,34 @@ def test_other_files_at_the_same_path_are_noticed(place):
 def test_a_snapshot_of_the_hub_needs_no_fingerprint():
     assert Hub.fingerprint([]) == ""
     assert hub(None).unreadable([]) == []
+
+
+@pytest.fixture
+def interpreter(tmp_path):
+    """An interpreter in whose environment transformers and vLLM are the tables of what they know."""
+    tables = {
+        "transformers/__init__.py": "raise RuntimeError('imported')",
+        "transformers/models/auto/configuration_auto.py": '[("llama", "LlamaConfig")]',
+        "vllm/__init__.py": "",
+        "vllm/transformers_utils/config.py": 'X = dict(\n    chatglm="ChatGLMConfig",\n)',
+    }
+    for name, text in tables.items():
+        (tmp_path / "site" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "site" / name).write_text(text)
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path}/site exec {sys.executable} "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+@pytest.mark.parametrize("model_type, known", [("llama", True), ("chatglm", True), ("", True), ("exaone", False)])
+def test_a_type_that_only_code_knows_which_is_not_trusted(interpreter, place, model_type, known):
+    said = Hub(Path("/nonexistent"), str(interpreter), None, {}).unknown(model_type, place)
+    told = f"config.json of {place} is of the type {model_type}, which only the code beside it knows: set "
+    assert said == ([] if known else [f"{told}vllm_trust_remote_code to true."])
+
+
+def test_an_engine_without_those_tables_is_not_judged(interpreter, place):
+    (interpreter.parent / "site/transformers/__init__.py").unlink()
+    (interpreter.parent / "site/transformers").rename(interpreter.parent / "site/elsewhere")
+    assert Hub(Path("/nonexistent"), str(interpreter), None, {}).unknown("exaone", place) == []

@@ -212,7 +212,10 @@ def test_settings_have_one_place_whatever_their_case():
 
 def test_what_is_shown_has_no_password():
     (said,) = kind_problems("x", "ftp://user:canary@host/a?key=canary", "url")
-    assert said == 'x is "ftp://********@host/a?********"; it must be an http(s) address, such as http://host.example:3100.'
+    assert (
+        said
+        == 'x is "ftp://********@host/a?********"; it must be an http(s) address, such as http://host.example:3100.'
+    )
 
 
 def test_the_roles_use_only_what_is_looked_at():

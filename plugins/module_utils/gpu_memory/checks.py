@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from pathlib import Path
 
 from .errors import PlanError
 from .shape import shape_from_config
-from .sources import LocalSource, read_json
-from .tensors import gguf_header, model_tensors, safetensors_header, shard_names
+from .sources import LocalSource, is_pointer, pointer_told, read_json
+from .tensors import INDEX, gguf_header, model_tensors, safetensors_header, shard_names, weight_map
 from .vllm_start import LORA_RANKS
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
-# Files that name classes of the model's own code. Source: transformers, utils/hub.py and dynamic_module_utils.py.
-WITH_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
-# What git leaves in the place of a file that git-lfs did not fetch. Source: git-lfs, docs/spec.md.
-POINTER = b"version https://git-lfs.github.com/spec/"
-POINTER_SIZE = 1024  # bytes, at most
-LORA_TENSOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(?:embedding_)?([AB])(?:\.[\w-]+)?(?:\.weight)?")
-FLOATS = ("F16", "BF16", "F32", "F64")
+VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+    "tekken.json",
+)
+# What the engine reads besides the weights, by the end of its name.
+READ = (".json", ".jinja", ".model", ".py", ".tiktoken", ".txt")
+JSON_OBJECTS = (
+    "adapter_config.json", "added_tokens.json", "chat_template.json", "config.json", "generation_config.json",
+    "preprocessor_config.json", "processor_config.json", "special_tokens_map.json", "tokenizer.json",
+    "tokenizer_config.json", "vocab.json",
+)  # fmt: skip
+CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+FLOATS = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2")
 
 
 def check_model(directory: str, trust_remote_code: bool = True) -> list[str]:
     """What is missing or damaged in a local model (a directory, or a GGUF file): sentences, empty when it is whole.
 
-    Code that the model brings counts where ``trust_remote_code`` lets the engine run it.
+    The code that its configuration names must be there where it is trusted; else it is not read.
     """
     try:
         if directory.endswith(".gguf"):
@@ -38,118 +46,117 @@ def check_model(directory: str, trust_remote_code: bool = True) -> list[str]:
         source = LocalSource(directory)
         if not source.exists("config.json"):
             return [f"{directory} has no config.json: it is not a model directory, or the download is incomplete."]
-        pointers = _pointers(source)
-        if pointers:
-            return [_pointer_problem(source, pointers)]
-        return (
-            _config_problems(source)
-            + _weight_problems(source)
-            + _json_problems(source)
-            + (_code_problems(source) if trust_remote_code else [])
-        )
+        problems = _damaged_files(source)
+        if problems:
+            return problems
+        try:
+            shape_from_config(read_json(source, "config.json"), directory)
+        except PlanError as error:
+            problems.append(str(error))
+        if trust_remote_code:
+            problems += _code_problems(source)
+        return problems + _weight_problems(source) + _tokenizer_problems(source)
     except PlanError as error:
         return [str(error)]
 
 
-def _config_problems(source) -> list[str]:
-    try:
-        shape_from_config(read_json(source, "config.json"), source.label)
-    except PlanError as error:
-        return [str(error)]
-    return []
+def own_model_type(directory: str) -> str:
+    """The type of a model whose configuration brings a class of its own for it; "" where it brings none."""
+    config = read_json(LocalSource(directory), "config.json")
+    auto_map = config.get("auto_map")
+    return str(config.get("model_type") or "") if isinstance(auto_map, dict) and "AutoConfig" in auto_map else ""
+
+
+def _damaged_files(source) -> list[str]:
+    """Which of the small files are pointers, empty or no JSON; the weights are looked at by their headers."""
+    problems = []
+    for name in source.names():
+        if not source.exists(name) or not name.endswith(READ):
+            continue
+        if is_pointer(source, name):
+            problems.append(pointer_told(source, name))
+        elif name in JSON_OBJECTS:
+            try:
+                read_json(source, name)
+            except PlanError as error:
+                problems.append(str(error))
+        elif not source.size(name) and (name in VOCABULARIES or name.endswith((".jinja", ".tiktoken"))):
+            problems.append(f"{name} of {source.label} is empty: download it again.")
+    return problems
 
 
 def _weight_problems(source) -> list[str]:
-    problems, names = [], shard_names(source)
-    if not names and not any(name.endswith((".bin", ".pt", ".gguf")) for name in source.names()):
-        problems.append(f"{source.label} has no weight files: download the model again.")
+    where, problems = source.label, []
+    names = shard_names(source)
+    if not names:
+        other = [n for n in source.names() if n.endswith((".bin", ".pt", ".gguf"))]
+        if not other:
+            return [f"{where} has no weight files: download the model again."]
+        return [pointer_told(source, name) for name in other if source.exists(name) and is_pointer(source, name)]
+    listed: dict[str, set] = {}
+    for tensor, name in weight_map(source).items() if source.exists(INDEX) else ():
+        listed.setdefault(name, set()).add(tensor)
     for name in names:
         if not source.exists(name):
-            problems.append(f"{name} is named by the index but is not in {source.label}: download it again.")
+            problems.append(f"{name} is named by the index but is not in {where}: download it again.")
             continue
         try:
-            safetensors_header(source, name)
+            absent = listed.get(name, set()) - safetensors_header(source, name).keys()
         except PlanError as error:
             problems.append(str(error))
+            continue
+        if absent:
+            problems.append(f"{name} of {where} has no {min(absent)}, which the index says it has: download it again.")
     return problems
 
 
-def _json_problems(source) -> list[str]:
-    """The tokenizer is there, and what is called JSON is."""
-    problems = []
-    if not any(source.exists(name) for name in TOKENIZERS):
-        problems.append(f"{source.label} has no tokenizer files: download the model again.")
-    for name in source.names():
-        if name.endswith(".json") and name != "config.json" and not name.endswith(".index.json"):
-            try:
-                json.loads(source.read(name).decode("utf-8"))
-            except ValueError:
-                problems.append(f"{name} of {source.label} is not valid JSON: download it again.")
-    return problems
-
-
-def _pointers(source) -> list[str]:
-    """Files that are only pointers to large files."""
-    small = [name for name in source.names() if source.size(name) <= POINTER_SIZE]
-    return [name for name in small if source.read(name, 0, len(POINTER)) == POINTER]
-
-
-def _pointer_problem(source, names: list[str]) -> str:
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return (
-        f"{names[0]}{more} of {source.label} is a pointer of git-lfs and not the file: run git lfs pull "
-        "there, or download the files from the hub."
-    )
+def _tokenizer_problems(source) -> list[str]:
+    names = [name for name in source.names() if source.exists(name)]
+    if any(name in VOCABULARIES or name.endswith(".tiktoken") for name in names) or _references(source, CODE[1]):
+        return []
+    if "vocab.json" not in names:
+        return [f"{source.label} has no tokenizer files: download the model again."]
+    missing = "merges.txt" not in names
+    return [f"{source.label} has vocab.json and no merges.txt: download the model again."] if missing else []
 
 
 def _code_problems(source) -> list[str]:
-    """Whether the code that a model brings is all in its directory: the engine asks no hub."""
-    problems, files = [], set()
-    for name in WITH_CODE:
-        if not source.exists(name):
-            continue
-        for reference in _references(read_json(source, name).get("auto_map")):
-            repository, elsewhere, path = reference.rpartition("--")
-            if elsewhere:
+    """Which code of a model's own is not beside its configuration; the engine asks no hub for it."""
+    problems = []
+    for name in CODE:
+        for reference in _references(source, name):
+            origin, _, local = reference.rpartition("--")
+            if origin:
                 problems.append(
-                    f"{name} of {source.label} takes code from the repository {repository}, which the engine does "
-                    "not fetch: copy its files here and name them without the repository, or set trust_remote_code to "
-                    "false."
+                    f"auto_map in {name} of {source.label} takes {local} from {origin}, which the engine cannot fetch: "
+                    "put that code beside it and name it there, or take a model that has its own."
                 )
+            elif not re.fullmatch(r"\w+\.\w+", local):
+                problems.append(f"auto_map in {name} of {source.label} names no class of a file: download it again.")
             else:
-                files.add(f"{path.rpartition('.')[0]}.py")
-    missing, looked = set(), set()
-    while files - looked:
-        file = (files - looked).pop()
-        looked.add(file)
-        if source.exists(file):
-            files |= _relative_imports(source, file)
-        else:
-            missing.add(file)
-    if missing:
-        problems.append(
-            f"{source.label} needs {', '.join(sorted(missing))} of the model's own code, which is not there: download "
-            "the model again."
-        )
-    return sorted(set(problems))
+                problems += _missing_code(source, local.partition(".")[0], f"auto_map in {name}", set())
+    return list(dict.fromkeys(problems))
 
 
-def _references(auto_map) -> list[str]:
-    """The classes of an auto_map, each ``module.Class`` or ``owner/repository--module.Class``."""
-    values = auto_map.values() if isinstance(auto_map, dict) else []
-    flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
-    return [one for one in flat if isinstance(one, str) and "." in one]
+def _references(source, name: str) -> list[str]:
+    """The classes that a configuration's auto_map names, each as ``file.Class`` or ``owner/model--file.Class``."""
+    auto_map = read_json(source, name).get("auto_map") if source.exists(name) else None
+    found = list(auto_map.values()) if isinstance(auto_map, dict) else [auto_map]
+    found = [one for value in found for one in (value if isinstance(value, list) else [value])]
+    return [str(one) for one in found if one is not None]
 
 
-def _relative_imports(source, name: str) -> set[str]:
-    """The files beside a module that it imports; `PlanError` where it is not Python."""
-    try:
-        tree = ast.parse(source.read(name))
-    except (SyntaxError, ValueError):
-        raise PlanError(f"{name} of {source.label} is not valid Python: download it again.") from None
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
-    modules = [node.module or alias.name for node in imports for alias in node.names]
-    return {f"{module.replace('.', '/')}.py" for module in modules}
+def _missing_code(source, module: str, by: str, seen: set) -> list[str]:
+    """What is missing of a module of code and of those beside it that it imports."""
+    if module in seen:
+        return []
+    seen.add(module)
+    file = f"{module}.py"
+    if not source.exists(file) or not source.size(file):
+        return [f"{by} names {file}, which is not in {source.label} or empty: download it again."]
+    text = source.read(file).decode("utf-8", "replace")
+    beside = re.findall(r"^\s*(?:from\s+\.(\w+)\s+import|import\s+\.(\w+)\s*$)", text, re.MULTILINE)
+    return [text for pair in beside for text in _missing_code(source, pair[0] or pair[1], file, seen)]
 
 
 def check_adapter(base_directory: str, adapter_directory: str, max_lora_rank: int = 16) -> list[str]:
@@ -159,11 +166,10 @@ def check_adapter(base_directory: str, adapter_directory: str, max_lora_rank: in
     and B with the weight it changes. Only headers are read.
     """
     try:
-        source = LocalSource(adapter_directory)
-        pointers = _pointers(source)
-        if pointers:
-            return [_pointer_problem(source, pointers)]
-        return adapter_problems(source, model_tensors(LocalSource(base_directory)), max_lora_rank)
+        adapter = LocalSource(adapter_directory)
+        return _damaged_files(adapter) or adapter_problems(
+            adapter, model_tensors(LocalSource(base_directory)), max_lora_rank
+        )
     except PlanError as error:
         return [str(error)]
 
@@ -176,23 +182,30 @@ def adapter_problems(adapter, base: dict, max_lora_rank: int) -> list[str]:
     if not adapter.exists("adapter_config.json"):
         return [f"{where} has no adapter_config.json: it is not an adapter, or the download is incomplete."]
     config = read_json(adapter, "adapter_config.json")
-    problems, declared = _adapter_config_problems(where, config)
-    if declared > max_lora_rank:
-        problems += _rank_problems(where, declared, max_lora_rank)
-    if not adapter.exists("adapter_model.safetensors"):
+    problems = _unserved(config, where)
+    lacking = _lacking(config)
+    if lacking:
+        return [*problems, f"adapter_config.json of {where} has no {lacking}: save the adapter again."]
+    ranks = config.get("rank_pattern") or {}
+    highest = max(config["r"], *ranks.values(), 1)
+    if highest > max_lora_rank:
+        fitting = next((r for r in LORA_RANKS if r >= highest), None)
+        cure = f"set max_lora_rank to {fitting}" if fitting else "train it with a lower rank"
+        problems.append(f"{where} has rank {highest}, max_lora_rank is {max_lora_rank}: {cure}.")
+    if not adapter.exists(ADAPTER_WEIGHTS):
         what = "only adapter_model.bin" if adapter.exists("adapter_model.bin") else "no weights"
-        return [*problems, f"{where} has {what}: save it as adapter_model.safetensors."]
-    tensors = safetensors_header(adapter, "adapter_model.safetensors")
-    problems += _half_problems(where, tensors, max(declared, max_lora_rank))
+        problems.append(f"{where} has {what}: save it as {ADAPTER_WEIGHTS}.")
+    if problems:  # the weights would only repeat it
+        return problems
+    tensors = safetensors_header(adapter, ADAPTER_WEIGHTS)
     weights = {name: tensor.shape for name, tensor in base.items()}
-    return problems + (_shape_problems(where, tensors, weights) if weights else [])
+    return _half_problems(where, tensors, config, weights) or (
+        _shape_problems(where, tensors, weights) if weights else []
+    )
 
 
-def _adapter_config_problems(where: str, config: dict) -> tuple[list[str], int]:
-    """What the engine does not take of adapter_config.json, and the highest rank in it (0 where that is not known).
-
-    Source: vLLM 0.15.1 to 0.33.0, vllm/lora/peft_helper.py.
-    """
+def _unserved(config: dict, where: str) -> list[str]:
+    """What the adapter's configuration asks for and vLLM does not serve."""
     problems = []
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
@@ -202,90 +215,107 @@ def _adapter_config_problems(where: str, config: dict) -> tuple[list[str], int]:
             problems.append(f"{where} uses {option}, which vLLM does not serve: train the adapter without it.")
     if config.get("bias", "none") != "none":
         problems.append(f"{where} trains biases ({config['bias']}), which vLLM does not serve: use bias none.")
-
-    wrong = []
-    words = {
-        "r": "a whole number above 0",
-        "lora_alpha": "a number above 0",
-        "target_modules": "a name or a list of names",
-    }
-    for option, right in _REQUIRED.items():
-        if config.get(option) is None:
-            wrong.append(f"has no {'rank r' if option == 'r' else option}")
-        elif not right(config[option]):
-            wrong.append(f"has {option} {_shown(config[option])}, which must be {words[option]}")
-    for option in ("rank_pattern", "alpha_pattern"):
-        pattern = config.get(option) or {}
-        if not isinstance(pattern, dict) or not all(_is_number(value) for value in pattern.values()):
-            wrong.append(f"has {option} {_shown(pattern)}, which must be a mapping of names to numbers")
-    problems += [f"adapter_config.json of {where} {text}: save the adapter again." for text in wrong]
-    ranks = [] if wrong else [config["r"], *(config.get("rank_pattern") or {}).values()]
-    return problems, max(ranks, default=0)
+    return problems
 
 
-def _is_number(value, *kinds: type) -> bool:
-    """Whether it is a number above 0 of ``kinds``, any by default; true and false are no numbers."""
-    return isinstance(value, kinds or (int, float)) and not isinstance(value, bool) and value > 0
+def _lacking(config: dict) -> str:
+    """What an adapter's configuration must have and has not, or in another form; "" where it has all.
+
+    The engine demands r, lora_alpha and target_modules (vllm/lora/peft_helper.py of 0.23.0).
+    """
+    if not _is_number(config.get("r"), whole=True):
+        return "rank r, a whole number above 0"
+    if not _is_number(config.get("lora_alpha")):
+        return "lora_alpha, a number above 0"
+    targets = config.get("target_modules")
+    if not targets or not (isinstance(targets, str) or _are_texts(targets)):
+        return "target_modules, a list of the modules' names"
+    for name, whole in (("rank_pattern", True), ("alpha_pattern", False)):
+        pattern = config.get(name) or {}
+        if not isinstance(pattern, dict) or not all(_is_number(value, whole) for value in pattern.values()):
+            return f"{name} that maps modules' names to numbers"
+    return ""
 
 
-def _is_names(value) -> bool:
-    words = value if isinstance(value, list) else [value]
-    return bool(words) and all(isinstance(word, str) and word for word in words)
+def _is_number(value, whole: bool = False) -> bool:
+    kinds = (int,) if whole else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
-_REQUIRED = {"r": lambda value: _is_number(value, int), "lora_alpha": _is_number, "target_modules": _is_names}
+def _are_texts(value) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) and one for one in value)
 
 
-def _shown(value) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
-
-
-def _rank_problems(where: str, rank: int, max_lora_rank: int) -> list[str]:
-    fitting = next((each for each in LORA_RANKS if each >= rank), None)
-    cure = f"set max_lora_rank to {fitting}" if fitting else "train it with a lower rank"
-    return [f"{where} has rank {rank}, max_lora_rank is {max_lora_rank}: {cure}."]
-
-
-def _half_problems(where: str, tensors: dict, max_lora_rank: int) -> list[str]:
-    """Whether there are weights, each with both of its halves, of one rank and of a type that is computed with."""
+def _half_problems(where: str, tensors: dict, config: dict, weights: dict) -> list[str]:
+    """What is wrong with the adapter's weights by themselves: each module has an A and a B, of its rank."""
     halves: dict[str, dict] = {}
-    for name, tensor in sorted(tensors.items()):
-        match = LORA_TENSOR.fullmatch(name)
-        if match:
-            halves.setdefault(match[1], {})[match[2]] = tensor
-    file = f"adapter_model.safetensors of {where}"
+    for name, tensor in tensors.items():
+        module, half = _half(name)
+        if half:
+            halves.setdefault(module, {})[half] = tensor
     if not halves:
-        return [f"{file} has no weights of an adapter: save the adapter again."]
-    lonely = [(module, pair) for module, pair in halves.items() if len(pair) != 2]
-    if lonely:
-        module, pair = lonely[0]
-        lacking = "B" if "A" in pair else "A"
-        return [
-            f"{file} has no lora_{lacking} of {module} ({len(lonely)} modules lack a half): save the adapter again."
-        ]
-    odd = [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
-    if odd:
-        return [f"{file} has {odd[0]} as {tensors[odd[0]].dtype}, which is not a floating-point type: save it as BF16."]
-    # Of an embedding A and B stand the same way as of other modules: A is rank wide outermost, B innermost.
-    ranks = {module: (pair["A"].shape[:1], pair["B"].shape[-1:]) for module, pair in halves.items()}
-    unlike = [module for module, (inner, outer) in ranks.items() if inner != outer]
-    if unlike:
-        one, other = (list(shape) for shape in ranks[unlike[0]])
-        return [f"{file}: of {unlike[0]}, lora_A has rank {one} and lora_B {other}: save the adapter again."]
-    highest = max((inner[0] for inner, _ in ranks.values() if inner), default=0)
-    return [] if highest <= max_lora_rank else _rank_problems(file, highest, max_lora_rank)
+        return [f"{ADAPTER_WEIGHTS} of {where} has no LoRA weights (lora_A and lora_B): save the adapter again."]
+    wrong = [text for module, pair in sorted(halves.items()) for text in _pair_problems(module, pair, config)]
+    if wrong:
+        return [f"{ADAPTER_WEIGHTS} of {where} has {wrong[0]} ({len(wrong)} in all): save the adapter again."]
+    targets = config["target_modules"]
+    if isinstance(targets, str) or config.get("layers_to_transform") is not None or config.get("exclude_modules"):
+        return []
+    # A name that the model does not have is passed over by who trains, too.
+    trained, known = {_last(module) for module in halves}, {_last(name.removesuffix(".weight")) for name in weights}
+    absent = [name for name in map(_last, targets) if name in known - trained]
+    if absent:
+        return [f"{ADAPTER_WEIGHTS} of {where} has nothing for the target module {absent[0]}: save the adapter again."]
+    return []
+
+
+def _pair_problems(module: str, pair: dict, config: dict) -> list[str]:
+    if len(pair) < 2:
+        have, missing = ("A", "B") if "A" in pair else ("B", "A")
+        return [f"the lora_{have} of {module} and not its lora_{missing}"]
+    rank = _rank_of(module, config)
+    for half, tensor in sorted(pair.items()):
+        if tensor.dtype not in FLOATS:
+            return [f"weights of type {tensor.dtype} for {module}"]
+        if len(tensor.shape) != 2 or 0 in tensor.shape:
+            return [f"a lora_{half} of {module} that is no matrix"]
+        own = tensor.shape[0] if half == "A" else tensor.shape[1]
+        if own != rank and ".experts" not in module:  # several experts' ranks stand in one matrix
+            return [f"rank {own} for {module}, and adapter_config.json says {rank}"]
+    return []
+
+
+def _rank_of(module: str, config: dict) -> int:
+    """The rank that the configuration gives a module; its patterns are regular expressions."""
+    for pattern, rank in (config.get("rank_pattern") or {}).items():
+        try:
+            found = re.fullmatch(rf"(.*\.)?({pattern})", module)
+        except re.error:
+            found = _last(module) == pattern
+        if found:
+            return rank
+    return config["r"]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _half(name: str) -> tuple[str, str]:
+    """The module and the half (A or B) that an adapter's tensor is of; (name, "") where it is neither."""
+    match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB]))", name)
+    return (match[1], match[2] or match[3]) if match else (name, "")
 
 
 def _shape_problems(where: str, tensors: dict, weights: dict) -> list[str]:
     """Compares the adapter's A and B with the base's matrices; at most one sentence a kind."""
     unknown, wrong = [], []
     for name, tensor in sorted(tensors.items()):
-        match = LORA_TENSOR.fullmatch(name)
-        if not match:
-            unknown.append(name)
+        module, half = _half(name)
+        if not half:
+            # The embedding that was trained on is saved beside its halves.
+            unknown += [] if name.endswith(".base_layer.weight") else [name]
             continue
-        module, half = match.groups()
         target = _base_shape(module, weights)
         if target is None:
             unknown.append(module)

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from .errors import PlanError
 
+# A repository that was cloned without its large files has a few lines in the place of each.
+POINTERS = (b"version https://git-lfs.", b"/annex/objects/")
+
 
 class LocalSource:
     """The files of one directory."""
@@ -42,13 +45,25 @@ class LocalSource:
             raise PlanError(f"{path} may not be read by this user: give it read permission.") from None
 
 
+def is_pointer(source, name: str) -> bool:
+    """Whether there is the pointer to a large file in the place of the file."""
+    return source.read(name, 0, 64).startswith(POINTERS)
+
+
+def pointer_told(source, name: str, what: str = "the file itself") -> str:
+    return f"{name} of {source.label} is a large-file pointer and not {what}: run git lfs pull, or download it again."
+
+
 def read_json(source, name: str) -> dict:
     """The JSON object in the file; a file that is none is a PlanError."""
     try:
-        value = json.loads(source.read(name).decode("utf-8"))
+        text = source.read(name)
+        if text.startswith(POINTERS):
+            raise PlanError(pointer_told(source, name))
+        value = json.loads(text.decode("utf-8"))
     except FileNotFoundError:
         raise PlanError(f"{name} is not in {source.label}: the model is incomplete, download it again.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise PlanError(f"{name} of {source.label} is not valid JSON: download it again.") from None
     if not isinstance(value, dict):
         raise PlanError(f"{name} of {source.label} is not a JSON object: download it again.")

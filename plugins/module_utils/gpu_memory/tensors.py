@@ -12,12 +12,13 @@ import struct
 from dataclasses import dataclass, field
 
 from .errors import PlanError
-from .sources import read_json
+from .sources import is_pointer, pointer_told, read_json
 
 SAFETENSORS_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
     "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
+INDEX = "model.safetensors.index.json"
 HEADER_LIMIT = 100_000_000  # the format's own limit on the header's length
 
 # GGML type number: (values in a block, bytes of a block)
@@ -35,11 +36,15 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor: `dtype` as the file names it, `shape` outermost first, `size` in bytes."""
+    """One tensor: `dtype` as the file names it, `shape` outermost first, `size` in bytes, from byte `begin` on.
+
+    Where it begins is no part of what it is: a file has it in one place, its shards in another.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     size: int
+    begin: int = field(default=0, compare=False)
 
 
 @dataclass
@@ -52,59 +57,65 @@ class Gguf:
 
 
 def safetensors_header(source, name: str) -> dict[str, Tensor]:
-    """Tensors of one safetensors file. PlanError when the file is truncated or not of this format."""
-    truncated = f"{name} of {source.label} is truncated or not a safetensors file: download it again."
+    """Tensors of one safetensors file. PlanError when the file is truncated, damaged or not of this format.
+
+    As the format's own reader demands: the tensors fill the file from end to end, each with the bytes of its shape.
+    """
     head = source.read(name, 0, 8)
-    if len(head) < 8:
-        raise PlanError(truncated)
-    (length,) = struct.unpack("<Q", head)
+    length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
     if not 2 <= length <= HEADER_LIMIT:
-        raise PlanError(truncated)
-    body = source.read(name, 8, length)
+        if is_pointer(source, name):
+            raise PlanError(pointer_told(source, name, "a safetensors file"))
+        raise PlanError(f"{name} of {source.label} is truncated or not a safetensors file: download it again.")
     try:
-        tensors, end = _described(json.loads(body))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise PlanError(truncated) from None
-    total = source.size(name)
-    if total < 8 + length + end:
+        header = json.loads(source.read(name, 8, length))
+        tensors = {key: _tensor(entry) for key, entry in header.items() if key != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise PlanError(
-            f"{name} of {source.label} is truncated: it has {total} of {8 + length + end} bytes, download it again."
-        )
+            f"{name} of {source.label} is truncated or not a safetensors file: download it again."
+        ) from None
+    end = 0
+    for key, tensor in sorted(tensors.items(), key=lambda pair: (pair[1].begin, pair[1].size)):
+        width = SAFETENSORS_BYTES.get(tensor.dtype)  # of a newer type it is not known
+        if tensor.begin != end or (width and math.prod(tensor.shape) * width != tensor.size):
+            raise PlanError(f"{name} of {source.label} is damaged where {key} stands: download it again.")
+        end += tensor.size
+    total, wanted = source.size(name), 8 + length + end
+    if total != wanted:
+        what = "truncated" if total < wanted else "damaged"
+        raise PlanError(f"{name} of {source.label} is {what}: it has {total} of {wanted} bytes, download it again.")
     return tensors
 
 
-def _described(header: dict) -> tuple[dict[str, Tensor], int]:
-    """Return the tensors of a header and where the last one ends; ValueError where size, type and shape disagree."""
-    tensors, end = {}, 0
-    for key, entry in header.items():
-        if key == "__metadata__":
-            continue
-        begin, stop = entry["data_offsets"]
-        shape = tuple(entry["shape"])
-        width = SAFETENSORS_BYTES.get(entry["dtype"])
-        if min(begin, *shape) < 0 or stop < begin or (width and stop - begin != width * math.prod(shape)):
-            raise ValueError(f"{key} is not what it says")
-        tensors[key] = Tensor(entry["dtype"], shape, stop - begin)
-        end = max(end, stop)
-    return tensors, end
+def _tensor(entry: dict) -> Tensor:
+    """One entry of a header; ValueError, KeyError or TypeError where it is none."""
+    (begin, end), shape, dtype = entry["data_offsets"], entry["shape"], entry["dtype"]
+    numbers = [begin, end, *shape]
+    if not isinstance(dtype, str) or any(type(number) is not int or number < 0 for number in numbers) or end < begin:
+        raise ValueError
+    return Tensor(dtype, tuple(shape), end - begin, begin)
 
 
 def shard_names(source) -> list[str]:
     """The safetensors files of a model: what the index names, else the one file, else every file of that ending."""
-    index = "model.safetensors.index.json"
-    if source.exists(index):
-        weight_map = read_json(source, index).get("weight_map")
-        if (
-            not isinstance(weight_map, dict)
-            or not weight_map
-            or not all(isinstance(v, str) for v in weight_map.values())
-        ):
-            raise PlanError(f"{index} of {source.label} names no files: download it again.")
-        return sorted(set(weight_map.values()))
+    if source.exists(INDEX):
+        return sorted(set(weight_map(source).values()))
     if source.exists("model.safetensors"):
         return ["model.safetensors"]
     # consolidated.* repeats the same weights in another layout.
     return [n for n in source.names() if n.endswith(".safetensors") and not n.startswith(("consolidated", "adapter_"))]
+
+
+def weight_map(source) -> dict[str, str]:
+    """The file of each tensor, as the index names it. PlanError where the index names no files."""
+    files = read_json(source, INDEX).get("weight_map")
+    if not isinstance(files, dict) or not files or not all(_is_file_name(name) for name in files.values()):
+        raise PlanError(f"{INDEX} of {source.label} names no files: download it again.")
+    return files
+
+
+def _is_file_name(name) -> bool:
+    return isinstance(name, str) and name != "" and not name.startswith("/") and ".." not in name.split("/")
 
 
 def model_tensors(source) -> dict[str, Tensor]:
