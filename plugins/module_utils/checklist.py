@@ -6,6 +6,7 @@ at all is a row that says why, never an exception.
 
 from __future__ import annotations
 
+import concurrent.futures
 import ipaddress
 import json
 import re
@@ -129,7 +130,9 @@ def sockets(name: str, declared: list[str]) -> tuple[str, bool | None]:
     stray = [each for each in seen if not _loopback(each["address"]) and not any(_covers(one, each) for one in own)]
     filtered = systemd_unit.address_filter(name)
     closed = filtered["in_force"] and filtered["allowed"] is not None and all(map(_loopback, filtered["allowed"]))
-    reachable = [each for each in stray if not closed or _answers(each)]
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # each waits for a second where it is closed
+        answers = list(pool.map(_answers, stray))
+    reachable = [each for each, answered in zip(stray, answers, strict=True) if answered or not closed]
     powerless = filtered["allowed"] is not None and not filtered["in_force"]
     told = [f"{len(seen)} sockets" if len(seen) != 1 else "1 socket"]
     if stray and not reachable:
@@ -162,16 +165,16 @@ def _place(seen: dict) -> str:
 
 def _answers(seen: dict) -> bool:
     """Say whether a TCP socket takes a connection by the machine's outer address, which a filter would not let in."""
-    if seen["protocol"] != "tcp":
-        return False
     address = ipaddress.ip_address(seen["address"])
-    try:
-        with socket.create_connection(
-            (_outer(address.version) if address.is_unspecified else str(address), seen["port"]), 1
-        ):
-            return True
-    except OSError:
-        return False
+    # What listens on every address of IPv6 mostly does so on those of IPv4 too.
+    versions = ([4, 6] if address.version == 6 else [4]) if address.is_unspecified else []
+    for place in versions or [str(address)] if seen["protocol"] == "tcp" else []:
+        try:
+            with socket.create_connection((_outer(place) if versions else place, seen["port"]), 1):
+                return True
+        except OSError:
+            continue
+    return False
 
 
 def _outer(version: int) -> str:

@@ -128,3 +128,14 @@ def test_the_filter_is_what_systemd_says_of_it(monkeypatch, told, expected):
 )
 def test_whom_a_service_exchanges_packets_with(address, clients, expected):
     assert peers(address, clients) == expected
+
+
+@pytest.mark.parametrize("address, seen", [("0.0.0.0", "0.0.0.0"), ("::", "::"), ("127.0.0.1", "127.0.0.1")])
+def test_a_socket_is_tried_by_the_outer_address(monkeypatch, address, seen):
+    monkeypatch.setattr(checklist, "_outer", lambda version: {4: "127.0.0.1", 6: "::1"}[version])
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as waiting:
+        port = waiting.getsockname()[1]
+        assert checklist._answers(at(seen, port))
+        assert not checklist._answers(at(seen, port, "udp"))
+    assert not checklist._answers(at(seen, port))
