@@ -14,7 +14,7 @@ from ansible.module_utils.gpu_memory.errors import PlanError
 from ansible.module_utils.gpu_memory.figures import GIB, MIB
 from ansible.module_utils.gpu_memory.llamacpp import LlamaService, plan_llamacpp
 from ansible.module_utils.gpu_memory.planner import gpu_from, plan
-from ansible.module_utils.gpu_memory.quantization import kept_parts, quantized_bits
+from ansible.module_utils.gpu_memory.quantization import kept_parts, quantized_bits, usually_kept
 from ansible.module_utils.gpu_memory.shape import shape_from_config
 from ansible.module_utils.gpu_memory.verdicts import VERDICTS
 from ansible.module_utils.gpu_memory.vllm import plan_vllm
@@ -724,6 +724,28 @@ def test_under_wsl_cuda_counts_all_of_the_card():
 )  # fmt: skip
 def test_what_a_configuration_leaves_in_its_own_type(ignored, parts):
     assert kept_parts({"ignore": ignored}) == parts
+
+
+@pytest.mark.parametrize(
+    ("method", "experts", "name", "kept"),
+    [
+        ("nvfp4", False, "RedHatAI/m-NVFP4", {"linear"}), ("nvfp4", False, "other/m-NVFP4", set()),
+        ("nvfp4", True, "other/m", {"attention", "linear", "dense", "shared"}),
+        ("int8", False, "m-BF16-INT8", {"linear"}),
+        ("w4a16", True, "m-AWQ-4bit", {"linear", "dense", "shared"}), ("awq", True, "m-AWQ", set()),
+    ],
+)  # fmt: skip
+def test_what_makers_usually_leave_in_its_own_type(method, experts, name, kept):
+    assert usually_kept(method, experts, name) == kept
+
+
+def test_modelopt_says_by_its_algorithm_how_many_bits():
+    def bits(**told):
+        config = {**samples.MISTRAL, "quantization_config": {"quant_method": "modelopt", **told}}
+        return shape_from_config(config, "m").bits
+
+    assert bits(quant_algo="NVFP4") == 4.5
+    assert bits(quant_algo="FP8") == pytest.approx(8, abs=0.1)
 
 
 def test_the_groups_of_four_bit_weights_count():

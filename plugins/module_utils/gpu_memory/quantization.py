@@ -38,6 +38,7 @@ _MODULES = {
         "model.layers.0.mlp.shared_experts.down_proj", "backbone.layers.0.mixer.shared_experts.down_proj",
     ),
 }  # fmt: skip
+_LLM_COMPRESSOR = ("redhatai/", "neuralmagic/", "nm-testing/", "inferact/")  # owners who quantize with it
 BESIDE_EXPERTS = frozenset({ATTENTION, LINEAR_PART, DENSE, SHARED})
 
 
@@ -95,15 +96,17 @@ def _matches(pattern: str, module: str) -> bool:
 def usually_kept(method: str, experts: bool, name: str = "") -> frozenset[str]:
     """The same where no configuration tells it: what the methods' makers do.
 
-    MXFP4 and, in mixtures, NVFP4 quantize the experts; NVFP4 leaves linear attention alone. A name with BF16 beside
-    another type says that the linear layers keep it. AWQ as compressed tensors leaves a mixture's other feed-forwards.
+    MXFP4 and, in mixtures, NVFP4 quantize the experts. NVFP4 made by llm-compressor leaves linear attention alone,
+    ModelOpt's only its convolution (default_disabled_quantizer_cfg). A name with BF16 beside another type says that
+    the linear layers keep it. AWQ as compressed tensors leaves a mixture's other feed-forwards.
     """
     method = method.lower()
     if method.endswith("mxfp4") or (experts and method in ("nvfp4", "modelopt_fp4")):
         return BESIDE_EXPERTS
     if experts and is_fine_awq(method, name):
         return BESIDE_EXPERTS - {ATTENTION}
-    if method in ("nvfp4", "modelopt_fp4") or (method and "bf16" in name.lower()):
+    compressed = method == "nvfp4" and name.lower().startswith(_LLM_COMPRESSOR)
+    if compressed or (method and "bf16" in name.lower()):
         return frozenset({LINEAR_PART})
     return frozenset()
 

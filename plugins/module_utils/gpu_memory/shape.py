@@ -309,10 +309,16 @@ def _quantization(config: dict, text: dict) -> tuple[str, float, frozenset[str] 
     method = str(found.get("quant_method") or found.get("quant_algo") or "")
     if not method:
         return "", 16, None
+    method = _with_algorithm(method, str(found.get("quant_algo") or ""))
     kept = kept_parts(found)
     if method.endswith("mxfp4"):
         kept |= usually_kept(method, True)
     return method, quantized_bits(method, found), kept
+
+
+def _with_algorithm(method: str, told: str) -> str:
+    """ModelOpt's method by the algorithm that a configuration or a model's name tells: eight bits or four."""
+    return "modelopt_fp4" if method == "modelopt" and "fp4" in told.lower() else method
 
 
 def shape_from_gguf(metadata: dict, tensors: dict, label: str) -> Shape:
@@ -401,9 +407,11 @@ def shape_from_row(row: dict) -> Shape | None:
     if not 0 < layers <= MOST_LAYERS or not (_number(row.get("kv_lora_rank")) or (kv_heads and head_dim)):
         return None
     architecture = _row_architecture(row)
+    sees = not re.search(r"\btext\b", row.get("model") or "", re.IGNORECASE)  # a checkpoint without its tower
     text = _row_text(row, architecture, layers)
     heads = _number(row.get("num_attention_heads")) or (hidden // head_dim if head_dim and hidden else kv_heads)
-    method, intermediate = row.get("quant_method") or "", _number(row.get("intermediate_size"))
+    method = _with_algorithm(row.get("quant_method") or "", row.get("model") or "")
+    intermediate = _number(row.get("intermediate_size"))
     experts = _experts(text, intermediate)
     if experts["experts"]:
         experts["expert_intermediate"] = int(text.get("moe_intermediate_size") or 0)
@@ -417,8 +425,8 @@ def shape_from_row(row: dict) -> Shape | None:
         max_position=int(text.get("max_position_embeddings") or 0),
         **experts, **_layer_fields(text, architecture, numbers),
         other_parameters=int(text.get("other_parameters") or 0),
-        multimodal="ConditionalGeneration" in architecture or architecture.startswith("NemotronH_"),
-        encoder=encoder_of(architecture, {}),
+        multimodal=sees and ("ConditionalGeneration" in architecture or architecture.startswith("NemotronH_")),
+        encoder=encoder_of(architecture, {}) if sees else None,
     )  # fmt: skip
     return named_quantization(shape, row.get("model") or "")
 
