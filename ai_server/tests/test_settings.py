@@ -60,6 +60,25 @@ def refused(monkeypatch, tmp_path, capsys, new_server):
     return refused
 
 
+PROMPT = "\u3000全角\tfirst line\n second line: it's \"${HOME}\" #1 \\\n"
+
+
+def test_an_instruction_is_taken_to_the_letter(monkeypatch, tmp_path, new_server):
+    from app import settings
+
+    server = new_server()
+    monkeypatch.setattr(os, "environ", server.environment())
+    monkeypatch.chdir(server.directory)
+    escaped = PROMPT.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("${", "${:-$}{")
+    (server.directory / ".env").write_text(f'CHECKLIST_PROMPT="{escaped}"\n', encoding="utf-8")
+    assert settings.load().checklist_prompt == PROMPT
+
+
+@pytest.mark.parametrize("name", ["CHECKLIST_PROMPT", "EASYCONTRACT_PROMPT"])
+def test_a_blank_instruction_is_none(refused, name):
+    assert f"{name} is blank" in refused(**{name: " \u3000\t"})
+
+
 @pytest.mark.parametrize("name", REQUIRED)
 @pytest.mark.parametrize("value", [None, "", "  "])
 def test_required(refused, name, value):

@@ -71,10 +71,20 @@ class Answers(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     """A server; its ``pages`` maps paths to (status, text), status 0 keeps silent."""
+    yield from serving(ThreadingHTTPServer, "127.0.0.1")
+
+
+@pytest.fixture
+def server6():
+    """The same on IPv6's loopback; it has no ``url``."""
+    yield from serving(type("Server6", (ThreadingHTTPServer,), {"address_family": socket.AF_INET6}), "::1")
+
+
+def serving(kind: type, address: str):
     handler = type("Handler", (Answers,), {"pages": {}, "asked": []})
-    running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    running = kind((address, 0), handler)
     threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
-    running.url = f"http://127.0.0.1:{running.server_port}"
+    running.url = "" if ":" in address else f"http://{address}:{running.server_port}"
     running.pages, running.asked = handler.pages, handler.asked
     yield running
     running.shutdown()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
+from ansible.module_utils import checklist, probes
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins" / "filter"
 
@@ -127,6 +129,30 @@ def test_an_address_with_a_port(address, port, expected):
 )
 def test_the_url_of_a_service_of_this_host(address, port, expected):
     assert SYSTEMD["local_url"](address, port) == expected
+
+
+@pytest.mark.parametrize("address", ["::1", "::"])
+def test_a_service_on_ipv6_is_asked_from_probe_to_checklist(server6, address):
+    url = SYSTEMD["local_url"](address, server6.server_port)
+    answer = {"choices": [{"text": " a"}], "usage": {"completion_tokens": 8}}
+    server6.pages.update(
+        {
+            "/health": (200, "OK"),
+            "/metrics": (200, "up 1\n"),
+            "/v1/models": (200, json.dumps({"data": [{"id": "base"}]})),
+            "/v1/completions": (200, json.dumps(answer)),
+        }
+    )
+    asked = [
+        {"http": {"url": f"{url}/health"}},
+        {"metric": {"url": f"{url}/metrics", "series": ["up"]}},
+        {"models": {"url": f"{url}/v1", "expected": ["base"]}},
+        {"completion": {"url": f"{url}/v1", "model": "base"}},
+    ]
+    assert [probes.first_failure([probe]) for probe in asked] == [None] * 4
+    options = [options | ({"prompt": "a"} if kind == "completion" else {}) for each in asked for kind, options in each.items()]
+    rows = [checklist.run({"what": "x", "kind": next(iter(each)), "options": one}) for each, one in zip(asked, options)]
+    assert [row["ok"] for row in rows] == [True] * 4, rows
 
 
 @pytest.mark.parametrize(

@@ -373,12 +373,14 @@ def adapter_tensors(**changes):
 def test_an_adapters_weights_are_judged_by_what_must_be_there(tmp_path, tensors, dtype, words, with_base):
     base = samples.write_model(tmp_path / "base", samples.TINY, "F32")
     if not with_base:  # nothing to compare with, as where the base has other weights than safetensors
-        if "target module" in words:
-            pytest.skip("which modules the model has is not known")
         (base / "model.safetensors").rename(base / "pytorch_model.bin")
     adapter = samples.write_adapter(tmp_path / "a", samples.TINY)
     samples.write_safetensors(adapter / ADAPTER_TENSORS, tensors, dtype)
-    (said,) = check_adapter(str(base), str(adapter), 8)
+    problems = check_adapter(str(base), str(adapter), 8)
+    if "target module" in words and not with_base:  # which modules the model has is not known
+        assert problems == []
+        return
+    (said,) = problems
     assert said.startswith(f"{ADAPTER_TENSORS} of {adapter} has ") and words in said
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible.module_utils.quiet_module import masked
+from ansible.module_utils.quiet_module import QuietModule, masked
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTION = '"environment": {"type": "dict"'
@@ -44,7 +44,7 @@ def test_the_call_stays_out_of_the_journal(task):
     assert task["vars"]["ansible_no_target_syslog"] is True
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", [*MODULES, "service_release"])
 def test_the_module_tells_no_value_of_it(name):
     assert "module = QuietModule(" in (ROOT / f"plugins/modules/{name}.py").read_text()
 
@@ -74,3 +74,12 @@ def test_the_module_tells_no_value_of_it(name):
 )
 def test_what_a_person_is_shown(environment, text, told):
     assert masked(text, environment) == told
+
+
+def test_what_systemd_and_the_service_say_is_passed_on_without_passwords():
+    module = QuietModule.__new__(QuietModule)
+    module.params = {"name": "vllm"}
+    said = "Failed to resolve specifiers in HTTPS_PROXY=http://user:p%canary@proxy.example:3128"
+    told = said.replace("user:p%canary@", "")
+    result = module._quiet({"msg": said, "why": said, "journal": [said], "diff": [{"after": said}]})
+    assert (result["msg"], result["why"], result["journal"], result["diff"]) == (told, told, [told], [{"after": told}])

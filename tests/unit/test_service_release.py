@@ -609,6 +609,15 @@ class TestSecrets:
         text = f"MODEL=a\nKEY={NEW}\nURL=\n"
         assert self.run(host, secrets=self.settings(host, text))["restarted"] is None
 
+    def test_a_line_ends_at_a_line_feed_alone(self, host):
+        """A prompt may have what Python, too, would end a line at."""
+        text = f"MODEL='a\u2028b\x85c\x0bd'\nKEY={OLD}\n"
+        self.run(host, secrets=self.settings(host, text))
+        assert self.run(host, secrets=self.settings(host, text))["changed"] is False
+        self.run(host, secrets=self.settings(host, text.replace("MODEL='a", "MODEL='other")))
+        module.act(host.service, {"state": "previous", "release": None, "phase": "apply"})
+        assert self.key(host) == text
+
     def test_a_file_of_secrets_that_cannot_be_read_line_by_line_is_refused(self, host):
         with pytest.raises(Refused, match=r"line 2 of .*/env is not NAME=value") as refusal:
             self.run(host, secrets=self.settings(host, f"KEY=1\n{OLD}\n"))

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "roles/ai_server/files/try_application.py"
-KEY = "it's #a\\key'"
+KEY = "it's-#a\\${key}'\\"
 SERVED = json.dumps({"data": [{"id": "base"}, {"id": "easycontract"}]})
 
 spec = importlib.util.spec_from_file_location("dotenv_filter", ROOT / "plugins/filter/dotenv.py")
@@ -50,6 +50,14 @@ def test_the_engine_is_asked(server, tmp_path, page, settings, says):
     status, said = tried(tmp_path, server.url, **settings)
     assert (status == 0) == (not says) and says in said, said
     assert server.asked[0][1] == f"Bearer {KEY}"
+
+
+def test_an_engine_on_ipv6_is_asked_and_other_settings_do_no_harm(server6, tmp_path):
+    server6.pages["/v1/models"] = (401, "no")
+    url = f"http://[::1]:{server6.server_port}"
+    status, said = tried(tmp_path, url, CHECKLIST_PROMPT="two\nlines\u2028=\u3000 and\x85\tmore")
+    assert status == 1 and f"the engine at {url}/v1 refuses the key" in said
+    assert server6.asked[0][1] == f"Bearer {KEY}"
 
 
 def test_an_engine_that_is_away_proves_nothing(tmp_path):

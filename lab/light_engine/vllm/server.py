@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -101,6 +102,10 @@ class Server(ThreadingHTTPServer):
     """Waits for the answers under way when it is closed."""
 
     daemon_threads = False
+
+    def __init__(self, address: tuple, handler: type) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
 
 
 class Handler(BaseHTTPRequestHandler):
