@@ -150,8 +150,9 @@ def test_a_service_on_ipv6_is_asked_from_probe_to_checklist(server6, address):
         {"completion": {"url": f"{url}/v1", "model": "base"}},
     ]
     assert [probes.first_failure([probe]) for probe in asked] == [None] * 4
-    options = [options | ({"prompt": "a"} if kind == "completion" else {}) for each in asked for kind, options in each.items()]
-    rows = [checklist.run({"what": "x", "kind": next(iter(each)), "options": one}) for each, one in zip(asked, options)]
+    prompts = {"completion": {"prompt": "a"}}
+    pairs = [(kind, options | prompts.get(kind, {})) for each in asked for kind, options in each.items()]
+    rows = [checklist.run({"what": "x", "kind": kind, "options": options}) for kind, options in pairs]
     assert [row["ok"] for row in rows] == [True] * 4, rows
 
 

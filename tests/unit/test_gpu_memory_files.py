@@ -175,11 +175,12 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 908
         *(
             (name, POINTER, f"{name} of {{}} is a large-file pointer and not the file itself: run git lfs pull, or")
             for name in (
-                "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja",
+                "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+                "chat_template.jinja",
                 "tokenizer.model", "merges.txt", "model.safetensors.index.json", "special_tokens_map.json", "code.py",
             )
         ),
-        ("model-00001-of-00002.safetensors", POINTER, "is a large-file pointer and not a safetensors file: run git lfs pull"),
+        ("model-00001-of-00002.safetensors", POINTER, "is a large-file pointer and not a safetensors file"),
         ("tokenizer.json", "", "tokenizer.json of {} is not valid JSON: download it again."),
         ("tokenizer.model", "", "tokenizer.model of {} is empty: download it again."),
         ("chat_template.jinja", "", "chat_template.jinja of {} is empty: download it again."),
@@ -187,7 +188,11 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 908
         ("generation_config.json", "{'a': 1}", "generation_config.json of {} is not valid JSON: download it again."),
         ("model.safetensors.index.json", '{"weight_map": {"a": 5}}', "names no files: download it again."),
         ("model.safetensors.index.json", '{"weight_map": {"a": "../x"}}', "names no files: download it again."),
-        ("model.safetensors.index.json", '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "has no a, which the index says it has"),
+        (
+            "model.safetensors.index.json",
+            '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}',
+            "has no a, which the index says it has",
+        ),
     ],
 )  # fmt: skip
 def test_a_file_that_the_engine_reads_and_cannot(tmp_path, name, text, words):
@@ -254,8 +259,8 @@ def own_code(directory, auto_map, files, name="config.json"):
         ({**AUTO, "AutoTokenizer": ["modeling_own.Slow", None]}, BESIDE, ""),
         (AUTO, {**BESIDE, "modeling_own.py": None}, "auto_map in config.json names modeling_own.py, which is not in"),
         (AUTO, {**BESIDE, "modeling_own.py": ""}, "auto_map in config.json names modeling_own.py, which is not in"),
-        (AUTO, {**BESIDE, "modeling_own.py": "from .absent import x\n"}, "modeling_own.py names absent.py, which is not in"),
-        ({"AutoConfig": "other/repo--configuration_own.OwnConfig"}, BESIDE, "takes configuration_own.OwnConfig from other/repo, which the engine cannot fetch"),
+        (AUTO, {**BESIDE, "modeling_own.py": "from .absent import x\n"}, "modeling_own.py names absent.py, which is"),
+        ({"AutoConfig": "other/repo--configuration_own.OwnConfig"}, BESIDE, "takes configuration_own.OwnConfig from"),
         ({"AutoTokenizer": [None, "other/repo--tok.Fast"]}, BESIDE, "takes tok.Fast from other/repo"),
         ({"AutoConfig": "OwnConfig"}, BESIDE, "names no class of a file"),
         ({"AutoConfig": 5}, BESIDE, "names no class of a file"),
@@ -316,8 +321,11 @@ def test_an_adapter_that_does_not_fit(tmp_path, arguments, rank, words):
     [
         *(({"r": r}, "rank r, a whole number above 0") for r in (True, "8", 0, -1, 8.5, [8])),
         *(({"lora_alpha": a}, "lora_alpha, a number above 0") for a in (None, "16", True, 0, {})),
-        *(({"target_modules": t}, "target_modules, a list of the modules' names") for t in (None, [], "", 5, {"a": 1}, [1])),
-        *(({"rank_pattern": p}, "rank_pattern that maps modules' names to numbers") for p in ([8], "a", {"a": "8"}, {"a": True})),
+        *(({"target_modules": t}, "target_modules, a list of the modules' names") for t in (None, [], "", 5, {}, [1])),
+        *(
+            ({"rank_pattern": p}, "rank_pattern that maps modules' names to numbers")
+            for p in ([8], "a", {"a": "8"}, {"a": True})
+        ),
         *(({"alpha_pattern": p}, "alpha_pattern that maps modules' names to numbers") for p in (["a"], 3, {"a": None})),
     ],
 )  # fmt: skip
@@ -359,12 +367,12 @@ def adapter_tensors(**changes):
     [
         ({}, "F32", "has no LoRA weights (lora_A and lora_B): save the adapter again."),
         ({"model.norm.weight": (64,)}, "F32", "has no LoRA weights (lora_A and lora_B): save the adapter again."),
-        (adapter_tensors(lora_B__weight=None), "F32", "the lora_A of model.layers.0.self_attn.q_proj and not its lora_B (1 in"),
-        (adapter_tensors(lora_A__weight=None), "F32", "the lora_B of model.layers.0.self_attn.q_proj and not its lora_A (1 in"),
-        (adapter_tensors(lora_A__weight=(4, 64), lora_B__weight=(64, 4)), "F32", "has rank 4 for model.layers.0.self_attn.q_proj, and adapter_config.json says 8"),
+        (adapter_tensors(lora_B__weight=None), "F32", "layers.0.self_attn.q_proj and not its lora_B"),
+        (adapter_tensors(lora_A__weight=None), "F32", "layers.0.self_attn.q_proj and not its lora_A"),
+        (adapter_tensors(lora_A__weight=(4, 64), lora_B__weight=(64, 4)), "F32", "has rank 4 for model.layers.0.self"),
         (adapter_tensors(lora_B__weight=(64, 4)), "F32", "has rank 4 for"),
-        (adapter_tensors(lora_A__weight=(8, 8, 8)), "F32", "a lora_A of model.layers.0.self_attn.q_proj that is no matrix"),
-        (adapter_tensors(lora_A__weight=(0, 64)), "F32", "a lora_A of model.layers.0.self_attn.q_proj that is no matrix"),
+        (adapter_tensors(lora_A__weight=(8, 8, 8)), "F32", "a lora_A of model.layers.0.self_attn.q_proj that is"),
+        (adapter_tensors(lora_A__weight=(0, 64)), "F32", "a lora_A of model.layers.0.self_attn.q_proj that is"),
         (adapter_tensors(), "I32", "has weights of type I32 for"),
         (adapter_tensors(), "F32", "has nothing for the target module v_proj: save"),
     ],
@@ -386,7 +394,10 @@ def test_an_adapters_weights_are_judged_by_what_must_be_there(tmp_path, tensors,
 
 def spoil(path, change):
     """Write a file of two tensors whose header is what `change` makes of the good one."""
-    header = {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}, "b": {"dtype": "F32", "shape": [4], "data_offsets": [16, 32]}}  # fmt: skip
+    header = {
+        "a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
+        "b": {"dtype": "F32", "shape": [4], "data_offsets": [16, 32]},
+    }
     change(header)
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(32))

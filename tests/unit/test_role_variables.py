@@ -187,16 +187,25 @@ PLACES = {"port": "vllm_port", "served-model-name": "vllm_model", "dtype": "vllm
 @pytest.mark.parametrize(
     "value, said",
     [
-        ({"kv-cache-memory-bytes": 1, "max_num_seqs": 2, "disable-x": True, "hf-overrides": {"a": [1]}, "dtype": None}, ""),
+        ({"kv-cache-memory-bytes": 1, "max_num_seqs": 2, "x": True, "hf-overrides": {"a": [1]}, "dtype": None}, ""),
         ({"port": 9000}, "v has port, whose place is vllm_port; set that, and take it out here."),
         ({"--port": 9000}, "v has --port, whose place is vllm_port; set that, and take it out here."),
         ({"port": None}, "v has port, whose place is vllm_port; set that, and take it out here."),
-        ({"served_model_name": "x"}, "v has served_model_name, whose place is vllm_model; set that, and take it out here."),
+        (
+            {"served_model_name": "x"},
+            "v has served_model_name, whose place is vllm_model; set that, and take it out here.",
+        ),
         ({"no-enable-lora": True}, "v has no-enable-lora, whose place is vllm_lora; set that, and take it out here."),
-        ({"max-num-seqs": 1, "max_num_seqs": 2}, "v has max-num-seqs and max_num_seqs, which are the same argument; leave one of them."),
+        (
+            {"max-num-seqs": 1, "max_num_seqs": 2},
+            "v has max-num-seqs and max_num_seqs, which are the same argument; leave one of them.",
+        ),
         ({"two words": 1}, 'v has "two words", which is no name of an argument; write it without blanks.'),
         ({"seed": None}, "v.seed has no value (null); give it one, or take it out."),
-        (yaml.safe_load("revision: 2026-11-25"), "v.revision has what is no text, such as a date without quotes; write it in quotes."),
+        (
+            yaml.safe_load("revision: 2026-11-25"),
+            "v.revision has what is no text, such as a date without quotes; write it in quotes.",
+        ),
     ],
 )  # fmt: skip
 def test_arguments(value, said):
