@@ -60,7 +60,7 @@ def refused(monkeypatch, tmp_path, capsys, new_server):
     return refused
 
 
-PROMPT = "\u3000全角\tfirst line\n second line: it's \"${HOME}\" #1 \\\n"
+PROMPT = '\u3000全角\tfirst line\n second line: it\'s "${HOME}" #1 \\\n'
 
 
 def test_an_instruction_is_taken_to_the_letter(monkeypatch, tmp_path, new_server):

@@ -27,8 +27,8 @@ options:
   max_lora_rank: {description: Greatest rank the engine will allow., type: int, default: 16}
   trust_remote_code:
     description: >-
-      Whether the engine runs code from the model's repository. Then the code must be there; else the engine must know the
-      model's type by itself.
+      Whether the engine runs code from the model's repository. Then the code must be there; else the engine must know
+      the model's type by itself.
     type: bool
     default: true
   cache: {description: "The hub's cache, owned by O(user).", type: path, required: true}

@@ -187,7 +187,7 @@ def test_a_changed_setting_restarts_once(host, converge):
     assert converge().changed == [SERVICE]
 
 
-PROMPT = "\u3000全角\tfirst line\n second line: it's \"${HOME}\" #1 \u2028 50% \\"
+PROMPT = '\u3000全角\tfirst line\n second line: it\'s "${HOME}" #1 \u2028 50% \\'
 
 
 def test_it_serves_by_ipv6_and_reads_what_was_written(host, converge):

@@ -8,7 +8,6 @@ import time
 import pytest
 from engine import ADAPTERS, BASE, KEY, URL, ask, pid, say
 
-
 ENVIRON = """
 import json, sys
 entries = open(f"/proc/{sys.argv[1]}/environ", encoding="utf-8").read().split(chr(0))
@@ -74,7 +73,16 @@ def test_it_runs_hardened_and_as_itself(host):
             "adapter bad:",
         ),
     ],
-    ids=["empty-key", "unknown-version", "no-model", "rank-choice", "port-taken", "other-place", "unknown-argument", "misfit-adapter"],
+    ids=[
+        "empty-key",
+        "unknown-version",
+        "no-model",
+        "rank-choice",
+        "port-taken",
+        "other-place",
+        "unknown-argument",
+        "misfit-adapter",
+    ],
 )
 def test_what_cannot_work_is_refused_before_the_service_is_touched(host, converge, change, says):
     before = pid(host)
