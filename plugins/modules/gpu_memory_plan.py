@@ -155,9 +155,9 @@ import tempfile
 from pathlib import Path
 
 from ansible.module_utils import nvidia_smi
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.gpu_memory import journal, planner, render
 from ansible.module_utils.gpu_memory.errors import PlanError
+from ansible.module_utils.quiet_module import QuietModule
 
 JOURNAL_LINES = 20000
 
@@ -215,7 +215,7 @@ def write_history(path: str, history: dict) -> None:
     Path(temporary).replace(target)
 
 
-def compare(module: AnsibleModule, result: dict) -> tuple[dict, bool]:
+def compare(module: QuietModule, result: dict) -> tuple[dict, bool]:
     """(comparison by service, whether the history changed)."""
     path = module.params["history_path"]
     history = journal.read_history(path or "")
@@ -255,7 +255,7 @@ def main() -> None:
     service |= dict.fromkeys(
         ("tensor_parallel_size", "max_lora_rank", "gpu_layers", "context", "batch", "ubatch", "parallel"), number
     )
-    module = AnsibleModule(
+    module = QuietModule(
         argument_spec={
             "services": {"type": "list", "elements": "dict", "required": True, "options": service},
             "gpu": {"type": "dict", "options": {"name": text, "total_mib": number, "free_mib": number}},

@@ -72,14 +72,14 @@ import tempfile
 from http.client import HTTPException
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.keyring_repository import Apt, Repository, RepositoryError, keyring_of
+from ansible.module_utils.quiet_module import QuietModule
 from ansible.module_utils.urls import fetch_url
 
 SILENCE_LIMIT = 30  # seconds without a byte
 
 
-def download(module: AnsibleModule) -> bytes:
+def download(module: QuietModule) -> bytes:
     """Return the keyring package; raises `RepositoryError` when it does not come or is another one."""
     url, checksum = module.params["url"], module.params["checksum"]
     answer, info = fetch_url(module, url, timeout=SILENCE_LIMIT, ca_path=module.params["ca_path"])
@@ -95,7 +95,7 @@ def download(module: AnsibleModule) -> bytes:
     return package
 
 
-def register(module: AnsibleModule, apt: Apt, texts: dict[str, tuple[str, str]], new: bool) -> None:
+def register(module: QuietModule, apt: Apt, texts: dict[str, tuple[str, str]], new: bool) -> None:
     """Verify the repository, then install, write and update."""
     keyring = apt.repository.keyring
     with tempfile.TemporaryDirectory(prefix="keyring-") as work:
@@ -115,7 +115,7 @@ def register(module: AnsibleModule, apt: Apt, texts: dict[str, tuple[str, str]],
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = QuietModule(
         argument_spec={
             "package": {"type": "str", "required": True},
             "version": {"type": "str", "required": True},
