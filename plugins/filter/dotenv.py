@@ -10,10 +10,10 @@ PLAIN = re.compile(r"[A-Za-z0-9._~+/=:@,-]*")
 
 
 def dotenv(settings: dict) -> str:
-    """Return ``{NAME: value}`` as the text of a .env file, one line a setting; python-dotenv reads what is meant.
+    """Return ``{NAME: value}`` as the text of a .env file, a line each; python-dotenv reads exactly these values.
 
-    None and "" leave a setting out, a list is joined by commas. Errors: a name that is none, a value that is a mapping
-    or another thing without a text of its own, and half of a surrogate pair, which no file can carry.
+    None and "" leave a setting out, a list is joined by commas. Errors: a name that is none, a value that is neither
+    text nor a number nor a list of these, and half of a surrogate pair, which no file can carry.
     """
     lines = []
     for name, value in settings.items():

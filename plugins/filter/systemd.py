@@ -20,8 +20,8 @@ LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 def exec_line(argv: list) -> str:
     """Return ``argv`` as the value of ExecStart=, quoted so that systemd hands over exactly these arguments.
 
-    Source: systemd.service(5), "Command lines"; ``$`` would be expanded, so it is doubled. ``%`` is doubled where a
-    unit is written, in every value.
+    Source: systemd.service(5), "Command lines"; ``$`` would be expanded, so it is doubled. ``%`` is doubled where the
+    unit is rendered, in every value.
     """
     return " ".join(_quoted(str(argument)).replace("$", "$$") for argument in argv)
 
@@ -134,7 +134,7 @@ def local_url(address: str, port: int | str) -> str:
 
 
 def astray(urls: list, address: str, port: int | str) -> list[str]:
-    """Return the ``urls`` by which this host asks itself elsewhere than on a service's ``address`` and ``port``."""
+    """Return the ``urls`` by which a host asks itself, but not where a service listens on ``address`` and ``port``."""
     return [url for url in urls if _asks_itself(url) and not _reaches(urlsplit(url), address, int(port))]
 
 

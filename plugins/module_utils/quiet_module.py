@@ -53,7 +53,7 @@ class QuietModule(HostModule):
         super().fail_json(**self._quiet({**result, "msg": msg}))
 
     def _quiet(self, result: dict) -> dict:
-        """Return ``result`` with what a person is shown of it masked: sentence, diff, log and arguments."""
+        """Return ``result`` with what a person is shown masked: the sentence, the diff, the log, the arguments."""
         environment = self.params.get("environment")
         environment = environment if isinstance(environment, dict) else {}
 

@@ -2,8 +2,8 @@
 
 Plain Python, tested alone. Types are those of ``meta/argument_specs.yml``; a *kind* is what a type cannot say, such as
 a path that must be absolute. Roles see values as they were written, so what only a conversion would make right (a word
-for a list, ``off`` without quotes for a text) is refused here. A secret, which its spec marks by ``no_log``, must be
-text as it was written: YAML makes another number of ``0x12`` or ``0123``. It is never shown.
+for a list, ``off`` without quotes for a text) is refused here. A secret, which its spec marks by ``no_log``, must have
+been written as text: YAML makes another number of ``0x12`` or ``0123``. It is never shown.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def _may_be_null(key: str, optional, places: Mapping) -> bool:
 
 
 def _settings(name: str, settings: Mapping, optional, places: Mapping) -> list[str]:
-    """Return which settings of a .env file have another place, or are secrets and no text; case does not count."""
+    """Return which settings of a .env file have another place, in whatever case, or are secrets and no text."""
     problems = []
     for key, value in settings.items():
         if str(key).upper() in places:

@@ -166,7 +166,7 @@ from pathlib import Path
 from ansible.module_utils import nvidia_smi
 from ansible.module_utils.gpu_memory import journal, planner, question, render
 from ansible.module_utils.gpu_memory.errors import PlanError
-from ansible.module_utils.host_module import HostModule
+from ansible.module_utils.quiet_module import QuietModule
 
 JOURNAL_LINES = 20000
 
@@ -225,7 +225,7 @@ def write_history(path: str, history: dict) -> None:
     Path(temporary).replace(target)
 
 
-def compare(module: HostModule, result: dict) -> tuple[dict, bool]:
+def compare(module: QuietModule, result: dict) -> tuple[dict, bool]:
     """(comparison by service, whether the history changed)."""
     path = module.params["history_path"]
     history = journal.read_history(path or "")
@@ -244,7 +244,7 @@ def compare(module: HostModule, result: dict) -> tuple[dict, bool]:
 
 
 def main() -> None:
-    module = HostModule(argument_spec=question.OPTIONS, supports_check_mode=True)
+    module = QuietModule(argument_spec=question.OPTIONS, supports_check_mode=True)
     p = module.params
     try:
         gpu = p["gpu"] or measured_gpu(question.services_of(p), p["gpu_index"])

@@ -193,9 +193,7 @@ def test_each_value_has_one_place_and_no_secret_is_told():
         },
         "ai_server_ocr_api is a number and not text; write it in quotes.": {"vault_ocr_api": 5744368105847},
         "vllm_huggingface_token is true or false and not text; write it in quotes.": {"vault_huggingface_token": True},
-        "vllm_install_environment.HTTPS_PROXY is a list and not text": {
-            "vllm_install_environment": {"HTTPS_PROXY": ["x"]}
-        },
+        "vllm_install_environment.HTTPS_PROXY is a list": {"vllm_install_environment": {"HTTPS_PROXY": ["x"]}},
         "node_exporter_arguments has web.listen-address, whose place is node_exporter_listen_address": {
             "node_exporter_arguments": {"web.listen-address": ":9"}
         },

@@ -37,20 +37,7 @@ def test_values(value, text):
 @pytest.mark.parametrize(
     "value",
     [
-        *(
-            "it's",
-            "a\\b",
-            "a #b",
-            " spaces ",
-            "x$y",
-            '"quoted"',
-            "p%q",
-            "k=v",
-            "`ls`",
-            "a\tb",
-            "\t",
-            "\u3000全角\u3000",
-        ),
+        *("it's", "a\\b", "a #b", " spaces ", "x$y", '"quoted"', "p%q", "k=v", "`ls`", "a\tb", "\t", "\u3000全\u3000"),
         *("two\nlines\n", "\r\n", "a\u2028b\x85c\x0bd", "ends\\", "\\'\\", 'it\'s "so"\n\\', "\ufeff", "\\n"),
         *("a${HOME}", "${HOME:-x}", "$${A}", "${:-$}", "${", "${A}\n'${B}\\"),
     ],

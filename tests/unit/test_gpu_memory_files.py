@@ -8,7 +8,7 @@ from ansible.module_utils.gpu_memory.checks import check_adapter, check_model, o
 from ansible.module_utils.gpu_memory.errors import PlanError
 from ansible.module_utils.gpu_memory.shape import LINEAR, SLIDING, shape_from_config, shape_from_gguf
 from ansible.module_utils.gpu_memory.sources import LocalSource, cached_snapshot, open_model
-from ansible.module_utils.gpu_memory.tensors import gguf_header, model_tensors, safetensors_header
+from ansible.module_utils.gpu_memory.tensors import INDEX, gguf_header, model_tensors, safetensors_header
 
 ADAPTER_TENSORS = "adapter_model.safetensors"
 
@@ -176,23 +176,18 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 908
             (name, POINTER, f"{name} of {{}} is a large-file pointer and not the file itself: run git lfs pull, or")
             for name in (
                 "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
-                "chat_template.jinja",
-                "tokenizer.model", "merges.txt", "model.safetensors.index.json", "special_tokens_map.json", "code.py",
+                "chat_template.jinja", "tokenizer.model", "merges.txt", INDEX, "special_tokens_map.json", "code.py",
             )
         ),
-        ("model-00001-of-00002.safetensors", POINTER, "is a large-file pointer and not a safetensors file"),
+        ("model-00001-of-00002.safetensors", POINTER, "is a large-file pointer and not a safetensors file: run git"),
         ("tokenizer.json", "", "tokenizer.json of {} is not valid JSON: download it again."),
         ("tokenizer.model", "", "tokenizer.model of {} is empty: download it again."),
         ("chat_template.jinja", "", "chat_template.jinja of {} is empty: download it again."),
         ("tokenizer_config.json", "[]", "tokenizer_config.json of {} is not a JSON object: download it again."),
         ("generation_config.json", "{'a': 1}", "generation_config.json of {} is not valid JSON: download it again."),
-        ("model.safetensors.index.json", '{"weight_map": {"a": 5}}', "names no files: download it again."),
-        ("model.safetensors.index.json", '{"weight_map": {"a": "../x"}}', "names no files: download it again."),
-        (
-            "model.safetensors.index.json",
-            '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}',
-            "has no a, which the index says it has",
-        ),
+        (INDEX, '{"weight_map": {"a": 5}}', "names no files: download it again."),
+        (INDEX, '{"weight_map": {"a": "../x"}}', "names no files: download it again."),
+        (INDEX, '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "no a, which the index says it has"),
     ],
 )  # fmt: skip
 def test_a_file_that_the_engine_reads_and_cannot(tmp_path, name, text, words):
@@ -259,8 +254,8 @@ def own_code(directory, auto_map, files, name="config.json"):
         ({**AUTO, "AutoTokenizer": ["modeling_own.Slow", None]}, BESIDE, ""),
         (AUTO, {**BESIDE, "modeling_own.py": None}, "auto_map in config.json names modeling_own.py, which is not in"),
         (AUTO, {**BESIDE, "modeling_own.py": ""}, "auto_map in config.json names modeling_own.py, which is not in"),
-        (AUTO, {**BESIDE, "modeling_own.py": "from .absent import x\n"}, "modeling_own.py names absent.py, which is"),
-        ({"AutoConfig": "other/repo--configuration_own.OwnConfig"}, BESIDE, "takes configuration_own.OwnConfig from"),
+        (AUTO, {**BESIDE, "modeling_own.py": "from .absent import x\n"}, "modeling_own.py names absent.py, which"),
+        ({"AutoConfig": "other/repo--own.OwnConfig"}, BESIDE, "takes own.OwnConfig from other/repo, which the engine"),
         ({"AutoTokenizer": [None, "other/repo--tok.Fast"]}, BESIDE, "takes tok.Fast from other/repo"),
         ({"AutoConfig": "OwnConfig"}, BESIDE, "names no class of a file"),
         ({"AutoConfig": 5}, BESIDE, "names no class of a file"),
@@ -322,13 +317,10 @@ def test_an_adapter_that_does_not_fit(tmp_path, arguments, rank, words):
         *(({"r": r}, "rank r, a whole number above 0") for r in (True, "8", 0, -1, 8.5, [8])),
         *(({"lora_alpha": a}, "lora_alpha, a number above 0") for a in (None, "16", True, 0, {})),
         *(({"target_modules": t}, "target_modules, a list of the modules' names") for t in (None, [], "", 5, {}, [1])),
-        *(
-            ({"rank_pattern": p}, "rank_pattern that maps modules' names to numbers")
-            for p in ([8], "a", {"a": "8"}, {"a": True})
-        ),
+        *(({"rank_pattern": p}, "rank_pattern that maps modules' names to numbers") for p in ([8], "a", {"a": True})),
         *(({"alpha_pattern": p}, "alpha_pattern that maps modules' names to numbers") for p in (["a"], 3, {"a": None})),
     ],
-)  # fmt: skip
+)
 def test_an_adapters_configuration_must_have_what_the_engine_needs(tmp_path, changes, lacks):
     base = samples.write_model(tmp_path / "base", samples.TINY, "F32")
     adapter = samples.write_adapter(tmp_path / "a", samples.TINY, **changes)
@@ -351,15 +343,14 @@ def test_other_ways_to_say_the_same_are_taken(tmp_path, changes):
     assert check_adapter(str(base), str(samples.write_adapter(tmp_path / "a", samples.TINY, **changes)), 8) == []
 
 
+Q = "model.layers.0.self_attn.q_proj"
+
+
 def adapter_tensors(**changes):
     """The tensors of an adapter of rank 8 for TINY's q_proj, with those of `changes`; null takes one away."""
-    at = "base_model.model.model.layers.0.self_attn.q_proj"
-    own = {
-        "lora_A.weight": (8, 64),
-        "lora_B.weight": (64, 8),
-        **{name.replace("__", "."): s for name, s in changes.items()},
-    }
-    return {f"{at}.{name}": shape for name, shape in own.items() if shape is not None}
+    at = f"base_model.model.{Q}"
+    own = {"lora_A": (8, 64), "lora_B": (64, 8), **changes}
+    return {f"{at}.{name}.weight": shape for name, shape in own.items() if shape is not None}
 
 
 @pytest.mark.parametrize(
@@ -367,12 +358,12 @@ def adapter_tensors(**changes):
     [
         ({}, "F32", "has no LoRA weights (lora_A and lora_B): save the adapter again."),
         ({"model.norm.weight": (64,)}, "F32", "has no LoRA weights (lora_A and lora_B): save the adapter again."),
-        (adapter_tensors(lora_B__weight=None), "F32", "layers.0.self_attn.q_proj and not its lora_B"),
-        (adapter_tensors(lora_A__weight=None), "F32", "layers.0.self_attn.q_proj and not its lora_A"),
-        (adapter_tensors(lora_A__weight=(4, 64), lora_B__weight=(64, 4)), "F32", "has rank 4 for model.layers.0.self"),
-        (adapter_tensors(lora_B__weight=(64, 4)), "F32", "has rank 4 for"),
-        (adapter_tensors(lora_A__weight=(8, 8, 8)), "F32", "a lora_A of model.layers.0.self_attn.q_proj that is"),
-        (adapter_tensors(lora_A__weight=(0, 64)), "F32", "a lora_A of model.layers.0.self_attn.q_proj that is"),
+        (adapter_tensors(lora_B=None), "F32", f"the lora_A of {Q} and not its lora_B (1 in all)"),
+        (adapter_tensors(lora_A=None), "F32", f"the lora_B of {Q} and not its lora_A (1 in all)"),
+        (adapter_tensors(lora_A=(4, 64), lora_B=(64, 4)), "F32", f"rank 4 for {Q}, and adapter_config.json says 8"),
+        (adapter_tensors(lora_B=(64, 4)), "F32", "has rank 4 for"),
+        (adapter_tensors(lora_A=(8, 8, 8)), "F32", f"a lora_A of {Q} that is no matrix"),
+        (adapter_tensors(lora_A=(0, 64)), "F32", f"a lora_A of {Q} that is no matrix"),
         (adapter_tensors(), "I32", "has weights of type I32 for"),
         (adapter_tensors(), "F32", "has nothing for the target module v_proj: save"),
     ],
@@ -394,10 +385,8 @@ def test_an_adapters_weights_are_judged_by_what_must_be_there(tmp_path, tensors,
 
 def spoil(path, change):
     """Write a file of two tensors whose header is what `change` makes of the good one."""
-    header = {
-        "a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
-        "b": {"dtype": "F32", "shape": [4], "data_offsets": [16, 32]},
-    }
+    header = {"a": {"shape": [2, 2], "data_offsets": [0, 16]}, "b": {"shape": [4], "data_offsets": [16, 32]}}
+    header = {name: {"dtype": "F32", **entry} for name, entry in header.items()}
     change(header)
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(32))

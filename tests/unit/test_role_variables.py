@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -169,10 +170,7 @@ def test_every_secret_of_a_role_must_be_text_and_is_never_told():
         ({7: "x"}, "v has 7; the name of a variable has letters, digits and underscores."),
         ({"A": None}, "v.A has no value (null); give it one, or take it out."),
         ({"A": "a\0b"}, "v.A has a control character, which no variable can carry; take it out."),
-        (
-            {"A_TOKEN": "a\nb"},
-            "v.A_TOKEN has a line break, which a file of secrets cannot carry; write it on one line.",
-        ),
+        ({"TOKEN": "a\nb"}, "v.TOKEN has a line break, which a file of secrets cannot carry; write it on one line."),
         ({"HOME": "/srv"}, "v has HOME, whose place is vllm_root; set that, and take it out here."),
         ({"HOME": None}, "v has HOME, whose place is vllm_root; set that, and take it out here."),
     ],
@@ -181,31 +179,28 @@ def test_environments(value, said):
     assert kind_problems("v", value, "environment", places={"HOME": "vllm_root"}) == ([said] if said else [])
 
 
-PLACES = {"port": "vllm_port", "served-model-name": "vllm_model", "dtype": "vllm_dtype", "enable-lora": "vllm_lora"}
+PLACES = {
+    "port": "vllm_port",
+    "served-model-name": "vllm_model",
+    "dtype": "vllm_dtype",
+    "enable-lora": "vllm_lora",
+    "max-lora": "vllm_lora",
+}
 
 
 @pytest.mark.parametrize(
     "value, said",
     [
-        ({"kv-cache-memory-bytes": 1, "max_num_seqs": 2, "x": True, "hf-overrides": {"a": [1]}, "dtype": None}, ""),
+        ({"seed": 1, "max_num_seqs": 2, "disable-x": True, "overrides": {"a": [1]}, "dtype": None}, ""),
         ({"port": 9000}, "v has port, whose place is vllm_port; set that, and take it out here."),
         ({"--port": 9000}, "v has --port, whose place is vllm_port; set that, and take it out here."),
         ({"port": None}, "v has port, whose place is vllm_port; set that, and take it out here."),
-        (
-            {"served_model_name": "x"},
-            "v has served_model_name, whose place is vllm_model; set that, and take it out here.",
-        ),
+        ({"max_lora": 1}, "v has max_lora, whose place is vllm_lora; set that, and take it out here."),
         ({"no-enable-lora": True}, "v has no-enable-lora, whose place is vllm_lora; set that, and take it out here."),
-        (
-            {"max-num-seqs": 1, "max_num_seqs": 2},
-            "v has max-num-seqs and max_num_seqs, which are the same argument; leave one of them.",
-        ),
+        ({"a-b": 1, "a_b": 2}, "v has a-b and a_b, which are the same argument; leave one of them."),
         ({"two words": 1}, 'v has "two words", which is no name of an argument; write it without blanks.'),
         ({"seed": None}, "v.seed has no value (null); give it one, or take it out."),
-        (
-            yaml.safe_load("revision: 2026-11-25"),
-            "v.revision has what is no text, such as a date without quotes; write it in quotes.",
-        ),
+        ({"a": date(2026, 11, 25)}, "v.a has what is no text, such as a date without quotes; write it in quotes."),
     ],
 )  # fmt: skip
 def test_arguments(value, said):
@@ -234,10 +229,10 @@ def test_the_roles_use_only_what_is_looked_at():
         options = yaml.safe_load((home / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
         for spec in options.values():
             assert set(spec) <= {
-                "type",
                 "description",
-                "required",
                 "default",
+                "type",
+                "required",
                 "choices",
                 "elements",
                 "options",
@@ -249,13 +244,8 @@ def test_the_roles_use_only_what_is_looked_at():
             seen += 1
             assert rule["variable"] in options, rule
             if "kind" in rule:
-                assert rule["kind"] in {*KINDS, *MAPPINGS} and set(rule) <= {
-                    "variable",
-                    "kind",
-                    "each",
-                    "optional",
-                    "places",
-                }, rule
+                assert rule["kind"] in {*KINDS, *MAPPINGS}, rule
+                assert set(rule) <= {"variable", "kind", "each", "optional", "places"}, rule
                 assert "each" not in rule or rule["each"] in options[rule["variable"]]["options"], rule
             else:
                 assert set(rule) - {"to_deploy"} == {"variable", "that", "fail_msg"}, rule

@@ -163,6 +163,8 @@ def test_it_comes_back_when_it_is_killed(host):
         ({"ai_server_environment": {"RATE_LIMIT_PER_MINUTE": "many"}}, "which must be a whole number above 0"),
         ({"ai_server_environment": {"RATE_LIMIT_PER_MIN": 5}}, "did you mean RATE_LIMIT_PER_MINUTE"),
         ({"ai_server_environment": {"RATE_LIMIT_PER_MINUTE": 9999999}}, "RATE_LIMIT_PER_MINUTE is wrong"),
+        ({"ai_server_environment": {"VLLM_API_KEY": "x"}}, "whose place is ai_server_vllm_api_key"),
+        ({"ai_server_api_keys": [0x123456789ABCDEF0]}, "ai_server_api_keys[0] is a number and not text"),
     ],
 )
 def test_bad_settings_are_refused_by_name_and_change_nothing(host, converge, variables, says):
@@ -198,6 +200,26 @@ def test_a_changed_setting_restarts_once(host, converge):
     assert second != first
     assert converge(changed).changed == []
     assert pid(host) == second
+    assert converge().changed == [SERVICE]
+
+
+PROMPT = '\u3000全角\tfirst line\n second line: it\'s "${HOME}" #1 \u2028 50% \\'
+
+
+def test_it_serves_by_ipv6_and_reads_what_was_written(host, converge):
+    written = {"CHECKLIST_PROMPT": PROMPT}
+    changed = {
+        "ai_server_host": "::1",
+        "ai_server_vllm_base_url": "http://[::1]:8001/v1",
+        "ai_server_environment": written,
+    }
+    outcome = converge(changed)
+    assert (outcome.code, outcome.changed) == (0, [SERVICE]), outcome.message
+    assert host.socket("tcp://::1:8000").is_listening and not host.socket("tcp://127.0.0.1:8000").is_listening
+    program = "from app.settings import load; import json; print(json.dumps(load().checklist_prompt))"
+    read = f"cd {ROOT} && PYTHONPATH={ROOT}/current .venv/bin/python -B -c %s"
+    assert json.loads(host.check_output(read, program)) == PROMPT
+    assert converge(changed).changed == []
     assert converge().changed == [SERVICE]
 
 

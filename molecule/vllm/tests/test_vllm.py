@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
 from engine import ADAPTERS, BASE, KEY, URL, ask, pid, say
+
+ENVIRON = """
+import json, sys
+entries = open(f"/proc/{sys.argv[1]}/environ", encoding="utf-8").read().split(chr(0))
+print(json.dumps(dict(entry.split("=", 1) for entry in entries if entry)))
+"""
 
 
 def still_serves(host, before: str) -> None:
@@ -56,6 +63,7 @@ def test_it_runs_hardened_and_as_itself(host):
         ({"vllm_model_path": "/srv/models/absent"}, "/srv/models/absent: there is no such directory"),
         ({"vllm_max_lora_rank": 9}, "the engine takes 1, 8, 16"),
         ({"vllm_port": 22}, "port 22 is taken by sshd"),
+        ({"vllm_engine_arguments": {"port": 9000}}, "vllm_engine_arguments has port, whose place is vllm_port"),
         (
             {"vllm_engine_arguments": {"kv-cache-memory-bytes": 16777216, "no-such": 1}},
             "unrecognized arguments: --no-such",
@@ -65,7 +73,16 @@ def test_it_runs_hardened_and_as_itself(host):
             "adapter bad:",
         ),
     ],
-    ids=["empty-key", "unknown-version", "no-model", "rank-choice", "port-taken", "unknown-argument", "misfit-adapter"],
+    ids=[
+        "empty-key",
+        "unknown-version",
+        "no-model",
+        "rank-choice",
+        "port-taken",
+        "other-place",
+        "unknown-argument",
+        "misfit-adapter",
+    ],
 )
 def test_what_cannot_work_is_refused_before_the_service_is_touched(host, converge, change, says):
     before = pid(host)
@@ -84,6 +101,37 @@ def test_files_that_the_engine_cannot_read_are_refused_before_it_is_touched(host
     assert outcome.code != 0
     assert "vllm cannot read /srv/own/adapter_model.safetensors: Permission denied" in outcome.message
     still_serves(host, before)
+
+
+def test_a_model_that_was_cloned_without_its_large_files_is_refused_before_it_is_touched(host, converge):
+    before = pid(host)
+    host.check_output("cp -r /srv/models/tiny /srv/cloned")
+    host.check_output("echo 'version https://git-lfs.github.com/spec/v1' > /srv/cloned/tokenizer.json")
+    outcome = converge({"vllm_model_path": "/srv/cloned"})
+    assert outcome.code != 0
+    assert "tokenizer.json of /srv/cloned is a large-file pointer and not the file itself" in outcome.message
+    still_serves(host, before)
+
+
+def test_it_serves_by_ipv6_in_an_environment_that_is_what_was_written(host, converge):
+    written = {
+        "HTTPS_PROXY": "http://someone:p%40ss-canary@proxy.example:3128",
+        "EXAMPLE_TOKEN": 'canary $HOME `x` "\\\\"',
+        "EXAMPLE": '100% of "$HOME" \\%n\t\n it\'s #1',
+        "OMP_NUM_THREADS": 2,
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }
+    outcome = converge({"vllm_host": "::1", "vllm_environment": written})
+    assert outcome.code == 0, outcome.message
+    seen = json.loads(host.check_output("python3 -c %s %s", ENVIRON, pid(host)))
+    assert {name: seen.get(name) for name in written} == {name: str(value) for name, value in written.items()}
+    listening = host.check_output("ss -Hltn 'sport = :8001'")
+    assert "[::1]:8001" in listening and "127.0.0.1" not in listening and "*:8001" not in listening
+    assert "canary" not in outcome.text
+    assert "canary" not in host.file("/etc/systemd/system/vllm.service").content_string
+    assert "canary" not in host.check_output("systemctl show vllm; journalctl --no-pager --unit vllm")
+    assert converge({}).code == 0
+    assert say(host, BASE)
 
 
 def test_a_start_that_fails_gives_way_to_what_served(host, converge):

@@ -12,13 +12,8 @@ from .tensors import INDEX, gguf_header, model_tensors, safetensors_header, shar
 from .vllm_start import LORA_RANKS
 
 VOCABULARIES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "vocab.txt",
-    "tekken.json",
-)
+    "tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "tekken.json",
+)  # fmt: skip
 # What the engine reads besides the weights, by the end of its name.
 READ = (".json", ".jinja", ".model", ".py", ".tiktoken", ".txt")
 JSON_OBJECTS = (
@@ -199,9 +194,8 @@ def adapter_problems(adapter, base: dict, max_lora_rank: int) -> list[str]:
         return problems
     tensors = safetensors_header(adapter, ADAPTER_WEIGHTS)
     weights = {name: tensor.shape for name, tensor in base.items()}
-    return _half_problems(where, tensors, config, weights) or (
-        _shape_problems(where, tensors, weights) if weights else []
-    )
+    problems = _half_problems(where, tensors, config, weights)
+    return problems if problems or not weights else _shape_problems(where, tensors, weights)
 
 
 def _unserved(config: dict, where: str) -> list[str]:

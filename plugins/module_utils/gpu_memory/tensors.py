@@ -61,19 +61,18 @@ def safetensors_header(source, name: str) -> dict[str, Tensor]:
 
     As the format's own reader demands: the tensors fill the file from end to end, each with the bytes of its shape.
     """
+    other = f"{name} of {source.label} is truncated or not a safetensors file: download it again."
     head = source.read(name, 0, 8)
     length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
     if not 2 <= length <= HEADER_LIMIT:
         if is_pointer(source, name):
             raise PlanError(pointer_told(source, name, "a safetensors file"))
-        raise PlanError(f"{name} of {source.label} is truncated or not a safetensors file: download it again.")
+        raise PlanError(other)
     try:
         header = json.loads(source.read(name, 8, length))
         tensors = {key: _tensor(entry) for key, entry in header.items() if key != "__metadata__"}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise PlanError(
-            f"{name} of {source.label} is truncated or not a safetensors file: download it again."
-        ) from None
+        raise PlanError(other) from None
     end = 0
     for key, tensor in sorted(tensors.items(), key=lambda pair: (pair[1].begin, pair[1].size)):
         width = SAFETENSORS_BYTES.get(tensor.dtype)  # of a newer type it is not known

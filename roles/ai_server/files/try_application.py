@@ -30,7 +30,7 @@ if engine_too == "alone":
 
 
 def value(text):
-    """Return what a line of the .env says behind its name, plain or in single quotes; see plugins/filter/dotenv.py."""
+    """Return what a line of the .env says behind its name, plain or within single quotes; plugins/filter/dotenv.py."""
     text = re.sub(r"\\(.)", r"\1", text[1:-1]) if text.startswith("'") else text
     return re.sub(r"\$\{:-([^}]*)\}", r"\1", text)
 
