@@ -226,6 +226,7 @@ class Cloud:
     def __post_init__(self):
         self.lock = threading.RLock()
         self.firewalls, self.instances, self.disks, self.operations = {}, {}, {}, {}
+        self.addresses = {}  # (region, name)
         self.faults, self.requests, self.known_requests = [], [], {}
         self.counter = 100
 
@@ -301,7 +302,8 @@ class Cloud:
 
     def _operation(self, values, target, kind, effect, error=None):
         number = self._number()
-        scope = f"zones/{values['zone']}" if "zone" in values else "global"
+        scope = f"regions/{values['region']}" if "region" in values else "global"
+        scope = f"zones/{values['zone']}" if "zone" in values else scope
         operation = {
             "kind": "compute#operation",
             "id": str(number),
@@ -340,7 +342,7 @@ class Cloud:
     def zoneOperations_get(self, values, query, body, url):
         return self._poll(values["operation"])
 
-    globalOperations_get = zoneOperations_get
+    globalOperations_get = regionOperations_get = zoneOperations_get
 
     def _page(self, items, query):
         start = int(query.get("pageToken", "0"))
@@ -383,6 +385,7 @@ class Cloud:
             "NVIDIA_T4_GPUS": sum(self._gpus(one, "nvidia-tesla-t4") for one in here),
             "CPUS": sum(self._cpus(one) for one in here),
             "INSTANCES": len(here),
+            "STATIC_ADDRESSES": sum(at == region for at, _ in self.addresses),
             "IN_USE_ADDRESSES": sum(
                 "natIP" in access for one in here for access in one["networkInterfaces"][0].get("accessConfigs", [])
             ),
@@ -653,6 +656,43 @@ class Cloud:
         }
         return self._operation(values, f"{url}/{name}", "insert", lambda: self._power(instance, "on"))
 
+    def _reserved(self):
+        return {one["address"] for one in self.addresses.values()}
+
+    def addresses_get(self, values, query, body, url):
+        key = (values["region"], values["address"])
+        if key not in self.addresses:
+            raise Refused(404, "notFound", f"The resource '{url.removeprefix(URL)}' was not found")
+        address = self.addresses[key]
+        users = [one["name"] for one in self.instances.values() if self._nat_ip(one) == address["address"]]
+        return {**address, "status": "IN_USE" if users else "RESERVED", **({"users": users} if users else {})}
+
+    @staticmethod
+    def _nat_ip(instance):
+        return next(iter(instance["networkInterfaces"][0].get("accessConfigs", [])), {}).get("natIP")
+
+    def addresses_aggregatedList(self, values, query, body, url):
+        items = {}
+        for (region, _), one in self.addresses.items():
+            items.setdefault(f"regions/{region}", {}).setdefault("addresses", []).append(one)
+        return {"kind": "compute#addressAggregatedList", "items": items}
+
+    def addresses_insert(self, values, query, body, url):
+        key = (values["region"], body["name"])
+        if key in self.addresses:
+            raise Refused(409, "alreadyExists", f"The resource '{body['name']}' already exists")
+        given = body.get("address")
+        if given and given not in {self._nat_ip(one) for one in self.instances.values()}:
+            raise Refused(400, "invalid", f"Specified IP address '{given}' is not in use in this project.")
+        address = {"kind": "compute#address", "address": f"198.18.0.{self._number() % 250 + 1}", **body}
+        return self._operation(values, url, "insert", lambda: self.addresses.update({key: address}))
+
+    def addresses_delete(self, values, query, body, url):
+        if self.addresses_get(values, query, None, url).get("users"):
+            raise Refused(400, "resourceInUseByAnotherResource", "The address resource is already being used")
+        key = (values["region"], values["address"])
+        return self._operation(values, url, "delete", lambda: self.addresses.pop(key, None))
+
     def _power(self, instance, state):
         instance["status"] = "RUNNING" if state == "on" else "TERMINATED"
         booted = self.on_power(instance["name"], state) if self.on_power else None
@@ -660,7 +700,9 @@ class Cloud:
         if booted:
             network["networkIP"] = booted
         for access in network.get("accessConfigs", []):
-            # An ephemeral address goes with the power and another one comes.
+            # An ephemeral address goes with the power and another one comes; a reserved one stays.
+            if access.get("natIP") in self._reserved():
+                continue
             access.pop("natIP", None)
             if state == "on":
                 access["natIP"] = booted or self.address or f"203.0.113.{self._number() % 250 + 1}"
@@ -760,7 +802,7 @@ class Cloud:
         network = instance["networkInterfaces"][0]
         if network.get("accessConfigs"):
             raise Refused(400, "invalid", "At most one access config currently supported.")
-        access = {**body, "natIP": self.address or f"203.0.113.{self._number() % 250 + 1}"}
+        access = {"natIP": self.address or f"203.0.113.{self._number() % 250 + 1}", **body}
         return self._operation(values, url, "addAccessConfig", lambda: network.update(accessConfigs=[access]))
 
     def instances_deleteAccessConfig(self, values, query, body, url):

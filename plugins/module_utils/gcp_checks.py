@@ -25,6 +25,7 @@ MACHINE_PERMISSIONS = (
     "compute.subnetworks.use",
 )
 EXTERNAL_PERMISSION = "compute.subnetworks.useExternalIp"
+ADDRESS_PERMISSIONS = ("compute.addresses.create", "compute.addresses.use")
 
 OTHER_GPUS = "stop other machines with a GPU, or choose another region"
 OTHER_DISKS = "delete disks that nobody needs, or set disk.size_gb so that all ask for at most {left:g}"
@@ -42,6 +43,7 @@ class Checks:
         self.client = fleet.client()
         self.remarks = fleet.remarks
         self.cpus = {}  # machine type -> vCPUs
+        self.new_addresses = set()  # (name of a machine, region) of those to be reserved
 
     def problems(self):
         """Return (sentences of all that is wrong, machines that are to be made or started)."""
@@ -71,6 +73,7 @@ class Checks:
             lambda: self._accelerators(missing_in_known),
             lambda: self._images(missing),
             lambda: self._left_disks(missing_in_known),
+            lambda: self._addresses(missing_in_known),
             lambda: self._quotas(missing_in_known, waiting, about, new_rules),
         ):
             try:
@@ -99,6 +102,7 @@ class Checks:
         """Ask whether the account may do what is to be done; where that cannot be asked, say so."""
         needed = {*(RULE_PERMISSIONS if new_rules else ()), *(MACHINE_PERMISSIONS if missing else ())}
         needed |= {EXTERNAL_PERMISSION} if any(one["external_address"] for one in missing) else set()
+        needed |= set(ADDRESS_PERMISSIONS if any(one["reserved_address"] for one in missing) else ())
         if not needed:
             return []
         lacking = self.client.lacking(needed)
@@ -245,6 +249,20 @@ class Checks:
                     )
         return problems
 
+    def _addresses(self, missing):
+        """See that no address of another's is in the place of one to be reserved."""
+        problems = []
+        for machine in missing if self.fleet.has_reserved else []:
+            for region in dict.fromkeys(declared.region_of(zone) for zone in machine["zones"]):
+                try:
+                    address = machine["reserved_address"] and self.fleet.reserved(self.client, machine, region)
+                except GcpError as error:
+                    problems.append(str(error))
+                    continue
+                if machine["reserved_address"] and not address:
+                    self.new_addresses.add((machine["name"], region))
+        return problems
+
     def _quotas(self, missing, waiting, about, new_rules):
         """Compare what is asked for with the quotas; what only a further zone would need is a remark."""
         problems = []
@@ -295,6 +313,8 @@ class Checks:
                 ask("INSTANCES", OTHER_MACHINES, machine, 1)
             ask(declared.gpu_metric(gpu["type"], spot, quotas), OTHER_GPUS, machine, gpu["count"])
             ask(declared.cpu_metric(kind, spot, quotas), OTHER_CPUS, machine, self._vcpus(machine))
+            new_address = (machine["name"], region) in self.new_addresses
+            ask("STATIC_ADDRESSES", OTHER_ADDRESSES, machine, int(new_address))
             ask("IN_USE_ADDRESSES", OTHER_ADDRESSES, machine, int(machine["external_address"]))
         return exceeded(f"region {region}", quotas, totals), sorted(
             metric for metric, _ in totals if metric not in quotas

@@ -169,7 +169,9 @@ class Client:
         # The same requestId in a repeated request lets the API recognize it, so nothing is done twice.
         operation = self.request(method, path, body, params={"requestId": str(uuid.uuid4()), **params})
         where = path.split("/")
-        return self.wait(operation, "/".join(where[:2]) if where[0] == "zones" else "global", f"{method} {path}")
+        return self.wait(
+            operation, "/".join(where[:2]) if where[0] in ("zones", "regions") else "global", f"{method} {path}"
+        )
 
     def wait(self, operation, scope, what):
         """Ask for an operation until it is done. `scope`: "global" or "zones/ZONE"."""

@@ -141,6 +141,8 @@ def machine_problems(machines, accelerators=None):
                 problems.append(
                     f"{who}: the label {key}={value} must be lower-case letters, digits, '-' and '_' (63 at most)."
                 )
+        if machine["reserved_address"] and not machine["external_address"]:
+            problems.append(f"{who}: reserved_address needs external_address: true.")
         if machine["spot"] and machine["maintenance_policy"] != "TERMINATE":
             problems.append(f"{who}: a spot machine needs maintenance_policy TERMINATE.")
         if machine["accelerator"]["count"] and machine["maintenance_policy"] != "TERMINATE":
@@ -423,15 +425,21 @@ def accelerators(project, zone, machine):
 ACCESS = {"type": "ONE_TO_ONE_NAT", "name": "External NAT", "networkTier": "PREMIUM"}
 
 
-def machine_body(project, zone, machine, fleet):
-    """Word a machine as the API's Instance for an insert."""
+def address_body(name, fleet, current=None):
+    """Word the address that is reserved for a machine; `current`: the one that it has already and is to keep."""
+    body = {"name": name, "description": mark(fleet), "addressType": "EXTERNAL", "networkTier": "PREMIUM"}
+    return {**body, "address": current} if current else body
+
+
+def machine_body(project, zone, machine, fleet, address=None):
+    """Word a machine as the API's Instance for an insert. `address`: the external one that is reserved for it."""
     here = f"{URL}projects/{project}/zones/{zone}"
     interface = {"network": f"{URL}projects/{project}/global/networks/{machine['network']}"}
     if machine["subnetwork"]:
         region = region_of(zone)
         interface["subnetwork"] = f"{URL}projects/{project}/regions/{region}/subnetworks/{machine['subnetwork']}"
     if machine["external_address"]:
-        interface["accessConfigs"] = [dict(ACCESS)]
+        interface["accessConfigs"] = [{**ACCESS, **({"natIP": address} if address else {})}]
     image = machine["image"]
     return {
         "name": machine["name"],
@@ -672,14 +680,17 @@ def estimate(machine, zone, prices):
     kind = "spot" if machine["spot"] else "on_demand"
     per_machine = (table.get("machines") or {}).get(machine["machine_type"], {}).get(kind)
     per_gb = (table.get("disk_gb_month") or {}).get(machine["disk"]["type"])
-    address = (table.get("external_address") or {}).get(kind, 0) if machine["external_address"] else 0
+    addresses = table.get("external_address") or {}
+    address = addresses.get(kind, 0) if machine["external_address"] else 0
+    unused = addresses.get("unused", 0) if machine["reserved_address"] else 0
     result = {"currency": prices.get("currency", "USD"), "running": None, "stopped": None, "missing": ""}
     if per_machine is None or per_gb is None:
         what = machine["machine_type"] if per_machine is None else machine["disk"]["type"]
         result["missing"] = f"data/gcp/prices.yml has no {kind} price of {what} in {region_of(zone)}"
         return result
-    result["stopped"] = round(machine["disk"]["size_gb"] * per_gb / prices.get("hours_per_month", 730), 4)
-    result["running"] = round(per_machine + address + result["stopped"], 4)
+    disk = machine["disk"]["size_gb"] * per_gb / prices.get("hours_per_month", 730)
+    result["stopped"] = round(disk + unused, 4)
+    result["running"] = round(per_machine + address + disk, 4)
     return result
 
 

@@ -191,7 +191,7 @@ class Fleet:
     # --- what was made here and is no longer declared ------------------------------------------------------------
 
     def undeclared(self, instances, firewalls):
-        """Return (instances, rules, disks) that carry the fleet's mark and are not declared."""
+        """Return (instances, rules, disks, addresses) that carry the fleet's mark and are not declared."""
         places = {(one["name"], zone) for one in self.options["machines"] for zone in one["zones"]}
         names = {one["name"] for one in self.options["machines"]}
         machines = [
@@ -204,7 +204,7 @@ class Fleet:
         ]
         known = {rule["name"] for rule in self.rules} | self.without
         rules = [one for one in firewalls.values() if declared.made_by(one, self.fleet) and one["name"] not in known]
-        return machines, rules, self._left_disks()
+        return machines, rules, self._left_disks(), self._left_addresses(instances)
 
     def _twice(self, instance, instances):
         """Say whether the machine of that name is there too, in a zone that is declared."""
@@ -226,12 +226,38 @@ class Fleet:
             if declared.made_by(one, self.fleet) and not one.get("users") and one.get("status") not in PASSING
         ]
 
-    def _tell_undeclared(self, machines, rules, disks, deleted=()):
+    def _left_addresses(self, instances):
+        """Return the addresses with the mark that no declared machine is to have; where they cannot be listed, none."""
+        try:
+            found, _ = self.client().aggregated("aggregated/addresses", "addresses")
+        except GcpError as error:
+            if error.status not in (403, 404, 501):
+                raise
+            return []
+        wanted = {
+            (one["name"], declared.region_of(zone))
+            for one in self.options["machines"]
+            if one["reserved_address"]
+            for zone in self._zones_of(one, instances)
+        }
+        return [
+            {**one, "region": one["scope"]}
+            for one in found
+            if declared.made_by(one, self.fleet) and (one["name"], one["scope"]) not in wanted
+        ]
+
+    def _zones_of(self, machine, instances):
+        """Return the zone that a machine is in, or those that it may be made in."""
+        same = [one for one in instances if one["name"] == machine["name"] and one["zone"] in machine["zones"]]
+        return [one["zone"] for one in same if self.ours(one)] or machine["zones"]
+
+    def _tell_undeclared(self, machines, rules, disks, addresses, deleted=()):
         """Remark on what is left of what was made here and is not declared."""
         said = [f"machine {one['name']} in {one['zone']} ({one['status']})" for one in machines]
         said += [f"rule {one['name']}" for one in rules]
         said += [f"disk {one['name']} in {one['zone']}" for one in disks]
-        names = [one["name"] for one in (*machines, *rules, *disks)]
+        said += [f"address {one['name']} in {one['region']} ({one.get('address')})" for one in addresses]
+        names = [one["name"] for one in (*machines, *rules, *disks, *addresses)]
         left = [(text, name) for text, name in zip(said, names, strict=True) if name not in deleted]
         if left:
             self.remarks.append(
@@ -240,10 +266,10 @@ class Fleet:
                 f"{','.join(dict.fromkeys(name for _, name in left))} (a machine's disk with it)."
             )
 
-    def _delete_undeclared(self, machines, rules, disks):
+    def _delete_undeclared(self, machines, rules, disks, addresses):
         """Delete of what is not declared what gcp_delete_undeclared names. Returns problems."""
         names = set(self.options["delete_undeclared"])
-        mine = {one["name"] for one in (*machines, *rules, *disks)}
+        mine = {one["name"] for one in (*machines, *rules, *disks, *addresses)}
         self.remarks += [
             f"gcp_delete_undeclared names '{name}': nothing of that name that was made here is left."
             for name in sorted(names - mine)
@@ -261,6 +287,9 @@ class Fleet:
                 what = f"delete disk {one['name']} in {one['zone']}"
                 shown = {"zone": one["zone"], "size_gb": one.get("sizeGb")}
                 self._do(client, what, shown, None, ("DELETE", f"zones/{one['zone']}/disks/{one['name']}"))
+        for one in addresses:
+            if one["name"] in names:
+                self._release(client, one["name"], one["region"], one.get("address"))
         return problems
 
     # --- present: rules, then machines --------------------------------------------------------------------------
@@ -355,12 +384,92 @@ class Fleet:
             instance = self._settled(client, instance["zone"], machine["name"])
         if instance is None and self.check_mode:
             result.zone, result.status = machine["zones"][0], "would be made"
+            if machine["reserved_address"]:
+                self._reserve(client, machine, declared.region_of(machine["zones"][0]), result)
             result.changes.append(self._made(machine, machine["zones"][0]))
             return
         if instance is None:
             instance = self._create(client, machine, result)
+        if machine["reserved_address"]:
+            instance = self._keep_address(client, machine, instance, result)
         instance = self._mend(client, machine, instance, result)
         result.seen(self._start(client, instance, result))
+
+    # --- reserved addresses -------------------------------------------------------------------------------------
+
+    @property
+    def has_reserved(self):
+        return any(one["reserved_address"] for one in self.machines)
+
+    def reserved(self, client, machine, region):
+        """Return the address that is reserved for a machine in a region, None where none is.
+
+        Raises GcpError where another's has its name.
+        """
+        found = client.get(f"regions/{region}/addresses/{machine['name']}", missing_ok=True)
+        if found is not None and not self.ours({"name": machine["name"], **found}):
+            raise GcpError(
+                f"{machine['name']}: an address of that name in {region} {declared.maker(found)} and is left alone: "
+                f"give the machine another name, or take that one over (gcp_adopt: [{machine['name']}])."
+            )
+        return found and found.get("address")
+
+    def _reserve(self, client, machine, region, result, current=None):
+        """Return the address that is reserved for a machine; reserves one where there is none, or `current`."""
+        there = self.reserved(client, machine, region)
+        if there:
+            return there
+        name = machine["name"]
+        change = Change(f"reserve address {name} in {region}", None, {"region": region, "address": current})
+        if not self.check_mode:
+            self._send(client, "POST", f"regions/{region}/addresses", declared.address_body(name, self.fleet, current))
+            there = self.reserved(client, machine, region)
+            if not there:
+                raise not_understood(f"GET regions/{region}/addresses/{name}")
+        result.changes.append(change)
+        return there
+
+    def _keep_address(self, client, machine, instance, result):
+        """Reserve the address of a machine that is there, and give it that one where it has another."""
+        zone, name = instance["zone"], machine["name"]
+        current, _ = declared.addresses(instance)
+        address = self._reserve(client, machine, declared.region_of(zone), result, current)
+        if self.check_mode and not address:
+            return instance
+        if current == address:
+            return instance
+        change = Change(f"give {name} its reserved address", {"address": current}, {"address": address})
+        if not self.check_mode:
+            path = f"zones/{zone}/instances/{name}"
+            nic = (instance.get("networkInterfaces") or [{}])[0]
+            params = {"networkInterface": nic.get("name", "nic0")}
+            for access in nic.get("accessConfigs") or []:
+                client.change("POST", f"{path}/deleteAccessConfig", None, accessConfig=access["name"], **params)
+            client.change("POST", f"{path}/addAccessConfig", {**declared.ACCESS, "natIP": address}, **params)
+            instance = {**client.get(path), "zone": zone}
+        result.changes.append(change)
+        return instance
+
+    def _release(self, client, name, region, address):
+        what = f"give address {name} in {region} back"
+        self._do(client, what, {"address": address}, None, ("DELETE", f"regions/{region}/addresses/{name}"))
+
+    def _reserved_left(self):
+        """After deletions: give the machines' reserved addresses back where that was said, else tell that they stay."""
+        client = self.client()
+        for machine in self.machines if self.has_reserved else []:
+            regions = dict.fromkeys(declared.region_of(zone) for zone in machine["zones"])
+            for region in regions if machine["reserved_address"] else []:
+                found = client.get(f"regions/{region}/addresses/{machine['name']}", missing_ok=True)
+                if found is None or not declared.made_by(found, self.fleet):
+                    continue
+                if self.options["release_addresses"]:
+                    self._release(client, machine["name"], region, found.get("address"))
+                else:
+                    self.remarks.append(
+                        f"address {machine['name']} ({found.get('address')}) in {region} stays reserved and costs; "
+                        "-e gcp_release_addresses=true gives it back."
+                    )
 
     def _made(self, machine, zone):
         view = declared.declared_view(machine)
@@ -374,7 +483,9 @@ class Fleet:
         zones = []
         for zone in machine["zones"]:
             try:
-                self._insert(client, machine, zone)
+                region = declared.region_of(zone)
+                address = self._reserve(client, machine, region, result) if machine["reserved_address"] else None
+                self._insert(client, machine, zone, address)
             except GcpError as error:
                 if not error.stockout:
                     raise
@@ -393,10 +504,10 @@ class Fleet:
             f"{result.tried[-1]['reason']}{elsewhere} Add a zone to its zones in gcp_machines, or try later."
         )
 
-    def _insert(self, client, machine, zone):
+    def _insert(self, client, machine, zone, address=None):
         """Send the insert of a machine, again while its name is still held by what is being deleted there."""
         name, deadline = machine["name"], time.monotonic() + self.options["operation_timeout"]
-        body = declared.machine_body(self.project, zone, machine, self.fleet)
+        body = declared.machine_body(self.project, zone, machine, self.fleet, address)
         while True:
             try:
                 client.change("POST", f"zones/{zone}/instances", body)
@@ -619,7 +730,7 @@ class Fleet:
     def absent(self):
         """Delete the named machines, then the rules that no remaining machine needs."""
         instances, firewalls = self.instances(), self.firewalls()
-        orphans, rules, disks = self.undeclared(instances, firewalls)
+        orphans, rules, *rest = self.undeclared(instances, firewalls)
         known = {one["name"] for one in self.options["machines"]}
         strays = [one for one in orphans if one["name"] in self.names and one["name"] not in known]
         unknown = sorted(set(self.names) - known - {one["name"] for one in strays} - {""})
@@ -649,7 +760,9 @@ class Fleet:
         gone = {(result.name, result.zone) for result in results}
         left = [one for one in instances if (one["name"], one["zone"]) not in gone]
         self._unused_rules(firewalls, left)
-        self._tell_undeclared([one for one in orphans if (one["name"], one["zone"]) not in gone], rules, disks)
+        if not problems:
+            self._reserved_left()
+        self._tell_undeclared([one for one in orphans if (one["name"], one["zone"]) not in gone], rules, *rest)
         absent = [one for one in self.machines if one["name"] not in {result.name for result in results}]
         return results + [Result(one["name"]) for one in absent if not problems], problems
 

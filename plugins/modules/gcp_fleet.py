@@ -49,6 +49,10 @@ options:
     elements: str
     default: []
   keep_boot_disk: {description: Keep the boot disks of machines that are deleted., type: bool, default: false}
+  release_addresses:
+    description: Give the reserved addresses of machines that are deleted back.
+    type: bool
+    default: false
   delete_disks:
     description: Names of further disks of machines that are deleted which go with them.
     type: list
@@ -114,6 +118,12 @@ options:
       network: {description: Network of the project., type: str, default: default}
       subnetwork: {description: Subnetwork in the zone's region; the network's own when left out., type: str}
       external_address: {description: Whether it gets an external address., type: bool, default: true}
+      reserved_address:
+        description:
+          - Reserve the external address, under the machine's name, so that it stays over stop and start. One that the
+            machine has already is kept.
+        type: bool
+        default: false
       spot: {description: Make it a spot machine (may be stopped by Google at any time)., type: bool, default: false}
       maintenance_policy:
         description: What happens at host maintenance; with a GPU only V(TERMINATE) is possible.
@@ -262,6 +272,7 @@ MACHINE = {
     },
     "network": {"type": "str", "default": "default"},
     "external_address": {"type": "bool", "default": True},
+    "reserved_address": {"type": "bool", "default": False},
     "spot": {"type": "bool", "default": False},
     "maintenance_policy": {"type": "str", "choices": ["TERMINATE", "MIGRATE"], "default": "TERMINATE"},
     "automatic_restart": {"type": "bool", "default": True},
@@ -282,6 +293,7 @@ ARGUMENTS = {
     "adopt": {"type": "list", "elements": "str", "default": []},
     "delete_undeclared": {"type": "list", "elements": "str", "default": []},
     "keep_boot_disk": {"type": "bool", "default": False},
+    "release_addresses": {"type": "bool", "default": False},
     "delete_disks": {"type": "list", "elements": "str", "default": []},
     "rules": {"type": "list", "elements": "dict", "options": RULE, "default": []},
     "open_to_world": {"type": "bool", "default": False},

@@ -28,6 +28,7 @@ MACHINE = {
     "network": "default",
     "subnetwork": None,
     "external_address": True,
+    "reserved_address": False,
     "spot": False,
     "maintenance_policy": "TERMINATE",
     "automatic_restart": True,

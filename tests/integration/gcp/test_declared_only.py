@@ -312,13 +312,15 @@ class TestKilled:
         assert run(options, state, **more)[2] == []
         return len(cloud.requests)
 
+    @pytest.mark.parametrize("reserved", [False, True])
     @pytest.mark.parametrize("after", [False, True])
     @pytest.mark.parametrize("state", ["present", "started", "stopped", "absent"])
-    def test_at_every_request(self, cloud, options, monkeypatch, state, after):
-        more = {"names": ["llm-server"]} if state == "absent" else {}
+    def test_at_every_request(self, cloud, options, machine, monkeypatch, state, after, reserved):
+        machine["reserved_address"] = reserved
+        more = {"names": ["llm-server"], "release_addresses": True} if state == "absent" else {}
 
         def prepared():
-            for kept in (cloud.instances, cloud.disks, cloud.firewalls, cloud.operations):
+            for kept in (cloud.instances, cloud.disks, cloud.firewalls, cloud.addresses, cloud.operations):
                 kept.clear()
             if state != "present":
                 made(options)
@@ -343,6 +345,7 @@ class TestKilled:
                 "absent": set(),
             }[state], number
             assert len(cloud.firewalls) == len(cloud.disks) * 2 == (0 if state == "absent" else 2), number
+            assert len(cloud.addresses) == (reserved and state != "absent"), number
             again, _, problems = run(options, state, **more)
             assert (what(again), problems) == ([], []), number
 
