@@ -214,6 +214,7 @@ class Cloud:
     project_quotas: dict = field(
         default_factory=lambda: {"GPUS_ALL_REGIONS": 4, "CPUS_ALL_REGIONS": 72, "FIREWALLS": 100}
     )
+    routers: list = field(default_factory=list)  # (region, router)
     denied: set = field(default_factory=set)  # permissions that the account lacks
     unreachable: set = field(default_factory=set)  # zones that lists cannot ask
     networks: tuple = ("default",)
@@ -653,6 +654,8 @@ class Cloud:
             "description": disk["initializeParams"].get("description", ""),
             "sourceImage": f"{URL}projects/{IMAGES}/global/images/{FAMILY}-v20261101",
             "users": [f"{url}/{name}"],
+            "labels": disk["initializeParams"].get("labels", {}),
+            "labelFingerprint": new_fingerprint(),
         }
         return self._operation(values, f"{url}/{name}", "insert", lambda: self._power(instance, "on"))
 
@@ -685,7 +688,8 @@ class Cloud:
         if given and given not in {self._nat_ip(one) for one in self.instances.values()}:
             raise Refused(400, "invalid", f"Specified IP address '{given}' is not in use in this project.")
         address = {"kind": "compute#address", "address": f"198.18.0.{self._number() % 250 + 1}", **body}
-        return self._operation(values, url, "insert", lambda: self.addresses.update({key: address}))
+        self.addresses[key] = address  # the name is taken from now on
+        return self._operation(values, url, "insert", lambda: None)
 
     def addresses_delete(self, values, query, body, url):
         if self.addresses_get(values, query, None, url).get("users"):
@@ -733,6 +737,8 @@ class Cloud:
 
     def instances_delete(self, values, query, body, url):
         key = (values["zone"], values["instance"])
+        if self._instance(values).get("deletionProtection"):
+            raise Refused(400, "invalid", "Resource cannot be deleted if it's protected against deletion.")
 
         def effect(instance):
             self.instances.pop(key)
@@ -778,6 +784,32 @@ class Cloud:
         if not self.schedule_while_running:
             self._only_stopped(instance)
         return self._operation(values, url, "setScheduling", lambda: instance.update(scheduling=body))
+
+    def routers_list(self, values, query, body, url):
+        here = [one for region, one in self.routers if region == values["region"]]
+        return self._all("router", here, query)
+
+    def instances_setServiceAccount(self, values, query, body, url):
+        instance = self._instance(values)
+        self._only_stopped(instance)
+        accounts = [body] if body.get("email") else []
+        return self._operation(values, url, "setServiceAccount", lambda: instance.update(serviceAccounts=accounts))
+
+    def instances_setDeletionProtection(self, values, query, body, url):
+        instance = self._instance({**values, "instance": values["resource"]})
+        protect = query.get("deletionProtection", "true") == "true"
+        return self._operation(values, url, "update", lambda: instance.update(deletionProtection=protect))
+
+    def instances_updateShieldedInstanceConfig(self, values, query, body, url):
+        instance = self._instance(values)
+        self._only_stopped(instance)
+        return self._operation(values, url, "update", lambda: instance.update(shieldedInstanceConfig=body))
+
+    def disks_setLabels(self, values, query, body, url):
+        disk = self.disks_get({**values, "disk": values["resource"]}, query, None, url)
+        self._fresh(body.get("labelFingerprint"), disk["labelFingerprint"])
+        labels = {"labels": body.get("labels", {}), "labelFingerprint": new_fingerprint()}
+        return self._operation(values, url, "setLabels", lambda: disk.update(labels))
 
     def instances_setMachineType(self, values, query, body, url):
         instance = self._instance(values)

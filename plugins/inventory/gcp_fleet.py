@@ -10,7 +10,8 @@ description:
     made here (or are named by C(gcp_adopt)) and that run. All are variables of the inventory (C(group_vars/all)) or
     extra variables, so they are written once for playbooks and inventory.
   - The variable C(gcp_not_running) of all hosts is a list of the declared machines that do not run, each with its
-    C(name), C(status) (V(absent) for one that is not there), and the C(groups) that it will be in.
+    C(name), C(status) (V(absent) for one that is not there), and what it will have (C(groups), C(open_ports),
+    C(inventory_dir), C(inventory_file)).
   - Authenticates like the module of the same name; C(gcp_service_account_file) is the key file of a service account.
   - Host variables are C(gcp_external_address), C(gcp_internal_address), C(gcp_zone), C(gcp_machine_type), C(gcp_id),
     C(gcp_tags) (a list), C(gcp_labels) (a dictionary) and C(gcp_open_ports), the ports that the declared firewall rules
@@ -75,7 +76,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         super().parse(inventory, loader, path, cache)
         self._read_config_data(path)
         try:
-            self._fill(self._settings(path))
+            self._fill(self._settings(path), str(Path(path).absolute()))
         except AnsibleParserError as error:
             self._end(error.message)
         except Exception as error:
@@ -104,7 +105,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
             raise AnsibleParserError(f"What is declared cannot be used: {'; '.join(typed.error_messages)}")
         return typed.validated_parameters
 
-    def _fill(self, settings):
+    def _fill(self, settings, path):
         from ansible.module_utils.gcp_client import Client, GcpError, credentials_for, project_sentence
 
         project = settings["gcp_project"]
@@ -145,7 +146,8 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
                     f"not known whether {name} runs: try later."
                 )
             status = there[name].get("status") if name in there else "absent"
-            idle.append({"name": name, "status": status, **self._planned(machine, rules)})
+            where = {"inventory_dir": str(Path(path).parent), "inventory_file": path}
+            idle.append({"name": name, "status": status, **where, **self._planned(machine, rules)})
         self.inventory.set_variable("all", "gcp_not_running", idle)
 
     def _planned(self, machine, rules):

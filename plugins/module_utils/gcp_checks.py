@@ -25,6 +25,7 @@ MACHINE_PERMISSIONS = (
     "compute.subnetworks.use",
 )
 EXTERNAL_PERMISSION = "compute.subnetworks.useExternalIp"
+ACCOUNT_PERMISSION = "compute.instances.setServiceAccount"
 ADDRESS_PERMISSIONS = ("compute.addresses.create", "compute.addresses.use")
 
 OTHER_GPUS = "stop other machines with a GPU, or choose another region"
@@ -64,6 +65,12 @@ class Checks:
                 missing.append(machine)
             elif instance["status"] not in ("RUNNING", "PROVISIONING", "STAGING"):
                 waiting.append((machine, instance))
+        self.remarks += [
+            f"{one['name']}: secure boot loads signed kernel modules only: NVIDIA's driver must be signed (Ubuntu's "
+            "prebuilt linux-modules-nvidia are, one that DKMS built is not), else there is no GPU."
+            for one in fleet.machines
+            if one["shielded"]["secure_boot"] and one["accelerator"]["count"]
+        ]
         new_rules = [rule["name"] for rule in fleet.wanted_rules() if rule["name"] not in firewalls]
         whole, missing_in_known = self._zone_names(missing)
         problems += whole
@@ -74,6 +81,7 @@ class Checks:
             lambda: self._images(missing),
             lambda: self._left_disks(missing_in_known),
             lambda: self._addresses(missing_in_known),
+            lambda: self._egress(missing_in_known),
             lambda: self._quotas(missing_in_known, waiting, about, new_rules),
         ):
             try:
@@ -102,6 +110,7 @@ class Checks:
         """Ask whether the account may do what is to be done; where that cannot be asked, say so."""
         needed = {*(RULE_PERMISSIONS if new_rules else ()), *(MACHINE_PERMISSIONS if missing else ())}
         needed |= {EXTERNAL_PERMISSION} if any(one["external_address"] for one in missing) else set()
+        needed |= {ACCOUNT_PERMISSION} if any(one["service_account"] for one in missing) else set()
         needed |= set(ADDRESS_PERMISSIONS if any(one["reserved_address"] for one in missing) else ())
         if not needed:
             return []
@@ -261,6 +270,29 @@ class Checks:
                     continue
                 if machine["reserved_address"] and not address:
                     self.new_addresses.add((machine["name"], region))
+        return problems
+
+    def _egress(self, missing):
+        """See that a machine without an external address can fetch what is installed on it: by Cloud NAT."""
+        inner = [one for one in missing if not one["external_address"] and self.fleet.options["egress"] == "nat"]
+        problems, found = [], {}
+        for machine in inner:
+            for region in dict.fromkeys(declared.region_of(zone) for zone in machine["zones"]):
+                try:
+                    if region not in found:
+                        found[region] = list(self.client.list(f"regions/{region}/routers"))
+                except GcpError as error:
+                    if error.status not in (403, 404, 501):
+                        raise
+                    self.remarks.append(f"{machine['name']}: whether {region} has a Cloud NAT cannot be asked: {error}")
+                    continue
+                routers = [one for one in found[region] if declared.last(one.get("network")) == machine["network"]]
+                if not any(one.get("nats") for one in routers):
+                    problems.append(
+                        f"{machine['name']}: it has no external address, and network {machine['network']} has no Cloud "
+                        f"NAT in {region}, so nothing could be fetched to it: make one (gcloud compute routers nats "
+                        "create), or set gcp_egress: other where it has another way, such as a proxy."
+                    )
         return problems
 
     def _quotas(self, missing, waiting, about, new_rules):

@@ -20,6 +20,8 @@ FLEET = ", fleet "
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 ZONE = re.compile(r"[a-z]+-[a-z]+[0-9]+-[a-z]")
 LABEL_KEY = re.compile(r"[a-z][-_a-z0-9]{0,62}")
+EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
+SCOPE = "https://www.googleapis.com/auth/"
 LABEL_VALUE = re.compile(r"[-_a-z0-9]{0,63}")
 
 # Argument spec of a rule, for the module and the inventory alike.
@@ -133,6 +135,7 @@ def machine_problems(machines, accelerators=None):
         for zone in machine["zones"]:
             if not ZONE.fullmatch(zone):
                 problems.append(f"{who}: '{zone}' is no zone: write it like asia-northeast3-a.")
+        problems += account_problems(who, machine["service_account"])
         for tag in machine["tags"]:
             if not NAME.fullmatch(tag):
                 problems.append(f"{who}: the tag '{tag}' must be lower-case letters, digits and hyphens.")
@@ -148,6 +151,26 @@ def machine_problems(machines, accelerators=None):
         if machine["accelerator"]["count"] and machine["maintenance_policy"] != "TERMINATE":
             problems.append(f"{who}: a machine with a GPU cannot migrate: set maintenance_policy to TERMINATE.")
         problems += accelerator_problems(who, machine, accelerators or {})
+    return problems
+
+
+def account_problems(who, account):
+    """Return a sentence for each value of a machine's service account that cannot be meant."""
+    if account is None:
+        return []
+    problems = []
+    if not EMAIL.fullmatch(account["email"]):
+        problems.append(
+            f"{who}: service_account.email '{account['email']}' must be the whole address, such as "
+            "NAME@PROJECT.iam.gserviceaccount.com."
+        )
+    if not account["scopes"]:
+        problems.append(f"{who}: service_account.scopes is empty: name what the account may be used for.")
+    problems += [
+        f"{who}: the scope '{scope}' must be a whole address, such as {SCOPE}logging.write."
+        for scope in account["scopes"]
+        if not scope.startswith(SCOPE)
+    ]
     return problems
 
 
@@ -425,6 +448,19 @@ def accelerators(project, zone, machine):
 ACCESS = {"type": "ONE_TO_ONE_NAT", "name": "External NAT", "networkTier": "PREMIUM"}
 
 
+def service_accounts(machine):
+    account = machine["service_account"]
+    return [{"email": account["email"], "scopes": sorted(set(account["scopes"]))}] if account else []
+
+
+def shielded_body(shielded):
+    return {
+        "enableSecureBoot": shielded["secure_boot"],
+        "enableVtpm": shielded["vtpm"],
+        "enableIntegrityMonitoring": shielded["integrity_monitoring"],
+    }
+
+
 def address_body(name, fleet, current=None):
     """Word the address that is reserved for a machine; `current`: the one that it has already and is to keep."""
     body = {"name": name, "description": mark(fleet), "addressType": "EXTERNAL", "networkTier": "PREMIUM"}
@@ -454,6 +490,7 @@ def machine_body(project, zone, machine, fleet, address=None):
                 "deviceName": machine["name"],
                 "initializeParams": {
                     "description": mark(fleet),
+                    "labels": labels_text(machine["disk"]["labels"]),
                     "diskSizeGb": str(machine["disk"]["size_gb"]),
                     "diskType": f"{here}/diskTypes/{machine['disk']['type']}",
                     "sourceImage": f"{URL}projects/{image['project']}/global/images/family/{image['family']}",
@@ -461,6 +498,14 @@ def machine_body(project, zone, machine, fleet, address=None):
             }
         ],
         "networkInterfaces": [interface],
+        "serviceAccounts": service_accounts(machine),
+        "deletionProtection": machine["deletion_protection"],
+        # Left to Google where it is as Google has it: an image that cannot be shielded takes none of it.
+        **(
+            {}
+            if machine["shielded"] == shielded_view({})
+            else {"shieldedInstanceConfig": shielded_body(machine["shielded"])}
+        ),
         "scheduling": scheduling(machine),
         "tags": {"items": sorted(set(machine["tags"]))},
         "labels": {key: str(value) for key, value in machine["labels"].items()},
@@ -483,6 +528,10 @@ def declared_view(machine):
         "network": machine["network"],
         **({"subnetwork": machine["subnetwork"]} if machine["subnetwork"] else {}),
         "external_address": machine["external_address"],
+        "service_account": {one["email"]: one["scopes"] for one in service_accounts(machine)},
+        "deletion_protection": machine["deletion_protection"],
+        "shielded": dict(machine["shielded"]),
+        **({"disk_labels": labels_text(machine["disk"]["labels"])} if machine["disk"]["labels"] is not None else {}),
         "scheduling": scheduling(machine),
         "tags": sorted(set(machine["tags"])),
         "labels": {key: str(value) for key, value in sorted(machine["labels"].items())},
@@ -524,12 +573,35 @@ def actual_view(machine, instance, disk, image_family):
         "network": last(interface.get("network")),
         **({"subnetwork": last(interface.get("subnetwork"))} if machine["subnetwork"] else {}),
         "external_address": bool(interface.get("accessConfigs")),
+        "service_account": {
+            one.get("email"): sorted(one.get("scopes") or []) for one in instance.get("serviceAccounts") or []
+        },
+        "deletion_protection": bool(instance.get("deletionProtection")),
+        "shielded": shielded_view(instance.get("shieldedInstanceConfig") or {}),
+        **(
+            {"disk_labels": labels_text((disk or {"labels": machine["disk"]["labels"]}).get("labels"))}
+            if machine["disk"]["labels"] is not None
+            else {}
+        ),
         "scheduling": actual_plan,
         "tags": sorted((instance.get("tags") or {}).get("items") or []),
         # Labels that Google sets itself are not ours to take away.
         "labels": {key: value for key, value in sorted(labels.items()) if not key.startswith("goog-")},
         # Metadata is shared with Google's own tools (ssh-keys, windows-keys …): only declared keys are compared.
         "metadata": {key: items[key] for key in sorted(machine["metadata"]) if key in items},
+    }
+
+
+def labels_text(labels):
+    return {key: str(value) for key, value in sorted((labels or {}).items()) if not key.startswith("goog-")}
+
+
+def shielded_view(config):
+    """Return what is there; what the API does not tell has Google's default."""
+    return {
+        "secure_boot": bool(config.get("enableSecureBoot", False)),
+        "vtpm": bool(config.get("enableVtpm", True)),
+        "integrity_monitoring": bool(config.get("enableIntegrityMonitoring", True)),
     }
 
 
@@ -541,6 +613,8 @@ def boot_disk(instance):
 CURES = {
     "machine_type": STOPPED,
     "accelerator": STOPPED,
+    "service_account": STOPPED,
+    "shielded": STOPPED,
     "image": NEW,
     "disk_type": NEW,
     "network": NEW,

@@ -606,7 +606,7 @@ class Fleet:
         for attempt in (1, 2):
             instance = {**client.get(path), "zone": zone}
             try:
-                for method, where, body, params in self._requests(machine, zone, instance, field, path):
+                for method, where, body, params in self._requests(client, machine, zone, instance, field, path):
                     client.change(method, where, body, **params)
                 return {**client.get(path), "zone": zone}
             except GcpError as error:
@@ -615,7 +615,7 @@ class Fleet:
                     raise
         return None
 
-    def _requests(self, machine, zone, instance, field, path):
+    def _requests(self, client, machine, zone, instance, field, path):
         """Yield (method, path, body, parameters) of the requests that mend one field."""
         body = declared.machine_body(self.project, zone, machine, self.fleet)
         boot = declared.boot_disk(instance)
@@ -638,6 +638,20 @@ class Fleet:
             )
         elif field == "scheduling":
             yield "POST", f"{path}/setScheduling", body["scheduling"], {}
+        elif field == "service_account":
+            account = (body["serviceAccounts"] or [{"email": "", "scopes": []}])[0]
+            yield "POST", f"{path}/setServiceAccount", account, {}
+        elif field == "deletion_protection":
+            protect = str(machine["deletion_protection"]).lower()
+            yield "POST", f"{path}/setDeletionProtection", None, {"deletionProtection": protect}
+        elif field == "shielded":
+            yield "PATCH", f"{path}/updateShieldedInstanceConfig", declared.shielded_body(machine["shielded"]), {}
+        elif field == "disk_labels":
+            disk = f"zones/{zone}/disks/{declared.last(boot['source'])}"
+            there = client.get(disk)
+            google = {key: one for key, one in (there.get("labels") or {}).items() if key.startswith("goog-")}
+            labels = {**google, **declared.labels_text(machine["disk"]["labels"])}
+            yield "POST", f"{disk}/setLabels", {"labels": labels, "labelFingerprint": there["labelFingerprint"]}, {}
         elif field == "machine_type":
             yield "POST", f"{path}/setMachineType", {"machineType": body["machineType"]}, {}
         elif field == "accelerator":
@@ -750,9 +764,12 @@ class Fleet:
                         f"{machine['name']} in {instance['zone']} was adopted, {declared.maker(instance)} and is not "
                         f"deleted: gcloud compute instances delete {machine['name']} --zone={instance['zone']} would."
                     )
+                if instance is not None and instance.get("deletionProtection"):
+                    raise GcpError(protected(instance))
                 found += [(machine, instance)] if instance is not None else []
             except GcpError as error:
                 problems.append(str(error))
+        problems += [protected(one) for one in strays if one.get("deletionProtection")]
         if problems:
             return [], problems
         found += [({"name": one["name"], "zones": [one["zone"]]}, one) for one in strays]
@@ -913,6 +930,13 @@ class Result:
             "refused": self.refused,
             "tried": self.tried,
         }
+
+
+def protected(instance):
+    return (
+        f"{instance['name']} in {instance['zone']} is protected from deletion: declare deletion_protection: false "
+        "for it and run playbooks/provision.yml first, or gcloud compute instances update --no-deletion-protection."
+    )
 
 
 def fingerprint(part):

@@ -43,6 +43,11 @@ options:
     type: list
     elements: str
     default: []
+  egress:
+    description: How machines without an external address reach the network; Cloud NAT is looked for before one is made.
+    type: str
+    choices: [nat, other]
+    default: nat
   delete_undeclared:
     description: Names of rules, machines and disks that carry the mark, are no longer declared and are to be deleted.
     type: list
@@ -114,6 +119,7 @@ options:
         options:
           size_gb: {description: Size (GB)., type: int, required: true}
           type: {description: Disk type., type: str, required: true}
+          labels: {description: Labels; those that are there are left alone when left out., type: dict}
           auto_delete: {description: Whether it goes with the machine., type: bool, default: true}
       network: {description: Network of the project., type: str, default: default}
       subnetwork: {description: Subnetwork in the zone's region; the network's own when left out., type: str}
@@ -124,6 +130,20 @@ options:
             machine has already is kept.
         type: bool
         default: false
+      service_account:
+        description: Service account that programs on the machine act as, and for what; none when left out.
+        type: dict
+        options:
+          email: {description: Its whole address., type: str, required: true}
+          scopes: {description: Access scopes (whole addresses)., type: list, elements: str, required: true}
+      deletion_protection: {description: Refuse to delete the machine., type: bool, default: false}
+      shielded:
+        description: Shielded VM. Secure boot loads signed kernel modules only, so NVIDIA's driver must be signed.
+        type: dict
+        options:
+          secure_boot: {description: Load signed boot code and modules only., type: bool, default: false}
+          vtpm: {description: Virtual trusted platform module., type: bool, default: true}
+          integrity_monitoring: {description: Compare each boot with the first., type: bool, default: true}
       spot: {description: Make it a spot machine (may be stopped by Google at any time)., type: bool, default: false}
       maintenance_policy:
         description: What happens at host maintenance; with a GPU only V(TERMINATE) is possible.
@@ -267,12 +287,27 @@ MACHINE = {
         "options": {
             "size_gb": {"type": "int", "required": True},
             **strings(type=True),
+            "labels": {"type": "dict"},
             "auto_delete": {"type": "bool", "default": True},
         },
     },
     "network": {"type": "str", "default": "default"},
     "external_address": {"type": "bool", "default": True},
     "reserved_address": {"type": "bool", "default": False},
+    "service_account": {
+        "type": "dict",
+        "options": {**strings(email=True), "scopes": {"type": "list", "elements": "str", "required": True}},
+    },
+    "deletion_protection": {"type": "bool", "default": False},
+    "shielded": {
+        "type": "dict",
+        "apply_defaults": True,
+        "options": {
+            "secure_boot": {"type": "bool", "default": False},
+            "vtpm": {"type": "bool", "default": True},
+            "integrity_monitoring": {"type": "bool", "default": True},
+        },
+    },
     "spot": {"type": "bool", "default": False},
     "maintenance_policy": {"type": "str", "choices": ["TERMINATE", "MIGRATE"], "default": "TERMINATE"},
     "automatic_restart": {"type": "bool", "default": True},
@@ -291,6 +326,7 @@ ARGUMENTS = {
     "service_account_file": {"type": "path"},
     "fleet": {"type": "str", "default": "llm-server"},
     "adopt": {"type": "list", "elements": "str", "default": []},
+    "egress": {"type": "str", "choices": ["nat", "other"], "default": "nat"},
     "delete_undeclared": {"type": "list", "elements": "str", "default": []},
     "keep_boot_disk": {"type": "bool", "default": False},
     "release_addresses": {"type": "bool", "default": False},

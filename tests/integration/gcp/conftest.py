@@ -36,10 +36,10 @@ def declaration():
     text = (ROOT / "inventories/gcp/group_vars/all/gcp.yml").read_text(encoding="utf-8")
     given = yaml.safe_load(text)
     ranges = ["198.51.100.0/24"]
-    rules = [{**one, "source_ranges": ranges, "state": "present"} for one in given["gcp_firewall_rules"]]
+    rules = [{**one, "source_ranges": ranges, "state": "present"} for one in given["gcp_firewall_rules"][:2]]
     defaults = given["gcp_machine_defaults"]
     machine = {"subnetwork": None, **defaults, **given["gcp_machines"][0], "metadata": {}}
-    machine["disk"] = {"auto_delete": True, **machine["disk"]}
+    machine["disk"] = {"auto_delete": True, "labels": None, **machine["disk"]}
     return {
         "state": "present",
         "project": "lab-project",
@@ -47,6 +47,7 @@ def declaration():
         "fleet": "llm-server",
         "adopt": [],
         "delete_undeclared": [],
+        "egress": "nat",
         "keep_boot_disk": False,
         "release_addresses": False,
         "delete_disks": [],

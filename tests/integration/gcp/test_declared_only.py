@@ -467,6 +467,42 @@ class TestBefore:
         assert cloud.writes() == []
 
 
+class TestEgress:
+    NETWORK = "https://www.googleapis.com/compute/v1/projects/lab-project/global/networks/"
+
+    @pytest.fixture(autouse=True)
+    def inner(self, machine):
+        machine["external_address"] = False
+
+    @pytest.mark.parametrize(
+        "routers",
+        [
+            [],
+            [("asia-northeast3", {"name": "r", "network": f"{NETWORK}default"})],
+            [("asia-northeast3", {"name": "r", "network": f"{NETWORK}other", "nats": [{"name": "n"}]})],
+            [("us-central1", {"name": "r", "network": f"{NETWORK}default", "nats": [{"name": "n"}]})],
+        ],
+    )
+    def test_without_an_address_and_without_nat(self, cloud, options, routers):
+        cloud.routers = routers
+        _, (problem,), _ = run(options, "checked")
+        assert "no Cloud NAT in asia-northeast3" in problem
+        assert run(options, "checked", egress="other")[1] == []
+
+    def test_with_nat(self, cloud, options):
+        network = f"{self.NETWORK}default"
+        cloud.routers = [("asia-northeast3", {"name": "r", "network": network, "nats": [{"name": "n"}]})]
+        assert run(options, "checked")[1] == []
+        _, (result,), problems = run(options)
+        assert (result.address, problems) == (None, [])
+
+    def test_what_cannot_be_asked_is_a_remark(self, cloud, options):
+        cloud.fail("compute.routers.list", status=403, reason="forbidden")
+        fleet, problems, _ = run(options, "checked")
+        assert problems == []
+        assert any("has a Cloud NAT cannot be asked" in one for one in fleet.remarks)
+
+
 class TestLimit:
     def test_only_the_machines_that_limit_names(self, cloud, options, machine):
         options["rules"][1]["target_tags"] = ["exporters"]

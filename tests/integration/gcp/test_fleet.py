@@ -163,7 +163,7 @@ class TestPresent:
 
     @pytest.mark.parametrize(
         ("field", "value"),
-        [("network", "other"), ("disk", {"size_gb": 200, "type": "pd-balanced", "auto_delete": True})],
+        [("network", "other"), ("disk", {"size_gb": 200, "type": "pd-balanced", "auto_delete": True, "labels": None})],
     )
     def test_what_needs_a_new_machine_is_refused_with_the_way(self, cloud, options, machine, field, value):
         made(options)

@@ -181,6 +181,28 @@ def test_site_is_red_where_a_declared_machine_does_not_run(cloud, playbook, ssh_
     assert "Run playbooks/start.yml" in done.said
 
 
+GCLOUD = """#!/bin/sh
+# In the place of gcloud: tells how it was called, and then that nobody is there.
+echo "$@" >> {log}
+exit 1
+"""
+
+
+def test_ssh_through_iap_goes_by_gcloud_and_the_rule_for_it_is_made(cloud, playbook, tmp_path, monkeypatch):
+    program, log = tmp_path / "bin/gcloud", tmp_path / "calls"
+    program.parent.mkdir()
+    program.write_text(GCLOUD.format(log=log))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    done = playbook("provision", gcp_ssh_through_iap=True, gcp_ssh_port=22, gcp_ssh_timeout=1)
+    assert done.returncode != 0
+    assert "Wait until SSH answers through IAP" in done.stdout
+    called = "compute start-iap-tunnel llm-server 22 --listen-on-stdin --project=lab-project --zone=asia-northeast3-a"
+    assert called in log.read_text()
+    rule = cloud.firewalls["allow-iap-ssh"]
+    assert (rule["sourceRanges"], rule["allowed"]) == (["35.235.240.0/20"], [{"IPProtocol": "tcp", "ports": ["22"]}])
+
+
 def test_a_broken_answer_is_one_sentence(cloud, playbook):
     cloud.fail("compute.projects.get", answer={"quotas": [{"limit": 1}]})
     done = playbook("provision")

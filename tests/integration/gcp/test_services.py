@@ -31,6 +31,12 @@ def test_an_empty_vault_is_refused_before_a_machine_is_made(cloud, playbook):
         assert cloud.writes() == []
 
 
+def test_values_that_build_on_the_inventorys_folder(cloud, playbook):
+    given = {**GOOD, "promtail_loki_url": "{{ lookup('file', inventory_dir ~ '/llm.gcp.yml') and 'http://l.example' }}"}
+    done = playbook("provision", check=True, gcp_validate_services=True, **given)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_good_values_let_the_machine_be_made(cloud, playbook):
     done = playbook("provision", gcp_validate_services=True, gcp_ssh_timeout=1, **GOOD)
     assert "llm-server does not answer SSH" in done.said, done.stdout + done.stderr
