@@ -1,10 +1,10 @@
 """Google's Compute API on loopback: as much of it as the project uses, strict about what it is asked.
 
 One listener is both the CONNECT proxy and, behind TLS with an authority of its own, the API for
-compute.googleapis.com and www.googleapis.com, and the place where a service account gets a token. Every request to the
-API is held against Google's published discovery document
-(path, parameters, body; it comes with the PyPI package google-api-python-client) and refused where it does not fit.
-Faults are told to it beforehand (`fail`). Nothing is forwarded anywhere.
+compute.googleapis.com and www.googleapis.com, the Resource Manager that says which permissions the account has, and the
+place where a service account gets a token. Every request to the API is held against Google's published discovery
+document (path, parameters, body; it comes with the PyPI package google-api-python-client) and refused where it does
+not fit. Faults are told to it beforehand (`fail`). Nothing is forwarded anywhere.
 """
 
 from __future__ import annotations
@@ -28,17 +28,44 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-HOSTS = ("compute.googleapis.com", "www.googleapis.com", "oauth2.googleapis.com")
+HOSTS = (
+    "compute.googleapis.com",
+    "www.googleapis.com",
+    "cloudresourcemanager.googleapis.com",
+    "oauth2.googleapis.com",
+)
 URL = "https://www.googleapis.com/compute/v1/"
 IMAGES = "ubuntu-os-accelerator-images"
 FAMILY = "ubuntu-accelerator-2204-amd64-with-nvidia-580"
-MACHINE_TYPES = {  # name -> NVIDIA L4 that come with it
-    "g2-standard-4": 1,
-    "g2-standard-8": 1,
-    "g2-standard-16": 1,
-    "g2-standard-24": 2,
-    "e2-small": 0,
+MACHINE_TYPES = {  # name -> NVIDIA L4 that come with it, vCPUs
+    "g2-standard-4": (1, 4),
+    "g2-standard-8": (1, 8),
+    "g2-standard-16": (1, 16),
+    "g2-standard-24": (2, 24),
+    "n1-standard-4": (0, 4),
+    "n1-standard-8": (0, 8),
+    "e2-small": (0, 2),
 }
+ATTACHABLE = {"n1": ("nvidia-tesla-t4", "nvidia-tesla-v100", "nvidia-tesla-p100", "nvidia-tesla-p4")}
+QUOTAS = {  # of a region, by Google's names
+    "CPUS": 72,
+    "N2_CPUS": 24,
+    "PREEMPTIBLE_CPUS": 0,
+    "DISKS_TOTAL_GB": 4096,
+    "SSD_TOTAL_GB": 500,
+    "IN_USE_ADDRESSES": 8,
+    "STATIC_ADDRESSES": 8,
+    "INSTANCES": 72,
+    "NVIDIA_L4_GPUS": 4,
+    "NVIDIA_T4_GPUS": 4,
+    "NVIDIA_V100_GPUS": 1,
+    "NVIDIA_P100_GPUS": 1,
+    "NVIDIA_P4_GPUS": 1,
+    "NVIDIA_A100_GPUS": 0,
+    "NVIDIA_A100_80GB_GPUS": 0,
+    "PREEMPTIBLE_NVIDIA_T4_GPUS": 0,
+}
+STILL = ("RUNNING", "TERMINATED", "SUSPENDED")
 DISK_TYPES = ("pd-ssd", "pd-balanced", "pd-standard")
 COMMON_PARAMETERS = {"alt", "fields", "key", "prettyPrint", "quotaUser", "userIp"}
 
@@ -69,6 +96,7 @@ class Fault:
     times: int = 1
     done: bool = False
     broken: bool = False
+    answer: object = ...  # what is answered instead, with status 200, whatever it is
 
     def refuse(self):
         raise Refused(self.status, self.reason, self.message)
@@ -182,8 +210,13 @@ class Cloud:
             "us-central1-a": ["nvidia-l4"],
         }
     )
-    quotas: dict = field(default_factory=lambda: {"SSD_TOTAL_GB": 500, "NVIDIA_L4_GPUS": 4, "DISKS_TOTAL_GB": 4096})
-    project_quotas: dict = field(default_factory=lambda: {"GPUS_ALL_REGIONS": 4})
+    quotas: dict = field(default_factory=lambda: dict(QUOTAS))
+    project_quotas: dict = field(
+        default_factory=lambda: {"GPUS_ALL_REGIONS": 4, "CPUS_ALL_REGIONS": 72, "FIREWALLS": 100}
+    )
+    routers: list = field(default_factory=list)  # (region, router)
+    denied: set = field(default_factory=set)  # permissions that the account lacks
+    unreachable: set = field(default_factory=set)  # zones that lists cannot ask
     networks: tuple = ("default",)
     page_size: int = 500
     polls: int = 1  # how often an operation is asked about before it is done
@@ -194,7 +227,8 @@ class Cloud:
     def __post_init__(self):
         self.lock = threading.RLock()
         self.firewalls, self.instances, self.disks, self.operations = {}, {}, {}, {}
-        self.faults, self.requests = [], []
+        self.addresses = {}  # (region, name)
+        self.faults, self.requests, self.known_requests = [], [], {}
         self.counter = 100
 
     # --- for tests
@@ -234,15 +268,23 @@ class Cloud:
             )
             if fault:
                 fault.times -= 1
+            if fault and fault.answer is not ...:
+                return fault.answer
             if fault and (fault.status or fault.broken) and not fault.done:
                 fault.refuse()
             self._known_project(method["id"], values)
             handler = getattr(self, method["id"].removeprefix("compute.").replace(".", "_"), None)
             if handler is None:
                 raise Refused(501, "notImplemented", f"the laboratory does not know {method['id']}")
+            # The same change under the same requestId is the same operation, and nothing is done twice.
+            once = (verb, path, query.get("requestId"))
+            if once[2] and once in self.known_requests:
+                return dict(self.operations[self.known_requests[once]][0])
             if fault and fault.operation:
                 return self._operation(values, f"{URL}{path}", method["id"], lambda: None, fault.operation)
             result = handler(values, query, copy.deepcopy(body), f"{URL}{path}")
+            if once[2]:
+                self.known_requests[once] = result["name"]
             if fault and fault.done:
                 fault.refuse()
             return result
@@ -261,7 +303,8 @@ class Cloud:
 
     def _operation(self, values, target, kind, effect, error=None):
         number = self._number()
-        scope = f"zones/{values['zone']}" if "zone" in values else "global"
+        scope = f"regions/{values['region']}" if "region" in values else "global"
+        scope = f"zones/{values['zone']}" if "zone" in values else scope
         operation = {
             "kind": "compute#operation",
             "id": str(number),
@@ -291,10 +334,16 @@ class Cloud:
                 effect()
         return operation
 
+    def _pass_time(self, target=""):
+        """Let operations on what is looked at go on, as they do where nobody asks about them."""
+        for name, (operation, *_) in list(self.operations.items()):
+            if operation["status"] != "DONE" and target in operation["targetLink"]:
+                self._poll(name)
+
     def zoneOperations_get(self, values, query, body, url):
         return self._poll(values["operation"])
 
-    globalOperations_get = zoneOperations_get
+    globalOperations_get = regionOperations_get = zoneOperations_get
 
     def _page(self, items, query):
         start = int(query.get("pageToken", "0"))
@@ -313,9 +362,15 @@ class Cloud:
         return {"kind": "compute#project", "name": self.project, "quotas": quotas, "selfLink": url}
 
     @staticmethod
-    def _gpus(instance):
+    def _gpus(instance, kind=""):
         on = instance["status"] != "TERMINATED"
-        return sum(one["acceleratorCount"] for one in instance.get("guestAccelerators", [])) if on else 0
+        gpus = [one for one in instance.get("guestAccelerators", []) if one["acceleratorType"].endswith(kind)]
+        return sum(one["acceleratorCount"] for one in gpus) if on else 0
+
+    @staticmethod
+    def _cpus(instance):
+        kind = instance["machineType"].rsplit("/", 1)[-1]
+        return MACHINE_TYPES.get(kind, (0, 0))[1] if instance["status"] != "TERMINATED" else 0
 
     def regions_get(self, values, query, body, url):
         region = values["region"]
@@ -323,15 +378,30 @@ class Cloud:
             raise Refused(404, "notFound", f"The resource 'projects/{self.project}/regions/{region}' was not found")
         here = [one for (zone, _), one in self.instances.items() if zone.startswith(region)]
         disks = [one for (zone, _), one in self.disks.items() if zone.startswith(region)]
+        standard = [one for one in disks if one.get("type", "").endswith("pd-standard")]
         usage = {
-            "SSD_TOTAL_GB": sum(int(one["sizeGb"]) for one in disks),
-            "NVIDIA_L4_GPUS": sum(self._gpus(one) for one in here),
+            "SSD_TOTAL_GB": sum(int(one["sizeGb"]) for one in disks if one not in standard),
+            "DISKS_TOTAL_GB": sum(int(one["sizeGb"]) for one in standard),
+            "NVIDIA_L4_GPUS": sum(self._gpus(one, "nvidia-l4") for one in here),
+            "NVIDIA_T4_GPUS": sum(self._gpus(one, "nvidia-tesla-t4") for one in here),
+            "CPUS": sum(self._cpus(one) for one in here),
+            "INSTANCES": len(here),
+            "STATIC_ADDRESSES": sum(at == region for at, _ in self.addresses),
+            "IN_USE_ADDRESSES": sum(
+                "natIP" in access for one in here for access in one["networkInterfaces"][0].get("accessConfigs", [])
+            ),
         }
         quotas = [
             {"metric": metric, "limit": float(limit), "usage": float(usage.get(metric, 0))}
             for metric, limit in self.quotas.items()
         ]
         return {"kind": "compute#region", "name": region, "quotas": quotas, "selfLink": url}
+
+    def zones_list(self, values, query, body, url):
+        return self._all("zone", [{"name": zone, "status": "UP"} for zone in self.zones], query)
+
+    def permissions(self, asked):
+        return {"permissions": [one for one in asked if one not in self.denied]}
 
     def acceleratorTypes_get(self, values, query, body, url):
         if values["acceleratorType"] not in self.zones[values["zone"]]:
@@ -361,13 +431,14 @@ class Cloud:
         return [
             {
                 "name": name,
+                "guestCpus": cpus,
                 **(
                     {"accelerators": [{"guestAcceleratorType": "nvidia-l4", "guestAcceleratorCount": count}]}
                     if count
                     else {}
                 ),
             }
-            for name, count in MACHINE_TYPES.items()
+            for name, (count, cpus) in MACHINE_TYPES.items()
         ]
 
     def machineTypes_get(self, values, query, body, url):
@@ -435,6 +506,7 @@ class Cloud:
             raise Refused(409, "alreadyExists", f"The resource '{name}' already exists")
         if not body.get("allowed") and not body.get("denied"):
             raise Refused(400, "required", "Required field 'resource.allowed' not specified")
+        self._one_family(body)
         rule = {
             "kind": "compute#firewall",
             "id": str(self._number()),
@@ -447,11 +519,17 @@ class Cloud:
         }
         return self._operation(values, url, "insert", lambda: self.firewalls.update({name: rule}))
 
+    @staticmethod
+    def _one_family(body):
+        if len({":" in one for one in body.get("sourceRanges", [])}) > 1:
+            raise Refused(400, "invalid", "Firewall source ranges must not mix IPv4 and IPv6.")
+
     def firewalls_patch(self, values, query, body, url):
         rule = self._firewall(values["firewall"])
         for fixed in ("network", "direction", "name"):
             if fixed in body and body[fixed] != rule[fixed]:
                 raise Refused(400, "invalid", f"{fixed} cannot be changed")
+        self._one_family(body)
 
         def effect():
             rule.update(body)
@@ -462,7 +540,7 @@ class Cloud:
 
     def firewalls_delete(self, values, query, body, url):
         self._firewall(values["firewall"])
-        return self._operation(values, url, "delete", lambda: self.firewalls.pop(values["firewall"]))
+        return self._operation(values, url, "delete", lambda: self.firewalls.pop(values["firewall"], None))
 
     # --- machines
 
@@ -477,17 +555,36 @@ class Cloud:
         return self.instances[key]
 
     def instances_get(self, values, query, body, url):
-        return self._instance(values)
+        instance = copy.deepcopy(self._instance(values))
+        self._pass_time(url)
+        return instance
 
     def instances_aggregatedList(self, values, query, body, url):
-        empty = {zone for zone in self.zones} - {zone for zone, _ in self.instances}
-        items = [(f"zones/{zone}", {"instances": [one]}) for (zone, _), one in self.instances.items()]
-        items += [(f"zones/{zone}", {"warning": {"code": "NO_RESULTS_ON_PAGE"}}) for zone in sorted(empty)]
+        answer = self._aggregated("instances", self.instances, query)
+        self._pass_time()
+        return answer
+
+    def disks_aggregatedList(self, values, query, body, url):
+        return self._aggregated("disks", self.disks, query)
+
+    def _aggregated(self, kind, resources, query):
+        """Return a page of an aggregated list, with what a scope without items says instead of them."""
+        items = [
+            (f"zones/{zone}", copy.deepcopy(one))
+            for (zone, _), one in resources.items()
+            if zone not in self.unreachable
+        ]
+        full = {scope for scope, _ in items}
+        items += [(f"zones/{zone}", None) for zone in sorted(self.zones) if f"zones/{zone}" not in full]
         page, more = self._page(items, query)
         merged = {}
-        for scope, content in page:
-            merged.setdefault(scope, {}).setdefault("instances", []).extend(content.get("instances", []))
-        return {"kind": "compute#instanceAggregatedList", "items": merged, **more}
+        for scope, one in page:
+            dark = scope.removeprefix("zones/") in self.unreachable
+            empty = {"code": "UNREACHABLE" if dark else "NO_RESULTS_ON_PAGE", "message": f"{scope} has nothing to tell"}
+            content = merged.setdefault(scope, {} if one else {"warning": empty})
+            if one:
+                content.setdefault(kind, []).append(one)
+        return {"kind": f"compute#{kind[:-1]}AggregatedList", "items": merged, **more}
 
     def instances_insert(self, values, query, body, url):
         zone, name = values["zone"], body["name"]
@@ -506,7 +603,12 @@ class Cloud:
             raise Refused(400, "invalid", "Instances with guest accelerators do not support live migration.")
         if plan.get("provisioningModel") == "SPOT" and plan.get("automaticRestart"):
             raise Refused(400, "invalid", "Automatic restart is not allowed for spot instances.")
+        machine_type = body["machineType"].rsplit("/", 1)[-1]
+        brings, series = MACHINE_TYPES.get(machine_type, (0, 0))[0], machine_type.split("-")[0]
         for gpu in body.get("guestAccelerators", []):
+            kind = gpu["acceleratorType"].rsplit("/", 1)[-1]
+            if not brings and kind not in ATTACHABLE.get(series, ()):
+                raise Refused(400, "invalid", f"[{machine_type}, {kind}] features are not compatible.")
             if gpu["acceleratorType"].rsplit("/", 1)[-1] not in self.zones[zone]:
                 raise Refused(404, "notFound", f"The resource '{gpu['acceleratorType']}' was not found")
         disk = body["disks"][0]
@@ -534,26 +636,66 @@ class Cloud:
             {
                 **{key: value for key, value in disk.items() if key != "initializeParams"},
                 "index": 0,
+                "kind": "compute#attachedDisk",
                 "mode": "READ_WRITE",
                 "diskSizeGb": size,
                 "source": f"{URL}{here}disks/{name}",
             }
         ]
 
-        def effect():
-            if (zone, name) in self.instances:
-                return
-            self.instances[zone, name] = instance
-            self.disks[zone, name] = {
-                "kind": "compute#disk",
-                "name": name,
-                "sizeGb": size,
-                "type": kind,
-                "sourceImage": f"{URL}projects/{IMAGES}/global/images/{FAMILY}-v20261101",
-            }
-            self._power(instance, "on")
+        # It is there from now on and on its way; only what is made of it is not to be had yet.
+        self.instances[zone, name] = instance
+        self.disks[zone, name] = {
+            "kind": "compute#disk",
+            "name": name,
+            "sizeGb": size,
+            "status": "READY",
+            "type": kind,
+            "description": disk["initializeParams"].get("description", ""),
+            "sourceImage": f"{URL}projects/{IMAGES}/global/images/{FAMILY}-v20261101",
+            "users": [f"{url}/{name}"],
+            "labels": disk["initializeParams"].get("labels", {}),
+            "labelFingerprint": new_fingerprint(),
+        }
+        return self._operation(values, f"{url}/{name}", "insert", lambda: self._power(instance, "on"))
 
-        return self._operation(values, f"{url}/{name}", "insert", effect)
+    def _reserved(self):
+        return {one["address"] for one in self.addresses.values()}
+
+    def addresses_get(self, values, query, body, url):
+        key = (values["region"], values["address"])
+        if key not in self.addresses:
+            raise Refused(404, "notFound", f"The resource '{url.removeprefix(URL)}' was not found")
+        address = self.addresses[key]
+        users = [one["name"] for one in self.instances.values() if self._nat_ip(one) == address["address"]]
+        return {**address, "status": "IN_USE" if users else "RESERVED", **({"users": users} if users else {})}
+
+    @staticmethod
+    def _nat_ip(instance):
+        return next(iter(instance["networkInterfaces"][0].get("accessConfigs", [])), {}).get("natIP")
+
+    def addresses_aggregatedList(self, values, query, body, url):
+        items = {}
+        for (region, _), one in self.addresses.items():
+            items.setdefault(f"regions/{region}", {}).setdefault("addresses", []).append(one)
+        return {"kind": "compute#addressAggregatedList", "items": items}
+
+    def addresses_insert(self, values, query, body, url):
+        key = (values["region"], body["name"])
+        if key in self.addresses:
+            raise Refused(409, "alreadyExists", f"The resource '{body['name']}' already exists")
+        given = body.get("address")
+        if given and given not in {self._nat_ip(one) for one in self.instances.values()}:
+            raise Refused(400, "invalid", f"Specified IP address '{given}' is not in use in this project.")
+        address = {"kind": "compute#address", "address": f"198.18.0.{self._number() % 250 + 1}", **body}
+        self.addresses[key] = address  # the name is taken from now on
+        return self._operation(values, url, "insert", lambda: None)
+
+    def addresses_delete(self, values, query, body, url):
+        if self.addresses_get(values, query, None, url).get("users"):
+            raise Refused(400, "resourceInUseByAnotherResource", "The address resource is already being used")
+        key = (values["region"], values["address"])
+        return self._operation(values, url, "delete", lambda: self.addresses.pop(key, None))
 
     def _power(self, instance, state):
         instance["status"] = "RUNNING" if state == "on" else "TERMINATED"
@@ -562,31 +704,54 @@ class Cloud:
         if booted:
             network["networkIP"] = booted
         for access in network.get("accessConfigs", []):
-            # An ephemeral address goes with the power and another one comes.
+            # An ephemeral address goes with the power and another one comes; a reserved one stays.
+            if access.get("natIP") in self._reserved():
+                continue
             access.pop("natIP", None)
             if state == "on":
                 access["natIP"] = booted or self.address or f"203.0.113.{self._number() % 250 + 1}"
 
-    def instances_start(self, values, query, body, url):
+    def _moving(self, values, url, verb, status, effect):
+        """Begin what takes an instance from one state to another; between them it takes no further change."""
         instance = self._instance(values)
-        return self._operation(values, url, "start", lambda: self._power(instance, "on"))
+        self._still(instance)
+        instance["status"] = status
+        return self._operation(values, url, verb, lambda: effect(instance))
+
+    @staticmethod
+    def _still(instance):
+        if instance["status"] not in STILL:
+            raise Refused(400, "resourceNotReady", f"The resource '{instance['selfLink']}' is not ready")
+
+    def instances_start(self, values, query, body, url):
+        target = url.rsplit("/", 1)[0]
+        if self._instance(values)["status"] == "RUNNING":
+            return self._operation(values, target, "start", lambda: None)
+        return self._moving(values, target, "start", "STAGING", lambda instance: self._power(instance, "on"))
 
     def instances_stop(self, values, query, body, url):
-        instance = self._instance(values)
-        return self._operation(values, url, "stop", lambda: self._power(instance, "off"))
+        target = url.rsplit("/", 1)[0]
+        if self._instance(values)["status"] == "TERMINATED":
+            return self._operation(values, target, "stop", lambda: None)
+        return self._moving(values, target, "stop", "STOPPING", lambda instance: self._power(instance, "off"))
 
     def instances_delete(self, values, query, body, url):
-        instance = self._instance(values)
+        key = (values["zone"], values["instance"])
+        if self._instance(values).get("deletionProtection"):
+            raise Refused(400, "invalid", "Resource cannot be deleted if it's protected against deletion.")
 
-        def effect():
-            key = (values["zone"], values["instance"])
+        def effect(instance):
             self.instances.pop(key)
-            if instance["disks"][0].get("autoDelete"):
-                self.disks.pop(key)
+            for disk in instance["disks"]:
+                at = (values["zone"], disk.get("source", "").rsplit("/", 1)[-1])
+                if disk.get("autoDelete"):
+                    self.disks.pop(at, None)
+                elif at in self.disks:
+                    self.disks[at].pop("users", None)
             if self.on_power:
                 self.on_power(instance["name"], "gone")
 
-        return self._operation(values, url, "delete", effect)
+        return self._moving(values, url, "delete", "STOPPING", effect)
 
     def _only_stopped(self, instance):
         if instance["status"] != "TERMINATED":
@@ -620,6 +785,32 @@ class Cloud:
             self._only_stopped(instance)
         return self._operation(values, url, "setScheduling", lambda: instance.update(scheduling=body))
 
+    def routers_list(self, values, query, body, url):
+        here = [one for region, one in self.routers if region == values["region"]]
+        return self._all("router", here, query)
+
+    def instances_setServiceAccount(self, values, query, body, url):
+        instance = self._instance(values)
+        self._only_stopped(instance)
+        accounts = [body] if body.get("email") else []
+        return self._operation(values, url, "setServiceAccount", lambda: instance.update(serviceAccounts=accounts))
+
+    def instances_setDeletionProtection(self, values, query, body, url):
+        instance = self._instance({**values, "instance": values["resource"]})
+        protect = query.get("deletionProtection", "true") == "true"
+        return self._operation(values, url, "update", lambda: instance.update(deletionProtection=protect))
+
+    def instances_updateShieldedInstanceConfig(self, values, query, body, url):
+        instance = self._instance(values)
+        self._only_stopped(instance)
+        return self._operation(values, url, "update", lambda: instance.update(shieldedInstanceConfig=body))
+
+    def disks_setLabels(self, values, query, body, url):
+        disk = self.disks_get({**values, "disk": values["resource"]}, query, None, url)
+        self._fresh(body.get("labelFingerprint"), disk["labelFingerprint"])
+        labels = {"labels": body.get("labels", {}), "labelFingerprint": new_fingerprint()}
+        return self._operation(values, url, "setLabels", lambda: disk.update(labels))
+
     def instances_setMachineType(self, values, query, body, url):
         instance = self._instance(values)
         self._only_stopped(instance)
@@ -631,8 +822,9 @@ class Cloud:
         return self._operation(values, url, "setMachineResources", lambda: instance.update(body))
 
     def instances_setDiskAutoDelete(self, values, query, body, url):
-        disk = self._instance(values)["disks"][0]
-        if query["deviceName"] != disk["deviceName"]:
+        disks = {one["deviceName"]: one for one in self._instance(values)["disks"]}
+        disk = disks.get(query["deviceName"])
+        if disk is None:
             raise Refused(400, "invalid", f"No such device: {query['deviceName']}")
         auto = query["autoDelete"] == "true"
         return self._operation(values, url, "setDiskAutoDelete", lambda: disk.update(autoDelete=auto))
@@ -642,7 +834,7 @@ class Cloud:
         network = instance["networkInterfaces"][0]
         if network.get("accessConfigs"):
             raise Refused(400, "invalid", "At most one access config currently supported.")
-        access = {**body, "natIP": self.address or f"203.0.113.{self._number() % 250 + 1}"}
+        access = {"natIP": self.address or f"203.0.113.{self._number() % 250 + 1}", **body}
         return self._operation(values, url, "addAccessConfig", lambda: network.update(accessConfigs=[access]))
 
     def instances_deleteAccessConfig(self, values, query, body, url):
@@ -654,6 +846,14 @@ class Cloud:
         if key not in self.disks:
             raise Refused(404, "notFound", f"The resource '{url.removeprefix(URL)}' was not found")
         return self.disks[key]
+
+    def disks_delete(self, values, query, body, url):
+        disk = self.disks_get(values, query, None, url)
+        if disk.get("users"):
+            raise Refused(
+                400, "resourceInUseByAnotherResource", f"The disk resource '{disk['name']}' is already in use"
+            )
+        return self._operation(values, url, "delete", lambda: self.disks.pop((values["zone"], values["disk"]), None))
 
     def disks_resize(self, values, query, body, url):
         disk = self.disks_get(values, query, None, url.removesuffix("/resize"))
@@ -730,6 +930,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return
             if self.headers.get("Authorization") != f"Bearer {self.server.token}":
                 raise Refused(401, "authError", "Request had invalid authentication credentials.")
+            permissions = re.fullmatch(r"/v1/projects/([^/]+):testIamPermissions", split.path)
+            if permissions and self.command == "POST":
+                self._send(200, self.server.cloud.permissions(json.loads(text)["permissions"]))
+                return
             if not split.path.startswith("/compute/v1/"):
                 raise Refused(404, "notFound", f"{split.path} is not below /compute/v1/")
             body = json.loads(text) if text else None

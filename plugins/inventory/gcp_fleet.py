@@ -6,8 +6,12 @@ DOCUMENTATION = r"""
 name: gcp_fleet
 short_description: The machines of gcp_machines that run on Google Cloud
 description:
-  - Lists the instances of the project C(gcp_project) that C(gcp_machines) names and that run; both are variables of
-    the inventory (C(group_vars/all)) or extra variables, so they are written once for playbooks and inventory.
+  - Lists the instances of the project C(gcp_project) that C(gcp_machines) names, in the zones that it names, that were
+    made here (or are named by C(gcp_adopt)) and that run. All are variables of the inventory (C(group_vars/all)) or
+    extra variables, so they are written once for playbooks and inventory.
+  - The variable C(gcp_not_running) of all hosts is a list of the declared machines that do not run, each with its
+    C(name), C(status) (V(absent) for one that is not there), and what it will have (C(groups), C(open_ports),
+    C(inventory_dir), C(inventory_file)).
   - Authenticates like the module of the same name; C(gcp_service_account_file) is the key file of a service account.
   - Host variables are C(gcp_external_address), C(gcp_internal_address), C(gcp_zone), C(gcp_machine_type), C(gcp_id),
     C(gcp_tags) (a list), C(gcp_labels) (a dictionary) and C(gcp_open_ports), the ports that the declared firewall rules
@@ -35,7 +39,7 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.text.converters import to_native
 from ansible.plugins.inventory import BaseInventoryPlugin, Constructable
 from ansible.utils.display import Display
-from ansible.utils.vars import combine_vars
+from ansible.utils.vars import combine_vars, merge_hash
 from ansible.vars.plugins import get_vars_from_inventory_sources
 
 display = Display()
@@ -50,6 +54,9 @@ from ansible.module_utils import gcp_declared
 VARIABLES = {
     "gcp_project": {"type": "str", "required": True},
     "gcp_machines": {"type": "list", "elements": "dict", "required": True},
+    "gcp_machine_defaults": {"type": "dict", "default": {}},
+    "gcp_fleet_name": {"type": "str", "default": "llm-server"},
+    "gcp_adopt": {"type": "list", "elements": "str", "default": []},
     "gcp_firewall_rules": {"type": "list", "elements": "dict", "options": gcp_declared.RULE, "required": True},
     "gcp_open_to_world": {"type": "bool", "required": True},
     "gcp_open_to_world_ports": {"type": "list", "elements": "int", "required": True},
@@ -69,7 +76,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         super().parse(inventory, loader, path, cache)
         self._read_config_data(path)
         try:
-            self._fill(self._settings(path))
+            self._fill(self._settings(path), str(Path(path).absolute()))
         except AnsibleParserError as error:
             self._end(error.message)
         except Exception as error:
@@ -98,7 +105,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
             raise AnsibleParserError(f"What is declared cannot be used: {'; '.join(typed.error_messages)}")
         return typed.validated_parameters
 
-    def _fill(self, settings):
+    def _fill(self, settings, path):
         from ansible.module_utils.gcp_client import Client, GcpError, credentials_for, project_sentence
 
         project = settings["gcp_project"]
@@ -109,14 +116,47 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         rules, _, _, _ = gcp_declared.effective_rules(
             settings["gcp_firewall_rules"], settings["gcp_open_to_world"], settings["gcp_open_to_world_ports"]
         )
-        declared = {one.get("name") for one in settings["gcp_machines"]}
+        machines = {}
+        for one in settings["gcp_machines"]:
+            machine = merge_hash(settings["gcp_machine_defaults"], one)
+            machines[machine.get("name")] = machine
         try:
-            for scope, content in client.list("aggregated/instances"):
-                for instance in content.get("instances") or []:
-                    if instance["name"] in declared and instance["status"] == "RUNNING":
-                        self._add(instance, gcp_declared.last(scope), rules)
+            found, dark = client.aggregated("aggregated/instances", "instances")
         except GcpError as error:
             raise GcpError(project_sentence(project, error)) from error
+        there = {}
+        for instance in found:
+            name, zone = instance["name"], instance["scope"]
+            if name not in machines:
+                continue
+            ours = gcp_declared.made_by(instance, settings["gcp_fleet_name"]) or name in settings["gcp_adopt"]
+            if ours and zone in (machines[name].get("zones") or []):
+                there[name] = instance
+            elif instance.get("status") == "RUNNING":
+                said = f"is in zone {zone}, which gcp_machines does not name" if ours else gcp_declared.maker(instance)
+                display.warning(f"{name} in {zone} {said}; it is left out of the inventory.")
+        idle = []
+        for name, machine in machines.items():
+            if name in there and there[name].get("status") == "RUNNING":
+                self._add(there[name], there[name]["scope"], rules)
+                continue
+            if name not in there and set(machine.get("zones") or []) & set(dark):
+                raise GcpError(
+                    f"The Compute API cannot reach zone {gcp_declared.listed(dark)} at present (UNREACHABLE), so it is "
+                    f"not known whether {name} runs: try later."
+                )
+            status = there[name].get("status") if name in there else "absent"
+            where = {"inventory_dir": str(Path(path).parent), "inventory_file": path}
+            idle.append({"name": name, "status": status, **where, **self._planned(machine, rules)})
+        self.inventory.set_variable("all", "gcp_not_running", idle)
+
+    def _planned(self, machine, rules):
+        """Return the groups that a machine will be in once it runs, and the ports that are open on it then."""
+        tags, labels = machine.get("tags") or [], machine.get("labels") or {}
+        labels = {key: str(value) for key, value in labels.items()}
+        variables = {**self._vars, "gcp_tags": tags, "gcp_labels": labels}
+        groups = [name for name, that in self.get_option("groups").items() if self._compose(that, variables)]
+        return {"groups": groups, "open_ports": gcp_declared.open_ports(rules, tags)}
 
     def _add(self, instance, zone, rules):
         tags = (instance.get("tags") or {}).get("items") or []

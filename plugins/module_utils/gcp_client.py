@@ -5,6 +5,8 @@ The requests library honours HTTPS_PROXY and REQUESTS_CA_BUNDLE, so nothing abou
 
 from __future__ import annotations
 
+import datetime
+import email.utils
 import os
 import random
 import re
@@ -20,12 +22,20 @@ from google.oauth2 import credentials as oauth2
 from google.oauth2 import service_account
 
 ROOT = "https://compute.googleapis.com/compute/v1/"
-SCOPES = ("https://www.googleapis.com/auth/compute",)
+PERMISSIONS = "https://cloudresourcemanager.googleapis.com/v1/projects/{}:testIamPermissions"
+SCOPES = (
+    "https://www.googleapis.com/auth/compute",
+    "https://www.googleapis.com/auth/cloud-platform.read-only",  # to ask which permissions the account has
+)
 TIMEOUT = (10, 60)  # seconds to connect, seconds between two bytes
 
 # Answers that say "later": too many requests, a conflict with another change, a server in trouble.
 TRANSIENT = {409, 429, 500, 502, 503, 504}
-RATE = {"rateLimitExceeded", "userRateLimitExceeded"}  # Compute says these with status 403
+# Compute says the first two with status 403, and the last with 400 of a resource that another operation still holds.
+LATER = {"rateLimitExceeded", "userRateLimitExceeded", "resourceNotReady"}
+ABSENT = {"notFound", "RESOURCE_NOT_FOUND"}
+TOKEN = re.compile(r"[!-~]+")
+JITTER = 0.25  # share of a pause that is added by chance, so that clients do not come back together
 STOCKOUT = ("ZONE_RESOURCE_POOL_EXHAUSTED", "does not have enough resources", "resource_availability", "stockout")
 HINTS = {
     401: "the credentials are not accepted: renew GCP_ACCESS_TOKEN (gcloud auth print-access-token) or run "
@@ -58,11 +68,21 @@ class GcpError(Exception):
         """Whether what was to be made is there already."""
         return bool({"alreadyExists", "RESOURCE_ALREADY_EXISTS"}.intersection(self.reasons))
 
+    @property
+    def absent(self):
+        """Whether what was to be changed is not there."""
+        return self.status == 404 or bool(ABSENT.intersection(self.reasons))
+
 
 def credentials_for(service_account_file=None, environ=os.environ):
     """Choose credentials: GCP_ACCESS_TOKEN, else the service account file, else application default credentials."""
+    token = environ.get("GCP_ACCESS_TOKEN", "").strip()
+    if token and not TOKEN.fullmatch(token):
+        raise GcpError(
+            "GCP_ACCESS_TOKEN is not one word: it has a line break, a blank or another character that no token has; "
+            "set it anew, as GCP_ACCESS_TOKEN=$(gcloud auth print-access-token)."
+        )
     try:
-        token = environ.get("GCP_ACCESS_TOKEN", "").strip()
         if token:
             return oauth2.Credentials(token)
         if service_account_file:
@@ -97,27 +117,68 @@ class Client:
             raise
 
     def list(self, path, **params):
-        """Yield the items of every page; those of an aggregated list as (scope, list of that scope) pairs."""
+        """Yield the items of every page, each an object with a name.
+
+        Raises GcpError where a part of the list could not be reached: what is missing from it may be there.
+        """
+        for page in self._pages(path, params):
+            items = page.get("items") or []
+            if unreachable(page):
+                raise GcpError(f"GET {path}: the Compute API reaches only a part of it (UNREACHABLE): try later.")
+            yield from named(items, f"GET {path}")
+
+    def aggregated(self, path, kind, **params):
+        """Return (items of every zone or region with the scope's last name as "scope", scopes not reached)."""
+        found, dark = [], []
+        for page in self._pages(path, params):
+            scopes = page.get("items") or {}
+            if not isinstance(scopes, dict):
+                raise not_understood(f"GET {path}")
+            dark += [last_part(one) for one in page.get("unreachables") or []]
+            for scope, content in scopes.items():
+                if not isinstance(content, dict):
+                    raise not_understood(f"GET {path}")
+                dark += [last_part(scope)] if unreachable(content) else []
+                found += [{**one, "scope": last_part(scope)} for one in named(content.get(kind) or [], f"GET {path}")]
+            if unreachable(page) and not dark:
+                raise GcpError(f"GET {path}: the Compute API reaches only a part of it (UNREACHABLE): try later.")
+        return found, sorted(set(dark))
+
+    def _pages(self, path, params):
         token = None
         while True:
             page = self.get(path, **params, **({"pageToken": token} if token else {}))
-            items = page.get("items") or []
-            yield from items.items() if isinstance(items, dict) else items
+            yield page
             token = page.get("nextPageToken")
             if not token:
                 return
+
+    def lacking(self, permissions):
+        """Return which of the permissions the account lacks on the project; None where that cannot be asked."""
+        try:
+            answer = self.session.request(
+                "POST", PERMISSIONS.format(self.project), json={"permissions": sorted(permissions)}, timeout=TIMEOUT
+            )
+            granted = answer.json().get("permissions", []) if answer.ok else None
+            return None if granted is None else sorted(set(permissions) - set(granted))
+        except (OSError, ValueError, TypeError, AttributeError, google.auth.exceptions.GoogleAuthError):
+            return None
 
     def change(self, method, path, body=None, **params):
         """Send a change and wait for its operation; return the finished operation."""
         # The same requestId in a repeated request lets the API recognize it, so nothing is done twice.
         operation = self.request(method, path, body, params={"requestId": str(uuid.uuid4()), **params})
         where = path.split("/")
-        return self.wait(operation, "/".join(where[:2]) if where[0] == "zones" else "global", f"{method} {path}")
+        return self.wait(
+            operation, "/".join(where[:2]) if where[0] in ("zones", "regions") else "global", f"{method} {path}"
+        )
 
     def wait(self, operation, scope, what):
         """Ask for an operation until it is done. `scope`: "global" or "zones/ZONE"."""
         deadline = time.monotonic() + self.operation_timeout
         pause = min(self.pause, 0.5)
+        if not isinstance(operation.get("name"), str) or not isinstance(operation.get("status"), str):
+            raise not_understood(what)
         while operation.get("status") != "DONE":
             if time.monotonic() > deadline:
                 raise GcpError(
@@ -159,17 +220,55 @@ class Client:
             error = answer_error(answer, f"{method} {path}")
             # Only the caller knows what an existing resource means, and a stockout is worth another zone, not time.
             final = error.exists or error.stockout
-            later = answer.status_code in TRANSIENT or RATE.intersection(error.reasons)
-            if last or final or not later:
+            later = answer.status_code in TRANSIENT or LATER.intersection(error.reasons)
+            asked = seconds_asked(answer.headers.get("Retry-After"))
+            if last or final or not later or asked > self.operation_timeout:
                 raise error
-            self._sleep(attempt, answer.headers.get("Retry-After"))
+            self._sleep(attempt, asked)
         raise AssertionError("unreachable")
 
-    def _sleep(self, attempt, asked=None):
-        pause = self.pause * 2 ** (attempt - 1)
-        if asked and asked.isdigit():
-            pause = max(pause, int(asked))
-        time.sleep(min(pause, 60) * random.uniform(0.8, 1.2))
+    def _sleep(self, attempt, asked=0):
+        """Wait before the next attempt, at least the seconds that the API asked for."""
+        pause = max(min(self.pause * 2 ** (attempt - 1), 60), asked)
+        time.sleep(pause * random.uniform(1, 1 + JITTER))
+
+
+def seconds_asked(text, now=None):
+    """Return the seconds that a Retry-After header asks for, given as a number or as a date; 0 for anything else."""
+    text = (text or "").strip()
+    if text.isdigit():
+        return int(text)
+    try:
+        when = email.utils.parsedate_to_datetime(text)
+    except (ValueError, TypeError):
+        return 0
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=datetime.timezone.utc)
+    return max((when - (now or datetime.datetime.now(datetime.timezone.utc))).total_seconds(), 0)
+
+
+def not_understood(what):
+    return GcpError(
+        f"{what}: the answer is not what the Compute API says: see that nothing between here and Google (HTTPS_PROXY) "
+        "changes it, and try again."
+    )
+
+
+def unreachable(part):
+    """Say whether a list, or the part of a zone in it, tells that not everything could be asked."""
+    warning = part.get("warning")
+    return isinstance(warning, dict) and warning.get("code") == "UNREACHABLE"
+
+
+def named(items, what):
+    """Return the items of a list; raises GcpError where one is no object with a name."""
+    if not isinstance(items, list) or not all(isinstance(one, dict) and one.get("name") for one in items):
+        raise not_understood(what)
+    return items
+
+
+def last_part(scope):
+    return str(scope).rstrip("/").rsplit("/", 1)[-1]
 
 
 def lasting(error):
@@ -191,11 +290,14 @@ def one_line(value):
 
 def read_json(answer, what):
     try:
-        return answer.json()
+        said = answer.json()
     except ValueError as error:
         raise GcpError(
             f"{what}: the answer is not JSON but {answer.headers.get('Content-Type')}: is HTTPS_PROXY a portal?"
         ) from error
+    if not isinstance(said, dict):
+        raise not_understood(what)
+    return said
 
 
 def answer_error(answer, what):
@@ -204,14 +306,14 @@ def answer_error(answer, what):
     try:
         error = answer.json()["error"]
         message = error.get("message") or answer.reason
-        reasons = [one["reason"] for one in error.get("errors", []) if one.get("reason")]
-        details = error.get("details", [])
+        reasons = [one["reason"] for one in error.get("errors") or [] if one.get("reason")]
+        details = error.get("details") or []
     except (ValueError, KeyError, TypeError, AttributeError):
         # A page for people, as balancers and proxies send it, is told without its markup.
         text = one_line(re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", answer.text, flags=re.DOTALL))
         message, reasons, details = text[:200] or answer.reason, [], []
     reasons += [one["reason"] for one in details if isinstance(one, dict) and one.get("reason")]
-    quota = any("quota" in reason.lower() or reason in RATE for reason in reasons)
+    quota = any("quota" in reason.lower() or reason in LATER for reason in reasons)
     hint = f"; {HINTS[status]}" if status in HINTS and not quota else ""
     said = f" ({', '.join(dict.fromkeys(reasons))})" if reasons else ""
     return GcpError(f"{what}: {status}{said} {one_line(message).rstrip('.')}{hint}.", status, reasons)
@@ -225,17 +327,19 @@ def project_sentence(project, error):
 
 
 def operation_error(operation, what):
-    """Make a GcpError from a finished operation that failed."""
-    errors = operation["error"].get("errors") or [{"code": "UNKNOWN", "message": operation.get("httpErrorMessage", "")}]
+    """Make a GcpError from a finished operation that failed, whatever it says about it."""
+    error = operation["error"] if isinstance(operation["error"], dict) else {}
+    errors = [one for one in error.get("errors") or [] if isinstance(one, dict)]
+    errors = errors or [{"code": "UNKNOWN", "message": operation.get("httpErrorMessage", "")}]
     zones = []
     for one in errors:
-        for detail in one.get("errorDetails", []):
-            named = detail.get("errorInfo", {}).get("metadatas", {}).get("zonesAvailable", "")
-            zones += [zone.strip() for zone in named.split(",") if zone.strip()]
-    said = "; ".join(f"{one.get('code')}: {one_line(one.get('message', '')).rstrip('.')}" for one in errors)
+        for detail in one.get("errorDetails") or []:
+            told = ((detail.get("errorInfo") or {}).get("metadatas") or {}).get("zonesAvailable", "")
+            zones += [zone.strip() for zone in told.split(",") if zone.strip()]
+    said = "; ".join(f"{one.get('code')}: {one_line(one.get('message') or '').rstrip('.')}" for one in errors)
     return GcpError(
         f"{what} failed: {said}.",
         status=operation.get("httpErrorStatusCode", 0),
-        reasons=[one.get("code", "") for one in errors],
+        reasons=[str(one.get("code", "")) for one in errors],
         zones_available=zones,
     )

@@ -6,17 +6,22 @@ the module gcp_fleet documents.
 
 from __future__ import annotations
 
+import fnmatch
 import ipaddress
 import re
 from dataclasses import dataclass
 
 URL = "https://www.googleapis.com/compute/v1/"
-# Written into the description of all that is made, so that only that is taken away again.
+# Written into the description of all that is made, with the name of the fleet, so that only that is taken away again.
+# Releases before fleets had names wrote it alone.
 MARK = "Made by llm-server, playbooks/provision.yml"
+FLEET = ", fleet "
 
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 ZONE = re.compile(r"[a-z]+-[a-z]+[0-9]+-[a-z]")
 LABEL_KEY = re.compile(r"[a-z][-_a-z0-9]{0,62}")
+EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
+SCOPE = "https://www.googleapis.com/auth/"
 LABEL_VALUE = re.compile(r"[-_a-z0-9]{0,63}")
 
 # Argument spec of a rule, for the module and the inventory alike.
@@ -58,11 +63,58 @@ def tail(url, project):
     return url if not url or url.startswith("projects/") else f"projects/{project}/{url.lstrip('/')}"
 
 
+# --- what was made here ------------------------------------------------------------------------------------------
+
+
+def mark(fleet):
+    return f"{MARK}{FLEET}{fleet}"
+
+
+def made_by(resource, fleet):
+    """Say whether a resource carries the fleet's mark, or that of a release before fleets had names."""
+    return resource.get("description") in (MARK, mark(fleet))
+
+
+def maker(resource):
+    """Say in words whose a resource is that is not this fleet's."""
+    text = str(resource.get("description") or "")
+    if text.startswith(MARK + FLEET):
+        return f"was made by another fleet ('{text.removeprefix(MARK + FLEET)}')"
+    return "was not made by playbooks/provision.yml"
+
+
+def limited(names, patterns, matched):
+    """Return which names ansible's --limit leaves.
+
+    `patterns`: what was given to --limit, `matched`: the hosts of the inventory that it matched. A machine that is not
+    there yet is in no inventory, so patterns are held against its name. Without patterns, and where only localhost
+    is named, all are left.
+    """
+    patterns = [one for one in re.split(r"[,:\s]+", patterns or "") if one]
+    wanted = [one for one in patterns if one[0] not in "!&" and one not in ("localhost", "127.0.0.1")]
+    if not wanted and not any(one[0] in "!&" for one in patterns):
+        return list(names)
+    without = [one[1:] for one in patterns if one[0] == "!"]
+    wanted = ["*" if one == "all" else one for one in wanted] or ["*"]
+
+    def left(name):
+        if name in matched:
+            return True
+        if any(one[0] == "&" for one in patterns) or any(fnmatch.fnmatchcase(name, one) for one in without):
+            return False
+        return any(fnmatch.fnmatchcase(name, one) for one in wanted)
+
+    return [name for name in names if left(name)]
+
+
 # --- what was declared, checked ---------------------------------------------------------------------------------
 
 
-def machine_problems(machines):
-    """Return a sentence for each declared value that cannot be meant."""
+def machine_problems(machines, accelerators=None):
+    """Return a sentence for each declared value that cannot be meant.
+
+    `accelerators`: which series a GPU goes with and in which numbers (data/gcp/accelerators.yml).
+    """
     problems = name_problems("gcp_machines", machines)
     if not machines:
         problems.append("gcp_machines is empty: name at least one machine.")
@@ -83,6 +135,7 @@ def machine_problems(machines):
         for zone in machine["zones"]:
             if not ZONE.fullmatch(zone):
                 problems.append(f"{who}: '{zone}' is no zone: write it like asia-northeast3-a.")
+        problems += account_problems(who, machine["service_account"])
         for tag in machine["tags"]:
             if not NAME.fullmatch(tag):
                 problems.append(f"{who}: the tag '{tag}' must be lower-case letters, digits and hyphens.")
@@ -91,10 +144,55 @@ def machine_problems(machines):
                 problems.append(
                     f"{who}: the label {key}={value} must be lower-case letters, digits, '-' and '_' (63 at most)."
                 )
+        if machine["reserved_address"] and not machine["external_address"]:
+            problems.append(f"{who}: reserved_address needs external_address: true.")
         if machine["spot"] and machine["maintenance_policy"] != "TERMINATE":
             problems.append(f"{who}: a spot machine needs maintenance_policy TERMINATE.")
         if machine["accelerator"]["count"] and machine["maintenance_policy"] != "TERMINATE":
             problems.append(f"{who}: a machine with a GPU cannot migrate: set maintenance_policy to TERMINATE.")
+        problems += accelerator_problems(who, machine, accelerators or {})
+    return problems
+
+
+def account_problems(who, account):
+    """Return a sentence for each value of a machine's service account that cannot be meant."""
+    if account is None:
+        return []
+    problems = []
+    if not EMAIL.fullmatch(account["email"]):
+        problems.append(
+            f"{who}: service_account.email '{account['email']}' must be the whole address, such as "
+            "NAME@PROJECT.iam.gserviceaccount.com."
+        )
+    if not account["scopes"]:
+        problems.append(f"{who}: service_account.scopes is empty: name what the account may be used for.")
+    problems += [
+        f"{who}: the scope '{scope}' must be a whole address, such as {SCOPE}logging.write."
+        for scope in account["scopes"]
+        if not scope.startswith(SCOPE)
+    ]
+    return problems
+
+
+def accelerator_problems(who, machine, accelerators):
+    """Return a sentence where a GPU cannot be had with the machine's series, or not in that number."""
+    gpu = machine["accelerator"]
+    if gpu["count"] < 0:
+        return [f"{who}: accelerator.count {gpu['count']} must be 0 for none, or more."]
+    known = accelerators.get(gpu["type"])
+    if not gpu["count"] or not known:
+        return []
+    problems, series = [], machine["machine_type"].split("-")[0]
+    if series not in known["with"]:
+        problems.append(
+            f"{who}: {machine['machine_type']} cannot have {gpu['type']}: it goes with machine types of the series "
+            f"{listed(known['with'])}: set machine_type or accelerator."
+        )
+    elif gpu["count"] not in known["counts"]:
+        problems.append(
+            f"{who}: {gpu['count']} {gpu['type']} asked for: a machine can have {listed(known['counts'])}: set "
+            "accelerator.count."
+        )
     return problems
 
 
@@ -164,7 +262,7 @@ def effective_rules(rules, open_to_world, world_ports):
     """Work out the rules that are really made.
 
     A range that is the whole Internet opens `world_ports` only; the other ports of such a rule are opened to its
-    narrower ranges, in a rule of their own (NAME-restricted), or to nobody.
+    narrower ranges, in a rule of their own (NAME-restricted), or to nobody. IPv6 ranges get one too (NAME-ipv6).
 
     Returns (rules to have, names to be without, problems, remarks).
     """
@@ -187,21 +285,45 @@ def effective_rules(rules, open_to_world, world_ports):
                 "gcp_open_to_world: true if that is what you want."
             )
             continue
+        if all(one.version == 6 for one in world + narrow):
+            problems.append(
+                f"rule {rule['name']}: its source ranges are IPv6 only, and the machines have IPv4 addresses only: "
+                "name the IPv4 networks that may reach them."
+            )
+            continue
         shut = [port for port in rule["ports"] if world and port not in world_ports]
         open_ = [port for port in rule["ports"] if port not in shut]
         if open_:
-            have.append({**rule, "ports": open_, "source_ranges": [str(one) for one in world + narrow]})
+            have += by_family({**rule, "ports": open_}, world + narrow)
         if shut and narrow:
             name = f"{rule['name']}-restricted" if open_ else rule["name"]
-            have.append({**rule, "name": name, "ports": shut, "source_ranges": [str(one) for one in narrow]})
+            have += by_family({**rule, "name": name, "ports": shut}, narrow)
         if shut:
             remarks.append(
                 f"rule {rule['name']}: port {listed(shut)} stays closed to the Internet"
                 f"{f' and open to {listed(narrow)}' if narrow else ''}; gcp_open_to_world_ports would open it."
             )
+    declared = {rule["name"] for rule in rules}
+    for name in [rule["name"] for rule in have]:
+        clash = name in declared and [rule["name"] for rule in have].count(name) > 1
+        if clash or (name not in declared and not NAME.fullmatch(name)):
+            problems.append(
+                f"rule {name}: gcp_firewall_rules needs a rule of this name for a part of its ranges, and the name is "
+                f"{'taken' if clash else 'longer than 63 characters'}: give the declared rule another name."
+            )
     wanted = {rule["name"] for rule in have}
-    without = {name for rule in rules for name in (rule["name"], f"{rule['name']}-restricted")} - wanted
-    return have, without, problems, remarks
+    without = {f"{rule['name']}{end}" for rule in rules for end in ENDS} - wanted
+    return have, without, list(dict.fromkeys(problems)), remarks
+
+
+ENDS = ("", "-ipv6", "-restricted", "-restricted-ipv6")
+
+
+def by_family(rule, networks):
+    """Return the rule for its IPv4 ranges and NAME-ipv6 for the others: the API takes one family a rule."""
+    split = {version: [str(one) for one in networks if one.version == version] for version in (4, 6)}
+    named = {4: rule["name"], 6: f"{rule['name']}-ipv6"}
+    return [{**rule, "name": named[version], "source_ranges": split[version]} for version in (4, 6) if split[version]]
 
 
 def open_ports(rules, tags):
@@ -216,11 +338,11 @@ def listed(values):
 # --- firewall rules ---------------------------------------------------------------------------------------------
 
 
-def rule_body(project, rule):
+def rule_body(project, rule, fleet):
     """Word a rule as the API's Firewall; the lists that must be empty are left to `rule_patch`."""
     return {
         "name": rule["name"],
-        "description": MARK,
+        "description": mark(fleet),
         "network": f"{URL}projects/{project}/global/networks/{rule['network']}",
         "direction": "INGRESS",
         "priority": rule["priority"],
@@ -281,14 +403,16 @@ def protocols(entries):
     return sorted(flat)
 
 
-def rule_patch(project, rule, firewall):
+def rule_patch(project, rule, firewall, fleet):
     """Return (body, replace): the fields to PATCH, and whether the rule can only be made anew."""
-    view, body = rule_view(project, firewall), rule_body(project, rule)
+    view, body = rule_view(project, firewall), rule_body(project, rule, fleet)
     wanted = rule_view(project, body)
     wrong = {key for key in wanted if view[key] != wanted[key]}
     if wrong & {"network", "direction", "denied"}:
         return body, True
     patch = {key: body[key] for key in body if key in wrong}
+    if not made_by(firewall, fleet):  # adopted
+        patch["description"] = body["description"]
     patch.update({name: [] for name in LISTS if name in wrong})
     if "logging" in wrong:
         patch["logConfig"] = {"enable": False}
@@ -324,28 +448,49 @@ def accelerators(project, zone, machine):
 ACCESS = {"type": "ONE_TO_ONE_NAT", "name": "External NAT", "networkTier": "PREMIUM"}
 
 
-def machine_body(project, zone, machine):
-    """Word a machine as the API's Instance for an insert."""
+def service_accounts(machine):
+    account = machine["service_account"]
+    return [{"email": account["email"], "scopes": sorted(set(account["scopes"]))}] if account else []
+
+
+def shielded_body(shielded):
+    return {
+        "enableSecureBoot": shielded["secure_boot"],
+        "enableVtpm": shielded["vtpm"],
+        "enableIntegrityMonitoring": shielded["integrity_monitoring"],
+    }
+
+
+def address_body(name, fleet, current=None):
+    """Word the address that is reserved for a machine; `current`: the one that it has already and is to keep."""
+    body = {"name": name, "description": mark(fleet), "addressType": "EXTERNAL", "networkTier": "PREMIUM"}
+    return {**body, "address": current} if current else body
+
+
+def machine_body(project, zone, machine, fleet, address=None):
+    """Word a machine as the API's Instance for an insert. `address`: the external one that is reserved for it."""
     here = f"{URL}projects/{project}/zones/{zone}"
     interface = {"network": f"{URL}projects/{project}/global/networks/{machine['network']}"}
     if machine["subnetwork"]:
         region = region_of(zone)
         interface["subnetwork"] = f"{URL}projects/{project}/regions/{region}/subnetworks/{machine['subnetwork']}"
     if machine["external_address"]:
-        interface["accessConfigs"] = [dict(ACCESS)]
+        interface["accessConfigs"] = [{**ACCESS, **({"natIP": address} if address else {})}]
     image = machine["image"]
     return {
         "name": machine["name"],
-        "description": MARK,
+        "description": mark(fleet),
         "machineType": f"{here}/machineTypes/{machine['machine_type']}",
         "guestAccelerators": accelerators(project, zone, machine),
         "disks": [
             {
                 "boot": True,
-                "autoDelete": True,
+                "autoDelete": machine["disk"]["auto_delete"],
                 "type": "PERSISTENT",
                 "deviceName": machine["name"],
                 "initializeParams": {
+                    "description": mark(fleet),
+                    "labels": labels_text(machine["disk"]["labels"]),
                     "diskSizeGb": str(machine["disk"]["size_gb"]),
                     "diskType": f"{here}/diskTypes/{machine['disk']['type']}",
                     "sourceImage": f"{URL}projects/{image['project']}/global/images/family/{image['family']}",
@@ -353,6 +498,14 @@ def machine_body(project, zone, machine):
             }
         ],
         "networkInterfaces": [interface],
+        "serviceAccounts": service_accounts(machine),
+        "deletionProtection": machine["deletion_protection"],
+        # Left to Google where it is as Google has it: an image that cannot be shielded takes none of it.
+        **(
+            {}
+            if machine["shielded"] == shielded_view({})
+            else {"shieldedInstanceConfig": shielded_body(machine["shielded"])}
+        ),
         "scheduling": scheduling(machine),
         "tags": {"items": sorted(set(machine["tags"]))},
         "labels": {key: str(value) for key, value in machine["labels"].items()},
@@ -371,10 +524,14 @@ def declared_view(machine):
         "image": f"{machine['image']['project']}/{machine['image']['family']}",
         "disk_type": machine["disk"]["type"],
         "disk_size_gb": machine["disk"]["size_gb"],
-        "disk_auto_delete": True,
+        "disk_auto_delete": machine["disk"]["auto_delete"],
         "network": machine["network"],
         **({"subnetwork": machine["subnetwork"]} if machine["subnetwork"] else {}),
         "external_address": machine["external_address"],
+        "service_account": {one["email"]: one["scopes"] for one in service_accounts(machine)},
+        "deletion_protection": machine["deletion_protection"],
+        "shielded": dict(machine["shielded"]),
+        **({"disk_labels": labels_text(machine["disk"]["labels"])} if machine["disk"]["labels"] is not None else {}),
         "scheduling": scheduling(machine),
         "tags": sorted(set(machine["tags"])),
         "labels": {key: str(value) for key, value in sorted(machine["labels"].items())},
@@ -416,12 +573,35 @@ def actual_view(machine, instance, disk, image_family):
         "network": last(interface.get("network")),
         **({"subnetwork": last(interface.get("subnetwork"))} if machine["subnetwork"] else {}),
         "external_address": bool(interface.get("accessConfigs")),
+        "service_account": {
+            one.get("email"): sorted(one.get("scopes") or []) for one in instance.get("serviceAccounts") or []
+        },
+        "deletion_protection": bool(instance.get("deletionProtection")),
+        "shielded": shielded_view(instance.get("shieldedInstanceConfig") or {}),
+        **(
+            {"disk_labels": labels_text((disk or {"labels": machine["disk"]["labels"]}).get("labels"))}
+            if machine["disk"]["labels"] is not None
+            else {}
+        ),
         "scheduling": actual_plan,
         "tags": sorted((instance.get("tags") or {}).get("items") or []),
         # Labels that Google sets itself are not ours to take away.
         "labels": {key: value for key, value in sorted(labels.items()) if not key.startswith("goog-")},
         # Metadata is shared with Google's own tools (ssh-keys, windows-keys …): only declared keys are compared.
         "metadata": {key: items[key] for key in sorted(machine["metadata"]) if key in items},
+    }
+
+
+def labels_text(labels):
+    return {key: str(value) for key, value in sorted((labels or {}).items()) if not key.startswith("goog-")}
+
+
+def shielded_view(config):
+    """Return what is there; what the API does not tell has Google's default."""
+    return {
+        "secure_boot": bool(config.get("enableSecureBoot", False)),
+        "vtpm": bool(config.get("enableVtpm", True)),
+        "integrity_monitoring": bool(config.get("enableIntegrityMonitoring", True)),
     }
 
 
@@ -433,6 +613,8 @@ def boot_disk(instance):
 CURES = {
     "machine_type": STOPPED,
     "accelerator": STOPPED,
+    "service_account": STOPPED,
+    "shielded": STOPPED,
     "image": NEW,
     "disk_type": NEW,
     "network": NEW,
@@ -475,6 +657,40 @@ def refusal(name, difference):
     )
 
 
+def disks_at_delete(instance, keep_boot, named):
+    """Return (disks that go with an instance, disks that stay, device -> auto-delete to set before).
+
+    The boot disk goes unless it is to be kept or its auto-delete was switched off; a further disk stays. `named`:
+    disks that go all the same. Disks are told by name, local SSDs, which have none, not at all.
+    """
+    gone, stay, switch = [], [], {}
+    for disk in instance.get("disks") or []:
+        name = last(disk.get("source"))
+        if not name:
+            continue
+        goes = name in named or bool(disk.get("boot") and disk.get("autoDelete") and not keep_boot)
+        (gone if goes else stay).append((name, disk))
+        if goes != bool(disk.get("autoDelete")):
+            switch[disk.get("deviceName", name)] = goes
+    return gone, stay, switch
+
+
+def left_disk(name, zone):
+    """Say the ways out where a disk is in the place of a machine's boot disk."""
+    return (
+        f"If it is a disk that nobody needs, delete it (gcloud compute disks delete {name} --zone={zone}); else give "
+        "the machine another name in gcp_machines."
+    )
+
+
+def disk_words(disks):
+    return listed(
+        f"{'boot ' if disk.get('boot') else ''}disk {name}"
+        + (f" ({disk['diskSizeGb']} GB)" if disk.get("diskSizeGb") else "")
+        for name, disk in disks
+    )
+
+
 def addresses(instance):
     """Return (external, internal) address of an instance, None where it has none."""
     interface = (instance.get("networkInterfaces") or [{}])[0]
@@ -491,14 +707,30 @@ def disk_metric(disk_type):
         "pd-ssd": "SSD_TOTAL_GB",
         "pd-balanced": "SSD_TOTAL_GB",
         "pd-standard": "DISKS_TOTAL_GB",
+        "hyperdisk-balanced": "HDB_TOTAL_GB",
     }.get(disk_type)
 
 
 def gpu_metric(accelerator, spot, quotas):
-    """Return the name of the region's GPU quota; a spot machine counts against the ordinary one where it has none."""
-    metric = f"{accelerator.upper().replace('-', '_')}_GPUS"
+    """Return the name of the region's GPU quota, taken from the list of those that the region has.
+
+    The names leave out what the accelerator's has besides (nvidia-tesla-t4: NVIDIA_T4_GPUS), and some the memory
+    (nvidia-h100-80gb: NVIDIA_H100_GPUS). A spot machine counts against the ordinary one where it has none of its own.
+    """
+    words = [word for word in accelerator.split("-") if word != "tesla"]
+    shorter = [word for word in words if not re.fullmatch(r"\d+gb", word)]
+    names = ["_".join(one).upper() + "_GPUS" for one in (words, shorter)]
+    metric = next((one for one in names if one in quotas or f"PREEMPTIBLE_{one}" in quotas), names[0])
     preemptible = f"PREEMPTIBLE_{metric}"
     return preemptible if spot and quotas.get(preemptible, {}).get("limit") else metric
+
+
+def cpu_metric(machine_type, spot, quotas):
+    """Return the name of the region's vCPU quota: the series' own where it has one, else CPUS."""
+    own = f"{machine_type.split('-')[0].upper()}_CPUS"
+    if spot and quotas.get("PREEMPTIBLE_CPUS", {}).get("limit"):
+        return "PREEMPTIBLE_CPUS"
+    return own if own in quotas else "CPUS"
 
 
 def quota_problem(where, quotas, metric, asked, who, cure):
@@ -522,12 +754,40 @@ def estimate(machine, zone, prices):
     kind = "spot" if machine["spot"] else "on_demand"
     per_machine = (table.get("machines") or {}).get(machine["machine_type"], {}).get(kind)
     per_gb = (table.get("disk_gb_month") or {}).get(machine["disk"]["type"])
-    address = (table.get("external_address") or {}).get(kind, 0) if machine["external_address"] else 0
+    addresses = table.get("external_address") or {}
+    address = addresses.get(kind, 0) if machine["external_address"] else 0
+    unused = addresses.get("unused", 0) if machine["reserved_address"] else 0
     result = {"currency": prices.get("currency", "USD"), "running": None, "stopped": None, "missing": ""}
     if per_machine is None or per_gb is None:
         what = machine["machine_type"] if per_machine is None else machine["disk"]["type"]
         result["missing"] = f"data/gcp/prices.yml has no {kind} price of {what} in {region_of(zone)}"
         return result
-    result["stopped"] = round(machine["disk"]["size_gb"] * per_gb / prices.get("hours_per_month", 730), 4)
-    result["running"] = round(per_machine + address + result["stopped"], 4)
+    disk = machine["disk"]["size_gb"] * per_gb / prices.get("hours_per_month", 730)
+    result["stopped"] = round(disk + unused, 4)
+    result["running"] = round(per_machine + address + disk, 4)
     return result
+
+
+def cost_sentences(costs, hours):
+    """Say what each machine costs an hour and a month, and the fleet as a whole. `hours`: of a month."""
+
+    def money(one, state):
+        return f"{one[state]:.2f} {one['currency']} an hour ({one[state] * hours:.0f} a month)"
+
+    known = [one for one in costs if not one["missing"]]
+    said = [
+        f"{one['name']}: no estimate: {one['missing']}."
+        if one["missing"]
+        else f"{one['name']} costs about {money(one, 'running')} while it runs, {money(one, 'stopped')} while it is "
+        "stopped (data/gcp/prices.yml)."
+        for one in costs
+    ]
+    if len(costs) > 1 and known:
+        total = {state: sum(one[state] for one in known) for state in ("running", "stopped")}
+        total["currency"] = known[0]["currency"]
+        rest = f", without {len(costs) - len(known)} of which no price is known" if len(known) < len(costs) else ""
+        said.append(
+            f"The fleet of {len(costs)}{rest} costs about {money(total, 'running')} while all run, "
+            f"{money(total, 'stopped')} while all are stopped."
+        )
+    return said

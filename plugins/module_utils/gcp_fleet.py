@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from ansible.module_utils import gcp_declared as declared
-from ansible.module_utils.gcp_client import Client, GcpError, credentials_for, project_sentence
+from ansible.module_utils.gcp_checks import Checks
+from ansible.module_utils.gcp_client import Client, GcpError, credentials_for, not_understood
 
 SIDE_BY_SIDE = 8
 ADDRESS_TIMEOUT = 60  # s until a machine that runs has its external address
-MOVING = {"PROVISIONING", "STAGING", "STOPPING", "PENDING_STOP", "SUSPENDING", "REPAIRING"}
+MOVING = {
+    "DEPROVISIONING",
+    "PENDING",
+    "PENDING_STOP",
+    "PROVISIONING",
+    "REPAIRING",
+    "STAGING",
+    "STOPPING",
+    "SUSPENDING",
+}
+PASSING = {"CREATING", "DELETING"}  # states of a disk that end by themselves
 
 
 class Change:
@@ -37,16 +46,30 @@ class Fleet:
     """Everything one run needs. `options`: the parameters of the module gcp_fleet."""
 
     def __init__(self, options, check_mode=False):
+        lists = ("names", "adopt", "delete_undeclared", "delete_disks")
+        options = {**options, **{name: [one.strip() for one in options[name]] for name in lists}}
         self.options = options
         self.check_mode = check_mode
         self.project = options["project"]
-        self.names = [name.strip() for name in options["names"]]
-        self.machines = [one for one in options["machines"] if not self.names or one["name"] in self.names]
+        self.fleet = options["fleet"]
+        self.names = options["names"]
+        known = [one["name"] for one in options["machines"]]
+        self.limited = declared.limited(known, options["limit"], options["limit_hosts"])
+        self.machines = [one for one in options["machines"] if self._chosen(one["name"])]
         self.rules, self.without, self.rule_problems, self.remarks = declared.effective_rules(
             options["rules"], options["open_to_world"], options["open_to_world_ports"]
         )
         self.changes, self.refused = [], []
+        self.dark = []  # zones that the list of instances could not ask
         self._credentials = None
+
+    def _chosen(self, name):
+        return name in self.limited and (not self.names or name in self.names)
+
+    @property
+    def everything(self):
+        """Whether the run is about all that is declared, and not about some of the machines."""
+        return len(self.machines) == len(self.options["machines"])
 
     def client(self):
         """Make a client; threads do not share one, as its session is not made for that."""
@@ -64,46 +87,93 @@ class Fleet:
 
     def instances(self):
         """Return all instances of the project, each with the name of its zone, in every zone."""
-        found = []
-        for scope, content in self.client().list("aggregated/instances"):
-            found += [{**one, "zone": declared.last(scope)} for one in content.get("instances") or []]
-        return found
+        found, self.dark = self.client().aggregated("aggregated/instances", "instances")
+        if not all(isinstance(one.get("status"), str) for one in found):
+            raise not_understood("GET aggregated/instances")
+        return [{**one, "zone": one["scope"]} for one in found]
+
+    def firewalls(self):
+        """Return all rules of the project by name."""
+        return {one["name"]: one for one in self.client().list("global/firewalls")}
+
+    def ours(self, resource):
+        """Say whether a resource was made here, or is declared as adopted."""
+        return declared.made_by(resource, self.fleet) or resource["name"] in self.options["adopt"]
 
     def find(self, machine, instances):
-        """Return the instance of a machine or None. Raises GcpError where it is, but in no declared zone."""
-        same = [one for one in instances if one["name"] == machine["name"]]
-        for zone in machine["zones"]:
-            for one in same:
-                if one["zone"] == zone:
-                    return one
-        if same:
-            zone = same[0]["zone"]
+        """Return the instance of a machine or None: its name, its zone and the mark decide.
+
+        Raises GcpError where it is, but in no declared zone, where another's machine is in its place, and where a
+        zone that it may be in cannot be asked.
+        """
+        name = machine["name"]
+        same = [one for one in instances if one["name"] == name]
+        here = [one for zone in machine["zones"] for one in same if one["zone"] == zone]
+        for one in here:
+            if self.ours(one):
+                return one
+        if here:
             raise GcpError(
-                f"{machine['name']} exists in zone {zone}, which its zones in gcp_machines do not name: add {zone} "
+                f"{name} in {here[0]['zone']} {declared.maker(here[0])} and is left alone: give the machine of "
+                f"gcp_machines another name, or take that one over as it is (gcp_adopt: [{name}])."
+            )
+        moved = [one["zone"] for one in same if declared.made_by(one, self.fleet)]
+        if moved:
+            raise GcpError(
+                f"{name} exists in zone {moved[0]}, which its zones in gcp_machines do not name: add {moved[0]} "
                 "there, or remove that machine first."
             )
+        dark = [zone for zone in machine["zones"] if zone in self.dark]
+        if dark:
+            raise GcpError(
+                f"{name}: the Compute API cannot reach zone {declared.listed(dark)} at present (UNREACHABLE), so it is "
+                "not known whether the machine is there: nothing is done about it; try later."
+            )
+        for one in same:
+            self.remarks.append(f"{name} in {one['zone']} {declared.maker(one)} and is left alone.")
         return None
 
     def declaration_problems(self):
         problems = []
         if not self.project:
             problems.append("gcp_project is empty: set it to the ID of your Google Cloud project.")
-        problems += declared.machine_problems(self.options["machines"])
+        if not declared.NAME.fullmatch(self.fleet):
+            problems.append(
+                f"gcp_fleet_name '{self.fleet}' must be 1-63 lower-case letters, digits and hyphens, a letter first."
+            )
+        problems += declared.machine_problems(self.options["machines"], self.options["accelerators"])
         problems += declared.rule_problems(self.options["rules"]) + self.rule_problems
         known = [one["name"] for one in self.options["machines"]]
-        if self.options["state"] == "absent" and not any(self.names):
-            return [*problems, "gcp_decommission is empty: give the name of the machine to delete."]
+        if self.options["state"] == "absent":
+            if not any(self.names):
+                problems.append("gcp_decommission is empty: give the name of the machine to delete.")
+            outside = [name for name in self.names if name in known and name not in self.limited]
+            problems += [
+                f"'{name}' is not among what --limit names: leave it out of one of the two." for name in outside
+            ]
+            return problems
         problems += [
             f"'{name}' is not among gcp_machines ({declared.listed(known)})."
             for name in self.names
             if name not in known
+        ]
+        if not problems and not self.machines:
+            problems.append(
+                f"--limit {self.options['limit']} names no machine of gcp_machines ({declared.listed(known)})."
+            )
+        rules = {rule["name"] for rule in self.options["rules"] if rule["state"] == "present"}
+        problems += [
+            f"gcp_delete_undeclared names '{name}', which is declared: take it out of gcp_machines or "
+            "gcp_firewall_rules first."
+            for name in self.options["delete_undeclared"]
+            if name in known or name in rules
         ]
         return problems
 
     # --- checked: before anything is made -----------------------------------------------------------------------
 
     def checked(self):
-        """Ask all that must be right before creation. Returns (problems, estimates)."""
+        """Ask all that must be right before creation. Returns (problems, estimates, machines to make or start)."""
         problems = self.declaration_problems()
         estimates = [
             {"name": one["name"], **declared.estimate(one, one["zones"][0], self.options["prices"])}
@@ -111,222 +181,295 @@ class Fleet:
             if one["zones"]
         ]
         if not self.project:
-            return problems, estimates
+            return problems, estimates, []
         try:
-            client = self.client()
-            about = client.get("")
-            instances = self.instances()
+            found, to_start = Checks(self).problems()
         except GcpError as error:
-            return [*problems, project_sentence(self.project, error)], estimates
-        missing, waiting = [], []
-        for machine in self.machines:
-            try:
-                instance = self.find(machine, instances)
-            except GcpError as error:
-                problems.append(str(error))
-                continue
-            if instance is None:
-                missing.append(machine)
-            elif instance["status"] not in ("RUNNING", "PROVISIONING", "STAGING"):
-                waiting.append((machine, instance))
-        quota = functools.partial(self._quota_problems, about=about, waiting=waiting)
-        for check in (self._zone_problems, self._name_problems, self._image_problems, quota):
-            try:
-                problems += check(client, missing)
-            except GcpError as error:
-                problems.append(str(error))
-        return problems, estimates
+            found, to_start = [str(error)], []
+        return problems + found, estimates, to_start
 
-    def _zone_problems(self, client, missing):
-        """See that every declared zone of a machine to be made offers its accelerator."""
-        problems = []
-        for machine in missing:
-            gpu = machine["accelerator"]
-            for zone in machine["zones"] if gpu["count"] else []:
-                kind = client.get(f"zones/{zone}/acceleratorTypes/{gpu['type']}", missing_ok=True)
-                elsewhere = self._zones_with(client, gpu["type"]) if kind is None else []
-                if kind is None and zone not in elsewhere:
-                    problems.append(
-                        f"{machine['name']}: zone {zone} has no accelerator {gpu['type']}: choose another zone"
-                        + (f", such as {declared.listed(elsewhere[:6])}." if elsewhere else ".")
-                    )
-                elif kind and gpu["count"] > kind.get("maximumCardsPerInstance", gpu["count"]):
-                    problems.append(
-                        f"{machine['name']}: {gpu['count']} {gpu['type']} asked for, zone {zone} gives a machine at "
-                        f"most {kind['maximumCardsPerInstance']}."
-                    )
-        return problems
+    # --- what was made here and is no longer declared ------------------------------------------------------------
 
-    def _zones_with(self, client, accelerator):
-        """Name the zones that have an accelerator; a help in a sentence, so no answer is no error."""
+    def undeclared(self, instances, firewalls):
+        """Return (instances, rules, disks, addresses) that carry the fleet's mark and are not declared."""
+        places = {(one["name"], zone) for one in self.options["machines"] for zone in one["zones"]}
+        names = {one["name"] for one in self.options["machines"]}
+        machines = [
+            one
+            for one in instances
+            # One that is declared for other zones is told where its machine is looked for.
+            if declared.made_by(one, self.fleet)
+            and (one["name"], one["zone"]) not in places
+            and (one["name"] not in names or self._twice(one, instances))
+        ]
+        known = {rule["name"] for rule in self.rules} | self.without
+        rules = [one for one in firewalls.values() if declared.made_by(one, self.fleet) and one["name"] not in known]
+        return machines, rules, self._left_disks(), self._left_addresses(instances)
+
+    def _twice(self, instance, instances):
+        """Say whether the machine of that name is there too, in a zone that is declared."""
+        zones = [zone for one in self.options["machines"] if one["name"] == instance["name"] for zone in one["zones"]]
+        same = [one for one in instances if one["name"] == instance["name"] and one["zone"] in zones]
+        return any(declared.made_by(one, self.fleet) for one in same)
+
+    def _left_disks(self):
+        """Return the disks with the mark that no machine uses; where they cannot be listed, none."""
         try:
-            pages = client.list("aggregated/acceleratorTypes", filter=f'name = "{accelerator}"')
-            zones = [
-                declared.last(scope)
-                for scope, content in pages
-                for one in content.get("acceleratorTypes") or []
-                if one["name"] == accelerator
-            ]
-        except GcpError:
+            found, _ = self.client().aggregated("aggregated/disks", "disks")
+        except GcpError as error:
+            if error.status not in (403, 404, 501):
+                raise
             return []
-        return sorted(zones)
+        return [
+            {**one, "zone": one["scope"]}
+            for one in found
+            if declared.made_by(one, self.fleet) and not one.get("users") and one.get("status") not in PASSING
+        ]
 
-    def _name_problems(self, client, missing):
-        """See that there is what rules and machines to be made name, before the first of them is made."""
-        named = [(f"rule {rule['name']}", "network", "global/networks", rule["network"], None) for rule in self.rules]
-        for one in missing:
-            named.append((one["name"], "network", "global/networks", one["network"], None))
-            for zone in one["zones"]:
-                if one["subnetwork"]:
-                    subnetworks = f"regions/{declared.region_of(zone)}/subnetworks"
-                    named.append((one["name"], "subnetwork", subnetworks, one["subnetwork"], None))
-                named.append((one["name"], "disk.type", f"zones/{zone}/diskTypes", one["disk"]["type"], None))
-                named.append((one["name"], "machine_type", f"zones/{zone}/machineTypes", one["machine_type"], one))
-        problems, found = [], {}
-        for who, field, where, name, machine in named:
-            if (where, name) not in found:
-                found[where, name] = self._ask(client, f"{where}/{name}", who, field)
-            resource = found[where, name]
-            known = self._known(client, where) if resource is None else []
-            if known and name not in known:
-                alike = declared.listed(difflib.get_close_matches(name, known) or known[:6])
-                problems.append(f"{who}: there is no '{name}' in {where}: set {field}, such as {alike}.")
-            brings = (resource or {}).get("accelerators") if machine else None
-            if brings:
-                own = {declared.last(one["guestAcceleratorType"]): one["guestAcceleratorCount"] for one in brings}
-                asked = declared.declared_view(machine)["accelerator"]
-                # The same GPU with a licence for graphics.
-                if own != {kind.removesuffix("-vws"): count for kind, count in asked.items()}:
-                    problems.append(
-                        f"{who}: {name} comes with {counted(own)}, accelerator says {counted(asked)}: make them agree."
-                    )
-        return list(dict.fromkeys(problems))
-
-    @staticmethod
-    def _known(client, where):
-        """Name all that a collection has; a help in a sentence, so no answer is no error."""
+    def _left_addresses(self, instances):
+        """Return the addresses with the mark that no declared machine is to have; where they cannot be listed, none."""
         try:
-            return [one["name"] for one in client.list(where)]
-        except GcpError:
+            found, _ = self.client().aggregated("aggregated/addresses", "addresses")
+        except GcpError as error:
+            if error.status not in (403, 404, 501):
+                raise
             return []
+        wanted = {
+            (one["name"], declared.region_of(zone))
+            for one in self.options["machines"]
+            if one["reserved_address"]
+            for zone in self._zones_of(one, instances)
+        }
+        return [
+            {**one, "region": one["scope"]}
+            for one in found
+            if declared.made_by(one, self.fleet) and (one["name"], one["scope"]) not in wanted
+        ]
 
-    def _image_problems(self, client, missing):
-        """See that the image family exists and fits the machine."""
-        problems, images = [], {}
-        for machine in missing:
-            project, family = machine["image"]["project"], machine["image"]["family"]
-            who = f"{machine['name']}: image family {family} of project {project}"
-            series = machine["machine_type"].split("-")[0]
-            for rule in self.options["unfit_images"]:
-                if (rule["image_project"], rule["machine_series"]) == (project, series):
-                    problems.append(f"{who} does not fit {machine['machine_type']}: use {rule['instead']}.")
-            if (project, family) not in images:
-                path = f"projects/{project}/global/images/family/{family}"
-                try:
-                    images[project, family] = client.get(path, missing_ok=True)
-                except GcpError as error:
-                    problems.append(f"{who} cannot be read: {error}")
-                    continue
-            image = images[project, family]
-            if image is None:
-                problems.append(
-                    f"{who} does not exist: see 'gcloud compute images list --project={project} --no-standard-images' "
-                    "and set image.family."
-                )
-                continue
-            if image.get("architecture", "X86_64") not in ("X86_64", "ARCHITECTURE_UNSPECIFIED"):
-                problems.append(f"{who} is for {image['architecture']}, {machine['machine_type']} is X86_64.")
-            if int(image.get("diskSizeGb", 0)) > machine["disk"]["size_gb"]:
-                problems.append(
-                    f"{who} needs a disk of {image['diskSizeGb']} GB, declared is {machine['disk']['size_gb']}: raise "
-                    "disk.size_gb."
-                )
-        return problems
+    def _zones_of(self, machine, instances):
+        """Return the zone that a machine is in, or those that it may be made in."""
+        same = [one for one in instances if one["name"] == machine["name"] and one["zone"] in machine["zones"]]
+        return [one["zone"] for one in same if self.ours(one)] or machine["zones"]
 
-    def _quota_problems(self, client, missing, about, waiting):
-        """Compare disk and GPU quota with what is asked; what only a further zone would need is a remark."""
-        problems = []
-        certain, possible = {}, {}  # region -> [(machine, is its disk new)]
-        for machine in missing:
-            regions = list(dict.fromkeys(declared.region_of(zone) for zone in machine["zones"]))
-            for region in regions:
-                possible.setdefault(region, []).append((machine, True))
-            for region in regions[:1]:
-                certain.setdefault(region, []).append((machine, True))
-        for machine, instance in waiting:
-            for asked in (certain, possible):
-                asked.setdefault(declared.region_of(instance["zone"]), []).append((machine, False))
-        for region, wanted in possible.items():
-            quotas = by_metric(client.get(f"regions/{region}", missing_ok=True) or {})
-            said, unknown = shortages(region, quotas, certain.get(region, []))
-            problems += said
-            if unknown:
-                self.remarks.append(f"region {region} does not tell its quota {declared.listed(unknown)}.")
-            if not said:
-                later, _ = shortages(region, quotas, wanted)
-                self.remarks += [f"Should the first zones have no capacity: {one}" for one in later]
-        wanted = [*missing, *(machine for machine, _ in waiting)]
-        gpus = {one["name"]: one["accelerator"]["count"] for one in wanted if one["accelerator"]["count"]}
-        if gpus:
-            said = declared.quota_problem(
-                f"project {self.project}", by_metric(about), "GPUS_ALL_REGIONS", sum(gpus.values()), gpus, OTHER_GPUS
+    def _tell_undeclared(self, machines, rules, disks, addresses, deleted=()):
+        """Remark on what is left of what was made here and is not declared."""
+        said = [f"machine {one['name']} in {one['zone']} ({one['status']})" for one in machines]
+        said += [f"rule {one['name']}" for one in rules]
+        said += [f"disk {one['name']} in {one['zone']}" for one in disks]
+        said += [f"address {one['name']} in {one['region']} ({one.get('address')})" for one in addresses]
+        names = [one["name"] for one in (*machines, *rules, *disks, *addresses)]
+        left = [(text, name) for text, name in zip(said, names, strict=True) if name not in deleted]
+        if left:
+            self.remarks.append(
+                f"Made here, no longer declared, and open or paid for: {declared.listed(text for text, _ in left)}. "
+                "Declare it again, or have it deleted by playbooks/provision.yml -e gcp_delete_undeclared="
+                f"{','.join(dict.fromkeys(name for _, name in left))} (a machine's disk with it)."
             )
-            problems += [said] if said else []
+
+    def _delete_undeclared(self, machines, rules, disks, addresses):
+        """Delete of what is not declared what gcp_delete_undeclared names. Returns problems."""
+        names = set(self.options["delete_undeclared"])
+        mine = {one["name"] for one in (*machines, *rules, *disks, *addresses)}
+        self.remarks += [
+            f"gcp_delete_undeclared names '{name}': nothing of that name that was made here is left."
+            for name in sorted(names - mine)
+        ]
+        client = self.client()
+        for one in rules:
+            if one["name"] in names:
+                self._rule_absent(client, one)
+        _, problems = self._each(
+            self._delete,
+            [({"name": one["name"], "zones": [one["zone"]]}, one) for one in machines if one["name"] in names],
+        )
+        for one in disks:
+            if one["name"] in names:
+                what = f"delete disk {one['name']} in {one['zone']}"
+                shown = {"zone": one["zone"], "size_gb": one.get("sizeGb")}
+                self._do(client, what, shown, None, ("DELETE", f"zones/{one['zone']}/disks/{one['name']}"))
+        for one in addresses:
+            if one["name"] in names:
+                self._release(client, one["name"], one["region"], one.get("address"))
         return problems
 
     # --- present: rules, then machines --------------------------------------------------------------------------
 
     def present(self):
         """Make and mend the rules, then the machines side by side. Returns (results, problems)."""
-        instances = self.instances()
-        self._rules_present()
-        return self._each(lambda client, machine, result: self._machine_present(client, machine, instances, result))
+        instances, firewalls = self.instances(), self.firewalls()
+        orphans = self.undeclared(instances, firewalls)
+        problems = self.foreign_rules(firewalls)
+        if problems:
+            self._tell_undeclared(*orphans)
+            return [], problems
+        problems += self._delete_undeclared(*orphans) if self.options["delete_undeclared"] else []
+        self._tell_undeclared(*orphans, deleted=self.options["delete_undeclared"])
+        self._rules_present(firewalls)
+        results, more = self._each(
+            lambda client, machine, result: self._machine_present(client, machine, instances, result)
+        )
+        return results, problems + more
 
-    def _rules_present(self):
+    def wanted_rules(self):
+        """Return the rules that the chosen machines wear, all of them where all machines are chosen."""
+        tags = {tag for one in self.machines for tag in one["tags"]}
+        return [rule for rule in self.rules if self.everything or tags & set(rule["target_tags"])]
+
+    def foreign_rules(self, firewalls):
+        """Return a sentence for each declared rule in whose place another's is."""
+        return [
+            f"rule {rule['name']} {declared.maker(firewalls[rule['name']])} and is left alone: give the rule of "
+            f"gcp_firewall_rules another name, or take that one over, with all that is declared "
+            f"(-e gcp_adopt={rule['name']}; it is then deleted with the fleet's last machine)."
+            for rule in self.wanted_rules()
+            if rule["name"] in firewalls and not self.ours(firewalls[rule["name"]])
+        ]
+
+    def _rules_present(self, firewalls):
         client = self.client()
-        for rule in self.rules:
-            self._rule_present(client, rule)
-        for name in sorted(self.without):
-            firewall = client.get(f"global/firewalls/{name}", missing_ok=True)
-            if firewall:
-                self._rule_absent(client, firewall)
+        for rule in self.wanted_rules():
+            self._rule_present(client, rule, firewalls.get(rule["name"]))
+        for name in sorted(self.without) if self.everything else []:
+            if name in firewalls:
+                self._rule_absent(client, firewalls[name])
 
-    def _rule_present(self, client, rule):
-        body = declared.rule_body(self.project, rule)
+    def _rule_present(self, client, rule, firewall):
+        body = declared.rule_body(self.project, rule, self.fleet)
         after = declared.rule_view(self.project, body)
         path = f"global/firewalls/{rule['name']}"
-        firewall = client.get(path, missing_ok=True)
         if firewall is None:
             self._do(client, f"make rule {rule['name']}", None, after, ("POST", "global/firewalls", body))
             return
         before = declared.rule_view(self.project, firewall)
-        if before == after:
+        patch, replace = declared.rule_patch(self.project, rule, firewall, self.fleet)
+        if not patch:
             return
-        patch, replace = declared.rule_patch(self.project, rule, firewall)
+        if "description" in patch:
+            before["description"] = firewall.get("description", "")
+            after["description"] = body["description"]
         if replace:
-            renew = (("DELETE", path), ("POST", "global/firewalls", body))
-            self._do(client, f"make rule {rule['name']} anew", before, after, *renew)
+            self._rule_anew(client, rule, before, after, body)
         else:
             self._do(client, f"mend rule {rule['name']}", before, after, ("PATCH", path, patch))
 
+    def _rule_anew(self, client, rule, before, after, body):
+        """Delete a rule and make it again; where the second step fails, tell that the first one happened."""
+        name = rule["name"]
+        if not self.check_mode:
+            self._send(client, "DELETE", f"global/firewalls/{name}")
+            try:
+                self._send(client, "POST", "global/firewalls", body)
+            except GcpError as error:
+                self.changes.append(Change(f"delete rule {name}", before, None))
+                raise GcpError(
+                    f"rule {name} was deleted to be made anew, and that was refused, so its ports are closed now: "
+                    f"{error} The next run of playbooks/provision.yml makes it.",
+                    error.status,
+                    error.reasons,
+                ) from error
+        self.changes.append(Change(f"make rule {name} anew", before, after))
+
     def _rule_absent(self, client, firewall):
         name = firewall["name"]
-        if firewall.get("description") != declared.MARK:
-            self.remarks.append(f"rule {name} was not made by this project and is left alone.")
+        if not declared.made_by(firewall, self.fleet):
+            self.remarks.append(f"rule {name} {declared.maker(firewall)} and is left alone.")
             return
         before = declared.rule_view(self.project, firewall)
         self._do(client, f"delete rule {name}", before, None, ("DELETE", f"global/firewalls/{name}"))
 
     def _machine_present(self, client, machine, instances, result):
         instance = self.find(machine, instances)
+        if instance is not None and instance["status"] in MOVING and not self.check_mode:
+            # It may be on its way out: a decommission that was interrupted goes on by itself.
+            instance = self._settled(client, instance["zone"], machine["name"])
         if instance is None and self.check_mode:
             result.zone, result.status = machine["zones"][0], "would be made"
+            if machine["reserved_address"]:
+                self._reserve(client, machine, declared.region_of(machine["zones"][0]), result)
             result.changes.append(self._made(machine, machine["zones"][0]))
             return
         if instance is None:
             instance = self._create(client, machine, result)
+        if machine["reserved_address"]:
+            instance = self._keep_address(client, machine, instance, result)
         instance = self._mend(client, machine, instance, result)
         result.seen(self._start(client, instance, result))
+
+    # --- reserved addresses -------------------------------------------------------------------------------------
+
+    @property
+    def has_reserved(self):
+        return any(one["reserved_address"] for one in self.machines)
+
+    def reserved(self, client, machine, region):
+        """Return the address that is reserved for a machine in a region, None where none is.
+
+        Raises GcpError where another's has its name.
+        """
+        found = client.get(f"regions/{region}/addresses/{machine['name']}", missing_ok=True)
+        if found is not None and not self.ours({"name": machine["name"], **found}):
+            raise GcpError(
+                f"{machine['name']}: an address of that name in {region} {declared.maker(found)} and is left alone: "
+                f"give the machine another name, or take that one over (gcp_adopt: [{machine['name']}])."
+            )
+        return found and found.get("address")
+
+    def _reserve(self, client, machine, region, result, current=None):
+        """Return the address that is reserved for a machine; reserves one where there is none, or `current`."""
+        there = self.reserved(client, machine, region)
+        if there:
+            return there
+        name = machine["name"]
+        change = Change(f"reserve address {name} in {region}", None, {"region": region, "address": current})
+        if not self.check_mode:
+            self._send(client, "POST", f"regions/{region}/addresses", declared.address_body(name, self.fleet, current))
+            there = self.reserved(client, machine, region)
+            if not there:
+                raise not_understood(f"GET regions/{region}/addresses/{name}")
+        result.changes.append(change)
+        return there
+
+    def _keep_address(self, client, machine, instance, result):
+        """Reserve the address of a machine that is there, and give it that one where it has another."""
+        zone, name = instance["zone"], machine["name"]
+        current, _ = declared.addresses(instance)
+        address = self._reserve(client, machine, declared.region_of(zone), result, current)
+        if self.check_mode and not address:
+            return instance
+        if current == address:
+            return instance
+        change = Change(f"give {name} its reserved address", {"address": current}, {"address": address})
+        if not self.check_mode:
+            path = f"zones/{zone}/instances/{name}"
+            nic = (instance.get("networkInterfaces") or [{}])[0]
+            params = {"networkInterface": nic.get("name", "nic0")}
+            for access in nic.get("accessConfigs") or []:
+                client.change("POST", f"{path}/deleteAccessConfig", None, accessConfig=access["name"], **params)
+            client.change("POST", f"{path}/addAccessConfig", {**declared.ACCESS, "natIP": address}, **params)
+            instance = {**client.get(path), "zone": zone}
+        result.changes.append(change)
+        return instance
+
+    def _release(self, client, name, region, address):
+        what = f"give address {name} in {region} back"
+        self._do(client, what, {"address": address}, None, ("DELETE", f"regions/{region}/addresses/{name}"))
+
+    def _reserved_left(self):
+        """After deletions: give the machines' reserved addresses back where that was said, else tell that they stay."""
+        client = self.client()
+        for machine in self.machines if self.has_reserved else []:
+            regions = dict.fromkeys(declared.region_of(zone) for zone in machine["zones"])
+            for region in regions if machine["reserved_address"] else []:
+                found = client.get(f"regions/{region}/addresses/{machine['name']}", missing_ok=True)
+                if found is None or not declared.made_by(found, self.fleet):
+                    continue
+                if self.options["release_addresses"]:
+                    self._release(client, machine["name"], region, found.get("address"))
+                else:
+                    self.remarks.append(
+                        f"address {machine['name']} ({found.get('address')}) in {region} stays reserved and costs; "
+                        "-e gcp_release_addresses=true gives it back."
+                    )
 
     def _made(self, machine, zone):
         view = declared.declared_view(machine)
@@ -339,39 +482,62 @@ class Fleet:
         """
         zones = []
         for zone in machine["zones"]:
-            body = declared.machine_body(self.project, zone, machine)
             try:
-                client.change("POST", f"zones/{zone}/instances", body)
+                region = declared.region_of(zone)
+                address = self._reserve(client, machine, region, result) if machine["reserved_address"] else None
+                self._insert(client, machine, zone, address)
             except GcpError as error:
-                if error.stockout:
-                    result.tried.append({"zone": zone, "reason": str(error)})
-                    zones += error.zones_available
-                    continue
-                if not error.exists:
+                if not error.stockout:
                     raise
-                if client.get(f"zones/{zone}/instances/{machine['name']}", missing_ok=True) is None:
-                    # The disk of a machine that was deleted without it is there under the same name.
-                    raise GcpError(
-                        f"{error} If it is a disk that nobody needs, delete it (gcloud compute disks delete "
-                        f"{machine['name']} --zone={zone}); else give the machine another name in gcp_machines.",
-                        error.status,
-                        error.reasons,
-                    ) from error
+                result.tried.append({"zone": zone, "reason": str(error)})
+                zones += error.zones_available
+                continue
             result.changes.append(self._made(machine, zone))
             result.zone = zone
-            return self._settled(client, zone, machine["name"])
+            instance = self._settled(client, zone, machine["name"])
+            if instance is None:
+                raise GcpError(f"{machine['name']} was made in {zone} and is gone again: see who deleted it.")
+            return instance
         elsewhere = f" The API names {declared.listed(dict.fromkeys(zones))}." if zones else ""
         raise GcpError(
             f"{machine['name']}: no capacity in {declared.listed(machine['zones'])}: "
             f"{result.tried[-1]['reason']}{elsewhere} Add a zone to its zones in gcp_machines, or try later."
         )
 
-    def _settled(self, client, zone, name):
-        """Wait until an instance stands still, and until it has the external address that it is to have."""
-        begin = time.monotonic()
-        pause = 0.5
+    def _insert(self, client, machine, zone, address=None):
+        """Send the insert of a machine, again while its name is still held by what is being deleted there."""
+        name, deadline = machine["name"], time.monotonic() + self.options["operation_timeout"]
+        body = declared.machine_body(self.project, zone, machine, self.fleet, address)
         while True:
-            instance = {**client.get(f"zones/{zone}/instances/{name}"), "zone": zone}
+            try:
+                client.change("POST", f"zones/{zone}/instances", body)
+                return
+            except GcpError as error:
+                if not error.exists:
+                    raise
+                instance = client.get(f"zones/{zone}/instances/{name}", missing_ok=True)
+                if instance is not None:
+                    if self.ours(instance):
+                        return
+                    raise
+                disk = client.get(f"zones/{zone}/disks/{name}", missing_ok=True)
+                if (disk is None or disk.get("status") in PASSING) and time.monotonic() < deadline:
+                    time.sleep(min(self.options["retry_pause"], 5))
+                    continue
+                # The disk of a machine that was deleted without it is there under the same name.
+                raise GcpError(f"{error} {declared.left_disk(name, zone)}", error.status, error.reasons) from error
+
+    def _settled(self, client, zone, name):
+        """Wait until an instance stands still and has the external address that it is to have; None once it is gone."""
+        begin = time.monotonic()
+        pause = min(self.options["retry_pause"], 0.5)
+        while True:
+            instance = client.get(f"zones/{zone}/instances/{name}", missing_ok=True)
+            if instance is None:
+                return None
+            if not isinstance(instance.get("status"), str):
+                raise not_understood(f"GET zones/{zone}/instances/{name}")
+            instance["zone"] = zone
             interface = (instance.get("networkInterfaces") or [{}])[0]
             external, _ = declared.addresses(instance)
             lacks_address = instance["status"] == "RUNNING" and interface.get("accessConfigs") and not external
@@ -389,8 +555,6 @@ class Fleet:
     def _mend(self, client, machine, instance, result):
         """Bring an instance to what is declared, as far as that is possible in its state."""
         zone, name = instance["zone"], machine["name"]
-        if instance["status"] in MOVING and not self.check_mode:
-            instance = self._settled(client, zone, name)
         stopped = instance["status"] in ("TERMINATED", "STOPPED")
         disk, family = self._boot(client, zone, instance)
         wanted = declared.declared_view(machine)
@@ -416,17 +580,17 @@ class Fleet:
         """Return (Disk, "project/family") of the boot disk; None, with a remark, for what cannot be asked."""
         source = declared.boot_disk(instance).get("source")
         name = instance["name"]
-        disk = self._ask(client, f"zones/{zone}/disks/{declared.last(source)}", name, "disk") if source else None
+        disk = self.ask(client, f"zones/{zone}/disks/{declared.last(source)}", name, "disk") if source else None
         parts = declared.tail((disk or {}).get("sourceImage"), self.project).split("/")
         if len(parts) < 2:
             return disk, None
         # Google deletes old images; the disk made from one works on.
         family = parts[-1]
         if "family" not in parts:
-            family = (self._ask(client, "/".join(parts), name, "image") or {}).get("family")
+            family = (self.ask(client, "/".join(parts), name, "image") or {}).get("family")
         return disk, f"{parts[1]}/{family}" if family else None
 
-    def _ask(self, client, path, who, what):
+    def ask(self, client, path, who, what):
         """Get what is only compared: None where it is not there, and with a remark where it may not be read."""
         try:
             return client.get(path, missing_ok=True)
@@ -442,7 +606,7 @@ class Fleet:
         for attempt in (1, 2):
             instance = {**client.get(path), "zone": zone}
             try:
-                for method, where, body, params in self._requests(machine, zone, instance, field, path):
+                for method, where, body, params in self._requests(client, machine, zone, instance, field, path):
                     client.change(method, where, body, **params)
                 return {**client.get(path), "zone": zone}
             except GcpError as error:
@@ -451,9 +615,9 @@ class Fleet:
                     raise
         return None
 
-    def _requests(self, machine, zone, instance, field, path):
+    def _requests(self, client, machine, zone, instance, field, path):
         """Yield (method, path, body, parameters) of the requests that mend one field."""
-        body = declared.machine_body(self.project, zone, machine)
+        body = declared.machine_body(self.project, zone, machine, self.fleet)
         boot = declared.boot_disk(instance)
         nic = (instance.get("networkInterfaces") or [{}])[0]
         if field == "tags":
@@ -474,6 +638,20 @@ class Fleet:
             )
         elif field == "scheduling":
             yield "POST", f"{path}/setScheduling", body["scheduling"], {}
+        elif field == "service_account":
+            account = (body["serviceAccounts"] or [{"email": "", "scopes": []}])[0]
+            yield "POST", f"{path}/setServiceAccount", account, {}
+        elif field == "deletion_protection":
+            protect = str(machine["deletion_protection"]).lower()
+            yield "POST", f"{path}/setDeletionProtection", None, {"deletionProtection": protect}
+        elif field == "shielded":
+            yield "PATCH", f"{path}/updateShieldedInstanceConfig", declared.shielded_body(machine["shielded"]), {}
+        elif field == "disk_labels":
+            disk = f"zones/{zone}/disks/{declared.last(boot['source'])}"
+            there = client.get(disk)
+            google = {key: one for key, one in (there.get("labels") or {}).items() if key.startswith("goog-")}
+            labels = {**google, **declared.labels_text(machine["disk"]["labels"])}
+            yield "POST", f"{disk}/setLabels", {"labels": labels, "labelFingerprint": there["labelFingerprint"]}, {}
         elif field == "machine_type":
             yield "POST", f"{path}/setMachineType", {"machineType": body["machineType"]}, {}
         elif field == "accelerator":
@@ -485,7 +663,8 @@ class Fleet:
             disk = f"zones/{zone}/disks/{declared.last(boot['source'])}"
             yield "POST", f"{disk}/resize", {"sizeGb": str(machine["disk"]["size_gb"])}, {}
         elif field == "disk_auto_delete":
-            params = {"autoDelete": "true", "deviceName": boot.get("deviceName", machine["name"])}
+            auto = str(machine["disk"]["auto_delete"]).lower()
+            params = {"autoDelete": auto, "deviceName": boot.get("deviceName", machine["name"])}
             yield "POST", f"{path}/setDiskAutoDelete", None, params
         elif field == "external_address":
             if machine["external_address"]:
@@ -499,20 +678,24 @@ class Fleet:
 
     def started(self):
         instances = self.instances()
+        self._tell_undeclared(*self.undeclared(instances, self.firewalls()))
 
         def start(client, machine, result):
             instance = self.find(machine, instances)
+            instance = instance and self._start(client, instance, result)
             if instance is None:
                 raise GcpError(f"{machine['name']} does not exist: make it with playbooks/provision.yml.")
-            result.seen(self._start(client, instance, result))
+            result.seen(instance)
 
         return self._each(start)
 
     def _start(self, client, instance, result):
-        """Start an instance that does not run; return it as it is then, with its new address."""
+        """Start an instance that does not run; return it as it is then, with its new address, None where it is gone."""
         zone, name = instance["zone"], instance["name"]
         if instance["status"] in MOVING and not self.check_mode:
             instance = self._settled(client, zone, name)
+            if instance is None:
+                return None
         if instance["status"] == "RUNNING" or instance["status"] in MOVING:
             if result.changes and not self.check_mode:
                 return self._settled(client, zone, name)
@@ -538,83 +721,162 @@ class Fleet:
 
     def stopped(self):
         instances = self.instances()
+        self._tell_undeclared(*self.undeclared(instances, self.firewalls()))
 
         def stop(client, machine, result):
             instance = self.find(machine, instances)
+            if instance is not None and instance["status"] in MOVING and not self.check_mode:
+                instance = self._settled(client, instance["zone"], instance["name"])
             if instance is None:
                 return
             zone, name = instance["zone"], instance["name"]
-            if instance["status"] in MOVING and not self.check_mode:
-                instance = self._settled(client, zone, name)
             if instance["status"] in ("RUNNING", *MOVING):
                 change = Change(f"stop {name}", {"status": instance["status"]}, {"status": "TERMINATED"})
                 if not self.check_mode:
                     client.change("POST", f"zones/{zone}/instances/{name}/stop")
                     instance = self._settled(client, zone, name)
                 result.changes.append(change)
-            result.seen(instance)
+            if instance is not None:
+                result.seen(instance)
 
         return self._each(stop)
 
     def absent(self):
         """Delete the named machines, then the rules that no remaining machine needs."""
-        instances = self.instances()
+        instances, firewalls = self.instances(), self.firewalls()
+        orphans, rules, *rest = self.undeclared(instances, firewalls)
+        known = {one["name"] for one in self.options["machines"]}
+        strays = [one for one in orphans if one["name"] in self.names and one["name"] not in known]
+        unknown = sorted(set(self.names) - known - {one["name"] for one in strays} - {""})
+        if unknown:
+            return [], [
+                f"'{name}' is not among gcp_machines ({declared.listed(known)}), and no machine of that name was made "
+                "here: nothing is deleted."
+                for name in unknown
+            ]
+        # All are found before the first is deleted: one that is another's ends the run with all of them there.
+        found, problems = [], []
+        for machine in self.machines:
+            try:
+                instance = self.find(machine, instances)
+                if instance is not None and not declared.made_by(instance, self.fleet):
+                    raise GcpError(
+                        f"{machine['name']} in {instance['zone']} was adopted, {declared.maker(instance)} and is not "
+                        f"deleted: gcloud compute instances delete {machine['name']} --zone={instance['zone']} would."
+                    )
+                if instance is not None and instance.get("deletionProtection"):
+                    raise GcpError(protected(instance))
+                found += [(machine, instance)] if instance is not None else []
+            except GcpError as error:
+                problems.append(str(error))
+        problems += [protected(one) for one in strays if one.get("deletionProtection")]
+        if problems:
+            return [], problems
+        found += [({"name": one["name"], "zones": [one["zone"]]}, one) for one in strays]
+        results, problems = self._each(self._delete, found)
+        gone = {(result.name, result.zone) for result in results}
+        left = [one for one in instances if (one["name"], one["zone"]) not in gone]
+        self._unused_rules(firewalls, left)
+        if not problems:
+            self._reserved_left()
+        self._tell_undeclared([one for one in orphans if (one["name"], one["zone"]) not in gone], rules, *rest)
+        absent = [one for one in self.machines if one["name"] not in {result.name for result in results}]
+        return results + [Result(one["name"]) for one in absent if not problems], problems
 
-        def delete(client, machine, result):
-            instance = self.find(machine, instances)
-            if instance is None:
-                return
-            zone, name = instance["zone"], instance["name"]
-            if instance.get("description") != declared.MARK:
-                raise GcpError(
-                    f"{name} in {zone} was not made by playbooks/provision.yml and is not deleted: "
-                    f"gcloud compute instances delete {name} --zone={zone} would."
-                )
-            view = declared.actual_view(machine, instance, None, None)
-            shown = {"zone": zone, **{key: view[key] for key in ("machine_type", "tags", "labels")}}
-            if not self.check_mode:
-                if not declared.boot_disk(instance).get("autoDelete"):
-                    self._mend_field(client, machine, zone, "disk_auto_delete")
-                client.change("DELETE", f"zones/{zone}/instances/{name}")
-            result.changes.append(Change(f"delete {name} and its boot disk", shown, None))
-
-        results, problems = self._each(delete)
-        gone = {result.name for result in results}
-        left = [one for one in instances if one["name"] not in gone]
+    def _unused_rules(self, firewalls, left):
+        """Delete the rules of which no remaining machine wears a tag."""
         client = self.client()
         for name in sorted(self.without | {rule["name"] for rule in self.rules}):
-            firewall = client.get(f"global/firewalls/{name}", missing_ok=True)
+            firewall = firewalls.get(name)
             if firewall is None:
                 continue
             tags = set(firewall.get("targetTags") or [])
             users = [one["name"] for one in left if tags & set((one.get("tags") or {}).get("items") or [])]
             if users:
                 self.remarks.append(f"rule {name} stays: {declared.listed(users)} uses it.")
+            elif self.dark:
+                self.remarks.append(
+                    f"rule {name} stays: zone {declared.listed(self.dark)} cannot be reached at present, and a machine "
+                    "there may use it."
+                )
             else:
                 self._rule_absent(client, firewall)
-        return results, problems
+
+    def _delete(self, client, found, result):
+        """Delete one instance, with the disks that go with it, whatever of that an earlier run has done."""
+        _, instance = found
+        zone, name = instance["zone"], instance["name"]
+        result.zone = zone
+        path = f"zones/{zone}/instances/{name}"
+        gone, stay, _ = declared.disks_at_delete(instance, self.options["keep_boot_disk"], self.options["delete_disks"])
+        words = f"delete {name} in {zone}" + (f" and its {declared.disk_words(gone)}" if gone else "")
+        shown = {
+            "zone": zone,
+            "machine_type": declared.last(instance.get("machineType")),
+            "tags": sorted((instance.get("tags") or {}).get("items") or []),
+            "labels": instance.get("labels") or {},
+            "disks": [disk for disk, _ in gone],
+        }
+        if stay:
+            verb = "would stay" if self.check_mode else "stays"
+            self.remarks.append(f"{name}: {declared.disk_words(stay)} in {zone} {verb} and costs.")
+        if not self.check_mode:
+            self._deleted(client, zone, name, path)
+        result.changes.append(Change(words, shown, None))
+
+    def _deleted(self, client, zone, name, path):
+        """Set the disks' auto-delete, send the delete and wait until the instance is gone."""
+        deadline = time.monotonic() + self.options["operation_timeout"]
+        keep, named = self.options["keep_boot_disk"], self.options["delete_disks"]
+        while time.monotonic() < deadline:
+            instance = self._settled(client, zone, name)
+            if instance is None:
+                return
+            if not declared.made_by(instance, self.fleet):
+                raise GcpError(f"{name} in {zone} {declared.maker(instance)} and is left alone.")
+            try:
+                for device, auto in declared.disks_at_delete(instance, keep, named)[2].items():
+                    params = {"autoDelete": str(auto).lower(), "deviceName": device}
+                    client.change("POST", f"{path}/setDiskAutoDelete", None, **params)
+                client.change("DELETE", path)
+            except GcpError as error:
+                # Gone meanwhile, or on its way out: looked at again.
+                if not error.absent and "resourceNotReady" not in error.reasons:
+                    raise
+        raise GcpError(
+            f"{name}: still there {self.options['operation_timeout']} s after its deletion: look at it in the console, "
+            "or raise gcp_operation_timeout."
+        )
 
     # --- the common part ----------------------------------------------------------------------------------------
 
-    def _do(self, client, what, before, after, *requests):
+    def _do(self, client, what, before, after, request):
         if not self.check_mode:
-            for request in requests:
-                try:
-                    client.change(*request)
-                except GcpError as error:
-                    # Made meanwhile: an answer that got lost, or another run. The next run compares it.
-                    if not error.exists:
-                        raise
+            self._send(client, *request)
         self.changes.append(Change(what, before, after))
 
-    def _each(self, action):
-        """Do one thing for every machine, side by side. Returns (results, problems): one's failure stops no other."""
+    @staticmethod
+    def _send(client, method, path, body=None):
+        """Send a change that makes or deletes; what it is to bring about may be so already."""
+        try:
+            client.change(method, path, body)
+        except GcpError as error:
+            # Made or deleted meanwhile: an answer that got lost, or another run. The next run compares it.
+            if not (error.exists if method == "POST" else method == "DELETE" and error.absent):
+                raise
+
+    def _each(self, action, things=None):
+        """Do one thing for every machine, side by side. Returns (results, problems): one's failure stops no other.
+
+        `things`: what the action is given instead of the chosen machines, pairs that begin with one.
+        """
         results, problems = [], []
+        things = self.machines if things is None else things
         with ThreadPoolExecutor(max_workers=SIDE_BY_SIDE) as pool:
             begun = []
-            for machine in self.machines:
-                result = Result(machine["name"])
-                begun.append((result, pool.submit(action, self.client(), machine, result)))
+            for thing in things:
+                result = Result((thing[0] if isinstance(thing, tuple) else thing)["name"])
+                begun.append((result, pool.submit(action, self.client(), thing, result)))
         for result, future in begun:
             # What a machine went through before it failed has happened all the same.
             self.changes += result.changes
@@ -630,15 +892,6 @@ class Fleet:
             if result.tried:
                 self.remarks.append(f"{result.name}: made in {result.zone} instead.")
         return results, problems
-
-
-def cost_sentence(cost):
-    if cost["missing"]:
-        return f"{cost['name']}: no estimate: {cost['missing']}."
-    return (
-        f"{cost['name']} costs about {cost['running']:.2f} {cost['currency']} an hour while it runs, "
-        f"{cost['stopped']:.2f} while it is stopped (data/gcp/prices.yml)."
-    )
 
 
 class Result:
@@ -679,6 +932,13 @@ class Result:
         }
 
 
+def protected(instance):
+    return (
+        f"{instance['name']} in {instance['zone']} is protected from deletion: declare deletion_protection: false "
+        "for it and run playbooks/provision.yml first, or gcloud compute instances update --no-deletion-protection."
+    )
+
+
 def fingerprint(part):
     return {"fingerprint": part["fingerprint"]} if part and part.get("fingerprint") else {}
 
@@ -692,32 +952,3 @@ def same_gpus(*resources):
         for resource in resources
     ]
     return kinds[0] == kinds[1]
-
-
-def counted(accelerators):
-    return declared.listed(f"{count} {kind}" for kind, count in accelerators.items()) or "none"
-
-
-def by_metric(resource):
-    return {one["metric"]: one for one in resource.get("quotas") or []}
-
-
-OTHER_GPUS = "stop other machines with a GPU, or choose another region"
-OTHER_DISKS = "delete disks that nobody needs, or set disk.size_gb so that all ask for at most {left:g}"
-
-
-def shortages(region, quotas, wanted):
-    """Return (sentences, metrics that the region does not tell). `wanted`: [(machine, is its disk new)]."""
-    totals = {}
-    for machine, new_disk in wanted:
-        disk, gpu = declared.disk_metric(machine["disk"]["type"]), machine["accelerator"]
-        if new_disk and disk:
-            totals.setdefault((disk, OTHER_DISKS), {})[machine["name"]] = machine["disk"]["size_gb"]
-        if gpu["count"]:
-            metric = declared.gpu_metric(gpu["type"], machine["spot"], quotas)
-            totals.setdefault((metric, OTHER_GPUS), {})[machine["name"]] = gpu["count"]
-    said = [
-        declared.quota_problem(f"region {region}", quotas, metric, sum(who.values()), who, cure)
-        for (metric, cure), who in totals.items()
-    ]
-    return [one for one in said if one], sorted(metric for metric, _ in totals if metric not in quotas)

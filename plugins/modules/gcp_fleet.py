@@ -11,7 +11,8 @@ description:
     that was added by hand is found like one that was taken away.
   - Mends what can be mended in the state that a machine is in; returns the rest as RV(refused), with the way to do it.
   - Works on all machines side by side; a failure of one does not stop the others.
-  - Everything made carries a mark in its description, and only what carries it is deleted.
+  - Everything made carries a mark with the fleet's name in its description. Only what carries it is deleted, and what
+    carries it without being declared is told by every run.
   - Authenticates with E(GCP_ACCESS_TOKEN) where it is set, else with O(service_account_file), else with application
     default credentials. E(HTTPS_PROXY) and E(REQUESTS_CA_BUNDLE) are honoured.
 author: The llm-server maintainers
@@ -20,15 +21,48 @@ options:
   state:
     description:
       - V(checked) asks all that must be right before anything is made (credentials, project, accelerator in the zone,
-        image family, quota) and estimates what the machines cost; it changes nothing.
+        image family, quota, permissions) and estimates what the machines cost; it changes nothing.
       - V(present) makes and mends rules and machines, and starts a machine that is stopped.
       - V(started) and V(stopped) start and stop machines; labels, tags and disk stay.
       - V(absent) deletes the machines in O(names) with their boot disks, then the rules that no other machine uses.
+        What is gone already, or on its way out, is no error. Further disks stay.
     type: str
     choices: [checked, present, started, stopped, absent]
     default: present
   project: {description: ID of the project., type: str, required: true}
   service_account_file: {description: Key file of a service account., type: path}
+  fleet:
+    description:
+      - Name that the mark carries. Two inventories that share a project need one each.
+    type: str
+    default: llm-server
+  adopt:
+    description:
+      - Names of rules and machines that are taken over though they do not carry the mark. A rule gets the mark; a
+        machine keeps its description, so it stays in this list, and is never deleted.
+    type: list
+    elements: str
+    default: []
+  egress:
+    description: How machines without an external address reach the network; Cloud NAT is looked for before one is made.
+    type: str
+    choices: [nat, other]
+    default: nat
+  delete_undeclared:
+    description: Names of rules, machines and disks that carry the mark, are no longer declared and are to be deleted.
+    type: list
+    elements: str
+    default: []
+  keep_boot_disk: {description: Keep the boot disks of machines that are deleted., type: bool, default: false}
+  release_addresses:
+    description: Give the reserved addresses of machines that are deleted back.
+    type: bool
+    default: false
+  delete_disks:
+    description: Names of further disks of machines that are deleted which go with them.
+    type: list
+    elements: str
+    default: []
   rules:
     description: Firewall rules (ingress, allow, TCP).
     type: list
@@ -85,9 +119,31 @@ options:
         options:
           size_gb: {description: Size (GB)., type: int, required: true}
           type: {description: Disk type., type: str, required: true}
+          labels: {description: Labels; those that are there are left alone when left out., type: dict}
+          auto_delete: {description: Whether it goes with the machine., type: bool, default: true}
       network: {description: Network of the project., type: str, default: default}
       subnetwork: {description: Subnetwork in the zone's region; the network's own when left out., type: str}
       external_address: {description: Whether it gets an external address., type: bool, default: true}
+      reserved_address:
+        description:
+          - Reserve the external address, under the machine's name, so that it stays over stop and start. One that the
+            machine has already is kept.
+        type: bool
+        default: false
+      service_account:
+        description: Service account that programs on the machine act as, and for what; none when left out.
+        type: dict
+        options:
+          email: {description: Its whole address., type: str, required: true}
+          scopes: {description: Access scopes (whole addresses)., type: list, elements: str, required: true}
+      deletion_protection: {description: Refuse to delete the machine., type: bool, default: false}
+      shielded:
+        description: Shielded VM. Secure boot loads signed kernel modules only, so NVIDIA's driver must be signed.
+        type: dict
+        options:
+          secure_boot: {description: Load signed boot code and modules only., type: bool, default: false}
+          vtpm: {description: Virtual trusted platform module., type: bool, default: true}
+          integrity_monitoring: {description: Compare each boot with the first., type: bool, default: true}
       spot: {description: Make it a spot machine (may be stopped by Google at any time)., type: bool, default: false}
       maintenance_policy:
         description: What happens at host maintenance; with a GPU only V(TERMINATE) is possible.
@@ -99,12 +155,18 @@ options:
       labels: {description: Labels., type: dict, default: {}}
       metadata: {description: Metadata keys to have; others are left alone., type: dict, default: {}}
   names: {description: Only these machines., type: list, elements: str, default: []}
+  limit: {description: What was given to C(--limit); names and patterns of machines., type: str, default: ""}
+  limit_hosts: {description: Hosts of the inventory that it matched., type: list, elements: str, default: []}
   prices: {description: Price table (see C(data/gcp/prices.yml))., type: dict, default: {}}
   unfit_images:
     description: Image projects that do not fit a machine series (see C(data/gcp/images.yml)).
     type: list
     elements: dict
     default: []
+  accelerators:
+    description: Machine series and numbers of each accelerator (see C(data/gcp/accelerators.yml)).
+    type: dict
+    default: {}
   tries: {description: How often a request is sent while the answer is 409 429 or 5xx., type: int, default: 6}
   retry_pause: {description: Seconds before the second try; doubled for each further one., type: float, default: 1.0}
   operation_timeout: {description: Seconds to wait for one operation., type: int, default: 900}
@@ -179,6 +241,11 @@ estimates:
   type: list
   elements: dict
   sample: [{name: llm-1, running: 0.9728, stopped: 0.0605, currency: USD, missing: ""}]
+to_start:
+  description: Names of the machines that O(state=present) would make or start.
+  returned: with state checked
+  type: list
+  elements: str
 problems:
   description: All that is wrong, a sentence each; with the API's reason where it is the API that refuses.
   returned: when something is wrong
@@ -190,12 +257,12 @@ import traceback
 
 import yaml
 from ansible.module_utils.basic import missing_required_lib
-from ansible.module_utils.gcp_declared import RULE
+from ansible.module_utils.gcp_declared import RULE, cost_sentences
 from ansible.module_utils.host_module import HostModule
 
 try:
-    from ansible.module_utils.gcp_client import GcpError
-    from ansible.module_utils.gcp_fleet import Fleet, cost_sentence
+    from ansible.module_utils.gcp_client import GcpError, not_understood
+    from ansible.module_utils.gcp_fleet import Fleet
 
     MISSING = None
 except ImportError:
@@ -218,10 +285,30 @@ MACHINE = {
     "disk": {
         "type": "dict",
         "required": True,
-        "options": {"size_gb": {"type": "int", "required": True}, **strings(type=True)},
+        "options": {
+            "size_gb": {"type": "int", "required": True},
+            **strings(type=True),
+            "labels": {"type": "dict"},
+            "auto_delete": {"type": "bool", "default": True},
+        },
     },
     "network": {"type": "str", "default": "default"},
     "external_address": {"type": "bool", "default": True},
+    "reserved_address": {"type": "bool", "default": False},
+    "service_account": {
+        "type": "dict",
+        "options": {**strings(email=True), "scopes": {"type": "list", "elements": "str", "required": True}},
+    },
+    "deletion_protection": {"type": "bool", "default": False},
+    "shielded": {
+        "type": "dict",
+        "apply_defaults": True,
+        "options": {
+            "secure_boot": {"type": "bool", "default": False},
+            "vtpm": {"type": "bool", "default": True},
+            "integrity_monitoring": {"type": "bool", "default": True},
+        },
+    },
     "spot": {"type": "bool", "default": False},
     "maintenance_policy": {"type": "str", "choices": ["TERMINATE", "MIGRATE"], "default": "TERMINATE"},
     "automatic_restart": {"type": "bool", "default": True},
@@ -238,12 +325,22 @@ ARGUMENTS = {
     },
     "project": {"type": "str", "required": True},
     "service_account_file": {"type": "path"},
+    "fleet": {"type": "str", "default": "llm-server"},
+    "adopt": {"type": "list", "elements": "str", "default": []},
+    "egress": {"type": "str", "choices": ["nat", "other"], "default": "nat"},
+    "delete_undeclared": {"type": "list", "elements": "str", "default": []},
+    "keep_boot_disk": {"type": "bool", "default": False},
+    "release_addresses": {"type": "bool", "default": False},
+    "delete_disks": {"type": "list", "elements": "str", "default": []},
     "rules": {"type": "list", "elements": "dict", "options": RULE, "default": []},
     "open_to_world": {"type": "bool", "default": False},
     "open_to_world_ports": {"type": "list", "elements": "int", "default": []},
     "machines": {"type": "list", "elements": "dict", "options": MACHINE, "required": True},
     "names": {"type": "list", "elements": "str", "default": []},
+    "limit": {"type": "str", "default": ""},
+    "limit_hosts": {"type": "list", "elements": "str", "default": []},
     "prices": {"type": "dict", "default": {}},
+    "accelerators": {"type": "dict", "default": {}},
     "unfit_images": {"type": "list", "elements": "dict", "default": []},
     "tries": {"type": "int", "default": 6},
     "retry_pause": {"type": "float", "default": 1.0},
@@ -261,32 +358,37 @@ def main():
         module.fail_json(msg=missing_required_lib("google-auth and requests"), exception=MISSING)
     fleet = Fleet(module.params, check_mode=module.check_mode)
     state = module.params["state"]
-    estimates, machines, problems = [], [], []
+    estimates, to_start, machines, problems, trace = [], [], [], [], None
     try:
         if state == "checked":
-            problems, estimates = fleet.checked()
+            problems, estimates, to_start = fleet.checked()
         else:
             problems = fleet.declaration_problems()
             if not problems:
                 machines, problems = getattr(fleet, state)()
     except GcpError as error:
         problems = [*problems, str(error)]
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        # Only what the API answers is of unknown form here.
+        trace = traceback.format_exc()
+        problems = [*problems, f"{not_understood('The Compute API')} ({type(error).__name__}: {error})"]
+    remarks = list(dict.fromkeys(fleet.remarks))
+    hours = module.params["prices"].get("hours_per_month", 730)
     result = {
         "changed": bool(fleet.changes),
         "changes": [change.what for change in fleet.changes],
         "machines": [one.as_dict() for one in machines],
         "estimates": estimates,
-        "report": [
-            *(cost_sentence(one) for one in estimates),
-            *(one.sentence() for one in machines),
-            *fleet.remarks,
-        ],
-        "remarks": fleet.remarks,
+        "to_start": [one["name"] for one in to_start],
+        "report": [*cost_sentences(estimates, hours), *(one.sentence() for one in machines), *remarks],
+        "remarks": remarks,
         "refused": fleet.refused,
         "diff": [shown(change) for change in fleet.changes],
     }
     if problems:
-        module.fail_json(msg="\n".join(problems), problems=problems, **result)
+        done = [f"Done before: {'; '.join(result['changes'])}."] if result["changes"] and not module.check_mode else []
+        told = {"exception": trace} if trace else {}
+        module.fail_json(msg="\n".join([*problems, *done]), problems=problems, **told, **result)
     module.exit_json(**result)
 
 

@@ -9,28 +9,9 @@ from ansible.module_utils.gcp_client import Client, GcpError, credentials_for
 from ansible.module_utils.gcp_fleet import Fleet
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from gcp_runs import ZONE_A, ZONE_B, made, run, what
 
 from lab.compute_api import Refused, schema
-
-ZONE_A, ZONE_B = "asia-northeast3-a", "asia-northeast3-b"
-
-
-def run(options, state="present", check_mode=False, **changed):
-    fleet = Fleet({**options, "state": state, **changed}, check_mode)
-    results, problems = getattr(fleet, state)()
-    if state == "checked":
-        return fleet, results, problems
-    return fleet, results, problems + fleet.refused
-
-
-def made(options):
-    fleet, _, problems = run(options)
-    assert problems == []
-    return fleet
-
-
-def what(fleet):
-    return [change.what for change in fleet.changes]
 
 
 @pytest.mark.usefixtures("server")
@@ -136,10 +117,10 @@ class TestPresent:
 
     def test_a_disk_grows_and_does_not_shrink(self, cloud, options, machine):
         made(options)
-        machine["disk"] = {"size_gb": 250, "type": "pd-ssd"}
+        machine["disk"] = {**machine["disk"], "size_gb": 250}
         assert what(run(options)[0]) == ["mend disk_size_gb of llm-server"]
         assert cloud.disks[ZONE_A, "llm-server"]["sizeGb"] == "250"
-        machine["disk"] = {"size_gb": 100, "type": "pd-ssd"}
+        machine["disk"] = {**machine["disk"], "size_gb": 100}
         _, _, (problem,) = run(options)
         assert "cannot shrink" in problem
 
@@ -181,7 +162,8 @@ class TestPresent:
         assert what(fleet) == []
 
     @pytest.mark.parametrize(
-        ("field", "value"), [("network", "other"), ("disk", {"size_gb": 200, "type": "pd-balanced"})]
+        ("field", "value"),
+        [("network", "other"), ("disk", {"size_gb": 200, "type": "pd-balanced", "auto_delete": True, "labels": None})],
     )
     def test_what_needs_a_new_machine_is_refused_with_the_way(self, cloud, options, machine, field, value):
         made(options)
@@ -259,6 +241,7 @@ class TestWorld:
         options["open_to_world"] = True
         options["rules"][0]["source_ranges"] = ["0.0.0.0/0", "::/0", "198.51.100.0/24"]
         made(options)
+        assert cloud.firewalls["allow-ai-server-ports-ipv6"]["sourceRanges"] == ["::/0"]
         assert cloud.firewalls["allow-ai-server-ports-restricted"]["allowed"][0]["ports"] == ["8001"]
         options["open_to_world_ports"] = [8000, 8001]
         assert "delete rule allow-ai-server-ports-restricted" in what(made(options))
@@ -379,7 +362,6 @@ class TestAbsent:
     def test_exactly_what_was_made_goes(self, cloud, options):
         cloud.firewalls["default-allow-ssh"] = {"name": "default-allow-ssh", "targetTags": ["ai-server"]}
         made(options)
-        cloud.instance("llm-server")["disks"][0]["autoDelete"] = False
         foretold, _, _ = run(options, "absent", check_mode=True, names=["llm-server"])
         fleet, _, problems = run(options, "absent", names=["llm-server"])
         assert problems == []
@@ -407,9 +389,12 @@ class TestAbsent:
         _, _, problems = run(options, "absent", names=["llm-1", " llm-2"])
         assert (problems, cloud.instances) == ([], {})
 
-    @pytest.mark.parametrize("names", [[], [""], [" "], ["other"]])
-    def test_the_name_must_be_said_and_known(self, options, names):
-        assert Fleet({**options, "state": "absent", "names": names}).declaration_problems()
+    @pytest.mark.parametrize("names", [[], [""], [" "], ["other"], ["llm-server", "other"]])
+    def test_the_name_must_be_said_and_known(self, cloud, options, names):
+        made(options)
+        cloud.requests.clear()
+        assert run(options, "absent", names=names)[2]
+        assert cloud.writes() == []
 
 
 @pytest.mark.usefixtures("server")
@@ -444,7 +429,8 @@ class TestChecked:
         assert "does not fit g2-standard-4: use ubuntu-os-accelerator-images/" in problems[0]
 
     def test_what_is_named_is_there(self, cloud, options, machine):
-        machine |= {"machine_type": "g2-standard-5", "disk": {"type": "pd-sd", "size_gb": 200}, "network": "defualt"}
+        machine |= {"machine_type": "g2-standard-5", "network": "defualt"}
+        machine["disk"] = {**machine["disk"], "type": "pd-sd"}
         machine["subnetwork"] = "inner"
         options["rules"][0]["network"] = "prod"
         said = [
@@ -473,12 +459,14 @@ class TestChecked:
             cloud.fail(f"compute.{method}", status=404, reason="notFound", message="No such page")
         assert run(options, "checked")[1] == []
 
-    def test_a_zone_that_does_not_exist(self, cloud, options, machine):
-        cloud.zones["asia-northeast9-a"] = []
-        machine["zones"] = ["asia-northeast9-a"]
-        cloud.fail("compute.regions.get", status=404, reason="notFound", message="No such region")
-        _, (problem,), _ = run(options, "checked")
-        assert "zone asia-northeast9-a has no accelerator nvidia-l4: choose another zone, such as" in problem
+    def test_a_zone_that_does_not_exist_is_told_with_those_that_do(self, cloud, options, machine):
+        machine["zones"] = ["asia-northeast3-d"]
+        other = {**machine, "name": "llm-2", "zones": ["asia-northeast3-c"]}
+        options["machines"] = [machine, other]
+        first, second = run(options, "checked")[1]
+        assert first.startswith("llm-server: there is no zone asia-northeast3-d: choose another, such as asia-")
+        assert "us-central1-a" in first
+        assert "llm-2: zone asia-northeast3-c has no accelerator nvidia-l4" in second
 
     def test_quota_counts_all_machines_and_what_is_in_use(self, cloud, options, machine):
         cloud.quotas["SSD_TOTAL_GB"] = 500

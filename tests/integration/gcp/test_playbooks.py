@@ -1,8 +1,10 @@
 """The playbooks with the real inventory, as a user runs them; only the environment says where the API is."""
 
+import copy
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -46,9 +48,9 @@ def recap(run):
     return {"changed": int(found[2]), "failed": int(found[3])}
 
 
-def inventory():
-    command = [str(Path(sys.executable).with_name("ansible-inventory")), "-i", "inventories/gcp", "--list"]
-    given = {"gcp_project": "lab-project", "gcp_source_ranges": ["198.51.100.0/24"]}
+def inventory(*words, **more):
+    command = [str(Path(sys.executable).with_name("ansible-inventory")), "-i", "inventories/gcp", "--list", *words]
+    given = {"gcp_project": "lab-project", "gcp_source_ranges": ["198.51.100.0/24"], **more}
     done = subprocess.run(
         [*command, "-e", json.dumps(given)], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False
     )
@@ -97,6 +99,146 @@ def test_the_whole_life_of_a_machine(cloud, playbook, ssh_port):
     assert gone.returncode == 0, gone.stdout
     assert (cloud.instances, cloud.firewalls, cloud.disks) == ({}, {}, {})
     assert recap(playbook("decommission", gcp_decommission="llm-server")) == {"changed": 0, "failed": 0}
+
+
+def test_decommission_names_every_disk_before_it_deletes(cloud, playbook, ssh_port):
+    playbook("provision", gcp_ssh_port=ssh_port)
+    gone = playbook("decommission", gcp_decommission="llm-server", gcp_keep_boot_disk=True)
+    before, after = gone.said.split("TASK [Delete the machines")
+    assert "llm-server: boot disk llm-server (200 GB) in asia-northeast3-a would stay and costs." in before
+    assert "stays and costs" in after
+    assert (cloud.instances, list(cloud.disks)) == ({}, [("asia-northeast3-a", "llm-server")])
+
+
+def test_what_is_no_longer_declared_is_told_and_deleted_by_name(cloud, playbook, ssh_port):
+    two = [{"name": name, "zones": ["asia-northeast3-a"]} for name in ("llm-1", "llm-2")]
+    assert playbook("provision", gcp_ssh_port=ssh_port, gcp_machines=two).returncode == 0
+    one = {"gcp_ssh_port": ssh_port, "gcp_machines": two[:1]}
+    shown = playbook("provision", check=True, **one)
+    assert (
+        "Made here, no longer declared, and open or paid for: machine llm-2 in asia-northeast3-a (RUNNING)"
+        in shown.said
+    )
+    done = playbook("provision", **one, gcp_delete_undeclared="llm-2")
+    assert done.returncode == 0, done.stdout
+    assert list(cloud.instances) == list(cloud.disks) == [("asia-northeast3-a", "llm-1")]
+
+
+def test_limit_does_what_it_says(cloud, playbook, ssh_port):
+    two = [{"name": name, "zones": ["asia-northeast3-a"]} for name in ("llm-1", "llm-2")]
+    given = {"gcp_ssh_port": ssh_port, "gcp_machines": two}
+    assert playbook("provision", **given).returncode == 0
+    for name in ("llm-1", "llm-2"):
+        cloud.instance(name)["labels"] = {}
+    done = playbook("provision", limit="llm-2", **given)
+    assert done.returncode == 0, done.stdout
+    assert cloud.instance("llm-2")["labels"] == {"vllm": "true", "gpu": "true", "swap": "true"}
+    assert cloud.instance("llm-1")["labels"] == {}
+    assert playbook("stop", limit="llm-1", **given).returncode == 0
+    assert [cloud.instance(name)["status"] for name in ("llm-1", "llm-2")] == ["TERMINATED", "RUNNING"]
+    cloud.requests.clear()
+    unknown = playbook("provision", limit="llm-9", **given)
+    assert unknown.returncode != 0
+    assert cloud.writes() == []
+
+
+def test_the_inventory_knows_no_stranger(cloud, playbook, ssh_port):
+    playbook("provision", gcp_ssh_port=ssh_port)
+    stranger = copy.deepcopy(cloud.instance("llm-server"))
+    cloud.instances["us-central1-a", "llm-server"] = {**stranger, "description": "mine"}
+    cloud.instances["asia-northeast3-b", "llm-server"] = {**stranger, "id": "7"}
+    hosts = inventory()["_meta"]["hostvars"]
+    assert hosts["llm-server"]["gcp_zone"] == "asia-northeast3-a"
+    cloud.instance("llm-server")["description"] = "mine"
+    assert inventory()["_meta"]["hostvars"].get("llm-server") is None
+    assert inventory(gcp_adopt=["llm-server"])["_meta"]["hostvars"]["llm-server"]["gcp_zone"] == "asia-northeast3-a"
+
+
+def test_the_inventory_says_what_does_not_run_and_where_it_would_be(cloud, playbook, ssh_port):
+    (absent,) = inventory("--export")["all"]["vars"]["gcp_not_running"]
+    assert (absent["name"], absent["status"], absent["open_ports"]) == (
+        "llm-server",
+        "absent",
+        [8000, 8001, 9100, 9400],
+    )
+    playbook("provision", gcp_ssh_port=ssh_port)
+    running = inventory("--export")
+    assert running["all"]["vars"]["gcp_not_running"] == []
+    groups = {name for name in absent["groups"] if "llm-server" in running[name]["hosts"]}
+    assert groups == set(absent["groups"]) == {"ai_server", "monitoring", "vllm", "gpu", "swap"}
+    cloud.unreachable = {"asia-northeast3-a"}
+    done = playbook("stop")
+    assert done.returncode != 0
+    assert "UNREACHABLE" in done.stderr
+
+
+def test_site_is_red_where_a_declared_machine_does_not_run(cloud, playbook, ssh_port):
+    playbook("provision", gcp_ssh_port=ssh_port)
+    playbook("stop")
+    done = playbook("../site")
+    assert done.returncode != 0
+    assert "llm-server is TERMINATED: declared in gcp_machines and not running" in done.said
+    assert "Run playbooks/start.yml" in done.said
+
+
+GCLOUD = """#!/bin/sh
+# In the place of gcloud: tells how it was called, and then that nobody is there.
+echo "$@" >> {log}
+exit 1
+"""
+
+
+def test_ssh_through_iap_goes_by_gcloud_and_the_rule_for_it_is_made(cloud, playbook, tmp_path, monkeypatch):
+    program, log = tmp_path / "bin/gcloud", tmp_path / "calls"
+    program.parent.mkdir()
+    program.write_text(GCLOUD.format(log=log))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    done = playbook("provision", gcp_ssh_through_iap=True, gcp_ssh_port=22, gcp_ssh_timeout=1)
+    assert done.returncode != 0
+    assert "Wait until SSH answers through IAP" in done.stdout
+    called = "compute start-iap-tunnel llm-server 22 --listen-on-stdin --project=lab-project --zone=asia-northeast3-a"
+    assert called in log.read_text()
+    rule = cloud.firewalls["allow-iap-ssh"]
+    assert (rule["sourceRanges"], rule["allowed"]) == (["35.235.240.0/20"], [{"IPProtocol": "tcp", "ports": ["22"]}])
+
+
+def test_a_broken_answer_is_one_sentence(cloud, playbook):
+    cloud.fail("compute.projects.get", answer={"quotas": [{"limit": 1}]})
+    done = playbook("provision")
+    assert done.returncode != 0
+    assert "The Compute API: the answer is not what the Compute API says" in done.said
+    assert "Traceback" not in done.stdout + done.stderr
+    assert cloud.writes() == []
+
+
+@pytest.mark.parametrize("name", ["provision", "stop", "start", "decommission"])
+def test_a_playbook_that_is_killed_at_a_request_is_finished_by_the_next(cloud, playbook, ssh_port, name):
+    given = {"gcp_ssh_port": ssh_port, "gcp_decommission": "llm-server"}
+    if name != "provision":
+        assert playbook("provision", **given).returncode == 0
+    if name == "start":
+        assert playbook("stop", **given).returncode == 0
+    wanted = {"provision": "POST /instances", "stop": "/stop", "start": "/start", "decommission": "DELETE /instances"}
+    verb, _, path = wanted[name].rpartition(" ")
+    original, cut = cloud.answer, []
+
+    def answer(*words):
+        result = original(*words)
+        if words[0] == (verb or "POST") and path in f"/{words[1]}" and not cut:
+            cut.append(words[1])
+            os.killpg(playbook.process.pid, signal.SIGKILL)
+        return result
+
+    cloud.answer = answer
+    assert playbook(name, **given).returncode == -signal.SIGKILL
+    assert cut
+    done = playbook(name, **given)
+    assert done.returncode == 0, done.stdout
+    assert recap(playbook(name, **given)) == {"changed": 0, "failed": 0}
+    left = {"provision": ["RUNNING"], "stop": ["TERMINATED"], "start": ["RUNNING"], "decommission": []}
+    assert [one["status"] for one in cloud.instances.values()] == left[name]
+    assert len(cloud.firewalls) == len(left[name]) * 2
 
 
 NEXT_PLAY = """

@@ -1,0 +1,371 @@
+"""All that is asked of the Compute API before anything is made: every finding at once, over all machines."""
+
+from __future__ import annotations
+
+import difflib
+
+from ansible.module_utils import gcp_declared as declared
+from ansible.module_utils.gcp_client import GcpError, project_sentence
+
+RULE_PERMISSIONS = (
+    "compute.firewalls.create",
+    "compute.firewalls.delete",
+    "compute.firewalls.update",
+    "compute.networks.updatePolicy",
+)
+MACHINE_PERMISSIONS = (
+    "compute.disks.create",
+    "compute.instances.create",
+    "compute.instances.delete",
+    "compute.instances.setLabels",
+    "compute.instances.setMetadata",
+    "compute.instances.setTags",
+    "compute.instances.start",
+    "compute.instances.stop",
+    "compute.subnetworks.use",
+)
+EXTERNAL_PERMISSION = "compute.subnetworks.useExternalIp"
+ACCOUNT_PERMISSION = "compute.instances.setServiceAccount"
+ADDRESS_PERMISSIONS = ("compute.addresses.create", "compute.addresses.use")
+
+OTHER_GPUS = "stop other machines with a GPU, or choose another region"
+OTHER_DISKS = "delete disks that nobody needs, or set disk.size_gb so that all ask for at most {left:g}"
+OTHER_CPUS = "stop other machines, or choose a smaller machine_type or another region"
+OTHER_ADDRESSES = "stop other machines, or set external_address to false"
+OTHER_MACHINES = "delete machines that nobody needs, or choose another region"
+OTHER_RULES = "delete rules that nobody needs"
+
+
+class Checks:
+    """The questions of one run. `fleet`: the Fleet whose machines are to be made."""
+
+    def __init__(self, fleet):
+        self.fleet = fleet
+        self.client = fleet.client()
+        self.remarks = fleet.remarks
+        self.cpus = {}  # machine type -> vCPUs
+        self.new_addresses = set()  # (name of a machine, region) of those to be reserved
+
+    def problems(self):
+        """Return (sentences of all that is wrong, machines that are to be made or started)."""
+        fleet = self.fleet
+        try:
+            about = self.client.get("")
+            instances, firewalls = fleet.instances(), fleet.firewalls()
+        except GcpError as error:
+            return [project_sentence(fleet.project, error)], []
+        problems, missing, waiting = fleet.foreign_rules(firewalls), [], []
+        for machine in fleet.machines:
+            try:
+                instance = fleet.find(machine, instances)
+            except GcpError as error:
+                problems.append(str(error))
+                continue
+            if instance is None:
+                missing.append(machine)
+            elif instance["status"] not in ("RUNNING", "PROVISIONING", "STAGING"):
+                waiting.append((machine, instance))
+        self.remarks += [
+            f"{one['name']}: secure boot loads signed kernel modules only: NVIDIA's driver must be signed (Ubuntu's "
+            "prebuilt linux-modules-nvidia are, one that DKMS built is not), else there is no GPU."
+            for one in fleet.machines
+            if one["shielded"]["secure_boot"] and one["accelerator"]["count"]
+        ]
+        new_rules = [rule["name"] for rule in fleet.wanted_rules() if rule["name"] not in firewalls]
+        whole, missing_in_known = self._zone_names(missing)
+        problems += whole
+        for check in (
+            lambda: self._permissions(missing, new_rules),
+            lambda: self._names(missing_in_known),
+            lambda: self._accelerators(missing_in_known),
+            lambda: self._images(missing),
+            lambda: self._left_disks(missing_in_known),
+            lambda: self._addresses(missing_in_known),
+            lambda: self._egress(missing_in_known),
+            lambda: self._quotas(missing_in_known, waiting, about, new_rules),
+        ):
+            try:
+                problems += check()
+            except GcpError as error:
+                problems.append(str(error))
+        return problems, [*missing, *(machine for machine, _ in waiting)]
+
+    def _zone_names(self, missing):
+        """Return (sentences about zones that there are not, the machines with those zones left out)."""
+        known = self._known("zones")
+        problems, usable = [], []
+        for machine in missing:
+            unknown = [zone for zone in machine["zones"] if known and zone not in known]
+            for zone in unknown:
+                alike = difflib.get_close_matches(zone, known, 3, 0.75)
+                there = f", such as {declared.listed(alike)}" if alike else ""
+                problems.append(
+                    f"{machine['name']}: there is no zone {zone}: choose another{there} (known: "
+                    f"{declared.listed(sorted(known))})."
+                )
+            usable.append({**machine, "zones": [zone for zone in machine["zones"] if zone not in unknown]})
+        return problems, usable
+
+    def _permissions(self, missing, new_rules):
+        """Ask whether the account may do what is to be done; where that cannot be asked, say so."""
+        needed = {*(RULE_PERMISSIONS if new_rules else ()), *(MACHINE_PERMISSIONS if missing else ())}
+        needed |= {EXTERNAL_PERMISSION} if any(one["external_address"] for one in missing) else set()
+        needed |= {ACCOUNT_PERMISSION} if any(one["service_account"] for one in missing) else set()
+        needed |= set(ADDRESS_PERMISSIONS if any(one["reserved_address"] for one in missing) else ())
+        if not needed:
+            return []
+        lacking = self.client.lacking(needed)
+        if lacking is None:
+            self.remarks.append(
+                "Whether the account has the permissions that are needed could not be asked (it takes the Cloud "
+                "Resource Manager API); the first request that lacks one will tell."
+            )
+        if not lacking:
+            return []
+        return [
+            f"The account lacks {declared.listed(lacking)} on project {self.fleet.project}: give it the roles Compute "
+            "Instance Admin (v1) and Compute Security Admin."
+        ]
+
+    def _accelerators(self, missing):
+        """See that every declared zone of a machine to be made offers its accelerator."""
+        problems = []
+        for machine in missing:
+            gpu = machine["accelerator"]
+            for zone in machine["zones"] if gpu["count"] else []:
+                try:
+                    kind = self.client.get(f"zones/{zone}/acceleratorTypes/{gpu['type']}", missing_ok=True)
+                    elsewhere = self._zones_with(gpu["type"]) if kind is None else []
+                except GcpError as error:
+                    problems.append(f"{machine['name']}: {error}")
+                    continue
+                if kind is None and zone not in elsewhere:
+                    problems.append(
+                        f"{machine['name']}: zone {zone} has no accelerator {gpu['type']}: choose another zone"
+                        + (f", such as {declared.listed(elsewhere[:6])}." if elsewhere else ".")
+                    )
+                elif kind and gpu["count"] > kind.get("maximumCardsPerInstance", gpu["count"]):
+                    problems.append(
+                        f"{machine['name']}: {gpu['count']} {gpu['type']} asked for, zone {zone} gives a machine at "
+                        f"most {kind['maximumCardsPerInstance']}."
+                    )
+        return problems
+
+    def _zones_with(self, accelerator):
+        """Name the zones that have an accelerator; a help in a sentence, so no answer is no error."""
+        try:
+            found, _ = self.client.aggregated(
+                "aggregated/acceleratorTypes", "acceleratorTypes", filter=f'name = "{accelerator}"'
+            )
+        except GcpError:
+            return []
+        return sorted({one["scope"] for one in found if one["name"] == accelerator})
+
+    def _names(self, missing):
+        """See that there is what rules and machines to be made name, before the first of them is made."""
+        rules = self.fleet.wanted_rules()
+        named = [(f"rule {rule['name']}", "network", "global/networks", rule["network"], None) for rule in rules]
+        for one in missing:
+            named.append((one["name"], "network", "global/networks", one["network"], None))
+            for zone in one["zones"]:
+                if one["subnetwork"]:
+                    subnetworks = f"regions/{declared.region_of(zone)}/subnetworks"
+                    named.append((one["name"], "subnetwork", subnetworks, one["subnetwork"], None))
+                named.append((one["name"], "disk.type", f"zones/{zone}/diskTypes", one["disk"]["type"], None))
+                named.append((one["name"], "machine_type", f"zones/{zone}/machineTypes", one["machine_type"], one))
+        problems, found = [], {}
+        for who, field, where, name, machine in named:
+            try:
+                if (where, name) not in found:
+                    found[where, name] = self.fleet.ask(self.client, f"{where}/{name}", who, field)
+            except GcpError as error:
+                problems.append(f"{who}: {error}")
+                continue
+            resource = found[where, name]
+            known = self._known(where) if resource is None else []
+            if known and name not in known:
+                alike = declared.listed(difflib.get_close_matches(name, known) or known[:6])
+                problems.append(f"{who}: there is no '{name}' in {where}: set {field}, such as {alike}.")
+            if machine and resource:
+                self.cpus[name] = resource.get("guestCpus")
+                problems += self._own_gpus(who, machine, resource)
+        return list(dict.fromkeys(problems))
+
+    @staticmethod
+    def _own_gpus(who, machine, resource):
+        """Compare the accelerators that a machine type brings along with those that are declared."""
+        brings = resource.get("accelerators") or []
+        own = {declared.last(one.get("guestAcceleratorType")): one.get("guestAcceleratorCount") for one in brings}
+        asked = declared.declared_view(machine)["accelerator"]
+        # The same GPU with a licence for graphics.
+        if not own or own == {kind.removesuffix("-vws"): count for kind, count in asked.items()}:
+            return []
+        return [
+            f"{who}: {machine['machine_type']} comes with {counted(own)}, accelerator says {counted(asked)}: make them "
+            "agree."
+        ]
+
+    def _known(self, where):
+        """Name all that a collection has; a help in a sentence, so no answer is no error."""
+        try:
+            return [one["name"] for one in self.client.list(where)]
+        except GcpError:
+            return []
+
+    def _images(self, missing):
+        """See that the image family exists and fits the machine."""
+        problems, images = [], {}
+        for machine in missing:
+            project, family = machine["image"]["project"], machine["image"]["family"]
+            who = f"{machine['name']}: image family {family} of project {project}"
+            series = machine["machine_type"].split("-")[0]
+            for rule in self.fleet.options["unfit_images"]:
+                if (rule["image_project"], rule["machine_series"]) == (project, series):
+                    problems.append(f"{who} does not fit {machine['machine_type']}: use {rule['instead']}.")
+            if (project, family) not in images:
+                path = f"projects/{project}/global/images/family/{family}"
+                try:
+                    images[project, family] = self.client.get(path, missing_ok=True)
+                except GcpError as error:
+                    problems.append(f"{who} cannot be read: {error}")
+                    continue
+            image = images[project, family]
+            if image is None:
+                problems.append(
+                    f"{who} does not exist: see 'gcloud compute images list --project={project} --no-standard-images' "
+                    "and set image.family."
+                )
+                continue
+            if image.get("architecture", "X86_64") not in ("X86_64", "ARCHITECTURE_UNSPECIFIED"):
+                problems.append(f"{who} is for {image['architecture']}, {machine['machine_type']} is X86_64.")
+            if int(image.get("diskSizeGb", 0)) > machine["disk"]["size_gb"]:
+                problems.append(
+                    f"{who} needs a disk of {image['diskSizeGb']} GB, declared is {machine['disk']['size_gb']}: raise "
+                    "disk.size_gb."
+                )
+        return problems
+
+    def _left_disks(self, missing):
+        """See that no disk is in the place of the boot disk of a machine to be made."""
+        problems = []
+        for machine in missing:
+            for zone in machine["zones"]:
+                disk = self.fleet.ask(self.client, f"zones/{zone}/disks/{machine['name']}", machine["name"], "disk")
+                if disk and disk.get("status") != "DELETING":
+                    problems.append(
+                        f"{machine['name']}: a disk of that name is in {zone}, where its boot disk would be made. "
+                        f"{declared.left_disk(machine['name'], zone)}"
+                    )
+        return problems
+
+    def _addresses(self, missing):
+        """See that no address of another's is in the place of one to be reserved."""
+        problems = []
+        for machine in missing if self.fleet.has_reserved else []:
+            for region in dict.fromkeys(declared.region_of(zone) for zone in machine["zones"]):
+                try:
+                    address = machine["reserved_address"] and self.fleet.reserved(self.client, machine, region)
+                except GcpError as error:
+                    problems.append(str(error))
+                    continue
+                if machine["reserved_address"] and not address:
+                    self.new_addresses.add((machine["name"], region))
+        return problems
+
+    def _egress(self, missing):
+        """See that a machine without an external address can fetch what is installed on it: by Cloud NAT."""
+        inner = [one for one in missing if not one["external_address"] and self.fleet.options["egress"] == "nat"]
+        problems, found = [], {}
+        for machine in inner:
+            for region in dict.fromkeys(declared.region_of(zone) for zone in machine["zones"]):
+                try:
+                    if region not in found:
+                        found[region] = list(self.client.list(f"regions/{region}/routers"))
+                except GcpError as error:
+                    if error.status not in (403, 404, 501):
+                        raise
+                    self.remarks.append(f"{machine['name']}: whether {region} has a Cloud NAT cannot be asked: {error}")
+                    continue
+                routers = [one for one in found[region] if declared.last(one.get("network")) == machine["network"]]
+                if not any(one.get("nats") for one in routers):
+                    problems.append(
+                        f"{machine['name']}: it has no external address, and network {machine['network']} has no Cloud "
+                        f"NAT in {region}, so nothing could be fetched to it: make one (gcloud compute routers nats "
+                        "create), or set gcp_egress: other where it has another way, such as a proxy."
+                    )
+        return problems
+
+    def _quotas(self, missing, waiting, about, new_rules):
+        """Compare what is asked for with the quotas; what only a further zone would need is a remark."""
+        problems = []
+        certain, possible = {}, {}  # region -> [(machine, is it new)]
+        for machine in missing:
+            regions = list(dict.fromkeys(declared.region_of(zone) for zone in machine["zones"]))
+            for region in regions:
+                possible.setdefault(region, []).append((machine, True))
+            for region in regions[:1]:
+                certain.setdefault(region, []).append((machine, True))
+        for machine, instance in waiting:
+            for asked in (certain, possible):
+                asked.setdefault(declared.region_of(instance["zone"]), []).append((machine, False))
+        for region, wanted in possible.items():
+            quotas = by_metric(self.client.get(f"regions/{region}", missing_ok=True) or {})
+            said, unknown = self._shortages(region, quotas, certain.get(region, []))
+            problems += said
+            if unknown:
+                self.remarks.append(f"region {region} does not tell its quota {declared.listed(unknown)}.")
+            if not said:
+                later, _ = self._shortages(region, quotas, wanted)
+                self.remarks += [f"Should the first zones have no capacity: {one}" for one in later]
+        wanted = [*missing, *(machine for machine, _ in waiting)]
+        asked = {
+            ("GPUS_ALL_REGIONS", OTHER_GPUS): {one["name"]: one["accelerator"]["count"] for one in wanted},
+            ("CPUS_ALL_REGIONS", OTHER_CPUS): {one["name"]: self._vcpus(one) or 0 for one in wanted},
+            ("FIREWALLS", OTHER_RULES): {f"rule {name}": 1 for name in new_rules},
+        }
+        return problems + exceeded(f"project {self.fleet.project}", by_metric(about), asked)
+
+    def _vcpus(self, machine):
+        """Return the vCPUs of a machine's type; of one that was not looked up, what its name ends in."""
+        ending = machine["machine_type"].rsplit("-", 1)[-1]
+        return self.cpus.get(machine["machine_type"]) or (int(ending) if ending.isdigit() else None)
+
+    def _shortages(self, region, quotas, wanted):
+        """Return (sentences, metrics that the region does not tell). `wanted`: [(machine, is it new)]."""
+        totals = {}
+
+        def ask(metric, cure, machine, amount):
+            if metric and amount:
+                totals.setdefault((metric, cure), {})[machine["name"]] = amount
+
+        for machine, new in wanted:
+            kind, spot, gpu = machine["machine_type"], machine["spot"], machine["accelerator"]
+            if new:
+                ask(declared.disk_metric(machine["disk"]["type"]), OTHER_DISKS, machine, machine["disk"]["size_gb"])
+                ask("INSTANCES", OTHER_MACHINES, machine, 1)
+            ask(declared.gpu_metric(gpu["type"], spot, quotas), OTHER_GPUS, machine, gpu["count"])
+            ask(declared.cpu_metric(kind, spot, quotas), OTHER_CPUS, machine, self._vcpus(machine))
+            new_address = (machine["name"], region) in self.new_addresses
+            ask("STATIC_ADDRESSES", OTHER_ADDRESSES, machine, int(new_address))
+            ask("IN_USE_ADDRESSES", OTHER_ADDRESSES, machine, int(machine["external_address"]))
+        return exceeded(f"region {region}", quotas, totals), sorted(
+            metric for metric, _ in totals if metric not in quotas
+        )
+
+
+def exceeded(where, quotas, asked):
+    """Return a sentence for each quota that is not enough. `asked`: (metric, cure) -> {who: how much}."""
+    said = []
+    for (metric, cure), amounts in asked.items():
+        who = {name: amount for name, amount in amounts.items() if amount}
+        if who:
+            said.append(declared.quota_problem(where, quotas, metric, sum(who.values()), who, cure))
+    return [one for one in said if one]
+
+
+def counted(accelerators):
+    return declared.listed(f"{count} {kind}" for kind, count in accelerators.items()) or "none"
+
+
+def by_metric(resource):
+    return {one["metric"]: one for one in resource.get("quotas") or []}
