@@ -192,15 +192,15 @@ server.serve_forever()
 @pytest.fixture
 def stray(host) -> Iterator[Callable[[str], int]]:
     """Have a process of a unit (of none when it is empty) listen on every address; returns the port."""
-    ports: list[int] = []
+    ports: list[str] = []
 
     def listen(unit: str) -> int:
-        port = 9770 + len(ports)
+        port = str(9770 + len(ports))
         group = host.check_output("systemctl show --property ControlGroup --value %s", unit) if unit else ""
         host.check_output("systemd-run --unit stray-%s python3 -c %s %s %s", port, STRAY, group, port)
         ports.append(port)
         host.run_test("for _ in 1 2 3 4 5 6 7 8 9; do test -s /run/stray-%s && exit; sleep 0.3; done; exit 1", port)
-        return port
+        return int(port)
 
     yield listen
     for port in ports:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote
 
+from ansible.module_utils.common.parameters import remove_values
 from ansible.module_utils.host_module import HostModule
 
 HIDDEN = "********"
@@ -64,7 +65,8 @@ class QuietModule(HostModule):
                 return [quiet(each) for each in value]
             return masked(value, environment) if isinstance(value, str) else value
 
-        arguments = quiet(self.params)
+        # Masked first as Ansible does it, by whole values: of a value that was changed it would know nothing.
+        arguments = quiet(remove_values(self.params, self.no_log_values))
         if "environment" in arguments:
             arguments["environment"] = dict.fromkeys(environment, HIDDEN)
         shown = {key: quiet(result[key]) for key in ("msg", "diff", "why", "journal") if key in result}

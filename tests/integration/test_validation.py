@@ -85,7 +85,7 @@ def test_each_bad_value_is_named_with_its_cure():
         "ai_server_backend_internal_token": ("canary\n", "a line break"),
         "ai_server_api_keys": (["caller-key-0123456789\n"], "a line break"),
         "ai_server_lora_adapter_checklist": ("", "it must be a name of"),
-        "ai_server_environment": ({"OCR_URL": {"a": "b"}}, "OCR_URL is neither text nor a number"),
+        "ai_server_environment": ({"OCR_URL": {"a": "b"}}, "OCR_URL, which must be a text"),
         "ai_server_http_timeout_sec": (0, "more than 0"),
         "node_exporter_listen_address": ("10.0.0", "an IP address or the name of an interface"),
         "promtail_listen_address": ("eth0 ", "an IP address or the name of an interface"),
@@ -108,11 +108,11 @@ def test_each_bad_value_is_named_with_its_cure():
     "variables, told",
     [
         (
-            {"ai_server_environment": {"RATE_LIMIT_PER_MIN": 5, "MAX_PDF_PAGES": 0, "vllm_api_key": "x" * 20}},
+            {"ai_server_environment": {"RATE_LIMIT_PER_MIN": 5, "MAX_PDF_PAGES": 0, "max_pdf_pages": 1}},
             [
                 "ai_server_environment has RATE_LIMIT_PER_MIN, which is no setting of the application; did you",
                 "ai_server_environment has MAX_PDF_PAGES, which must be a whole number above 0.",
-                "ai_server_environment has vllm_api_key, which is VLLM_API_KEY in other letters",
+                "ai_server_environment has max_pdf_pages, which is MAX_PDF_PAGES in other letters",
             ],
         ),
         (

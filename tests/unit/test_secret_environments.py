@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
+from ansible.module_utils import basic
 from ansible.module_utils.quiet_module import QuietModule, masked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,8 +80,24 @@ def test_what_a_person_is_shown(environment, text, told):
 
 def test_what_systemd_and_the_service_say_is_passed_on_without_passwords():
     module = QuietModule.__new__(QuietModule)
+    module.no_log_values = set()
     module.params = {"name": "vllm"}
     said = "Failed to resolve specifiers in HTTPS_PROXY=http://user:p%canary@proxy.example:3128"
     told = said.replace("user:p%canary@", "")
     result = module._quiet({"msg": said, "why": said, "journal": [said], "diff": [{"after": said}]})
     assert (result["msg"], result["why"], result["journal"], result["diff"]) == (told, told, [told], [{"after": told}])
+
+
+def test_a_secret_with_an_address_in_it_is_masked_whole(monkeypatch, capsys):
+    """Taking the password out of the address first would leave the rest of the secret for everyone to read."""
+    content = "VLLM_API_KEY=canary\nHTTPS_PROXY=http://user:canary@proxy:3128\n"
+    arguments = {"secrets": [{"path": "/etc/x", "content": content}], "_ansible_check_mode": False}
+    monkeypatch.setattr(basic, "_ANSIBLE_ARGS", json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode())
+    monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
+    options = {"path": {"type": "path"}, "content": {"type": "str", "no_log": True}}
+    module = QuietModule({"secrets": {"type": "list", "elements": "dict", "no_log": False, "options": options}})
+    with pytest.raises(SystemExit):
+        module.exit_json(changed=True)
+    told = capsys.readouterr().out
+    assert "canary" not in told
+    assert json.loads(told)["invocation"]["module_args"]["secrets"][0]["path"] == "/etc/x"

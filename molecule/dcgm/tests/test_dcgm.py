@@ -38,7 +38,7 @@ def test_repository_offers_the_newer_major(host):
     assert "Candidate: 1:3.3.9" in host.check_output(f"apt-cache policy {PACKAGE}")
     assert "Candidate: 1:4." in host.check_output(f"apt-cache policy {NEWER}")
     refused = host.run(f"apt-get -y install {NEWER}")
-    assert refused.rc != 0 and "Held packages were changed" in refused.stderr
+    assert refused.rc != 0 and "held" in refused.stderr.lower(), refused.stderr  # each apt has its own sentence
     host.run_expect([0], "apt-get -y dist-upgrade")
     assert packages(host) == {PACKAGE: "1:3.3.9"}
 
