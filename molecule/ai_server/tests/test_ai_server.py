@@ -122,7 +122,7 @@ def test_the_unit_is_hardened_and_after_the_engine(host):
     assert float(re.search(r"ai-server\.service: ([0-9.]+)", scored)[1]) <= 2.0
     assert "vllm.service" in host.check_output("systemctl show ai-server --property After --value")
     assert host.check_output("systemctl show ai-server --property Wants --value").split().count("vllm.service") == 1
-    assert "--timeout-keep-alive 60" in host.check_output(f"ps -o args= -ww -p {pid(host)}")
+    assert "--timeout-keep-alive 620" in host.check_output(f"ps -o args= -ww -p {pid(host)}")
 
 
 def test_it_comes_back_when_it_is_killed(host):
