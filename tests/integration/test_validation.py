@@ -112,7 +112,7 @@ def test_each_bad_value_is_named_with_its_cure():
             [
                 "ai_server_environment has RATE_LIMIT_PER_MIN, which is no setting of the application; did you",
                 "ai_server_environment has MAX_PDF_PAGES, which must be a whole number above 0.",
-                "ai_server_environment has max_pdf_pages, which is MAX_PDF_PAGES in other letters",
+                "has max_pdf_pages, which is no setting of the application; did you mean MAX_PDF_PAGES.",
             ],
         ),
         (
