@@ -165,7 +165,7 @@ def test_unknown_field_goes_back_to_what_served(host, converge):
 def test_exit_code_0_without_engine_is_a_failure(host, converge):
     outcome = converge({"dcgm_exporter_engine": "localhost:5999"})
     assert outcome.code != 0
-    assert "could not load DCGM's library or reach the host engine" in outcome.message
+    assert "DCGM's host engine does not answer" in outcome.message
     assert serves(host) and converge().changed == []
 
 
