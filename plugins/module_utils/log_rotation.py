@@ -2,7 +2,7 @@
 
 logrotate passes over a whole file that names a log which an earlier one names, or that others may write to, and ends
 with exit code 0. So it is asked about each file alone, in debug mode, in which it changes nothing, and what they rotate
-is compared. Source: logrotate(8), and what 3.18 to 3.21 print.
+is compared. Source: logrotate(8), and what 3.18 to 3.22 print.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from itertools import takewhile
 from pathlib import Path
 
 CONFIGURATION = Path("/etc/logrotate.conf")
@@ -34,8 +35,9 @@ def asked(path: Path) -> tuple[int, str]:
 
 
 def patterns(said: str) -> list[str]:
-    """Return the globs of which logrotate says that it rotates them."""
-    return [glob for globs in re.findall(r"^rotating pattern: (.*?)  \S", said, re.MULTILINE) for glob in globs.split()]
+    """Return the globs of which logrotate says that it rotates them: absolute paths, and how often behind them."""
+    lines = re.findall(r"^rotating pattern: (.*)$", said, re.MULTILINE)
+    return [glob for line in lines for glob in takewhile(lambda word: word.startswith("/"), line.split())]
 
 
 def files_read(said: str, configuration: Path) -> list[Path]:

@@ -19,7 +19,7 @@ error: found error in file x, skipping
 Handling 1 logs
 
 rotating pattern: /var/log/app/*.log /var/log/b.log  after 1 days (14 rotations)
-rotating pattern: /var/log/wtmp  1048576 bytes (4 rotations)
+rotating pattern: /var/log/wtmp 1048576 bytes (4 rotations)
 """
 
 

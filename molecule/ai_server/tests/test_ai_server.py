@@ -275,7 +275,7 @@ def test_a_broken_application_never_replaces_the_one_that_serves(host, converge,
 @pytest.mark.full
 def test_one_that_never_gets_ready_gives_way_to_the_one_before(host, converge, copy):
     main = copy / "app/main.py"
-    main.write_text(main.read_text().replace('@app.get("/health")', '@app.get("/elsewhere")'))
+    main.write_text(main.read_text().replace('"/health"', '"/elsewhere"'))
     current = host.file(f"{ROOT}/current").linked_to
     outcome = converge({"ai_server_source_path": str(copy), "ai_server_start_timeout": 15})
     assert outcome.code != 0

@@ -11,7 +11,9 @@ NEWER = f"{PACKAGE}-4-cuda12"
 def packages(host) -> dict[str, str]:
     """Return what is installed of DCGM, with the version."""
     shown = host.run("dpkg-query -W -f '${Package} ${Version} ${db:Status-Abbrev}\\n' 'datacenter-gpu-manager*'").stdout
-    return {line.split()[0]: line.split()[1] for line in shown.splitlines() if line.split()[2].endswith("i")}
+    # One that is not installed has no version.
+    rows = [line.split() for line in shown.splitlines()]
+    return {row[0]: row[1] for row in rows if len(row) == 3 and row[2].endswith("i")}
 
 
 def held(host) -> list[str]:
