@@ -22,6 +22,10 @@ options:
     description: The program inside the archive, without the archive's top folder; O(name) when left out.
     type: str
   root: {description: Directory of all released programs., type: path, default: /opt}
+  runs_as:
+    description: User who must be able to run it; any user by default, the one who installs it when empty.
+    type: str
+    default: nobody
   ca_path: {description: Certificate authorities to trust for the download., type: path}
   state:
     description: V(absent) removes every version.
@@ -53,7 +57,7 @@ from pathlib import Path
 from ansible.module_utils.downloads import download
 from ansible.module_utils.quiet_module import QuietModule
 from ansible.module_utils.released_program import ReleaseError, install, installed_checksum, place
-from ansible.module_utils.unprivileged import barred, open_up
+from ansible.module_utils.unprivileged import ANYONE, barred, open_up
 
 
 def main() -> None:
@@ -65,6 +69,7 @@ def main() -> None:
             "checksum": {"type": "str"},
             "member": {"type": "str"},
             "root": {"type": "path", "default": "/opt"},
+            "runs_as": {"type": "str", "default": ANYONE},
             "ca_path": {"type": "path"},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         },
@@ -82,8 +87,9 @@ def main() -> None:
         module.fail_json(msg=f"checksum must be sha256: and 64 hexadecimal digits, not {wanted['checksum']!r}")
     directory = place(home, wanted["version"], wanted["checksum"])
     member = wanted["member"] or wanted["name"]
-    # Whoever runs it may be made only later; it is not root.
-    changed = installed_checksum(directory) != wanted["checksum"] or bool(barred(directory / member))
+    # The service's user may be made only later, so any other one is asked in his place.
+    user = wanted["runs_as"] or None
+    changed = installed_checksum(directory) != wanted["checksum"] or bool(barred(directory / member, user))
     diff = {"before": "", "after": f"{directory} from {wanted['url']}\n"} if changed else {}
     if changed and not module.check_mode:
         open_up(home)
@@ -96,7 +102,7 @@ def main() -> None:
             if not any(home.iterdir()):
                 home.rmdir()
             module.fail_json(msg=f"{wanted['name']} {wanted['version']} from {wanted['url']}: {error}")
-        closed = barred(directory / member)
+        closed = barred(directory / member, user)
         if closed:
             module.fail_json(msg=f"{wanted['name']} {wanted['version']}: {closed}")
     module.exit_json(changed=changed, path=str(directory), diff=diff)

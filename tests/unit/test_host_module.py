@@ -96,6 +96,12 @@ class TestReleasedProgram:
         said = run("released_program", arguments)
         assert f"nobody cannot enter {place}/opt (mode 0700); chmod o+x lets him" in said["msg"]
 
+    def test_one_that_its_installer_alone_runs_may_lie_in_a_closed_directory(self, place, arguments):
+        (place / "opt").mkdir(mode=0o700)
+        own = {**arguments, "runs_as": ""}
+        assert run("released_program", own)["changed"]
+        assert not run("released_program", own)["changed"]
+
 
 @needs_root
 class TestEnvironment:

@@ -114,8 +114,8 @@ def test_changes_restart_once_and_take_effect(host, converge):
 @pytest.mark.full
 def test_check_mode_judges_what_a_run_brings(host, converge):
     """On a host where another major took the place of 3.x, the role dcgm of the same run brings 3.x back."""
-    package, held = "datacenter-gpu-manager", "--allow-change-held-packages"
-    host.run_expect([0], f"apt-get -y {held} install {package}-4-cuda12")
+    package = "datacenter-gpu-manager"
+    host.run_expect([0], f"apt-mark unhold {package} && apt-get -y install {package}-4-cuda12")
     outcome = converge(check=True)
     host.run_expect(
         [0], f"apt-get -y --allow-downgrades install {package}=1:3.3.9 {package}-4-core- {package}-4-cuda12-"
