@@ -242,11 +242,14 @@ def test_an_upgrade_a_downgrade_and_the_way_back(host, converge, build):
 
 @pytest.mark.full
 def test_the_same_version_from_another_archive_is_another_program(host, converge, services):
+    """It is installed beside the one that runs, whose directory stays as it is, and takes its place in one step."""
     marker = "/opt/node_exporter/1.9.0/.release.json"
     before = running_since(host)
     host.run_test("sed -i 's/sha256:..../sha256:0000/' %s", marker)
-    assert converge().changed == ["node_exporter : Install the released program"]
-    assert running_since(host) == before
+    assert converge().changed == ["node_exporter : Install the released program", "node_exporter : Run node_exporter"]
+    assert host.file("/opt/node_exporter/current").linked_to.startswith("/opt/node_exporter/1.9.0-")
+    assert "sha256:0000" in host.file(marker).content_string
+    assert running_since(host) != before
     assert converge().changed == []
 
 

@@ -332,7 +332,7 @@ def test_a_run_that_was_killed_before_the_start_is_healed_by_the_next(host, conv
         ({"promtail_listen_address": "wlan7"}, "promtail_listen_address: 'wlan7' is neither an IP address nor an"),
         ({"promtail_journal_jobs": [{"job": "x"}]}, "unit"),
         ({"promtail_file_jobs": [{"job": "x", "path": "/x", "pipeline_stages": [{"regexp": {}}]}]}, "pipeline_stages"),
-        ({"promtail_groups": ["systemd-journal", "nowhere"]}, "a group that it is to read through does not exist"),
+        ({"promtail_groups": ["systemd-journal", "nowhere"]}, "there is no group nowhere on this host"),
         ({"promtail_journal_path": "/var/log/nowhere"}, "promtail_journal_path"),
         ({"promtail_grpc_port": 22}, "port 22 is taken by sshd"),
     ],
