@@ -13,7 +13,8 @@ from ansible.plugins.action import ActionBase
 UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
 if UTILS not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(UTILS)
-from ansible.module_utils.role_variables import kind_problems, typed, without_credentials
+from ansible.module_utils.quiet_module import without_credentials
+from ansible.module_utils.role_variables import kind_problems, typed
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 NEARLY = 0.88  # how alike two names must be for one to be taken for the other, mistyped

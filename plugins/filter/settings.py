@@ -9,28 +9,24 @@ from fnmatch import fnmatchcase
 EXAMPLE = re.compile(r"^#?([A-Za-z_][A-Za-z0-9_*]*)=(.*)$", re.MULTILINE)
 
 
-def setting_problems(added: dict, example: str, own: list, variable: str) -> list[str]:
+def setting_problems(added: dict, example: str, variable: str) -> list[str]:
     """Return a sentence for each of ``added`` (``{NAME: value}``) that would have no effect or cannot be used.
 
     ``example`` is the text of the application's ``.env.example``; where it is empty, nothing is known of the names. A
-    value there that is a number says that numbers above 0 are wanted: whole ones (``20``), or any (``2.0``). ``own``
-    has the names that the role writes from variables of its own; ``variable`` is the one that has ``added``. No
-    sentence has a value.
+    value there that is a number says that numbers above 0 are wanted: whole ones (``20``), or any (``2.0``).
+    ``variable`` is the one that has ``added``. No sentence has a value. Settings that the role writes from variables of
+    its own are for the rule kind ``settings``.
     """
     known = dict(EXAMPLE.findall(example))
     problems = []
     for name, value in added.items():
-        why = _misplaced(str(name), known, own) or _unfit(value, known.get(name, ""))
+        why = _unknown(str(name), known) or _unfit(value, known.get(name, ""))
         if why:
             problems.append(f"{variable} has {name}, {why}.")
     return problems
 
 
-def _misplaced(name: str, known: dict, own: list) -> str:
-    if name in own:
-        return "which the role writes from a variable of its own; set that one"
-    if name.upper() in own:
-        return f"which is {name.upper()} in other letters; the role writes it from a variable of its own, set that one"
+def _unknown(name: str, known: dict) -> str:
     if not known or any(fnmatchcase(name, pattern) for pattern in known):
         return ""
     near = difflib.get_close_matches(name.upper(), known, 1)

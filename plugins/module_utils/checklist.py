@@ -193,7 +193,7 @@ def watchdog(path: str, interval: float) -> tuple[str, bool]:
     deadline = time.monotonic() + 2 * interval + LATE
     while True:
         page = Path(path).read_text()
-        age = time.time() - log_shipping.total(page, "llm_watchdog_last_look_seconds")
+        age = time.time() - probes.total(page, "llm_watchdog_last_look_seconds")
         up, ready, needed = (_of_units(page, f"llm_watchdog_{name}") for name in ("up", "ready", "person_needed"))
         unseen = [unit for unit in up if up[unit] > ready[unit]]
         lost = [unit for unit in needed if needed[unit]]
@@ -201,7 +201,7 @@ def watchdog(path: str, interval: float) -> tuple[str, bool]:
         if ok or lost or time.monotonic() > deadline:
             break
         time.sleep(1)
-    restarts = log_shipping.total(page, "llm_watchdog_restarts_total")
+    restarts = probes.total(page, "llm_watchdog_restarts_total")
     measured = (
         f"looked {age:.0f} s ago at {len(up)} services, {sum(up.values())} run, {restarts:.0f} restarts since boot"
     )
@@ -225,7 +225,7 @@ def pushes(url: str, watched: float = 3, timeout: float = 5) -> tuple[str, bool]
         seen, text = probes.ask(url, timeout=timeout)
         if seen != 200:
             return f"{seen}: {shortened(text)}", False
-        sent, dropped = (log_shipping.total(text, f"promtail_{name}_entries_total") for name in ("sent", "dropped"))
+        sent, dropped = (probes.total(text, f"promtail_{name}_entries_total") for name in ("sent", "dropped"))
         counts.append(dropped)
         if not dropped or len(counts) > 1:
             return f"{sent:.0f} lines sent, {dropped:.0f} dropped", sent > 0 and counts[0] == dropped

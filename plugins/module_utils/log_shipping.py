@@ -80,14 +80,7 @@ class Shipper:
         status, page = probes.ask(self.metrics, timeout=self.timeout)
         if status != 200:
             raise OSError(f"{self.metrics} answered {status} instead of 200")
-        return total(page, "promtail_sent_entries_total"), total(page, "promtail_dropped_entries_total")
-
-
-def total(page: str, name: str) -> float:
-    """Return the sum of all series of one metric on a Prometheus page."""
-    # Of what follows the labels the first is the value; a time may follow.
-    lines = (line for line in page.split("\n") if line.startswith((f"{name}{{", f"{name} ")))
-    return sum(float(line.removeprefix(name).rpartition("}")[2].split()[0]) for line in lines)
+        return tuple(probes.total(page, f"promtail_{name}_entries_total") for name in ("sent", "dropped"))
 
 
 def write_as(unit: str, text: str) -> bool:

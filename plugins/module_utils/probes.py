@@ -85,6 +85,13 @@ def metric(url: str, series: list[str], timeout: float = 5):
     return f"{url} has no series {', '.join(missing)} yet" if missing else None
 
 
+def total(page: str, name: str) -> float:
+    """Return the sum of all series of one metric on a Prometheus page."""
+    # Of what follows the labels the first is the value; a time may follow.
+    lines = (line for line in page.split("\n") if line.startswith((f"{name}{{", f"{name} ")))
+    return sum(float(line.removeprefix(name).rpartition("}")[2].split()[0]) for line in lines)
+
+
 def models(
     url: str, expected: list[str], bearer: str | None = None, max_model_len: int | None = None, timeout: float = 5
 ):

@@ -25,6 +25,12 @@ def masked(text: str, environment: dict) -> str:
     return text
 
 
+def without_credentials(text: str) -> str:
+    """Return a sentence without the users, passwords and queries of its addresses, which need not be good ones."""
+    text = re.sub(r"(://[^\s?\"']*\?)[^\s\"']+", rf"\1{HIDDEN}", text)
+    return re.sub(r"(?<=://)(?:[^/\s]+|[^\s:]+:\S*)@", f"{HIDDEN}@", text)
+
+
 def secrets_of(name: str, value) -> set[str]:
     """Return what is secret in one variable of an environment: all of it by its name, or parts of its addresses."""
     value = str(value)

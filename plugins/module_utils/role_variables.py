@@ -19,13 +19,12 @@ from urllib.parse import urlsplit
 
 from ansible.module_utils.common.parameters import DEFAULT_TYPE_VALIDATORS
 
-from .quiet_module import names_secret
+from .quiet_module import HIDDEN, names_secret
 
 WORDS = {
     "str": "text", "path": "text", "int": "a whole number", "float": "a number", "bool": "true or false",
     "list": "a list", "dict": "a mapping",
 }  # fmt: skip
-HIDDEN = "********"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 SERVED_NAME = re.compile(r"[A-Za-z0-9][\w.:@+-]*(/[A-Za-z0-9][\w.:@+-]*)*", re.ASCII)
 # systemd, shells and .env files read more than a path into these.
@@ -243,12 +242,6 @@ def _word(value) -> str:
 
 def _not_text(name: str, value) -> str:
     return f"{name} is {_word(value)} and not text; write it in quotes."
-
-
-def without_credentials(text: str) -> str:
-    """Return a sentence whose addresses have no user, password or query: these may be secrets."""
-    text = re.sub(r"(://[^\s?\"']*\?)[^\s\"']+", rf"\1{HIDDEN}", text)
-    return re.sub(r"(?<=://)(?:[^/\s]+|[^\s:]+:\S*)@", f"{HIDDEN}@", text)
 
 
 def typed(name: str, spec: Mapping, value) -> tuple[object, list[str]]:

@@ -315,8 +315,6 @@ EXAMPLE = (PLUGINS.parents[1] / "ai_server/.env.example").read_text()
         ({"rate_limit_per_minute": 5}, "which is no setting of the application; did you mean RATE_LIMIT_PER_MINUTE."),
         ({"HTTP_PROXI": "a"}, "did you mean HTTP_PROXY."),
         ({"COLOUR": "red"}, "which is no setting of the application; its .env.example lists them all."),
-        ({"VLLM_API_KEY": "canary"}, "VLLM_API_KEY, which the role writes from a variable of its own; set that one."),
-        ({"vllm_api_key": "canary"}, "vllm_api_key, which is VLLM_API_KEY in other letters; the role writes it"),
         ({"RATE_LIMIT_PER_MINUTE": "canary"}, "RATE_LIMIT_PER_MINUTE, which must be a whole number above 0."),
         ({"RATE_LIMIT_PER_MINUTE": 0}, "must be a whole number above 0."),
         ({"RATE_LIMIT_PER_MINUTE": -1}, "must be a whole number above 0."),
@@ -331,17 +329,23 @@ EXAMPLE = (PLUGINS.parents[1] / "ai_server/.env.example").read_text()
     ],
 )
 def test_what_is_added_to_the_settings(added, told):
-    problems = SETTINGS(added, EXAMPLE, ["VLLM_API_KEY"], "ai_server_environment")
+    problems = SETTINGS(added, EXAMPLE, "ai_server_environment")
     assert len(problems) == bool(told)
     assert told in "".join(problems) and "canary" not in "".join(problems)
     assert all(text.startswith("ai_server_environment has ") and text.endswith(".") for text in problems)
 
 
 def test_an_application_without_an_example_judges_itself():
-    assert SETTINGS({"COLOUR": "red", "SIZE": 5}, "", ["VLLM_API_KEY"], "x") == []
-    assert SETTINGS({"VLLM_API_KEY": "a"}, "", ["VLLM_API_KEY"], "x")
+    assert SETTINGS({"COLOUR": "red", "SIZE": 5}, "", "x") == []
 
 
 def test_every_setting_that_the_role_writes_is_one_of_the_application():
     role = yaml.safe_load((PLUGINS.parents[1] / "roles/ai_server/vars/main.yml").read_text())
-    assert not SETTINGS(dict.fromkeys(role["__ai_server_settings"]), EXAMPLE, [], "x")
+    assert not SETTINGS(dict.fromkeys(role["__ai_server_settings"]), EXAMPLE, "x")
+
+
+def test_every_setting_that_the_role_writes_has_its_place_named():
+    role = yaml.safe_load((PLUGINS.parents[1] / "roles/ai_server/vars/main.yml").read_text())
+    (rule,) = (rule for rule in role["__ai_server_rules"] if rule.get("kind") == "settings")
+    assert set(rule["places"]) == set(role["__ai_server_settings"])
+    assert set(role["__ai_server_secrets"]) <= set(rule["places"])

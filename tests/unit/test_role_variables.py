@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible.module_utils.role_variables import KINDS, MAPPINGS, kind_problems, typed, without_credentials
+from ansible.module_utils.quiet_module import without_credentials
+from ansible.module_utils.role_variables import KINDS, MAPPINGS, kind_problems, typed
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 ADAPTERS = {
