@@ -40,12 +40,15 @@ IN_FULL = "debian13"
 ENGINE_ON_BARE = {"gpu_host": 3, "production_engine": 14}
 A_DAY = 24 * 3600
 
-# Linters first: they are the quickest to say that something is wrong. The longest begins early: two run side by side.
+GCP = "tests/integration/gcp"
+
+# Linters first: they are the quickest to say that something is wrong. The longest begin early: two run side by side.
 CHECKS = {
     "ruff": [str(BIN / "ruff"), "check", "."],
     "ruff-format": [str(BIN / "ruff"), "format", "--check", "."],
     "yamllint": [str(BIN / "yamllint"), "--strict", "."],
-    "integration": [str(BIN / "pytest"), "-q", "-p", "no:cacheprovider", "tests/integration"],
+    "google-cloud": [str(BIN / "pytest"), "-q", "-p", "no:cacheprovider", GCP],
+    "integration": [str(BIN / "pytest"), "-q", "-p", "no:cacheprovider", "tests/integration", "--ignore", GCP],
     "unit": [str(BIN / "pytest"), "-q", "-p", "no:cacheprovider", "tests/unit"],
     "application": [str(BIN / "pytest"), "-q", "-p", "no:cacheprovider", "--rootdir=ai_server", "ai_server/tests"],
     "ansible-lint": [str(BIN / "ansible-lint"), "--offline", "--strict"],
