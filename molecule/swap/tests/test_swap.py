@@ -112,7 +112,7 @@ def test_it_moves(host, converge):
     assert converge({"swap_path": "/var/swap"}).code == 0
     assert "/swapfile" not in swaps(host) and swaps(host)["/var/swap"] == 128
     assert not host.file("/swapfile").exists
-    assert host.file("/etc/fstab").content == FOREIGN + "/var/swap none swap sw 0 0\n"
+    assert host.file("/etc/fstab").content == FOREIGN + b"/var/swap none swap sw 0 0\n"
     assert converge().code == 0
     assert host.file("/etc/fstab").content == FOREIGN + LINE
 
