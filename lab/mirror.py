@@ -5,6 +5,7 @@ One file without dependencies, because it runs alone on the services machine: `p
     /github.com/…, /wheels/      files below ROOT, by the origin's host and path
     /hub/…                       the model hub's API, see Hub
     /faults/STATUS/…             that HTTP status, e.g. /faults/503/github.com/…
+    /faults/FAULT,.deb/…         a fault of files with that ending alone, so that apt's index is whole
     /faults/truncated/…          the whole length is promised, half is sent
     /faults/corrupt/…            the right length, one byte wrong
     /faults/slow/…               SLOW_RATE bytes a second
@@ -54,10 +55,11 @@ def error(status: int, **headers: str) -> Answer:
 
 
 def split_fault(path: str) -> tuple[str, str]:
-    """Split `/faults/KIND/rest` into (KIND, `/rest`); the kind is empty for other paths."""
+    """Split `/faults/KIND/rest` into (KIND, `/rest`); the kind is empty for what is not to fail."""
     parts = path.split("/", 3)
     if len(parts) == 4 and parts[1] == "faults":
-        return parts[2], f"/{parts[3]}"
+        kind, _, ending = parts[2].partition(",")
+        return kind if path.endswith(ending) else "", f"/{parts[3]}"
     return "", path
 
 

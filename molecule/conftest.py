@@ -176,6 +176,24 @@ def away(host) -> Iterator[Callable[[str], None]]:
         host.check_output("mv %s.away %s", path, path)
 
 
+@pytest.fixture
+def cramped(host) -> Iterator[Callable[..., None]]:
+    """Give a directory a disk of its own with what is in it and so many MiB of room, for one test."""
+    taken: list[str] = []
+
+    def cramp(path: str, room_mib: int) -> None:
+        kept = host.check_output("mktemp -d")
+        host.run_test("mount -t tmpfs -o mode=755 tmpfs %s && cp -a %s/. %s", kept, path, kept)
+        used = int(host.check_output("df --output=used -k %s | tail -n 1", kept))
+        host.run_test("mount -o remount,size=%sk %s", str(used + room_mib * 1024), kept)
+        host.run_test("mount --bind %s %s && umount %s && rmdir %s", kept, path, kept, kept)
+        taken.append(path)
+
+    yield cramp
+    for path in taken:
+        host.run_test("umount --lazy %s", path)
+
+
 STRAY = """
 import http.server, os, pathlib, sys
 control_group, port = sys.argv[1], int(sys.argv[2])

@@ -21,6 +21,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from . import host_text
+from .system_packages import dpkg_failure
 
 ENTRY = re.compile(r"^\s*deb(?:-src)?\s+(?:\[[^\]]*\]\s+)?(\S+)\s")
 BUSY = re.compile(r"could not get lock|unable to (?:acquire|lock)|(?:was|is) locked by", re.IGNORECASE)
@@ -266,10 +267,11 @@ def keyring_of(package: bytes, path: str) -> bytes:
 
 
 def _reason(done: subprocess.CompletedProcess[bytes]) -> str:
-    lines = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
+    text = done.stderr.decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = re.compile(r"^(?:[EW]: |(?:Error|Warning): |dpkg: error: )")
     first = next((line for line in lines if said.match(line)), lines[-1] if lines else "")
-    return said.sub("", first) or f"exit code {done.returncode}"
+    return dpkg_failure(text) or said.sub("", first) or f"exit code {done.returncode}"
 
 
 def _run(argv: list[str]) -> subprocess.CompletedProcess[bytes]:

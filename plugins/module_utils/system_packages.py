@@ -19,6 +19,7 @@ NOTES = Path("/var/lib/llm-server/packages")
 LOCKED = re.compile(r"Could not get lock|Unable to lock|is another process using it|was locked by another process")
 NEVER_REMOVED = {"ca-certificates"}  # whatever speaks TLS on this host has come to need it
 INTERRUPTED = "dpkg was interrupted"
+DPKG_FAILURE = re.compile(r"^dpkg: error processing (?:archive|package) (\S+) .*:\n\s*(.+)", re.MULTILINE)
 RETRY_AFTER = 5.0
 
 
@@ -83,6 +84,15 @@ def parse_simulation(text: str) -> tuple[list[str], list[str]]:
     """Read ``apt-get --simulate``; return the packages it would install and those it would remove."""
     words = [line.split() for line in text.splitlines() if line.startswith(("Inst ", "Remv ", "Purg "))]
     return [word[1] for word in words if word[0] == "Inst"], [word[1] for word in words if word[0] != "Inst"]
+
+
+def dpkg_failure(text: str) -> str:
+    """Return what dpkg says of the first package that it could not install; empty where it says nothing.
+
+    apt adds no more than that dpkg failed. Source: lib/dpkg/report.c, print_error_perpackage.
+    """
+    found = DPKG_FAILURE.search(text)
+    return f"{Path(found[1]).name}: {found[2].strip()}" if found else ""
 
 
 def plan(wanted: list[Wanted], instead_of: list[str], installed: dict[str, Installed]) -> Plan:
@@ -242,7 +252,8 @@ class Packages:
                 )
             time.sleep(RETRY_AFTER)
         said = [line for line in done.stderr.splitlines() if line.startswith("E:")] or done.stderr.splitlines()
-        raise PackageError(f"{' '.join(argv[:1])}: {' '.join(said[-2:]) or f'exit code {done.returncode}'}")
+        reason = dpkg_failure(done.stderr) or " ".join(said[-2:]) or f"exit code {done.returncode}"
+        raise PackageError(f"{argv[0]}: {reason}")
 
 
 def _read(note: Path) -> dict[str, list[str]]:

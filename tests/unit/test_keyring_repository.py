@@ -218,6 +218,19 @@ def test_the_words_for_a_lock_of_apt_and_dpkg_are_known(machine, text):
     assert len(machine.commands) == 2
 
 
+def test_a_disk_that_is_full_is_named_in_dpkgs_words(machine):
+    machine.busy, machine.busy_text = (
+        1,
+        (
+            b"dpkg: error processing archive /tmp/x.deb (--install):\n"
+            b" unable to flush /usr/share/keyrings/k.gpg.dpkg-new after padding: No space left on device\n"
+            b"Errors were encountered while processing:\n /tmp/x.deb\n"
+        ),
+    )
+    with pytest.raises(RepositoryError, match=r"failed: x\.deb: unable to flush .*: No space left on device$"):
+        machine.apt.install(Path("/tmp/x.deb"))
+
+
 def test_a_lock_is_waited_for_and_at_last_named(machine):
     machine.busy = 2
     machine.apt.install(Path("/x.deb"))

@@ -67,6 +67,11 @@ def test_fault_truncated_breaks_its_promise(server):
     assert len(broken.value.partial) == len(ARCHIVE) // 2
 
 
+def test_fault_of_files_with_an_ending_alone(server):
+    assert ask(server, "/faults/503,.zip/site.example/archive.zip")[0].status == 503
+    assert ask(server, "/faults/503,.deb/site.example/archive.zip")[1] == ARCHIVE
+
+
 def test_fault_corrupt_keeps_the_length(server):
     body = ask(server, "/faults/corrupt/site.example/archive.zip")[1]
     assert len(body) == len(ARCHIVE)

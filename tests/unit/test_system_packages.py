@@ -253,3 +253,23 @@ def test_only_what_is_installed_is_held_as_it_is():
     found = matching(["libnvidia-*", "linux-gcp*", "nvidia-driver-*"], installed)
     assert found == [Wanted("libnvidia-compute-580", hold=True), Wanted("linux-gcp", hold=True)]
     assert plan(found, [], installed) == Plan(install=[], remove=[], hold=["libnvidia-compute-580"], unhold=[])
+
+
+# What dpkg of Debian 12 writes where the disk of a directory is full.
+FULL = """\
+dpkg: error processing archive /var/cache/apt/archives/tools_1%3a2.0_amd64.deb (--unpack):
+ cannot copy extracted data for './usr/bin/tool' to '/usr/bin/tool.dpkg-new': failed to write (No space left on device)
+dpkg-deb: error: paste subprocess was killed by signal (Broken pipe)
+Errors were encountered while processing:
+ /var/cache/apt/archives/tools_1%3a2.0_amd64.deb
+E: Sub-process /usr/bin/dpkg returned an error code (1)
+"""
+
+
+def test_dpkgs_own_reason_is_told_where_apt_only_says_that_it_failed(monkeypatch):
+    monkeypatch.setattr(
+        system_packages.subprocess, "run", lambda argv, **_: subprocess.CompletedProcess(argv, 100, "", FULL)
+    )
+    with pytest.raises(PackageError, match=r"^apt-get: tools_1%3a2\.0_amd64\.deb: cannot copy .*\(No space left"):
+        Packages("tools", 1)._run("apt-get", "--quiet", "install", "tools")
+    assert system_packages.dpkg_failure("E: Unable to locate package tools\n") == ""

@@ -108,6 +108,18 @@ def test_a_broken_download_installs_nothing(host, converge, mirror, fault):
 
 
 @pytest.mark.full
+def test_a_full_disk_is_named_and_the_keyring_stays(host, own, converge, cramped):
+    before = host.file(own).content_string
+    cramped("/usr/share/keyrings", 0)
+    outcome = converge({"cuda_keyring_version": "1.0-1"})
+    assert outcome.code == 2 and "No space left on device" in outcome.message, outcome.text
+    assert "cuda-keyring_1.0-1_all.deb: " in outcome.message
+    assert (host.package("cuda-keyring").version, host.file(own).content_string) == ("1.1-1", before)
+    assert host.run("apt-get update --error-on=any").rc == 0
+    assert host.check_output("dpkg --audit") == ""
+
+
+@pytest.mark.full
 def test_it_goes_and_gives_back_what_was_set_aside(host, own, converge):
     assert converge({"cuda_keyring_state": "absent"}, check=True).changed
     assert host.package("cuda-keyring").is_installed

@@ -141,6 +141,41 @@ def test_apt_lock_is_waited_for(host, converge):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize(
+    ("full", "says"),
+    [
+        ("/var/cache/apt/archives", "apt-get: E: You don't have enough free space in /var/cache/apt/archives"),
+        ("/usr/lib/systemd/system", f"apt-get: {PACKAGE}_1%3a3.3.8_amd64.deb: "),
+    ],
+    ids=["for-the-download", "for-the-files"],
+)
+def test_a_full_disk_is_named_and_what_ran_runs(host, converge, cramped, full, says):
+    host.check_output("apt-get clean")
+    cramped(full, 0)
+    outcome = converge({"dcgm_version": "3.3.8"})
+    assert outcome.code != 0 and says in outcome.message, outcome.message
+    assert "space" in outcome.message
+    assert packages(host) == {PACKAGE: "1:3.3.9"} and held(host) == [PACKAGE] and engine(host) == "3.3.9"
+    assert converge().changed == []
+
+
+@pytest.mark.full
+def test_a_package_that_breaks_off_changes_nothing(host, converge, inventory):
+    host.check_output("apt-get clean")
+    mirror = inventory["lab_mirror"]
+    lists = "/etc/apt/sources.list.d/cuda-*.list"
+    host.check_output(f"sed -i 's#{mirror}/#{mirror}/faults/truncated,.deb/#' {lists}")
+    try:
+        outcome = converge({"dcgm_version": "3.3.8"})
+    finally:
+        host.check_output(f"sed -i 's#{mirror}/faults/truncated,.deb/#{mirror}/#' {lists}")
+        host.check_output("apt-get --quiet update")
+    assert outcome.code != 0 and f"{PACKAGE}_3.3.8_amd64.deb" in outcome.message, outcome.message
+    assert packages(host) == {PACKAGE: "1:3.3.9"} and held(host) == [PACKAGE] and engine(host) == "3.3.9"
+    assert converge().changed == []
+
+
+@pytest.mark.full
 def test_removal_leaves_the_host_as_it_was(host, converge):
     outcome = converge({"dcgm_state": "absent"})
     assert outcome.code == 0, outcome.message

@@ -197,14 +197,29 @@ def test_wrong_commit_and_broken_downloads_change_nothing(host, converge, invent
         ({"dcgm_exporter_commits": {**commits, "3.3.8-3.6.0": "0" * 40}}, f"expected {'0' * 40}"),
         ({"dcgm_exporter_mirror": f"{mirror}/faults/503"}, "cannot be built"),
         ({"dcgm_exporter_mirror": f"{mirror}/faults/corrupt"}, "cannot be built"),
+        ({"dcgm_exporter_mirror": f"{mirror}/faults/truncated"}, "cannot be built"),
     ):
         outcome = converge({"dcgm_exporter_tag": "3.3.8-3.6.0", **variables})
         assert outcome.code != 0 and sentence in outcome.message, outcome.message
     checksums = {inventory["lab_exporter"]["go"]["version"]: {"amd64": f"sha256:{'0' * 64}"}}
     outcome = converge({"dcgm_exporter_go_checksums": checksums})
     assert outcome.code != 0 and f"expected sha256:{'0' * 64}" in outcome.message
+    broken = {"dcgm_exporter_go_checksums": checksums, "dcgm_exporter_mirror": f"{mirror}/faults/truncated"}
+    outcome = converge(broken)
+    assert outcome.code != 0 and "the download broke off after" in outcome.message, outcome.message
     assert main_pid(host) == pid and serves(host)
     assert converge().changed == []
+
+
+@pytest.mark.full
+def test_a_full_disk_is_named_before_anything_is_built(host, converge, cramped):
+    before, pid = host.file("/opt/dcgm_exporter").listdir(), main_pid(host)
+    cramped("/opt/dcgm_exporter", 100)
+    outcome = converge({"dcgm_exporter_tag": "3.3.8-3.6.0"})
+    assert outcome.code != 0 and "the disk of /opt/dcgm_exporter has 1" in outcome.message, outcome.message
+    assert "2048 MiB are needed to build" in outcome.message
+    assert sorted(host.file("/opt/dcgm_exporter").listdir()) == sorted(before)
+    assert main_pid(host) == pid and serves(host)
 
 
 @pytest.mark.full

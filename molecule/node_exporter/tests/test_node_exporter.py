@@ -215,14 +215,10 @@ def test_a_bad_download_leaves_what_runs(host, converge, services, build, fault,
 
 
 @pytest.mark.full
-def test_a_full_disk_is_named(host, converge, build):
+def test_a_full_disk_is_named(host, converge, build, cramped):
     sums = build("node_exporter", "1.8.2")
-    host.run_test("mkdir /tmp/kept && cp -a /opt/node_exporter/. /tmp/kept")
-    host.run_test("mount -t tmpfs -o size=30m tmpfs /opt/node_exporter && cp -a /tmp/kept/. /opt/node_exporter")
-    try:
-        outcome = converge({"node_exporter_version": "1.8.2", "node_exporter_checksums": sums})
-    finally:
-        host.run_test("umount --lazy /opt/node_exporter && rm -r /tmp/kept")
+    cramped("/opt/node_exporter", 10)
+    outcome = converge({"node_exporter_version": "1.8.2", "node_exporter_checksums": sums})
     assert outcome.code != 0
     assert "MiB are needed" in outcome.message
     assert "node_exporter_build_info" in page(host)

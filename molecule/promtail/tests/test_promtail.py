@@ -369,6 +369,18 @@ def test_a_bad_download_leaves_what_runs(host, converge, services, build, fault,
 
 
 @pytest.mark.full
+def test_a_full_disk_leaves_what_runs(host, converge, build, cramped):
+    old = {"promtail_version": "3.4.1", "promtail_checksums": build("promtail", "3.4.1")}
+    before = running_since(host)
+    cramped("/opt/promtail", 0)
+    outcome = converge(old)
+    assert outcome.code != 0
+    assert "the disk of /opt/promtail has 0 MiB free" in outcome.message, outcome.message
+    assert not host.file("/opt/promtail/3.4.1").exists
+    assert running_since(host) == before
+
+
+@pytest.mark.full
 def test_an_upgrade_and_a_downgrade(host, converge, build):
     old = {"promtail_version": "3.4.1", "promtail_checksums": build("promtail", "3.4.1")}
     assert converge(old).changed == [INSTALL, RUN]
