@@ -19,7 +19,7 @@ NOTES = Path("/var/lib/llm-server/packages")
 LOCKED = re.compile(r"Could not get lock|Unable to lock|is another process using it|was locked by another process")
 NEVER_REMOVED = {"ca-certificates"}  # whatever speaks TLS on this host has come to need it
 INTERRUPTED = "dpkg was interrupted"
-DPKG_FAILURE = re.compile(r"^dpkg: error processing (?:archive|package) (\S+) .*:\n\s*(.+)", re.MULTILINE)
+DPKG_FAILURE = re.compile(r"^dpkg: error processing (?:archive|package) (\S+) .*:\s*\n\s*(.+)", re.MULTILINE)
 RETRY_AFTER = 5.0
 
 
@@ -89,7 +89,8 @@ def parse_simulation(text: str) -> tuple[list[str], list[str]]:
 def dpkg_failure(text: str) -> str:
     """Return what dpkg says of the first package that it could not install; empty where it says nothing.
 
-    apt adds no more than that dpkg failed. Source: lib/dpkg/report.c, print_error_perpackage.
+    apt passes it on by its standard output, and adds no more than that dpkg failed. Source: dpkg's src/main/errors.c,
+    print_error_perpackage.
     """
     found = DPKG_FAILURE.search(text)
     return f"{Path(found[1]).name}: {found[2].strip()}" if found else ""
@@ -161,13 +162,24 @@ class Packages:
                     f"installing {' '.join(words)} would change {', '.join(held)}, which is held; release it first"
                 )
             self._note({*self.came(), *(name for name in brings if name not in before)}, wanted)
-            self._run("apt-get", "--quiet", *options, "install", *words)
+            try:
+                self._run("apt-get", "--quiet", *options, "install", *words)
+            except PackageError:
+                self._hold_again(before, own)  # apt releases the holds before it knows that it can install
+                raise
         self._note(set(self.came()), wanted)
         steps = plan(wanted, instead_of, self.installed())
         if steps.unhold:
             self._run("apt-mark", "unhold", *steps.unhold)
         if steps.hold:
             self._run("apt-mark", "hold", *steps.hold)
+
+    def _hold_again(self, before: dict[str, Installed], names: set[str]) -> None:
+        """Hold those of ``names`` that were held before and are no more."""
+        lost = [name for name, each in self.installed().items() if name in names and not each.held]
+        lost = [name for name in lost if name in before and before[name].held]
+        if lost:
+            self._run("apt-mark", "hold", *lost)
 
     def removable(self, wanted: list[Wanted]) -> tuple[list[str], list[str]]:
         """Return the packages that leave with the role and the holds that end with it."""
@@ -252,7 +264,7 @@ class Packages:
                 )
             time.sleep(RETRY_AFTER)
         said = [line for line in done.stderr.splitlines() if line.startswith("E:")] or done.stderr.splitlines()
-        reason = dpkg_failure(done.stderr) or " ".join(said[-2:]) or f"exit code {done.returncode}"
+        reason = dpkg_failure(done.stdout) or " ".join(said[-2:]) or f"exit code {done.returncode}"
         raise PackageError(f"{argv[0]}: {reason}")
 
 

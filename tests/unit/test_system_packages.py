@@ -122,6 +122,23 @@ def test_downgrade_in_one_transaction_and_held_again(monkeypatch, tmp_path):
     assert sum("install" in argv and "--simulate" not in argv for argv in machine.ran) == 1
 
 
+def test_an_installation_that_fails_leaves_the_hold(monkeypatch, tmp_path):
+    machine = Machine(monkeypatch, tmp_path, {DCGM.name: "1:3.3.8", "free": "1"})
+    machine.held = {DCGM.name}
+    answer = machine.answer
+
+    def fails(argv):
+        if "install" in argv and "--simulate" not in argv:
+            machine.held.clear()
+            raise PackageError("apt-get: no space left")
+        return answer(argv)
+
+    machine.answer = fails
+    with pytest.raises(PackageError, match="no space left"):
+        Packages("dcgm", 1).apply([DCGM, Wanted("free", hold=True)], NEWER)
+    assert machine.held == {DCGM.name}, "what was not held before is not held either"
+
+
 def test_the_packages_of_every_4x_give_way_to_3x(monkeypatch, tmp_path):
     newer = ["datacenter-gpu-manager-4-core", "libdcgm", "nv-hostengine"]
     simulation = "".join(f"Remv {name} [1]\n" for name in newer) + f"Inst {DCGM.name} (1:3.3.9)\n"
@@ -255,21 +272,24 @@ def test_only_what_is_installed_is_held_as_it_is():
     assert plan(found, [], installed) == Plan(install=[], remove=[], hold=["libnvidia-compute-580"], unhold=[])
 
 
-# What dpkg of Debian 12 writes where the disk of a directory is full.
+# What apt of Debian 13 passes on of dpkg where a disk is full, by a terminal of its own.
 FULL = """\
-dpkg: error processing archive /var/cache/apt/archives/tools_1%3a2.0_amd64.deb (--unpack):
- cannot copy extracted data for './usr/bin/tool' to '/usr/bin/tool.dpkg-new': failed to write (No space left on device)
-dpkg-deb: error: paste subprocess was killed by signal (Broken pipe)
-Errors were encountered while processing:
- /var/cache/apt/archives/tools_1%3a2.0_amd64.deb
-E: Sub-process /usr/bin/dpkg returned an error code (1)
+Unpacking tools (2.0) over (1.0) ...\r
+dpkg: error processing archive /var/cache/apt/archives/tools_1%3a2.0_amd64.deb (--unpack):\r
+ cannot copy extracted data for './bin/tool' to '/bin/tool.dpkg-new': failed to write (No space left on device)\r
+dpkg-deb: error: paste subprocess was killed by signal (Broken pipe)\r
+Errors were encountered while processing:\r
+ /var/cache/apt/archives/tools_1%3a2.0_amd64.deb\r
 """
 
 
 def test_dpkgs_own_reason_is_told_where_apt_only_says_that_it_failed(monkeypatch):
     monkeypatch.setattr(
-        system_packages.subprocess, "run", lambda argv, **_: subprocess.CompletedProcess(argv, 100, "", FULL)
+        system_packages.subprocess,
+        "run",
+        lambda argv, **_: subprocess.CompletedProcess(argv, 100, FULL, "E: Sub-process failed\n"),
     )
     with pytest.raises(PackageError, match=r"^apt-get: tools_1%3a2\.0_amd64\.deb: cannot copy .*\(No space left"):
         Packages("tools", 1)._run("apt-get", "--quiet", "install", "tools")
+    assert system_packages.dpkg_failure(FULL.replace("\r\n", "\n\n"))  # as Python reads \\r\\r\\n
     assert system_packages.dpkg_failure("E: Unable to locate package tools\n") == ""

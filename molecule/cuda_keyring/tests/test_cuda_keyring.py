@@ -113,7 +113,6 @@ def test_a_full_disk_is_named_and_the_keyring_stays(host, own, converge, cramped
     cramped("/usr/share/keyrings", 0)
     outcome = converge({"cuda_keyring_version": "1.0-1"})
     assert outcome.code == 2 and "No space left on device" in outcome.message, outcome.text
-    assert "cuda-keyring_1.0-1_all.deb: " in outcome.message
     assert (host.package("cuda-keyring").version, host.file(own).content_string) == ("1.1-1", before)
     assert host.run("apt-get update --error-on=any").rc == 0
     assert host.check_output("dpkg --audit") == ""
