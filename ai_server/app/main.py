@@ -1,28 +1,33 @@
 """The application: `uvicorn app.main:app`, started from the directory that holds `app/` and `.env`."""
 
 import asyncio
-import json
 import logging
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Annotated
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from prometheus_fastapi_instrumentator import Instrumentator
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from app import errors, logs, settings
+from app.body import read_object
+from app.callers import Callers, CallersError
 from app.errors import Problem
 from app.jobs import Backend, Store, Worker
-from app.limits import Gate, Methods
+from app.limits import RATE_HEADERS, Gate, Limits, Methods, media_type
 from app.ocr import HttpOcr
+from app.policy import Policy
 from app.settings import Settings
 from app.uploads import Uploads
 from app.upstream import ClientLeft, Relay, Vllm, client_left, while_connected
+from app.usage import Usage
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +49,7 @@ class Service:
     Made inside the running event loop; `close` ends what it holds.
     """
 
-    def __init__(self, config: Settings) -> None:
+    def __init__(self, config: Settings, callers: Callers, limits: Limits) -> None:
         # kind (in paths, jobs and callbacks) -> the adapter's name in vLLM, the instruction it is given
         self._adapters = {
             "easy-contract": (config.vllm_lora_adapter_easycontract, config.easycontract_prompt),
@@ -55,18 +60,34 @@ class Service:
         self.uploads = Uploads(config.resources_directory, config.max_pdf_pages, self.ocr)
         self.store = Store(config.state_directory)
         self.backend = Backend(config)
+        self.callers, self.limits, self.max_body_values = limits, config.max_body_values
+        self.usage = Usage(config.state_directory, limits.rates)
+        self._writing = asyncio.create_task(self.usage.run())
         self._working = asyncio.create_task(Worker(config, self.store, self.backend, self.perform).run())
 
     async def close(self) -> None:
-        self._working.cancel()
-        await asyncio.wait({self._working})
+        for task in (self._working, self._writing):
+            task.cancel()
+        await asyncio.wait({self._working, self._writing})
         for part in (self.vllm, self.ocr, self.backend):
             await part.close()
         self.store.close()
+        self.usage.close()
 
     @property
     def working(self) -> bool:
         return not self._working.done()
+
+    def model(self, kind: str) -> str:
+        return self._adapters[kind][0]
+
+    def account(self, name: str, model: str, usage: dict | None) -> None:
+        """Put an answer's tokens to its caller's account; an engine may tell none."""
+        counts = usage or {}
+        prompt = counts.get("prompt_tokens") or 0
+        completion = counts.get("completion_tokens") or max(0, (counts.get("total_tokens") or 0) - prompt)
+        self.usage.add(name, model, prompt, completion)
+        self.limits.used(self.callers.named(name), prompt + completion)
 
     async def perform(self, kind: str, work: dict) -> dict:
         """work: `{"text": str}` or `{"upload": name}`, and `max_tokens` perhaps. Returns what Vllm.complete does."""
@@ -81,7 +102,7 @@ def create_app(config: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service = Service(config)
+        app.state.service = Service(config, callers, limits)
         logger.info("ai-server is ready", extra={"environment": config.app_env, "vllm": config.vllm_base_url})
         if not app.state.service.backend.enabled:
             logger.warning("jobs are refused: BACKEND_INTERNAL_TOKEN is not set")
@@ -92,15 +113,25 @@ def create_app(config: Settings) -> FastAPI:
             logger.info("ai-server has stopped")
 
     logs.configure(config.log_directory)
+    callers, limits, policy = _callers(config), Limits(config), Policy(config)
     # A redirect to the address without the slash would be made from what a proxy passes on: http, and a host inside.
     app = FastAPI(title="ai-server", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, errors.answer)
     app.add_exception_handler(Exception, errors.unforeseen)
     app.add_exception_handler(ClientLeft, client_left)
     app.add_exception_handler(ClientDisconnect, client_left)  # while its request was read
-    app.add_middleware(Gate, settings=config)
+    app.add_middleware(Gate, settings=config, callers=callers, limits=limits)
     app.add_middleware(logs.AccessLog)
     Instrumentator().instrument(app).expose(app, include_in_schema=False)
+    if config.cors_origins:
+        # Around the gate: a browser asks for permission without a key.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "Retry-After", "Location", *RATE_HEADERS],
+        )
     app.add_middleware(Methods)
 
     @app.api_route("/health", methods=["GET", "HEAD"])
@@ -117,12 +148,21 @@ def create_app(config: Settings) -> FastAPI:
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
-        return Relay(request.app.state.service.vllm, "GET", "/models")
+        vllm, allowed = request.app.state.service.vllm, request.scope["caller_bounds"].models
+        return Relay(vllm, "GET", "/models") if allowed is None else JSONResponse(await vllm.models(allowed))
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        body = await _json(request)
-        return Relay(request.app.state.service.vllm, "POST", "/chat/completions", {"model": config.vllm_model} | body)
+        body = await read_object(request, config.max_body_values)
+        body["model"] = body.get("model") or config.vllm_model
+        policy.check("/chat/completions", body)
+        _may_name(request, body["model"])
+        return Relay(request.app.state.service.vllm, "POST", "/chat/completions", body)
+
+    @app.get("/v1/usage")
+    async def usage(request: Request, days: Annotated[int, Query(ge=1, le=400)] = 31) -> dict:
+        service: Service = request.app.state.service
+        return {"object": "list", "data": await asyncio.to_thread(service.usage.of, request.scope["caller"], days)}
 
     @app.post("/v1/easy-contract")
     async def easy_contract(request: Request) -> Response:
@@ -142,11 +182,28 @@ def create_app(config: Settings) -> FastAPI:
     return app
 
 
+def _callers(config: Settings) -> Callers:
+    """Return who may ask; leave the process with one line where the file of callers cannot be used."""
+    keys = [key.get_secret_value() for key in config.ai_server_api_keys]
+    try:
+        return Callers(keys, config.callers_file, config.vllm_api_key.get_secret_value())
+    except CallersError as error:
+        settings.refuse(f"settings refused: CALLERS_FILE: {error}")
+
+
+def _may_name(request: Request, model: object) -> None:
+    """Raise Problem 404, as OpenAI does, for a model that this caller may not use."""
+    allowed = request.scope["caller_bounds"].models
+    if allowed is not None and model not in allowed:
+        raise Problem(404, f"The model {str(model)[:100]!r} does not exist, or this key may not use it.")
+
+
 async def _health(service: Service) -> dict:
     vllm = await service.vllm.health()
     return {
         "status": "ok" if vllm == "ok" and service.working else "degraded",
         "vllm": vllm,
+        **({"callers": service.callers.trouble} if service.callers.trouble else {}),
         "jobs": service.store.counts() if service.working else "stopped",
         "callbacks": "on" if service.backend.enabled else "off: BACKEND_INTERNAL_TOKEN is not set",
     }
@@ -155,7 +212,8 @@ async def _health(service: Service) -> dict:
 async def _adapter(request: Request, kind: str) -> Response:
     """Answer now (200), or take the job and answer by callback (202)."""
     service: Service = request.app.state.service
-    work, content = await _work(request)
+    work, content = await _work(request, service.max_body_values)
+    _may_name(request, service.model(kind))
     wants_callback = work.callback or work.job_id is not None
     if wants_callback and not service.backend.enabled:
         raise Problem(503, "Jobs cannot be called back: BACKEND_INTERNAL_TOKEN is not set on this server.")
@@ -166,20 +224,22 @@ async def _adapter(request: Request, kind: str) -> Response:
     if wants_callback:
         job = service.store.add(work.job_id or uuid.uuid4().hex, request.scope["caller"], kind, task)
         return JSONResponse(job.public(), 202, {"Location": f"/v1/jobs/{job.id}"})
-    return JSONResponse(await while_connected(request.receive, service.perform(kind, task)))
+    answer = await while_connected(request.receive, service.perform(kind, task))
+    service.account(request.scope["caller"], answer["model"], answer["usage"])
+    return JSONResponse(answer)
 
 
-async def _work(request: Request):
+async def _work(request: Request, max_values: int):
     """Return the request as a Work, and the uploaded PDF (a binary file) or None; raise Problem 400 for others."""
     content = None
-    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if media_type(request.headers) == "multipart/form-data":
         form = await request.form(max_files=1, max_fields=8)
         fields = dict(form)
         file = fields.pop("file", None)
         if isinstance(file, UploadFile):
             content = file.file
     else:
-        fields = await _json(request)
+        fields = await read_object(request, max_values)
     try:
         work = Work.model_validate(fields)
     except ValidationError as error:
@@ -188,18 +248,6 @@ async def _work(request: Request):
     if (work.text is None) == (content is None):
         raise Problem(400, "Send either a `text`, as JSON, or a PDF as the multipart field `file`.")
     return work, content
-
-
-async def _json(request: Request) -> dict:
-    try:
-        # NaN and half a surrogate pair are what Python reads and no JSON can carry on.
-        body = await request.json()
-        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
-        raise Problem(400, "The body is not a JSON object.")
-    return body
 
 
 app = create_app(settings.load())

@@ -93,6 +93,16 @@ class Vllm:
             return f"away: {type(error).__name__}"
         return "ok" if response.status_code == 200 else f"unhealthy: its /health answered {response.status_code}"
 
+    async def models(self, allowed: frozenset[str]) -> dict:
+        """Return vLLM's list of models with those that are allowed."""
+        async with self.stream("GET", "/models") as response:
+            content = await response.aread()
+        try:
+            listed = json.loads(content)
+            return listed | {"data": [model for model in listed["data"] if model["id"] in allowed]}
+        except (ValueError, LookupError, TypeError):
+            raise Problem(502, "vLLM's list of models cannot be read.") from None
+
     async def complete(self, model: str, instruction: str, text: str, options: dict) -> dict:
         """Return `{"model": str, "result": str, "finish_reason": str, "usage": {…}}`, generated at temperature 0.
 

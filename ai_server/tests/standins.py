@@ -70,6 +70,7 @@ class StandIns:
         self.asked: list[dict] = []
         self.left: list[str] = []
         self.callback_status = [200]
+        self.models = ["base"]
         self.says: tuple[int, str, list[bytes | None]] | None = None
         self.ocr_answer: Any = {"pages": [{"text": "words of a scan"}]}
 
@@ -109,7 +110,7 @@ class StandIns:
 
     async def _models(self, request: Request) -> Response:
         await self._note(request)
-        return JSONResponse({"object": "list", "data": [{"id": "base"}]})
+        return JSONResponse({"object": "list", "data": [{"id": name} for name in self.models]})
 
     async def _chat(self, request: Request) -> Response:
         body = await self._note(request)
