@@ -60,7 +60,7 @@ class Service:
         self.uploads = Uploads(config.resources_directory, config.max_pdf_pages, self.ocr)
         self.store = Store(config.state_directory)
         self.backend = Backend(config)
-        self.callers, self.limits, self.max_body_values = limits, config.max_body_values
+        self.callers, self.limits, self.max_body_values = callers, limits, config.max_body_values
         self.usage = Usage(config.state_directory, limits.rates)
         self._writing = asyncio.create_task(self.usage.run())
         self._working = asyncio.create_task(Worker(config, self.store, self.backend, self.perform).run())
