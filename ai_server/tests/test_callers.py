@@ -151,12 +151,13 @@ def test_requests_of_a_caller_at_a_time(named, standins):
     sent = {"messages": [{"role": "user", "content": "hold this"}], "stream": True}
     with server.client(OLD) as client, server.client(NEW) as other:
         with client.stream("POST", "/v1/chat/completions", json=sent) as stream:
-            next(stream.iter_raw())
+            chunks = stream.iter_raw()
+            next(chunks)
             answer = client.get("/v1/models")
             assert (answer.status_code, "at once" in answer.text) == (429, True)
             assert other.get("/v1/models").status_code == 200
             standins.go_on.set()
-            stream.read()
+            list(chunks)
         assert wait_for(lambda: client.get("/v1/models").status_code == 200)
 
 
