@@ -18,8 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +77,11 @@ class Engine(asyncio.Protocol):
 
     def answer(self, asked: dict) -> None:
         if not asked.get("stream"):
-            choice = {"index": 0, "message": {"role": "assistant", "content": "word " * TOKENS}, "finish_reason": "stop"}
+            choice = {
+                "index": 0,
+                "message": {"role": "assistant", "content": "word " * TOKENS},
+                "finish_reason": "stop",
+            }
             usage = {"prompt_tokens": 9, "completion_tokens": TOKENS, "total_tokens": 9 + TOKENS}
             whole = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "base"}
             body = json.dumps({**whole, "choices": [choice], "usage": usage}).encode()
@@ -113,7 +115,9 @@ def chunked(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-USAGE = b'data: {"id": "chatcmpl-1", "model": "base", "choices": [], "usage": {"prompt_tokens": 9, "total_tokens": 17}}\n\n'
+USAGE = (
+    b'data: {"id": "chatcmpl-1", "model": "base", "choices": [], "usage": {"prompt_tokens": 9, "total_tokens": 17}}\n\n'
+)
 DONE = b"data: [DONE]\n\n"
 
 

@@ -8,21 +8,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
-from prometheus_fastapi_instrumentator import Instrumentator
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from app import errors, logs, settings
+from app import connections, errors, logs, settings
 from app.errors import Problem
 from app.jobs import Backend, Store, Worker
 from app.limits import Gate, Methods
 from app.ocr import HttpOcr
+from app.routes import Routes
 from app.settings import Settings
 from app.uploads import Uploads
-from app.upstream import ClientLeft, Relay, Vllm, client_left, while_connected
+from app.upstream import ClientLeft, Vllm, client_left, while_connected
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ def create_app(config: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        connections.bound(config)
         app.state.service = Service(config)
         logger.info("ai-server is ready", extra={"environment": config.app_env, "vllm": config.vllm_base_url})
         if not app.state.service.backend.enabled:
@@ -98,10 +100,11 @@ def create_app(config: Settings) -> FastAPI:
     app.add_exception_handler(Exception, errors.unforeseen)
     app.add_exception_handler(ClientLeft, client_left)
     app.add_exception_handler(ClientDisconnect, client_left)  # while its request was read
+    # The last one is the outermost.
+    app.add_middleware(Routes, settings=config)
     app.add_middleware(Gate, settings=config)
-    app.add_middleware(logs.AccessLog)
-    Instrumentator().instrument(app).expose(app, include_in_schema=False)
     app.add_middleware(Methods)
+    app.add_middleware(logs.AccessLog)
 
     @app.api_route("/health", methods=["GET", "HEAD"])
     async def health(request: Request) -> JSONResponse:
@@ -115,14 +118,9 @@ def create_app(config: Settings) -> FastAPI:
         state = await _health(request.app.state.service)
         return JSONResponse(state, 200 if state["vllm"] == "ok" else 503)
 
-    @app.get("/v1/models")
-    async def models(request: Request) -> Response:
-        return Relay(request.app.state.service.vllm, "GET", "/models")
-
-    @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        body = await _json(request)
-        return Relay(request.app.state.service.vllm, "POST", "/chat/completions", {"model": config.vllm_model} | body)
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     @app.post("/v1/easy-contract")
     async def easy_contract(request: Request) -> Response:
