@@ -2,20 +2,22 @@
 
 import json
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from app.errors import Problem
 
 COUNTED = (b"[", b"{", b",")
 
 
-async def read_object(request: Request, max_values: int) -> dict:
-    """Return the body; raise Problem 400 for what is no JSON object, or has more than ``max_values`` values.
+async def read_object(receive: Receive, max_values: int) -> dict:
+    """Read the whole body; raises Problem 400 unless it is a JSON object of ``max_values`` values at most, and
+    ClientDisconnect where it does not end.
 
     They are counted before they are read: reading holds up all other requests, in a thread as well, and 20 MiB of
     `[],` take seconds where 20 MiB of text take none. What is counted is in texts too, so that the bound is a wide one.
     """
-    raw = await request.body()
+    raw = await _whole(receive)
     if sum(map(raw.count, COUNTED)) > max_values:
         raise Problem(400, f"The body has more than {max_values} values.")
     try:
@@ -27,6 +29,17 @@ async def read_object(request: Request, max_values: int) -> dict:
     if not isinstance(body, dict):
         raise Problem(400, "The body is not a JSON object.")
     return body
+
+
+async def _whole(receive: Receive) -> bytes:
+    pieces, more = [], True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        pieces.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(pieces)
 
 
 def _finite(text: str) -> float:

@@ -1,17 +1,26 @@
 """JSON lines to the journal (standard output) and to a file that may be rotated under us; never bodies or keys."""
 
+import asyncio
+import json
 import logging
 import logging.config
 import re
 import time
 import uuid
 from contextvars import ContextVar
+from datetime import datetime, timezone
 from pathlib import Path
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import metrics, sse
+from app.errors import Problem
+
 LOG_FILE = "ai-server.log"
+IDENT = re.compile(rb"[\w.-]{1,64}", re.ASCII)
+MAX_PATH, MAX_METHOD = 200, 20  # characters in the log
+STOPPING = Problem(503, "The server is being stopped; try again.", {"Retry-After": "10", "Connection": "close"})
 QUIET = {"/health", "/health/ready", "/metrics"}  # asked every few seconds: told only when they fail
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -24,21 +33,14 @@ def configure(directory: Path) -> None:
         {
             "version": 1,
             "disable_existing_loggers": False,
-            "filters": {"request_id": {"()": lambda: _add_request_id}},
             "formatters": {
-                "json": {
-                    "()": "pythonjsonlogger.json.JsonFormatter",
-                    "fmt": ["levelname", "name", "message", "request_id"],
-                    "rename_fields": {"levelname": "level", "name": "logger"},
-                    "timestamp": True,
-                }
+                "json": {"()": Line},
             },
             "handlers": {
-                "journal": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}
-                | {"formatter": "json", "filters": ["request_id"]},
+                "journal": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"} | {"formatter": "json"},
                 # delay: importing the application (as `python -m app.check` does) must not create the file
                 "file": {"class": "logging.handlers.WatchedFileHandler", "filename": str(directory / LOG_FILE)}
-                | {"encoding": "utf-8", "delay": True, "formatter": "json", "filters": ["request_id"]},
+                | {"encoding": "utf-8", "delay": True, "formatter": "json"},
             },
             "root": {"level": "INFO", "handlers": ["journal", "file"]},
             "loggers": {
@@ -46,19 +48,38 @@ def configure(directory: Path) -> None:
                 "uvicorn.error": {"level": "INFO", "handlers": [], "propagate": True},
                 "uvicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},  # AccessLog says more
                 "httpx": {"level": "WARNING"},
+                "aiohttp": {"level": "WARNING"},
                 "pypdf": {"level": "ERROR"},
             },
         }
     )
 
 
-def _add_request_id(record: logging.LogRecord) -> bool:
-    record.request_id = request_id.get()
-    return True
+class Line(logging.Formatter):
+    """One JSON object a line. Written once for both handlers: a line costs as much as relaying a chunk."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = record.__dict__.get("line")
+        if line is None:
+            when = datetime.fromtimestamp(record.created, timezone.utc).isoformat()
+            told = {"level": record.levelname, "logger": record.name, "message": record.getMessage()}
+            told |= {"request_id": request_id.get(), "timestamp": when}
+            told |= {name: value for name, value in record.__dict__.items() if name not in OWN}
+            if record.exc_info:
+                told["exc_info"] = self.formatException(record.exc_info)
+            line = record.line = json.dumps(told, default=str)
+        return line
+
+
+# The attributes of every record; what a record has besides is what a call gave as `extra`.
+OWN = {*logging.makeLogRecord({}).__dict__, "message", "asctime", "line", "color_message", "taskName"}
 
 
 class AccessLog:
-    """ASGI middleware: give every request an id, answer with it, write one line when the request is over."""
+    """ASGI middleware: give every request an id, answer with it, write one line and count when the request is over.
+
+    What the end of the server cuts off is told so: an event in a stream, 503 where nothing is answered yet.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -67,24 +88,37 @@ class AccessLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        ident = given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid.uuid4().hex
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        ident = given.decode() if IDENT.fullmatch(given) else uuid.uuid4().hex
+        scope["request_id"] = ident
         token = request_id.set(ident)
         started = time.monotonic()
-        status = 500
+        status, stream, over = 0, False, False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, stream, over
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = ident
+                stream = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
+                message["headers"] = [*message["headers"], (b"x-request-id", ident.encode())]
+            else:
+                over = not message.get("more_body", False)
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_id)
+        except asyncio.CancelledError:  # uvicorn's way to say that the time for the last answers is over
+            # Not raised on: uvicorn would write a traceback for each.
+            if not status:
+                response = JSONResponse({"error": STOPPING.body}, 503, STOPPING.headers)
+                await response(scope, receive, send_with_id)
+            elif stream and not over:
+                await send({"type": "http.response.body", "body": sse.error(STOPPING.body), "more_body": False})
         finally:
-            if scope["path"] not in QUIET or status >= 400:
-                details = {"method": scope["method"], "path": scope["path"], "status": status}
-                details |= {"seconds": round(time.monotonic() - started, 3), "caller": scope.get("caller")}
+            seconds = time.monotonic() - started
+            metrics.count_request(scope, status or 500, seconds)
+            if scope["path"] not in QUIET or status >= 400 or not status:
+                details = {"method": scope["method"][:MAX_METHOD], "path": scope["path"][:MAX_PATH]}
+                details |= {"status": status or 500, "seconds": round(seconds, 3), "caller": scope.get("caller")}
                 logger.info("request", extra=details)
             request_id.reset(token)

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated
 
 from fastapi import FastAPI, Query, Request
-from prometheus_fastapi_instrumentator import Instrumentator
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -16,17 +16,19 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from app import errors, logs, settings
+from app import connections, errors, logs, settings
 from app.body import read_object
 from app.callers import Callers, CallersError
 from app.errors import Problem
 from app.jobs import Backend, Store, Worker
 from app.limits import RATE_HEADERS, Gate, Limits, Methods, media_type
+from app.metrics import token_counts
 from app.ocr import HttpOcr
-from app.policy import Policy
+from app.policy import Policy, may_name
+from app.routes import Routes
 from app.settings import Settings
 from app.uploads import Uploads
-from app.upstream import ClientLeft, Relay, Vllm, client_left, while_connected
+from app.upstream import ClientLeft, Vllm, client_left, while_connected
 from app.usage import Usage
 
 logger = logging.getLogger(__name__)
@@ -83,9 +85,7 @@ class Service:
 
     def account(self, name: str, model: str, usage: dict | None) -> None:
         """Put an answer's tokens to its caller's account; an engine may tell none."""
-        counts = usage or {}
-        prompt = counts.get("prompt_tokens") or 0
-        completion = counts.get("completion_tokens") or max(0, (counts.get("total_tokens") or 0) - prompt)
+        prompt, completion = token_counts(usage)
         self.usage.add(name, model, prompt, completion)
         self.limits.used(self.callers.named(name), prompt + completion)
 
@@ -102,6 +102,7 @@ def create_app(config: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        connections.bound(config)
         app.state.service = Service(config, callers, limits)
         logger.info("ai-server is ready", extra={"environment": config.app_env, "vllm": config.vllm_base_url})
         if not app.state.service.backend.enabled:
@@ -113,16 +114,16 @@ def create_app(config: Settings) -> FastAPI:
             logger.info("ai-server has stopped")
 
     logs.configure(config.log_directory)
-    callers, limits, policy = _callers(config), Limits(config), Policy(config)
+    callers, limits = _callers(config), Limits(config)
     # A redirect to the address without the slash would be made from what a proxy passes on: http, and a host inside.
     app = FastAPI(title="ai-server", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, errors.answer)
     app.add_exception_handler(Exception, errors.unforeseen)
     app.add_exception_handler(ClientLeft, client_left)
     app.add_exception_handler(ClientDisconnect, client_left)  # while its request was read
+    # The last one is the outermost.
+    app.add_middleware(Routes, settings=config, policy=Policy(config))
     app.add_middleware(Gate, settings=config, callers=callers, limits=limits)
-    app.add_middleware(logs.AccessLog)
-    Instrumentator().instrument(app).expose(app, include_in_schema=False)
     if config.cors_origins:
         # Around the gate: a browser asks for permission without a key.
         app.add_middleware(
@@ -133,6 +134,7 @@ def create_app(config: Settings) -> FastAPI:
             expose_headers=["X-Request-ID", "Retry-After", "Location", *RATE_HEADERS],
         )
     app.add_middleware(Methods)
+    app.add_middleware(logs.AccessLog)
 
     @app.api_route("/health", methods=["GET", "HEAD"])
     async def health(request: Request) -> JSONResponse:
@@ -146,18 +148,9 @@ def create_app(config: Settings) -> FastAPI:
         state = await _health(request.app.state.service)
         return JSONResponse(state, 200 if state["vllm"] == "ok" else 503)
 
-    @app.get("/v1/models")
-    async def models(request: Request) -> Response:
-        vllm, allowed = request.app.state.service.vllm, request.scope["caller_bounds"].models
-        return Relay(vllm, "GET", "/models") if allowed is None else JSONResponse(await vllm.models(allowed))
-
-    @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        body = await read_object(request, config.max_body_values)
-        body["model"] = body.get("model") or config.vllm_model
-        policy.check("/chat/completions", body)
-        _may_name(request, body["model"])
-        return Relay(request.app.state.service.vllm, "POST", "/chat/completions", body)
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/usage")
     async def usage(request: Request, days: Annotated[int, Query(ge=1, le=400)] = 31) -> dict:
@@ -191,13 +184,6 @@ def _callers(config: Settings) -> Callers:
         settings.refuse(f"settings refused: CALLERS_FILE: {error}")
 
 
-def _may_name(request: Request, model: object) -> None:
-    """Raise Problem 404, as OpenAI does, for a model that this caller may not use."""
-    allowed = request.scope["caller_bounds"].models
-    if allowed is not None and model not in allowed:
-        raise Problem(404, f"The model {str(model)[:100]!r} does not exist, or this key may not use it.")
-
-
 async def _health(service: Service) -> dict:
     vllm = await service.vllm.health()
     return {
@@ -213,7 +199,7 @@ async def _adapter(request: Request, kind: str) -> Response:
     """Answer now (200), or take the job and answer by callback (202)."""
     service: Service = request.app.state.service
     work, content = await _work(request, service.max_body_values)
-    _may_name(request, service.model(kind))
+    may_name(request.scope["caller_bounds"], service.model(kind))
     wants_callback = work.callback or work.job_id is not None
     if wants_callback and not service.backend.enabled:
         raise Problem(503, "Jobs cannot be called back: BACKEND_INTERNAL_TOKEN is not set on this server.")
@@ -239,7 +225,7 @@ async def _work(request: Request, max_values: int):
         if isinstance(file, UploadFile):
             content = file.file
     else:
-        fields = await read_object(request, max_values)
+        fields = await read_object(request.receive, max_values)
     try:
         work = Work.model_validate(fields)
     except ValidationError as error:

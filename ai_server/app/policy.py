@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from app.callers import Caller
 from app.errors import Problem
 from app.settings import Settings
 
@@ -106,6 +107,12 @@ class Policy:
             raise Problem(400, f"stop has {len(stops)} entries, and {self._stops} are allowed.")
         if any(isinstance(one, str) and len(one) > MAX_STOP_CHARACTERS for one in stops):
             raise Problem(400, f"stop has an entry of more than {MAX_STOP_CHARACTERS} characters.")
+
+
+def may_name(caller: Caller, model: object) -> None:
+    """Raise Problem 404, as OpenAI does, for a model that this caller may not use."""
+    if caller.models is not None and model not in caller.models:
+        raise Problem(404, f"The model {_shown(model)} does not exist, or this key may not use it.")
 
 
 def _are_switches(value: object) -> bool:

@@ -174,6 +174,16 @@ class Settings(BaseSettings):
     )
     max_pdf_pages: PositiveInt = Field(le=100_000, default=50, description="pages that a PDF may have")
 
+    header_timeout_sec: PositiveFloat = Field(
+        le=86_400, default=20, description="seconds within which a request's headers must be there, such as 20"
+    )
+    body_timeout_sec: PositiveFloat = Field(
+        le=86_400, default=120, description="seconds within which a request's body must be there, such as 120"
+    )
+    send_timeout_sec: PositiveFloat = Field(
+        le=86_400, default=60, description="seconds after which a client that takes none of its answer is cut off"
+    )
+
     job_concurrency: PositiveInt = Field(le=1000, default=2, description="jobs worked on at the same time")
     job_attempts: PositiveInt = Field(
         le=1_000_000, default=20, description="tries for a job's answer, and again for its callback"

@@ -1,5 +1,6 @@
 """Server-sent events, as the HTML standard reads them: lines end at CR LF, LF or CR, and at nothing else."""
 
+import json
 import re
 from collections.abc import AsyncIterable, AsyncIterator
 
@@ -48,3 +49,8 @@ async def _lines(chunks: AsyncIterable[bytes]) -> AsyncIterator[str]:
             yield line.decode(errors="replace")
     if rest.endswith(b"\r"):
         yield rest[:-1].decode(errors="replace")
+
+
+def error(body: dict) -> bytes:
+    """Return an event that tells of an error where a stream breaks off; it ends what may be half an event before it."""
+    return b"\n\ndata: " + json.dumps({"error": body}, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
