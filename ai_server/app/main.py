@@ -6,6 +6,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Literal, TypeVar
 
 from fastapi import FastAPI, Request
 from prometheus_fastapi_instrumentator import Instrumentator
@@ -16,8 +17,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from app import errors, logs, settings
+from app.disk import Disk
 from app.errors import Problem
-from app.jobs import Backend, Store, Worker
+from app.jobs import STATES, Backend, Store, Worker
 from app.limits import Gate, Methods
 from app.ocr import HttpOcr
 from app.settings import Settings
@@ -25,6 +27,7 @@ from app.uploads import Uploads
 from app.upstream import ClientLeft, Relay, Vllm, client_left, while_connected
 
 logger = logging.getLogger(__name__)
+Fields = TypeVar("Fields", bound=BaseModel)
 
 
 class Work(BaseModel):
@@ -36,6 +39,15 @@ class Work(BaseModel):
     max_tokens: int | None = Field(default=None, gt=0)
     callback: bool = False
     job_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
+
+
+class Listing(BaseModel):
+    """What a list of jobs may be asked for, as query parameters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=20, ge=1, le=100)
+    state: Literal[STATES] | None = None
 
 
 class Service:
@@ -52,10 +64,13 @@ class Service:
         }
         self.vllm = Vllm(config)
         self.ocr = HttpOcr(config)
-        self.uploads = Uploads(config.resources_directory, config.max_pdf_pages, self.ocr)
+        self.uploads = Uploads(config, self.ocr)
         self.store = Store(config.state_directory)
+        self.job_limit = config.job_limit_per_caller
         self.backend = Backend(config)
-        self._working = asyncio.create_task(Worker(config, self.store, self.backend, self.perform).run())
+        self.disk = Disk(config.state_directory, config.resources_directory)
+        worker = Worker(config, self.store, self.backend, self.uploads, self.perform)
+        self._working = asyncio.create_task(worker.run())
 
     async def close(self) -> None:
         self._working.cancel()
@@ -68,10 +83,10 @@ class Service:
     def working(self) -> bool:
         return not self._working.done()
 
-    async def perform(self, kind: str, work: dict) -> dict:
+    async def perform(self, kind: str, work: dict, caller: str) -> dict:
         """work: `{"text": str}` or `{"upload": name}`, and `max_tokens` perhaps. Returns what Vllm.complete does."""
         model, instruction = self._adapters[kind]
-        text = work["text"] if "text" in work else await self.uploads.text(work["upload"])
+        text = work["text"] if "text" in work else await self.uploads.text(work["upload"], caller)
         options = {"max_tokens": work["max_tokens"]} if work.get("max_tokens") else {}
         return await self.vllm.complete(model, instruction, text, options)
 
@@ -107,12 +122,12 @@ def create_app(config: Settings) -> FastAPI:
     async def health(request: Request) -> JSONResponse:
         """Whether this process is sound. That vLLM is away is told, at 200: restarting this one would not help."""
         service = request.app.state.service
-        return JSONResponse(await _health(service), 200 if service.working else 503)
+        return JSONResponse(await _health(service, config), 200 if service.working else 503)
 
     @app.api_route("/health/ready", methods=["GET", "HEAD"])
     async def ready(request: Request) -> JSONResponse:
         """Whether a request sent here now would be answered: 503 while vLLM is away."""
-        state = await _health(request.app.state.service)
+        state = await _health(request.app.state.service, config)
         return JSONResponse(state, 200 if state["vllm"] == "ok" else 503)
 
     @app.get("/v1/models")
@@ -132,21 +147,39 @@ def create_app(config: Settings) -> FastAPI:
     async def checklist(request: Request) -> Response:
         return await _adapter(request, "checklist")
 
+    @app.get("/v1/jobs")
+    async def jobs(request: Request) -> dict:
+        asked = _checked(Listing, dict(request.query_params))
+        found = request.app.state.service.store.newest(request.scope["caller"], asked.limit, asked.state)
+        return {"object": "list", "data": [job.summary() for job in found]}
+
     @app.get("/v1/jobs/{job_id}")
     async def job(request: Request, job_id: str) -> dict:
-        found = request.app.state.service.store.get(job_id)
-        if found is None or found.caller != request.scope["caller"]:
-            raise Problem(404, "There is no such job of yours.")
+        found = request.app.state.service.store.get(request.scope["caller"], job_id)
+        if found is None:
+            raise Problem(404, "Job not found.")
+        return found.public()
+
+    @app.delete("/v1/jobs/{job_id}")
+    async def cancel(request: Request, job_id: str) -> dict:
+        found = request.app.state.service.store.cancel(request.scope["caller"], job_id)
+        if found is None:
+            raise Problem(404, "Job not found.")
+        if found.state != "cancelled":
+            raise Problem(409, f"The job has ended: it is {found.state}.")
         return found.public()
 
     return app
 
 
-async def _health(service: Service) -> dict:
+async def _health(service: Service, config: Settings) -> dict:
     vllm = await service.vllm.health()
+    store, uploads = [await service.disk.state(each) for each in (config.state_directory, config.resources_directory)]
     return {
-        "status": "ok" if vllm == "ok" and service.working else "degraded",
+        "status": "ok" if vllm == store == uploads == "ok" and service.working else "degraded",
         "vllm": vllm,
+        "store": store,
+        "uploads": uploads,
         "jobs": service.store.counts() if service.working else "stopped",
         "callbacks": "on" if service.backend.enabled else "off: BACKEND_INTERNAL_TOKEN is not set",
     }
@@ -155,6 +188,7 @@ async def _health(service: Service) -> dict:
 async def _adapter(request: Request, kind: str) -> Response:
     """Answer now (200), or take the job and answer by callback (202)."""
     service: Service = request.app.state.service
+    caller = request.scope["caller"]
     work, content = await _work(request)
     wants_callback = work.callback or work.job_id is not None
     if wants_callback and not service.backend.enabled:
@@ -164,30 +198,39 @@ async def _adapter(request: Request, kind: str) -> Response:
     if content:
         task["upload"] = await service.uploads.keep(content)
     if wants_callback:
-        job = service.store.add(work.job_id or uuid.uuid4().hex, request.scope["caller"], kind, task)
+        ident = work.job_id or uuid.uuid4().hex
+        job = service.store.add(ident, caller, kind, task, service.job_limit)
         return JSONResponse(job.public(), 202, {"Location": f"/v1/jobs/{job.id}"})
-    return JSONResponse(await while_connected(request.receive, service.perform(kind, task)))
+    return JSONResponse(await while_connected(request.receive, service.perform(kind, task, caller)))
 
 
 async def _work(request: Request):
     """Return the request as a Work, and the uploaded PDF (a binary file) or None; raise Problem 400 for others."""
     content = None
-    if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        form = await request.form(max_files=1, max_fields=8)
+    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        try:
+            form = await request.form(max_files=1, max_fields=8)
+        except OSError as error:  # large files wait in TMPDIR
+            raise Problem(503, f"The upload cannot be received: {error.strerror}.") from error
         fields = dict(form)
         file = fields.pop("file", None)
         if isinstance(file, UploadFile):
             content = file.file
     else:
         fields = await _json(request)
-    try:
-        work = Work.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        raise Problem(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+    work = _checked(Work, fields)
     if (work.text is None) == (content is None):
         raise Problem(400, "Send either a `text`, as JSON, or a PDF as the multipart field `file`.")
     return work, content
+
+
+def _checked(model: type[Fields], fields: dict) -> Fields:
+    """Return the fields as the model; raise Problem 400 with the first of them that cannot be used."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise Problem(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
 
 
 async def _json(request: Request) -> dict:
