@@ -5,7 +5,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import FastAPI, Query, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -19,8 +19,9 @@ from starlette.responses import JSONResponse, Response
 from app import connections, errors, logs, settings
 from app.body import read_object
 from app.callers import Callers, CallersError
+from app.disk import Disk
 from app.errors import Problem
-from app.jobs import Backend, Store, Worker
+from app.jobs import STATES, Backend, Store, Worker
 from app.limits import RATE_HEADERS, Gate, Limits, Methods, media_type
 from app.metrics import token_counts
 from app.ocr import HttpOcr
@@ -32,6 +33,7 @@ from app.upstream import ClientLeft, Vllm, client_left, while_connected
 from app.usage import Usage
 
 logger = logging.getLogger(__name__)
+Fields = TypeVar("Fields", bound=BaseModel)
 
 
 class Work(BaseModel):
@@ -43,6 +45,15 @@ class Work(BaseModel):
     max_tokens: int | None = Field(default=None, gt=0)
     callback: bool = False
     job_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
+
+
+class Listing(BaseModel):
+    """What a list of jobs may be asked for, as query parameters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=20, ge=1, le=100)
+    state: Literal[STATES] | None = None
 
 
 class Service:
@@ -59,13 +70,16 @@ class Service:
         }
         self.vllm = Vllm(config)
         self.ocr = HttpOcr(config)
-        self.uploads = Uploads(config.resources_directory, config.max_pdf_pages, self.ocr)
+        self.uploads = Uploads(config, self.ocr)
         self.store = Store(config.state_directory)
+        self.job_limit = config.job_limit_per_caller
         self.backend = Backend(config)
         self.callers, self.limits, self.max_body_values = callers, limits, config.max_body_values
         self.usage = Usage(config.state_directory, limits.rates)
         self._writing = asyncio.create_task(self.usage.run())
-        self._working = asyncio.create_task(Worker(config, self.store, self.backend, self.perform).run())
+        self.disk = Disk(config.state_directory, config.resources_directory)
+        worker = Worker(config, self.store, self.backend, self.uploads, self.perform)
+        self._working = asyncio.create_task(worker.run())
 
     async def close(self) -> None:
         for task in (self._working, self._writing):
@@ -83,18 +97,20 @@ class Service:
     def model(self, kind: str) -> str:
         return self._adapters[kind][0]
 
-    def account(self, name: str, model: str, usage: dict | None) -> None:
+    def account(self, caller: str, model: str, usage: dict | None) -> None:
         """Put an answer's tokens to its caller's account; an engine may tell none."""
         prompt, completion = token_counts(usage)
-        self.usage.add(name, model, prompt, completion)
-        self.limits.used(self.callers.named(name), prompt + completion)
+        self.usage.add(caller, model, prompt, completion)
+        self.limits.used(self.callers.named(caller), prompt + completion)
 
-    async def perform(self, kind: str, work: dict) -> dict:
+    async def perform(self, kind: str, work: dict, caller: str) -> dict:
         """work: `{"text": str}` or `{"upload": name}`, and `max_tokens` perhaps. Returns what Vllm.complete does."""
         model, instruction = self._adapters[kind]
-        text = work["text"] if "text" in work else await self.uploads.text(work["upload"])
+        text = work["text"] if "text" in work else await self.uploads.text(work["upload"], caller)
         options = {"max_tokens": work["max_tokens"]} if work.get("max_tokens") else {}
-        return await self.vllm.complete(model, instruction, text, options)
+        answer = await self.vllm.complete(model, instruction, text, options)
+        self.account(caller, model, answer["usage"])
+        return answer
 
 
 def create_app(config: Settings) -> FastAPI:
@@ -140,12 +156,12 @@ def create_app(config: Settings) -> FastAPI:
     async def health(request: Request) -> JSONResponse:
         """Whether this process is sound. That vLLM is away is told, at 200: restarting this one would not help."""
         service = request.app.state.service
-        return JSONResponse(await _health(service), 200 if service.working else 503)
+        return JSONResponse(await _health(service, config), 200 if service.working else 503)
 
     @app.api_route("/health/ready", methods=["GET", "HEAD"])
     async def ready(request: Request) -> JSONResponse:
         """Whether a request sent here now would be answered: 503 while vLLM is away."""
-        state = await _health(request.app.state.service)
+        state = await _health(request.app.state.service, config)
         return JSONResponse(state, 200 if state["vllm"] == "ok" else 503)
 
     @app.get("/metrics")
@@ -165,11 +181,26 @@ def create_app(config: Settings) -> FastAPI:
     async def checklist(request: Request) -> Response:
         return await _adapter(request, "checklist")
 
+    @app.get("/v1/jobs")
+    async def jobs(request: Request) -> dict:
+        asked = _checked(Listing, dict(request.query_params))
+        found = request.app.state.service.store.newest(request.scope["caller"], asked.limit, asked.state)
+        return {"object": "list", "data": [job.summary() for job in found]}
+
     @app.get("/v1/jobs/{job_id}")
     async def job(request: Request, job_id: str) -> dict:
-        found = request.app.state.service.store.get(job_id)
-        if found is None or found.caller != request.scope["caller"]:
-            raise Problem(404, "There is no such job of yours.")
+        found = request.app.state.service.store.get(request.scope["caller"], job_id)
+        if found is None:
+            raise Problem(404, "Job not found.")
+        return found.public()
+
+    @app.delete("/v1/jobs/{job_id}")
+    async def cancel(request: Request, job_id: str) -> dict:
+        found = request.app.state.service.store.cancel(request.scope["caller"], job_id)
+        if found is None:
+            raise Problem(404, "Job not found.")
+        if found.state != "cancelled":
+            raise Problem(409, f"The job has ended: it is {found.state}.")
         return found.public()
 
     return app
@@ -184,12 +215,15 @@ def _callers(config: Settings) -> Callers:
         settings.refuse(f"settings refused: CALLERS_FILE: {error}")
 
 
-async def _health(service: Service) -> dict:
+async def _health(service: Service, config: Settings) -> dict:
     vllm = await service.vllm.health()
+    store, uploads = [await service.disk.state(each) for each in (config.state_directory, config.resources_directory)]
     return {
-        "status": "ok" if vllm == "ok" and service.working else "degraded",
+        "status": "ok" if vllm == store == uploads == "ok" and service.working else "degraded",
         "vllm": vllm,
         **({"callers": service.callers.trouble} if service.callers.trouble else {}),
+        "store": store,
+        "uploads": uploads,
         "jobs": service.store.counts() if service.working else "stopped",
         "callbacks": "on" if service.backend.enabled else "off: BACKEND_INTERNAL_TOKEN is not set",
     }
@@ -198,6 +232,7 @@ async def _health(service: Service) -> dict:
 async def _adapter(request: Request, kind: str) -> Response:
     """Answer now (200), or take the job and answer by callback (202)."""
     service: Service = request.app.state.service
+    caller = request.scope["caller"]
     work, content = await _work(request, service.max_body_values)
     may_name(request.scope["caller_bounds"], service.model(kind))
     wants_callback = work.callback or work.job_id is not None
@@ -208,32 +243,39 @@ async def _adapter(request: Request, kind: str) -> Response:
     if content:
         task["upload"] = await service.uploads.keep(content)
     if wants_callback:
-        job = service.store.add(work.job_id or uuid.uuid4().hex, request.scope["caller"], kind, task)
+        ident = work.job_id or uuid.uuid4().hex
+        job = service.store.add(ident, caller, kind, task, service.job_limit)
         return JSONResponse(job.public(), 202, {"Location": f"/v1/jobs/{job.id}"})
-    answer = await while_connected(request.receive, service.perform(kind, task))
-    service.account(request.scope["caller"], answer["model"], answer["usage"])
-    return JSONResponse(answer)
+    return JSONResponse(await while_connected(request.receive, service.perform(kind, task, caller)))
 
 
 async def _work(request: Request, max_values: int):
     """Return the request as a Work, and the uploaded PDF (a binary file) or None; raise Problem 400 for others."""
     content = None
     if media_type(request.headers) == "multipart/form-data":
-        form = await request.form(max_files=1, max_fields=8)
+        try:
+            form = await request.form(max_files=1, max_fields=8)
+        except OSError as error:  # large files wait in TMPDIR
+            raise Problem(503, f"The upload cannot be received: {error.strerror}.") from error
         fields = dict(form)
         file = fields.pop("file", None)
         if isinstance(file, UploadFile):
             content = file.file
     else:
         fields = await read_object(request.receive, max_values)
-    try:
-        work = Work.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        raise Problem(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+    work = _checked(Work, fields)
     if (work.text is None) == (content is None):
         raise Problem(400, "Send either a `text`, as JSON, or a PDF as the multipart field `file`.")
     return work, content
+
+
+def _checked(model: type[Fields], fields: dict) -> Fields:
+    """Return the fields as the model; raise Problem 400 with the first of them that cannot be used."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise Problem(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
 
 
 app = create_app(settings.load())

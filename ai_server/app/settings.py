@@ -125,6 +125,12 @@ class Settings(BaseSettings):
     )
     ocr_api: Secret = Field(description="the key of the OCR service")
     ocr_url: Url | None = Field(default=None, description="where scanned PDFs are posted; without it they are refused")
+    backend_uses_proxy: bool = Field(
+        default=False, description="true for callbacks, and their token, by HTTP_PROXY and its like; false for none"
+    )
+    ocr_uses_proxy: bool = Field(
+        default=False, description="true for scans, and the key, by HTTP_PROXY and its like; false for none"
+    )
 
     ai_server_api_keys: Annotated[
         list[Annotated[Secret, AfterValidator(_caller_key)]], NoDecode, BeforeValidator(_split)
@@ -184,7 +190,20 @@ class Settings(BaseSettings):
         le=86_400, default=60, description="seconds after which a client that takes none of its answer is cut off"
     )
 
-    job_concurrency: PositiveInt = Field(le=1000, default=2, description="jobs worked on at the same time")
+    upload_quota_bytes: PositiveInt = Field(
+        le=1024**5, default=10 * 1024**3, description="bytes that all uploads in RESOURCES_DIRECTORY may have"
+    )
+    upload_retention_days: PositiveInt | None = Field(
+        le=36_500, default=None, description="days that an upload is kept after it was last sent; without it for ever"
+    )
+
+    job_concurrency: PositiveInt = Field(
+        le=1000, default=4, description="jobs answered at the same time; one caller's are one fewer"
+    )
+    job_callback_concurrency: PositiveInt = Field(le=1000, default=4, description="callbacks made at the same time")
+    job_limit_per_caller: PositiveInt = Field(
+        le=1_000_000, default=1000, description="jobs that a caller may have open"
+    )
     job_attempts: PositiveInt = Field(
         le=1_000_000, default=20, description="tries for a job's answer, and again for its callback"
     )

@@ -160,5 +160,6 @@ def test_directory_of_the_uploads_is_gone(new_server):
     shutil.rmtree(server.directory / "resources")
     with server.client() as client:
         answer = client.post("/v1/checklist", files={"file": pdf("a")})
-    assert answer.status_code == 500
+        assert "cannot be written" in client.get("/health").json()["uploads"]
+    assert answer.status_code == 503
     assert "RESOURCES_DIRECTORY" in answer.json()["error"]["message"]

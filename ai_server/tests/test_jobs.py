@@ -1,15 +1,21 @@
 """Jobs: accepted, answered, told to the backend, whatever stops in between."""
 
+import hashlib
 import signal
 import sqlite3
 
 import pytest
 
 from app.errors import Problem
-from app.jobs import Store
-from conftest import OTHER_CALLER, TOKEN
+from app.jobs import Phase, Store
+from conftest import CALLER, OTHER_CALLER, TOKEN
 from pdfs import pdf
 from standins import wait_for
+
+
+def name(key: str) -> str:
+    """What a caller with this key is called."""
+    return hashlib.sha256(key.encode()).hexdigest()[:8]
 
 
 def test_callback(client, server, standins):
@@ -22,10 +28,9 @@ def test_callback(client, server, standins):
     (callback,) = standins.callbacks()
     assert callback["path"] == "/api/internal/callbacks/easy-contract"
     assert callback["headers"]["x-internal-token"] == TOKEN
-    assert callback["headers"]["idempotency-key"] == ident
     outcome = {"status": "completed", "model": "easycontract-adapter", "result": "easycontract-adapter on rent"}
     outcome |= {"finish_reason": "stop", "usage": {"total_tokens": 7}}
-    assert callback["body"] == {"job_id": ident, "kind": "easy-contract", **outcome}
+    assert callback["body"] == {"job_id": ident, "caller": name(CALLER), "kind": "easy-contract", **outcome}
     assert done["outcome"] == outcome
 
 
@@ -46,13 +51,20 @@ def test_the_same_job_again_is_the_same_job(client, server, standins):
     assert len(standins.callbacks()) == 2
 
 
-def test_a_job_is_its_callers_alone(client, server):
+def test_a_job_is_its_callers_alone(client, server, standins):
     client.post("/v1/checklist", json={"text": "a", "job_id": "mine"})
     server.job("mine", "delivered")
     with server.client(OTHER_CALLER) as other:
-        assert other.get("/v1/jobs/mine").status_code == 404
-        assert other.post("/v1/checklist", json={"text": "a", "job_id": "mine"}).status_code == 409
+        assert other.get("/v1/jobs/mine").status_code == other.delete("/v1/jobs/mine").status_code == 404
+        assert other.get("/v1/jobs").json()["data"] == []
+        assert other.post("/v1/easy-contract", json={"text": "b", "job_id": "mine"}).status_code == 202
+        theirs = wait_for(lambda: standins.callbacks()[1:])[0]
+        assert other.get("/v1/jobs/mine").json()["kind"] == "easy-contract"
+    assert client.get("/v1/jobs/mine").json()["kind"] == "checklist"
     assert client.get("/v1/jobs/none").status_code == 404
+    ours = standins.callbacks()[0]
+    assert [told["body"]["caller"] for told in (ours, theirs)] == [name(CALLER), name(OTHER_CALLER)]
+    assert ours["headers"]["idempotency-key"] != theirs["headers"]["idempotency-key"]
 
 
 def test_no_token_no_jobs(new_server):
@@ -68,7 +80,7 @@ def test_callback_is_tried_until_it_is_taken(client, server, standins):
     standins.callback_status = [500, 401, 307, 204]
     ident = client.post("/v1/checklist", json={"text": "a", "callback": True}).json()["job_id"]
     assert server.job(ident, "delivered")["attempts"] == 4
-    assert {callback["headers"]["idempotency-key"] for callback in standins.callbacks()} == {ident}
+    assert len({callback["headers"]["idempotency-key"] for callback in standins.callbacks()}) == 1
     assert len(standins.callbacks()) == 4
     assert "elsewhere" not in str(standins.callbacks())  # where the redirect leads: the token goes nowhere else
 
@@ -130,9 +142,9 @@ def test_unanswered_jobs_survive_a_killed_server(new_server, standins):
 def test_a_job_that_kills_the_server_is_not_tried_for_ever(new_server, standins):
     server = new_server(JOB_ATTEMPTS="2", JOB_BACKOFF_SEC="0.001")
     store = Store(server.directory / "state")
-    store.add("deadly", "caller", "checklist", {"text": "a"})
-    while store.get("deadly").attempts < 2:  # two servers took it, and neither wrote how it ended
-        store.claim(set(), 0.001)
+    add(store, "deadly")
+    while store.get("caller", "deadly").attempts < 2:  # two servers took it, and neither wrote how it ended
+        store.claim("queued", "caller", set(), 0.001)
     store.close()
     server.start()
     (callback,) = wait_for(standins.callbacks)
@@ -153,6 +165,10 @@ def test_of_two_processes_one_works(new_server, standins):
     assert '"job tried: ok"' in first.output() and '"job tried: ok"' not in second.output()
 
 
+def add(store: Store, ident: str, caller: str = "caller", kind: str = "checklist", limit: int = 100):
+    return store.add(ident, caller, kind, {"text": f"private {ident}"}, limit)
+
+
 class TestStore:
     @pytest.fixture
     def store(self, tmp_path):
@@ -162,45 +178,84 @@ class TestStore:
         store.close()
 
     def test_waits_double_and_are_bounded(self, store):
-        store.add("a", "caller", "checklist", {"text": "x"})
+        add(store, "a")
         waits = []
         for _ in range(12):
-            job = store.claim(set(), first_backoff=2)
+            job = store.claim("queued", "caller", set(), first_backoff=2)
             waits.append(job.due - self.now)
-            assert store.claim(set(), first_backoff=2) is None
+            assert store.claim("queued", "caller", set(), first_backoff=2) is None
             self.now = job.due
         assert waits == [2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600, 600]
 
     def test_what_is_due_longest_comes_first_but_never_twice_at_once(self, store):
         for ident in ("a", "b"):
-            store.add(ident, "caller", "checklist", {"text": ident})
+            add(store, ident)
             self.now += 1
-        assert store.claim(set(), 0.01).id == "a"
+        assert store.claim("queued", "caller", set(), 0.01).id == "a"
         self.now += 1
-        assert store.claim({"a"}, 0.01).id == "b"
+        assert store.claim("queued", "caller", {("caller", "a")}, 0.01).id == "b"
         self.now += 1
-        assert store.claim({"a", "b"}, 0.01) is None
+        assert store.claim("queued", "caller", {("caller", "a"), ("caller", "b")}, 0.01) is None
 
-    def test_an_answered_job_forgets_its_request(self, store, tmp_path):
-        store.add("a", "caller", "checklist", {"text": "a private contract"})
-        store.claim(set(), 2)
-        store.answered("a", {"status": "completed", "result": "r"})
-        job = store.get("a")
+    def test_callers_take_turns(self, store):
+        for ident in "abcdef":
+            add(store, ident, "many")
+        self.now += 1
+        add(store, "a", "few"), add(store, "b", "few")
+        one = Phase(store, "queued", 1, 60)
+        assert [job.caller for job in iter(one.claim, None)] == ["many", "few", "many", "few", *["many"] * 4]
+
+    def test_one_caller_never_has_all_hands(self, store):
+        for ident in "abc":
+            add(store, ident, "many")
+        phase = Phase(store, "queued", 3, 60)
+        for _ in range(2):
+            phase.running[phase.claim()] = None
+        assert phase.claim() is None
+        add(store, "a", "few")
+        assert phase.claim().caller == "few"
+
+    def test_an_answered_job_forgets_its_request(self, store):
+        add(store, "a")
+        store.answered(store.claim("queued", "caller", set(), 2), {"status": "completed", "result": "r"})
+        job = store.get("caller", "a")
         assert (job.state, job.work, job.attempts, job.due) == ("delivering", None, 0, self.now)
-        assert store.add("a", "caller", "checklist", {"text": "a private contract"}) == job
+        assert add(store, "a") == job
         with pytest.raises(Problem, match="another job"):
-            store.add("a", "caller", "easy-contract", {"text": "a private contract"})
+            add(store, "a", kind="easy-contract")
 
     def test_only_ended_jobs_are_forgotten(self, store):
-        for ident in ("ended", "open"):
-            store.add(ident, "caller", "checklist", {"text": ident})
-        store.ended("ended", "delivered")
+        job = add(store, "ended")
+        add(store, "cancelled"), add(store, "open")
+        store.answered(job, {})
+        store.ended(job, "delivered")
+        store.cancel("caller", "cancelled")
         assert store.forget(older_than=self.now) == 0
-        assert store.forget(older_than=self.now + 1) == 1
-        assert (store.get("ended"), store.counts()["queued"]) == (None, 1)
+        assert store.forget(older_than=self.now + 1) == 2
+        assert (store.get("caller", "ended"), store.counts()["queued"]) == (None, 1)
+        self.now += 1
+        assert add(store, "ended").key != job.key  # the id was free again, and this is another job
+
+    def test_what_was_cancelled_stays_so(self, store):
+        job = add(store, "a")
+        assert store.cancel("caller", "a").state == "cancelled"
+        store.answered(job, {"status": "completed"})
+        store.ended(job, "delivered")
+        store.failed(job, "away")
+        assert store.get("caller", "a") == store.cancel("caller", "a")
+        assert (store.get("caller", "a").outcome, store.get("caller", "a").work) == (None, None)
+
+    def test_only_open_jobs_count_against_the_limit(self, store):
+        for ident in "ab":
+            add(store, ident, limit=2)
+        with pytest.raises(Problem, match="2 jobs of yours are open"):
+            add(store, "c", limit=2)
+        assert add(store, "b", limit=2) and add(store, "c", "another", limit=2)
+        store.cancel("caller", "a")
+        assert add(store, "c", limit=2)
 
     def test_every_change_is_on_disk(self, store, tmp_path):
-        store.add("a", "caller", "checklist", {"text": "x"})
-        store.claim(set(), 2)
+        add(store, "a")
+        store.claim("queued", "caller", set(), 2)
         with sqlite3.connect(tmp_path / "jobs.sqlite3") as another:
             assert another.execute("SELECT state, attempts FROM jobs").fetchall() == [("queued", 1)]
