@@ -345,9 +345,11 @@ class Worker:
     async def _forget(self) -> float:
         now, days = time.time(), self._settings.upload_retention_days
         self._store.forget(now - self._settings.job_retention_days * DAY_SEC)
-        # A job that is added meanwhile has an upload sent today.
+        older, needed = now - days * DAY_SEC if days else 0, self._store.uploads()
         try:
-            await asyncio.to_thread(self._uploads.remove, now - days * DAY_SEC if days else 0, self._store.uploads())
+            removed = await asyncio.to_thread(self._uploads.remove, older, needed)  # a job added now sent its PDF today
+            if removed:
+                logger.info("uploads removed", extra={"count": removed, "days": days})
         except OSError as error:
             logger.error("uploads cannot be removed", extra={"error": f"{type(error).__name__}: {error}"})
         return FORGET_EVERY_SEC
