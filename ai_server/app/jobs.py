@@ -35,6 +35,7 @@ STORE_PAUSE_SEC = 1  # until a store is tried again that could not be written
 DAY_SEC, FORGET_EVERY_SEC = 86_400, 3600
 MAX_BACKOFF_SEC = 600
 STATES = ("queued", "delivering", "delivered", "undelivered", "cancelled")
+RETRY_LATER = {"Retry-After": "60"}
 OPEN, ENDED = "('queued', 'delivering')", "('delivered', 'undelivered', 'cancelled')"
 
 VERSION = 2  # PRAGMA user_version; version 0 had the same columns, and ids that no two callers could share
@@ -57,7 +58,6 @@ MIGRATION = (
     "INSERT INTO told_by_id SELECT caller, id FROM jobs WHERE state = 'delivering'",
     "DROP TABLE jobs_0",
 )
-BUSY = {"Retry-After": "60"}
 SELECT = (
     "SELECT jobs.*, EXISTS (SELECT 1 FROM told_by_id AS told WHERE (told.caller, told.id) = (jobs.caller, jobs.id))"
     " FROM jobs"
@@ -120,9 +120,10 @@ class Store:
         with self._transaction():  # of several processes that start, one migrates
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             there = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone()
-            for statement in MIGRATION if there and version == 0 else SCHEMA:
-                self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {VERSION}")
+            if version < VERSION:  # nothing is written otherwise, for the disk may be full
+                for statement in MIGRATION if there else SCHEMA:
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     def close(self) -> None:
         self._db.close()
@@ -151,7 +152,7 @@ class Store:
             if job is None:
                 counting = f"SELECT count(*) FROM jobs WHERE state IN {OPEN} AND caller = ?"
                 if self._db.execute(counting, (caller,)).fetchone()[0] >= limit:
-                    raise Problem(429, f"{limit} jobs of yours are open; send more when some have ended.", BUSY)
+                    raise Problem(429, f"{limit} jobs of yours are open; send more when some have ended.", RETRY_LATER)
                 self._db.execute(
                     "INSERT INTO jobs (id, caller, kind, digest, work, due, created, updated)"
                     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -196,10 +197,11 @@ class Store:
         if ident is None:
             return None
         wait = min(first_backoff * 2 ** min(attempts, 32), MAX_BACKOFF_SEC)
-        self._db.execute(
-            "UPDATE jobs SET attempts = attempts + 1, due = ? WHERE caller = ? AND id = ?", (now + wait, caller, ident)
+        counted = self._db.execute(
+            "UPDATE jobs SET attempts = attempts + 1, due = ? WHERE caller = ? AND id = ? AND state = ?",
+            (now + wait, caller, ident, state),
         )
-        return self.get(caller, ident)
+        return self.get(caller, ident) if counted.rowcount else None  # another process may have cancelled it
 
     def answered(self, job: Job, outcome: dict) -> None:
         """The job has its outcome; its callback is due at once, with attempts of its own. The request is forgotten."""
@@ -343,9 +345,11 @@ class Worker:
     async def _forget(self) -> float:
         now, days = time.time(), self._settings.upload_retention_days
         self._store.forget(now - self._settings.job_retention_days * DAY_SEC)
-        # A job that is added meanwhile has an upload sent today.
+        older, needed = now - days * DAY_SEC if days else 0, self._store.uploads()
         try:
-            await asyncio.to_thread(self._uploads.remove, now - days * DAY_SEC if days else 0, self._store.uploads())
+            removed = await asyncio.to_thread(self._uploads.remove, older, needed)  # a job added now sent its PDF today
+            if removed:
+                logger.info("uploads removed", extra={"count": removed, "days": days})
         except OSError as error:
             logger.error("uploads cannot be removed", extra={"error": f"{type(error).__name__}: {error}"})
         return FORGET_EVERY_SEC
