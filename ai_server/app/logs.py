@@ -11,11 +11,12 @@ from contextvars import ContextVar
 from datetime import datetime, timezone
 from pathlib import Path
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics, sse
-from app.errors import Problem
+from app.errors import Problem, unforeseen
 
 LOG_FILE = "ai-server.log"
 IDENT = re.compile(rb"[\w.-]{1,64}", re.ASCII)
@@ -114,6 +115,10 @@ class AccessLog:
                 await response(scope, receive, send_with_id)
             elif stream and not over:
                 await send({"type": "http.response.body", "body": sse.error(STOPPING.body), "more_body": False})
+        except Exception as error:
+            logger.exception("a request met a fault")
+            if not status:
+                await (await unforeseen(Request(scope), error))(scope, receive, send_with_id)
         finally:
             seconds = time.monotonic() - started
             metrics.count_request(scope, status or 500, seconds)

@@ -14,6 +14,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
 
 from app import connections, errors, logs, settings
 from app.errors import Problem
@@ -77,7 +78,7 @@ class Service:
         return await self.vllm.complete(model, instruction, text, options)
 
 
-def create_app(config: Settings) -> FastAPI:
+def create_app(config: Settings) -> ASGIApp:
     """Return the application for these settings; nothing is opened before it is started."""
 
     @asynccontextmanager
@@ -100,11 +101,6 @@ def create_app(config: Settings) -> FastAPI:
     app.add_exception_handler(Exception, errors.unforeseen)
     app.add_exception_handler(ClientLeft, client_left)
     app.add_exception_handler(ClientDisconnect, client_left)  # while its request was read
-    # The last one is the outermost.
-    app.add_middleware(Routes, settings=config)
-    app.add_middleware(Gate, settings=config)
-    app.add_middleware(Methods)
-    app.add_middleware(logs.AccessLog)
 
     @app.api_route("/health", methods=["GET", "HEAD"])
     async def health(request: Request) -> JSONResponse:
@@ -137,7 +133,8 @@ def create_app(config: Settings) -> FastAPI:
             raise Problem(404, "There is no such job of yours.")
         return found.public()
 
-    return app
+    # As plain ASGI around it: what FastAPI has around middleware of its own would cost every relayed request.
+    return logs.AccessLog(Methods(Gate(Routes(app, config), config)))
 
 
 async def _health(service: Service) -> dict:

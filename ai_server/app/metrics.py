@@ -1,4 +1,4 @@
-"""What Prometheus is told. No caller can make a label: methods, paths, models and callers are known names or `other`."""
+"""What Prometheus is told. No caller can make a label: methods, paths and models are known names or `other`."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -7,6 +7,8 @@ OTHER = "other"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 300)
 BOTH = ("model", "caller")
+# The responses' endpoint calls them input and output.
+KINDS = {"prompt": ("prompt_tokens", "input_tokens"), "completion": ("completion_tokens", "output_tokens")}
 
 requests = Counter("http_requests", "Requests by path, method and class of status", ["handler", "method", "status"])
 durations = Histogram(
@@ -20,9 +22,7 @@ generation = Histogram(
 )
 tokens = Counter("ai_server_tokens", "Tokens as vLLM counts them; kind: prompt or completion", [*BOTH, "kind"])
 in_flight = Gauge("ai_server_in_flight", "Requests that vLLM works on for us", BOTH)
-upstream_errors = Counter(
-    "ai_server_upstream_errors", "Answers of vLLM that were none, by status told", [*BOTH, "status"]
-)
+upstream_errors = Counter("ai_server_upstream_errors", "vLLM's failures and refusals, by status", [*BOTH, "status"])
 
 
 def count_request(scope: dict, status: int, seconds: float) -> None:
@@ -38,11 +38,7 @@ def count_tokens(labels: tuple[str, str], usage: object) -> None:
     """Count what a `usage` of vLLM says; labels: model and caller. What is no usage is not counted."""
     if not isinstance(usage, dict):
         return
-    # The responses' endpoint calls them input and output.
-    for kind, names in {
-        "prompt": ("prompt_tokens", "input_tokens"),
-        "completion": ("completion_tokens", "output_tokens"),
-    }.items():
+    for kind, names in KINDS.items():
         number = next((usage[name] for name in names if isinstance(usage.get(name), int)), 0)
         if number > 0:
             tokens.labels(*labels, kind).inc(number)

@@ -5,9 +5,10 @@ FastAPI answers everything else. A route there costs as much as the whole of thi
 
 import json
 
+from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from app.errors import Problem, answer
 from app.settings import Settings
@@ -18,9 +19,9 @@ GENERATES = {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/r
 
 
 class Routes:
-    """ASGI middleware, to be the innermost: answer vLLM's own endpoints, the ones on the list, and nothing else."""
+    """ASGI middleware right around the FastAPI application: answer vLLM's own endpoints, the ones on the list."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
         self.app = app
         self._model = settings.vllm_model
 
@@ -39,7 +40,7 @@ class Routes:
         try:
             if scope["method"] != method:
                 raise Problem(405, f"{handler} takes {method}.", {"Allow": method})
-            response = await self._response(scope["app"].state.service.vllm, handler, scope, receive)
+            response = await self._response(self.app.state.service.vllm, handler, scope, receive)
             await response(scope, receive, send)
         except Problem as problem:
             await (await answer(Request(scope), problem))(scope, receive, send)

@@ -121,7 +121,7 @@ class Vllm:
             # vLLM has a queue of its own. It drops idle connections after 5 s: be the first to let go.
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,  # a proxy for the outside world must not see these requests; SSL_CERT_FILE counts all the same
+            trust_env=False,  # a proxy for the outside world must not see these requests; SSL_CERT_FILE still counts
         )
 
     async def close(self) -> None:
@@ -241,7 +241,7 @@ def _event(kind: str, data: str, model: str) -> dict | None:
     if data.strip() == "[DONE]":
         return None
     try:
-        event = json.loads(data, parse_constant=_no_json)
+        event = DECODE(data)
     except (ValueError, RecursionError):
         event = None
     fields = event if isinstance(event, dict) else {}
@@ -276,6 +276,11 @@ def _add(answer: dict, kind: str, data: str) -> None:
 
 def _no_json(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
+
+
+# Made once: json.loads and json.dumps make one at each call that has options.
+DECODE = json.JSONDecoder(parse_constant=_no_json).decode
+ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def _sentence(body: object) -> str:
@@ -436,21 +441,26 @@ class Relay(Response):
 
     async def _collected(self, upstream: Answer, model: str) -> bytes:
         """Return the whole answer as JSON; raises Problem where the stream tells of an error, or breaks off."""
-        whole, first = Whole(self._path, model), True
+        whole, reader, first = Whole(self._path, model), sse.Reader(), True
         try:
-            async for kind, data in sse.events(upstream.aiter_bytes()):
-                event = _event(kind, data, model)
-                if event is not None:
-                    whole.add(event)
-                    if first:
-                        self._first()
-                        first = False
-                    self._usage = event.get("usage") or self._usage
+            async for chunk in upstream.aiter_bytes():
+                if first:
+                    self._first()
+                    first = False
+                for kind, data in reader.feed(chunk):
+                    self._add(whole, _event(kind, data, model))
+            for kind, data in reader.end():
+                self._add(whole, _event(kind, data, model))
             if whole.reasons() & UNFINISHED:
                 raise Problem(502, "vLLM's answer broke off.")
             return json.dumps(whole.answer()).encode()
         except (LookupError, TypeError, AttributeError):
             raise _no_completion() from None
+
+    def _add(self, whole: Whole, event: dict | None) -> None:
+        if event is not None:
+            whole.add(event)
+            self._usage = event.get("usage") or self._usage
 
     async def _relay(self, scope: Scope, send: Send, body: dict | None) -> None:
         """Pass vLLM's own answer on."""
@@ -570,7 +580,7 @@ def _usage(content: bytes) -> object:
 def _written(body: dict) -> bytes:
     """Return the body as JSON; raises Problem 400 for what Python reads and no JSON can carry on."""
     try:
-        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+        return ENCODE(body).encode()
     except (ValueError, RecursionError):
         raise Problem(400, "The body is not a JSON object.") from None
 

@@ -5,6 +5,7 @@ from typing import Any
 # What vLLM answers whole, and refuses or leaves out in a stream (its protocol.py and serving.py, 0.11 to 0.32).
 UNSTREAMABLE = ("prompt_logprobs", "use_beam_search", "best_of", "kv_transfer_params", "ec_transfer_params", "echo")
 STREAMED = {"/chat/completions": "chat.completion", "/completions": "text_completion"}
+INSTEAD = ("tool_calls", "reasoning", "reasoning_content")  # of a text
 REPLACED = {"role", "id", "type", "name"}  # of a delta's strings: told once, where others are told in pieces
 
 
@@ -54,9 +55,7 @@ class Whole:
         choices = [self._choices[index] for index in sorted(self._choices)]
         for message in (choice["message"] for choice in choices if self._chat):
             # vLLM opens a stream with an empty text; an answer that is a call, or only thought, has none.
-            if message["content"] == "" and any(
-                message.get(name) for name in ("tool_calls", "reasoning", "reasoning_content")
-            ):
+            if message["content"] == "" and any(map(message.get, INSTEAD)):
                 message["content"] = None
             for call in message.get("tool_calls", []):
                 call.pop("index", None)
