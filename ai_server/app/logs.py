@@ -49,7 +49,6 @@ def configure(directory: Path) -> None:
                 "uvicorn.error": {"level": "INFO", "handlers": [], "propagate": True},
                 "uvicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},  # AccessLog says more
                 "httpx": {"level": "WARNING"},
-                "aiohttp": {"level": "WARNING"},
                 "pypdf": {"level": "ERROR"},
             },
         }

@@ -153,6 +153,9 @@ class StandIns:
 
     async def _callback(self, request: Request) -> Response:
         await self._note(request)
+        if self.says and request.url.path.startswith("/v1/"):
+            status, kind, chunks = self.says
+            return StreamingResponse(_sent(chunks), status, media_type=kind)
         status = self.callback_status.pop(0) if self.callback_status[1:] else self.callback_status[0]
         elsewhere = {"Location": "/elsewhere/callbacks"} if 300 <= status < 400 else None
         return Response(status_code=status, headers=elsewhere)
