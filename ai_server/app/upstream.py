@@ -360,10 +360,9 @@ class Relay(Response):
                 await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send)
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send, body: dict) -> None:
-        self._labels = (self._vllm.known(body.get("model")), scope.get("caller") or "none")
+        self._metrics = metrics.generations(self._vllm.known(body.get("model")), scope.get("caller") or "none")
         self._usage: object = None
-        in_flight = metrics.in_flight.labels(*self._labels)
-        in_flight.inc()
+        self._metrics.in_flight.inc()
         try:
             if body.get("stream") or not can_stream(self._path, body):
                 work = self._relay(scope, send, body)
@@ -371,20 +370,17 @@ class Relay(Response):
                 work = self._whole(scope, send, body)
             await while_connected(receive, work)
         except Problem as problem:
-            self._failed(problem.status_code)
+            self._metrics.failed(problem.status_code)
             raise
         finally:
-            in_flight.dec()
-            metrics.generation.labels(*self._labels).observe(time.monotonic() - self._began)
-            metrics.count_tokens(self._labels, self._usage)
-            scope["usage"] = self._usage
-
-    def _failed(self, status: int) -> None:
-        metrics.upstream_errors.labels(*self._labels, status).inc()
+            self._metrics.in_flight.dec()
+            self._metrics.seconds.observe(time.monotonic() - self._began)
+            self._metrics.used(self._usage)
+            scope["usage"] = self._usage  # for the layers outside of this one
 
     def _first(self) -> None:
         """Note that the first piece is here."""
-        metrics.first_token.labels(*self._labels).observe(time.monotonic() - self._began)
+        self._metrics.first_token.observe(time.monotonic() - self._began)
 
     async def _whole(self, scope: Scope, send: Send, body: dict) -> None:
         """Stream inside, answer whole."""
@@ -464,7 +460,7 @@ class Relay(Response):
         except Failure as error:
             problem = broken_off(error)
             if self._body is not None:
-                self._failed(problem.status_code)
+                self._metrics.failed(problem.status_code)
             await pulse.send(sse.error(problem.body))
         finally:
             await pulse.stop()
@@ -476,7 +472,7 @@ class Relay(Response):
         if upstream.status_code == 404 and not _says_error(content):
             raise no_such_path(f"/v1{self._path}", "the engine has no such endpoint")
         if self._body is not None and upstream.status_code >= 400:
-            self._failed(upstream.status_code)
+            self._metrics.failed(upstream.status_code)
         kind = upstream.headers.get("content-type", "application/json").encode("latin-1")
         await self._send(send, upstream.status_code, kind, content, _kept(upstream))
 
