@@ -351,11 +351,11 @@ def section(table: str, rounds: int) -> str:
     load = f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} at the end"
     return (
         f"{MARK}\n\n"
-        "Written by `make bench` (`python -m lab bench-relay --write` alone takes a minute). The same requests straight\n"
+        "Written by `make bench`; `python -m lab bench-relay --write` takes a minute. The same requests straight\n"
         "to a stand-in for vLLM, through nginx that checks one key, and through ai-server; all in turn, on loopback.\n"
-        f"nginx has one worker, ai-server one process. An answer has {TOKENS} tokens, which ai-server gets as a stream.\n"
-        f"A stream has {CHUNKS} chunks, one each {PACE * 1000:.0f} ms, so {STREAMS} streams are "
-        f"{STREAMS / PACE:,.0f} chunks/s; all begin at once.\n\n"
+        f"nginx has one worker, ai-server one process. An answer has {TOKENS} tokens; ai-server gets it as a stream.\n"
+        f"A stream has {CHUNKS} chunks, one each {PACE * 1000:.0f} ms: {STREAMS} streams are "
+        f"{STREAMS / PACE:,.0f} chunks/s. All begin at once.\n\n"
         f"Medians of {rounds} rounds on {load}.\n\n{table}\n"
     )
 
