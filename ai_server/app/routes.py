@@ -1,6 +1,6 @@
 """The endpoints that are vLLM's own: found by one look, passed on by as few layers as there can be.
 
-FastAPI answers everything else. A route there costs as much as the whole of this; docs/ai-server.md has the figures.
+FastAPI answers everything else: there a request passes more layers than it needs here.
 """
 
 import json
