@@ -91,7 +91,7 @@ class Engine(asyncio.Protocol):
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
         if asked["messages"][-1]["content"] == "paced":
             self.transport.write(head)
-            asyncio.ensure_future(self.pace())
+            self.pacing = asyncio.ensure_future(self.pace())
         else:
             events = b"".join(chunked(event("word ")) for _ in range(TOKENS))
             self.transport.write(head + events + chunked(event("", "stop")) + chunked(USAGE + DONE) + b"0\r\n\r\n")
@@ -309,18 +309,20 @@ def measure(port: int, seconds: float) -> dict[str, float]:
 
 
 def run(rounds: int, application: Path, nginx: str | None, page: bool = False, seconds: float = 3) -> str:
-    """Measure so many rounds; return the table. application: the directory that holds `app/`; page: write the page too."""
+    """Measure so many rounds; return the table. application: where `app/` is; page: write the page too."""
     nginx = nginx or shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if nginx is None:
         raise Problem("nginx is needed for comparison: apt-get install nginx-light, or --nginx PATH")
-    with tempfile.TemporaryDirectory(prefix="bench-relay-") as folder:
-        with candidates(application, nginx, Path(folder)) as asked:
-            found: dict[str, list[dict[str, float]]] = {name: [] for name in asked}
-            for number in range(rounds):
-                say(f"Round {number + 1} of {rounds} …")
-                for name, candidate in asked.items():
-                    found[name].append(measure(candidate.port, seconds))
-            memory = {name: candidate.mib() for name, candidate in asked.items()}
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-relay-") as folder,
+        candidates(application, nginx, Path(folder)) as asked,
+    ):
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in asked}
+        for number in range(rounds):
+            say(f"Round {number + 1} of {rounds} …")
+            for name, candidate in asked.items():
+                found[name].append(measure(candidate.port, seconds))
+        memory = {name: candidate.mib() for name, candidate in asked.items()}
     lines = table(found, memory)
     if page:
         write(section(lines, rounds))
@@ -349,10 +351,11 @@ def section(table: str, rounds: int) -> str:
     load = f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} at the end"
     return (
         f"{MARK}\n\n"
-        "Written by `python -m lab bench-relay`. The same requests straight to a stand-in for vLLM, through nginx that\n"
-        "checks one key, and through ai-server; all in turn, on loopback, on the same machine. nginx has one worker,\n"
-        f"ai-server one process. A stream has {CHUNKS} chunks, one each {PACE * 1000:.0f} ms, so {STREAMS} streams are\n"
-        f"{STREAMS / PACE:,.0f} chunks/s.\n\n"
+        "Written by `make bench`; `python -m lab bench-relay --write` takes a minute. The same requests straight\n"
+        "to a stand-in for vLLM, through nginx that checks one key, and through ai-server; all in turn, on loopback.\n"
+        f"nginx has one worker, ai-server one process. An answer has {TOKENS} tokens; ai-server gets it as a stream.\n"
+        f"A stream has {CHUNKS} chunks, one each {PACE * 1000:.0f} ms: {STREAMS} streams are "
+        f"{STREAMS / PACE:,.0f} chunks/s. All begin at once.\n\n"
         f"Medians of {rounds} rounds on {load}.\n\n{table}\n"
     )
 

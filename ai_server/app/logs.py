@@ -5,17 +5,20 @@ import json
 import logging
 import logging.config
 import re
+import sys
 import time
 import uuid
 from contextvars import ContextVar
 from datetime import datetime, timezone
+from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics, sse
-from app.errors import Problem
+from app.errors import Problem, unforeseen
 
 LOG_FILE = "ai-server.log"
 IDENT = re.compile(rb"[\w.-]{1,64}", re.ASCII)
@@ -33,46 +36,61 @@ def configure(directory: Path) -> None:
         {
             "version": 1,
             "disable_existing_loggers": False,
-            "formatters": {
-                "json": {"()": Line},
-            },
+            "formatters": {"json": {"()": Line}},
             "handlers": {
-                "journal": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"} | {"formatter": "json"},
                 # delay: importing the application (as `python -m app.check` does) must not create the file
-                "file": {"class": "logging.handlers.WatchedFileHandler", "filename": str(directory / LOG_FILE)}
-                | {"encoding": "utf-8", "delay": True, "formatter": "json"},
+                "both": {"()": Both, "filename": str(directory / LOG_FILE), "encoding": "utf-8", "delay": True}
+                | {"formatter": "json"},
             },
-            "root": {"level": "INFO", "handlers": ["journal", "file"]},
+            "root": {"level": "INFO", "handlers": ["both"]},
             "loggers": {
                 "uvicorn": {"level": "INFO", "handlers": [], "propagate": True},
                 "uvicorn.error": {"level": "INFO", "handlers": [], "propagate": True},
                 "uvicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},  # AccessLog says more
                 "httpx": {"level": "WARNING"},
-                "aiohttp": {"level": "WARNING"},
                 "pypdf": {"level": "ERROR"},
             },
         }
     )
 
 
+# What no line of ours has need not be found out; the documentation of `logging` names these.
+logging.logThreads = logging.logProcesses = logging.logMultiprocessing = logging.logAsyncioTasks = False
+
+
+class Both(WatchedFileHandler):
+    """Write each line to standard output and to the file."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record) + "\n"
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            self.reopenIfNeeded()
+            if self.stream is None:
+                self.stream = self._open()
+            self.stream.write(line)
+            self.stream.flush()
+        except Exception:
+            self.handleError(record)
+
+
 class Line(logging.Formatter):
-    """One JSON object a line. Written once for both handlers: a line costs as much as relaying a chunk."""
+    """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = record.__dict__.get("line")
-        if line is None:
-            when = datetime.fromtimestamp(record.created, timezone.utc).isoformat()
-            told = {"level": record.levelname, "logger": record.name, "message": record.getMessage()}
-            told |= {"request_id": request_id.get(), "timestamp": when}
-            told |= {name: value for name, value in record.__dict__.items() if name not in OWN}
-            if record.exc_info:
-                told["exc_info"] = self.formatException(record.exc_info)
-            line = record.line = json.dumps(told, default=str)
-        return line
+        when = datetime.fromtimestamp(record.created, timezone.utc).isoformat()
+        told = {"level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        told |= {"request_id": request_id.get(), "timestamp": when}
+        told |= {name: value for name, value in record.__dict__.items() if name not in OWN}
+        if record.exc_info:
+            told["exc_info"] = self.formatException(record.exc_info)
+        return ENCODE(told)
 
 
+ENCODE = json.JSONEncoder(default=str).encode  # made once: json.dumps with options makes one at each call
 # The attributes of every record; what a record has besides is what a call gave as `extra`.
-OWN = {*logging.makeLogRecord({}).__dict__, "message", "asctime", "line", "color_message", "taskName"}
+OWN = {*logging.makeLogRecord({}).__dict__, "message", "asctime", "color_message", "taskName"}
 
 
 class AccessLog:
@@ -114,6 +132,10 @@ class AccessLog:
                 await response(scope, receive, send_with_id)
             elif stream and not over:
                 await send({"type": "http.response.body", "body": sse.error(STOPPING.body), "more_body": False})
+        except Exception as error:
+            logger.exception("a request met a fault")
+            if not status:
+                await (await unforeseen(Request(scope), error))(scope, receive, send_with_id)
         finally:
             seconds = time.monotonic() - started
             metrics.count_request(scope, status or 500, seconds)

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
 
 from app import connections, errors, logs, settings
 from app.body import read_object
@@ -113,7 +114,7 @@ class Service:
         return answer
 
 
-def create_app(config: Settings) -> FastAPI:
+def create_app(config: Settings) -> ASGIApp:
     """Return the application for these settings; nothing is opened before it is started."""
 
     @asynccontextmanager
@@ -137,20 +138,6 @@ def create_app(config: Settings) -> FastAPI:
     app.add_exception_handler(Exception, errors.unforeseen)
     app.add_exception_handler(ClientLeft, client_left)
     app.add_exception_handler(ClientDisconnect, client_left)  # while its request was read
-    # The last one is the outermost.
-    app.add_middleware(Routes, settings=config, policy=Policy(config))
-    app.add_middleware(Gate, settings=config, callers=callers, limits=limits)
-    if config.cors_origins:
-        # Around the gate: a browser asks for permission without a key.
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=config.cors_origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
-            expose_headers=["X-Request-ID", "Retry-After", "Location", *RATE_HEADERS],
-        )
-    app.add_middleware(Methods)
-    app.add_middleware(logs.AccessLog)
 
     @app.api_route("/health", methods=["GET", "HEAD"])
     async def health(request: Request) -> JSONResponse:
@@ -203,7 +190,18 @@ def create_app(config: Settings) -> FastAPI:
             raise Problem(409, f"The job has ended: it is {found.state}.")
         return found.public()
 
-    return app
+    # As plain ASGI around it: what FastAPI has around middleware of its own would cost every relayed request.
+    gate: ASGIApp = Gate(Routes(app, config, Policy(config)), config, callers, limits)
+    if config.cors_origins:
+        # Around the gate: a browser asks for permission without a key.
+        gate = CORSMiddleware(
+            gate,
+            allow_origins=config.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "Retry-After", "Location", *RATE_HEADERS],
+        )
+    return logs.AccessLog(Methods(gate))
 
 
 def _callers(config: Settings) -> Callers:

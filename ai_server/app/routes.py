@@ -1,11 +1,12 @@
 """The endpoints that are vLLM's own: found by one look, passed on by as few layers as there can be.
 
-FastAPI answers everything else. A route there costs as much as the whole of this; docs/ai-server.md has the figures.
+FastAPI answers everything else: there a request passes more layers than it needs here.
 """
 
+from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from app.body import read_object
 from app.callers import Caller
@@ -19,9 +20,9 @@ GENERATES = {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/r
 
 
 class Routes:
-    """ASGI middleware, to be the innermost: answer vLLM's own endpoints, the ones on the list, and nothing else."""
+    """ASGI middleware right around the FastAPI application: answer vLLM's own endpoints, the ones on the list."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, policy: Policy) -> None:
+    def __init__(self, app: FastAPI, settings: Settings, policy: Policy) -> None:
         self.app, self._policy = app, policy
         self._model, self._max_values = settings.vllm_model, settings.max_body_values
 
@@ -40,7 +41,7 @@ class Routes:
         try:
             if scope["method"] != method:
                 raise Problem(405, f"{handler} takes {method}.", {"Allow": method})
-            service = scope["app"].state.service
+            service = self.app.state.service
             response = await self._response(service.vllm, handler, scope, receive)
             try:
                 await response(scope, receive, send)

@@ -15,14 +15,13 @@ from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-import aiohttp
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from yarl import URL
 
-from app import metrics, sse
+from app import http1, metrics, sse
 from app.errors import Permanent, Problem, no_such_path
+from app.http1 import ConnectError, Failure, ReadTimeout
 from app.settings import Settings
 from app.text import well_formed
 from app.whole import STREAMED, Whole, can_stream
@@ -40,7 +39,6 @@ EVENT_ENDS = (b"\n\n", b"\n\r\n")
 MAX_HELD = 1 << 20  # bytes of half an event
 NO_RETRY = {"X-Should-Retry": "false"}  # OpenAI's clients heed it; a generation repeated is a generation paid twice
 LISTED_SEC = 60  # between two looks at the engine's list of models
-FAILURES = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -78,22 +76,6 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         leaving.cancel()
 
 
-class Answer:
-    """vLLM's response, as soon as its headers are here. Reading raises one of FAILURES where it breaks off."""
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-        self.status_code: int = response.status
-        self.headers: Mapping[str, str] = response.headers
-
-    def aiter_bytes(self) -> AsyncIterator[bytes]:
-        """Return what comes, piece by piece, decompressed."""
-        return self._response.content.iter_any()
-
-    async def aread(self) -> bytes:
-        return await self._response.read()
-
-
 class Vllm:
     """The engine behind VLLM_BASE_URL, asked with VLLM_API_KEY. Made inside the running event loop.
 
@@ -109,20 +91,12 @@ class Vllm:
             settings.vllm_lora_adapter_checklist,
         }
         self._listed, self._listing = float("-inf"), None
-        self._http = aiohttp.ClientSession(
-            headers={
-                "Authorization": f"Bearer {settings.vllm_api_key.get_secret_value()}",
-                "Accept-Encoding": "identity",  # nothing is won by it on one machine
-                "User-Agent": "ai-server",
-            },
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=settings.http_timeout_sec, sock_read=settings.http_timeout_sec
-            ),
-            # vLLM has a queue of its own. It drops idle connections after 5 s: be the first to let go.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,  # a proxy for the outside world must not see these requests; SSL_CERT_FILE counts all the same
-        )
+        headers = {
+            "Authorization": f"Bearer {settings.vllm_api_key.get_secret_value()}",
+            "Accept-Encoding": "identity",  # nothing is won by it on one machine
+            "User-Agent": "ai-server",
+        }
+        self._http = http1.Client(self._base.removesuffix("/v1"), headers, settings.http_timeout_sec)
 
     async def close(self) -> None:
         if self._listing:
@@ -131,12 +105,12 @@ class Vllm:
 
     async def health(self) -> str:
         """Return "ok", or why vLLM cannot serve."""
-        url = self._base.removesuffix("/v1") + "/health"
         try:
-            async with self._http.get(url, timeout=aiohttp.ClientTimeout(HEALTH_TIMEOUT_SEC)) as response:
-                status = response.status
-        except FAILURES as error:
-            return f"away: {_kind(error)}"
+            response = await self._http.request("GET", "/health", timeout=HEALTH_TIMEOUT_SEC)
+        except Failure as error:
+            return f"away: {type(error).__name__}"
+        response.release()
+        status = response.status_code
         return "ok" if status == 200 else f"unhealthy: its /health answered {status}"
 
     async def models(self) -> list[dict]:
@@ -189,48 +163,38 @@ class Vllm:
     @asynccontextmanager
     async def stream(
         self, method: str, path: str, body: dict | bytes | None = None, headers: Mapping[str, str] | None = None
-    ) -> AsyncIterator[Answer]:
-        """Yield the answer as soon as its headers are here; transport errors, also while it is read, are Problems.
+    ) -> AsyncIterator[http1.Response]:
+        """Yield the response as soon as its headers are here; transport errors, also while it is read, are Problems.
 
         body: an object, or one that is written as JSON already.
         """
         response = None
-        content = json.dumps(body).encode() if isinstance(body, dict) else body
-        kind = {"Content-Type": "application/json"} if content is not None else {}
-        url = URL(self._base + path, encoded=True)
+        content = ENCODE(body).encode() if isinstance(body, dict) else body
+        fields = {**(headers or {}), **({"Content-Type": "application/json"} if content is not None else {})}
         try:
-            response = await self._http.request(
-                method, url, data=content, headers={**kind, **(headers or {})}, allow_redirects=False
-            )
-            if response.status in (401, 403):
+            response = await self._http.request(method, "/v1" + path, content, fields)
+            if response.status_code in (401, 403):
                 raise _refused_key()
-            yield Answer(response)
-        except aiohttp.ConnectionTimeoutError as error:
+            yield response
+        except ConnectError as error:
             raise _away(error) from None
-        except asyncio.TimeoutError as error:
+        except Failure as error:
             if response is not None:
                 raise broken_off(error) from None
-            logger.warning("vLLM was silent for too long", extra={"error": _kind(error), "path": path})
+            if not isinstance(error, ReadTimeout):
+                raise _away(error) from None
+            logger.warning("vLLM was silent for too long", extra={"error": type(error).__name__, "path": path})
             raise Problem(504, "vLLM did not answer in time.", NO_RETRY) from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise (broken_off if response is not None else _away)(error) from None
         finally:
             if response is not None:
-                response.release()  # closes the connection, and so ends the generation, unless all was read
+                response.release()  # ends the generation, unless all of it is here
 
 
-async def _read(response: Answer) -> bytes:
+async def _read(response: http1.Response) -> bytes:
     try:
         return await response.aread()
-    except FAILURES as error:
+    except Failure as error:
         raise broken_off(error) from None
-
-
-def _kind(error: BaseException) -> str:
-    """Return a failure's name for logs and /health, the same whatever library met it."""
-    if isinstance(error, asyncio.TimeoutError):
-        return "ConnectTimeout" if isinstance(error, aiohttp.ConnectionTimeoutError) else "ReadTimeout"
-    return "ConnectError" if isinstance(error, (aiohttp.ClientConnectorError, OSError)) else type(error).__name__
 
 
 def _event(kind: str, data: str, model: str) -> dict | None:
@@ -241,7 +205,7 @@ def _event(kind: str, data: str, model: str) -> dict | None:
     if data.strip() == "[DONE]":
         return None
     try:
-        event = json.loads(data, parse_constant=_no_json)
+        event = DECODE(data)
     except (ValueError, RecursionError):
         event = None
     fields = event if isinstance(event, dict) else {}
@@ -276,6 +240,11 @@ def _add(answer: dict, kind: str, data: str) -> None:
 
 def _no_json(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
+
+
+# Made once: json.loads and json.dumps make one at each call that has options.
+DECODE = json.JSONDecoder(parse_constant=_no_json).decode
+ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def _sentence(body: object) -> str:
@@ -319,16 +288,16 @@ def _refused_key() -> Problem:
     return Problem(502, "vLLM refused this server's key; its operator has to mend VLLM_API_KEY.")
 
 
-def broken_off(error: BaseException) -> Problem:
+def broken_off(error: Failure) -> Problem:
     """Return what is told when the connection ends, or no more comes, after the answer has begun."""
-    logger.warning("vLLM's answer broke off", extra={"error": _kind(error)})
-    if isinstance(error, asyncio.TimeoutError):
+    logger.warning("vLLM's answer broke off", extra={"error": type(error).__name__})
+    if isinstance(error, ReadTimeout):
         return Problem(504, "vLLM's answer broke off: no more of it came in time.", NO_RETRY)
     return Problem(502, "vLLM's answer broke off: the connection was lost.")
 
 
-def _away(error: BaseException) -> Problem:
-    logger.warning("vLLM is away", extra={"error": f"{_kind(error)}: {error}"})
+def _away(error: Failure) -> Problem:
+    logger.warning("vLLM is away", extra={"error": f"{type(error).__name__}: {error}"})
     return Problem(503, "vLLM is not reachable or is just starting; try again later.", {"Retry-After": "10"})
 
 
@@ -391,10 +360,9 @@ class Relay(Response):
                 await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send)
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send, body: dict) -> None:
-        self._labels = (self._vllm.known(body.get("model")), scope.get("caller") or "none")
+        self._metrics = metrics.generations(self._vllm.known(body.get("model")), scope.get("caller") or "none")
         self._usage: object = None
-        in_flight = metrics.in_flight.labels(*self._labels)
-        in_flight.inc()
+        self._metrics.in_flight.inc()
         try:
             if body.get("stream") or not can_stream(self._path, body):
                 work = self._relay(scope, send, body)
@@ -402,20 +370,17 @@ class Relay(Response):
                 work = self._whole(scope, send, body)
             await while_connected(receive, work)
         except Problem as problem:
-            self._failed(problem.status_code)
+            self._metrics.failed(problem.status_code)
             raise
         finally:
-            in_flight.dec()
-            metrics.generation.labels(*self._labels).observe(time.monotonic() - self._began)
-            metrics.count_tokens(self._labels, self._usage)
-            scope["usage"] = self._usage
-
-    def _failed(self, status: int) -> None:
-        metrics.upstream_errors.labels(*self._labels, status).inc()
+            self._metrics.in_flight.dec()
+            self._metrics.seconds.observe(time.monotonic() - self._began)
+            self._metrics.used(self._usage)
+            scope["usage"] = self._usage  # for the layers outside of this one
 
     def _first(self) -> None:
         """Note that the first piece is here."""
-        metrics.first_token.labels(*self._labels).observe(time.monotonic() - self._began)
+        self._metrics.first_token.observe(time.monotonic() - self._began)
 
     async def _whole(self, scope: Scope, send: Send, body: dict) -> None:
         """Stream inside, answer whole."""
@@ -434,23 +399,28 @@ class Relay(Response):
         else:
             await self._send(send, 200, b"application/json", content)
 
-    async def _collected(self, upstream: Answer, model: str) -> bytes:
+    async def _collected(self, upstream: http1.Response, model: str) -> bytes:
         """Return the whole answer as JSON; raises Problem where the stream tells of an error, or breaks off."""
-        whole, first = Whole(self._path, model), True
+        whole, reader, first = Whole(self._path, model), sse.Reader(), True
         try:
-            async for kind, data in sse.events(upstream.aiter_bytes()):
-                event = _event(kind, data, model)
-                if event is not None:
-                    whole.add(event)
-                    if first:
-                        self._first()
-                        first = False
-                    self._usage = event.get("usage") or self._usage
+            async for chunk in upstream.aiter_bytes():
+                if first:
+                    self._first()
+                    first = False
+                for kind, data in reader.feed(chunk):
+                    self._add(whole, _event(kind, data, model))
+            for kind, data in reader.end():
+                self._add(whole, _event(kind, data, model))
             if whole.reasons() & UNFINISHED:
                 raise Problem(502, "vLLM's answer broke off.")
             return json.dumps(whole.answer()).encode()
         except (LookupError, TypeError, AttributeError):
             raise _no_completion() from None
+
+    def _add(self, whole: Whole, event: dict | None) -> None:
+        if event is not None:
+            whole.add(event)
+            self._usage = event.get("usage") or self._usage
 
     async def _relay(self, scope: Scope, send: Send, body: dict | None) -> None:
         """Pass vLLM's own answer on."""
@@ -471,7 +441,7 @@ class Relay(Response):
                 return
             await self._pass_on(send, upstream, ours)
 
-    async def _pass_on(self, send: Send, upstream: Answer, ours: bool) -> None:
+    async def _pass_on(self, send: Send, upstream: http1.Response, ours: bool) -> None:
         """Send the stream on. ours: that vLLM counts the tokens was our wish, so the caller does not see it."""
         kind = upstream.headers["content-type"].encode("latin-1")
         headers = [(b"content-type", kind), *UNBUFFERED, *_kept(upstream)]
@@ -487,22 +457,22 @@ class Relay(Response):
                     await pulse.send(chunk)
             if chunk := count.rest():
                 await pulse.send(chunk)
-        except FAILURES as error:
+        except Failure as error:
             problem = broken_off(error)
             if self._body is not None:
-                self._failed(problem.status_code)
+                self._metrics.failed(problem.status_code)
             await pulse.send(sse.error(problem.body))
         finally:
             await pulse.stop()
             self._usage = count.usage
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _answer(self, send: Send, upstream: Answer, content: bytes) -> None:
+    async def _answer(self, send: Send, upstream: http1.Response, content: bytes) -> None:
         """Answer with vLLM's own status and what it said."""
-        if self._body is not None and upstream.status_code >= 400:
-            self._failed(upstream.status_code)
         if upstream.status_code == 404 and not _says_error(content):
             raise no_such_path(f"/v1{self._path}", "the engine has no such endpoint")
+        if self._body is not None and upstream.status_code >= 400:
+            self._metrics.failed(upstream.status_code)
         kind = upstream.headers.get("content-type", "application/json").encode("latin-1")
         await self._send(send, upstream.status_code, kind, content, _kept(upstream))
 
@@ -521,31 +491,29 @@ class UsageFilter:
         self.usage: object = None
 
     def passed(self, chunk: bytes) -> bytes:
-        """Return what is to be sent on now. Where events are taken out, half an event waits for its other half."""
-        if not self._ours:
-            if b'"usage"' in chunk:
-                self._read(chunk)  # of an event in two pieces the metrics miss the tokens
-            return chunk
-        chunk = self._held + chunk
-        ends = [chunk.rfind(end) + len(end) for end in EVENT_ENDS if end in chunk]
-        end = len(chunk) if len(chunk) > MAX_HELD else max(ends, default=0)
-        self._held = chunk[end:]
-        return self._without(chunk[:end])
+        """Return what is to be sent on now. Where an event is taken out, half an event waits for its other half."""
+        read = self._held + chunk
+        ends = [read.rfind(end) + len(end) for end in EVENT_ENDS if end in read]
+        end = len(read) if len(read) > MAX_HELD else max(ends, default=0)
+        self._held = read[end:]
+        kept = self._without(read[:end])
+        return kept if self._ours else chunk
 
     def rest(self) -> bytes:
         """Return what is still held back at the end."""
-        rest, self._held = self._held, b""
-        return rest
+        return self._held if self._ours else b""
 
     def _read(self, chunk: bytes) -> bool:
         """Note the usage of events; say whether the last one has nothing but the usage."""
         alone = False
         for line in chunk.split(b"\n"):
             if line.startswith(b"data:") and b'"usage"' in line:
-                with contextlib.suppress(ValueError, RecursionError):
+                with contextlib.suppress(ValueError, RecursionError, AttributeError):
                     event = json.loads(line[5:])
-                    if isinstance(event, dict) and isinstance(event.get("usage"), dict):
-                        self.usage, alone = event["usage"], event.get("choices") == []
+                    # The responses' endpoint has it one deeper, in the event that ends the stream.
+                    usage = event.get("usage") or (event.get("response") or {}).get("usage")
+                    if isinstance(usage, dict):
+                        self.usage, alone = usage, event.get("choices") == []
         return alone
 
     def _without(self, chunk: bytes) -> bytes:
@@ -570,7 +538,7 @@ def _usage(content: bytes) -> object:
 def _written(body: dict) -> bytes:
     """Return the body as JSON; raises Problem 400 for what Python reads and no JSON can carry on."""
     try:
-        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+        return ENCODE(body).encode()
     except (ValueError, RecursionError):
         raise Problem(400, "The body is not a JSON object.") from None
 
@@ -589,7 +557,7 @@ def passed_on(scope: Scope) -> dict[str, str]:
     return headers
 
 
-def _kept(upstream: Answer) -> tuple:
+def _kept(upstream: http1.Response) -> tuple:
     wait = upstream.headers.get("retry-after")
     return ((b"retry-after", wait.encode("latin-1")),) if wait else ()
 

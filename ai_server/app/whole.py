@@ -5,6 +5,8 @@ from typing import Any
 # What vLLM answers whole, and refuses or leaves out in a stream (its protocol.py and serving.py, 0.11 to 0.32).
 UNSTREAMABLE = ("prompt_logprobs", "use_beam_search", "best_of", "kv_transfer_params", "ec_transfer_params", "echo")
 STREAMED = {"/chat/completions": "chat.completion", "/completions": "text_completion"}
+PLAIN = {"index", "delta", "logprobs", "finish_reason"}
+INSTEAD = ("tool_calls", "reasoning", "reasoning_content")  # of a text
 REPLACED = {"role", "id", "type", "name"}  # of a delta's strings: told once, where others are told in pieces
 
 
@@ -21,13 +23,29 @@ class Whole:
         self._fields: dict[str, Any] = {"id": None, "object": STREAMED[path], "created": None, "model": model}
         self._chat = path == "/chat/completions"
         self._choices: dict[int, dict] = {}
+        self._seen: set[str] = set()
 
     def add(self, event: dict) -> None:
-        for choice in event["choices"]:
-            self._add_choice(choice)
-        for name, value in event.items():
-            if name not in ("choices", "object") and (value is not None or name not in self._fields):
-                self._fields[name] = value
+        choices = event["choices"]
+        for choice in choices:
+            if not (choice.keys() <= PLAIN and self._add_plain(choice)):
+                self._add_choice(choice)
+        if not choices or not event.keys() <= self._seen:  # the rest of the others is what the first one's is
+            self._seen |= event.keys()
+            for name, value in event.items():
+                if name not in ("choices", "object") and (value is not None or name not in self._fields):
+                    self._fields[name] = value
+
+    def _add_plain(self, choice: dict) -> bool:
+        """Add one more piece of text, as nearly all events are; False, and nothing done, for any other."""
+        delta, so_far = choice.get("delta"), self._choices.get(choice.get("index"))
+        if so_far is None or not delta or len(delta) > 1 or choice.get("logprobs") or choice.get("finish_reason"):
+            return False
+        said, before = delta.get("content"), so_far["message"].get("content")
+        if not isinstance(said, str) or not isinstance(before, str):
+            return False
+        so_far["message"]["content"] = before + said
+        return True
 
     def _add_choice(self, choice: dict) -> None:
         index = choice.get("index") or 0
@@ -54,9 +72,7 @@ class Whole:
         choices = [self._choices[index] for index in sorted(self._choices)]
         for message in (choice["message"] for choice in choices if self._chat):
             # vLLM opens a stream with an empty text; an answer that is a call, or only thought, has none.
-            if message["content"] == "" and any(
-                message.get(name) for name in ("tool_calls", "reasoning", "reasoning_content")
-            ):
+            if message["content"] == "" and any(map(message.get, INSTEAD)):
                 message["content"] = None
             for call in message.get("tool_calls", []):
                 call.pop("index", None)

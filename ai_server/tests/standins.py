@@ -158,6 +158,9 @@ class StandIns:
         body = await self._note(request)
         if self.backend_holds and not await self._hold(request, str(body)):
             return Response()
+        if self.says and request.url.path.startswith("/v1/"):
+            status, kind, chunks = self.says
+            return StreamingResponse(_sent(chunks), status, media_type=kind)
         status = self.callback_status.pop(0) if self.callback_status[1:] else self.callback_status[0]
         elsewhere = {"Location": "/elsewhere/callbacks"} if 300 <= status < 400 else None
         return Response(status_code=status, headers=elsewhere)
