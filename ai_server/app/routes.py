@@ -46,7 +46,7 @@ class Routes:
             try:
                 await response(scope, receive, send)
             finally:
-                if scope.get("usage"):
+                if "usage" in scope:
                     service.account(scope["caller"], scope["model"], scope["usage"])
         except Problem as problem:
             await (await answer(Request(scope), problem))(scope, receive, send)

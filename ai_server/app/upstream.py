@@ -31,6 +31,7 @@ CLIENT_CLOSED_REQUEST = 499  # the customary status for the log; nobody is left 
 KEEP_ALIVE_SEC = 15  # of silence; nginx and the usual load balancers give an idle connection up after 60
 COMMENT = b": waiting\n\n"
 STREAM = "text/event-stream"
+PIECE = b"data:"  # of an answer: a token, in most streams
 UNFINISHED = {None, "abort", "error"}  # the engine gave the answer up, or was stopped in the middle of it
 MAX_TOLD = 300  # characters of an error page that are told on
 UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))  # the second is for proxies such as nginx
@@ -345,7 +346,7 @@ class Relay(Response):
     def __init__(self, vllm: Vllm, method: str, path: str, body: dict | None = None) -> None:
         super().__init__()
         self._vllm, self._method, self._path, self._body = vllm, method, path, body
-        self._started = False
+        self._started, self._pieces = False, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._began = time.monotonic()
@@ -376,7 +377,8 @@ class Relay(Response):
             self._metrics.in_flight.dec()
             self._metrics.seconds.observe(time.monotonic() - self._began)
             self._metrics.used(self._usage)
-            scope["usage"] = self._usage  # for the layers outside of this one
+            # For the account. Who leaves before the end, where vLLM tells the usage, is charged what came.
+            scope["usage"] = self._usage or {"completion_tokens": self._pieces}
 
     def _first(self) -> None:
         """Note that the first piece is here."""
@@ -404,6 +406,7 @@ class Relay(Response):
         whole, reader, first = Whole(self._path, model), sse.Reader(), True
         try:
             async for chunk in upstream.aiter_bytes():
+                self._pieces += chunk.count(PIECE)
                 if first:
                     self._first()
                     first = False
@@ -453,6 +456,7 @@ class Relay(Response):
                 if first and self._body is not None:
                     self._first()
                 first = False
+                self._pieces += chunk.count(PIECE)
                 if chunk := count.passed(chunk):
                     await pulse.send(chunk)
             if chunk := count.rest():

@@ -161,6 +161,27 @@ def test_requests_of_a_caller_at_a_time(named, standins):
         assert wait_for(lambda: client.get("/v1/models").status_code == 200)
 
 
+@pytest.mark.parametrize("asked", [{}, {"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}])
+def test_tokens_are_on_the_account_however_they_are_asked_for(named, asked):
+    server = named(ENTRY)
+    with server.client(OLD) as client:
+        answer = client.post("/v1/chat/completions", json={**HELLO, **asked})
+        assert (answer.status_code, '"usage"' in answer.text) == (200, asked != {"stream": True})
+        (row,) = client.get("/v1/usage").json()["data"]
+    assert (row["model"], row["requests"], row["prompt_tokens"] + row["completion_tokens"]) == ("base", 1, 7)
+
+
+def test_who_leaves_is_charged_for_what_came(named, standins):
+    server = named(ENTRY)
+    sent = {"messages": [{"role": "user", "content": "hold this"}], "stream": True}
+    with server.client(OLD) as client:
+        with client.stream("POST", "/v1/chat/completions", json=sent) as stream:
+            chunks = stream.iter_raw()
+            next(chunks)
+        rows = wait_for(lambda: client.get("/v1/usage").json()["data"])
+    assert [(row["requests"], row["completion_tokens"]) for row in rows] == [(1, 1)]
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_accounts_and_limits_survive_a_restart(named, how):
     server = named({**ENTRY, "requests_per_minute": 3}, {"name": "b", "keys": [{"sha256": sha256(NEW)}]})

@@ -141,8 +141,10 @@ def test_an_error_in_the_middle_of_a_whole_answer_is_an_http_error(client, stand
 
 
 @pytest.mark.parametrize("field", ["prompt_logprobs", "use_beam_search", "kv_transfer_params", "echo"])
-def test_what_vllm_can_only_answer_whole_is_asked_for_whole(client, standins, field):
-    answer = client.post(CHAT, json=body("hello", **{field: 1}))
+def test_what_vllm_can_only_answer_whole_is_asked_for_whole(new_server, standins, field):
+    server = new_server(EXTRA_FIELDS="prompt_logprobs,use_beam_search,kv_transfer_params").start()
+    with server.client() as client:
+        answer = client.post(CHAT, json=body("hello", **{field: 1}))
     assert answer.json()["choices"][0]["message"]["content"] == "base on hello"
     assert [asked["body"].get("stream") for asked in standins.asked] == [None]
 
