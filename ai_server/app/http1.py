@@ -1,8 +1,8 @@
 """A client of HTTP/1.1 for one server, that does what relaying needs and nothing more.
 
 The clients for all purposes cost more time than everything else that a relayed request passes: docs/ai-server.md has
-the figures. The messages are parsed by httptools (llhttp), which uvicorn reads requests with. Not here: redirects, proxies
-(the environment's are for the outside world), cookies, repetitions.
+the figures. The messages are parsed by httptools (llhttp), which uvicorn reads requests with. Not here: redirects,
+proxies (the environment's are for the outside world), cookies, repetitions.
 """
 
 import asyncio

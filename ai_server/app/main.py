@@ -1,6 +1,7 @@
 """The application: `uvicorn app.main:app`, started from the directory that holds `app/` and `.env`."""
 
 import asyncio
+import gc
 import logging
 import uuid
 from collections.abc import AsyncIterator
@@ -124,6 +125,9 @@ def create_app(config: Settings) -> ASGIApp:
         logger.info("ai-server is ready", extra={"environment": config.app_env, "vllm": config.vllm_base_url})
         if not app.state.service.backend.enabled:
             logger.warning("jobs are refused: BACKEND_INTERNAL_TOKEN is not set")
+        # What is here now stays: to look through it again would stop every stream for tens of milliseconds.
+        gc.collect()
+        gc.freeze()
         try:
             yield
         finally:

@@ -121,7 +121,7 @@ def test_callbacks_survive_a_killed_server(new_server, standins):
         client.post("/v1/checklist", json={"text": "a", "job_id": "survivor"})
     before = server.job("survivor", "delivering")["attempts"]
     server.stop(signal.SIGKILL)
-    assert len(standins.callbacks()) >= before
+    assert len(standins.callbacks()) >= before - 1  # a try is counted before it is made
 
     standins.callback_status = [200]
     server.start()
