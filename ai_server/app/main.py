@@ -6,9 +6,9 @@ import logging
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
@@ -56,6 +56,14 @@ class Listing(BaseModel):
 
     limit: int = Field(default=20, ge=1, le=100)
     state: Literal[STATES] | None = None
+
+
+class Period(BaseModel):
+    """What `/v1/usage` takes: the days back, today being one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    days: int = Field(default=31, ge=1, le=400)
 
 
 class Service:
@@ -160,9 +168,10 @@ def create_app(config: Settings) -> ASGIApp:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/usage")
-    async def usage(request: Request, days: Annotated[int, Query(ge=1, le=400)] = 31) -> dict:
-        service: Service = request.app.state.service
-        return {"object": "list", "data": await asyncio.to_thread(service.usage.of, request.scope["caller"], days)}
+    async def usage(request: Request) -> dict:
+        days = _checked(Period, dict(request.query_params)).days
+        of = request.app.state.service.usage.of
+        return {"object": "list", "data": await asyncio.to_thread(of, request.scope["caller"], days)}
 
     @app.post("/v1/easy-contract")
     async def easy_contract(request: Request) -> Response:

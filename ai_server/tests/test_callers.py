@@ -205,7 +205,12 @@ def test_accounts_and_limits_survive_a_restart(named, how):
         server.start()
         assert client.get("/v1/usage").json()["data"] == [row]
         assert client.get("/v1/models").status_code == 429
-        assert client.get("/v1/usage?days=0").status_code in (400, 422, 429)
+
+
+def test_a_period_that_is_none(client):
+    for days in ("0", "401", "many"):
+        answer = client.get(f"/v1/usage?days={days}")
+        assert (answer.status_code, answer.json()["error"]["message"][:6]) == (400, "days: ")
 
 
 def test_a_job_is_on_its_callers_account(named, standins):
