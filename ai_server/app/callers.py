@@ -62,7 +62,7 @@ class _Key(_Strict):
         if isinstance(self.expires, datetime.datetime):
             return self.expires.timestamp()
         day = datetime.datetime.combine(self.expires, datetime.time(), datetime.timezone.utc)
-        return (day + datetime.timedelta(days=1)).timestamp()
+        return day.timestamp() + 86_400
 
 
 class _Entry(_Strict):
@@ -107,8 +107,11 @@ def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def read(path: Path, forbidden: str) -> list[_Held]:
-    """Return the file's keys; raise CallersError with the reason. forbidden: vLLM's own key, which no caller has."""
+def read(path: Path, forbidden: str, listed: list[bytes]) -> list[_Held]:
+    """Return the file's keys; raise CallersError with the reason.
+
+    forbidden: vLLM's own key, which no caller has. listed: digests of AI_SERVER_API_KEYS, whose callers have no bounds.
+    """
     try:
         file = _File.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -122,6 +125,8 @@ def read(path: Path, forbidden: str) -> list[_Held]:
     ]
     if any(one.digest == digest(forbidden) for one in held):
         raise CallersError(f"{path} has VLLM_API_KEY among its keys: give the callers keys of their own")
+    if any(one.digest in listed for one in held):
+        raise CallersError(f"{path} has one of AI_SERVER_API_KEYS among its keys: keep it in one of the two places")
     return held
 
 
@@ -144,7 +149,7 @@ class Callers:
         self._file, self._forbidden, self._clock = file, forbidden, clock
         self.trouble = ""
         self._looked, self._mark = clock(), self._look()
-        self._held = self._listed + (read(file, forbidden) if file else [])
+        self._held = self._listed + (read(file, forbidden, listed) if file else [])
 
     def find(self, authorization: str) -> Caller | None:
         """Return the caller, or None for a header that is not `Bearer <a key that counts>`.
@@ -181,7 +186,7 @@ class Callers:
             return
         self._mark = mark
         try:
-            self._held = self._listed + read(self._file, self._forbidden)
+            self._held = self._listed + read(self._file, self._forbidden, [one.digest for one in self._listed])
         except CallersError as error:
             self.trouble = f"{error}; the callers of before count on"
             logger.error("the file of callers cannot be used: %s", error)

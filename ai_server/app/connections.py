@@ -13,6 +13,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Protocol
 from app.errors import Problem
 from app.settings import Settings
 
+READING, WRITING = "reading_deadline", "writing_deadline"  # two: a client that does not read may go on sending
+
 
 def bound(settings: Settings) -> None:
     """Give every connection from now on the deadlines of the settings, in seconds. Once for a process.
@@ -25,9 +27,10 @@ def bound(settings: Settings) -> None:
     _after("on_message_begin", lambda self: _arm(self, header, _late))
     _after("on_headers_complete", lambda self: _arm(self, body, _late))
     _after("on_message_complete", _disarm)
-    _after("pause_writing", lambda self: _arm(self, send, _stuck))
-    _after("resume_writing", _disarm)
-    _after("connection_lost", _disarm)
+    _after("pause_writing", lambda self: _arm(self, send, _stuck, WRITING))
+    _after("resume_writing", lambda self: _disarm(self, WRITING))
+    _after("connection_lost", lambda self: (_disarm(self), _disarm(self, WRITING)))
+    _after("data_received", lambda self: _arm(self, header, _late) if _unbounded(self) else None)
 
 
 def _after(name: str, then: Callable[[Protocol], None]) -> None:
@@ -44,16 +47,22 @@ def _after(name: str, then: Callable[[Protocol], None]) -> None:
     setattr(Protocol, name, method)
 
 
-def _arm(protocol: Protocol, seconds: float, then: Callable[[Protocol], None]) -> None:
-    _disarm(protocol)
-    protocol.deadline = protocol.loop.call_later(seconds, then, protocol)
+def _unbounded(protocol: Protocol) -> bool:
+    """Whether a connection without a request, such as one that sent an empty line, waits for nothing that ends."""
+    idle = protocol.cycle is None or protocol.cycle.response_complete
+    return idle and not protocol.timeout_keep_alive_task and not getattr(protocol, READING, None)
 
 
-def _disarm(protocol: Protocol) -> None:
-    timer: asyncio.TimerHandle | None = getattr(protocol, "deadline", None)
+def _arm(protocol: Protocol, seconds: float, then: Callable[[Protocol], None], which: str = READING) -> None:
+    _disarm(protocol, which)
+    setattr(protocol, which, protocol.loop.call_later(seconds, then, protocol))
+
+
+def _disarm(protocol: Protocol, which: str = READING) -> None:
+    timer: asyncio.TimerHandle | None = getattr(protocol, which, None)
     if timer:
         timer.cancel()
-        protocol.deadline = None
+        setattr(protocol, which, None)
 
 
 def _late(protocol: Protocol) -> None:

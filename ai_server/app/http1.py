@@ -111,6 +111,7 @@ class Client:
 
     def free(self, connection: "Connection") -> None:
         """Keep a connection, whose response is whole, for the next request."""
+        connection.transport.resume_reading()  # a slow reader of the last one may have stopped it
         connection.timer = asyncio.get_running_loop().call_later(IDLE_SEC, connection.transport.close)
         self._idle.append(connection)
 
@@ -165,7 +166,7 @@ class Connection(asyncio.Protocol):
             response.end(ReadError(str(error)))
         else:
             response.wake()
-            if response.waiting > HIGH_WATER:
+            if self._response is response and response.waiting > HIGH_WATER:
                 self.transport.pause_reading()
 
     # httptools' side

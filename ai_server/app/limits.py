@@ -36,9 +36,12 @@ class Rate:
 
     def now(self, name: str, per_minute: int | None = None) -> float:
         """Return what is left at this moment."""
-        capacity = per_minute or self._per_minute
-        left, since = self.left.get(name, (capacity, self._clock()))
-        return min(capacity, left + max(0.0, self._clock() - since) * capacity / 60)
+        capacity, now = per_minute or self._per_minute, self._clock()
+        left, since = self.left.get(name, (capacity, now))
+        if since > now:  # the clock was set back
+            since = now
+            self.left[name] = (left, now)
+        return min(capacity, left + (now - since) * capacity / 60)
 
     def wait(self, name: str, per_minute: int | None = None, take: float = 1) -> float:
         """Take ``take`` tokens where there is one at least: 0, or the seconds until there is."""
@@ -75,14 +78,19 @@ class Limits:
 
     def enter(self, caller: Caller) -> None:
         """Count a request in, which `leave` must count out; raise Problem 429 where it is one too many."""
-        requests, tokens, streams = self._of(caller)
+        requests, _, streams = self._of(caller)
         if streams and self._running[caller.name] >= streams:
             raise _too_many(f"{streams} requests of this caller are running; more are not allowed at once.", 1)
-        if tokens and (seconds := self._rate.wait(f"tokens {caller.name}", tokens, take=0)):
-            raise _too_many(f"This caller's {tokens} tokens a minute are used up.", seconds)
+        self.check_tokens(caller)
         if seconds := self._rate.wait(f"requests {caller.name}", requests):
             raise _too_many("Too many requests with this key.", seconds)
         self._running[caller.name] += 1
+
+    def check_tokens(self, caller: Caller) -> None:
+        """Raise Problem 429 where the caller's tokens of a minute are used up."""
+        tokens = self._of(caller)[1]
+        if tokens and (seconds := self._rate.wait(f"tokens {caller.name}", tokens, take=0)):
+            raise _too_many(f"This caller's {tokens} tokens a minute are used up.", seconds)
 
     def leave(self, caller: Caller) -> None:
         self._running[caller.name] -= 1

@@ -6,6 +6,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Literal, TypeVar
 
 from fastapi import FastAPI, Request
@@ -84,7 +85,8 @@ class Service:
         self.store = Store(config.state_directory)
         self.job_limit = config.job_limit_per_caller
         self.backend = Backend(config)
-        self.callers, self.limits, self.max_body_values = callers, limits, config.max_body_values
+        self.callers, self.limits, self.policy = callers, limits, Policy(config)
+        self.max_body_values = config.max_body_values
         self.usage = Usage(config.state_directory, limits.rates)
         self._writing = asyncio.create_task(self.usage.run())
         self.disk = Disk(config.state_directory, config.resources_directory)
@@ -108,7 +110,7 @@ class Service:
         return self._adapters[kind][0]
 
     def account(self, caller: str, model: str, usage: dict | None) -> None:
-        """Put an answer's tokens to its caller's account; an engine may tell none."""
+        """Put a request's tokens to its caller's account; an engine may tell none."""
         prompt, completion = token_counts(usage)
         self.usage.add(caller, model, prompt, completion)
         self.limits.used(self.callers.named(caller), prompt + completion)
@@ -118,9 +120,8 @@ class Service:
         model, instruction = self._adapters[kind]
         text = work["text"] if "text" in work else await self.uploads.text(work["upload"], caller)
         options = {"max_tokens": work["max_tokens"]} if work.get("max_tokens") else {}
-        answer = await self.vllm.complete(model, instruction, text, options)
-        self.account(caller, model, answer["usage"])
-        return answer
+        self.limits.check_tokens(self.callers.named(caller))  # a job may have waited since its caller had some left
+        return await self.vllm.complete(model, instruction, text, options, partial(self.account, caller, model))
 
 
 def create_app(config: Settings) -> ASGIApp:
@@ -204,14 +205,14 @@ def create_app(config: Settings) -> ASGIApp:
         return found.public()
 
     # As plain ASGI around it: what FastAPI has around middleware of its own would cost every relayed request.
-    gate: ASGIApp = Gate(Routes(app, config, Policy(config)), config, callers, limits)
+    gate: ASGIApp = Gate(Routes(app, config), config, callers, limits)
     if config.cors_origins:
         # Around the gate: a browser asks for permission without a key.
         gate = CORSMiddleware(
             gate,
             allow_origins=config.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            allow_headers=["*"],  # OpenAI's clients send some of their own
             expose_headers=["X-Request-ID", "Retry-After", "Location", *RATE_HEADERS],
         )
     return logs.AccessLog(Methods(gate))
@@ -246,6 +247,7 @@ async def _adapter(request: Request, kind: str) -> Response:
     caller = request.scope["caller"]
     work, content = await _work(request, service.max_body_values)
     may_name(request.scope["caller_bounds"], service.model(kind))
+    service.policy.check("/chat/completions", work.model_dump(include={"max_tokens"}))
     wants_callback = work.callback or work.job_id is not None
     if wants_callback and not service.backend.enabled:
         raise Problem(503, "Jobs cannot be called back: BACKEND_INTERNAL_TOKEN is not set on this server.")

@@ -6,6 +6,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 OTHER = "other"
+MAX_TOKENS = 2**40  # of one answer: more is no count of tokens
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 300)
 BOTH = ("model", "caller")
@@ -80,7 +81,8 @@ def token_counts(usage: object) -> tuple[int, int]:
         return 0, 0
 
     def said(*names: str) -> int:
-        return next((usage[name] for name in names if isinstance(usage.get(name), int) and usage[name] > 0), 0)
+        numbers = (usage.get(name) for name in names)
+        return next((number for number in numbers if isinstance(number, int) and 0 < number < MAX_TOKENS), 0)
 
     # The responses' endpoint calls them input and output.
     prompt, completion = said("prompt_tokens", "input_tokens"), said("completion_tokens", "output_tokens")

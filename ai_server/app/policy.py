@@ -87,6 +87,11 @@ class Policy:
         switches = body.get("chat_template_kwargs")
         if switches is not None and "chat_template_kwargs" not in self._extra and not _are_switches(switches):
             raise Problem(400, "chat_template_kwargs takes switches, true or false, such as enable_thinking.")
+        if body.get("echo") and (body.get("logprobs") or body.get("top_logprobs")):
+            raise Problem(400, "echo and logprobs together ask for the prompt's log probabilities; send one of them.")
+        options = body.get("stream_options")
+        if options is not None and not _are_switches(options):
+            raise Problem(400, "stream_options takes switches, true or false, such as include_usage.")
         tools = body.get("tools")
         if isinstance(tools, list) and any(isinstance(one, dict) and one.get("type") != "function" for one in tools):
             raise Problem(400, "tools takes functions; this server runs and asks nothing for a caller.")
@@ -111,12 +116,12 @@ class Policy:
 
 def may_name(caller: Caller, model: object) -> None:
     """Raise Problem 404, as OpenAI does, for a model that this caller may not use."""
-    if caller.models is not None and model not in caller.models:
+    if caller.models is not None and not (isinstance(model, str) and model in caller.models):
         raise Problem(404, f"The model {_shown(model)} does not exist, or this key may not use it.")
 
 
 def _are_switches(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(one, bool) for one in value.values())
+    return isinstance(value, dict) and all(one is None or isinstance(one, bool) for one in value.values())
 
 
 def too_deep(value: object, limit: int) -> bool:
@@ -156,7 +161,8 @@ def _check_media(conversation: object) -> None:
     for name, value in _members(conversation):
         if name.endswith("url") and isinstance(value, str) and value[:5].lower() != "data:":
             raise Problem(400, f"{name} must be a data: URL; this server fetches nothing for a caller.")
-        if name.endswith(_EMBEDDED):
+        # A uuid stands for a picture that the engine has kept, perhaps another caller's.
+        if name.endswith(_EMBEDDED) or name == "uuid":
             raise Problem(400, f"{_shown(name)} is not a part that this server passes on.")
         if name == "type" and isinstance(value, str) and value.endswith(_EMBEDDED):
             raise Problem(400, f"{_shown(value)} is not a part that this server passes on.")

@@ -22,8 +22,8 @@ GENERATES = {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/r
 class Routes:
     """ASGI middleware right around the FastAPI application: answer vLLM's own endpoints, the ones on the list."""
 
-    def __init__(self, app: FastAPI, settings: Settings, policy: Policy) -> None:
-        self.app, self._policy = app, policy
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        self.app = app
         self._model, self._max_values = settings.vllm_model, settings.max_body_values
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,7 +42,7 @@ class Routes:
             if scope["method"] != method:
                 raise Problem(405, f"{handler} takes {method}.", {"Allow": method})
             service = self.app.state.service
-            response = await self._response(service.vllm, handler, scope, receive)
+            response = await self._response(service.vllm, service.policy, handler, scope, receive)
             try:
                 await response(scope, receive, send)
             finally:
@@ -53,14 +53,14 @@ class Routes:
         except (ClientLeft, ClientDisconnect) as left:
             await (await client_left(Request(scope), left))(scope, receive, send)
 
-    async def _response(self, vllm: Vllm, handler: str, scope: Scope, receive: Receive) -> Response:
+    async def _response(self, vllm: Vllm, policy: Policy, handler: str, scope: Scope, receive: Receive) -> Response:
         caller: Caller = scope["caller_bounds"]
         if handler in GENERATES:
             path = handler.removeprefix("/v1")
             body = await read_object(receive, self._max_values)
             if body.get("model") is None:
                 body["model"] = self._model
-            self._policy.check(path, body)
+            policy.check(path, body)
             may_name(caller, body["model"])
             scope["model"] = vllm.known(body["model"])
             return Relay(vllm, "POST", path, body)

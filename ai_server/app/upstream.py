@@ -11,7 +11,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -138,25 +138,32 @@ class Vllm:
         with contextlib.suppress(Problem):
             await self.models()
 
-    async def complete(self, model: str, instruction: str, text: str, options: dict) -> dict:
+    async def complete(
+        self, model: str, instruction: str, text: str, options: dict, used: Callable[[dict], None]
+    ) -> dict:
         """Return `{"model": str, "result": str, "finish_reason": str, "usage": {…}}`, generated at temperature 0.
 
-        options: further fields of a chat completion, such as max_tokens. A refusal by vLLM is raised with vLLM's
-        own status and sentence.
+        options: further fields of a chat completion, such as max_tokens. used: told the usage, or the pieces that came
+        where it ends before. A refusal by vLLM is raised with vLLM's own status and sentence.
         """
         messages = [{"role": "system", "content": instruction}, {"role": "user", "content": text}]
         # Streamed, so that HTTP_TIMEOUT_SEC limits vLLM's silence and not the length of its answer.
         how = {"temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
         answer: dict[str, Any] = {"model": model, "result": "", "finish_reason": None, "usage": None}
         body = {"model": model, "messages": messages, **how, **options}
-        async with self.stream("POST", "/chat/completions", body) as response:
-            if response.status_code != 200:
-                raise _refusal(response.status_code, await response.aread(), model, response.headers)
-            if response.headers.get("content-type", STREAM).startswith(STREAM):
-                async for kind, data in sse.events(response.aiter_bytes()):
-                    _add(answer, kind, data)
-            else:  # a whole answer, an error, or a page of something else
-                _add(answer, "message", (await response.aread()).decode(errors="replace"))
+        pieces = 0
+        try:
+            async with self.stream("POST", "/chat/completions", body) as response:
+                if response.status_code != 200:
+                    raise _refusal(response.status_code, await response.aread(), model, response.headers)
+                if response.headers.get("content-type", STREAM).startswith(STREAM):
+                    async for kind, data in sse.events(response.aiter_bytes()):
+                        pieces += 1
+                        _add(answer, kind, data)
+                else:  # a whole answer, an error, or a page of something else
+                    _add(answer, "message", (await response.aread()).decode(errors="replace"))
+        finally:
+            used(answer["usage"] or {"completion_tokens": pieces})
         if answer["finish_reason"] in UNFINISHED:
             raise Problem(502, "vLLM's answer broke off.")
         return answer | {"result": well_formed(answer["result"])}

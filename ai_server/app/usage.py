@@ -39,7 +39,8 @@ class Usage:
         self._rates, self._clock = rates, clock
         self._waiting: dict[tuple[str, str, str], Counts] = {}
         self._written: dict[str, tuple[float, float]] = {}
-        self._lock = threading.Lock()
+        self._counting = threading.Lock()  # held for a moment: requests wait for it
+        self._lock = threading.Lock()  # of the store, which may be slow
         self._failing = False
         self._db = sqlite3.connect(
             directory / "usage.sqlite3", isolation_level=None, timeout=10, check_same_thread=False
@@ -54,8 +55,9 @@ class Usage:
         self._count((day, caller, model), (1, prompt_tokens, completion_tokens))
 
     def _count(self, key: tuple[str, str, str], counts: Counts) -> None:
-        before = self._waiting.get(key, (0, 0, 0))
-        self._waiting[key] = tuple(one + more for one, more in zip(before, counts, strict=True))
+        with self._counting:
+            before = self._waiting.get(key, (0, 0, 0))
+            self._waiting[key] = tuple(one + more for one, more in zip(before, counts, strict=True))
 
     def of(self, caller: str, days: int) -> list[dict]:
         """Return the caller's counts of the last ``days`` by day and model, newest first, by the table's columns."""
@@ -72,7 +74,8 @@ class Usage:
     def flush(self) -> None:
         """Write what waits; what cannot be written waits on, and the log has it once."""
         with self._lock:
-            waiting, self._waiting = self._waiting, {}
+            with self._counting:
+                waiting, self._waiting = self._waiting, {}
             rates = {name: rate for name, rate in list(self._rates.items()) if self._written.get(name) != rate}
             try:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -81,7 +84,7 @@ class Usage:
                     "INSERT OR REPLACE INTO rates VALUES (?, ?, ?)", [(name, *rate) for name, rate in rates.items()]
                 )
                 self._db.execute("COMMIT")
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OverflowError) as error:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 for key, counts in waiting.items():

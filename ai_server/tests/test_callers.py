@@ -5,7 +5,9 @@ import hashlib
 import json
 import signal
 import sqlite3
+import time
 
+import httpx
 import pytest
 
 from app.callers import Callers, CallersError
@@ -43,6 +45,17 @@ def test_keys_rotate_with_an_overlap_and_end(file):
     assert {callers.name(f"Bearer {key}") for key in (OLD, NEW)} == {"backend"}
     now += 60
     assert [callers.name(f"Bearer {key}") for key in (OLD, NEW)] == [None, "backend"]
+
+
+def test_a_key_may_last_to_the_end_of_the_calendar(file):
+    written(file, {"name": "a", "keys": [{"sha256": sha256(OLD), "expires": "9999-12-31"}]})
+    assert Callers([], file).name(f"Bearer {OLD}") == "a"
+
+
+def test_a_key_is_in_one_of_the_two_places(file):
+    written(file, {"name": "a", "keys": [{"sha256": sha256(CALLER)}]})
+    with pytest.raises(CallersError, match="has one of AI_SERVER_API_KEYS among its keys"):
+        Callers([CALLER], file)
 
 
 def test_the_file_is_read_again_and_a_bad_one_changes_nothing(file):
@@ -116,6 +129,7 @@ def test_models_of_a_key(named, standins):
     with server.client(OLD) as client:
         assert client.post("/v1/chat/completions", json={**HELLO, "model": "other"}).status_code == 404
         assert "may not use it" in client.post("/v1/easy-contract", json={"text": "x"}).json()["error"]["message"]
+        assert client.post("/v1/chat/completions", json={**HELLO, "model": []}).status_code == 404
         assert standins.asked == []
         assert client.post("/v1/chat/completions", json=HELLO).status_code == 200
         assert client.post("/v1/checklist", json={"text": "x"}).status_code == 200
@@ -182,6 +196,25 @@ def test_who_leaves_is_charged_for_what_came(named, standins):
     assert [(row["requests"], row["completion_tokens"]) for row in rows] == [(1, 1)]
 
 
+def test_who_leaves_an_adapters_endpoint_is_charged_too(named, standins):
+    server = named(ENTRY)
+    with server.client(OLD) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/checklist", json={"text": "hold this"}, timeout=0.5)
+        (row,) = wait_for(lambda: client.get("/v1/usage").json()["data"])
+    assert (row["requests"], row["completion_tokens"]) == (1, 1)
+
+
+def test_a_job_waits_for_its_callers_tokens(named, standins):
+    server = named({**ENTRY, "tokens_per_minute": 10}, JOB_CONCURRENCY="2")
+    with server.client(OLD) as client:
+        for number in range(4):
+            client.post("/v1/checklist", json={"text": "x", "job_id": f"j{number}"})
+        wait_for(lambda: client.get("/health").json()["jobs"]["delivered"] >= 2)
+        time.sleep(0.5)
+        assert client.get("/health").json()["jobs"]["queued"] == 2
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_accounts_and_limits_survive_a_restart(named, how):
     server = named({**ENTRY, "requests_per_minute": 3}, {"name": "b", "keys": [{"sha256": sha256(NEW)}]})
@@ -246,12 +279,15 @@ def test_a_clock_that_goes_back_gives_nothing_and_takes_nothing():
     assert rate.wait("a") == 0
     now = 50.0
     assert rate.now("a") == 59
+    now = 50.5
+    assert rate.now("a") == 59.5, "it is refilled from the time that the clock has now"
 
 
 def test_pages_of_an_origin_may_ask(new_server):
     server = new_server(CORS_ORIGINS="https://app.example").start()
     with server.client() as client:
-        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        wanted = "authorization, x-stainless-retry-count"
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": wanted}
         for origin, allowed in (("https://app.example", True), ("https://evil.example", False)):
             given = client.options("/v1/models", headers={"Origin": origin, **asked, "Authorization": ""})
             assert (given.headers.get("access-control-allow-origin") == origin) == allowed

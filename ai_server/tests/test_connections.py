@@ -125,3 +125,31 @@ def test_a_stop_tells_a_hundred_streams(new_server, standins):
     assert "Traceback" not in server.output()
     assert "ai-server has stopped" in server.output()
     wait_for(lambda: len(standins.left) == 101, 5)
+
+
+def test_an_empty_line_keeps_no_connection(impatient):
+    with connect(impatient) as there:
+        there.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert there.recv(65536)
+        there.sendall(b"\r\n")
+        began = time.monotonic()
+        answered(there)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("more", [b"", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /he"])
+def test_who_does_not_read_is_cut_off_whatever_it_sends(impatient, standins, more):
+    standins.says = (200, STREAM, [b"data: " + b"x" * 60_000 + b"\n\n"] * 400)
+    host, port = impatient.url.removeprefix("http://").split(":")
+    with socket.socket() as there, impatient.client() as client:
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        there.connect((host, int(port)))
+        there.sendall(sending("x", stream=True))
+        time.sleep(0.3)
+        there.sendall(more)
+
+        def cut() -> bool:
+            flying = [line for line in client.get("/metrics").text.splitlines() if "ai_server_in_flight{" in line]
+            return bool(flying) and all(line.endswith(" 0.0") for line in flying)
+
+        wait_for(cut, 8)

@@ -128,3 +128,27 @@ def test_a_slow_reader_makes_the_server_wait():
 
     held, whole = asyncio.run(talk())
     assert held < 30_000_000 and whole == 50_000_000
+
+
+@pytest.mark.parametrize("size", [300_000, 2_000_000])
+def test_a_connection_whose_reader_was_slow_is_of_use_again(size):
+    """The last bytes of a response that waited for its reader must not stop the connection that goes back."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for body in (b"x" * size, b"next"):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(OK + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        await reader.read()
+        writer.close()
+
+    async def talk() -> tuple[int, bytes]:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        client = http1.Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", {}, 5)
+        first = await client.request("GET", "/")
+        await asyncio.sleep(0.2)  # all that the client takes has come
+        length = len(await first.aread())
+        first.release()
+        second = await client.request("GET", "/")
+        return length, await second.aread()
+
+    assert asyncio.run(talk()) == (size, b"next")

@@ -116,6 +116,9 @@ def test_a_number_out_of_bounds(check, body):
         ({"tools": [{"type": "mcp", "server_url": "http://x"}]}, "tools takes functions"),
         ({"chat_template_kwargs": {"chat_template": "{{ x }}"}}, "chat_template_kwargs takes switches"),
         ({"chat_template_kwargs": "{{ x }}"}, "chat_template_kwargs takes switches"),
+        ({"stream_options": {"include_usage": "false"}}, "stream_options takes switches"),
+        ({"echo": True, "logprobs": 3}, "echo and logprobs together"),
+        ({"echo": True, "top_logprobs": 3}, "echo and logprobs together"),
     ],
 )
 def test_what_is_too_much(check, body, says):
@@ -144,6 +147,7 @@ def test_prompts_times_answers(check):
         {"image_embeds": "AAAA"},
         {"type": "audio_embeds", "data": "AAAA"},
         {"type": "image_pil", "image_pil": "x"},
+        {"type": "image_url", "image_url": None, "uuid": "of-somebody-else"},
     ],
 )
 def test_the_engine_fetches_and_unpacks_nothing(check, part):
@@ -181,6 +185,13 @@ def test_over_http(client, standins):
     assert client.post("/v1/chat/completions", json={**hello, "model": None}).status_code == 200
     (asked,) = standins.asked
     assert asked["body"]["model"] == "base"
+
+
+def test_an_adapters_answer_has_the_same_bound(client, standins):
+    for most in (32_769, 10**4000):
+        answer = client.post("/v1/checklist", content=b'{"text": "x", "max_tokens": %d}' % most)
+        assert (answer.status_code, "from 0 to 32768 is allowed" in answer.text) == (400, True)
+    assert standins.asked == []
 
 
 def test_a_body_of_many_values_is_refused_before_it_is_read(client, standins):

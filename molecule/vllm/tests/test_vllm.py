@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 
 import pytest
 from engine import ADAPTERS, BASE, KEY, URL, ask, pid, say
 
-ROOT = Path(__file__).resolve().parents[3]
 ENVIRON = """
 import json, sys
 entries = open(f"/proc/{sys.argv[1]}/environ", encoding="utf-8").read().split(chr(0))
@@ -31,19 +29,6 @@ def test_it_serves_the_base_and_both_adapters(host):
     assert {cards[name]["parent"] for name in ADAPTERS} == {BASE}
     said = {name: say(host, name) for name in [BASE, *ADAPTERS]}
     assert len(set(said.values())) == 3, said
-
-
-def test_the_policy_of_ai_server_knows_every_field_that_it_reads(host):
-    status, page = ask(host, "/openapi.json", key=None)
-    assert status == 200
-    known = json.loads((ROOT / "ai_server/tests/engine_fields.json").read_text())
-    for path, request in (
-        ("/chat/completions", "ChatCompletionRequest"),
-        ("/completions", "CompletionRequest"),
-        ("/responses", "ResponsesRequest"),
-    ):
-        read = set(page["components"]["schemas"][request]["properties"])
-        assert len(read) > 20 and read <= set(known[path]), (path, read - set(known[path]))
 
 
 def test_it_listens_on_loopback_and_asks_for_its_key(host):
