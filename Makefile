@@ -63,8 +63,9 @@ drill: venv ## Do to servers whatever could break one (SEED=7 repeats the random
 drill-quick: venv ## The part of the drill that fits into eight minutes
 	@$(PYTHON) -m lab drill --quick $(if $(SEED),--seed $(SEED))
 
-bench: venv ## Time fresh and repeated runs beside the floor
+bench: venv ## Time fresh and repeated runs beside the floor, and ai-server beside nginx
 	@$(PYTHON) -m lab bench
+	@$(PYTHON) -m lab bench-relay --write
 
 docs: venv ## Write the tables of the role pages from the argument specs
 	@$(PYTHON) docs/generate.py

@@ -13,6 +13,7 @@ from typing import Any
 
 from lab import (
     bench,
+    bench_relay,
     builds,
     demo,
     demo_gcp,
@@ -59,6 +60,12 @@ def parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="time the roles beside the floor and write docs/benchmarks.md")
     bench.add_argument("--repeats", type=int, default=5)
 
+    relay = commands.add_parser("bench-relay", help="time ai-server beside nginx, on this host (a minute)")
+    relay.add_argument("--repeats", type=int, default=3)
+    relay.add_argument("--application", type=Path, default=host.ROOT / "ai_server", help="default: this one's")
+    relay.add_argument("--nginx", help="the program, where it is not on the PATH")
+    relay.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
+
     drilled = commands.add_parser("drill", help="do to a server whatever could break it, and say what came of it")
     drilled.add_argument("--quick", action="store_true", help="what fits into eight minutes")
     drilled.add_argument("--seed", type=int, help="repeat the random choices of an earlier drill")
@@ -91,7 +98,7 @@ def main(arguments: list[str]) -> int:
     """Run one command; returns the exit code, 2 for a problem that the user can cure."""
     options = parser().parse_args(arguments)
     try:
-        if options.command != "model":
+        if options.command not in ("model", "bench-relay"):
             host.become_root(arguments)
         os.umask(0o022)  # machines' users read the cache too
         result = act(options)
@@ -132,6 +139,9 @@ def act(options: argparse.Namespace) -> Any:
             return None
         case "bench":
             print(bench.run(options.repeats))
+            return 0
+        case "bench-relay":
+            print(bench_relay.run(options.repeats, options.application, options.nginx, options.write))
             return 0
         case "drill":
             return drill.run(options.quick, options.seed, options.bed, options.only)

@@ -6,6 +6,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+# What a wrong path is told; routes.py and main.py have the endpoints.
+ENDPOINTS = (
+    "GET /v1/models, GET /v1/models/{id}, POST /v1/chat/completions, POST /v1/completions, POST /v1/embeddings, "
+    "POST /v1/responses, POST /v1/easy-contract, POST /v1/checklist, GET /v1/jobs/{job_id}"
+)
 TRANSIENT = {429, 500, 502, 503, 504}
 
 
@@ -30,8 +35,15 @@ class Permanent(Problem):
     transient = False
 
 
+def no_such_path(path: str, why: str = "no such path") -> Problem:
+    """Return a 404 that says what exists."""
+    return Problem(404, f"{path[:100]}: {why}. There are: {ENDPOINTS}.")
+
+
 async def answer(request: Request, error: HTTPException) -> JSONResponse:
     """FastAPI's exception handler for Problem and for what the framework raises itself (404, 405)."""
+    if error.status_code == 404 and not isinstance(error, Problem):
+        error = no_such_path(request.url.path)
     problem = Problem(error.status_code, error.detail, error.headers)
     return JSONResponse({"error": problem.body}, problem.status_code, problem.headers)
 

@@ -1,21 +1,25 @@
 """Jobs: accepted at once, answered in the background, told to the backend, through restarts.
 
-A job is a row in SQLite. It goes `queued` -> `delivering` (it has an outcome: a result or an error) -> `delivered`, or
-`undelivered` when the backend took none of JOB_ATTEMPTS tries. Each try is written down, with the time of the next
-one, before it is made: a process that dies in the middle neither loses a job nor repeats one for ever. The backend is
-called at least once; `Idempotency-Key` (the job's id) tells it what it has already seen. Waits double, and what the
-next try would meet again (a request that is refused, an answer that cannot be read) is not tried again.
+A job is a row in SQLite, known by its caller and the id that it has there. It goes `queued` -> `delivering` (it has an
+outcome: a result or an error) -> `delivered`, or `undelivered` when the backend took none of JOB_ATTEMPTS tries; its
+caller may make it `cancelled` before. Each try is written down, with the time of the next one, before it is made: a
+process that dies in the middle neither loses a job nor repeats one for ever. The backend is called at least once;
+`Idempotency-Key` (Job.key) tells it what it has already seen. Waits double, and what the next try would meet again (a
+request that is refused, an answer that cannot be read) is not tried again.
 """
 
 import asyncio
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -24,18 +28,40 @@ from prometheus_client import Counter
 from app.errors import Permanent, Problem
 from app.logs import request_id
 from app.settings import Settings
+from app.uploads import Uploads
 
 POLL_SEC = 0.2
+STORE_PAUSE_SEC = 1  # until a store is tried again that could not be written
+DAY_SEC, FORGET_EVERY_SEC = 86_400, 3600
 MAX_BACKOFF_SEC = 600
-STATES = ("queued", "delivering", "delivered", "undelivered")
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS jobs (
-    id TEXT PRIMARY KEY, caller TEXT NOT NULL, kind TEXT NOT NULL, digest TEXT NOT NULL, work TEXT,
-    state TEXT NOT NULL DEFAULT 'queued', outcome TEXT, last_error TEXT,
-    attempts INTEGER NOT NULL DEFAULT 0, due REAL NOT NULL, created REAL NOT NULL, updated REAL NOT NULL
-);
-CREATE INDEX IF NOT EXISTS jobs_due ON jobs (state, due);
-"""
+STATES = ("queued", "delivering", "delivered", "undelivered", "cancelled")
+RETRY_LATER = {"Retry-After": "60"}
+OPEN, ENDED = "('queued', 'delivering')", "('delivered', 'undelivered', 'cancelled')"
+
+VERSION = 2  # PRAGMA user_version; version 0 had the same columns, and ids that no two callers could share
+# The columns stay those of version 0, in their order: whoever goes back to the release before finds its jobs.
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS jobs ("
+    " id TEXT NOT NULL, caller TEXT NOT NULL, kind TEXT NOT NULL, digest TEXT NOT NULL, work TEXT,"
+    " state TEXT NOT NULL DEFAULT 'queued', outcome TEXT, last_error TEXT,"
+    " attempts INTEGER NOT NULL DEFAULT 0, due REAL NOT NULL, created REAL NOT NULL, updated REAL NOT NULL,"
+    " PRIMARY KEY (caller, id))",
+    "CREATE INDEX IF NOT EXISTS jobs_turn ON jobs (state, caller, due)",
+    "CREATE INDEX IF NOT EXISTS jobs_newest ON jobs (caller, created)",
+    "CREATE TABLE IF NOT EXISTS told_by_id (caller TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (caller, id))",
+)
+MIGRATION = (
+    "ALTER TABLE jobs RENAME TO jobs_0",
+    *SCHEMA,
+    "INSERT INTO jobs SELECT * FROM jobs_0",
+    # Version 0 may have told the backend of these, by an Idempotency-Key that was the id alone.
+    "INSERT INTO told_by_id SELECT caller, id FROM jobs WHERE state = 'delivering'",
+    "DROP TABLE jobs_0",
+)
+SELECT = (
+    "SELECT jobs.*, EXISTS (SELECT 1 FROM told_by_id AS told WHERE (told.caller, told.id) = (jobs.caller, jobs.id))"
+    " FROM jobs"
+)
 
 logger = logging.getLogger(__name__)
 tries = Counter("ai_server_job_tries", "Tries of a job's answer or callback", ["kind", "phase", "outcome"])
@@ -57,83 +83,167 @@ class Job:
     due: float
     created: float
     updated: float
+    told_by_id: int
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """What it is known by: an id is its caller's own."""
+        return self.caller, self.id
+
+    @property
+    def key(self) -> str:
+        """Its Idempotency-Key: no other caller's job has it, and no later one that takes a forgotten job's id."""
+        if self.told_by_id:
+            return self.id
+        return hashlib.sha256(f"{self.caller}\n{self.id}\n{self.created!r}".encode()).hexdigest()[:32]
+
+    def summary(self) -> dict:
+        """What its caller sees in a list."""
+        shown = {"job_id": self.id, "kind": self.kind, "state": self.state, "attempts": self.attempts}
+        return shown | {"last_error": self.last_error, "created": round(self.created), "updated": round(self.updated)}
 
     def public(self) -> dict:
         """What its caller may see."""
-        shown = {"job_id": self.id, "kind": self.kind, "state": self.state, "attempts": self.attempts}
-        shown |= {"last_error": self.last_error, "created": round(self.created), "updated": round(self.updated)}
-        return shown | {"outcome": json.loads(self.outcome) if self.outcome else None}
+        return self.summary() | {"outcome": json.loads(self.outcome) if self.outcome else None}
 
 
 class Store:
-    """The jobs on disk. Every method commits before it returns; times are seconds since the epoch."""
+    """The jobs on disk. Every method commits before it returns; times are seconds since the epoch.
+
+    All raise sqlite3.Error, but for `add` and `cancel`, which callers ask for: theirs is Problem 503.
+    """
 
     def __init__(self, directory: Path, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._db = sqlite3.connect(directory / "jobs.sqlite3", isolation_level=None, timeout=10)
-        self._db.row_factory = lambda _, row: Job(*row)
         self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.executescript(SCHEMA)
+        with self._transaction():  # of several processes that start, one migrates
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            there = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone()
+            if version < VERSION:  # nothing is written otherwise, for the disk may be full
+                for statement in MIGRATION if there else SCHEMA:
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     def close(self) -> None:
         self._db.close()
 
-    def add(self, ident: str, caller: str, kind: str, work: dict) -> Job:
-        """Store a job; the same job sent again under its id is the same job. Raises Problem 409 for another one."""
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+    def _jobs(self, which: str, *values: object) -> list[Job]:
+        return [Job(*row) for row in self._db.execute(f"{SELECT} {which}", values)]
+
+    def add(self, ident: str, caller: str, kind: str, work: dict, limit: int) -> Job:
+        """Store a job; the same job sent again under its id is the same job.
+
+        Raises Problem: 409 for another one, 429 when the caller has `limit` open jobs, 503.
+        """
         now, mark = self._clock(), _digest(kind, work)
-        self._db.execute(
-            "INSERT INTO jobs (id, caller, kind, digest, work, due, created, updated) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT DO NOTHING",
-            (ident, caller, kind, mark, json.dumps(work), now, now, now),
-        )
-        job = self.get(ident)
-        if (job.caller, job.kind, job.digest) != (caller, kind, mark):
-            raise Problem(409, f"The job_id {ident!r} belongs to another job.")
+        with _writing(), self._transaction():
+            job = self.get(caller, ident)
+            if job is None:
+                counting = f"SELECT count(*) FROM jobs WHERE state IN {OPEN} AND caller = ?"
+                if self._db.execute(counting, (caller,)).fetchone()[0] >= limit:
+                    raise Problem(429, f"{limit} jobs of yours are open; send more when some have ended.", RETRY_LATER)
+                self._db.execute(
+                    "INSERT INTO jobs (id, caller, kind, digest, work, due, created, updated)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (ident, caller, kind, mark, json.dumps(work), now, now, now),
+                )
+                job = self.get(caller, ident)
+        if (job.kind, job.digest) != (kind, mark):
+            raise Problem(409, f"The job_id {ident!r} belongs to another job of yours.")
         return job
 
-    def get(self, ident: str) -> Job | None:
-        return self._db.execute("SELECT * FROM jobs WHERE id = ?", (ident,)).fetchone()
+    def get(self, caller: str, ident: str) -> Job | None:
+        return next(iter(self._jobs("WHERE caller = ? AND id = ?", caller, ident)), None)
 
-    def claim(self, busy: set[str], first_backoff: float) -> Job | None:
-        """Return the job that is due for longest and not busy, its new attempt counted; None when nothing is due."""
+    def newest(self, caller: str, limit: int, state: str | None = None) -> list[Job]:
+        """Return the caller's jobs, in this state or in any, newest first."""
+        chosen = "WHERE caller = ? AND ifnull(state = ?, TRUE) ORDER BY created DESC, rowid DESC LIMIT ?"
+        return self._jobs(chosen, caller, state, limit)
+
+    def cancel(self, caller: str, ident: str) -> Job | None:
+        """End a job if it is open, and forget its request; return it as it is then. Raises Problem 503."""
+        with _writing():
+            self._db.execute(
+                "UPDATE jobs SET state = 'cancelled', work = NULL, updated = ?"
+                f" WHERE caller = ? AND id = ? AND state IN {OPEN}",
+                (self._clock(), caller, ident),
+            )
+        return self.get(caller, ident)
+
+    def callers(self, state: str) -> list[str]:
+        """Return the callers who have a job due in this state, the one whose job is due for longest first."""
+        due = "SELECT caller FROM jobs WHERE state = ? AND due <= ? GROUP BY caller ORDER BY min(due)"
+        return [caller for (caller,) in self._db.execute(due, (state, self._clock()))]
+
+    def claim(self, state: str, caller: str, busy: set[tuple[str, str]], first_backoff: float) -> Job | None:
+        """Return the caller's job that is due for longest in this state and not busy, its new attempt counted."""
         now = self._clock()
         due = self._db.execute(
-            "SELECT * FROM jobs WHERE state IN ('queued', 'delivering') AND due <= ? ORDER BY due LIMIT ?",
-            (now, len(busy) + 1),
-        )
-        job = next((job for job in due.fetchall() if job.id not in busy), None)
-        if job is None:
+            "SELECT id, attempts FROM jobs WHERE state = ? AND caller = ? AND due <= ? ORDER BY due LIMIT ?",
+            (state, caller, now, len(busy) + 1),
+        ).fetchall()
+        ident, attempts = next((row for row in due if (caller, row[0]) not in busy), (None, 0))
+        if ident is None:
             return None
-        wait = min(first_backoff * 2 ** min(job.attempts, 32), MAX_BACKOFF_SEC)
-        self._db.execute("UPDATE jobs SET attempts = attempts + 1, due = ? WHERE id = ?", (now + wait, job.id))
-        return self.get(job.id)
+        wait = min(first_backoff * 2 ** min(attempts, 32), MAX_BACKOFF_SEC)
+        counted = self._db.execute(
+            "UPDATE jobs SET attempts = attempts + 1, due = ? WHERE caller = ? AND id = ? AND state = ?",
+            (now + wait, caller, ident, state),
+        )
+        return self.get(caller, ident) if counted.rowcount else None  # another process may have cancelled it
 
-    def answered(self, ident: str, outcome: dict) -> None:
+    def answered(self, job: Job, outcome: dict) -> None:
         """The job has its outcome; its callback is due at once, with attempts of its own. The request is forgotten."""
         self._db.execute(
             "UPDATE jobs SET state = 'delivering', outcome = ?, work = NULL, last_error = NULL, attempts = 0, due = ?,"
-            " updated = ? WHERE id = ?",
-            (json.dumps(outcome), self._clock(), self._clock(), ident),
+            " updated = ? WHERE caller = ? AND id = ? AND state = 'queued'",
+            (json.dumps(outcome), self._clock(), self._clock(), *job.name),
         )
 
-    def ended(self, ident: str, state: str, error: str | None = None) -> None:
+    def ended(self, job: Job, state: str, error: str | None = None) -> None:
         self._db.execute(
-            "UPDATE jobs SET state = ?, last_error = ?, updated = ? WHERE id = ?", (state, error, self._clock(), ident)
+            "UPDATE jobs SET state = ?, last_error = ?, updated = ?"
+            " WHERE caller = ? AND id = ? AND state = 'delivering'",
+            (state, error, self._clock(), *job.name),
         )
 
-    def failed(self, ident: str, error: str) -> None:
+    def failed(self, job: Job, error: str) -> None:
         """This try came to nothing; the next one is already due at its time."""
-        self._db.execute("UPDATE jobs SET last_error = ?, updated = ? WHERE id = ?", (error, self._clock(), ident))
+        self._db.execute(
+            "UPDATE jobs SET last_error = ?, updated = ? WHERE caller = ? AND id = ? AND state = ?",
+            (error, self._clock(), *job.name, job.state),
+        )
+
+    def state(self, job: Job) -> str | None:
+        """Return the job's state now; None when it is forgotten."""
+        chosen = "SELECT state FROM jobs WHERE caller = ? AND id = ?"
+        return next((state for (state,) in self._db.execute(chosen, job.name)), None)
 
     def forget(self, older_than: float) -> int:
         """Delete the jobs that ended before that time; return how many."""
-        ended = "DELETE FROM jobs WHERE state IN ('delivered', 'undelivered') AND updated < ?"
-        return self._db.execute(ended, (older_than,)).rowcount
+        ended = f"DELETE FROM jobs WHERE state IN {ENDED} AND updated < ?"
+        deleted = self._db.execute(ended, (older_than,)).rowcount
+        self._db.execute("DELETE FROM told_by_id WHERE (caller, id) NOT IN (SELECT caller, id FROM jobs)")
+        return deleted
+
+    def uploads(self) -> set[str]:
+        """Return the names of the uploads that jobs still wait to be answered from."""
+        waiting = self._db.execute("SELECT work FROM jobs WHERE state = 'queued' AND work LIKE '%\"upload\"%'")
+        return {json.loads(work).get("upload") for (work,) in waiting}
 
     def counts(self) -> dict[str, int]:
-        rows = self._db.cursor()
-        rows.row_factory = None
-        found = dict(rows.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
+        found = dict(self._db.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
         return {state: found.get(state, 0) for state in STATES}
 
 
@@ -148,6 +258,8 @@ class Backend:
             headers={"X-Internal-Token": token.get_secret_value()} if token else None,
             timeout=settings.http_timeout_sec,
             follow_redirects=False,  # the token goes nowhere else
+            trust_env=settings.backend_uses_proxy,  # nor to a proxy by accident, which sees it on http://
+            verify=httpx.create_ssl_context(),  # SSL_CERT_FILE counts all the same
         )
 
     async def close(self) -> None:
@@ -155,9 +267,9 @@ class Backend:
 
     async def deliver(self, job: Job) -> None:
         """Raise Problem 502 unless the backend answers 2xx."""
-        body = {"job_id": job.id, "kind": job.kind, **json.loads(job.outcome)}
+        body = {"job_id": job.id, "caller": job.caller, "kind": job.kind, **json.loads(job.outcome)}
         try:
-            response = await self._http.post(f"{self._url}/{job.kind}", json=body, headers={"Idempotency-Key": job.id})
+            response = await self._http.post(f"{self._url}/{job.kind}", json=body, headers={"Idempotency-Key": job.key})
         except httpx.HTTPError as error:
             raise Problem(502, f"the backend is not reachable: {type(error).__name__}") from None
         if not response.is_success:
@@ -165,52 +277,110 @@ class Backend:
             raise Problem(502, f"the backend answered {response.status_code}{hint}")
 
 
-class Worker:
-    """Takes jobs from the store until it is cancelled.
+class Phase:
+    """The jobs in one state that are worked on now, `size` at most; the callers take turns.
 
-    perform: a job's kind and work -> its result; raises Problem. Of several processes on one store, the one that
-    holds the lock works; the others only accept.
+    One caller has one fewer than all (and one where that is all), so that another caller's job begins at once.
+    """
+
+    def __init__(self, store: Store, state: str, size: int, first_backoff: float) -> None:
+        self._store, self._state, self._backoff = store, state, first_backoff
+        self._most = max(1, size - 1)
+        self._served: dict[str, int] = {}  # caller -> number of its last turn: callers are few, as their keys are
+        self._numbers = itertools.count(1)
+        self.size = size
+        self.running: dict[Job, asyncio.Task] = {}
+
+    def claim(self) -> Job | None:
+        """Return the next job, its new attempt counted; None when there is none."""
+        busy = {job.name for job in self.running}
+        have = [caller for caller, _ in busy]
+        callers = [caller for caller in self._store.callers(self._state) if have.count(caller) < self._most]
+        for caller in sorted(callers, key=lambda each: (have.count(each), self._served.get(each, 0))):
+            job = self._store.claim(self._state, caller, busy, self._backoff)
+            if job:
+                self._served[caller] = next(self._numbers)
+                return job
+        return None
+
+
+class Worker:
+    """Takes jobs from the store until it is cancelled: answers and callbacks, neither waiting for the other.
+
+    perform: a job's kind, work and caller -> its result; raises Problem. Of several processes on one store, the one
+    that holds the lock works; the others only accept.
     """
 
     def __init__(
-        self, settings: Settings, store: Store, backend: Backend, perform: Callable[[str, dict], Awaitable[dict]]
+        self,
+        settings: Settings,
+        store: Store,
+        backend: Backend,
+        uploads: Uploads,
+        perform: Callable[[str, dict, str], Awaitable[dict]],
     ) -> None:
-        self._settings, self._store, self._backend, self._perform = settings, store, backend, perform
-        self._busy: set[str] = set()
+        self._settings, self._store, self._backend = settings, store, backend
+        self._uploads, self._perform = uploads, perform
+        sizes = {"queued": settings.job_concurrency, "delivering": settings.job_callback_concurrency}
+        self._phases = [Phase(store, state, size, settings.job_backoff_sec) for state, size in sizes.items()]
         self._lock = (settings.state_directory / "worker.lock").open("w")
 
     async def run(self) -> None:
         with self._lock:
             while not _locked(self._lock):
                 await asyncio.sleep(POLL_SEC)
-            hands = [self._forever(self._work) for _ in range(self._settings.job_concurrency)]
-            await asyncio.gather(self._forever(self._forget), *hands)
+            steps = [partial(self._work, phase) for phase in self._phases for _ in range(phase.size)]
+            await asyncio.gather(*(self._forever(step) for step in (self._forget, self._stop_cancelled, *steps)))
 
     async def _forever(self, step: Callable[[], Awaitable[float]]) -> None:
         """Take the step, then pause for the seconds it returns; a full disk must neither end this nor make it spin."""
         while True:
             try:
                 pause = await step()
-            except (sqlite3.Error, OSError):
-                logger.exception("the job store failed")
-                pause = 1
+            except (sqlite3.Error, OSError) as error:
+                logger.error("the job store failed", extra={"error": f"{type(error).__name__}: {error}"})
+                pause = STORE_PAUSE_SEC
             await asyncio.sleep(pause)
 
     async def _forget(self) -> float:
-        self._store.forget(time.time() - self._settings.job_retention_days * 86400)
-        return 3600
+        now, days = time.time(), self._settings.upload_retention_days
+        self._store.forget(now - self._settings.job_retention_days * DAY_SEC)
+        older, needed = now - days * DAY_SEC if days else 0, self._store.uploads()
+        try:
+            removed = await asyncio.to_thread(self._uploads.remove, older, needed)  # a job added now sent its PDF today
+            if removed:
+                logger.info("uploads removed", extra={"count": removed, "days": days})
+        except OSError as error:
+            logger.error("uploads cannot be removed", extra={"error": f"{type(error).__name__}: {error}"})
+        return FORGET_EVERY_SEC
 
-    async def _work(self) -> float:
-        job = self._store.claim(self._busy, self._settings.job_backoff_sec)
+    async def _stop_cancelled(self) -> float:
+        """Stop what was cancelled, in whichever process; its request in vLLM ends with it."""
+        for phase in self._phases:
+            for job, attempt in phase.running.items():
+                if self._store.state(job) == "cancelled":
+                    attempt.cancel()
+        return POLL_SEC
+
+    async def _work(self, phase: Phase) -> float:
+        job = phase.claim()
         if job is None:
             return POLL_SEC
-        await self._attempt(job)
+        attempt = phase.running[job] = asyncio.create_task(self._attempt(job))
+        try:
+            await asyncio.wait({attempt})
+        finally:
+            attempt.cancel()
+            (failure,) = await asyncio.gather(attempt, return_exceptions=True)
+            del phase.running[job]
+        if isinstance(failure, Exception):
+            raise failure
         return 0
 
     async def _attempt(self, job: Job) -> None:
-        self._busy.add(job.id)
-        token = request_id.set(job.id)
+        request_id.set(job.id)
         outcome, details = "interrupted", {"kind": job.kind, "state": job.state, "attempt": job.attempts}
+        details["caller"] = job.caller
         try:
             if job.attempts > self._settings.job_attempts:
                 raise Problem(500, "The server stopped during every try.")
@@ -224,29 +394,45 @@ class Worker:
                 error = kind(500, f"The server met a fault: {type(error).__name__}.")
             outcome, details["error"] = "failed", error.detail
             if error.transient and job.attempts < self._settings.job_attempts:
-                self._store.failed(job.id, error.detail)
+                await self._write(self._store.failed, job, error.detail)
             else:
-                self._give_up(job, error)
+                await self._give_up(job, error)
         finally:
             tries.labels(job.kind, job.state, outcome).inc()
             logger.info("job tried: %s", outcome, extra=details)
-            request_id.reset(token)
-            self._busy.discard(job.id)
 
     async def _answer(self, job: Job) -> None:
-        result = await self._perform(job.kind, json.loads(job.work))
-        self._store.answered(job.id, {"status": "completed", **result})
+        result = await self._perform(job.kind, json.loads(job.work), job.caller)
+        await self._write(self._store.answered, job, {"status": "completed", **result})
 
     async def _deliver(self, job: Job) -> None:
         await self._backend.deliver(job)
-        self._store.ended(job.id, "delivered")
+        await self._write(self._store.ended, job, "delivered")
 
-    def _give_up(self, job: Job, problem: Problem) -> None:
+    async def _give_up(self, job: Job, problem: Problem) -> None:
         """No answer is an outcome too, which the backend is told; a callback that nobody takes is the end."""
         if job.state == "queued":
-            self._store.answered(job.id, {"status": "failed", "error": problem.body})
+            await self._write(self._store.answered, job, {"status": "failed", "error": problem.body})
         else:
-            self._store.ended(job.id, "undelivered", problem.detail)
+            await self._write(self._store.ended, job, "undelivered", problem.detail)
+
+    async def _write(self, method: Callable[..., None], *values: object) -> None:
+        """Write how a try ended, once there is room: what was generated or told is not so again for a full disk."""
+        while True:
+            try:
+                return method(*values)
+            except sqlite3.OperationalError as error:
+                logger.error("the job store cannot be written", extra={"error": str(error)})
+                await asyncio.sleep(STORE_PAUSE_SEC)
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Make Problem 503, with SQLite's reason, of a store that cannot be written."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise Problem(503, f"The job store in STATE_DIRECTORY cannot be written: {error}.") from error
 
 
 def _digest(kind: str, work: dict) -> str:

@@ -2,54 +2,125 @@
 
 import asyncio
 import contextlib
-import hashlib
-import hmac
 import math
 import time
+from collections import Counter
+from collections.abc import Callable
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.callers import Caller, Callers
 from app.errors import Problem, answer
 from app.settings import Settings
 
 DISCARD_SECONDS, DISCARD_BYTES = 2.0, 1 << 20
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
+MAX_ADDRESSES = 10_000  # of which wrong keys are counted
+RATE_HEADERS = [f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")]
+UPLOADS = {"/v1/easy-contract", "/v1/checklist"}
 OPEN = {"/health", "/health/ready", "/metrics"}  # for load balancers, watchdogs and Prometheus, which hold no key
 
 
-class Callers:
-    """The callers' keys, kept as digests. A caller's name is the beginning of its key's digest."""
-
-    def __init__(self, keys: list[str]) -> None:
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
-
-    def name(self, authorization: str) -> str | None:
-        """Return the caller's name, or None for a header that is not `Bearer <one of the keys>`.
-
-        Every key is compared, each in constant time, so that the time taken tells nothing.
-        """
-        scheme, _, key = authorization.partition(" ")
-        given = hashlib.sha256(key.strip().encode()).digest()
-        matches = [digest for digest in self._digests if hmac.compare_digest(digest, given)]
-        return matches[0].hex()[:8] if matches and scheme.lower() == "bearer" else None
-
-
 class Rate:
-    """A token bucket for each caller: a minute's allowance at once, then refilled evenly."""
+    """Token buckets by name: a minute's allowance at once, then refilled evenly. Wall-clock time, to outlive a restart.
 
-    def __init__(self, per_minute: int, clock=time.monotonic) -> None:
-        self._capacity, self._clock = per_minute, clock
-        self._buckets: dict[str, tuple[float, float]] = {}  # caller -> tokens left, when
+    left: what is kept of each, (tokens left, when), as `usage.Usage` writes it down; below zero where more was used
+    than there was, as tokens are known only afterwards.
+    """
 
-    def wait(self, caller: str) -> float:
-        """Take one token: 0, or the seconds until there is one."""
-        now = self._clock()
-        tokens, since = self._buckets.get(caller, (self._capacity, now))
-        tokens = min(self._capacity, tokens + (now - since) * self._capacity / 60)
-        self._buckets[caller] = (max(tokens - 1, 0) if tokens >= 1 else tokens, now)
-        return 0 if tokens >= 1 else (1 - tokens) * 60 / self._capacity
+    def __init__(self, per_minute: int = 0, clock: Callable[[], float] = time.time) -> None:
+        self._per_minute, self._clock = per_minute, clock
+        self.left: dict[str, tuple[float, float]] = {}
+
+    def now(self, name: str, per_minute: int | None = None) -> float:
+        """Return what is left at this moment."""
+        capacity, now = per_minute or self._per_minute, self._clock()
+        left, since = self.left.get(name, (capacity, now))
+        if since > now:  # the clock was set back
+            since = now
+            self.left[name] = (left, now)
+        return min(capacity, left + (now - since) * capacity / 60)
+
+    def wait(self, name: str, per_minute: int | None = None, take: float = 1) -> float:
+        """Take ``take`` tokens where there is one at least: 0, or the seconds until there is."""
+        capacity = per_minute or self._per_minute
+        left = self.now(name, per_minute)
+        if left < 1:
+            return (1 - left) * 60 / capacity
+        if take:
+            self.left[name] = (left - take, self._clock())
+        return 0
+
+    def use(self, name: str, per_minute: int, amount: float) -> None:
+        """Take what was used, also where there was less."""
+        self.left[name] = (self.now(name, per_minute) - amount, self._clock())
+
+    def until_full(self, name: str, per_minute: int) -> float:
+        """Return the seconds until the whole allowance is there."""
+        return (per_minute - self.now(name, per_minute)) * 60 / per_minute
+
+
+class Limits:
+    """What each caller may do now, and its account of tokens. Made once; shared by the gate and the service."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._requests_per_minute = settings.rate_limit_per_minute
+        self._tokens_per_minute = settings.token_limit_per_minute
+        self._streams = settings.max_streams
+        self._rate = Rate()
+        self._running: Counter[str] = Counter()
+
+    @property
+    def rates(self) -> dict[str, tuple[float, float]]:
+        return self._rate.left
+
+    def enter(self, caller: Caller) -> None:
+        """Count a request in, which `leave` must count out; raise Problem 429 where it is one too many."""
+        requests, _, streams = self._of(caller)
+        if streams and self._running[caller.name] >= streams:
+            raise _too_many(f"{streams} requests of this caller are running; more are not allowed at once.", 1)
+        self.check_tokens(caller)
+        if seconds := self._rate.wait(f"requests {caller.name}", requests):
+            raise _too_many("Too many requests with this key.", seconds)
+        self._running[caller.name] += 1
+
+    def check_tokens(self, caller: Caller) -> None:
+        """Raise Problem 429 where the caller's tokens of a minute are used up."""
+        tokens = self._of(caller)[1]
+        if tokens and (seconds := self._rate.wait(f"tokens {caller.name}", tokens, take=0)):
+            raise _too_many(f"This caller's {tokens} tokens a minute are used up.", seconds)
+
+    def leave(self, caller: Caller) -> None:
+        self._running[caller.name] -= 1
+        if not self._running[caller.name]:
+            del self._running[caller.name]
+
+    def used(self, caller: Caller, tokens: int) -> None:
+        """Take the tokens of an answer from the caller's allowance."""
+        if allowed := self._of(caller)[1]:
+            self._rate.use(f"tokens {caller.name}", allowed, tokens)
+
+    def headers(self, caller: Caller) -> dict[str, str]:
+        """Return x-ratelimit-… as OpenAI's clients read them."""
+        requests, tokens, _ = self._of(caller)
+        headers = {}
+        for kind, allowed in (("requests", requests), ("tokens", tokens)):
+            if allowed:
+                name = f"{kind} {caller.name}"
+                headers[f"x-ratelimit-limit-{kind}"] = str(allowed)
+                headers[f"x-ratelimit-remaining-{kind}"] = str(max(0, int(self._rate.now(name, allowed))))
+                headers[f"x-ratelimit-reset-{kind}"] = f"{self._rate.until_full(name, allowed):.3f}s"
+        return headers
+
+    def _of(self, caller: Caller) -> tuple[int, int | None, int | None]:
+        """Return the caller's requests a minute, tokens a minute and requests at a time."""
+        return (
+            caller.requests_per_minute or self._requests_per_minute,
+            caller.tokens_per_minute or self._tokens_per_minute,
+            caller.streams or self._streams,
+        )
 
 
 class Methods:
@@ -67,43 +138,72 @@ class Methods:
 
 
 class Gate:
-    """ASGI middleware: everything but OPEN needs a caller's key, keeps to its rate, and stays within its size."""
+    """ASGI middleware: everything but OPEN needs a caller's key, keeps to its limits, and stays within its size."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, callers: Callers, limits: Limits) -> None:
         self.app = app
-        self._callers = Callers([key.get_secret_value() for key in settings.ai_server_api_keys])
-        self._rate = Rate(settings.rate_limit_per_minute)
+        self._callers, self._limits = callers, limits
+        self._guesses, self._guesses_per_minute = Rate(), settings.wrong_keys_per_minute
         self._max_body, self._max_upload = settings.max_body_bytes, settings.max_upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN:
             await self.app(scope, receive, send)
             return
+        caller, entered = None, False
         try:
-            limit = self._admit(scope)
+            caller = self._caller(scope)
+            self._limits.enter(caller)
+            entered = True
+            limit = self._size(scope)
         except Problem as problem:
+            if entered:
+                self._limits.leave(caller)
             if problem.status_code == 413 and "expect" not in Headers(scope=scope):
                 await _discard(receive)
             response = await answer(Request(scope), problem)
+            response.headers.update(self._limits.headers(caller) if caller else {})
             await response(scope, receive, send)
-        else:
-            await self.app(scope, _limited(receive, limit), send)
+            return
 
-    def _admit(self, scope: Scope) -> int:
-        """Return the bytes that the request's body may have; note the caller in the scope."""
-        headers = Headers(scope=scope)
-        caller = self._callers.name(headers.get("authorization", ""))
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(self._limits.headers(caller))
+            await send(message)
+
+        try:
+            await self.app(scope, _limited(receive, limit), send_with_limits)
+        finally:
+            self._limits.leave(caller)
+
+    def _caller(self, scope: Scope) -> Caller:
+        """Return who asks, and note it in the scope. A wrong key is a guess, of which an address has so many."""
+        authorization = Headers(scope=scope).get("authorization", "")
+        caller = self._callers.find(authorization)
         if caller is None:
+            client = scope["client"][0] if scope.get("client") else ""
+            if authorization and (seconds := self._guesses.wait(client, self._guesses_per_minute)):
+                raise _too_many("Too many wrong keys from this address.", seconds)
+            if len(self._guesses.left) > MAX_ADDRESSES:
+                self._guesses.left.clear()
             raise Problem(401, "Send a valid key as `Authorization: Bearer KEY`.", {"WWW-Authenticate": "Bearer"})
-        scope["caller"] = caller
-        if seconds := self._rate.wait(caller):
-            raise Problem(429, "Too many requests with this key.", {"Retry-After": str(math.ceil(seconds))})
-        upload = headers.get("content-type", "").startswith("multipart/form-data")
+        scope["caller"], scope["caller_bounds"] = caller.name, caller
+        return caller
+
+    def _size(self, scope: Scope) -> int:
+        """Return the bytes that the request's body may have: those of an upload only where one is taken."""
+        headers = Headers(scope=scope)
+        upload = scope["path"] in UPLOADS and media_type(headers) == "multipart/form-data"
         limit = self._max_upload if upload else self._max_body
         declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > limit:
             raise _too_large(limit)
         return limit
+
+
+def media_type(headers: Headers) -> str:
+    """Return the body's media type, in small letters as they mean the same."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _limited(receive: Receive, limit: int) -> Receive:
@@ -136,6 +236,10 @@ async def _discard(receive: Receive) -> None:
 
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(read(), DISCARD_SECONDS)
+
+
+def _too_many(sentence: str, seconds: float) -> Problem:
+    return Problem(429, sentence, {"Retry-After": str(math.ceil(seconds))})
 
 
 def _too_large(limit: int) -> Problem:

@@ -1,17 +1,29 @@
 """JSON lines to the journal (standard output) and to a file that may be rotated under us; never bodies or keys."""
 
+import asyncio
+import json
 import logging
 import logging.config
 import re
+import sys
 import time
 import uuid
 from contextvars import ContextVar
+from datetime import datetime, timezone
+from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import metrics, sse
+from app.errors import Problem, unforeseen
+
 LOG_FILE = "ai-server.log"
+IDENT = re.compile(rb"[\w.-]{1,64}", re.ASCII)
+MAX_PATH, MAX_METHOD = 200, 20  # characters in the log
+STOPPING = Problem(503, "The server is being stopped; try again.", {"Retry-After": "10", "Connection": "close"})
 QUIET = {"/health", "/health/ready", "/metrics"}  # asked every few seconds: told only when they fail
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -24,23 +36,13 @@ def configure(directory: Path) -> None:
         {
             "version": 1,
             "disable_existing_loggers": False,
-            "filters": {"request_id": {"()": lambda: _add_request_id}},
-            "formatters": {
-                "json": {
-                    "()": "pythonjsonlogger.json.JsonFormatter",
-                    "fmt": ["levelname", "name", "message", "request_id"],
-                    "rename_fields": {"levelname": "level", "name": "logger"},
-                    "timestamp": True,
-                }
-            },
+            "formatters": {"json": {"()": Line}},
             "handlers": {
-                "journal": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}
-                | {"formatter": "json", "filters": ["request_id"]},
                 # delay: importing the application (as `python -m app.check` does) must not create the file
-                "file": {"class": "logging.handlers.WatchedFileHandler", "filename": str(directory / LOG_FILE)}
-                | {"encoding": "utf-8", "delay": True, "formatter": "json", "filters": ["request_id"]},
+                "both": {"()": Both, "filename": str(directory / LOG_FILE), "encoding": "utf-8", "delay": True}
+                | {"formatter": "json"},
             },
-            "root": {"level": "INFO", "handlers": ["journal", "file"]},
+            "root": {"level": "INFO", "handlers": ["both"]},
             "loggers": {
                 "uvicorn": {"level": "INFO", "handlers": [], "propagate": True},
                 "uvicorn.error": {"level": "INFO", "handlers": [], "propagate": True},
@@ -52,13 +54,50 @@ def configure(directory: Path) -> None:
     )
 
 
-def _add_request_id(record: logging.LogRecord) -> bool:
-    record.request_id = request_id.get()
-    return True
+# What no line of ours has need not be found out; the documentation of `logging` names these.
+logging.logThreads = logging.logProcesses = logging.logMultiprocessing = logging.logAsyncioTasks = False
+
+
+class Both(WatchedFileHandler):
+    """Write each line to standard output and to the file."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record) + "\n"
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            self.reopenIfNeeded()
+            if self.stream is None:
+                self.stream = self._open()
+            self.stream.write(line)
+            self.stream.flush()
+        except Exception:
+            self.handleError(record)
+
+
+class Line(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, timezone.utc).isoformat()
+        told = {"level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        told |= {"request_id": request_id.get(), "timestamp": when}
+        told |= {name: value for name, value in record.__dict__.items() if name not in OWN}
+        if record.exc_info:
+            told["exc_info"] = self.formatException(record.exc_info)
+        return ENCODE(told)
+
+
+ENCODE = json.JSONEncoder(default=str).encode  # made once: json.dumps with options makes one at each call
+# The attributes of every record; what a record has besides is what a call gave as `extra`.
+OWN = {*logging.makeLogRecord({}).__dict__, "message", "asctime", "color_message", "taskName"}
 
 
 class AccessLog:
-    """ASGI middleware: give every request an id, answer with it, write one line when the request is over."""
+    """ASGI middleware: give every request an id, answer with it, write one line and count when the request is over.
+
+    What the end of the server cuts off is told so: an event in a stream, 503 where nothing is answered yet.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -67,24 +106,41 @@ class AccessLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        ident = given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid.uuid4().hex
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        ident = given.decode() if IDENT.fullmatch(given) else uuid.uuid4().hex
+        scope["request_id"] = ident
         token = request_id.set(ident)
         started = time.monotonic()
-        status = 500
+        status, stream, over = 0, False, False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, stream, over
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = ident
+                stream = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
+                message["headers"] = [*message["headers"], (b"x-request-id", ident.encode())]
+            else:
+                over = not message.get("more_body", False)
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_id)
+        except asyncio.CancelledError:  # uvicorn's way to say that the time for the last answers is over
+            # Not raised on: uvicorn would write a traceback for each.
+            if not status:
+                response = JSONResponse({"error": STOPPING.body}, 503, STOPPING.headers)
+                await response(scope, receive, send_with_id)
+            elif stream and not over:
+                await send({"type": "http.response.body", "body": sse.error(STOPPING.body), "more_body": False})
+        except Exception as error:
+            logger.exception("a request met a fault")
+            if not status:
+                await (await unforeseen(Request(scope), error))(scope, receive, send_with_id)
         finally:
-            if scope["path"] not in QUIET or status >= 400:
-                details = {"method": scope["method"], "path": scope["path"], "status": status}
-                details |= {"seconds": round(time.monotonic() - started, 3), "caller": scope.get("caller")}
+            seconds = time.monotonic() - started
+            metrics.count_request(scope, status or 500, seconds)
+            if scope["path"] not in QUIET or status >= 400 or not status:
+                details = {"method": scope["method"][:MAX_METHOD], "path": scope["path"][:MAX_PATH]}
+                details |= {"status": status or 500, "seconds": round(seconds, 3), "caller": scope.get("caller")}
                 logger.info("request", extra=details)
             request_id.reset(token)

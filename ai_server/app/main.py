@@ -1,30 +1,42 @@
 """The application: `uvicorn app.main:app`, started from the directory that holds `app/` and `.env`."""
 
 import asyncio
-import json
+import gc
 import logging
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Literal, TypeVar
 
 from fastapi import FastAPI, Request
-from prometheus_fastapi_instrumentator import Instrumentator
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
 
-from app import errors, logs, settings
+from app import connections, errors, logs, settings
+from app.body import read_object
+from app.callers import Callers, CallersError
+from app.disk import Disk
 from app.errors import Problem
-from app.jobs import Backend, Store, Worker
-from app.limits import Gate, Methods
+from app.jobs import STATES, Backend, Store, Worker
+from app.limits import RATE_HEADERS, Gate, Limits, Methods, media_type
+from app.metrics import token_counts
 from app.ocr import HttpOcr
+from app.policy import Policy, may_name
+from app.routes import Routes
 from app.settings import Settings
 from app.uploads import Uploads
-from app.upstream import ClientLeft, Relay, Vllm, client_left, while_connected
+from app.upstream import ClientLeft, Vllm, client_left, while_connected
+from app.usage import Usage
 
 logger = logging.getLogger(__name__)
+Fields = TypeVar("Fields", bound=BaseModel)
 
 
 class Work(BaseModel):
@@ -38,13 +50,30 @@ class Work(BaseModel):
     job_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
 
 
+class Listing(BaseModel):
+    """What a list of jobs may be asked for, as query parameters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=20, ge=1, le=100)
+    state: Literal[STATES] | None = None
+
+
+class Period(BaseModel):
+    """What `/v1/usage` takes: the days back, today being one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    days: int = Field(default=31, ge=1, le=400)
+
+
 class Service:
     """The parts, made from the settings, and the work of an adapter's endpoint.
 
     Made inside the running event loop; `close` ends what it holds.
     """
 
-    def __init__(self, config: Settings) -> None:
+    def __init__(self, config: Settings, callers: Callers, limits: Limits) -> None:
         # kind (in paths, jobs and callbacks) -> the adapter's name in vLLM, the instruction it is given
         self._adapters = {
             "easy-contract": (config.vllm_lora_adapter_easycontract, config.easycontract_prompt),
@@ -52,39 +81,62 @@ class Service:
         }
         self.vllm = Vllm(config)
         self.ocr = HttpOcr(config)
-        self.uploads = Uploads(config.resources_directory, config.max_pdf_pages, self.ocr)
+        self.uploads = Uploads(config, self.ocr)
         self.store = Store(config.state_directory)
+        self.job_limit = config.job_limit_per_caller
         self.backend = Backend(config)
-        self._working = asyncio.create_task(Worker(config, self.store, self.backend, self.perform).run())
+        self.callers, self.limits, self.policy = callers, limits, Policy(config)
+        self.max_body_values = config.max_body_values
+        self.usage = Usage(config.state_directory, limits.rates)
+        self._writing = asyncio.create_task(self.usage.run())
+        self.disk = Disk(config.state_directory, config.resources_directory)
+        worker = Worker(config, self.store, self.backend, self.uploads, self.perform)
+        self._working = asyncio.create_task(worker.run())
 
     async def close(self) -> None:
-        self._working.cancel()
-        await asyncio.wait({self._working})
+        for task in (self._working, self._writing):
+            task.cancel()
+        await asyncio.wait({self._working, self._writing})
         for part in (self.vllm, self.ocr, self.backend):
             await part.close()
         self.store.close()
+        self.usage.close()
 
     @property
     def working(self) -> bool:
         return not self._working.done()
 
-    async def perform(self, kind: str, work: dict) -> dict:
+    def model(self, kind: str) -> str:
+        return self._adapters[kind][0]
+
+    def account(self, caller: str, model: str, usage: dict | None) -> None:
+        """Put a request's tokens to its caller's account; an engine may tell none."""
+        prompt, completion = token_counts(usage)
+        self.usage.add(caller, model, prompt, completion)
+        self.limits.used(self.callers.named(caller), prompt + completion)
+
+    async def perform(self, kind: str, work: dict, caller: str) -> dict:
         """work: `{"text": str}` or `{"upload": name}`, and `max_tokens` perhaps. Returns what Vllm.complete does."""
         model, instruction = self._adapters[kind]
-        text = work["text"] if "text" in work else await self.uploads.text(work["upload"])
+        text = work["text"] if "text" in work else await self.uploads.text(work["upload"], caller)
         options = {"max_tokens": work["max_tokens"]} if work.get("max_tokens") else {}
-        return await self.vllm.complete(model, instruction, text, options)
+        self.limits.check_tokens(self.callers.named(caller))  # a job may have waited since its caller had some left
+        return await self.vllm.complete(model, instruction, text, options, partial(self.account, caller, model))
 
 
-def create_app(config: Settings) -> FastAPI:
+def create_app(config: Settings) -> ASGIApp:
     """Return the application for these settings; nothing is opened before it is started."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service = Service(config)
+        connections.bound(config)
+        app.state.service = Service(config, callers, limits)
         logger.info("ai-server is ready", extra={"environment": config.app_env, "vllm": config.vllm_base_url})
         if not app.state.service.backend.enabled:
             logger.warning("jobs are refused: BACKEND_INTERNAL_TOKEN is not set")
+        # What is here now stays: to look through it again would stop every stream for tens of milliseconds.
+        gc.collect()
+        gc.freeze()
         try:
             yield
         finally:
@@ -92,37 +144,35 @@ def create_app(config: Settings) -> FastAPI:
             logger.info("ai-server has stopped")
 
     logs.configure(config.log_directory)
+    callers, limits = _callers(config), Limits(config)
     # A redirect to the address without the slash would be made from what a proxy passes on: http, and a host inside.
     app = FastAPI(title="ai-server", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, errors.answer)
     app.add_exception_handler(Exception, errors.unforeseen)
     app.add_exception_handler(ClientLeft, client_left)
     app.add_exception_handler(ClientDisconnect, client_left)  # while its request was read
-    app.add_middleware(Gate, settings=config)
-    app.add_middleware(logs.AccessLog)
-    Instrumentator().instrument(app).expose(app, include_in_schema=False)
-    app.add_middleware(Methods)
 
     @app.api_route("/health", methods=["GET", "HEAD"])
     async def health(request: Request) -> JSONResponse:
         """Whether this process is sound. That vLLM is away is told, at 200: restarting this one would not help."""
         service = request.app.state.service
-        return JSONResponse(await _health(service), 200 if service.working else 503)
+        return JSONResponse(await _health(service, config), 200 if service.working else 503)
 
     @app.api_route("/health/ready", methods=["GET", "HEAD"])
     async def ready(request: Request) -> JSONResponse:
         """Whether a request sent here now would be answered: 503 while vLLM is away."""
-        state = await _health(request.app.state.service)
+        state = await _health(request.app.state.service, config)
         return JSONResponse(state, 200 if state["vllm"] == "ok" else 503)
 
-    @app.get("/v1/models")
-    async def models(request: Request) -> Response:
-        return Relay(request.app.state.service.vllm, "GET", "/models")
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
-    @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        body = await _json(request)
-        return Relay(request.app.state.service.vllm, "POST", "/chat/completions", {"model": config.vllm_model} | body)
+    @app.get("/v1/usage")
+    async def usage(request: Request) -> dict:
+        days = _checked(Period, dict(request.query_params)).days
+        of = request.app.state.service.usage.of
+        return {"object": "list", "data": await asyncio.to_thread(of, request.scope["caller"], days)}
 
     @app.post("/v1/easy-contract")
     async def easy_contract(request: Request) -> Response:
@@ -132,21 +182,60 @@ def create_app(config: Settings) -> FastAPI:
     async def checklist(request: Request) -> Response:
         return await _adapter(request, "checklist")
 
+    @app.get("/v1/jobs")
+    async def jobs(request: Request) -> dict:
+        asked = _checked(Listing, dict(request.query_params))
+        found = request.app.state.service.store.newest(request.scope["caller"], asked.limit, asked.state)
+        return {"object": "list", "data": [job.summary() for job in found]}
+
     @app.get("/v1/jobs/{job_id}")
     async def job(request: Request, job_id: str) -> dict:
-        found = request.app.state.service.store.get(job_id)
-        if found is None or found.caller != request.scope["caller"]:
-            raise Problem(404, "There is no such job of yours.")
+        found = request.app.state.service.store.get(request.scope["caller"], job_id)
+        if found is None:
+            raise Problem(404, "Job not found.")
         return found.public()
 
-    return app
+    @app.delete("/v1/jobs/{job_id}")
+    async def cancel(request: Request, job_id: str) -> dict:
+        found = request.app.state.service.store.cancel(request.scope["caller"], job_id)
+        if found is None:
+            raise Problem(404, "Job not found.")
+        if found.state != "cancelled":
+            raise Problem(409, f"The job has ended: it is {found.state}.")
+        return found.public()
+
+    # As plain ASGI around it: what FastAPI has around middleware of its own would cost every relayed request.
+    gate: ASGIApp = Gate(Routes(app, config), config, callers, limits)
+    if config.cors_origins:
+        # Around the gate: a browser asks for permission without a key.
+        gate = CORSMiddleware(
+            gate,
+            allow_origins=config.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],  # OpenAI's clients send some of their own
+            expose_headers=["X-Request-ID", "Retry-After", "Location", *RATE_HEADERS],
+        )
+    return logs.AccessLog(Methods(gate))
 
 
-async def _health(service: Service) -> dict:
+def _callers(config: Settings) -> Callers:
+    """Return who may ask; leave the process with one line where the file of callers cannot be used."""
+    keys = [key.get_secret_value() for key in config.ai_server_api_keys]
+    try:
+        return Callers(keys, config.callers_file, config.vllm_api_key.get_secret_value())
+    except CallersError as error:
+        settings.refuse(f"settings refused: CALLERS_FILE: {error}")
+
+
+async def _health(service: Service, config: Settings) -> dict:
     vllm = await service.vllm.health()
+    store, uploads = [await service.disk.state(each) for each in (config.state_directory, config.resources_directory)]
     return {
-        "status": "ok" if vllm == "ok" and service.working else "degraded",
+        "status": "ok" if vllm == store == uploads == "ok" and service.working else "degraded",
         "vllm": vllm,
+        **({"callers": service.callers.trouble} if service.callers.trouble else {}),
+        "store": store,
+        "uploads": uploads,
         "jobs": service.store.counts() if service.working else "stopped",
         "callbacks": "on" if service.backend.enabled else "off: BACKEND_INTERNAL_TOKEN is not set",
     }
@@ -155,7 +244,10 @@ async def _health(service: Service) -> dict:
 async def _adapter(request: Request, kind: str) -> Response:
     """Answer now (200), or take the job and answer by callback (202)."""
     service: Service = request.app.state.service
-    work, content = await _work(request)
+    caller = request.scope["caller"]
+    work, content = await _work(request, service.max_body_values)
+    may_name(request.scope["caller_bounds"], service.model(kind))
+    service.policy.check("/chat/completions", work.model_dump(include={"max_tokens"}))
     wants_callback = work.callback or work.job_id is not None
     if wants_callback and not service.backend.enabled:
         raise Problem(503, "Jobs cannot be called back: BACKEND_INTERNAL_TOKEN is not set on this server.")
@@ -164,42 +256,39 @@ async def _adapter(request: Request, kind: str) -> Response:
     if content:
         task["upload"] = await service.uploads.keep(content)
     if wants_callback:
-        job = service.store.add(work.job_id or uuid.uuid4().hex, request.scope["caller"], kind, task)
+        ident = work.job_id or uuid.uuid4().hex
+        job = service.store.add(ident, caller, kind, task, service.job_limit)
         return JSONResponse(job.public(), 202, {"Location": f"/v1/jobs/{job.id}"})
-    return JSONResponse(await while_connected(request.receive, service.perform(kind, task)))
+    return JSONResponse(await while_connected(request.receive, service.perform(kind, task, caller)))
 
 
-async def _work(request: Request):
+async def _work(request: Request, max_values: int):
     """Return the request as a Work, and the uploaded PDF (a binary file) or None; raise Problem 400 for others."""
     content = None
-    if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        form = await request.form(max_files=1, max_fields=8)
+    if media_type(request.headers) == "multipart/form-data":
+        try:
+            form = await request.form(max_files=1, max_fields=8)
+        except OSError as error:  # large files wait in TMPDIR
+            raise Problem(503, f"The upload cannot be received: {error.strerror}.") from error
         fields = dict(form)
         file = fields.pop("file", None)
         if isinstance(file, UploadFile):
             content = file.file
     else:
-        fields = await _json(request)
-    try:
-        work = Work.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        raise Problem(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+        fields = await read_object(request.receive, max_values)
+    work = _checked(Work, fields)
     if (work.text is None) == (content is None):
         raise Problem(400, "Send either a `text`, as JSON, or a PDF as the multipart field `file`.")
     return work, content
 
 
-async def _json(request: Request) -> dict:
+def _checked(model: type[Fields], fields: dict) -> Fields:
+    """Return the fields as the model; raise Problem 400 with the first of them that cannot be used."""
     try:
-        # NaN and half a surrogate pair are what Python reads and no JSON can carry on.
-        body = await request.json()
-        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
-        raise Problem(400, "The body is not a JSON object.")
-    return body
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise Problem(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
 
 
 app = create_app(settings.load())

@@ -35,6 +35,8 @@ class HttpOcr:
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {settings.ocr_api.get_secret_value()}"},
             timeout=settings.http_timeout_sec,
+            trust_env=settings.ocr_uses_proxy,  # a proxy sees the key where the address is http://
+            verify=httpx.create_ssl_context(),  # SSL_CERT_FILE counts all the same
         )
 
     async def close(self) -> None:
@@ -42,7 +44,7 @@ class HttpOcr:
 
     async def read(self, pdf: Path) -> list[str]:
         if self._url is None:
-            raise Problem(503, "This PDF is a scan, and this server has no OCR service: OCR_URL is not set.")
+            raise Permanent(503, "This PDF is a scan, and this server has no OCR service: OCR_URL is not set.")
         try:
             document = ("document.pdf", pdf.read_bytes(), "application/pdf")
             response = await self._http.post(self._url, files={"document": document})

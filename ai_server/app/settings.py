@@ -125,15 +125,34 @@ class Settings(BaseSettings):
     )
     ocr_api: Secret = Field(description="the key of the OCR service")
     ocr_url: Url | None = Field(default=None, description="where scanned PDFs are posted; without it they are refused")
+    backend_uses_proxy: bool = Field(
+        default=False, description="true for callbacks, and their token, by HTTP_PROXY and its like; false for none"
+    )
+    ocr_uses_proxy: bool = Field(
+        default=False, description="true for scans, and the key, by HTTP_PROXY and its like; false for none"
+    )
 
     ai_server_api_keys: Annotated[
-        list[Annotated[Secret, AfterValidator(_caller_key)]], NoDecode, BeforeValidator(_split), Field(min_length=1)
+        list[Annotated[Secret, AfterValidator(_caller_key)]], NoDecode, BeforeValidator(_split)
     ] = Field(
+        default=[],
         description=f"one key for each caller, separated by commas, each of {CALLER_KEY_LENGTH} characters or more, "
-        "none of them vLLM's own"
+        "none of them vLLM's own",
+    )
+    callers_file: Path | None = Field(
+        default=None, description="a JSON file of callers by name, read again when it changes"
     )
     rate_limit_per_minute: PositiveInt = Field(
         le=1_000_000, default=120, description="requests a minute for each caller"
+    )
+    token_limit_per_minute: PositiveInt | None = Field(
+        default=None, description="tokens a minute for each caller, prompt and answer; without it they are not limited"
+    )
+    max_streams: PositiveInt | None = Field(
+        default=None, description="requests of one caller at a time; without it they are not limited"
+    )
+    wrong_keys_per_minute: PositiveInt = Field(
+        le=1_000_000, default=60, description="wrong keys a minute from one address, before its guesses get 429"
     )
     max_body_bytes: PositiveInt = Field(
         le=1024**3, default=1024 * 1024, description="bytes that a JSON request may have"
@@ -141,9 +160,50 @@ class Settings(BaseSettings):
     max_upload_bytes: PositiveInt = Field(
         le=1024**3, default=20 * 1024 * 1024, description="bytes that an upload may have"
     )
+    max_body_values: PositiveInt = Field(
+        le=100_000_000, default=200_000, description="commas, lists and objects that a JSON request may have"
+    )
+    max_choices: PositiveInt = Field(le=1000, default=4, description="answers that one request may ask for")
+    max_answer_tokens: PositiveInt = Field(
+        le=100_000_000, default=32_768, description="tokens that a request may ask an answer to have"
+    )
+    max_logprobs: PositiveInt = Field(le=1000, default=20, description="log probabilities for each token")
+    max_stops: PositiveInt = Field(le=1000, default=16, description="texts that end an answer")
+    max_schema_bytes: PositiveInt = Field(
+        le=1024**3, default=65_536, description="bytes that tools, a schema or a grammar may have"
+    )
+    extra_fields: Annotated[list[Text], NoDecode, BeforeValidator(_split)] = Field(
+        default=[], description="further fields of vLLM that callers may send, separated by commas"
+    )
+    cors_origins: Annotated[list[Text], NoDecode, BeforeValidator(_split)] = Field(
+        default=[], description="origins of pages whose scripts may ask, such as https://app.example"
+    )
     max_pdf_pages: PositiveInt = Field(le=100_000, default=50, description="pages that a PDF may have")
 
-    job_concurrency: PositiveInt = Field(le=1000, default=2, description="jobs worked on at the same time")
+    header_timeout_sec: PositiveFloat = Field(
+        le=86_400, default=20, description="seconds within which a request's headers must be there, such as 20"
+    )
+    body_timeout_sec: PositiveFloat = Field(
+        le=86_400, default=120, description="seconds within which a request's body must be there, such as 120"
+    )
+    send_timeout_sec: PositiveFloat = Field(
+        le=86_400, default=60, description="seconds after which a client that takes none of its answer is cut off"
+    )
+
+    upload_quota_bytes: PositiveInt = Field(
+        le=1024**5, default=10 * 1024**3, description="bytes that all uploads in RESOURCES_DIRECTORY may have"
+    )
+    upload_retention_days: PositiveInt | None = Field(
+        le=36_500, default=None, description="days that an upload is kept after it was last sent; without it for ever"
+    )
+
+    job_concurrency: PositiveInt = Field(
+        le=1000, default=4, description="jobs answered at the same time; one caller's are one fewer"
+    )
+    job_callback_concurrency: PositiveInt = Field(le=1000, default=4, description="callbacks made at the same time")
+    job_limit_per_caller: PositiveInt = Field(
+        le=1_000_000, default=1000, description="jobs that a caller may have open"
+    )
     job_attempts: PositiveInt = Field(
         le=1_000_000, default=20, description="tries for a job's answer, and again for its callback"
     )
@@ -172,6 +232,11 @@ class Settings(BaseSettings):
     def _callers_are_not_vllm(self) -> "Settings":
         if self.vllm_api_key in self.ai_server_api_keys:
             raise ValueError("AI_SERVER_API_KEYS has VLLM_API_KEY among its keys: give the callers keys of their own")
+        if not self.ai_server_api_keys and self.callers_file is None:
+            raise ValueError(
+                "AI_SERVER_API_KEYS is empty (needed: "
+                f"{type(self).model_fields['ai_server_api_keys'].description}; or CALLERS_FILE)"
+            )
         return self
 
 

@@ -1,35 +1,45 @@
 """vLLM: requests passed through as they are, and whole answers for the endpoints of our own.
 
-A client that leaves takes its request in vLLM with it: `while_connected` cancels the call, httpx closes the
-connection, and vLLM aborts the generation when it sees that.
+A client that leaves takes its request in vLLM with it: `while_connected` cancels the call, the connection is closed,
+and vLLM aborts the generation when it sees that.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Coroutine, Mapping
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-import httpx
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app import sse
-from app.errors import Permanent, Problem
+from app import http1, metrics, sse
+from app.errors import Permanent, Problem, no_such_path
+from app.http1 import ConnectError, Failure, ReadTimeout
 from app.settings import Settings
 from app.text import well_formed
+from app.whole import STREAMED, Whole, can_stream
 
 HEALTH_TIMEOUT_SEC = 2
 CLIENT_CLOSED_REQUEST = 499  # the customary status for the log; nobody is left to read it
 KEEP_ALIVE_SEC = 15  # of silence; nginx and the usual load balancers give an idle connection up after 60
 COMMENT = b": waiting\n\n"
 STREAM = "text/event-stream"
+PIECE = b"data:"  # of an answer: a token, in most streams
 UNFINISHED = {None, "abort", "error"}  # the engine gave the answer up, or was stopped in the middle of it
 MAX_TOLD = 300  # characters of an error page that are told on
-UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the second is for proxies such as nginx
+UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))  # the second is for proxies such as nginx
+TRACE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,511}")
+EVENT_ENDS = (b"\n\n", b"\n\r\n")
+MAX_HELD = 1 << 20  # bytes of half an event
+NO_RETRY = {"X-Should-Retry": "false"}  # OpenAI's clients heed it; a generation repeated is a generation paid twice
+LISTED_SEC = 60  # between two looks at the engine's list of models
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -44,25 +54,31 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
 
     The request's body must have been read: from then on `receive` has nothing but the disconnect to tell.
     """
+    this, left = asyncio.current_task(), False
 
     async def leave() -> None:
+        nonlocal left
         while (await receive())["type"] != "http.disconnect":
             pass
+        left = True
+        this.cancel()
 
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(leave())
+    # The work stays in its own task: only the watching costs one, and a stop of the server still reaches the work.
+    leaving = asyncio.ensure_future(leave())
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientLeft
+        return await work
+    except asyncio.CancelledError:
+        if not left:
+            raise
+        if hasattr(this, "uncancel"):  # from Python 3.11
+            this.uncancel()
+        raise ClientLeft from None
     finally:
-        working.cancel()
         leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
 class Vllm:
-    """The engine behind VLLM_BASE_URL, asked with VLLM_API_KEY.
+    """The engine behind VLLM_BASE_URL, asked with VLLM_API_KEY. Made inside the running event loop.
 
     Every method raises Problem: 503 when the engine is away, 504 when it stays silent for HTTP_TIMEOUT_SEC, 502
     when it refuses our key.
@@ -70,89 +86,155 @@ class Vllm:
 
     def __init__(self, settings: Settings) -> None:
         self._base = settings.vllm_base_url
-        self._http = httpx.AsyncClient(
-            headers={
-                "Authorization": f"Bearer {settings.vllm_api_key.get_secret_value()}",
-                "Accept-Encoding": "identity",  # nothing is won by it on one machine
-            },
-            timeout=settings.http_timeout_sec,
-            # vLLM has a queue of its own. It drops idle connections after 5 s: be the first to let go.
-            limits=httpx.Limits(max_connections=None, keepalive_expiry=2),
-            trust_env=False,  # a proxy for the outside world must not see these requests
-            verify=httpx.create_ssl_context(),  # SSL_CERT_FILE counts all the same
-        )
+        self._names = {
+            settings.vllm_model,
+            settings.vllm_lora_adapter_easycontract,
+            settings.vllm_lora_adapter_checklist,
+        }
+        self._listed, self._listing = float("-inf"), None
+        headers = {
+            "Authorization": f"Bearer {settings.vllm_api_key.get_secret_value()}",
+            "Accept-Encoding": "identity",  # nothing is won by it on one machine
+            "User-Agent": "ai-server",
+        }
+        self._http = http1.Client(self._base.removesuffix("/v1"), headers, settings.http_timeout_sec)
 
     async def close(self) -> None:
-        await self._http.aclose()
+        if self._listing:
+            self._listing.cancel()
+        await self._http.close()
 
     async def health(self) -> str:
         """Return "ok", or why vLLM cannot serve."""
         try:
-            response = await self._http.get(self._base.removesuffix("/v1") + "/health", timeout=HEALTH_TIMEOUT_SEC)
-        except httpx.HTTPError as error:
+            response = await self._http.request("GET", "/health", timeout=HEALTH_TIMEOUT_SEC)
+        except Failure as error:
             return f"away: {type(error).__name__}"
-        return "ok" if response.status_code == 200 else f"unhealthy: its /health answered {response.status_code}"
+        response.release()
+        status = response.status_code
+        return "ok" if status == 200 else f"unhealthy: its /health answered {status}"
 
-    async def complete(self, model: str, instruction: str, text: str, options: dict) -> dict:
+    async def models(self) -> list[dict]:
+        """Return the engine's list of models. Raises Problem 502 for what is no list, besides the others."""
+        async with self.stream("GET", "/models") as response:
+            content = await _read(response)
+            try:
+                listed = json.loads(content)["data"]
+                self._names |= {model["id"] for model in listed if isinstance(model["id"], str)}
+            except (ValueError, LookupError, TypeError, RecursionError):
+                raise Problem(502, "vLLM's list of models cannot be read.") from None
+        return listed
+
+    def known(self, model: object) -> str:
+        """Return the model's name where the engine lists it, or `other`; an unknown one makes us look, now and then."""
+        if isinstance(model, str) and model in self._names:
+            return model
+        if time.monotonic() - self._listed > LISTED_SEC:
+            self._listed = time.monotonic()
+            self._listing = asyncio.ensure_future(self._look())
+        return metrics.OTHER
+
+    async def _look(self) -> None:
+        with contextlib.suppress(Problem):
+            await self.models()
+
+    async def complete(
+        self, model: str, instruction: str, text: str, options: dict, used: Callable[[dict], None]
+    ) -> dict:
         """Return `{"model": str, "result": str, "finish_reason": str, "usage": {…}}`, generated at temperature 0.
 
-        options: further fields of a chat completion, such as max_tokens. A refusal by vLLM is raised with vLLM's
-        own status and sentence.
+        options: further fields of a chat completion, such as max_tokens. used: told the usage, or the pieces that came
+        where it ends before. A refusal by vLLM is raised with vLLM's own status and sentence.
         """
         messages = [{"role": "system", "content": instruction}, {"role": "user", "content": text}]
         # Streamed, so that HTTP_TIMEOUT_SEC limits vLLM's silence and not the length of its answer.
         how = {"temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
-        answer = {"model": model, "result": "", "finish_reason": None, "usage": None}
+        answer: dict[str, Any] = {"model": model, "result": "", "finish_reason": None, "usage": None}
         body = {"model": model, "messages": messages, **how, **options}
-        async with self.stream("POST", "/chat/completions", body) as response:
-            if response.status_code != 200:
-                raise _refusal(response.status_code, await response.aread(), model, response.headers)
-            if response.headers.get("content-type", STREAM).startswith(STREAM):
-                async for kind, data in sse.events(response.aiter_bytes()):
-                    _add(answer, kind, data)
-            else:  # a whole answer, an error, or a page of something else
-                _add(answer, "message", (await response.aread()).decode(errors="replace"))
+        pieces = 0
+        try:
+            async with self.stream("POST", "/chat/completions", body) as response:
+                if response.status_code != 200:
+                    raise _refusal(response.status_code, await response.aread(), model, response.headers)
+                if response.headers.get("content-type", STREAM).startswith(STREAM):
+                    async for kind, data in sse.events(response.aiter_bytes()):
+                        pieces += 1
+                        _add(answer, kind, data)
+                else:  # a whole answer, an error, or a page of something else
+                    _add(answer, "message", (await response.aread()).decode(errors="replace"))
+        finally:
+            used(answer["usage"] or {"completion_tokens": pieces})
         if answer["finish_reason"] in UNFINISHED:
             raise Problem(502, "vLLM's answer broke off.")
         return answer | {"result": well_formed(answer["result"])}
 
     @asynccontextmanager
-    async def stream(self, method: str, path: str, body: dict | None = None) -> AsyncIterator[httpx.Response]:
-        """Yield the response as soon as its headers are here; transport errors, also while it is read, are Problems."""
-        begun = False
+    async def stream(
+        self, method: str, path: str, body: dict | bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[http1.Response]:
+        """Yield the response as soon as its headers are here; transport errors, also while it is read, are Problems.
+
+        body: an object, or one that is written as JSON already.
+        """
+        response = None
+        content = ENCODE(body).encode() if isinstance(body, dict) else body
+        fields = {**(headers or {}), **({"Content-Type": "application/json"} if content is not None else {})}
         try:
-            async with self._http.stream(method, self._base + path, json=body) as response:
-                begun = True
-                if response.status_code in (401, 403):
-                    raise _refused_key()
-                yield response
-        except httpx.ConnectTimeout as error:
+            response = await self._http.request(method, "/v1" + path, content, fields)
+            if response.status_code in (401, 403):
+                raise _refused_key()
+            yield response
+        except ConnectError as error:
             raise _away(error) from None
-        except httpx.TimeoutException as error:
-            if begun:
+        except Failure as error:
+            if response is not None:
                 raise broken_off(error) from None
+            if not isinstance(error, ReadTimeout):
+                raise _away(error) from None
             logger.warning("vLLM was silent for too long", extra={"error": type(error).__name__, "path": path})
-            raise Problem(504, "vLLM did not answer in time.") from None
-        except httpx.HTTPError as error:
-            raise (broken_off if begun else _away)(error) from None
+            raise Problem(504, "vLLM did not answer in time.", NO_RETRY) from None
+        finally:
+            if response is not None:
+                response.release()  # ends the generation, unless all of it is here
 
 
-def _add(answer: dict, kind: str, data: str) -> None:
-    """Put one event of a streamed chat completion (or a whole completion) to the answer so far.
+async def _read(response: http1.Response) -> bytes:
+    try:
+        return await response.aread()
+    except Failure as error:
+        raise broken_off(error) from None
 
-    Raises Problem: the engine's own for an error, Permanent for what is neither.
+
+def _event(kind: str, data: str, model: str) -> dict | None:
+    """Return an event of a streamed completion (or a whole one); None for what is neither words nor an error.
+
+    Raises Problem: the engine's own for an error, Permanent for what cannot be read.
     """
     if data.strip() == "[DONE]":
-        return
+        return None
     try:
-        event = json.loads(data, parse_constant=_no_json)
+        event = DECODE(data)
     except (ValueError, RecursionError):
         event = None
     fields = event if isinstance(event, dict) else {}
     if kind == "error" or fields.get("error") or ("choices" not in fields and _sentence(fields)):
-        raise _refusal(_status(fields), data.encode(), answer["model"])
+        raise _refusal(_status(fields), data.encode(), model)
     if kind != "message" and "choices" not in fields:
-        return  # such as the pings of a gateway
+        return None  # such as the pings of a gateway
+    if not isinstance(event, dict):
+        raise _no_completion()
+    return event
+
+
+def _no_completion() -> Problem:
+    return Permanent(502, "vLLM's answer is not a chat completion.")
+
+
+def _add(answer: dict, kind: str, data: str) -> None:
+    """Put one event of a streamed chat completion (or a whole completion) to the answer so far; raises as _event."""
+    event = _event(kind, data, answer["model"])
+    if event is None:
+        return
     try:
         for choice in event["choices"]:
             if not choice.get("index"):  # one was asked for; a second one's words do not belong between its own
@@ -161,11 +243,16 @@ def _add(answer: dict, kind: str, data: str) -> None:
                 answer["finish_reason"] = str(choice.get("finish_reason") or "") or answer["finish_reason"]
         answer["usage"] = event.get("usage") or answer["usage"]
     except (LookupError, TypeError, AttributeError):
-        raise Permanent(502, "vLLM's answer is not a chat completion.") from None
+        raise _no_completion() from None
 
 
 def _no_json(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
+
+
+# Made once: json.loads and json.dumps make one at each call that has options.
+DECODE = json.JSONDecoder(parse_constant=_no_json).decode
+ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def _sentence(body: object) -> str:
@@ -209,84 +296,290 @@ def _refused_key() -> Problem:
     return Problem(502, "vLLM refused this server's key; its operator has to mend VLLM_API_KEY.")
 
 
-def broken_off(error: httpx.HTTPError) -> Problem:
+def broken_off(error: Failure) -> Problem:
     """Return what is told when the connection ends, or no more comes, after the answer has begun."""
     logger.warning("vLLM's answer broke off", extra={"error": type(error).__name__})
-    if isinstance(error, httpx.TimeoutException):
-        return Problem(504, "vLLM's answer broke off: no more of it came in time.")
+    if isinstance(error, ReadTimeout):
+        return Problem(504, "vLLM's answer broke off: no more of it came in time.", NO_RETRY)
     return Problem(502, "vLLM's answer broke off: the connection was lost.")
 
 
-def _away(error: httpx.HTTPError) -> Problem:
+def _away(error: Failure) -> Problem:
     logger.warning("vLLM is away", extra={"error": f"{type(error).__name__}: {error}"})
     return Problem(503, "vLLM is not reachable or is just starting; try again later.", {"Retry-After": "10"})
 
 
-async def with_pauses(chunks: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes | None]:
-    """Yield the chunks as they come, and None each time that none came for so long."""
-    coming = None
-    try:
-        while True:
-            coming = coming or asyncio.ensure_future(anext(chunks, None))
-            await asyncio.wait({coming}, timeout=seconds)
-            if not coming.done():
-                yield None
-                continue
-            chunk, coming = coming.result(), None
-            if chunk is None:
-                return
-            yield chunk
-    finally:
-        if coming:
-            coming.cancel()
-            await asyncio.gather(coming, return_exceptions=True)
+class Pulse:
+    """Send a comment after each KEEP_ALIVE_SEC of silence between two events, so that proxies see a stream alive.
+
+    One timer, looked at when it is due: a task for each chunk would cost more than the chunk.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send, self._loop = send, asyncio.get_running_loop()
+        self._last, self._between, self._sending = self._loop.time(), True, False
+        self._comment: asyncio.Future | None = None
+        self._timer = self._loop.call_later(KEEP_ALIVE_SEC, self._due)
+
+    async def send(self, chunk: bytes) -> None:
+        self._sending, self._last = True, self._loop.time()
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self._sending, self._between = False, chunk.endswith((b"\n\n", b"\r\n\r\n"))
+
+    def _due(self) -> None:
+        left = self._last + KEEP_ALIVE_SEC - self._loop.time()
+        if left <= 0:
+            if self._between and not self._sending:
+                told = self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+                self._comment = asyncio.ensure_future(told)
+            self._last, left = self._loop.time(), KEEP_ALIVE_SEC
+        self._timer = self._loop.call_later(left, self._due)
+
+    async def stop(self) -> None:
+        self._timer.cancel()
+        if self._comment:
+            self._comment.cancel()
+            await asyncio.gather(self._comment, return_exceptions=True)
 
 
 class Relay(Response):
     """A response that is vLLM's own: its status and its bytes, each chunk sent on when it arrives.
 
-    While vLLM computes the first token of a long text, or the next one, comments tell proxies that this still lives.
+    body: the request's, or None. A completion that is asked for whole is streamed inside and answered whole, so that
+    HTTP_TIMEOUT_SEC limits vLLM's silence and not the length of its answer. While vLLM computes the first token of a
+    long text, or the next one, comments tell proxies that a stream still lives.
     """
 
     def __init__(self, vllm: Vllm, method: str, path: str, body: dict | None = None) -> None:
         super().__init__()
-        self._vllm, self._call = vllm, (method, path, body)
-        self._started = False
+        self._vllm, self._method, self._path, self._body = vllm, method, path, body
+        self._started, self._pieces = False, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._began = time.monotonic()
         try:
-            await while_connected(receive, self._relay(scope, receive, send))
+            if self._body is None:
+                await while_connected(receive, self._relay(scope, send, None))
+            else:
+                await self._generate(scope, receive, send, self._body)
         except ClientLeft:
             logger.info("the client left before the end")
             if not self._started:
                 await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send)
 
-    async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._vllm.stream(*self._call) as upstream:
-            kind = upstream.headers.get("content-type", "application/json")
-            kept = {name: value for name, value in upstream.headers.items() if name == "retry-after"}
-            if not kind.startswith(STREAM):
+    async def _generate(self, scope: Scope, receive: Receive, send: Send, body: dict) -> None:
+        self._metrics = metrics.generations(self._vllm.known(body.get("model")), scope.get("caller") or "none")
+        self._usage: object = None
+        self._metrics.in_flight.inc()
+        try:
+            if body.get("stream") or not can_stream(self._path, body):
+                work = self._relay(scope, send, body)
+            else:
+                work = self._whole(scope, send, body)
+            await while_connected(receive, work)
+        except Problem as problem:
+            self._metrics.failed(problem.status_code)
+            raise
+        finally:
+            self._metrics.in_flight.dec()
+            self._metrics.seconds.observe(time.monotonic() - self._began)
+            self._metrics.used(self._usage)
+            # For the account. Who leaves before the end, where vLLM tells the usage, is charged what came.
+            scope["usage"] = self._usage or {"completion_tokens": self._pieces}
+
+    def _first(self) -> None:
+        """Note that the first piece is here."""
+        self._metrics.first_token.observe(time.monotonic() - self._began)
+
+    async def _whole(self, scope: Scope, send: Send, body: dict) -> None:
+        """Stream inside, answer whole."""
+        streamed = body | {"stream": True, "stream_options": {"include_usage": True}}
+        async with self._vllm.stream("POST", self._path, _written(streamed), passed_on(scope)) as upstream:
+            if upstream.status_code != 200 or not upstream.headers.get("content-type", STREAM).startswith(STREAM):
+                content = await _read(upstream)
+                if not (upstream.status_code == 400 and b"stream" in content.lower()):
+                    await self._answer(send, upstream, content)
+                    return
+                content = None  # what it can only answer whole it refuses before it begins: ask for that
+            else:
+                content = await self._collected(upstream, str(body.get("model")))
+        if content is None:
+            await self._relay(scope, send, body)
+        else:
+            await self._send(send, 200, b"application/json", content)
+
+    async def _collected(self, upstream: http1.Response, model: str) -> bytes:
+        """Return the whole answer as JSON; raises Problem where the stream tells of an error, or breaks off."""
+        whole, reader, first = Whole(self._path, model), sse.Reader(), True
+        try:
+            async for chunk in upstream.aiter_bytes():
+                self._pieces += chunk.count(PIECE)
+                if first:
+                    self._first()
+                    first = False
+                for kind, data in reader.feed(chunk):
+                    self._add(whole, _event(kind, data, model))
+            for kind, data in reader.end():
+                self._add(whole, _event(kind, data, model))
+            if whole.reasons() & UNFINISHED:
+                raise Problem(502, "vLLM's answer broke off.")
+            return json.dumps(whole.answer()).encode()
+        except (LookupError, TypeError, AttributeError):
+            raise _no_completion() from None
+
+    def _add(self, whole: Whole, event: dict | None) -> None:
+        if event is not None:
+            whole.add(event)
+            self._usage = event.get("usage") or self._usage
+
+    async def _relay(self, scope: Scope, send: Send, body: dict | None) -> None:
+        """Pass vLLM's own answer on."""
+        content, ours = None, False
+        if body is not None:
+            ours = self._path in STREAMED and bool(body.get("stream")) and _wants_no_usage(body)
+            if ours:
+                body = body | {"stream_options": (body.get("stream_options") or {}) | {"include_usage": True}}
+            content = _written(body)
+        async with self._vllm.stream(self._method, self._path, content, passed_on(scope)) as upstream:
+            if not upstream.headers.get("content-type", "application/json").startswith(STREAM):
                 # One piece anyway. Read before it is answered, so that a failure still finds its status.
-                whole = Response(await upstream.aread(), upstream.status_code, kept, kind)
-                await whole(scope, receive, send)
+                answer = await upstream.aread()
+                if body is not None and upstream.status_code == 200:
+                    self._first()
+                    self._usage = _usage(answer)
+                await self._answer(send, upstream, answer)
                 return
-            started = Response(None, upstream.status_code, UNBUFFERED | kept, kind)
-            headers = [pair for pair in started.raw_headers if pair[0] != b"content-length"]
-            self._started = True
-            await send({"type": "http.response.start", "status": upstream.status_code, "headers": headers})
-            between = True  # two events: the one place for a comment
-            try:
-                async for chunk in with_pauses(upstream.aiter_bytes(), KEEP_ALIVE_SEC):
-                    if chunk is not None:
-                        between = chunk.endswith((b"\n\n", b"\r\n\r\n"))
-                    elif between:
-                        chunk = COMMENT
-                    if chunk:
-                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            except httpx.HTTPError as error:
-                broken = JSONResponse({"error": broken_off(error).body}).body
-                await send({"type": "http.response.body", "body": b"\n\ndata: " + broken + b"\n\n", "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._pass_on(send, upstream, ours)
+
+    async def _pass_on(self, send: Send, upstream: http1.Response, ours: bool) -> None:
+        """Send the stream on. ours: that vLLM counts the tokens was our wish, so the caller does not see it."""
+        kind = upstream.headers["content-type"].encode("latin-1")
+        headers = [(b"content-type", kind), *UNBUFFERED, *_kept(upstream)]
+        self._started = True
+        await send({"type": "http.response.start", "status": upstream.status_code, "headers": headers})
+        pulse, count, first = Pulse(send), UsageFilter(ours), True
+        try:
+            async for chunk in upstream.aiter_bytes():
+                if first and self._body is not None:
+                    self._first()
+                first = False
+                self._pieces += chunk.count(PIECE)
+                if chunk := count.passed(chunk):
+                    await pulse.send(chunk)
+            if chunk := count.rest():
+                await pulse.send(chunk)
+        except Failure as error:
+            problem = broken_off(error)
+            if self._body is not None:
+                self._metrics.failed(problem.status_code)
+            await pulse.send(sse.error(problem.body))
+        finally:
+            await pulse.stop()
+            self._usage = count.usage
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _answer(self, send: Send, upstream: http1.Response, content: bytes) -> None:
+        """Answer with vLLM's own status and what it said."""
+        if upstream.status_code == 404 and not _says_error(content):
+            raise no_such_path(f"/v1{self._path}", "the engine has no such endpoint")
+        if self._body is not None and upstream.status_code >= 400:
+            self._metrics.failed(upstream.status_code)
+        kind = upstream.headers.get("content-type", "application/json").encode("latin-1")
+        await self._send(send, upstream.status_code, kind, content, _kept(upstream))
+
+    async def _send(self, send: Send, status: int, kind: bytes, content: bytes, more: tuple = ()) -> None:
+        headers = [(b"content-type", kind), (b"content-length", b"%d" % len(content)), *more]
+        self._started = True
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": content, "more_body": False})
+
+
+class UsageFilter:
+    """Read the usage off a stream that passes; take its event out where it was our wish. Everything else stays."""
+
+    def __init__(self, ours: bool) -> None:
+        self._ours, self._held = ours, b""
+        self.usage: object = None
+
+    def passed(self, chunk: bytes) -> bytes:
+        """Return what is to be sent on now. Where an event is taken out, half an event waits for its other half."""
+        read = self._held + chunk
+        ends = [read.rfind(end) + len(end) for end in EVENT_ENDS if end in read]
+        end = len(read) if len(read) > MAX_HELD else max(ends, default=0)
+        self._held = read[end:]
+        kept = self._without(read[:end])
+        return kept if self._ours else chunk
+
+    def rest(self) -> bytes:
+        """Return what is still held back at the end."""
+        return self._held if self._ours else b""
+
+    def _read(self, chunk: bytes) -> bool:
+        """Note the usage of events; say whether the last one has nothing but the usage."""
+        alone = False
+        for line in chunk.split(b"\n"):
+            if line.startswith(b"data:") and b'"usage"' in line:
+                with contextlib.suppress(ValueError, RecursionError, AttributeError):
+                    event = json.loads(line[5:])
+                    # The responses' endpoint has it one deeper, in the event that ends the stream.
+                    usage = event.get("usage") or (event.get("response") or {}).get("usage")
+                    if isinstance(usage, dict):
+                        self.usage, alone = usage, event.get("choices") == []
+        return alone
+
+    def _without(self, chunk: bytes) -> bytes:
+        if b'"usage"' not in chunk:
+            return chunk
+        events = re.split(rb"(?<=\n\n)|(?<=\n\r\n)", chunk)
+        return b"".join(event for event in events if not (b'"usage"' in event and self._read(event)))
+
+
+def _wants_no_usage(body: dict) -> bool:
+    options = body.get("stream_options")
+    return options is None or (isinstance(options, dict) and not options.get("include_usage"))
+
+
+def _usage(content: bytes) -> object:
+    try:
+        return json.loads(content).get("usage")
+    except (ValueError, RecursionError, AttributeError):
+        return None
+
+
+def _written(body: dict) -> bytes:
+    """Return the body as JSON; raises Problem 400 for what Python reads and no JSON can carry on."""
+    try:
+        return ENCODE(body).encode()
+    except (ValueError, RecursionError):
+        raise Problem(400, "The body is not a JSON object.") from None
+
+
+def passed_on(scope: Scope) -> dict[str, str]:
+    """Return the headers that vLLM is given: the request's id, and what traces it across services.
+
+    Callers choose ids, and vLLM must not meet one twice at the same time: each is made unique by its end.
+    """
+    headers = {}
+    if ident := scope.get("request_id"):
+        headers["X-Request-Id"] = f"{ident}-{uuid.uuid4().hex[:8]}"
+    for name, value in scope.get("headers", ()):
+        if name in (b"traceparent", b"tracestate") and TRACE.fullmatch(value):
+            headers[name.decode()] = value.decode()
+    return headers
+
+
+def _kept(upstream: http1.Response) -> tuple:
+    wait = upstream.headers.get("retry-after")
+    return ((b"retry-after", wait.encode("latin-1")),) if wait else ()
+
+
+def _says_error(content: bytes) -> bool:
+    """Say whether it is an error in the engine's own shape; a 404 of a path that it lacks is not."""
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(body, dict) and (bool(body.get("error")) or body.get("object") == "error")
 
 
 async def client_left(request: Request, error: ClientLeft) -> Response:

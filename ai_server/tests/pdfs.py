@@ -43,10 +43,10 @@ def pdf(*pages: str | None, a_means: bytes = b"0041") -> bytes:
     return bytes(out)
 
 
-def encrypted(document: bytes, user_password: str) -> bytes:
+def encrypted(document: bytes, user_password: str, algorithm: str = "AES-256") -> bytes:
     """The document as office programs protect it: the owner's password is needed to change it."""
     writer = PdfWriter(PdfReader(io.BytesIO(document)))
-    writer.encrypt(user_password, "the owner's", algorithm="AES-256")
+    writer.encrypt(user_password, "the owner's", algorithm=algorithm)
     out = io.BytesIO()
     writer.write(out)
     return out.getvalue()
@@ -76,3 +76,13 @@ def inflating(size: int) -> bytes:
 def without_end() -> bytes:
     """A PDF with a picture within its text that never ends."""
     return _page(b"BT ET BI /W 1 /H 1 /F /DCT ID \xff\xd8\xff")
+
+
+def laborious(pages: int = 50, operators: int = 60_000) -> bytes:
+    """A PDF of a few kB that takes a minute to read: its pages share one content of many operators."""
+    writer = PdfWriter(PdfReader(io.BytesIO(_page(zlib.compress(b"BT ET " * operators, 9), compressed=True))))
+    for _ in range(pages - 1):
+        writer.add_blank_page(9, 9)[NameObject("/Contents")] = writer.pages[0].raw_get("/Contents")
+    out = io.BytesIO()
+    writer.write(out)
+    return out.getvalue()

@@ -44,6 +44,7 @@ class StandIns:
 
     asked: every request, `{"path", "headers", "body"}`. left: what was asked by clients that left before the end.
     go_on: set it to let a held answer continue. callback_status: what the backend answers, the last one for ever.
+    backend_holds: whether the backend waits for go_on.
     says: what vLLM answers instead, (status, content type, chunks); after a chunk None the connection is cut.
     """
 
@@ -70,6 +71,8 @@ class StandIns:
         self.asked: list[dict] = []
         self.left: list[str] = []
         self.callback_status = [200]
+        self.models = ["base"]
+        self.backend_holds = False
         self.says: tuple[int, str, list[bytes | None]] | None = None
         self.ocr_answer: Any = {"pages": [{"text": "words of a scan"}]}
 
@@ -109,7 +112,7 @@ class StandIns:
 
     async def _models(self, request: Request) -> Response:
         await self._note(request)
-        return JSONResponse({"object": "list", "data": [{"id": "base"}]})
+        return JSONResponse({"object": "list", "data": [{"id": name} for name in self.models]})
 
     async def _chat(self, request: Request) -> Response:
         body = await self._note(request)
@@ -152,7 +155,12 @@ class StandIns:
         return Response(json.dumps(self.ocr_answer), media_type="application/json")  # which may hold half a character
 
     async def _callback(self, request: Request) -> Response:
-        await self._note(request)
+        body = await self._note(request)
+        if self.backend_holds and not await self._hold(request, str(body)):
+            return Response()
+        if self.says and request.url.path.startswith("/v1/"):
+            status, kind, chunks = self.says
+            return StreamingResponse(_sent(chunks), status, media_type=kind)
         status = self.callback_status.pop(0) if self.callback_status[1:] else self.callback_status[0]
         elsewhere = {"Location": "/elsewhere/callbacks"} if 300 <= status < 400 else None
         return Response(status_code=status, headers=elsewhere)

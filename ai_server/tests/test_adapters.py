@@ -42,9 +42,17 @@ def test_a_font_with_half_characters(client, a_means, read):
     assert answer.json()["result"] == f"easycontract-adapter on x {read} x"
 
 
-def test_a_pdf_that_everyone_may_read_and_nobody_change(client):
-    answer = client.post("/v1/easy-contract", files={"file": encrypted(pdf("A contract."), "")})
+@pytest.mark.parametrize("algorithm", ["RC4-40", "RC4-128", "AES-128", "AES-256-R5", "AES-256"])
+def test_a_pdf_that_everyone_may_read_and_nobody_change(client, algorithm):
+    answer = client.post("/v1/easy-contract", files={"file": encrypted(pdf("A contract."), "", algorithm)})
     assert answer.json()["result"] == "easycontract-adapter on A contract."
+
+
+@pytest.mark.parametrize("kind", ["Multipart/Form-Data", "MULTIPART/FORM-DATA"])
+def test_a_media_type_has_no_case(client, kind):
+    request = client.build_request("POST", "/v1/easy-contract", files={"file": pdf("A contract.")})
+    request.headers["content-type"] = request.headers["content-type"].replace("multipart/form-data", kind)
+    assert client.send(request).json()["result"] == "easycontract-adapter on A contract."
 
 
 def test_a_pdf_larger_than_a_form_field(client):
@@ -160,5 +168,6 @@ def test_directory_of_the_uploads_is_gone(new_server):
     shutil.rmtree(server.directory / "resources")
     with server.client() as client:
         answer = client.post("/v1/checklist", files={"file": pdf("a")})
-    assert answer.status_code == 500
+        assert "cannot be written" in client.get("/health").json()["uploads"]
+    assert answer.status_code == 503
     assert "RESOURCES_DIRECTORY" in answer.json()["error"]["message"]

@@ -44,10 +44,12 @@ def test_a_slash_too_many_is_no_redirect(client):
 def test_what_callers_send_makes_no_metric_of_its_own(client, server):
     for number in range(3):
         for ask in (client.request, httpx.request):
-            assert ask(f"M{number}", f"{server.url}/v1/models").status_code == 501
+            assert ask(f"M{number}", f"{server.url}/v1/models").status_code == 400  # the parser knows the methods
+            assert ask("PROPFIND", f"{server.url}/v1/models").status_code == 501
             assert ask("GET", f"{server.url}/v1/canary{number}").status_code in (401, 404)
     metrics = httpx.get(f"{server.url}/metrics").text
-    assert "canary" not in metrics and 'method="M' not in metrics
+    assert 'method="other",status="5xx"' in metrics
+    assert "canary" not in metrics and 'method="M' not in metrics and "PROPFIND" not in metrics
 
 
 def test_a_key_counts_only_as_bearer():

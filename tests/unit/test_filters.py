@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -23,6 +24,7 @@ def load(name):
 
 
 SETTINGS = load("settings")["setting_problems"]
+CALLERS = load("callers")
 RELEASES, SYSTEMD, VLLM = load("releases"), load("systemd"), load("vllm")
 URL = "https://github.com/grafana/loki/releases/download/v3.4.2/promtail-linux-amd64.zip"
 TABLE = {"3.4.2": {"amd64": "sha256:aa"}, "3.4.1": {"amd64": "sha256:bb", "arm64": "sha256:cc"}}
@@ -349,3 +351,43 @@ def test_every_setting_that_the_role_writes_has_its_place_named():
     (rule,) = (rule for rule in role["__ai_server_rules"] if rule.get("kind") == "settings")
     assert set(rule["places"]) == set(role["__ai_server_settings"])
     assert set(role["__ai_server_secrets"]) <= set(rule["places"])
+
+
+KEY, OTHER_KEY = "caller-key-0123456", "other-key-01234567"
+
+
+def test_the_file_of_callers_has_digests_and_no_key():
+    callers = [
+        {"name": "backend", "keys": [{"key": KEY, "expires": "2027-01-31"}, {"sha256": "0" * 64}], "streams": 8},
+        {"name": "batch", "keys": [{"key": OTHER_KEY, "expires": None}], "models": ["base"], "tokens_per_minute": None},
+    ]
+    assert CALLERS["caller_problems"](callers, ["a-third-key-012345"], "engine-key") == []
+    text = CALLERS["callers_file"](callers)
+    assert KEY not in text and OTHER_KEY not in text
+    first, second = json.loads(text)["callers"]
+    assert first["keys"][0]["expires"] == "2027-01-31"
+    assert first["keys"][0]["sha256"] == hashlib.sha256(KEY.encode()).hexdigest()
+    assert first["keys"][1] == {"sha256": "0" * 64} and first["streams"] == 8
+    assert set(second) == {"name", "keys", "models"} and set(second["keys"][0]) == {"sha256"}
+
+
+@pytest.mark.parametrize(
+    ("callers", "says"),
+    [
+        ([{"name": "A", "keys": [{"key": KEY}]}], "ai_server_callers: A needs a name of small letters"),
+        ([{"keys": [{"key": KEY}]}], "number 1 needs a name"),
+        ([{"name": "a", "keys": []}], "a has no keys"),
+        ([{"name": "a", "keys": [{"key": "short"}]}], "a has a key that is not of 16 visible characters"),
+        ([{"name": "a", "keys": [{"key": KEY, "sha256": "0" * 64}]}], "needs either key or sha256"),
+        ([{"name": "a", "keys": [{}]}], "needs either key or sha256"),
+        ([{"name": "a", "keys": [{"sha256": "0" * 63}]}], "whose sha256 is not 64 hexadecimal digits"),
+        ([{"name": "a", "keys": [{"key": "the-engines-own-key"}]}], "that is vLLM's own"),
+        ([{"name": "a", "keys": [{"key": "a-listed-key-012345"}]}], "that another caller has, or it itself"),
+        ([{"name": "a", "keys": [{"key": KEY}, {"key": KEY}]}], "that another caller has, or it itself"),
+        ([{"name": "a", "keys": [{"key": KEY, "expires": "soon"}]}], "expires on soon, which is no day such as"),
+        ([{"name": "a", "keys": [{"key": KEY}]}, {"name": "a", "keys": [{"key": OTHER_KEY}]}], "a is there twice"),
+    ],
+)
+def test_callers_that_cannot_be_used_are_named_and_their_keys_are_not(callers, says):
+    (sentence,) = CALLERS["caller_problems"](callers, ["a-listed-key-012345"], "the-engines-own-key")
+    assert says in sentence and KEY not in sentence and "engines-own" not in sentence

@@ -74,6 +74,15 @@ def test_in_check_mode_the_engine_is_still_what_it_was(server, tmp_path):
     assert server.asked == []
 
 
+def test_in_check_mode_the_file_of_callers_need_not_be_there(tmp_path):
+    reads = (
+        "import json, os\ntext = open(os.environ['CALLERS_FILE']).read()\nassert json.loads(text) == {'callers': []}"
+    )
+    assert tried(tmp_path, "http://127.0.0.1:9", main=reads, engine="alone") == (0, "")
+    status, said = tried(tmp_path / "really", "http://127.0.0.1:9", main=reads)
+    assert status == 1 and "CALLERS_FILE" in said
+
+
 def test_an_application_that_cannot_be_imported_is_refused(tmp_path):
     status, said = tried(tmp_path, "http://127.0.0.1:9", main="import no_such_package")
     assert status == 1 and "No module named 'no_such_package'; declare what is missing" in said

@@ -206,6 +206,39 @@ def test_a_changed_setting_restarts_once(host, converge):
 PROMPT = '\u3000全角\tfirst line\n second line: it\'s "${HOME}" #1 \u2028 50% \\'
 
 
+def test_callers_come_and_go_without_a_restart(host, converge):
+    def answers(key: str, status: int) -> bool:
+        ask_for = "for _ in 1 2 3 4 5 6; do sleep 0.5; done"  # the file is looked at once a second
+        host.check_output(ask_for)
+        return ask(host, "/v1/models", key=key)[0] == status
+
+    old, new = "canary-old-key-0123456", "canary-new-key-0123456"
+    callers = [{"name": "backend", "keys": [{"key": old}]}]
+    write = "ai_server : Write the callers"
+    assert converge({"ai_server_callers": callers}, check=True).code == 0
+    outcome = converge({"ai_server_callers": callers}, verbose=True)
+    assert (outcome.code, outcome.changed) == (0, [write, SERVICE]), outcome.message
+    assert answers(old, 503) and answers(new, 401)
+    before = pid(host)
+    callers = [{"name": "backend", "keys": [{"key": old, "expires": "2020-01-31"}, {"key": new}]}]
+    assert converge({"ai_server_callers": callers}, check=True).changed == [write]
+    assert converge({"ai_server_callers": callers}).changed == [write]
+    assert converge({"ai_server_callers": callers}).changed == []
+    assert answers(old, 401) and answers(new, 503)
+    assert pid(host) == before
+    file = host.file(f"{ROOT}/callers.json")
+    assert (file.mode, file.user, file.group) == (0o640, "root", "ai-server")
+    journal = host.check_output("journalctl --no-pager --quiet").splitlines()
+    # sudo writes down how this test asks.
+    written = [line for line in journal if " sudo[" not in line]
+    assert "canary" not in "".join([file.content_string, outcome.text, *written])
+    refused = converge({"ai_server_callers": [{"name": "Backend", "keys": [{"key": new}]}]})
+    assert "ai_server_callers: Backend needs a name of small letters" in refused.message
+    assert pid(host) == before and "canary" not in refused.text
+    assert converge().code == 0
+    assert not file.exists and answers(new, 401)
+
+
 def test_it_serves_by_ipv6_and_reads_what_was_written(host, converge):
     written = {"CHECKLIST_PROMPT": PROMPT}
     changed = {

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from http.client import HTTPException
@@ -18,12 +19,19 @@ from pathlib import Path
 source, settings, engine_too = sys.argv[1:]
 os.chdir(Path(settings).parent)  # where the application looks for its .env
 sys.path.insert(0, source)
-try:
-    importlib.import_module("app.main")
-except ImportError as error:
-    sys.exit(
-        f"app.main cannot be imported: {error}; declare what is missing in the application's dependencies and lock them"
-    )
+with tempfile.TemporaryDirectory() as folder:
+    if engine_too == "alone":
+        # In check mode the file of callers is not there yet, or still what it was before.
+        callers = Path(folder) / "callers.json"
+        callers.write_text('{"callers": []}')
+        os.environ["CALLERS_FILE"] = str(callers)
+    try:
+        importlib.import_module("app.main")
+    except ImportError as error:
+        sys.exit(
+            f"app.main cannot be imported: {error}; declare what is missing in the application's dependencies and lock "
+            "them"
+        )
 
 if engine_too == "alone":
     sys.exit()

@@ -1,0 +1,195 @@
+"""Who may ask: callers by name, each with keys of its own and what it is allowed.
+
+AI_SERVER_API_KEYS is the short way: a caller for each key, named by the beginning of the key's digest. CALLERS_FILE
+names them, and is read again when it changes: keys rotate with an overlap, and nothing is restarted.
+
+    {"callers": [{"name": "backend", "keys": [{"sha256": "9f86…", "expires": "2027-01-31"}], "models": ["base"],
+                  "requests_per_minute": 60, "tokens_per_minute": 100000, "streams": 8}]}
+"""
+
+import datetime
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
+
+LOOK_AGAIN_SEC = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A caller and its bounds; None is no bound of its own.
+
+    models: those that it may name. requests_per_minute and tokens_per_minute: its rates. streams: requests at a time.
+    """
+
+    name: str
+    models: frozenset[str] | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    streams: int | None = None
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Key(_Strict):
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    expires: AwareDatetime | datetime.date | None = None
+
+    def ends(self) -> float:
+        """Return when the key ends, in seconds since the epoch: at the end of a day in UTC, or at the time."""
+        if self.expires is None:
+            return float("inf")
+        if isinstance(self.expires, datetime.datetime):
+            return self.expires.timestamp()
+        day = datetime.datetime.combine(self.expires, datetime.time(), datetime.timezone.utc)
+        return day.timestamp() + 86_400
+
+
+class _Entry(_Strict):
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    keys: Annotated[list[_Key], Field(min_length=1)]
+    models: Annotated[frozenset[str], Field(min_length=1)] | None = None
+    requests_per_minute: PositiveInt | None = None
+    tokens_per_minute: PositiveInt | None = None
+    streams: PositiveInt | None = None
+
+    def caller(self) -> Caller:
+        return Caller(**self.model_dump(exclude={"keys"}))
+
+
+class _File(_Strict):
+    callers: list[_Entry]
+
+    @field_validator("callers")
+    @classmethod
+    def _each_once(cls, callers: list[_Entry]) -> list[_Entry]:
+        names = [entry.name for entry in callers]
+        keys = [key.sha256 for entry in callers for key in entry.keys]
+        for each, seen in (("name", names), ("key", keys)):
+            twice = next((one for one in seen if seen.count(one) > 1), None)
+            if twice:
+                raise ValueError(f"the {each} {twice[:12]} is there twice")
+        return callers
+
+
+class CallersError(ValueError):
+    """The file of callers cannot be used; the text is one sentence without a key."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    digest: bytes
+    ends: float
+    caller: Caller
+
+
+def digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+def read(path: Path, forbidden: str, listed: list[bytes]) -> list[_Held]:
+    """Return the file's keys; raise CallersError with the reason.
+
+    forbidden: vLLM's own key, which no caller has. listed: digests of AI_SERVER_API_KEYS, whose callers have no bounds.
+    """
+    try:
+        file = _File.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CallersError(f"{path} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise CallersError(f"{path}: {place + ': ' if place else ''}{first['msg']}") from None
+    held = [
+        _Held(bytes.fromhex(key.sha256), key.ends(), entry.caller()) for entry in file.callers for key in entry.keys
+    ]
+    if any(one.digest == digest(forbidden) for one in held):
+        raise CallersError(f"{path} has VLLM_API_KEY among its keys: give the callers keys of their own")
+    if any(one.digest in listed for one in held):
+        raise CallersError(f"{path} has one of AI_SERVER_API_KEYS among its keys: keep it in one of the two places")
+    return held
+
+
+class Callers:
+    """The callers' keys, kept as digests. keys: those of AI_SERVER_API_KEYS; file: CALLERS_FILE, where there is one.
+
+    The file is read when this is made, which raises CallersError, and again when it changes: one that cannot be used
+    leaves what was known, and `trouble` says so.
+    """
+
+    def __init__(
+        self,
+        keys: list[str],
+        file: Path | None = None,
+        forbidden: str = "",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        listed = [digest(key) for key in keys]
+        self._listed = [_Held(one, float("inf"), Caller(one.hex()[:8])) for one in listed]
+        self._file, self._forbidden, self._clock = file, forbidden, clock
+        self.trouble = ""
+        self._looked, self._mark = clock(), self._look()
+        self._held = self._listed + (read(file, forbidden, listed) if file else [])
+
+    def find(self, authorization: str) -> Caller | None:
+        """Return the caller, or None for a header that is not `Bearer <a key that counts>`.
+
+        Every key is compared, each in constant time, so that the time taken tells nothing.
+        """
+        self._read_again()
+        scheme, _, key = authorization.partition(" ")
+        given, now = digest(key.strip()), self._clock()
+        matches = [one for one in self._held if hmac.compare_digest(one.digest, given) and now < one.ends]
+        return matches[0].caller if matches and scheme.lower() == "bearer" else None
+
+    def named(self, name: str) -> Caller:
+        """Return the caller of this name, or one without bounds of its own where it is known no more."""
+        return next((one.caller for one in self._held if one.caller.name == name), Caller(name))
+
+    def name(self, authorization: str) -> str | None:
+        """Return the caller's name, as `find` does."""
+        found = self.find(authorization)
+        return found and found.name
+
+    def _look(self) -> tuple | None:
+        try:
+            seen = self._file.stat() if self._file else None
+        except OSError:
+            return ()
+        return seen and (seen.st_mtime_ns, seen.st_ino, seen.st_size)
+
+    def _read_again(self) -> None:
+        if self._file is None or abs(self._clock() - self._looked) < LOOK_AGAIN_SEC:
+            return
+        self._looked, mark = self._clock(), self._look()
+        if mark == self._mark:
+            return
+        self._mark = mark
+        try:
+            self._held = self._listed + read(self._file, self._forbidden, [one.digest for one in self._listed])
+        except CallersError as error:
+            self.trouble = f"{error}; the callers of before count on"
+            logger.error("the file of callers cannot be used: %s", error)
+        else:
+            self.trouble = ""
+            logger.info("the file of callers was read again", extra={"keys": len(self._held)})

@@ -1,0 +1,89 @@
+"""What Prometheus is told. No caller can make a label: methods, paths and models are known names or `other`."""
+
+from functools import lru_cache
+
+from prometheus_client import Counter, Gauge, Histogram
+
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+OTHER = "other"
+MAX_TOKENS = 2**40  # of one answer: more is no count of tokens
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 300)
+BOTH = ("model", "caller")
+# The responses' endpoint calls them input and output.
+KINDS = {"prompt": ("prompt_tokens", "input_tokens"), "completion": ("completion_tokens", "output_tokens")}
+
+requests = Counter("http_requests", "Requests by path, method and class of status", ["handler", "method", "status"])
+durations = Histogram(
+    "http_request_duration_seconds", "From a request to the end of its answer", ["handler", "method"], buckets=SECONDS
+)
+first_token = Histogram(
+    "ai_server_first_token_seconds", "From a request to the first piece of vLLM's answer", BOTH, buckets=FIRST
+)
+generation = Histogram(
+    "ai_server_generation_seconds", "From a request to the end of vLLM's answer", BOTH, buckets=SECONDS
+)
+tokens = Counter("ai_server_tokens", "Tokens as vLLM counts them; kind: prompt or completion", [*BOTH, "kind"])
+in_flight = Gauge("ai_server_in_flight", "Requests that vLLM works on for us", BOTH)
+upstream_errors = Counter("ai_server_upstream_errors", "vLLM's failures and refusals, by status", [*BOTH, "status"])
+
+
+class Generations:
+    """The metrics of one model and caller. Found once: to find each of them costs more than to count."""
+
+    def __init__(self, model: str, caller: str) -> None:
+        self._labels = (model, caller)
+        self.first_token = first_token.labels(*self._labels)
+        self.seconds = generation.labels(*self._labels)
+        self.in_flight = in_flight.labels(*self._labels)
+        self._tokens = {kind: tokens.labels(*self._labels, kind) for kind in KINDS}
+
+    def failed(self, status: int) -> None:
+        upstream_errors.labels(*self._labels, status).inc()
+
+    def used(self, usage: object) -> None:
+        """Count what a `usage` of vLLM says; what is none is not counted."""
+        if not isinstance(usage, dict):
+            return
+        for kind, names in KINDS.items():
+            number = next((usage[name] for name in names if isinstance(usage.get(name), int)), 0)
+            if number > 0:
+                self._tokens[kind].inc(number)
+
+
+generations = lru_cache(maxsize=1024)(Generations)
+
+
+@lru_cache(maxsize=1024)
+def _of_request(handler: str, method: str, status: str) -> tuple[Counter, Histogram]:
+    return requests.labels(handler, method, status), durations.labels(handler, method)
+
+
+def count_request(scope: dict, status: int, seconds: float) -> None:
+    """Count a request that is over; seconds: how long it took."""
+    handler = scope.get("handler") or getattr(scope.get("route"), "path", OTHER)
+    method = scope["method"] if scope["method"] in METHODS else OTHER
+    count, duration = _of_request(handler, method, f"{status // 100}xx")
+    count.inc()
+    duration.observe(seconds)
+
+
+def count_tokens(labels: tuple[str, str], usage: object) -> None:
+    """Count what a `usage` of vLLM says; labels: model and caller."""
+    for kind, number in zip(("prompt", "completion"), token_counts(usage), strict=True):
+        if number:
+            tokens.labels(*labels, kind).inc(number)
+
+
+def token_counts(usage: object) -> tuple[int, int]:
+    """Return the tokens of prompt and answer that a `usage` of vLLM says; 0 for what it does not say."""
+    if not isinstance(usage, dict):
+        return 0, 0
+
+    def said(*names: str) -> int:
+        numbers = (usage.get(name) for name in names)
+        return next((number for number in numbers if isinstance(number, int) and 0 < number < MAX_TOKENS), 0)
+
+    # The responses' endpoint calls them input and output.
+    prompt, completion = said("prompt_tokens", "input_tokens"), said("completion_tokens", "output_tokens")
+    return prompt, completion or max(0, said("total_tokens") - prompt)

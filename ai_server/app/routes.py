@@ -1,0 +1,81 @@
+"""The endpoints that are vLLM's own: found by one look, passed on by as few layers as there can be.
+
+FastAPI answers everything else: there a request passes more layers than it needs here.
+"""
+
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from app.body import read_object
+from app.callers import Caller
+from app.errors import Problem, answer
+from app.policy import Policy, may_name
+from app.settings import Settings
+from app.upstream import ClientLeft, Relay, Vllm, client_left, while_connected
+
+MODELS, MODEL = "/v1/models", "/v1/models/"
+GENERATES = {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"}
+
+
+class Routes:
+    """ASGI middleware right around the FastAPI application: answer vLLM's own endpoints, the ones on the list."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        self.app = app
+        self._model, self._max_values = settings.vllm_model, settings.max_body_values
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"] if scope["type"] == "http" else ""
+        if path in GENERATES:
+            handler, method = path, "POST"
+        elif path == MODELS:
+            handler, method = path, "GET"
+        elif path.startswith(MODEL) and path != MODEL:
+            handler, method = MODEL + "{id}", "GET"
+        else:
+            await self.app(scope, receive, send)
+            return
+        scope["handler"] = handler
+        try:
+            if scope["method"] != method:
+                raise Problem(405, f"{handler} takes {method}.", {"Allow": method})
+            service = self.app.state.service
+            response = await self._response(service.vllm, service.policy, handler, scope, receive)
+            try:
+                await response(scope, receive, send)
+            finally:
+                if "usage" in scope:
+                    service.account(scope["caller"], scope["model"], scope["usage"])
+        except Problem as problem:
+            await (await answer(Request(scope), problem))(scope, receive, send)
+        except (ClientLeft, ClientDisconnect) as left:
+            await (await client_left(Request(scope), left))(scope, receive, send)
+
+    async def _response(self, vllm: Vllm, policy: Policy, handler: str, scope: Scope, receive: Receive) -> Response:
+        caller: Caller = scope["caller_bounds"]
+        if handler in GENERATES:
+            path = handler.removeprefix("/v1")
+            body = await read_object(receive, self._max_values)
+            if body.get("model") is None:
+                body["model"] = self._model
+            policy.check(path, body)
+            may_name(caller, body["model"])
+            scope["model"] = vllm.known(body["model"])
+            return Relay(vllm, "POST", path, body)
+        if handler == MODELS and caller.models is None:
+            return Relay(vllm, "GET", "/models")
+        listed = await while_connected(receive, vllm.models())
+        allowed = [model for model in listed if caller.models is None or model["id"] in caller.models]
+        if handler == MODELS:
+            return JSONResponse({"object": "list", "data": allowed})
+        return JSONResponse(_model(allowed, scope["path"].removeprefix(MODEL)))
+
+
+def _model(listed: list[dict], name: str) -> dict:
+    """Return one model of the list: vLLM has the list, and no page for each."""
+    found = next((model for model in listed if model.get("id") == name), None)
+    if found is None:
+        raise Problem(404, f"The model {name[:100]!r} does not exist.")
+    return found

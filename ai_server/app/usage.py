@@ -1,0 +1,108 @@
+"""What callers used, and how much of their rates is left, kept over a restart in STATE_DIRECTORY/usage.sqlite3.
+
+Counted in memory and written every second by a thread: a process that is killed forgets a second at most. A disk that
+is full keeps nobody waiting: what could not be written is written later.
+"""
+
+import asyncio
+import datetime
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+FLUSH_SEC = 1.0
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS usage (
+    day TEXT NOT NULL, caller TEXT NOT NULL, model TEXT NOT NULL, requests INTEGER NOT NULL,
+    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, PRIMARY KEY (day, caller, model)
+);
+CREATE TABLE IF NOT EXISTS rates (name TEXT PRIMARY KEY, left REAL NOT NULL, at REAL NOT NULL);
+"""
+ADD = (
+    "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET requests = requests + excluded.requests,"
+    " prompt_tokens = prompt_tokens + excluded.prompt_tokens,"
+    " completion_tokens = completion_tokens + excluded.completion_tokens"
+)
+
+logger = logging.getLogger(__name__)
+
+Counts = tuple[int, int, int]  # requests, prompt tokens, completion tokens
+
+
+class Usage:
+    """Tokens by day, caller and model; days are UTC's. rates: what `limits.Rate` keeps, by name: (left, at)."""
+
+    def __init__(self, directory: Path, rates: dict[str, tuple[float, float]], clock: Callable[[], float] = time.time):
+        self._rates, self._clock = rates, clock
+        self._waiting: dict[tuple[str, str, str], Counts] = {}
+        self._written: dict[str, tuple[float, float]] = {}
+        self._counting = threading.Lock()  # held for a moment: requests wait for it
+        self._lock = threading.Lock()  # of the store, which may be slow
+        self._failing = False
+        self._db = sqlite3.connect(
+            directory / "usage.sqlite3", isolation_level=None, timeout=10, check_same_thread=False
+        )
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.executescript(SCHEMA)
+        rates.update({name: (left, at) for name, left, at in self._db.execute("SELECT name, left, at FROM rates")})
+
+    def add(self, caller: str, model: str, prompt_tokens: int, completion_tokens: int) -> None:
+        """Count one request."""
+        day = datetime.datetime.fromtimestamp(self._clock(), datetime.timezone.utc).date().isoformat()
+        self._count((day, caller, model), (1, prompt_tokens, completion_tokens))
+
+    def _count(self, key: tuple[str, str, str], counts: Counts) -> None:
+        with self._counting:
+            before = self._waiting.get(key, (0, 0, 0))
+            self._waiting[key] = tuple(one + more for one, more in zip(before, counts, strict=True))
+
+    def of(self, caller: str, days: int) -> list[dict]:
+        """Return the caller's counts of the last ``days`` by day and model, newest first, by the table's columns."""
+        self.flush()
+        since = datetime.datetime.fromtimestamp(self._clock() - (days - 1) * 86400, datetime.timezone.utc).date()
+        names = ("day", "model", "requests", "prompt_tokens", "completion_tokens")
+        with self._lock:
+            rows = self._db.execute(
+                f"SELECT {', '.join(names)} FROM usage WHERE caller = ? AND day >= ? ORDER BY day DESC, model",
+                (caller, since.isoformat()),
+            ).fetchall()
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def flush(self) -> None:
+        """Write what waits; what cannot be written waits on, and the log has it once."""
+        with self._lock:
+            with self._counting:
+                waiting, self._waiting = self._waiting, {}
+            rates = {name: rate for name, rate in list(self._rates.items()) if self._written.get(name) != rate}
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.executemany(ADD, [(*key, *counts) for key, counts in waiting.items()])
+                self._db.executemany(
+                    "INSERT OR REPLACE INTO rates VALUES (?, ?, ?)", [(name, *rate) for name, rate in rates.items()]
+                )
+                self._db.execute("COMMIT")
+            except (sqlite3.Error, OverflowError) as error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                for key, counts in waiting.items():
+                    self._count(key, counts)
+                if not self._failing:
+                    logger.error("usage cannot be written, and is kept in memory: %s", error)
+                self._failing = True
+            else:
+                self._failing = False
+                self._written.update(rates)
+
+    async def run(self) -> None:
+        """Write every second, until it is cancelled."""
+        while True:
+            await asyncio.sleep(FLUSH_SEC)
+            if self._waiting or any(self._written.get(name) != rate for name, rate in list(self._rates.items())):
+                await asyncio.to_thread(self.flush)
+
+    def close(self) -> None:
+        self.flush()
+        self._db.close()
