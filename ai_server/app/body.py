@@ -21,7 +21,7 @@ async def read_object(receive: Receive, max_values: int) -> dict:
     if sum(map(raw.count, COUNTED)) > max_values:
         raise Problem(400, f"The body has more than {max_values} values.")
     try:
-        body = json.loads(raw, parse_constant=_no_json, parse_float=_finite)
+        body = json.loads(raw, parse_constant=no_json, parse_float=_finite)
         if b"\\ud" in raw.lower():
             json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is what no JSON can carry on
     except (ValueError, RecursionError):
@@ -49,5 +49,6 @@ def _finite(text: str) -> float:
     return number
 
 
-def _no_json(constant: str) -> None:
+def no_json(constant: str) -> None:
+    """For `parse_constant`: NaN and Infinity are what Python reads and no JSON is."""
     raise ValueError(f"{constant} is no JSON")

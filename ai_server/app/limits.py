@@ -124,7 +124,7 @@ class Limits:
 
 
 class Methods:
-    """ASGI middleware, to be the outermost: refuse methods that are none before they become labels of metrics."""
+    """ASGI middleware: refuse methods that HTTP itself does not have, such as those of WebDAV, before anything else."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

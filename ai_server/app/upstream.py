@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app import http1, metrics, sse
+from app.body import no_json
 from app.errors import Permanent, Problem, no_such_path
 from app.http1 import ConnectError, Failure, ReadTimeout
 from app.settings import Settings
@@ -246,12 +247,7 @@ def _add(answer: dict, kind: str, data: str) -> None:
         raise _no_completion() from None
 
 
-def _no_json(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
-
-
-# Made once: json.loads and json.dumps make one at each call that has options.
-DECODE = json.JSONDecoder(parse_constant=_no_json).decode
+DECODE = json.JSONDecoder(parse_constant=no_json).decode
 ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 

@@ -291,6 +291,7 @@ def test_pages_of_an_origin_may_ask(new_server):
         for origin, allowed in (("https://app.example", True), ("https://evil.example", False)):
             given = client.options("/v1/models", headers={"Origin": origin, **asked, "Authorization": ""})
             assert (given.headers.get("access-control-allow-origin") == origin) == allowed
+            assert given.status_code == (200 if allowed else 400), given.text
             answer = client.get("/v1/models", headers={"Origin": origin})
             assert ("access-control-allow-origin" in answer.headers) == allowed
         assert "x-ratelimit-limit-requests" in answer.headers

@@ -4,6 +4,7 @@ import asyncio
 import zlib
 
 import pytest
+import uvloop
 
 from app import http1
 
@@ -130,8 +131,9 @@ def test_a_slow_reader_makes_the_server_wait():
     assert held < 30_000_000 and whole == 50_000_000
 
 
-@pytest.mark.parametrize("size", [300_000, 2_000_000])
-def test_a_connection_whose_reader_was_slow_is_of_use_again(size):
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("size", [300_000, 340_000, 380_000, 710_000, 2_000_000])
+def test_a_connection_whose_reader_was_slow_is_of_use_again(size, loop):
     """The last bytes of a response that waited for its reader must not stop the connection that goes back."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -151,4 +153,33 @@ def test_a_connection_whose_reader_was_slow_is_of_use_again(size):
         second = await client.request("GET", "/")
         return length, await second.aread()
 
-    assert asyncio.run(talk()) == (size, b"next")
+    running = loop()
+    try:
+        assert running.run_until_complete(talk()) == (size, b"next")
+    finally:
+        running.close()
+
+
+def test_a_connection_that_ends_its_response_while_it_is_stopped_reads_on():
+    """A loop may still hand over what it had read when it was told to stop."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for answer in (b"Content-Length: 8\r\n\r\nhalf", b"Content-Length: 4\r\n\r\nnext"):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(OK + answer)
+        await reader.read()
+        writer.close()
+
+    async def talk() -> tuple[bytes, bytes]:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        client = http1.Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", {}, 2)
+        first = await client.request("GET", "/")
+        await asyncio.sleep(0.1)
+        (connection,) = client._connections
+        connection.transport.pause_reading()
+        connection.data_received(b"half")
+        body = await first.aread()
+        second = await client.request("GET", "/")
+        return body, await second.aread()
+
+    assert asyncio.run(talk()) == (b"halfhalf", b"next")
