@@ -27,7 +27,10 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 LOGS = ROOT / ".lab" / "logs"
 TAIL = 80
+NAMED = 20
 SIDE_BY_SIDE = 2
+FRAME = re.compile(r"^\s*(\x1b\[[\d;]*m)*│?(\x1b\[[\d;]*m)*\s?|\x1b\[[\d;]*m")
+FAILURE = re.compile(r"(FAILED|ERROR|E  |fatal:|\[ERROR\])")
 DEADLINE = float(os.environ.get("TEST_DEADLINE") or "inf")
 
 # The scenarios of the long part, by platform. Debian 12 is the daily one: `make test` has it.
@@ -70,6 +73,7 @@ class Step:
     good: bool = False
     passed: int = 0
     failed: int = 0
+    failures: tuple[str, ...] = ()
 
     def run(self) -> Step:
         self.left_out = self.obstacle()
@@ -86,6 +90,7 @@ class Step:
         counts = re.findall(r"(\d+) (passed|failed|error)", "\n".join(summaries))
         self.passed = sum(int(number) for number, word in counts if word == "passed") or int(self.good)
         self.failed = sum(int(number) for number, word in counts if word != "passed") or int(not self.good)
+        self.failures = () if self.good else failures(log)
         return self
 
     def obstacle(self) -> str:
@@ -100,6 +105,12 @@ class Step:
     def line(self) -> str:
         verdict = "ok" if self.good else "FAILED"
         return f"{self.name:<28} {verdict:<7} {self.seconds:6.0f} s   {self.passed} passed, {self.failed} failed"
+
+
+def failures(log: Path) -> tuple[str, ...]:
+    """Return the lines of a log that name what failed and why: pytest's, Ansible's; Molecule's frame is taken off."""
+    lines = [FRAME.sub("", line).rstrip() for line in log.read_text(errors="replace").splitlines()]
+    return tuple(line for line in lines if FAILURE.match(line))[-NAMED:]
 
 
 def known_scenarios() -> list[str]:
@@ -204,6 +215,9 @@ def main() -> int:
     ran = [step for step in steps if not step.left_out]
     for reason in dict.fromkeys(step.left_out for step in steps if step.left_out):
         print(f"Not run, because {reason}: {', '.join(step.name for step in steps if step.left_out == reason)}")
+    for step in ran:
+        # Once more at the end: what is kept of a long output is often its end alone.
+        print("".join(f"{step.name}: {line}\n" for line in step.failures), end="")
     passed, failed = tally(sum(step.passed for step in ran), sum(step.failed for step in ran))
     print(f"{passed} passed, {failed} failed")
     return int(any(not step.good for step in ran))

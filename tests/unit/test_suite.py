@@ -141,3 +141,24 @@ def test_what_has_no_room_is_left_out_with_the_figures(monkeypatch):
     monkeypatch.setattr(suite.shutil, "disk_usage", lambda _: SimpleNamespace(free=5 << 30))
     (step,) = [step for step in suite.long_steps(["production_engine"])]
     assert step.run().left_out == "it needs 14 GiB of disk, 5 GiB are free"
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        (
+            "  \x1b[2m│\x1b[0m FAILED tests/test_x.py::test_y[ssh://machine] - assert 1 == 2",
+            "FAILED tests/test_x.py::test_y",
+        ),
+        ("  \x1b[2m│\x1b[0m E       assert 1 == 2", "E       assert"),
+        ("\x1b[31m│\x1b[0m \x1b[31mfatal: [machine]: FAILED! => \x1b[0m", "fatal: [machine]"),
+        ("E   ValueError", "E   ValueError"),
+    ],
+)
+def test_what_failed_is_named_again_at_the_end(monkeypatch, capsys, line, named):
+    program = f"print('begun'); print({line!r}); print('1 passed'); raise SystemExit(1)"
+    monkeypatch.setattr(suite, "CHECKS", {"broken": [sys.executable, "-c", program], "fine": ["echo", line]})
+    monkeypatch.setattr(sys, "argv", ["suite.py", "check"])
+    assert suite.main() == 1
+    *_, named_again, count = capsys.readouterr().out.splitlines()
+    assert named_again.startswith(f"broken: {named}") and count == "2 passed, 1 failed"
