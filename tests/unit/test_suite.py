@@ -24,6 +24,7 @@ def names(steps):
 @pytest.fixture(autouse=True)
 def logs(tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "LOGS", tmp_path / "logs")
+    monkeypatch.delenv("TEST_TALLY", raising=False)  # that of the run which these tests are a part of
 
 
 @pytest.fixture
