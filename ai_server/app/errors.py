@@ -48,6 +48,11 @@ async def answer(request: Request, error: HTTPException) -> JSONResponse:
     return JSONResponse({"error": problem.body}, problem.status_code, problem.headers)
 
 
+async def store_away(request: Request, error: Exception) -> JSONResponse:
+    """FastAPI's exception handler for sqlite3.OperationalError: on a full disk a store may not even be opened."""
+    return await answer(request, Problem(503, f"A store in STATE_DIRECTORY cannot be used: {error}."))
+
+
 async def unforeseen(request: Request, error: Exception) -> JSONResponse:
     """FastAPI's exception handler for a fault of ours: the log has the trace, the caller has none of it."""
     return JSONResponse({"error": Problem(500, "The server met a fault; its log tells more.").body}, 500)

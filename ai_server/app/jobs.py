@@ -16,8 +16,8 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from pathlib import Path
 import httpx
 from prometheus_client import Counter
 
+from app.database import Database, transaction
 from app.errors import Permanent, Problem
 from app.logs import request_id
 from app.settings import Settings
@@ -36,6 +37,8 @@ DAY_SEC, FORGET_EVERY_SEC = 86_400, 3600
 MAX_BACKOFF_SEC = 600
 STATES = ("queued", "delivering", "delivered", "undelivered", "cancelled")
 RETRY_LATER = {"Retry-After": "60"}
+# No job waits longer than MAX_BACKOFF_SEC: one that is due later was written before the clock was set back.
+DUE = f"NOT (due > ? AND due <= ? + {MAX_BACKOFF_SEC})"
 OPEN, ENDED = "('queued', 'delivering')", "('delivered', 'undelivered', 'cancelled')"
 
 VERSION = 2  # PRAGMA user_version; version 0 had the same columns, and ids that no two callers could share
@@ -110,33 +113,22 @@ class Job:
 class Store:
     """The jobs on disk. Every method commits before it returns; times are seconds since the epoch.
 
-    All raise sqlite3.Error, but for `add` and `cancel`, which callers ask for: theirs is Problem 503.
+    All raise sqlite3.Error; a caller who meets one is told 503, see errors.store_away.
     """
 
     def __init__(self, directory: Path, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._db = sqlite3.connect(directory / "jobs.sqlite3", isolation_level=None, timeout=10)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        with self._transaction():  # of several processes that start, one migrates
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            there = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone()
-            if version < VERSION:  # nothing is written otherwise, for the disk may be full
-                for statement in MIGRATION if there else SCHEMA:
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {VERSION}")
+        self._database = Database(directory / "jobs.sqlite3", _migrate)
 
     def close(self) -> None:
-        self._db.close()
+        self._database.close()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        finally:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+    @property
+    def _db(self) -> sqlite3.Connection:
+        return self._database.opened()
+
+    def _transaction(self) -> AbstractContextManager[None]:
+        return transaction(self._db)
 
     def _jobs(self, which: str, *values: object) -> list[Job]:
         return [Job(*row) for row in self._db.execute(f"{SELECT} {which}", values)]
@@ -144,10 +136,10 @@ class Store:
     def add(self, ident: str, caller: str, kind: str, work: dict, limit: int) -> Job:
         """Store a job; the same job sent again under its id is the same job.
 
-        Raises Problem: 409 for another one, 429 when the caller has `limit` open jobs, 503.
+        Raises Problem: 409 for another one, 429 when the caller has `limit` open jobs.
         """
         now, mark = self._clock(), _digest(kind, work)
-        with _writing(), self._transaction():
+        with self._transaction():
             job = self.get(caller, ident)
             if job is None:
                 counting = f"SELECT count(*) FROM jobs WHERE state IN {OPEN} AND caller = ?"
@@ -172,26 +164,26 @@ class Store:
         return self._jobs(chosen, caller, state, limit)
 
     def cancel(self, caller: str, ident: str) -> Job | None:
-        """End a job if it is open, and forget its request; return it as it is then. Raises Problem 503."""
-        with _writing():
-            self._db.execute(
-                "UPDATE jobs SET state = 'cancelled', work = NULL, updated = ?"
-                f" WHERE caller = ? AND id = ? AND state IN {OPEN}",
-                (self._clock(), caller, ident),
-            )
+        """End a job if it is open, and forget its request; return it as it is then."""
+        self._db.execute(
+            "UPDATE jobs SET state = 'cancelled', work = NULL, updated = ?"
+            f" WHERE caller = ? AND id = ? AND state IN {OPEN}",
+            (self._clock(), caller, ident),
+        )
         return self.get(caller, ident)
 
     def callers(self, state: str) -> list[str]:
         """Return the callers who have a job due in this state, the one whose job is due for longest first."""
-        due = "SELECT caller FROM jobs WHERE state = ? AND due <= ? GROUP BY caller ORDER BY min(due)"
-        return [caller for (caller,) in self._db.execute(due, (state, self._clock()))]
+        due = f"SELECT caller FROM jobs WHERE state = ? AND {DUE} GROUP BY caller ORDER BY min(due)"
+        now = self._clock()
+        return [caller for (caller,) in self._db.execute(due, (state, now, now))]
 
     def claim(self, state: str, caller: str, busy: set[tuple[str, str]], first_backoff: float) -> Job | None:
         """Return the caller's job that is due for longest in this state and not busy, its new attempt counted."""
         now = self._clock()
         due = self._db.execute(
-            "SELECT id, attempts FROM jobs WHERE state = ? AND caller = ? AND due <= ? ORDER BY due LIMIT ?",
-            (state, caller, now, len(busy) + 1),
+            f"SELECT id, attempts FROM jobs WHERE state = ? AND caller = ? AND {DUE} ORDER BY due LIMIT ?",
+            (state, caller, now, now, len(busy) + 1),
         ).fetchall()
         ident, attempts = next((row for row in due if (caller, row[0]) not in busy), (None, 0))
         if ident is None:
@@ -334,12 +326,15 @@ class Worker:
 
     async def _forever(self, step: Callable[[], Awaitable[float]]) -> None:
         """Take the step, then pause for the seconds it returns; a full disk must neither end this nor make it spin."""
+        failing = False
         while True:
             try:
                 pause = await step()
+                failing = False
             except (sqlite3.Error, OSError) as error:
-                logger.error("the job store failed", extra={"error": f"{type(error).__name__}: {error}"})
-                pause = STORE_PAUSE_SEC
+                if not failing:
+                    logger.error("the job store failed", extra={"error": f"{type(error).__name__}: {error}"})
+                failing, pause = True, STORE_PAUSE_SEC
             await asyncio.sleep(pause)
 
     async def _forget(self) -> float:
@@ -426,13 +421,14 @@ class Worker:
                 await asyncio.sleep(STORE_PAUSE_SEC)
 
 
-@contextmanager
-def _writing() -> Iterator[None]:
-    """Make Problem 503, with SQLite's reason, of a store that cannot be written."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise Problem(503, f"The job store in STATE_DIRECTORY cannot be written: {error}.") from error
+def _migrate(db: sqlite3.Connection) -> None:
+    with transaction(db):  # of several processes that start, one migrates
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        there = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone()
+        if version < VERSION:  # nothing is written otherwise, for the disk may be full
+            for statement in MIGRATION if there else SCHEMA:
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def _digest(kind: str, work: dict) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import sqlite3
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,7 +27,7 @@ from app.disk import Disk
 from app.errors import Problem
 from app.jobs import STATES, Backend, Store, Worker
 from app.limits import RATE_HEADERS, Gate, Limits, Methods, media_type
-from app.metrics import token_counts
+from app.metrics import generations, token_counts
 from app.ocr import HttpOcr
 from app.policy import Policy, may_name
 from app.routes import Routes
@@ -110,8 +111,9 @@ class Service:
         return self._adapters[kind][0]
 
     def account(self, caller: str, model: str, usage: dict | None) -> None:
-        """Put a request's tokens to its caller's account; an engine may tell none."""
+        """Put a request's tokens to its caller's account and the metrics; an engine may tell none."""
         prompt, completion = token_counts(usage)
+        generations(model, caller).used(prompt, completion)
         self.usage.add(caller, model, prompt, completion)
         self.limits.used(self.callers.named(caller), prompt + completion)
 
@@ -121,7 +123,9 @@ class Service:
         text = work["text"] if "text" in work else await self.uploads.text(work["upload"], caller)
         options = {"max_tokens": work["max_tokens"]} if work.get("max_tokens") else {}
         self.limits.check_tokens(self.callers.named(caller))  # a job may have waited since its caller had some left
-        return await self.vllm.complete(model, instruction, text, options, partial(self.account, caller, model))
+        with generations(model, caller).measured() as first:
+            used = partial(self.account, caller, model)
+            return await self.vllm.complete(model, instruction, text, options, first, used)
 
 
 def create_app(config: Settings) -> ASGIApp:
@@ -149,6 +153,7 @@ def create_app(config: Settings) -> ASGIApp:
     app = FastAPI(title="ai-server", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, errors.answer)
     app.add_exception_handler(Exception, errors.unforeseen)
+    app.add_exception_handler(sqlite3.OperationalError, errors.store_away)
     app.add_exception_handler(ClientLeft, client_left)
     app.add_exception_handler(ClientDisconnect, client_left)  # while its request was read
 
@@ -236,9 +241,16 @@ async def _health(service: Service, config: Settings) -> dict:
         **({"callers": service.callers.trouble} if service.callers.trouble else {}),
         "store": store,
         "uploads": uploads,
-        "jobs": service.store.counts() if service.working else "stopped",
+        "jobs": _counts(service.store) if service.working else "stopped",
         "callbacks": "on" if service.backend.enabled else "off: BACKEND_INTERNAL_TOKEN is not set",
     }
+
+
+def _counts(store: Store) -> dict[str, int] | str:
+    try:
+        return store.counts()
+    except sqlite3.OperationalError as error:
+        return f"cannot be read: {error}"
 
 
 async def _adapter(request: Request, kind: str) -> Response:

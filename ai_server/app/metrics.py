@@ -1,8 +1,13 @@
 """What Prometheus is told. No caller can make a label: methods, paths and models are known names or `other`."""
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 from prometheus_client import Counter, Gauge, Histogram
+
+from app.errors import Problem
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 OTHER = "other"
@@ -10,8 +15,6 @@ MAX_TOKENS = 2**40  # of one answer: more is no count of tokens
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 300)
 BOTH = ("model", "caller")
-# The responses' endpoint calls them input and output.
-KINDS = {"prompt": ("prompt_tokens", "input_tokens"), "completion": ("completion_tokens", "output_tokens")}
 
 requests = Counter("http_requests", "Requests by path, method and class of status", ["handler", "method", "status"])
 durations = Histogram(
@@ -23,7 +26,7 @@ first_token = Histogram(
 generation = Histogram(
     "ai_server_generation_seconds", "From a request to the end of vLLM's answer", BOTH, buckets=SECONDS
 )
-tokens = Counter("ai_server_tokens", "Tokens as vLLM counts them; kind: prompt or completion", [*BOTH, "kind"])
+tokens = Counter("ai_server_tokens", "Tokens as in the callers' accounts; kind: prompt or completion", [*BOTH, "kind"])
 in_flight = Gauge("ai_server_in_flight", "Requests that vLLM works on for us", BOTH)
 upstream_errors = Counter("ai_server_upstream_errors", "vLLM's failures and refusals, by status", [*BOTH, "status"])
 
@@ -36,19 +39,29 @@ class Generations:
         self.first_token = first_token.labels(*self._labels)
         self.seconds = generation.labels(*self._labels)
         self.in_flight = in_flight.labels(*self._labels)
-        self._tokens = {kind: tokens.labels(*self._labels, kind) for kind in KINDS}
+        self._prompt, self._completion = (tokens.labels(*self._labels, kind) for kind in ("prompt", "completion"))
+
+    @contextmanager
+    def measured(self) -> Iterator[Callable[[], None]]:
+        """Measure a generation from here to its end; yields what is to be called when its first piece is here."""
+        began = time.monotonic()
+        self.in_flight.inc()
+        try:
+            yield lambda: self.first_token.observe(time.monotonic() - began)
+        except Problem as problem:
+            self.failed(problem.status_code)
+            raise
+        finally:
+            self.in_flight.dec()
+            self.seconds.observe(time.monotonic() - began)
 
     def failed(self, status: int) -> None:
         upstream_errors.labels(*self._labels, status).inc()
 
-    def used(self, usage: object) -> None:
-        """Count what a `usage` of vLLM says; what is none is not counted."""
-        if not isinstance(usage, dict):
-            return
-        for kind, names in KINDS.items():
-            number = next((usage[name] for name in names if isinstance(usage.get(name), int)), 0)
-            if number > 0:
-                self._tokens[kind].inc(number)
+    def used(self, prompt: int, completion: int) -> None:
+        """Count tokens of a generation."""
+        self._prompt.inc(prompt)
+        self._completion.inc(completion)
 
 
 generations = lru_cache(maxsize=1024)(Generations)
@@ -66,13 +79,6 @@ def count_request(scope: dict, status: int, seconds: float) -> None:
     count, duration = _of_request(handler, method, f"{status // 100}xx")
     count.inc()
     duration.observe(seconds)
-
-
-def count_tokens(labels: tuple[str, str], usage: object) -> None:
-    """Count what a `usage` of vLLM says; labels: model and caller."""
-    for kind, number in zip(("prompt", "completion"), token_counts(usage), strict=True):
-        if number:
-            tokens.labels(*labels, kind).inc(number)
 
 
 def token_counts(usage: object) -> tuple[int, int]:

@@ -140,12 +140,19 @@ class Vllm:
             await self.models()
 
     async def complete(
-        self, model: str, instruction: str, text: str, options: dict, used: Callable[[dict], None]
+        self,
+        model: str,
+        instruction: str,
+        text: str,
+        options: dict,
+        first: Callable[[], None],
+        used: Callable[[dict], None],
     ) -> dict:
         """Return `{"model": str, "result": str, "finish_reason": str, "usage": {…}}`, generated at temperature 0.
 
-        options: further fields of a chat completion, such as max_tokens. used: told the usage, or the pieces that came
-        where it ends before. A refusal by vLLM is raised with vLLM's own status and sentence.
+        options: further fields of a chat completion, such as max_tokens. first: called when the first piece is here.
+        used: told the usage, or the pieces that came where it ends before. A refusal by vLLM is raised with vLLM's own
+        status and sentence.
         """
         messages = [{"role": "system", "content": instruction}, {"role": "user", "content": text}]
         # Streamed, so that HTTP_TIMEOUT_SEC limits vLLM's silence and not the length of its answer.
@@ -159,6 +166,8 @@ class Vllm:
                     raise _refusal(response.status_code, await response.aread(), model, response.headers)
                 if response.headers.get("content-type", STREAM).startswith(STREAM):
                     async for kind, data in sse.events(response.aiter_bytes()):
+                        if not pieces:
+                            first()
                         pieces += 1
                         _add(answer, kind, data)
                 else:  # a whole answer, an error, or a page of something else
@@ -352,7 +361,6 @@ class Relay(Response):
         self._started, self._pieces = False, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._began = time.monotonic()
         try:
             if self._body is None:
                 await while_connected(receive, self._relay(scope, send, None))
@@ -364,28 +372,18 @@ class Relay(Response):
                 await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send)
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send, body: dict) -> None:
-        self._metrics = metrics.generations(self._vllm.known(body.get("model")), scope.get("caller") or "none")
+        self._metrics = metrics.generations(scope["model"], scope["caller"])
         self._usage: object = None
-        self._metrics.in_flight.inc()
         try:
-            if body.get("stream") or not can_stream(self._path, body):
-                work = self._relay(scope, send, body)
-            else:
-                work = self._whole(scope, send, body)
-            await while_connected(receive, work)
-        except Problem as problem:
-            self._metrics.failed(problem.status_code)
-            raise
+            with self._metrics.measured() as self._first:
+                if body.get("stream") or not can_stream(self._path, body):
+                    work = self._relay(scope, send, body)
+                else:
+                    work = self._whole(scope, send, body)
+                await while_connected(receive, work)
         finally:
-            self._metrics.in_flight.dec()
-            self._metrics.seconds.observe(time.monotonic() - self._began)
-            self._metrics.used(self._usage)
             # For the account. Who leaves before the end, where vLLM tells the usage, is charged what came.
             scope["usage"] = self._usage or {"completion_tokens": self._pieces}
-
-    def _first(self) -> None:
-        """Note that the first piece is here."""
-        self._metrics.first_token.observe(time.monotonic() - self._began)
 
     async def _whole(self, scope: Scope, send: Send, body: dict) -> None:
         """Stream inside, answer whole."""

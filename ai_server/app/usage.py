@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from app.database import Database, transaction
+
 FLUSH_SEC = 1.0
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS usage (
@@ -42,12 +44,12 @@ class Usage:
         self._counting = threading.Lock()  # held for a moment: requests wait for it
         self._lock = threading.Lock()  # of the store, which may be slow
         self._failing = False
-        self._db = sqlite3.connect(
-            directory / "usage.sqlite3", isolation_level=None, timeout=10, check_same_thread=False
-        )
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.executescript(SCHEMA)
-        rates.update({name: (left, at) for name, left, at in self._db.execute("SELECT name, left, at FROM rates")})
+        self._database = Database(directory / "usage.sqlite3", self._prepare)
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        db.executescript(SCHEMA)
+        kept = {name: (left, at) for name, left, at in db.execute("SELECT name, left, at FROM rates")}
+        self._rates.update({**kept, **self._rates})
 
     def add(self, caller: str, model: str, prompt_tokens: int, completion_tokens: int) -> None:
         """Count one request."""
@@ -65,10 +67,14 @@ class Usage:
         since = datetime.datetime.fromtimestamp(self._clock() - (days - 1) * 86400, datetime.timezone.utc).date()
         names = ("day", "model", "requests", "prompt_tokens", "completion_tokens")
         with self._lock:
-            rows = self._db.execute(
-                f"SELECT {', '.join(names)} FROM usage WHERE caller = ? AND day >= ? ORDER BY day DESC, model",
-                (caller, since.isoformat()),
-            ).fetchall()
+            rows = (
+                self._database.opened()
+                .execute(
+                    f"SELECT {', '.join(names)} FROM usage WHERE caller = ? AND day >= ? ORDER BY day DESC, model",
+                    (caller, since.isoformat()),
+                )
+                .fetchall()
+            )
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     def flush(self) -> None:
@@ -78,15 +84,12 @@ class Usage:
                 waiting, self._waiting = self._waiting, {}
             rates = {name: rate for name, rate in list(self._rates.items()) if self._written.get(name) != rate}
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                self._db.executemany(ADD, [(*key, *counts) for key, counts in waiting.items()])
-                self._db.executemany(
-                    "INSERT OR REPLACE INTO rates VALUES (?, ?, ?)", [(name, *rate) for name, rate in rates.items()]
-                )
-                self._db.execute("COMMIT")
+                with transaction(self._database.opened()) as db:
+                    db.executemany(ADD, [(*key, *counts) for key, counts in waiting.items()])
+                    db.executemany(
+                        "INSERT OR REPLACE INTO rates VALUES (?, ?, ?)", [(name, *rate) for name, rate in rates.items()]
+                    )
             except (sqlite3.Error, OverflowError) as error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
                 for key, counts in waiting.items():
                     self._count(key, counts)
                 if not self._failing:
@@ -105,4 +108,4 @@ class Usage:
 
     def close(self) -> None:
         self.flush()
-        self._db.close()
+        self._database.close()

@@ -1,6 +1,7 @@
 """A real ai-server in a process of its own, with stand-ins for the three it talks to, all on loopback."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -20,6 +21,15 @@ CALLER, OTHER_CALLER, VLLM_KEY, TOKEN, OCR_KEY = (
     "tok",
     "ocr-key",
 )
+
+
+def fill_disk(pid: int = 0) -> None:
+    """Let a process (this one) write nothing to files, which is what a full disk is to it."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+
+def empty_disk(pid: int) -> None:
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 class Server:
@@ -56,7 +66,7 @@ class Server:
         given = {name: value for name, value in self.settings.items() if value is not None}
         return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **given}
 
-    def start(self) -> "Server":
+    def start(self, full_disk: bool = False) -> "Server":
         command = [sys.executable, "-m", "uvicorn", "app.main:app", "--fd", str(self._socket.fileno())]
         self.process = subprocess.Popen(
             [*command, "--timeout-graceful-shutdown", "1"],
@@ -65,6 +75,7 @@ class Server:
             pass_fds=[self._socket.fileno()],
             stdout=(self.directory / "stdout").open("ab"),
             stderr=subprocess.STDOUT,
+            preexec_fn=fill_disk if full_disk else None,
         )
         httpx.get(f"{self.url}/metrics", timeout=20)  # the socket listens already: this waits for the process
         return self

@@ -257,10 +257,10 @@ def test_a_job_is_on_its_callers_account(named, standins):
 def test_a_disk_that_is_full_keeps_the_counts(tmp_path):
     usage = Usage(tmp_path, {})
     usage.add("a", "m", 1, 2)
-    usage._db.execute("PRAGMA query_only = ON")
+    usage._database.opened().execute("PRAGMA query_only = ON")
     usage.flush()
     usage.add("a", "m", 10, 20)
-    usage._db.execute("PRAGMA query_only = OFF")
+    usage._database.opened().execute("PRAGMA query_only = OFF")
     (row,) = usage.of("a", 1)
     assert (row["requests"], row["prompt_tokens"], row["completion_tokens"]) == (2, 11, 22)
     usage.close()

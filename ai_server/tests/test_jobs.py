@@ -1,7 +1,6 @@
 """Jobs: accepted, answered, told to the backend, whatever stops in between."""
 
 import hashlib
-import resource
 import signal
 import sqlite3
 import time
@@ -10,7 +9,7 @@ import pytest
 
 from app.errors import Problem
 from app.jobs import Phase, Store
-from conftest import CALLER, OTHER_CALLER, TOKEN
+from conftest import CALLER, OTHER_CALLER, TOKEN, empty_disk, fill_disk
 from pdfs import pdf
 from standins import wait_for
 
@@ -256,8 +255,7 @@ def test_a_full_disk_is_told_and_survived(new_server, standins):
     with server.client() as client:
         client.post("/v1/checklist", json={"text": "hold", "job_id": "answered-meanwhile"})
         wait_for(lambda: standins.asked)
-        limit = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (0, limit[1]))  # what a full disk is to the server
+        fill_disk(server.process.pid)
 
         refused = client.post("/v1/checklist", json={"text": "a", "job_id": "refused"})
         assert (refused.status_code, "STATE_DIRECTORY" in refused.json()["error"]["message"]) == (503, True)
@@ -275,11 +273,44 @@ def test_a_full_disk_is_told_and_survived(new_server, standins):
         time.sleep(0.5)
         assert standins.callbacks() == []
 
-        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, limit)
+        empty_disk(server.process.pid)
         server.job("answered-meanwhile", "delivered")
         assert [asked["body"]["messages"][-1]["content"] for asked in standins.asked[:-1]] == ["hold", "at once"]
         assert client.post("/v1/checklist", json={"text": "a", "job_id": "refused"}).status_code == 202
         wait_for(lambda: client.get("/health").json()["status"] == "ok")
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["with-jobs", "the-first"])
+def test_a_start_on_a_full_disk_serves_what_needs_none_and_the_rest_later(new_server, standins, before):
+    server = new_server()
+    if before:
+        server.start()
+        with server.client() as client:
+            client.post("/v1/checklist", json={"text": "hold", "job_id": "of-before"})
+            wait_for(lambda: standins.asked)
+        server.stop(signal.SIGKILL)
+        standins.go_on.set()
+    server.start(full_disk=True)
+    with server.client() as client:
+        assert client.post("/v1/checklist", json={"text": "at once"}).status_code == 200
+        refused = client.post("/v1/checklist", json={"text": "a", "job_id": "a"})
+        assert (refused.status_code, "STATE_DIRECTORY" in refused.json()["error"]["message"]) == (503, True)
+        health = client.get("/health")
+        assert (health.status_code, health.json()["status"]) == (200, "degraded")
+        assert "cannot be written" in health.json()["store"]
+        empty_disk(server.process.pid)
+        wait_for(lambda: client.get("/health").json()["status"] == "ok")
+        assert client.post("/v1/checklist", json={"text": "a", "job_id": "a"}).status_code == 202
+        server.job("a", "delivered")
+        assert sum(row["requests"] for row in client.get("/v1/usage").json()["data"]) >= 2
+    if before:
+        server.job("of-before", "delivered")
+
+
+def test_a_file_that_is_no_database_is_no_full_disk(tmp_path):
+    (tmp_path / "jobs.sqlite3").write_bytes(b"no database" * 100)
+    with pytest.raises(sqlite3.DatabaseError, match="not a database"):
+        Store(tmp_path)
 
 
 def test_no_proxy_unless_a_setting_says_so(new_server, standins):
@@ -393,6 +424,15 @@ class TestStore:
         assert store.claim("queued", "caller", {("caller", "a")}, 0.01).id == "b"
         self.now += 1
         assert store.claim("queued", "caller", {("caller", "a"), ("caller", "b")}, 0.01) is None
+
+    def test_a_clock_that_was_set_back_holds_no_job_up(self, store):
+        add(store, "new")
+        add(store, "tried")
+        store.claim("queued", "caller", {("caller", "new")}, 2)
+        self.now -= 86_400
+        phase = Phase(store, "queued", 3, 2)
+        assert {phase.claim().id for _ in range(2)} == {"new", "tried"}
+        assert phase.claim() is None
 
     def test_callers_take_turns(self, store):
         for ident in "abcdef":

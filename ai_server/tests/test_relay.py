@@ -189,8 +189,12 @@ def test_metrics_of_a_language_model(client, server, standins):
     client.post(CHAT, json=body("too long"))
     for number in range(3):
         client.post(CHAT, json=body("hello", model=f"canary-{number}"))
+    assert client.post("/v1/checklist", json={"text": "hello"}).status_code == 200
     page = httpx.get(f"{server.url}/metrics").text
     for line in (
+        r'ai_server_first_token_seconds_bucket{caller="\w{8}",le="160.0",model="checklist-adapter"} [1-9]',
+        r'ai_server_tokens_total{caller="\w{8}",kind="completion",model="checklist-adapter"} [1-9]',
+        r'ai_server_in_flight{caller="\w{8}",model="checklist-adapter"} 0.0',
         r'ai_server_first_token_seconds_bucket{caller="\w{8}",le="160.0",model="base"} [1-9]',
         r'ai_server_generation_seconds_bucket{caller="\w{8}",le="600.0",model="base"} [1-9]',
         r'ai_server_in_flight{caller="\w{8}",model="base"} 0.0',

@@ -81,9 +81,11 @@ def test_sigterm_lets_a_short_answer_finish_and_cuts_an_endless_one(new_server, 
 
 def test_an_unforeseen_fault_is_a_500_without_a_trace(new_server):
     server = new_server().start()
-    with sqlite3.connect(server.directory / "state/jobs.sqlite3") as store:
-        store.execute("DROP TABLE jobs")
     with server.client() as client:
+        client.post("/v1/checklist", json={"text": "hello", "job_id": "any"})
+        server.job("any", "delivered")
+        with sqlite3.connect(server.directory / "state/jobs.sqlite3") as store:
+            store.execute("UPDATE jobs SET outcome = '{'")
         answer = client.get("/v1/jobs/any")
     assert (answer.status_code, answer.json()["error"]["message"]) == (
         500,

@@ -97,6 +97,10 @@ KINDS: dict[str, tuple[Callable, str]] = {
     ),
     "ip_address": (is_ip_address, "an IP address, such as 0.0.0.0 or 127.0.0.1"),
     "network": (is_network, "an IP address or a network, such as 10.0.0.4 or 10.0.0.0/8"),
+    "host_name": (
+        lambda value: is_host(value) and value == value.lower(),
+        "a host's name in small letters or its address, without scheme and port, such as images.example",
+    ),
     "interface_or_address": (is_interface_or_address, "an IP address or the name of an interface, such as 127.0.0.1"),
     "account": (
         ACCOUNT.fullmatch,

@@ -49,6 +49,11 @@ def test_the_engine_is_the_one_of_the_guide(rendered):
     assert [json.loads(each)["name"] for each in config["lora-modules"]] == ["easycontract", "checklist"]
 
 
+def test_the_engine_fetches_no_media_that_a_request_names(rendered):
+    assert rendered["config"]["allowed-media-domains"] == ["media.invalid"]
+    assert "VLLM_MEDIA_URL_ALLOW_REDIRECTS=0" in systemd_unit.render(rendered["unit"])
+
+
 def test_the_key_is_in_no_file_that_others_read(rendered):
     assert KEY not in json.dumps(rendered["config"]) + json.dumps(rendered["unit"])
 

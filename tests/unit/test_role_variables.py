@@ -27,6 +27,7 @@ ADAPTERS = {
         ("listen_address", ["127.0.0.1", "::1", "localhost"], ["999.1.1.1", "banana", "", "-a", "a\n", "http://a"]),
         ("ip_address", ["0.0.0.0", "::"], ["localhost", "1.2.3", "127.0.0.1:80", ""]),
         ("interface_or_address", ["eth0", "ens4", "10.0.0.1", "::1"], ["1.2.3", "eth0 ", "", "a" * 16, ":9100"]),
+        ("host_name", ["images.example", "10.0.0.1"], ["Images.example", "http://a", "a:80", "", "*.example", "a/b"]),
         ("account", ["root", "_apt", "a-1"], ["1a", "A", "a b", "", "a" * 33, "a\n", "../x"]),
         ("service_user", ["vllm", "ai-server"], ["root", "vllm user", ""]),
         ("served_name", ["lab/tiny-llama", "easy", "a:v1.2"], ["../x", "a b", "a/../b", "", "-a", "a\n", "a;b"]),

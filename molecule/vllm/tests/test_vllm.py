@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 from engine import ADAPTERS, BASE, KEY, URL, ask, pid, say
 
+ROOT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 ENVIRON = """
 import json, sys
 entries = open(f"/proc/{sys.argv[1]}/environ", encoding="utf-8").read().split(chr(0))
 print(json.dumps(dict(entry.split("=", 1) for entry in entries if entry)))
+"""
+
+REQUESTS = """
+import json
+from typing import get_args
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.pooling.embed.protocol import EmbeddingRequest
+classes = {
+    "/chat/completions": [ChatCompletionRequest],
+    "/completions": [CompletionRequest],
+    "/responses": [ResponsesRequest],
+    "/embeddings": get_args(get_args(EmbeddingRequest)[0]),
+}
+print(json.dumps({path: [name for each in those for name in each.model_fields] for path, those in classes.items()}))
 """
 
 
@@ -35,6 +55,22 @@ def test_it_listens_on_loopback_and_asks_for_its_key(host):
     listening = host.check_output("ss -Hltn 'sport = :8001'")
     assert "127.0.0.1:8001" in listening and "0.0.0.0:8001" not in listening and "*:8001" not in listening
     assert ask(host, "/v1/models", key=None)[0] == 401
+
+
+def test_the_policy_of_ai_server_knows_every_field_that_the_engine_reads(host):
+    known = json.loads((ROOT / "ai_server/tests/engine_fields.json").read_text())
+    told = host.check_output("cd / && HF_HUB_OFFLINE=1 /app/vllm-server/venv/bin/python -c %s", REQUESTS)
+    fields = json.loads(told.splitlines()[-1])
+    assert fields.keys() == known.keys()
+    assert {path: sorted(set(names) - set(known[path])) for path, names in fields.items()} == {
+        path: [] for path in known
+    }
+
+
+def test_it_fetches_no_media_that_a_request_names(host):
+    config = yaml.safe_load(host.check_output("cat /etc/vllm/config.yaml"))
+    assert config["allowed-media-domains"] == ["media.invalid"]
+    assert "VLLM_MEDIA_URL_ALLOW_REDIRECTS=0" in host.check_output("systemctl show vllm --property Environment")
 
 
 def test_its_key_is_nowhere_but_in_its_own_environment(host):
