@@ -228,6 +228,7 @@ class Cloud:
         self.lock = threading.RLock()
         self.firewalls, self.instances, self.disks, self.operations = {}, {}, {}, {}
         self.addresses = {}  # (region, name)
+        self.policies, self.snapshots = {}, {}  # (region, name); name
         self.faults, self.requests, self.known_requests = [], [], {}
         self.counter = 100
 
@@ -612,9 +613,13 @@ class Cloud:
             if gpu["acceleratorType"].rsplit("/", 1)[-1] not in self.zones[zone]:
                 raise Refused(404, "notFound", f"The resource '{gpu['acceleratorType']}' was not found")
         disk = body["disks"][0]
-        image = disk["initializeParams"]["sourceImage"]
-        if not image.endswith(f"{IMAGES}/global/images/family/{FAMILY}"):
+        image, snapshot = (disk["initializeParams"].get(one, "") for one in ("sourceImage", "sourceSnapshot"))
+        if snapshot and snapshot.rsplit("/", 1)[-1] not in self.snapshots:
+            raise Refused(404, "notFound", f"The resource '{snapshot}' was not found")
+        if not snapshot and not image.endswith(f"{IMAGES}/global/images/family/{FAMILY}"):
             raise Refused(404, "notFound", f"The resource '{image}' was not found")
+        origin = {"sourceImage": f"{URL}projects/{IMAGES}/global/images/{FAMILY}-v20261101"}
+        origin = {"sourceSnapshot": snapshot} if snapshot else origin
         number = self._number()
         instance = {
             "kind": "compute#instance",
@@ -652,7 +657,7 @@ class Cloud:
             "status": "READY",
             "type": kind,
             "description": disk["initializeParams"].get("description", ""),
-            "sourceImage": f"{URL}projects/{IMAGES}/global/images/{FAMILY}-v20261101",
+            **origin,
             "users": [f"{url}/{name}"],
             "labels": disk["initializeParams"].get("labels", {}),
             "labelFingerprint": new_fingerprint(),
@@ -810,6 +815,85 @@ class Cloud:
         self._fresh(body.get("labelFingerprint"), disk["labelFingerprint"])
         labels = {"labels": body.get("labels", {}), "labelFingerprint": new_fingerprint()}
         return self._operation(values, url, "setLabels", lambda: disk.update(labels))
+
+    # --- schedules and snapshots
+
+    def resourcePolicies_get(self, values, query, body, url):
+        key = (values["region"], values["resourcePolicy"])
+        if key not in self.policies:
+            raise Refused(404, "notFound", f"The resource '{url.removeprefix(URL)}' was not found")
+        return self.policies[key]
+
+    def resourcePolicies_aggregatedList(self, values, query, body, url):
+        items = {}
+        for (region, _), one in self.policies.items():
+            items.setdefault(f"regions/{region}", {}).setdefault("resourcePolicies", []).append(one)
+        return {"kind": "compute#resourcePolicyAggregatedList", "items": items}
+
+    def resourcePolicies_insert(self, values, query, body, url):
+        key = (values["region"], body["name"])
+        if key in self.policies:
+            raise Refused(409, "alreadyExists", f"The resource '{body['name']}' already exists")
+        daily = body.get("snapshotSchedulePolicy", {}).get("schedule", {}).get("dailySchedule", {})
+        if daily and daily["startTime"] not in ("00:00", "04:00", "08:00", "12:00", "16:00", "20:00"):
+            raise Refused(400, "invalid", f"Invalid value for field 'startTime': '{daily['startTime']}'")
+        policy = {"kind": "compute#resourcePolicy", "status": "READY", "selfLink": f"{url}/{body['name']}", **body}
+        return self._operation(values, url, "insert", lambda: self.policies.update({key: policy}))
+
+    def resourcePolicies_delete(self, values, query, body, url):
+        policy = self.resourcePolicies_get(values, query, None, url)
+        for one in (*self.instances.values(), *self.disks.values()):
+            if policy["selfLink"] in one.get("resourcePolicies", []):
+                raise Refused(400, "resourceInUseByAnotherResource", f"'{policy['name']}' is used by '{one['name']}'")
+        key = (values["region"], values["resourcePolicy"])
+        return self._operation(values, url, "delete", lambda: self.policies.pop(key, None))
+
+    def _attach(self, values, body, url, resource):
+        found = []
+        for named in body["resourcePolicies"]:
+            region, _, name = named.split("/")[-3:]
+            policy = self.resourcePolicies_get({"region": region, "resourcePolicy": name}, {}, None, url)
+            kind = next(one for one in policy if one.endswith("SchedulePolicy"))
+            for there in resource.get("resourcePolicies", []):
+                if any(kind in one for one in self.policies.values() if one["selfLink"] == there):
+                    raise Refused(400, "invalid", f"'{resource['name']}' has a policy of this kind already")
+            found.append(policy["selfLink"])
+        after = [*resource.get("resourcePolicies", []), *found]
+        return self._operation(values, url, "addResourcePolicies", lambda: resource.update(resourcePolicies=after))
+
+    def _detach(self, values, body, url, resource):
+        names = [one.rsplit("/", 1)[-1] for one in body["resourcePolicies"]]
+        after = [one for one in resource.get("resourcePolicies", []) if one.rsplit("/", 1)[-1] not in names]
+        return self._operation(values, url, "removeResourcePolicies", lambda: resource.update(resourcePolicies=after))
+
+    def instances_addResourcePolicies(self, values, query, body, url):
+        return self._attach(values, body, url, self._instance(values))
+
+    def instances_removeResourcePolicies(self, values, query, body, url):
+        return self._detach(values, body, url, self._instance(values))
+
+    def disks_addResourcePolicies(self, values, query, body, url):
+        return self._attach(values, body, url, self.disks_get(values, query, None, url))
+
+    def disks_removeResourcePolicies(self, values, query, body, url):
+        return self._detach(values, body, url, self.disks_get(values, query, None, url))
+
+    def disks_createSnapshot(self, values, query, body, url):
+        disk = self.disks_get(values, query, None, url)
+        if body["name"] in self.snapshots:
+            raise Refused(409, "alreadyExists", f"The resource '{body['name']}' already exists")
+        snapshot = {"kind": "compute#snapshot", "diskSizeGb": disk["sizeGb"], "status": "READY", **body}
+        return self._operation(values, url, "createSnapshot", lambda: self.snapshots.update({body["name"]: snapshot}))
+
+    def snapshots_list(self, values, query, body, url):
+        return self._all("snapshot", list(self.snapshots.values()), query)
+
+    def snapshots_get(self, values, query, body, url):
+        return self._named("snapshot", self.snapshots.values(), values["snapshot"], url)
+
+    def snapshots_delete(self, values, query, body, url):
+        self.snapshots_get(values, query, None, url)
+        return self._operation(values, url, "delete", lambda: self.snapshots.pop(values["snapshot"], None))
 
     def instances_setMachineType(self, values, query, body, url):
         instance = self._instance(values)

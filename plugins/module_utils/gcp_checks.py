@@ -26,6 +26,13 @@ MACHINE_PERMISSIONS = (
 )
 EXTERNAL_PERMISSION = "compute.subnetworks.useExternalIp"
 ACCOUNT_PERMISSION = "compute.instances.setServiceAccount"
+SCHEDULE_PERMISSIONS = (
+    "compute.disks.addResourcePolicies",
+    "compute.instances.addResourcePolicies",
+    "compute.resourcePolicies.create",
+    "compute.resourcePolicies.use",
+)
+SNAPSHOT_PERMISSION = "compute.snapshots.useReadOnly"
 ADDRESS_PERMISSIONS = ("compute.addresses.create", "compute.addresses.use")
 
 OTHER_GPUS = "stop other machines with a GPU, or choose another region"
@@ -71,6 +78,12 @@ class Checks:
             for one in fleet.machines
             if one["shielded"]["secure_boot"] and one["accelerator"]["count"]
         ]
+        self.remarks += [
+            f"{one['name']}: hours: Google starts and stops it only if the project's Compute Engine service agent "
+            "(service-PROJECT_NUMBER@compute-system.iam.gserviceaccount.com) has the role Compute Instance Admin (v1)."
+            for one in missing
+            if one["hours"]
+        ]
         new_rules = [rule["name"] for rule in fleet.wanted_rules() if rule["name"] not in firewalls]
         whole, missing_in_known = self._zone_names(missing)
         problems += whole
@@ -78,7 +91,8 @@ class Checks:
             lambda: self._permissions(missing, new_rules),
             lambda: self._names(missing_in_known),
             lambda: self._accelerators(missing_in_known),
-            lambda: self._images(missing),
+            lambda: self._images([one for one in missing if not one["snapshot"]]),
+            lambda: self._snapshots([one for one in missing if one["snapshot"]]),
             lambda: self._left_disks(missing_in_known),
             lambda: self._addresses(missing_in_known),
             lambda: self._egress(missing_in_known),
@@ -112,6 +126,8 @@ class Checks:
         needed |= {EXTERNAL_PERMISSION} if any(one["external_address"] for one in missing) else set()
         needed |= {ACCOUNT_PERMISSION} if any(one["service_account"] for one in missing) else set()
         needed |= set(ADDRESS_PERMISSIONS if any(one["reserved_address"] for one in missing) else ())
+        needed |= set(SCHEDULE_PERMISSIONS if any(one["hours"] or one["snapshots"] for one in missing) else ())
+        needed |= {SNAPSHOT_PERMISSION} if any(one["snapshot"] for one in missing) else set()
         if not needed:
             return []
         lacking = self.client.lacking(needed)
@@ -242,6 +258,25 @@ class Checks:
                 problems.append(
                     f"{who} needs a disk of {image['diskSizeGb']} GB, declared is {machine['disk']['size_gb']}: raise "
                     "disk.size_gb."
+                )
+        return problems
+
+    def _snapshots(self, missing):
+        """See that there is the snapshot that a boot disk is to be made from, and that it fits."""
+        problems = []
+        for machine in missing:
+            name, size = machine["snapshot"], machine["disk"]["size_gb"]
+            who = f"{machine['name']}: snapshot {name}"
+            found = self.fleet.ask(self.client, f"global/snapshots/{name}", machine["name"], "snapshot")
+            if found is None:
+                known = self._known("global/snapshots")
+                alike = declared.listed(difflib.get_close_matches(name, known) or known[:6]) or "none at all"
+                problems.append(f"{who} is not in project {self.fleet.project}: there is {alike}.")
+            elif found.get("status", "READY") != "READY":
+                problems.append(f"{who} is {found['status']}: wait until it is READY, or name another.")
+            elif int(found.get("diskSizeGb", 0)) > size:
+                problems.append(
+                    f"{who} needs a disk of {found['diskSizeGb']} GB, declared is {size}: raise disk.size_gb."
                 )
         return problems
 

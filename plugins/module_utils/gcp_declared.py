@@ -35,6 +35,7 @@ RULE = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
 }
 
+MAX_RUN_HOURS = 120 * 24  # the API's own limit
 LIVE, STOPPED, NEW = "live", "stopped", "new"
 
 
@@ -46,6 +47,24 @@ class Difference:
     actual: object
     declared: object
     cure: str
+
+
+class Change:
+    """One thing done or to be done: a sentence, and what was there before and is after (None: nothing)."""
+
+    def __init__(self, what, before, after):
+        self.what = what
+        self.before = before
+        self.after = after
+
+    def only_differing(self):
+        """Return (before, after): of a change the fields that differ, of what comes or goes those that are set."""
+        if self.before is None or self.after is None:
+            return tuple(
+                side and {key: value for key, value in side.items() if value} for side in (self.before, self.after)
+            )
+        keys = [key for key in {**self.before, **self.after} if self.before.get(key) != self.after.get(key)]
+        return tuple({key: side[key] for key in keys if key in side} for side in (self.before, self.after))
 
 
 def region_of(zone):
@@ -144,6 +163,13 @@ def machine_problems(machines, accelerators=None):
                 problems.append(
                     f"{who}: the label {key}={value} must be lower-case letters, digits, '-' and '_' (63 at most)."
                 )
+        if machine["snapshot"] and not NAME.fullmatch(machine["snapshot"]):
+            problems.append(f"{who}: snapshot '{machine['snapshot']}' must be the name alone, in lower-case letters.")
+        if not 0 <= machine["max_run_hours"] <= MAX_RUN_HOURS:
+            problems.append(
+                f"{who}: max_run_hours {machine['max_run_hours']} must be between 1 and {MAX_RUN_HOURS} (120 days), or "
+                "0 for no limit."
+            )
         if machine["reserved_address"] and not machine["external_address"]:
             problems.append(f"{who}: reserved_address needs external_address: true.")
         if machine["spot"] and machine["maintenance_policy"] != "TERMINATE":
@@ -423,18 +449,15 @@ def rule_patch(project, rule, firewall, fleet):
 
 
 def scheduling(machine):
-    if machine["spot"]:
-        # The API refuses automatic restart of a spot machine; STOP keeps the disk when it is taken away.
-        return {
-            "provisioningModel": "SPOT",
-            "instanceTerminationAction": "STOP",
-            "onHostMaintenance": "TERMINATE",
-            "automaticRestart": False,
-        }
+    spot, hours = machine["spot"], machine["max_run_hours"]
     return {
-        "provisioningModel": "STANDARD",
-        "onHostMaintenance": machine["maintenance_policy"],
-        "automaticRestart": machine["automatic_restart"],
+        "provisioningModel": "SPOT" if spot else "STANDARD",
+        "onHostMaintenance": "TERMINATE" if spot else machine["maintenance_policy"],
+        # The API refuses automatic restart of a spot machine.
+        "automaticRestart": machine["automatic_restart"] and not spot,
+        # The disk is kept when Google takes a spot machine away, or its time is over.
+        **({"instanceTerminationAction": "STOP"} if spot or hours else {}),
+        **({"maxRunDuration": {"seconds": str(hours * 3600)}} if hours else {}),
     }
 
 
@@ -476,7 +499,8 @@ def machine_body(project, zone, machine, fleet, address=None):
         interface["subnetwork"] = f"{URL}projects/{project}/regions/{region}/subnetworks/{machine['subnetwork']}"
     if machine["external_address"]:
         interface["accessConfigs"] = [{**ACCESS, **({"natIP": address} if address else {})}]
-    image = machine["image"]
+    if machine["nic_type"] != "auto":
+        interface["nicType"] = machine["nic_type"]
     return {
         "name": machine["name"],
         "description": mark(fleet),
@@ -493,7 +517,7 @@ def machine_body(project, zone, machine, fleet, address=None):
                     "labels": labels_text(machine["disk"]["labels"]),
                     "diskSizeGb": str(machine["disk"]["size_gb"]),
                     "diskType": f"{here}/diskTypes/{machine['disk']['type']}",
-                    "sourceImage": f"{URL}projects/{image['project']}/global/images/family/{image['family']}",
+                    **source(project, machine),
                 },
             }
         ],
@@ -515,6 +539,14 @@ def machine_body(project, zone, machine, fleet, address=None):
     }
 
 
+def source(project, machine):
+    """Return what a boot disk is made from: a snapshot of the project where one is named, else the image."""
+    if machine["snapshot"]:
+        return {"sourceSnapshot": f"{URL}projects/{project}/global/snapshots/{machine['snapshot']}"}
+    image = machine["image"]
+    return {"sourceImage": f"{URL}projects/{image['project']}/global/images/family/{image['family']}"}
+
+
 def declared_view(machine):
     """Return the fields of a declared machine in the form that is compared and shown."""
     gpu = machine["accelerator"]
@@ -527,6 +559,7 @@ def declared_view(machine):
         "disk_auto_delete": machine["disk"]["auto_delete"],
         "network": machine["network"],
         **({"subnetwork": machine["subnetwork"]} if machine["subnetwork"] else {}),
+        **({"nic_type": machine["nic_type"]} if machine["nic_type"] != "auto" else {}),
         "external_address": machine["external_address"],
         "service_account": {one["email"]: one["scopes"] for one in service_accounts(machine)},
         "deletion_protection": machine["deletion_protection"],
@@ -555,8 +588,11 @@ def actual_view(machine, instance, disk, image_family):
         "onHostMaintenance": plan.get("onHostMaintenance", "TERMINATE" if spot else "MIGRATE"),
         "automaticRestart": plan.get("automaticRestart", not spot),
     }
-    if machine["spot"]:
+    seconds = str((plan.get("maxRunDuration") or {}).get("seconds") or "")
+    if machine["spot"] or seconds:
         actual_plan["instanceTerminationAction"] = plan.get("instanceTerminationAction", "STOP")
+    if seconds:
+        actual_plan["maxRunDuration"] = {"seconds": seconds}
     size = (disk or {}).get("sizeGb") or boot.get("diskSizeGb") or declared["disk_size_gb"]
     items = {one["key"]: one.get("value", "") for one in (instance.get("metadata") or {}).get("items") or []}
     labels = instance.get("labels") or {}
@@ -572,6 +608,7 @@ def actual_view(machine, instance, disk, image_family):
         "disk_auto_delete": bool(boot.get("autoDelete")),
         "network": last(interface.get("network")),
         **({"subnetwork": last(interface.get("subnetwork"))} if machine["subnetwork"] else {}),
+        **({"nic_type": interface.get("nicType", "VIRTIO_NET")} if machine["nic_type"] != "auto" else {}),
         "external_address": bool(interface.get("accessConfigs")),
         "service_account": {
             one.get("email"): sorted(one.get("scopes") or []) for one in instance.get("serviceAccounts") or []
@@ -619,6 +656,7 @@ CURES = {
     "disk_type": NEW,
     "network": NEW,
     "subnetwork": NEW,
+    "nic_type": NEW,
 }
 
 
@@ -768,18 +806,22 @@ def estimate(machine, zone, prices):
     return result
 
 
-def cost_sentences(costs, hours):
-    """Say what each machine costs an hour and a month, and the fleet as a whole. `hours`: of a month."""
+def cost_sentences(costs, hours, as_of=""):
+    """Say what each machine costs an hour and a month, and the fleet as a whole.
+
+    `hours`: of a month, `as_of`: the date of the table of prices.
+    """
 
     def money(one, state):
         return f"{one[state]:.2f} {one['currency']} an hour ({one[state] * hours:.0f} a month)"
 
     known = [one for one in costs if not one["missing"]]
+    table = f"data/gcp/prices.yml{f', as of {as_of}' if as_of else ''}"
     said = [
         f"{one['name']}: no estimate: {one['missing']}."
         if one["missing"]
         else f"{one['name']} costs about {money(one, 'running')} while it runs, {money(one, 'stopped')} while it is "
-        "stopped (data/gcp/prices.yml)."
+        f"stopped ({table})."
         for one in costs
     ]
     if len(costs) > 1 and known:

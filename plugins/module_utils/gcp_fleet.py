@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from ansible.module_utils import gcp_declared as declared
 from ansible.module_utils.gcp_checks import Checks
 from ansible.module_utils.gcp_client import Client, GcpError, credentials_for, not_understood
+from ansible.module_utils.gcp_declared import Change
+from ansible.module_utils.gcp_policies import KINDS, Policies, name_of, schedule_problems, view
 
 SIDE_BY_SIDE = 8
 ADDRESS_TIMEOUT = 60  # s until a machine that runs has its external address
@@ -22,24 +24,6 @@ MOVING = {
     "SUSPENDING",
 }
 PASSING = {"CREATING", "DELETING"}  # states of a disk that end by themselves
-
-
-class Change:
-    """One thing done or to be done: a sentence, and what was there before and is after (None: nothing)."""
-
-    def __init__(self, what, before, after):
-        self.what = what
-        self.before = before
-        self.after = after
-
-    def only_differing(self):
-        """Return (before, after): of a change the fields that differ, of what comes or goes those that are set."""
-        if self.before is None or self.after is None:
-            return tuple(
-                side and {key: value for key, value in side.items() if value} for side in (self.before, self.after)
-            )
-        keys = [key for key in {**self.before, **self.after} if self.before.get(key) != self.after.get(key)]
-        return tuple({key: side[key] for key in keys if key in side} for side in (self.before, self.after))
 
 
 class Fleet:
@@ -62,6 +46,7 @@ class Fleet:
         self.changes, self.refused = [], []
         self.dark = []  # zones that the list of instances could not ask
         self._credentials = None
+        self.policies = Policies(self)
 
     def _chosen(self, name):
         return name in self.limited and (not self.names or name in self.names)
@@ -142,6 +127,8 @@ class Fleet:
                 f"gcp_fleet_name '{self.fleet}' must be 1-63 lower-case letters, digits and hyphens, a letter first."
             )
         problems += declared.machine_problems(self.options["machines"], self.options["accelerators"])
+        for machine in self.options["machines"]:
+            problems += schedule_problems(f"gcp_machines: {machine['name']}", machine)
         problems += declared.rule_problems(self.options["rules"]) + self.rule_problems
         known = [one["name"] for one in self.options["machines"]]
         if self.options["state"] == "absent":
@@ -191,7 +178,7 @@ class Fleet:
     # --- what was made here and is no longer declared ------------------------------------------------------------
 
     def undeclared(self, instances, firewalls):
-        """Return (instances, rules, disks, addresses) that carry the fleet's mark and are not declared."""
+        """Return (instances, rules, disks, addresses, schedules, snapshots) with the fleet's mark, not declared."""
         places = {(one["name"], zone) for one in self.options["machines"] for zone in one["zones"]}
         names = {one["name"] for one in self.options["machines"]}
         machines = [
@@ -204,7 +191,15 @@ class Fleet:
         ]
         known = {rule["name"] for rule in self.rules} | self.without
         rules = [one for one in firewalls.values() if declared.made_by(one, self.fleet) and one["name"] not in known]
-        return machines, rules, self._left_disks(), self._left_addresses(instances)
+        disks = [one for one in self._marked("disks") if not one.get("users") and one.get("status") not in PASSING]
+        return (
+            machines,
+            rules,
+            disks,
+            self._left_addresses(instances),
+            self._left_policies(instances),
+            self._snapshots(),
+        )
 
     def _twice(self, instance, instances):
         """Say whether the machine of that name is there too, in a zone that is declared."""
@@ -212,64 +207,71 @@ class Fleet:
         same = [one for one in instances if one["name"] == instance["name"] and one["zone"] in zones]
         return any(declared.made_by(one, self.fleet) for one in same)
 
-    def _left_disks(self):
-        """Return the disks with the mark that no machine uses; where they cannot be listed, none."""
+    def _marked(self, kind):
+        """Return the resources of a kind with the mark, wherever they are; where they cannot be listed, none."""
+        client = self.client()
         try:
-            found, _ = self.client().aggregated("aggregated/disks", "disks")
+            if kind == "snapshots":
+                found = list(client.list("global/snapshots"))
+            else:
+                found, _ = client.aggregated(f"aggregated/{kind}", kind)
         except GcpError as error:
             if error.status not in (403, 404, 501):
                 raise
             return []
-        return [
-            {**one, "zone": one["scope"]}
-            for one in found
-            if declared.made_by(one, self.fleet) and not one.get("users") and one.get("status") not in PASSING
-        ]
+        return [one for one in found if declared.made_by(one, self.fleet)]
 
     def _left_addresses(self, instances):
-        """Return the addresses with the mark that no declared machine is to have; where they cannot be listed, none."""
-        try:
-            found, _ = self.client().aggregated("aggregated/addresses", "addresses")
-        except GcpError as error:
-            if error.status not in (403, 404, 501):
-                raise
-            return []
-        wanted = {
-            (one["name"], declared.region_of(zone))
-            for one in self.options["machines"]
-            if one["reserved_address"]
-            for zone in self._zones_of(one, instances)
-        }
-        return [
-            {**one, "region": one["scope"]}
-            for one in found
-            if declared.made_by(one, self.fleet) and (one["name"], one["scope"]) not in wanted
-        ]
+        """Return the addresses with the mark that no declared machine is to have."""
+        wanted = self._places(instances, [one for one in self.options["machines"] if one["reserved_address"]])
+        return [one for one in self._marked("addresses") if (one["name"], one["scope"]) not in wanted]
+
+    def _left_policies(self, instances):
+        """Return the schedules with the mark of which there is no declared machine."""
+        machines = self._places(instances, self.options["machines"])
+        wanted = {(name_of(name, kind), region) for name, region in machines for kind in KINDS}
+        return [one for one in self._marked("resourcePolicies") if (one["name"], one["scope"]) not in wanted]
+
+    def _snapshots(self):
+        """Return the snapshots that were taken here and are not what a declared machine is made from."""
+        wanted = {one["snapshot"] for one in self.options["machines"]}
+        return [one for one in self._marked("snapshots") if one["name"] not in wanted]
+
+    def _places(self, instances, machines):
+        """Return (name, region) of the places that machines are in or may be made in."""
+        return {(one["name"], declared.region_of(zone)) for one in machines for zone in self._zones_of(one, instances)}
 
     def _zones_of(self, machine, instances):
         """Return the zone that a machine is in, or those that it may be made in."""
         same = [one for one in instances if one["name"] == machine["name"] and one["zone"] in machine["zones"]]
         return [one["zone"] for one in same if self.ours(one)] or machine["zones"]
 
-    def _tell_undeclared(self, machines, rules, disks, addresses, deleted=()):
+    def _tell_undeclared(self, machines, rules, disks, addresses, policies, snapshots, deleted=()):
         """Remark on what is left of what was made here and is not declared."""
-        said = [f"machine {one['name']} in {one['zone']} ({one['status']})" for one in machines]
-        said += [f"rule {one['name']}" for one in rules]
-        said += [f"disk {one['name']} in {one['zone']}" for one in disks]
-        said += [f"address {one['name']} in {one['region']} ({one.get('address')})" for one in addresses]
-        names = [one["name"] for one in (*machines, *rules, *disks, *addresses)]
-        left = [(text, name) for text, name in zip(said, names, strict=True) if name not in deleted]
+        said = [(f"machine {one['name']} in {one['zone']} ({one['status']})", one) for one in machines]
+        said += [(f"rule {one['name']}", one) for one in rules]
+        said += [(f"disk {one['name']} in {one['scope']}", one) for one in disks]
+        said += [(f"address {one['name']} in {one['scope']} ({one.get('address')})", one) for one in addresses]
+        said += [(f"schedule {one['name']} in {one['scope']}", one) for one in policies]
+        left = [(text, one["name"]) for text, one in said if one["name"] not in deleted]
+        way = "playbooks/provision.yml -e gcp_delete_undeclared="
         if left:
             self.remarks.append(
                 f"Made here, no longer declared, and open or paid for: {declared.listed(text for text, _ in left)}. "
-                "Declare it again, or have it deleted by playbooks/provision.yml -e gcp_delete_undeclared="
-                f"{','.join(dict.fromkeys(name for _, name in left))} (a machine's disk with it)."
+                f"Declare it again, or have it deleted by {way}{','.join(dict.fromkeys(name for _, name in left))} (a "
+                "machine's disk with it)."
+            )
+        kept = [one for one in snapshots if one["name"] not in deleted]
+        if kept:
+            self.remarks.append(
+                f"Snapshots that were taken here and cost: {declared.listed(snapshot_words(one) for one in kept)}; "
+                f"{way}{','.join(one['name'] for one in kept)} deletes them."
             )
 
-    def _delete_undeclared(self, machines, rules, disks, addresses):
+    def _delete_undeclared(self, machines, rules, disks, addresses, policies, snapshots):
         """Delete of what is not declared what gcp_delete_undeclared names. Returns problems."""
         names = set(self.options["delete_undeclared"])
-        mine = {one["name"] for one in (*machines, *rules, *disks, *addresses)}
+        mine = {one["name"] for one in (*machines, *rules, *disks, *addresses, *policies, *snapshots)}
         self.remarks += [
             f"gcp_delete_undeclared names '{name}': nothing of that name that was made here is left."
             for name in sorted(names - mine)
@@ -284,12 +286,22 @@ class Fleet:
         )
         for one in disks:
             if one["name"] in names:
-                what = f"delete disk {one['name']} in {one['zone']}"
-                shown = {"zone": one["zone"], "size_gb": one.get("sizeGb")}
-                self._do(client, what, shown, None, ("DELETE", f"zones/{one['zone']}/disks/{one['name']}"))
+                what = f"delete disk {one['name']} in {one['scope']}"
+                shown = {"zone": one["scope"], "size_gb": one.get("sizeGb")}
+                self._do(client, what, shown, None, ("DELETE", f"zones/{one['scope']}/disks/{one['name']}"))
         for one in addresses:
             if one["name"] in names:
-                self._release(client, one["name"], one["region"], one.get("address"))
+                self._release(client, one["name"], one["scope"], one.get("address"))
+        for one in policies:
+            if one["name"] in names:
+                path = f"regions/{one['scope']}/resourcePolicies/{one['name']}"
+                self._do(client, f"delete schedule {one['name']}", view(one), None, ("DELETE", path))
+        for one in snapshots:
+            if one["name"] in names:
+                path = f"global/snapshots/{one['name']}"
+                self._do(
+                    client, f"delete snapshot {one['name']}", {"size_gb": one.get("diskSizeGb")}, None, ("DELETE", path)
+                )
         return problems
 
     # --- present: rules, then machines --------------------------------------------------------------------------
@@ -387,12 +399,14 @@ class Fleet:
             if machine["reserved_address"]:
                 self._reserve(client, machine, declared.region_of(machine["zones"][0]), result)
             result.changes.append(self._made(machine, machine["zones"][0]))
+            self.policies.present(client, machine, machine["zones"][0], None, result)
             return
         if instance is None:
             instance = self._create(client, machine, result)
         if machine["reserved_address"]:
             instance = self._keep_address(client, machine, instance, result)
         instance = self._mend(client, machine, instance, result)
+        self.policies.present(client, machine, instance["zone"], instance, result)
         result.seen(self._start(client, instance, result))
 
     # --- reserved addresses -------------------------------------------------------------------------------------
@@ -710,8 +724,8 @@ class Fleet:
         except GcpError as error:
             if error.stockout:
                 raise GcpError(
-                    f"{error} Its disk is in {zone}, so it can start only there: try later, or make it anew in "
-                    "another zone (playbooks/decommission.yml, then playbooks/provision.yml).",
+                    f"{error} Its disk is in {zone}, so it can start only there: try later, or move it to another zone "
+                    "by a snapshot (docs/google-cloud.md, Snapshots).",
                     error.status,
                     error.reasons,
                 ) from error
@@ -740,6 +754,19 @@ class Fleet:
                 result.seen(instance)
 
         return self._each(stop)
+
+    def saved(self):
+        """Take a snapshot of each machine's boot disk."""
+        instances = self.instances()
+
+        def save(client, machine, result):
+            instance = self.find(machine, instances)
+            if instance is None:
+                raise GcpError(f"{machine['name']} does not exist: there is no disk to take a snapshot of.")
+            self.policies.save(client, instance, result)
+            result.seen(instance)
+
+        return self._each(save)
 
     def absent(self):
         """Delete the named machines, then the rules that no remaining machine needs."""
@@ -820,9 +847,12 @@ class Fleet:
         if stay:
             verb = "would stay" if self.check_mode else "stays"
             self.remarks.append(f"{name}: {declared.disk_words(stay)} in {zone} {verb} and costs.")
+        if self.options["snapshot_before"]:
+            self.policies.save(client, instance, result)
         if not self.check_mode:
             self._deleted(client, zone, name, path)
         result.changes.append(Change(words, shown, None))
+        self.policies.absent(client, instance, result)
 
     def _deleted(self, client, zone, name, path):
         """Set the disks' auto-delete, send the delete and wait until the instance is gone."""
@@ -930,6 +960,11 @@ class Result:
             "refused": self.refused,
             "tried": self.tried,
         }
+
+
+def snapshot_words(snapshot):
+    size = f" ({snapshot['diskSizeGb']} GB disk)" if snapshot.get("diskSizeGb") else ""
+    return f"{snapshot['name']}{size}"
 
 
 def protected(instance):

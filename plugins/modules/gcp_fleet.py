@@ -23,11 +23,12 @@ options:
       - V(checked) asks all that must be right before anything is made (credentials, project, accelerator in the zone,
         image family, quota, permissions) and estimates what the machines cost; it changes nothing.
       - V(present) makes and mends rules and machines, and starts a machine that is stopped.
+      - V(saved) takes a snapshot of the machines' boot disks.
       - V(started) and V(stopped) start and stop machines; labels, tags and disk stay.
       - V(absent) deletes the machines in O(names) with their boot disks, then the rules that no other machine uses.
         What is gone already, or on its way out, is no error. Further disks stay.
     type: str
-    choices: [checked, present, started, stopped, absent]
+    choices: [checked, present, started, stopped, saved, absent]
     default: present
   project: {description: ID of the project., type: str, required: true}
   service_account_file: {description: Key file of a service account., type: path}
@@ -49,10 +50,16 @@ options:
     choices: [nat, other]
     default: nat
   delete_undeclared:
-    description: Names of rules, machines and disks that carry the mark, are no longer declared and are to be deleted.
+    description:
+      - Names of rules, machines, disks, addresses, schedules and snapshots that carry the mark, are no longer declared
+        and are to be deleted.
     type: list
     elements: str
     default: []
+  snapshot_before:
+    description: Take a snapshot of a machine's boot disk before it is deleted.
+    type: bool
+    default: false
   keep_boot_disk: {description: Keep the boot disks of machines that are deleted., type: bool, default: false}
   release_addresses:
     description: Give the reserved addresses of machines that are deleted back.
@@ -123,6 +130,36 @@ options:
           auto_delete: {description: Whether it goes with the machine., type: bool, default: true}
       network: {description: Network of the project., type: str, default: default}
       subnetwork: {description: Subnetwork in the zone's region; the network's own when left out., type: str}
+      nic_type:
+        description: Network interface; V(auto) is Google's choice.
+        type: str
+        choices: [auto, GVNIC, VIRTIO_NET]
+        default: auto
+      snapshot:
+        description:
+          - Snapshot of the project that the boot disk is made from instead of the image. It counts when the machine is
+            made, in whichever zone, and not afterwards.
+        type: str
+      hours:
+        description:
+          - When the machine is started and stopped, by Google and whatever the controller does. The project's Compute
+            Engine service agent needs the role Compute Instance Admin (v1) for it.
+        type: dict
+        options:
+          start: {description: Five fields of cron., type: str, default: ""}
+          stop: {description: Five fields of cron., type: str, default: ""}
+          time_zone: {description: Time zone of both., type: str, default: UTC}
+      snapshots:
+        description: Schedule of the boot disk's snapshots, which outlive the disk.
+        type: dict
+        options:
+          at: {description: "Time in UTC, one of 00:00 04:00 08:00 12:00 16:00 20:00.", type: str, default: "20:00"}
+          every_days: {description: Days from one to the next., type: int, default: 1}
+          keep_days: {description: Days that each is kept., type: int, default: 14}
+      max_run_hours:
+        description: Hours after each start at which Google stops the machine, at most 2880; 0 for no limit.
+        type: int
+        default: 0
       external_address: {description: Whether it gets an external address., type: bool, default: true}
       reserved_address:
         description:
@@ -293,6 +330,25 @@ MACHINE = {
         },
     },
     "network": {"type": "str", "default": "default"},
+    "nic_type": {"type": "str", "choices": ["auto", "GVNIC", "VIRTIO_NET"], "default": "auto"},
+    "snapshot": {"type": "str"},
+    "hours": {
+        "type": "dict",
+        "options": {
+            "start": {"type": "str", "default": ""},
+            "stop": {"type": "str", "default": ""},
+            "time_zone": {"type": "str", "default": "UTC"},
+        },
+    },
+    "snapshots": {
+        "type": "dict",
+        "options": {
+            "at": {"type": "str", "default": "20:00"},
+            "every_days": {"type": "int", "default": 1},
+            "keep_days": {"type": "int", "default": 14},
+        },
+    },
+    "max_run_hours": {"type": "int", "default": 0},
     "external_address": {"type": "bool", "default": True},
     "reserved_address": {"type": "bool", "default": False},
     "service_account": {
@@ -320,7 +376,7 @@ MACHINE = {
 ARGUMENTS = {
     "state": {
         "type": "str",
-        "choices": ["checked", "present", "started", "stopped", "absent"],
+        "choices": ["checked", "present", "started", "stopped", "saved", "absent"],
         "default": "present",
     },
     "project": {"type": "str", "required": True},
@@ -329,6 +385,7 @@ ARGUMENTS = {
     "adopt": {"type": "list", "elements": "str", "default": []},
     "egress": {"type": "str", "choices": ["nat", "other"], "default": "nat"},
     "delete_undeclared": {"type": "list", "elements": "str", "default": []},
+    "snapshot_before": {"type": "bool", "default": False},
     "keep_boot_disk": {"type": "bool", "default": False},
     "release_addresses": {"type": "bool", "default": False},
     "delete_disks": {"type": "list", "elements": "str", "default": []},
@@ -373,14 +430,15 @@ def main():
         trace = traceback.format_exc()
         problems = [*problems, f"{not_understood('The Compute API')} ({type(error).__name__}: {error})"]
     remarks = list(dict.fromkeys(fleet.remarks))
-    hours = module.params["prices"].get("hours_per_month", 730)
+    prices = module.params["prices"]
+    costs = cost_sentences(estimates, prices.get("hours_per_month", 730), prices.get("as_of", ""))
     result = {
         "changed": bool(fleet.changes),
         "changes": [change.what for change in fleet.changes],
         "machines": [one.as_dict() for one in machines],
         "estimates": estimates,
         "to_start": [one["name"] for one in to_start],
-        "report": [*cost_sentences(estimates, hours), *(one.sentence() for one in machines), *remarks],
+        "report": [*costs, *(one.sentence() for one in machines), *remarks],
         "remarks": remarks,
         "refused": fleet.refused,
         "diff": [shown(change) for change in fleet.changes],

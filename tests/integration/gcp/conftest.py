@@ -48,6 +48,7 @@ def declaration():
         "adopt": [],
         "delete_undeclared": [],
         "egress": "nat",
+        "snapshot_before": False,
         "keep_boot_disk": False,
         "release_addresses": False,
         "delete_disks": [],
