@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 HOSTS = (
     "compute.googleapis.com",
     "www.googleapis.com",
+    "dns.googleapis.com",
     "cloudresourcemanager.googleapis.com",
     "oauth2.googleapis.com",
 )
@@ -106,11 +107,11 @@ class Fault:
 
 
 class Schema:
-    """Paths, parameters and bodies of the discovery document."""
+    """Paths, parameters and bodies of a discovery document."""
 
-    def __init__(self):
+    def __init__(self, document="compute.v1"):
         package = importlib.resources.files("googleapiclient.discovery_cache.documents")
-        document = json.loads((package / "compute.v1.json").read_text(encoding="utf-8"))
+        document = json.loads((package / f"{document}.json").read_text(encoding="utf-8"))
         self.schemas = document["schemas"]
         self.methods = []
         for resource in document["resources"].values():
@@ -185,9 +186,7 @@ class Schema:
                 raise Refused(400, "invalid", f"Invalid value for field '{where}': '{value}'")
 
 
-@functools.cache
-def schema():
-    return Schema()
+schema = functools.cache(Schema)
 
 
 # --- the cloud ----------------------------------------------------------------------------------------------------
@@ -229,6 +228,7 @@ class Cloud:
         self.firewalls, self.instances, self.disks, self.operations = {}, {}, {}, {}
         self.addresses = {}  # (region, name)
         self.policies, self.snapshots = {}, {}  # (region, name); name
+        self.dns_zones, self.records = {}, {}  # name -> its DNS name; (name, type)
         self.faults, self.requests, self.known_requests = [], [], {}
         self.counter = 100
 
@@ -816,6 +816,36 @@ class Cloud:
         labels = {"labels": body.get("labels", {}), "labelFingerprint": new_fingerprint()}
         return self._operation(values, url, "setLabels", lambda: disk.update(labels))
 
+    # --- Cloud DNS: the records of managed zones
+
+    def dns(self, verb, path, query, body):
+        """Answer a request to Cloud DNS, whose paths begin with dns/v1/."""
+        with self.lock:
+            self.requests.append(f"{verb} {path}")
+            method, values = schema("dns.v1").match(verb, path)
+            schema("dns.v1").check(method, values, query, body)
+            for fault in [one for one in self.faults if one.times and one.method == method["id"]]:
+                fault.times -= 1
+                fault.refuse()
+            zone = values["managedZone"]
+            if values["project"] != self.project or zone not in self.dns_zones:
+                raise Refused(404, "notFound", f"The 'parameters.managedZone' resource named '{zone}' does not exist.")
+            if method["id"] == "dns.managedZones.get":
+                return {"kind": "dns#managedZone", "name": zone, "dnsName": self.dns_zones[zone]}
+            key = (values["name"], values["type"]) if "name" in values else (body["name"], body["type"])
+            if method["id"] == "dns.resourceRecordSets.create":
+                if key in self.records:
+                    raise Refused(409, "alreadyExists", f"The resource '{key[0]} ({key[1]})' already exists")
+                if not key[0].endswith("." + self.dns_zones[zone]):
+                    raise Refused(400, "invalid", f"'{key[0]}' is not in zone {self.dns_zones[zone]}")
+                self.records[key] = body
+                return body
+            if key not in self.records:
+                raise Refused(404, "notFound", f"The 'parameters.name' resource named '{key[0]}' does not exist.")
+            if verb == "PATCH":
+                self.records[key].update(body)
+            return self.records[key] if verb != "DELETE" else (self.records.pop(key), {})[1]
+
     # --- schedules and snapshots
 
     def resourcePolicies_get(self, values, query, body, url):
@@ -1017,6 +1047,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             permissions = re.fullmatch(r"/v1/projects/([^/]+):testIamPermissions", split.path)
             if permissions and self.command == "POST":
                 self._send(200, self.server.cloud.permissions(json.loads(text)["permissions"]))
+                return
+            if split.path.startswith("/dns/v1/") and self.headers.get("Host") == "dns.googleapis.com":
+                body = json.loads(text) if text else None
+                query = dict(parse_qsl(split.query))
+                self._send(200, self.server.cloud.dns(self.command, split.path[1:], query, body))
                 return
             if not split.path.startswith("/compute/v1/"):
                 raise Refused(404, "notFound", f"{split.path} is not below /compute/v1/")

@@ -32,6 +32,13 @@ SCHEDULE_PERMISSIONS = (
     "compute.resourcePolicies.create",
     "compute.resourcePolicies.use",
 )
+DNS_PERMISSIONS = (
+    "dns.changes.create",
+    "dns.managedZones.get",
+    "dns.resourceRecordSets.create",
+    "dns.resourceRecordSets.get",
+    "dns.resourceRecordSets.update",
+)
 SNAPSHOT_PERMISSION = "compute.snapshots.useReadOnly"
 ADDRESS_PERMISSIONS = ("compute.addresses.create", "compute.addresses.use")
 
@@ -96,6 +103,7 @@ class Checks:
             lambda: self._left_disks(missing_in_known),
             lambda: self._addresses(missing_in_known),
             lambda: self._egress(missing_in_known),
+            self._dns,
             lambda: self._quotas(missing_in_known, waiting, about, new_rules),
         ):
             try:
@@ -128,6 +136,7 @@ class Checks:
         needed |= set(ADDRESS_PERMISSIONS if any(one["reserved_address"] for one in missing) else ())
         needed |= set(SCHEDULE_PERMISSIONS if any(one["hours"] or one["snapshots"] for one in missing) else ())
         needed |= {SNAPSHOT_PERMISSION} if any(one["snapshot"] for one in missing) else set()
+        needed |= set(DNS_PERMISSIONS if missing and self.fleet.options["dns_zone"] else ())
         if not needed:
             return []
         lacking = self.client.lacking(needed)
@@ -138,10 +147,17 @@ class Checks:
             )
         if not lacking:
             return []
+        dns = ", and DNS Administrator" if any(one.startswith("dns.") for one in lacking) else ""
         return [
             f"The account lacks {declared.listed(lacking)} on project {self.fleet.project}: give it the roles Compute "
-            "Instance Admin (v1) and Compute Security Admin."
+            f"Instance Admin (v1) and Compute Security Admin{dns}."
         ]
+
+    def _dns(self):
+        """See that there is the zone in which the machines get their names."""
+        if self.fleet.options["dns_zone"]:
+            self.fleet.records.suffix(self.client)
+        return []
 
     def _accelerators(self, missing):
         """See that every declared zone of a machine to be made offers its accelerator."""

@@ -22,10 +22,12 @@ from google.oauth2 import credentials as oauth2
 from google.oauth2 import service_account
 
 ROOT = "https://compute.googleapis.com/compute/v1/"
+DNS = "https://dns.googleapis.com/dns/v1/"
 PERMISSIONS = "https://cloudresourcemanager.googleapis.com/v1/projects/{}:testIamPermissions"
 SCOPES = (
     "https://www.googleapis.com/auth/compute",
     "https://www.googleapis.com/auth/cloud-platform.read-only",  # to ask which permissions the account has
+    "https://www.googleapis.com/auth/ndev.clouddns.readwrite",
 )
 TIMEOUT = (10, 60)  # seconds to connect, seconds between two bytes
 
@@ -107,10 +109,10 @@ class Client:
         token_alone = isinstance(credentials, oauth2.Credentials) and not credentials.refresh_token
         self.session = AuthorizedSession(credentials, **({"refresh_status_codes": ()} if token_alone else {}))
 
-    def get(self, path, missing_ok=False, **params):
+    def get(self, path, missing_ok=False, root=ROOT, **params):
         """Return the answer to GET of a path below the project; None for a 404 when missing_ok."""
         try:
-            return self.request("GET", path, params=params)
+            return self.request("GET", path, params=params, root=root)
         except GcpError as error:
             if missing_ok and error.status == 404:
                 return None
@@ -192,17 +194,18 @@ class Client:
             raise operation_error(operation, what)
         return operation
 
-    def request(self, method, path, body=None, params=None):
+    def request(self, method, path, body=None, params=None, root=ROOT):
         """Send one request, again while the answer is transient; return the JSON body.
 
-        `path` is relative to the project unless it begins with "projects/". Raises GcpError with the API's reason.
+        `path` is relative to the project unless it begins with "projects/"; `root`: ROOT or DNS, the API that is asked.
+        Raises GcpError with the API's reason.
         """
         if not path.startswith("projects/"):
             path = f"projects/{self.project}/{path}".rstrip("/")
         for attempt in range(1, self.tries + 1):
             last = attempt == self.tries
             try:
-                answer = self.session.request(method, ROOT + path, json=body, params=params, timeout=TIMEOUT)
+                answer = self.session.request(method, root + path, json=body, params=params, timeout=TIMEOUT)
             except google.auth.exceptions.RefreshError as error:
                 # google-auth tried to renew after a 401 and could not.
                 raise GcpError(f"{method} {path}: 401 {one_line(error)}; {HINTS[401]}.", status=401) from error

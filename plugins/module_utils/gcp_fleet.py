@@ -9,6 +9,7 @@ from ansible.module_utils import gcp_declared as declared
 from ansible.module_utils.gcp_checks import Checks
 from ansible.module_utils.gcp_client import Client, GcpError, credentials_for, not_understood
 from ansible.module_utils.gcp_declared import Change
+from ansible.module_utils.gcp_dns import Records
 from ansible.module_utils.gcp_policies import KINDS, Policies, name_of, schedule_problems, view
 
 SIDE_BY_SIDE = 8
@@ -47,6 +48,7 @@ class Fleet:
         self.dark = []  # zones that the list of instances could not ask
         self._credentials = None
         self.policies = Policies(self)
+        self.records = Records(self, options["dns_zone"])
 
     def _chosen(self, name):
         return name in self.limited and (not self.names or name in self.names)
@@ -400,6 +402,7 @@ class Fleet:
                 self._reserve(client, machine, declared.region_of(machine["zones"][0]), result)
             result.changes.append(self._made(machine, machine["zones"][0]))
             self.policies.present(client, machine, machine["zones"][0], None, result)
+            self.records.present(client, machine["name"], None, result)
             return
         if instance is None:
             instance = self._create(client, machine, result)
@@ -407,7 +410,14 @@ class Fleet:
             instance = self._keep_address(client, machine, instance, result)
         instance = self._mend(client, machine, instance, result)
         self.policies.present(client, machine, instance["zone"], instance, result)
-        result.seen(self._start(client, instance, result))
+        self._named(client, self._start(client, instance, result), result)
+
+    def _named(self, client, instance, result):
+        """Note what an instance is now, and let its name lead to its address."""
+        result.seen(instance)
+        # In check mode a machine that is to be started has no address yet.
+        if result.address or result.status == "RUNNING" or not self.check_mode:
+            self.records.present(client, result.name, result.address or result.internal_address, result)
 
     # --- reserved addresses -------------------------------------------------------------------------------------
 
@@ -699,7 +709,7 @@ class Fleet:
             instance = instance and self._start(client, instance, result)
             if instance is None:
                 raise GcpError(f"{machine['name']} does not exist: make it with playbooks/provision.yml.")
-            result.seen(instance)
+            self._named(client, instance, result)
 
         return self._each(start)
 
@@ -853,6 +863,7 @@ class Fleet:
             self._deleted(client, zone, name, path)
         result.changes.append(Change(words, shown, None))
         self.policies.absent(client, instance, result)
+        self.records.absent(client, name, result)
 
     def _deleted(self, client, zone, name, path):
         """Set the disks' auto-delete, send the delete and wait until the instance is gone."""

@@ -37,6 +37,12 @@ options:
       - Name that the mark carries. Two inventories that share a project need one each.
     type: str
     default: llm-server
+  dns_zone:
+    description:
+      - Managed zone of Cloud DNS in which the name of each machine leads to its external address, or to the internal
+        one where it has none. A record that was not made here is left alone.
+    type: str
+    default: ""
   adopt:
     description:
       - Names of rules and machines that are taken over though they do not carry the mark. A rule gets the mark; a
@@ -382,6 +388,7 @@ ARGUMENTS = {
     "project": {"type": "str", "required": True},
     "service_account_file": {"type": "path"},
     "fleet": {"type": "str", "default": "llm-server"},
+    "dns_zone": {"type": "str", "default": ""},
     "adopt": {"type": "list", "elements": "str", "default": []},
     "egress": {"type": "str", "choices": ["nat", "other"], "default": "nat"},
     "delete_undeclared": {"type": "list", "elements": "str", "default": []},

@@ -45,6 +45,7 @@ def declaration():
         "project": "lab-project",
         "service_account_file": None,
         "fleet": "llm-server",
+        "dns_zone": "",
         "adopt": [],
         "delete_undeclared": [],
         "egress": "nat",
