@@ -54,6 +54,7 @@ QUOTAS = {  # of a region, by Google's names
     "PREEMPTIBLE_CPUS": 0,
     "DISKS_TOTAL_GB": 4096,
     "SSD_TOTAL_GB": 500,
+    "HDB_TOTAL_GB": 500,
     "IN_USE_ADDRESSES": 8,
     "STATIC_ADDRESSES": 8,
     "INSTANCES": 72,
@@ -67,7 +68,7 @@ QUOTAS = {  # of a region, by Google's names
     "PREEMPTIBLE_NVIDIA_T4_GPUS": 0,
 }
 STILL = ("RUNNING", "TERMINATED", "SUSPENDED")
-DISK_TYPES = ("pd-ssd", "pd-balanced", "pd-standard")
+DISK_TYPES = ("pd-ssd", "pd-balanced", "pd-standard", "hyperdisk-balanced")
 COMMON_PARAMETERS = {"alt", "fields", "key", "prettyPrint", "quotaUser", "userIp"}
 
 

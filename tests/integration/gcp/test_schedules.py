@@ -187,7 +187,7 @@ def test_the_playbook_takes_them(cloud, playbook):
     assert len(cloud.snapshots) == 1
 
 
-# --- how long, and by which interface -----------------------------------------------------------------------------
+# --- how long, by which interface, on which disk --------------------------------------------------------------------
 
 
 def test_how_long_a_machine_may_run(cloud, options, machine):
@@ -212,3 +212,12 @@ def test_the_network_interface_is_fixed_when_the_machine_is_made(cloud, options,
     assert "nic_type is GVNIC, declared is VIRTIO_NET: this is fixed" in run(options)[2][0]
     machine["nic_type"] = "auto"
     assert what(made(options)) == []
+
+
+def test_hyperdisk_has_a_quota_of_its_own(cloud, options, machine):
+    machine["disk"] = {**machine["disk"], "type": "hyperdisk-balanced"}
+    assert run(options, "checked")[1] == []
+    made(options)
+    assert what(made(options)) == []
+    options["machines"] = [{**machine, "name": "llm-2", "disk": {**machine["disk"], "size_gb": 600}}]
+    assert "quota HDB_TOTAL_GB is 500" in run(options, "checked")[1][0]
