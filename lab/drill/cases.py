@@ -503,27 +503,30 @@ journalctl --no-pager; systemctl show vllm ai-server node_exporter promtail; sys
 
 
 def canaries(bed: Bed, stage: Stage) -> Row:
-    """Secrets of a known text are searched wherever they could have leaked."""
+    """Secrets of a known text are searched wherever they could have leaked.
+
+    The text is nowhere else: the application's own tests, which come to the machine with it, have canaries too.
+    """
     secrets = {
-        "vllm_api_key": "canary-engine-key-2718281828",
-        "ai_server_api_keys": ["canary-caller-key-16180339887498948482"],
-        "ai_server_backend_internal_token": "canary-backend-token-57721566490",
-        "ai_server_ocr_api": "canary-ocr-key-14142135623",
-        "vllm_huggingface_token": "canary-hub-token-17320508075",
+        "vllm_api_key": "canary-drill-engine-key-2718281828",
+        "ai_server_api_keys": ["canary-drill-caller-key-16180339887498948482"],
+        "ai_server_backend_internal_token": "canary-drill-backend-token-57721566490",
+        "ai_server_ocr_api": "canary-drill-ocr-key-14142135623",
+        "vllm_huggingface_token": "canary-drill-hub-token-17320508075",
     }
-    watch(bed, "canary-caller-key-16180339887498948482")
+    watch(bed, "canary-drill-caller-key-16180339887498948482")
     silence = Silence(bed.one)
     outcome = bed.converge(secrets, "--diff", "-vvv")
     # The controller's own command line has them here, because this drill gives them as extra variables.
-    printed = [line for line in outcome.text.splitlines() if "canary" in line and "--extra-vars" not in line]
+    printed = [line for line in outcome.text.splitlines() if "canary-drill" in line and "--extra-vars" not in line]
     # One that anybody can read is planted: a search that does not find it proves nothing.
-    bed.one.sh("echo canary-planted > /etc/drill-planted; chmod 644 /etc/drill-planted")
-    found = [line for line in bed.one.sh(PROBE, check=False).splitlines() if "canary" in line]
+    bed.one.sh("echo canary-drill-planted > /etc/drill-planted; chmod 644 /etc/drill-planted")
+    found = [line for line in bed.one.sh(PROBE, check=False).splitlines() if "canary-drill" in line]
     bed.one.sh("rm /etc/drill-planted")
-    planted = "canary-planted" in found
-    found = [line for line in found if line != "canary-planted"]
+    planted = "canary-drill-planted" in found
+    found = [line for line in found if line != "canary-drill-planted"]
     pid = bed.one.services()["vllm"]["pid"]
-    own = "canary-engine-key" in bed.one.sh(f"tr '\\0' '\\n' < /proc/{pid}/environ")
+    own = "canary-drill-engine-key" in bed.one.sh(f"tr '\\0' '\\n' < /proc/{pid}/environ")
     silent = silence.seconds()
     bed.converge()
     watch(bed)
