@@ -106,8 +106,8 @@ def load(folder: Path = TABLE) -> Table:
 def windows(lines: list[Line]) -> list[tuple[int, str, int]]:
     """Return (index, text, length of the first line) for each line with those that its message may be broken over.
 
-    The frames of a traceback are no messages: they quote a program's text. A line that a terminal broke in the middle of
-    a word comes twice, the second time without the gap.
+    The frames of a traceback are no messages: they quote a program's text. A line that a terminal broke in the middle
+    of a word comes twice, the second time without the gap.
     """
     quoted = _quoted(lines)
     found = []
@@ -132,7 +132,9 @@ def windows(lines: list[Line]) -> list[tuple[int, str, int]]:
 def _broken(line: Line, following: Line) -> bool:
     """Whether a terminal may have gone on with a word in the next line: it has no prefix and begins with a letter."""
     before, after = line.raw.rstrip("\n"), following.raw
-    return len(before) >= NARROWEST and before[-1:].isalnum() and after[:1].isalnum() and after.startswith(following.text)
+    return (
+        len(before) >= NARROWEST and before[-1:].isalnum() and after[:1].isalnum() and after.startswith(following.text)
+    )
 
 
 def _quoted(lines: list[Line]) -> set[int]:
