@@ -178,6 +178,22 @@ def test_what_a_start_got_over_is_no_cause():
     assert said([journal[1], "INFO:     Application startup complete."]) is None
 
 
+def test_what_was_put_right_later_is_no_cause():
+    short = "Warning  FailedScheduling  default-scheduler  0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    placed = "Normal  Scheduled  default-scheduler  Successfully assigned default/vllm-0 to node-1"
+    assert said(f"{short}\n{placed}") is None
+    assert said(f"{placed}\n{short}") == "k8s_insufficient_gpu"
+
+
+def test_words_that_a_terminal_broke_are_read_as_one():
+    message = (
+        "ValueError: To serve at least one request with the model's max seq len (8192), 22.5 GiB KV cache is needed"
+    )
+    message += ", which is larger than the available KV cache memory (17.39 GiB)."
+    broken = message.replace("larger", "lar\nger")
+    assert said(broken) == said(message) == "kv_cache_too_small_for_max_len"
+
+
 def test_an_effect_gives_way_to_an_exception_that_nobody_knows():
     journal = ["ValueError: the moon is full", "RuntimeError: Engine core initialization failed. See root cause above."]
     verdict = judge.judge(lines.read(journal), TABLE)

@@ -12,10 +12,12 @@ from .literals import needed
 # In this order a cause comes before another one, since it explains it.
 AREAS = ("host", "gpu", "unit", "files", "engine", "client")
 RANKS = ("cause", "general", "effect")
+PATTERNS = ("unless", "after", "unless_after", "until", "frame")
 TABLE = Path(__file__).resolve().parents[3] / "data" / "diagnosis"
 JOINED = 4  # lines that a program breaks one message into
 INNERMOST = 4  # frames of a traceback that tell where it was raised
 LONGEST = 4000  # characters of a line that are looked at
+NARROWEST = 30  # columns of a terminal that breaks lines in the middle of a word
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Cause:
     unless: re.Pattern | None = None
     after: re.Pattern | None = None
     unless_after: re.Pattern | None = None
+    until: re.Pattern | None = None
     frame: re.Pattern | None = None
     rank: str = "cause"
     levels: frozenset = frozenset()
@@ -72,7 +75,7 @@ def cause(row: dict, area: str, place: int) -> Cause:
     unknown = set(row) - set(Cause.__dataclass_fields__) | {"area", "place", "words"} & set(row)
     if unknown:
         raise ValueError(f"{row['id']}: unknown keys {', '.join(sorted(unknown))}")
-    patterns = {key: re.compile(row[key]) for key in ("unless", "after", "unless_after", "frame") if key in row}
+    patterns = {key: re.compile(row[key]) for key in PATTERNS if key in row}
     matches = tuple(re.compile(text) for text in _texts(row["matches"]))
     return Cause(
         **{
@@ -103,7 +106,8 @@ def load(folder: Path = TABLE) -> Table:
 def windows(lines: list[Line]) -> list[tuple[int, str, int]]:
     """Return (index, text, length of the first line) for each line with those that its message may be broken over.
 
-    The frames of a traceback are no messages: they quote a program's text.
+    The frames of a traceback are no messages: they quote a program's text. A line that a terminal broke in the middle
+    of a word comes twice, the second time without the gap.
     """
     quoted = _quoted(lines)
     found = []
@@ -111,14 +115,26 @@ def windows(lines: list[Line]) -> list[tuple[int, str, int]]:
         first = line.text.strip()[:LONGEST]
         if not first or index in quoted:
             continue
-        text = first
+        text = tight = first
         for number in range(index + 1, min(index + JOINED, len(lines))):
             following = lines[number]
             if number in quoted or following.speaker != line.speaker or following.level not in (None, line.level):
                 break
-            text += " " + following.text.strip()[:LONGEST]
+            more = following.text.strip()[:LONGEST]
+            text += " " + more
+            tight += ("" if _broken(lines[number - 1], following) else " ") + more
         found.append((index, re.sub(r"\s+", " ", text) if "  " in text else text, len(first)))
+        if tight != text:
+            found.append((index, re.sub(r"\s+", " ", tight), len(first)))
     return found
+
+
+def _broken(line: Line, following: Line) -> bool:
+    """Whether a terminal may have gone on with a word in the next line: it has no prefix and begins with a letter."""
+    before, after = line.raw.rstrip("\n"), following.raw
+    return (
+        len(before) >= NARROWEST and before[-1:].isalnum() and after[:1].isalnum() and after.startswith(following.text)
+    )
 
 
 def _quoted(lines: list[Line]) -> set[int]:
@@ -157,6 +173,8 @@ def found(lines: list[Line], table: Table, service: str | None = None) -> list[F
             if row.after and not said(row.after, index):
                 continue
             if row.unless_after and said(row.unless_after, index):
+                continue
+            if row.until and any(row.until.search(each.text) for each in lines[index + 1 :]):
                 continue
             agreeing.append(_found(row, match, line, index))
     return agreeing
