@@ -14,10 +14,12 @@ from collections.abc import Iterable
 from urllib.parse import quote, quote_plus
 
 HIDDEN = "********"
+CUT = "…"
+DEEP = 48  # characters of a secret that a pattern follows one by one
 NAMED = 4  # characters of a secret at least, where its name says that it is one
 UNNAMED = 8  # where it does not: `LOG_LEVEL=INFO` is no secret, though it stands in a file of secrets
 
-_NAME = r"(?:KEY|\w*TOKEN|PASS\w*|SECRET\w*|AUTH\w*|CREDENTIAL\w*)"
+_NAME = r"(?:(?:API)?KEY|\w*TOKEN|PASS\w*|SECRET\w*|AUTH\w*|CREDENTIAL\w*)"
 _SECRET_NAME = re.compile(rf"(^|_){_NAME}(_|$)", re.IGNORECASE)
 
 # What may be a key in a line of a log: a bearer, the hub's tokens, a login in an address, an argument of that name.
@@ -36,17 +38,17 @@ _FORMS = (
     re.compile(r"(?P<kept>\b(?:Bearer|Basic)\s+)(?=\S*[\d=._~+/-])[\w.~+/=-]{4,}", re.IGNORECASE),
     # A webhook's address is its secret: what stands behind the host opens it.
     re.compile(r"(?P<kept>https?://hooks\.[^\s/\"']+/)[^\s\"'<>\\]+", re.IGNORECASE),
-    re.compile(r"(?P<kept>https?://[^\s/\"']+/(?:[^\s\"'<>\\]*/)?(?:api/)?webhooks?/)[^\s\"'<>\\]+", re.IGNORECASE),
+    re.compile(r"(?P<kept>https?://[^\s/\"']{1,300}/(?:[^\s\"'<>\\]{0,300}/)?webhooks?/)[^\s\"'<>\\]+", re.IGNORECASE),
     re.compile(r"(?P<kept>\b(?:hf_|sk-|gh[pousr]_|github_pat_|xox[abeprs]-|ya29\.|AKIA|AIza))[\w.-]{8,}"),
     re.compile(r"(?P<kept>\beyJ)[\w-]{8,}\.[\w-]+\.[\w-]*"),
-    # NAME=value, "name": "value", {'name': ['value']}, --name value, ?name=value; a name that says what it is.
-    re.compile(
-        rf"(?P<kept>(?<![A-Za-z\d])(?:[A-Za-z\d]+[_-])*{_NAME}(?:[_-][A-Za-z\d]+)*[\"']?\s*(?:=|:|(?<=-key)\s|"
-        r"(?<=-token)\s)\s*[\[(]?\s*[\"']?)"
-        r"(?!\*{8})(?!(?:None|null|true|false|yes|no)\b)[^\s\"',;&)}\]]+",
-        re.IGNORECASE,
-    ),
+    re.compile(r"(?P<kept>--[\w-]{0,60}(?:key|token|password|secret)\s+[\"']?)[^\s\"']+", re.IGNORECASE),
     re.compile(r"(?P<kept>://)[^/\s@\"']+(?=@)"),
+)
+# NAME=value, "name": "value", {'name': ['value']}, ?name=value; whether it is a secret, the name says.
+_PAIR = re.compile(
+    r"(?P<kept>(?<![\w-])(?P<name>[\w-]{3,120})[\"']?\s{0,9}[=:]\s{0,9}[\[(]?\s{0,9}[\"']?)"
+    r"(?!\*{8})(?!(?:None|null|true|false|yes|no)\b)[^\s\"',;&)}\]]+",
+    re.IGNORECASE,
 )
 
 
@@ -86,8 +88,25 @@ class Redaction:
 
     def __call__(self, text: str) -> str:
         """Return ``text`` without secrets."""
-        for form in sorted(self._forms, key=len, reverse=True):
+        forms = sorted(self._forms, key=len, reverse=True)
+        for form in forms:
             text = text.replace(form, HIDDEN)
+        # Who shortened a line may have cut through a secret.
+        if forms and CUT in text:
+            text = re.sub(rf"(?:{'|'.join(map(_beginning, forms))})(?=\s?{CUT})", HIDDEN, text)
         for pattern in _FORMS:
             text = pattern.sub(lambda match: f"{match['kept']}{HIDDEN}", text)
-        return text
+        return _PAIR.sub(_pair, text)
+
+
+def _beginning(secret: str) -> str:
+    """Return a pattern for the first `NAMED` characters of a secret or more of them."""
+    pattern = r"\S{0,4000}" if len(secret) > DEEP else ""
+    for character in reversed(secret[NAMED:DEEP]):
+        pattern = f"(?:{re.escape(character)}{pattern})?"
+    return re.escape(secret[:NAMED]) + pattern
+
+
+def _pair(match: re.Match) -> str:
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", match["name"]).replace("-", "_")
+    return f"{match['kept']}{HIDDEN}" if names_secret(name) else match[0]

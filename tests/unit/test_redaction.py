@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from urllib.parse import quote
 
 import pytest
@@ -60,6 +61,8 @@ def test_the_values_of_a_file_of_secrets_but_not_its_plain_ones():
         "HF_TOKEN='canary-key'",
         '{"backend_internal_token": "canary-key", "a": 1}',
         "db_password: canary-key",
+        "'accessToken': 'canary-key'",
+        "apikey=canary-key",
         "GET /hook?token=canary-key&x=1 HTTP/1.1",
         "token hf_canary0123456789 was refused",
         "key sk-canary0123456789",
@@ -98,6 +101,16 @@ def test_what_is_no_secret_stays(text):
     assert Redaction()(text) == text
 
 
+@pytest.mark.parametrize("cut", [f"key {KEY[:6]}…", f"key {KEY[:-1]} …"])
+def test_a_secret_that_a_shortened_line_cut_through_goes_too(cut):
+    assert Redaction([KEY])(cut).startswith(f"key {HIDDEN}")
+
+
+def test_a_long_secret_that_was_cut_goes_too():
+    long = "".join(chr(97 + number % 26) for number in range(3000))
+    assert Redaction([long])(f"key {long[:2000]}… and more") == f"key {HIDDEN}… and more"
+
+
 def test_twice_is_once():
     known = Redaction([KEY])
     once = known(f"Authorization: Bearer {KEY} https://u:p@host/ API_KEY={KEY} hf_0123456789")
@@ -107,3 +120,12 @@ def test_twice_is_once():
 @pytest.mark.parametrize(("name", "secret"), [("VLLM_API_KEY", True), ("hf_token", True), ("MONKEY", False)])
 def test_names(name, secret):
     assert names_secret(name) is secret
+
+
+@pytest.mark.parametrize(
+    "piece", ["a_", "a-", "aaaaaaaa", "token_", "http://a/", "Bearer ", "authorization: ", "://", "key"]
+)
+def test_no_text_takes_long(piece):
+    begun = time.monotonic()
+    Redaction()(piece * (500_000 // len(piece)))
+    assert time.monotonic() - begun < 10

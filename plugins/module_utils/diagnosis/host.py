@@ -455,11 +455,11 @@ def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None =
     for each in services:
         if each.get("metrics"):
             jobs[f"the metrics of {each['name']}"] = lambda each=each: _engine_load(each["metrics"])
-    done, problems = _side_by_side(jobs, LOOK_LIMIT)
+    done, problems = side_by_side(jobs, LOOK_LIMIT)
     units = {name: done[f"the unit of {name}"] for name in named if f"the unit of {name}" in done}
     asked = {f"answers of {name}": (lambda name=name: _answers(name, units[name]["unit"], units[name]["running"]))
              for name in units if name in known}  # fmt: skip
-    answers, more = _side_by_side(asked, 5)
+    answers, more = side_by_side(asked, 5)
     for name, unit in units.items():
         unit["states"] += answers.get(f"answers of {name}", [])
         load = done.get(f"the metrics of {name}", [])
@@ -504,10 +504,10 @@ def _lay_kernel(units: dict, kernel: list) -> None:
         unit["lines"] = around + unit["lines"]
 
 
-def _side_by_side(jobs: dict, limit: float) -> tuple[dict, list[str]]:
+def side_by_side(jobs: dict, limit: float, workers: int = 8) -> tuple[dict, list[str]]:
     """Run the looks at once; return what they found, and a sentence for each that failed or did not end in time."""
     found, problems = {}, []
-    pool = concurrent.futures.ThreadPoolExecutor(max_workers=8)
+    pool = concurrent.futures.ThreadPoolExecutor(max_workers=workers)
     futures = {pool.submit(job): name for name, job in jobs.items()}
     _, late = concurrent.futures.wait(futures, timeout=limit)
     for future, name in futures.items():

@@ -1,0 +1,45 @@
+"""Says in a few rows what was found on a host, what was done, and which command comes next."""
+
+from __future__ import annotations
+
+RECOVER = "ansible-playbook playbooks/incident.yml -e step=recover"
+ESCALATE = "ansible-playbook playbooks/incident.yml -e step=escalate"
+CONSOLE = (
+    "look at the machine's console; a machine that is off: playbooks/start.yml on Google Cloud; then step=look again"
+)
+
+
+def row(what: str, measured: str, ok: bool | None = True, following: str = "") -> dict:
+    """Return a row of the checklist's form: `following` is what comes next."""
+    return {"what": what, "measured": measured, "ok": ok, "cure": following}
+
+
+def found(host: str, gathered: dict, report: dict | None) -> list[dict]:
+    """Return the rows of a look: how each service answers, and what the diagnosis says."""
+    rows = []
+    for name, answer in gathered["answers"].items():
+        told = answer or {"ok": False, "says": "it could not be asked"}
+        following = f"{RECOVER} -l {host}" if told["ok"] is False and name in RECOVERABLE else ""
+        rows.append(row(name, told["says"], told["ok"], following))
+    if report:
+        first = report["causes"][0] if report["causes"] else None
+        says = f"{first['service']}: {first['says']}" if first else report["report"][0]
+        rows.append(row("diagnosis", says, report["healthy"], first["cure"] if first else ""))
+    rows += [row("not gathered", problem, False) for problem in gathered["problems"]]
+    return rows
+
+
+# What step=recover restarts, in this order.
+RECOVERABLE = ("vllm", "ai-server")
+
+
+def unreachable(host: str, why: str) -> list[dict]:
+    return [row("host", f"it cannot be looked at: {why}", False, CONSOLE)]
+
+
+def text(host: str, rows: list[dict], report: dict | None) -> str:
+    """Return the summary that stands in the archive and that is sent."""
+    marks = {True: "ok", False: "NOT OK", None: "-"}
+    lines = [f"Incident on {host}", ""]
+    lines += [f"{marks[each['ok']]:<7} {each['what']}: {each['measured']}" for each in rows]
+    return "\n".join([*lines, "", *(report["report"] if report else [])]) + "\n"
