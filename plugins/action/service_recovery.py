@@ -28,7 +28,7 @@ class ActionModule(ActionBase):
             why = " ".join(str(seen.get("msg") or "no answer").split())
             row = summary.row(name, f"nothing was done: {why}", False, "run step=recover again when that is over")
             return {"changed": False, "serves": False, "restarted": False, "rows": [row]}
-        told = seen["recovery"]
+        told = dict(seen["recovery"])
         result = {"changed": told["changed"], "serves": told["serves"], "restarted": told["changed"]}
         if not told["await"]:
             return {**result, "rows": [recovered(name, host, told, told["found"])]}
