@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import ansible.module_utils
+from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -31,6 +32,8 @@ class ActionModule(ActionBase):
     def run(self, tmp=None, task_vars=None):
         super().run(tmp, task_vars)
         service, host = self._task.args["name"], task_vars["inventory_hostname"]
+        if self._task.args.get("state") == "out":
+            return self._stay_out(service, host, task_vars)
         left = self._leave_rotation(service, host, task_vars)
         if left.get("failed"):
             return left
@@ -122,6 +125,27 @@ class ActionModule(ActionBase):
                 "msg": f"{service}: take_out failed, so nothing was changed: {problem}. Correct it and run again.",
             }
         return {"rotation": "out"}
+
+    def _stay_out(self, service, host, task_vars):
+        """Take the host out of rotation until a run ends well, also where the host itself does not answer."""
+        if not self._task.args.get("take_out"):
+            return {"failed": True, "msg": "take_out must be given: the command that takes the host out of rotation."}
+        try:
+            # Its own name: the phase "apply" of this state is a preview alone.
+            noted = self.phase("apply" if self._task.check_mode else "out", task_vars)
+            lost = noted.get("msg") if noted.get("failed") else None
+        except AnsibleConnectionFailure as error:
+            noted, lost = {"changed": True}, str(error)
+        if self._task.check_mode or (not lost and not noted["changed"]):
+            return {**noted, "rotation": "out"}
+        problem = command(self._task.args["take_out"])
+        if problem:
+            if not lost:
+                self.phase("in", task_vars)
+            return {"failed": True, "msg": f"{service}: take_out failed: {problem}. Correct it and run again."}
+        display.display(f"  {host}: out of rotation", color="cyan")
+        unnoted = {"unnoted": f"nothing could be noted on the host: {lost}"} if lost else {}
+        return {"changed": True, "rotation": "out", **unnoted}
 
     def _rejoin_rotation(self, service, host, result, task_vars):
         """Put a host that was taken out back into rotation, now that its service serves."""

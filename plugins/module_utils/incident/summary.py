@@ -43,3 +43,35 @@ def text(host: str, rows: list[dict], report: dict | None) -> str:
     lines = [f"Incident on {host}", ""]
     lines += [f"{marks[each['ok']]:<7} {each['what']}: {each['measured']}" for each in rows]
     return "\n".join([*lines, "", *(report["report"] if report else [])]) + "\n"
+
+
+def escalated(look: list[dict], rotation: dict, notice: dict) -> list[dict]:
+    """Return the rows of an escalation: the look, what became of the rotation, and who was told."""
+    return [*look, _rotation(rotation), _notice(notice)]
+
+
+def _rotation(result: dict) -> dict:
+    if result.get("failed") or result.get("unreachable"):
+        return row("rotation", str(result.get("msg") or "no answer"), False, "take the host out by hand")
+    if result.get("skipped"):
+        told = "the host was left in: rotation_take_out is not set"
+        return row("rotation", told, None, "set rotation_take_out and rotation_put_back, or take the host out by hand")
+    beside = f"; {result['unnoted']}" if result.get("unnoted") else ""
+    done = "taken out" if result.get("changed") else "it was out already"
+    return row("rotation", f"{done}{beside}", True, "" if not beside else "put it back by hand once it serves")
+
+
+def _notice(result: dict) -> dict:
+    if result.get("failed"):
+        return row("receiver", str(result.get("msg")), False, "correct it and run step=escalate again")
+    return row("receiver", result.get("told") or "nothing was sent")
+
+
+def after(host: str) -> list[str]:
+    """Return what a person does next, as lines."""
+    return [
+        "Another host in: playbooks/start.yml for machines that are stopped, playbooks/provision.yml for declared ones",
+        "that are not there, then site.yml.",
+        f"This host back: correct the inventory and run site.yml -l {host}; where a change is the cause, before that",
+        f"playbooks/rollback.yml -e service=vllm -l {host}.",
+    ]
