@@ -86,12 +86,12 @@ def test_the_same_is_not_sent_twice_within_half_an_hour(tmp_path):
         ({"changed": True, "rotation": "out"}, True, "taken out"),
         ({"changed": False, "rotation": "out"}, True, "it was out already"),
         (
-            {"changed": True, "unnoted": "nothing could be noted on the host: no route"},
+            {"changed": True, "rotation": "out", "unnoted": "nothing could be noted on the host: no route"},
             True,
             "taken out; nothing could",
         ),
         ({"skipped": True, "changed": False}, None, "rotation_take_out is not set"),
-        ({"failed": True, "msg": "take_out failed: 503"}, False, "take_out failed: 503"),
+        ({"failed": False, "msg": "take_out failed: 503"}, False, "take_out failed: 503"),
     ],
 )
 def test_what_became_of_the_rotation(rotation, ok, says):
@@ -100,7 +100,7 @@ def test_what_became_of_the_rotation(rotation, ok, says):
 
 
 def test_a_receiver_that_was_not_told_is_red():
-    row = summary.escalated([], {"changed": True}, {"failed": True, "msg": "the receiver answered 403."})[-1]
+    row = summary.escalated([], {"changed": True}, {"failed": False, "msg": "the receiver answered 403."})[-1]
     assert (row["what"], row["ok"], row["measured"]) == ("receiver", False, "the receiver answered 403.")
 
 

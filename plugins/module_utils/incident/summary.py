@@ -51,20 +51,20 @@ def escalated(look: list[dict], rotation: dict, notice: dict) -> list[dict]:
 
 
 def _rotation(result: dict) -> dict:
-    if result.get("failed") or result.get("unreachable"):
-        return row("rotation", str(result.get("msg") or "no answer"), False, "take the host out by hand")
     if result.get("skipped"):
         told = "the host was left in: rotation_take_out is not set"
         return row("rotation", told, None, "set rotation_take_out and rotation_put_back, or take the host out by hand")
+    if "rotation" not in result:
+        return row("rotation", str(result.get("msg") or "no answer"), False, "take the host out by hand")
     beside = f"; {result['unnoted']}" if result.get("unnoted") else ""
     done = "taken out" if result.get("changed") else "it was out already"
-    return row("rotation", f"{done}{beside}", True, "" if not beside else "put it back by hand once it serves")
+    return row("rotation", f"{done}{beside}", True, "put it back by hand once it serves" if beside else "")
 
 
 def _notice(result: dict) -> dict:
-    if result.get("failed"):
-        return row("receiver", str(result.get("msg")), False, "correct it and run step=escalate again")
-    return row("receiver", result.get("told") or "nothing was sent")
+    if "told" in result:
+        return row("receiver", result["told"])
+    return row("receiver", str(result.get("msg") or "no answer"), False, "correct it and run step=escalate again")
 
 
 def after(host: str) -> list[str]:
