@@ -40,6 +40,8 @@ class ActionModule(ActionBase):
             row = recovered(name, host, told, f"{told['found']} → it serves after {ready['elapsed']} s")
             return {**result, "serves": True, "rows": [row]}
         why = ready.get("why") or ready.get("msg") or "no answer"
+        if told.get("watch"):
+            told["next"] = f"{summary.RECOVER} -l {host}, which restarts it now that its start is over"
         rows = [recovered(name, host, told, f"{told['found']} → it does not serve: {why}")]
         causes = self._causes(name, task_vars)
         rows += [summary.row(f"{name}: cause", each["says"], False, each["cure"]) for each in causes[:1]]
