@@ -136,7 +136,9 @@ class ActionModule(ActionBase):
             lost = noted.get("msg") if noted.get("failed") else None
         except AnsibleConnectionFailure as error:
             noted, lost = {"changed": True}, str(error)
-        if self._task.check_mode or (not lost and not noted["changed"]):
+        if self._task.check_mode:
+            return {"changed": bool(lost or noted["changed"]), "rotation": "would leave"}
+        if not lost and not noted["changed"]:
             return {**noted, "rotation": "out"}
         problem = command(self._task.args["take_out"])
         if problem:

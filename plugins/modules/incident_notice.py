@@ -79,7 +79,8 @@ def main() -> None:
             notice.keep(note, wanted["rows"])
     except (notice.NoticeError, OSError) as error:
         module.fail_json(msg=f"{error}.")
-    module.exit_json(changed=True, sent=not module.check_mode, told="sent to the receiver")
+    told = "it would be sent to the receiver" if module.check_mode else "sent to the receiver"
+    module.exit_json(changed=True, sent=not module.check_mode, told=told)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ def _rotation(result: dict) -> dict:
     if "rotation" not in result:
         return row("rotation", str(result.get("msg") or "no answer"), False, "take the host out by hand")
     beside = f"; {result['unnoted']}" if result.get("unnoted") else ""
-    done = "taken out" if result.get("changed") else "it was out already"
+    taken = "it would be taken out" if result["rotation"] == "would leave" else "taken out"
+    done = taken if result.get("changed") else "it was out already"
     return row("rotation", f"{done}{beside}", True, "put it back by hand once it serves" if beside else "")
 
 
