@@ -39,7 +39,8 @@ _FORMS = (
     # A webhook's address is its secret: what stands behind the host opens it.
     re.compile(r"(?P<kept>https?://hooks\.[^\s/\"']+/)[^\s\"'<>\\]+", re.IGNORECASE),
     re.compile(r"(?P<kept>https?://[^\s/\"']{1,300}/(?:[^\s\"'<>\\]{0,300}/)?webhooks?/)[^\s\"'<>\\]+", re.IGNORECASE),
-    re.compile(r"(?P<kept>\b(?:hf_|sk-|gh[pousr]_|github_pat_|xox[abeprs]-|ya29\.|AKIA|AIza))[\w.-]{8,}"),
+    re.compile(r"(?P<kept>\bhf_)[A-Za-z\d]{8,}"),
+    re.compile(r"(?P<kept>\b(?:sk-|gh[pousr]_|github_pat_|xox[abeprs]-|ya29\.|AKIA|AIza))[\w.-]{8,}"),
     re.compile(r"(?P<kept>\beyJ)[\w-]{8,}\.[\w-]+\.[\w-]*"),
     re.compile(r"(?P<kept>--[\w-]{0,60}(?:key|token|password|secret)\s+[\"']?)[^\s\"']+", re.IGNORECASE),
     re.compile(r"(?P<kept>://)[^/\s@\"']+(?=@)"),
@@ -109,4 +110,5 @@ def _beginning(secret: str) -> str:
 
 def _pair(match: re.Match) -> str:
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", match["name"]).replace("-", "_")
-    return f"{match['kept']}{HIDDEN}" if names_secret(name) else match[0]
+    # A KeyError names what is missing.
+    return f"{match['kept']}{HIDDEN}" if names_secret(name) and not name.endswith("Error") else match[0]

@@ -95,6 +95,8 @@ def test_what_looks_like_a_secret_goes_and_its_line_stays_readable(text):
         "Authentication is on; keys of two callers",
         "MemAvailable:   1234 kB",
         "HF_TOKEN=None api_key=null",
+        "KeyError: 'MODEL_NAME'",
+        "cause: hf_gated_or_unauthorised",
     ],
 )
 def test_what_is_no_secret_stays(text):
