@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from plugins.module_utils.incident import summary
+
 ROOT = Path(__file__).resolve().parents[2]
 INDEX = ROOT / "docs/operations.md"
 PAGES = sorted((ROOT / "docs/operations").glob("*.md"))
@@ -61,3 +63,8 @@ def test_the_metrics_of_the_watchdog_exist():
     program = (ROOT / "roles/watchdog/files/watchdog.py").read_text()
     for name in re.findall(r"llm_watchdog_(\w+)", INDEX.read_text()):
         assert f'"{name}":' in program, name
+
+
+def test_what_is_brought_back_is_the_same_in_playbook_and_rows():
+    variables = yaml.safe_load((ROOT / "playbooks/vars/incident.yml").read_text())
+    assert tuple(variables["incident_recoverable"]) == summary.RECOVERABLE
