@@ -13,9 +13,9 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "plugins" / "module_utils"))
+sys.path.insert(0, str(ROOT))
 
-from diagnosis import causes, judge, lines  # noqa: E402
+from plugins.module_utils.diagnosis import causes, judge, lines  # noqa: E402
 
 OWN = sorted((ROOT / "tests" / "data" / "diagnosis").glob("*.jsonl"))
 HEALTHY = "none"

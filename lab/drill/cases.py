@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import subprocess
+import tarfile
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -31,6 +33,7 @@ ENGINE_BACK_WITHIN = 180
 HUNG = 15  # seconds until the watchdog of a bed takes the engine for hung
 HEALED_WITHIN = 60  # seconds after that
 CALLERS = 16
+INCIDENT = "playbooks/incident.yml"
 WATCHDOG = {
     "watchdog_services": [
         {
@@ -371,6 +374,42 @@ def budget(bed: Bed, stage: Stage) -> Row:
     expected = "three restarts, then the watchdog asks for a person"
     good = left and not bed.one.astray()
     return Row("the engine hangs after every restart", expected, seen, good, silence.seconds())
+
+
+def incident(bed: Bed, stage: Stage) -> Row:
+    """An engine that somebody stopped, and the playbook of incidents."""
+    silence = Silence(bed.one)
+    bed.one.sh("systemctl stop vllm.service")
+    with tempfile.TemporaryDirectory() as place:
+        given = {"incident_directory": place}
+        begin = time.monotonic()
+        look = bed.converge({**given, "step": "look"}, run=INCIDENT)
+        looked = time.monotonic() - begin
+        texts = [text for path in Path(place).glob("*.tar.gz") for text in contents(path)]
+    secrets = (ENGINE_KEY, CALLER)
+    leaked = [text for text in (*texts, look.text) if any(secret in text for secret in secrets)]
+    outcome = bed.converge({**given, "step": "recover"}, run=INCIDENT)
+    bed.one.until(lambda: bed.one.watched()["now"], ENGINE_BACK_WITHIN, "the engine does not answer")
+    silent, before = silence.seconds(), bed.one.services()
+    again = bed.converge({**given, "step": "recover"}, run=INCIDENT)
+    left = {name: seen["pid"] for name, seen in before.items()} == {
+        name: seen["pid"] for name, seen in bed.one.services().items()
+    }
+    codes = (look.code, outcome.code, again.code)
+    good = not any(codes) and len(texts) > 20 and not leaked and looked < 60 and left and not bed.one.astray()
+    seen = f"{len(texts)} files in {looked:.0f} s, {len(leaked)} with a secret; then it serves"
+    seen += "" if left else "; a second run restarted something"
+    seen += f"; {sentence(outcome)}" if outcome.code else ""
+    expected = (
+        "look keeps an archive without a secret within 60 s, recover brings the engine back, and again does nothing"
+    )
+    return Row("the engine is stopped by hand; incident.yml look, recover, recover", expected, seen, good, silent)
+
+
+def contents(path: Path) -> list[str]:
+    """Return the texts of an archive."""
+    with tarfile.open(path) as archive:
+        return [archive.extractfile(entry).read().decode(errors="replace") for entry in archive]
 
 
 def loki_away(bed: Bed, stage: Stage) -> Row:

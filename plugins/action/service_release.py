@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import ansible.module_utils
+from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -31,6 +32,8 @@ class ActionModule(ActionBase):
     def run(self, tmp=None, task_vars=None):
         super().run(tmp, task_vars)
         service, host = self._task.args["name"], task_vars["inventory_hostname"]
+        if self._task.args.get("state") == "out":
+            return self._stay_out(service, host, task_vars)
         left = self._leave_rotation(service, host, task_vars)
         if left.get("failed"):
             return left
@@ -43,14 +46,14 @@ class ActionModule(ActionBase):
 
     def _change(self, service, host, task_vars):
         """Lead the service to its release, or back; ``out`` in the result: it serves, on a host out of rotation."""
-        result = self._phase("apply", task_vars)
+        result = self.phase("apply", task_vars)
         gives_way, new_secrets = result.pop("gives_way", False), result.pop("new_secrets", False)
         if result.get("failed") or not result.pop("await", False):
             return result
         out = result.pop("out", False)
-        seen = self._wait(service, host, result["release"], task_vars)
+        seen = self.wait(service, host, result["release"], task_vars)
         if seen.get("ready"):
-            confirmed = self._phase("confirm", task_vars, release=result["release"])
+            confirmed = self.phase("confirm", task_vars, release=result["release"])
             return confirmed if confirmed.get("failed") else {**result, "elapsed": seen["elapsed"], "out": out}
         if "journal" not in seen:
             return seen
@@ -63,20 +66,20 @@ class ActionModule(ActionBase):
             stays = "it is left as it is: only its secrets are new, and those before them are kept nowhere"
         return failure(service, {**result, **seen}, stays)
 
-    def _phase(self, phase, task_vars, **extra):
+    def phase(self, phase, task_vars, **extra):
         # The target's log hides a secret of one line, but not the text of a file that has several.
         quiet = {**task_vars, "ansible_no_target_syslog": True}
         return self._execute_module(
             module_name="service_release", module_args={**self._task.args, "phase": phase, **extra}, task_vars=quiet
         )
 
-    def _wait(self, service, host, release, task_vars, limit=None):
+    def wait(self, service, host, release, task_vars, limit=None):
         """Ask again and again until the service is ready, dead or late; a line every few seconds says where it is."""
         limit = limit or int(self._task.args.get("start_timeout") or 60)
         shown, elapsed = "", 0.0
         while True:
             seconds = max(0.0, min(SHOWN_EVERY, limit - elapsed))
-            seen = self._phase("look", task_vars, seconds=seconds, release=release, start_timeout=limit)
+            seen = self.phase("look", task_vars, seconds=seconds, release=release, start_timeout=limit)
             if seen.get("ready") or seen.get("dead") or seen.get("failed"):
                 return seen
             elapsed = seen["elapsed"]
@@ -90,18 +93,18 @@ class ActionModule(ActionBase):
 
     def _go_back(self, service, host, result, task_vars):
         display.display(f"  {host}: {service} does not serve; going back to what served before", color="yellow")
-        back = self._phase("back", task_vars, release=result["release"])
+        back = self.phase("back", task_vars, release=result["release"])
         if back.get("failed"):
             return back
         earlier = back["rolled_back_to"]
         if not earlier:
             serves = "there was no earlier release, so it is stopped; its files stay for inspection"
             return failure(service, {**result, **back}, serves)
-        again = self._wait(service, host, earlier, task_vars, back.pop("start_timeout", None))
+        again = self.wait(service, host, earlier, task_vars, back.pop("start_timeout", None))
         if not again.get("ready"):
             why = again.get("why") or again.get("msg")
             return failure(service, {**result, **back}, f"release {earlier} was put back and does not serve: {why}")
-        self._phase("confirm", task_vars, release=earlier)
+        self.phase("confirm", task_vars, release=earlier)
         return {**failure(service, {**result, **back}, f"release {earlier} serves again"), "serves": True}
 
     def _leave_rotation(self, service, host, task_vars):
@@ -109,11 +112,11 @@ class ActionModule(ActionBase):
         args = self._task.args
         if not args.get("take_out") or args.get("state") == "prepared" or self._task.check_mode:
             return {}
-        ahead = self._phase("ahead", task_vars)
+        ahead = self.phase("ahead", task_vars)
         if ahead.get("failed") or not ahead["interrupts"]:
             return ahead if ahead.get("failed") else {}
         # Noted before it is done: whoever comes next puts the host back, also when this run ends here.
-        self._phase("out", task_vars)
+        self.phase("out", task_vars)
         display.display(f"  {host}: out of rotation, {service} is going to be interrupted", color="cyan")
         problem = command(args["take_out"])
         if problem:
@@ -123,13 +126,36 @@ class ActionModule(ActionBase):
             }
         return {"rotation": "out"}
 
+    def _stay_out(self, service, host, task_vars):
+        """Take the host out of rotation until a run ends well, also where the host itself does not answer."""
+        if not self._task.args.get("take_out"):
+            return {"failed": True, "msg": "take_out must be given: the command that takes the host out of rotation."}
+        try:
+            # Its own name: the phase "apply" of this state is a preview alone.
+            noted = self.phase("apply" if self._task.check_mode else "out", task_vars)
+            lost = noted.get("msg") if noted.get("failed") else None
+        except AnsibleConnectionFailure as error:
+            noted, lost = {"changed": True}, str(error)
+        if self._task.check_mode:
+            return {"changed": bool(lost or noted["changed"]), "rotation": "would leave"}
+        if not lost and not noted["changed"]:
+            return {**noted, "rotation": "out"}
+        problem = command(self._task.args["take_out"])
+        if problem:
+            if not lost:
+                self.phase("in", task_vars)
+            return {"failed": True, "msg": f"{service}: take_out failed: {problem}. Correct it and run again."}
+        display.display(f"  {host}: out of rotation", color="cyan")
+        unnoted = {"unnoted": f"nothing could be noted on the host: {lost}"} if lost else {}
+        return {"changed": True, "rotation": "out", **unnoted}
+
     def _rejoin_rotation(self, service, host, result, task_vars):
         """Put a host that was taken out back into rotation, now that its service serves."""
         problem = command(self._task.args.get("put_back"))
         if problem:
             said = f"{result['msg']} And put_back" if result.get("failed") else f"{service} serves, but put_back"
             return {**result, "failed": True, "msg": f"{said} failed: {problem}. Correct it and run again."}
-        self._phase("in", task_vars)
+        self.phase("in", task_vars)
         display.display(f"  {host}: back in rotation, {service} serves", color="cyan")
         return {**result, "changed": True, "rotation": "back"}
 

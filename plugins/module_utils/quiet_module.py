@@ -10,11 +10,10 @@ from urllib.parse import unquote
 
 from ansible.module_utils.common.parameters import remove_values
 from ansible.module_utils.host_module import HostModule
+from ansible.module_utils.redaction import HIDDEN, names_secret
 
-HIDDEN = "********"
 _USERINFO = re.compile(r"(?<=://)[^/\s]+@")
 _QUERY = re.compile(r"://[^\s?]*\?(\S+)")
-_SECRET_NAME = re.compile(r"(^|_)(KEY|\w*TOKEN|PASS\w*|SECRET\w*|AUTH\w*|CREDENTIAL\w*)(_|$)", re.IGNORECASE)
 
 
 def masked(text: str, environment: dict) -> str:
@@ -39,10 +38,6 @@ def secrets_of(name: str, value) -> set[str]:
         user, _, password = userinfo[:-1].partition(":")
         found.add(password or user)
     return (found | set(_QUERY.findall(value))) - {""}
-
-
-def names_secret(name: str) -> bool:
-    return bool(_SECRET_NAME.search(name))
 
 
 def _secrets(environment: dict) -> set[str]:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from ansible.module_utils.common.parameters import DEFAULT_TYPE_VALIDATORS
 
-from .quiet_module import HIDDEN, names_secret
+from .redaction import HIDDEN, names_secret
 
 WORDS = {
     "str": "text", "path": "text", "int": "a whole number", "float": "a number", "bool": "true or false",

@@ -28,8 +28,10 @@ options:
       - V(prepared) makes the user and the directories, for what must be there before the release can be described.
       - V(present) writes, starts and verifies the release; V(absent) takes the service away but keeps the directories
         marked O(directories[].keep); V(previous) goes back to an earlier verified release.
+      - V(out) takes the host out of rotation by O(take_out) and leaves the service as it is. The next good run
+        puts the host back. Where the host does not answer, the command runs all the same, and nothing is noted.
     type: str
-    choices: [prepared, present, absent, previous]
+    choices: [prepared, present, absent, previous, out]
     default: present
   release:
     description:
@@ -303,7 +305,7 @@ PROBES = {
 
 ARGUMENTS = {
     "name": {"type": "str", "required": True},
-    "state": {"type": "str", "choices": ["prepared", "present", "absent", "previous"], "default": "present"},
+    "state": {"type": "str", "choices": ["prepared", "present", "absent", "previous", "out"], "default": "present"},
     "release": {"type": "str"},
     "purge": {"type": "bool", "default": False},
     "user": {"type": "str"},
@@ -458,6 +460,8 @@ def main() -> None:
 
 
 def dry_run(service: Service, wanted: dict) -> dict:
+    if wanted["state"] == "out":
+        return {"changed": not service.state()["out"]}
     if wanted["state"] == "absent":
         return {"changed": service.removable(wanted["purge"])}
     if wanted["state"] == "previous":
@@ -479,8 +483,11 @@ def act(service: Service, wanted: dict) -> dict:
             service.try_out(wanted_release(service, wanted), wanted["trials"])
         return {"changed": False, "interrupts": interrupts}
     if wanted["phase"] in ("out", "in"):
-        service.note(out=wanted["phase"] == "out")
-        return {"changed": True}
+        before, out = service.state(), wanted["phase"] == "out"
+        if not before["current"]:
+            raise Refused(f"{service.name} is not on this host, so nothing can be noted of it")
+        service.note(out=out)
+        return {"changed": before["out"] != out}
     if wanted["phase"] != "apply" and wanted["release"] != service.state()["current"]:
         raise Refused(f"{service.name}: another run changed this service meanwhile; run this one again")
     if wanted["phase"] == "look":

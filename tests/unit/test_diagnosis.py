@@ -12,11 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from plugins.module_utils.diagnosis import causes, failures, judge, lines, render
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "plugins" / "module_utils"))
-
-from diagnosis import causes, failures, judge, lines, render  # noqa: E402
-
 TABLE = causes.load()
 STARTS = yaml.safe_load((ROOT / "tests/data/diagnosis/starts.yml").read_text())
 HEALTHY = yaml.safe_load((ROOT / "tests/data/diagnosis/healthy.yml").read_text())

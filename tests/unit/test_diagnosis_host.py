@@ -115,7 +115,7 @@ def test_a_look_that_breaks_or_hangs_ends_alone():
     def broken():
         raise RuntimeError("no such command")
 
-    found, problems = host._side_by_side({"a": lambda: 1, "b": broken, "c": lambda: time.sleep(1.5)}, 0.3)
+    found, problems = host.side_by_side({"a": lambda: 1, "b": broken, "c": lambda: time.sleep(1.5)}, 0.3)
     assert found == {"a": 1}
     assert problems == ["b: no such command", "c: no end within 0.3 s"]
 

@@ -46,7 +46,7 @@ class Watched:
         self.clock, self.ready_after, self.slices = 0.0, ready_after, []
         self.plugin = action.ActionModule.__new__(action.ActionModule)
         self.plugin._task = type("Task", (), {"args": {"name": "vllm", "start_timeout": 12}})()
-        self.plugin._phase = self.phase
+        self.plugin.phase = self.phase
 
     def phase(self, phase, task_vars, seconds, release, start_timeout):
         self.slices.append(seconds)
@@ -58,12 +58,12 @@ class Watched:
 
 def test_a_wait_ends_at_its_limit(action):
     watched = Watched(action, ready_after=999)
-    seen = watched.plugin._wait("vllm", "machine", "abc", {})
+    seen = watched.plugin.wait("vllm", "machine", "abc", {})
     assert watched.slices == [5.0, 5.0, 2.0]
     assert seen["why"] == "not ready after 12 s: connection refused"
 
 
 def test_a_wait_ends_when_it_is_ready(action):
     watched = Watched(action, ready_after=7)
-    assert watched.plugin._wait("vllm", "machine", "abc", {})["ready"] is True
+    assert watched.plugin.wait("vllm", "machine", "abc", {})["ready"] is True
     assert watched.slices == [5.0, 5.0]

@@ -33,7 +33,7 @@ def task(tmp_path, monkeypatch):
             limits.append(extra.get("start_timeout"))
             return dict(looks.pop(0)) if name == "look" else dict(answers.get(name, {"changed": False}))
 
-        action._phase = phase
+        action.phase = phase
         return action
 
     monkeypatch.setattr(service_release.ActionBase, "run", lambda *_: {})

@@ -122,6 +122,64 @@ class TestBudget:
         assert (one.attempts, one.given_up) == ([1, 2, 3], True)
 
 
+class TestSharedBudget:
+    """Who restarts a service in another way takes it from the same budget."""
+
+    @pytest.fixture
+    def settings(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(watchdog, "keep_evidence", lambda *_: tmp_path / "folder")
+        monkeypatch.setattr(watchdog, "look", lambda _: seen(process=self.process, answers=self.answers))
+        monkeypatch.setattr(watchdog, "memory_warning", lambda *_: None)
+        monkeypatch.setattr(watchdog, "available_mib", lambda: 1)
+        self.process, self.answers = "one", True
+        entry = {"unit": "vllm.service", "silent_after": 60, "stalled_after": 120, "ready_within": 1800}
+        own = {"state": str(tmp_path / "state.json"), "textfile": str(tmp_path / "page"), "evidence": "", "restarts": 3}
+        return {"services": [entry], "window": 7200, "pause": 0, "memory_mib": 0, "gpu_memory_mib": 0, **own,
+                "evidence_mib": 1}  # fmt: skip
+
+    def test_three_in_all_and_then_no_more(self, settings, tmp_path):
+        one = watchdog.Watchdog(settings)
+        one.round()
+        told = watchdog.spend(settings, "vllm.service")
+        assert told == {"granted": True, "counted": True, "left": 2, "evidence": str(tmp_path / "folder")}
+        one.services[0].attempts.append(watchdog.time.monotonic())  # one of the watchdog's own
+        one.note()
+        assert len(one.services[0].attempts) == 2
+        assert watchdog.spend(settings, "vllm.service")["left"] == 0
+        assert watchdog.spend(settings, "vllm.service") == {"granted": False, "why": "3 restarts did not cure it"}
+        one.round()
+        assert not one.services[0].may_restart(watchdog.time.monotonic(), 3, 7200, 0)
+        assert one.services[0].restarted == 2
+
+    def test_the_process_that_it_brings_is_not_a_persons_and_the_next_one_is(self, settings):
+        one = watchdog.Watchdog(settings)
+        one.round()
+        watchdog.spend(settings, "vllm.service")
+        self.process = "two"
+        one.round()
+        assert len(one.services[0].attempts) == 1
+        self.process = "three"
+        one.round()
+        assert one.services[0].attempts == []
+
+    def test_it_is_counted_while_no_watchdog_runs_and_by_the_one_that_comes(self, settings):
+        watchdog.spend(settings, "vllm.service")
+        watchdog.spend(settings, "vllm.service")
+        one = watchdog.Watchdog(settings)
+        one.round()
+        assert len(one.services[0].attempts) == 2
+        again = watchdog.Watchdog(settings)
+        assert len(again.services[0].attempts) == 2
+
+    def test_the_pause_between_two_is_told(self, settings):
+        watchdog.spend(settings, "vllm.service")
+        told = watchdog.spend({**settings, "pause": 30}, "vllm.service")
+        assert told == {"granted": False, "wait": 30}
+
+    def test_a_unit_that_is_not_looked_at_has_no_budget(self, settings):
+        assert watchdog.spend(settings, "other.service") == {"granted": True, "counted": False}
+
+
 class TestPage:
     NAMES = ("vllm:a", "vllm:b")
 

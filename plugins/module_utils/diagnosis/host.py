@@ -6,11 +6,12 @@ Needs root for other users' files and processes.
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
 import grp
 import json
 import os
 import pwd
+import queue
 import re
 import shutil
 import signal
@@ -18,6 +19,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import threading
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -455,11 +457,11 @@ def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None =
     for each in services:
         if each.get("metrics"):
             jobs[f"the metrics of {each['name']}"] = lambda each=each: _engine_load(each["metrics"])
-    done, problems = _side_by_side(jobs, LOOK_LIMIT)
+    done, problems = side_by_side(jobs, LOOK_LIMIT)
     units = {name: done[f"the unit of {name}"] for name in named if f"the unit of {name}" in done}
     asked = {f"answers of {name}": (lambda name=name: _answers(name, units[name]["unit"], units[name]["running"]))
              for name in units if name in known}  # fmt: skip
-    answers, more = _side_by_side(asked, 5)
+    answers, more = side_by_side(asked, 5)
     for name, unit in units.items():
         unit["states"] += answers.get(f"answers of {name}", [])
         load = done.get(f"the metrics of {name}", [])
@@ -504,20 +506,41 @@ def _lay_kernel(units: dict, kernel: list) -> None:
         unit["lines"] = around + unit["lines"]
 
 
-def _side_by_side(jobs: dict, limit: float) -> tuple[dict, list[str]]:
-    """Run the looks at once; return what they found, and a sentence for each that failed or did not end in time."""
-    found, problems = {}, []
-    pool = concurrent.futures.ThreadPoolExecutor(max_workers=8)
-    futures = {pool.submit(job): name for name, job in jobs.items()}
-    _, late = concurrent.futures.wait(futures, timeout=limit)
-    for future, name in futures.items():
-        if future in late:
-            problems.append(f"{name}: no end within {limit:g} s")
-            continue
+def side_by_side(jobs: dict, limit: float, workers: int = 8) -> tuple[dict, list[str]]:
+    """Run the looks at once; return what they found, and a sentence for each that failed or did not end in time.
+
+    The threads are daemons: one that waits for a disk that is gone holds nobody, not even at the end of the program.
+    """
+    waiting, ended = queue.SimpleQueue(), queue.SimpleQueue()
+    for item in jobs.items():
+        waiting.put(item)
+
+    def work() -> None:
+        while True:
+            try:
+                name, job = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                ended.put((name, job(), None))
+            except Exception as error:
+                # Whatever is broken here is what is asked about: the other looks must not end with this one.
+                ended.put((name, None, error))
+
+    for _ in range(min(workers, len(jobs))):
+        threading.Thread(target=work, daemon=True).start()
+    found, failed, end = {}, {}, time.monotonic() + limit
+    while len(found) + len(failed) < len(jobs):
         try:
-            found[name] = future.result()
-        except Exception as error:
-            # Whatever is broken here is what is asked about: the other looks must not end with this one.
-            problems.append(f"{name}: {error}")
-    pool.shutdown(wait=False, cancel_futures=True)
-    return found, problems
+            name, value, error = ended.get(timeout=max(0.0, end - time.monotonic()))
+        except queue.Empty:
+            break
+        if error is None:
+            found[name] = value
+        else:
+            failed[name] = str(error)
+    with contextlib.suppress(queue.Empty):
+        while True:
+            waiting.get_nowait()  # what has not begun would find nobody who listens
+    late = f"no end within {limit:g} s"
+    return found, [f"{name}: {failed.get(name, late)}" for name in jobs if name not in found]

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
+from .. import redaction
 from .causes import Found
 from .judge import Verdict
 
 SHOWN = 300  # characters of a line that proves something
-
-
-# What may be a key: a bearer, the hub's tokens, a login in an address, an argument of that name.
-_SECRET = re.compile(
-    r"(?<=Bearer )[\w.~+/=-]{8,}|\b(?:hf_|sk-)[\w-]{8,}|(?<=://)[^/\s@]+(?=@)"
-    r"|(?<=api_key': )\[[^\]]*\]|(?i:(?<=api-key[ =])|(?<=password[ =])|(?<=token[ =]))[\w.~+/=-]{8,}"
-)
 
 
 def facts(found: Found) -> dict:
@@ -25,7 +17,7 @@ def facts(found: Found) -> dict:
 
 def short(text: str) -> str:
     """Return a line of a log without keys, in at most `SHOWN` characters."""
-    text = _SECRET.sub("********", " ".join(text.split()))
+    text = redaction.LIKE_A_KEY.sub(redaction.HIDDEN, " ".join(text.split()))
     return text if len(text) <= SHOWN else f"{text[:SHOWN].rstrip()} …"
 
 

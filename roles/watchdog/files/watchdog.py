@@ -7,7 +7,8 @@ None of this counts while Ansible works on it or while its host is out of rotati
 is busy. Before a restart the evidence is kept. After `restarts` attempts it gives up until the service serves again or
 a person restarts it.
 
-Called with the path of its settings (JSON); `--check FILE` only says whether they are in order. Needs root.
+Called with the path of its settings (JSON); `--check` only says whether they are in order. Who restarts a service in
+another way asks for it by `--spend UNIT`: a restart within the same budget, with the evidence kept. Needs root.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -32,6 +34,8 @@ COLLECT_TIMEOUT = 10  # s for one piece of evidence
 RESTART_TIMEOUT = 300  # s, longer than a unit takes to stop
 JOURNAL_LINES = 1000
 REMIND = 600  # s between two warnings about the same thing
+TIMES = ("silent_after", "stalled_after", "ready_within")  # of a service, in its settings
+BUDGET = ("restarts", "window", "pause")
 PROCESSES = 3  # the largest ones, named in a memory warning
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -68,6 +72,19 @@ class Service:
     attempts: list[float] = field(default_factory=list)
     restarted: int = 0  # by this program since boot
     given_up: bool = False
+    lent: bool = False  # somebody else restarts it within this budget
+
+    def remember(self, known: dict) -> None:
+        """Take in what the record has of the service."""
+        self.attempts, self.given_up = known.get("attempts", []), known.get("given_up", False)
+        self.process, self.ready = known.get("process"), known.get("ready", False)
+        self.known, self.restarted = known.get("known", False), known.get("restarted", 0)
+        self.lent = known.get("lent", False)
+
+    def count(self, spent: list[float]) -> None:
+        """Count restarts that others have taken from the budget."""
+        self.attempts, self.restarted = [*self.attempts, *spent], self.restarted + len(spent)
+        self.lent = self.lent or bool(spent)
 
     def fault(self, seen: Seen, now: float) -> str | None:
         """Take in what was seen; return what is wrong with the service, or None."""
@@ -102,8 +119,9 @@ class Service:
         return None
 
     def _replaced(self, seen: Seen, now: float) -> None:
-        if self.process and not seen.by_systemd:
+        if self.process and not seen.by_systemd and not self.lent:
             self.attempts, self.given_up = [], False  # a person or a playbook started it
+        self.lent = False
         self.begin(seen.process, now)
 
     def begin(self, process: str | None, now: float) -> None:
@@ -350,28 +368,19 @@ class Watchdog:
 
     def __init__(self, settings):
         self.settings = settings
-        times = ("silent_after", "stalled_after", "ready_within")
-        self.services = [Service(entry["unit"], *(entry[name] for name in times)) for entry in settings["services"]]
+        self.services = [Service(entry["unit"], *(entry[name] for name in TIMES)) for entry in settings["services"]]
         self.state = Path(settings["state"])
         self.warned = float("-inf")
-        try:
-            noted = json.loads(self.state.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            noted = {}
-        # The clock begins anew with a boot, and so does the budget.
-        if noted.get("boot") == boot():
-            for service in self.services:
-                known = noted["services"].get(service.unit) or {}
-                service.attempts, service.given_up = known.get("attempts", []), known.get("given_up", False)
-                service.process, service.ready = known.get("process"), known.get("ready", False)
-                service.known = known.get("known", False)
-                service.begun = service.answered = service.moved = time.monotonic()
-                service.restarted = known.get("restarted", 0)
+        noted = record(self.state)
+        for service in self.services:
+            service.remember(noted["services"].get(service.unit) or {})
+            service.begun = service.answered = service.moved = time.monotonic()
 
     def round(self):
         """Look at everything once and do what is needed."""
         for entry, service in zip(self.settings["services"], self.services, strict=True):
             seen, gave_up = look(entry), service.given_up
+            self.note()  # a restart that was taken from the budget is counted before its process is seen
             fault = service.fault(seen, time.monotonic())
             if fault:
                 self.heal(entry, service, fault)
@@ -385,9 +394,7 @@ class Watchdog:
         self.tell()
 
     def heal(self, entry, service, fault):
-        if not service.may_restart(
-            time.monotonic(), *(self.settings[name] for name in ("restarts", "window", "pause"))
-        ):
+        if not service.may_restart(time.monotonic(), *(self.settings[name] for name in BUDGET)):
             return
         with held(service.unit.removesuffix(".service")) as free:
             if not free:
@@ -408,18 +415,14 @@ class Watchdog:
             self.warned = time.monotonic()
 
     def note(self):
-        known = {
-            service.unit: {
-                "attempts": service.attempts,
-                "given_up": service.given_up,
-                "process": service.process,
-                "ready": service.ready,
-                "known": service.known,
-                "restarted": service.restarted,
-            }
-            for service in self.services
-        }
-        replace(self.state, json.dumps({"boot": boot(), "services": known}))
+        """Count what others have taken from the budget, and write the record."""
+        with alone(self.state):
+            noted = record(self.state)["services"]
+            for service in self.services:
+                service.count((noted.get(service.unit) or {}).get("spent", []))
+            names = ("attempts", "given_up", "process", "ready", "known", "restarted", "lent")
+            known = {one.unit: {name: getattr(one, name) for name in names} for one in self.services}
+            replace(self.state, json.dumps({"boot": boot(), "services": known}))
 
     def tell(self):
         """Write the metrics for node_exporter's textfile collector."""
@@ -429,6 +432,49 @@ class Watchdog:
             lines += [f"# HELP llm_watchdog_{name} {text}", f"# TYPE llm_watchdog_{name} {kind}"]
             lines += [f'llm_watchdog_{name}{{unit="{one.unit}"}} {value(one):d}' for one in self.services]
         replace(Path(self.settings["textfile"]), "\n".join(lines) + "\n")
+
+
+@contextmanager
+def alone(state):
+    """Hold the record against who else writes it."""
+    with state.with_suffix(".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def record(state):
+    """Return the record of this boot: the clock begins anew with a boot, and so does the budget."""
+    try:
+        noted = json.loads(state.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        noted = {}
+    return noted if noted.get("boot") == boot() else {"boot": boot(), "services": {}}
+
+
+def spend(settings, unit):
+    """Take a restart of ``unit`` from its budget for who asks, and keep the evidence; say whether he may, and why not.
+
+    A unit that is not looked at has no budget; ``counted`` says so.
+    """
+    entry = next((each for each in settings["services"] if each["unit"] == unit), None)
+    if entry is None:
+        return {"granted": True, "counted": False}
+    state, now = Path(settings["state"]), time.monotonic()
+    service = Service(unit, *(entry[name] for name in TIMES))
+    with alone(state):
+        noted = record(state)
+        known = noted["services"].setdefault(unit, {})
+        service.remember(known)
+        service.count(known.get("spent", []))
+        if not service.may_restart(now, *(settings[name] for name in BUDGET)):
+            if service.given_up:
+                return {"granted": False, "why": f"{settings['restarts']} restarts did not cure it"}
+            return {"granted": False, "wait": round(service.attempts[-1] + settings["pause"] - now + 0.5)}
+        known["spent"] = [*known.get("spent", []), now]
+        replace(state, json.dumps(noted))
+    folder = keep_evidence(entry, settings["evidence"], settings["evidence_mib"])
+    return {"granted": True, "counted": True, "left": settings["restarts"] - len(service.attempts) - 1,
+            "evidence": str(folder)}  # fmt: skip
 
 
 def replace(path, text):
@@ -469,13 +515,17 @@ def check(settings):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("settings", type=Path)
-    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--check", action="store_true", help="only say whether the settings are in order")
+    parser.add_argument("--spend", metavar="UNIT", help="take a restart of UNIT from its budget; the answer is JSON")
     options = parser.parse_args()
     settings = json.loads(options.settings.read_text(encoding="utf-8"))
     problem = check(settings)
     if problem:
         sys.exit(problem)
     if options.check:
+        return
+    if options.spend:
+        print(json.dumps(spend(settings, options.spend)))
         return
     watchdog = Watchdog(settings)
     while True:

@@ -1,0 +1,73 @@
+"""Weigh on the controller what the module gathered on the machine, and keep it there in one archive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ansible.module_utils
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+
+UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
+if UTILS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(UTILS)
+from ansible.module_utils.diagnosis import report
+from ansible.module_utils.incident import archive, summary
+from ansible.module_utils.redaction import Redaction
+
+
+class ActionModule(ActionBase):
+    """Run the module; write the archive; return rows instead of the evidence."""
+
+    def run(self, tmp=None, task_vars=None):
+        super().run(tmp, task_vars)
+        host, args = task_vars["inventory_hostname"], dict(self._task.args)
+        directory, secrets = (
+            args.pop("directory", None),
+            [str(each) for each in args.pop("secrets", None) or [] if each],
+        )
+        if not directory:
+            return {"failed": True, "msg": "directory must be given: where the archives go on the controller."}
+        # The target's log would tell the login in an address.
+        quiet = {**task_vars, "ansible_no_target_syslog": True}
+        try:
+            seen = self._execute_module(module_name="incident_evidence", module_args=args, task_vars=quiet)
+        except AnsibleConnectionFailure as error:
+            seen = {"msg": str(error)}
+        told = made(host, seen)
+        hide = Redaction(secrets)
+        result = {
+            "changed": False,
+            "archive": None,
+            "healthy": all(row["ok"] is not False for row in told["rows"]),
+            "rows": [{key: hide(text) if isinstance(text, str) else text for key, text in row.items()}
+                     for row in told["rows"]],
+            "summary": hide(told["files"]["summary.txt"]),
+        }  # fmt: skip
+        if "gathered" in seen:
+            result["seconds"] = seen["gathered"]["seconds"]
+        if self._task.check_mode:
+            return result
+        try:
+            path = archive.write(Path(directory).expanduser().resolve(), host, told["files"], secrets)
+        except OSError as error:
+            told = f"incident_directory is {directory}, where no archive can be written: {error}"
+            return {**result, "failed": True, "msg": told}
+        kept = summary.row("archive", f"{path} ({len(told['files'])} files)")
+        return {**result, "archive": str(path), "rows": [*result["rows"], kept]}
+
+
+def made(host: str, seen: dict) -> dict:
+    """Return the ``rows`` and the ``files`` of an archive, of what the module returned or of why it could not run."""
+    gathered = seen.get("gathered")
+    if not gathered:
+        why = Redaction()(" ".join(str(seen.get("msg") or seen.get("module_stderr") or "no answer").split()))
+        rows = summary.unreachable(host, why)
+        more = Redaction()(f"{seen.get('module_stdout') or ''}\n{seen.get('module_stderr') or ''}").strip()
+        files = {"module.txt": more} if more else {}
+        return {"rows": rows, "files": {**files, "summary.txt": summary.text(host, rows, None)}}
+    weighed = report.of_host(gathered["diagnosis"]) if gathered["diagnosis"] else None
+    rows = summary.found(host, gathered, weighed)
+    files = dict(gathered["files"])
+    files["diagnosis.txt"] = "\n".join(weighed["report"]) if weighed else "the diagnosis did not end\n"
+    return {"rows": rows, "files": {**files, "summary.txt": summary.text(host, rows, weighed)}}

@@ -1,0 +1,90 @@
+"""Bring a service back: wait for its start, weigh the evidence, and go back to a release, on the controller.
+
+The module of the same name decides on the machine and restarts; an earlier release comes back by service_release.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ansible.module_utils
+from ansible.plugins.action import ActionBase
+
+UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
+if UTILS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(UTILS)
+from ansible.module_utils.diagnosis import report
+from ansible.module_utils.incident import summary
+
+
+class ActionModule(ActionBase):
+    """Run the phases of the module, wait for the start, and go back where the newest release is to blame."""
+
+    def run(self, tmp=None, task_vars=None):
+        super().run(tmp, task_vars)
+        name, host = self._task.args["name"], task_vars["inventory_hostname"]
+        seen = self._module("service_recovery", {"phase": "recover"}, task_vars)
+        if "recovery" not in seen:
+            why = " ".join(str(seen.get("msg") or "no answer").split())
+            row = summary.row(name, f"nothing was done: {why}", False, "run step=recover again when that is over")
+            return {"changed": False, "serves": False, "restarted": False, "rows": [row]}
+        told = dict(seen["recovery"])
+        result = {"changed": told["changed"], "serves": told["serves"], "restarted": told["changed"]}
+        if not told["await"]:
+            return {**result, "rows": [recovered(name, host, told, told["found"])]}
+        releases = self._releases(name, {})
+        ready = releases.wait(name, host, told["release"], task_vars, told["start_timeout"])
+        if ready.get("ready"):
+            releases.phase("confirm", task_vars, release=told["release"])
+            told["serves"] = True
+            row = recovered(name, host, told, f"{told['found']} → it serves after {ready['elapsed']} s")
+            return {**result, "serves": True, "rows": [row]}
+        why = ready.get("why") or ready.get("msg") or "no answer"
+        if told.get("watch"):
+            told["next"] = f"{summary.RECOVER} -l {host}, which restarts it now that its start is over"
+        rows = [recovered(name, host, told, f"{told['found']} → it does not serve: {why}")]
+        causes = self._causes(name, task_vars)
+        rows += [summary.row(f"{name}: cause", each["says"], False, each["cure"]) for each in causes[:1]]
+        blame = self._module("service_recovery", {"phase": "blame", "causes": causes}, task_vars).get("recovery") or {}
+        if not blame.get("target"):
+            return {**result, "rows": rows}
+        back = self._go_back(name, blame["target"], task_vars)
+        good = not back.get("failed")
+        measured = f"{blame['why']} → back to {blame['target']}"
+        measured += "; it serves" if good else f"; {back.get('msg')}"
+        after = "correct the inventory, then run site.yml" if good else f"{summary.ESCALATE} -l {host}"
+        rows.append(summary.row(f"{name}: release", measured, good, after))
+        return {"changed": True, "serves": good, "restarted": True, "rows": rows}
+
+    def _module(self, module: str, args: dict, task_vars: dict) -> dict:
+        quiet = {**task_vars, "ansible_no_target_syslog": True}
+        own = self._task.args if module == "service_recovery" else {}
+        return self._execute_module(module_name=module, module_args={**own, **args}, task_vars=quiet)
+
+    def _causes(self, name: str, task_vars: dict) -> list[dict]:
+        """Return what the diagnosis names for a service, the most likely first."""
+        services = [{"name": name, "metrics": self._task.args.get("metrics")}]
+        evidence = self._module("diagnose", {"services": services}, task_vars).get("evidence")
+        found = report.of_host(evidence)["causes"] if evidence else []
+        return [each for each in found if each["service"] == name]
+
+    def _releases(self, name: str, more: dict):
+        """Return the action plugin service_release for this host and service."""
+        task = self._task.copy()
+        task.args = {"name": name, **more}
+        return self._shared_loader_obj.action_loader.get(
+            "service_release", task=task, connection=self._connection, play_context=self._play_context,
+            loader=self._loader, templar=self._templar, shared_loader_obj=self._shared_loader_obj,
+        )  # fmt: skip
+
+    def _go_back(self, name: str, target: str, task_vars: dict) -> dict:
+        hooks = {key: self._task.args.get(key) or [] for key in ("take_out", "put_back")}
+        action = self._releases(name, {"state": "previous", "release": target, "start_timeout": 600, **hooks})
+        return action.run(task_vars=task_vars)
+
+
+def recovered(name: str, host: str, told: dict, measured: str) -> dict:
+    """Return the row of a service: what was found, what was done, and what comes next where it does not serve."""
+    following = told["next"] or (f"{summary.ESCALATE} -l {host}" if told["serves"] is False else "")
+    did = "" if told["did"] == "nothing" and told["serves"] is not False else f"{told['did']}: "
+    return summary.row(name, f"{did}{measured}", told["serves"], following)

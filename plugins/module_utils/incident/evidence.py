@@ -1,0 +1,266 @@
+"""Gathers on a machine what an incident is judged by, as texts without secrets.
+
+Changes nothing. Every piece has a limit of time and may fail: then the reason stands in its place and the rest goes on.
+Needs root for other users' files and processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from .. import probes, service_release, systemd_unit
+from ..diagnosis import host
+from ..redaction import Redaction
+
+COMMAND_LIMIT = 8  # seconds a command may take
+LIMIT = 30  # seconds for everything together
+WORKERS = 12
+JOURNAL_LINES = 1000
+KERNEL_LINES = 300
+LOG_BYTES = 200_000  # of the end of a log file
+LOGS = 4  # newest files of a pattern
+PAGE_BYTES = 1_000_000
+CLIPPED = "\n… cut here\n"
+
+Piece = Callable[[], str]
+
+
+def command(*argv: str) -> str:
+    """Return what a command prints, its errors too; OSError where it is not there or does not end in time."""
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=COMMAND_LIMIT, check=False,
+            stdin=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C", "COLUMNS": "400"},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise OSError(f"{argv[0]} gave no answer within {COMMAND_LIMIT} s") from None
+    return done.stdout + (f"\n{done.stderr}" if done.stderr else "")
+
+
+def several(*commands: tuple[str, ...]) -> str:
+    """Return what several commands print, each below its own line; one that cannot run says so there."""
+    told = []
+    for argv in commands:
+        try:
+            text = command(*argv)
+        except OSError as error:
+            text = f"{error}\n"
+        told.append(f"$ {' '.join(argv)}\n{text}")
+    return "\n".join(told)
+
+
+def known(services: list[dict]) -> dict[str, dict]:
+    """Return the services to look at by name: those that are given and those that a run of this project put here."""
+    stored = sorted(path.name for path in service_release.STORE.glob("*") if path.is_dir())
+    return {each["name"]: each for each in [*({"name": name} for name in stored), *services]}
+
+
+def unit_of(name: str, given: dict) -> str:
+    return given.get("unit") or f"{name}.service"
+
+
+def secrets_of_host(given: list[str] | None = None) -> Redaction:
+    """Return what is secret here: what the caller names, and what stands in the services' files of secrets."""
+    redaction = Redaction(given or [])
+    for path in service_release.STORE.glob("*/releases/*.json"):
+        try:
+            files = json.loads(path.read_text()).get("secrets") or []
+        except (OSError, ValueError):
+            continue
+        for file in files:
+            text = _text(Path(file["path"]))
+            if file.get("whole"):
+                redaction.add(text.strip(), *text.split())
+            else:
+                redaction.add_lines(text, file.get("plain") or ())
+    # A store that is lost must not open what stands beside a unit.
+    for unit in service_release.UNITS.glob("*.service"):
+        for named in re.findall(r"^EnvironmentFile=-?(/\S+)$", _text(unit), re.MULTILINE):
+            place = Path(named)
+            if place.is_file() and not place.stat().st_mode & 0o077 and place.name != "environment":
+                redaction.add_lines(_text(place))
+    return redaction
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+# -- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def unit(name: str) -> str:
+    properties = (
+        "LoadState,ActiveState,SubState,Result,ExecMainCode,ExecMainStatus,MainPID,NRestarts,MemoryCurrent,MemoryPeak,"
+        "TasksCurrent,CPUUsageNSec,ActiveEnterTimestamp,InactiveEnterTimestamp,UnitFileState,DropInPaths,"
+        "NeedDaemonReload"
+    )
+    return several(
+        ("systemctl", "status", "--no-pager", "--full", "--lines=0", name),
+        ("systemctl", "show", name, f"--property={properties}"),
+    )
+
+
+def journal(name: str) -> str:
+    return command(
+        "journalctl", "--unit", name, f"--lines={JOURNAL_LINES}", "--output=short-iso", "--no-pager", "--quiet"
+    )
+
+
+def kernel() -> str:
+    return command("journalctl", "--dmesg", f"--lines={KERNEL_LINES}", "--output=short-iso", "--no-pager", "--quiet")
+
+
+def answer(name: str, unit: str) -> dict:
+    """Return how a service answers: ``ok`` and ``says``; ``ok`` None where nothing is known of it."""
+    service = service_release.Service(name)
+    current = service.state()["current"]
+    if not current:
+        shown = systemd_unit.show(unit)
+        if shown.get("LoadState") != "loaded":
+            return {"ok": None, "says": "it is not installed"}
+        return {"ok": shown.get("ActiveState") == "active", "says": f"{unit} is {shown.get('ActiveState')}"}
+    # No completion: what is pending there already must not grow.
+    questions = [each for each in service.proof_of(current)["probes"] if not each.get("completion")]
+    why = probes.first_failure(questions, COMMAND_LIMIT / 2)
+    return {"ok": not why, "says": why or f"answers {len(questions)} of {len(questions)} probes"}
+
+
+def releases(name: str) -> str:
+    """Return what earlier runs noted of a service; there is no secret in it."""
+    state = service_release.Service(name).state()
+    return json.dumps({key: state[key] for key in ("current", "verified", "failed", "blocked", "out")}, indent=1)
+
+
+def log_file(pattern: str) -> str:
+    """Return the ends of the newest files of a pattern."""
+    places = sorted(Path("/").glob(pattern.lstrip("/")), key=lambda path: path.stat().st_mtime)
+    told = []
+    for place in places[-LOGS:]:
+        with place.open("rb") as handle:
+            handle.seek(max(0, place.stat().st_size - LOG_BYTES))
+            if handle.tell():
+                handle.readline()  # the rest of a line may begin inside a secret
+            told.append(f"== {place}\n{handle.read(LOG_BYTES).decode(errors='replace')}")
+    return "\n".join(told)
+
+
+def page(url: str) -> str:
+    status, text = probes.ask(url, timeout=COMMAND_LIMIT / 2)
+    return text if status == 200 else f"{url} answered {status}\n"
+
+
+def resources() -> str:
+    files = [
+        Path("/proc/loadavg"),
+        Path("/proc/meminfo"),
+        Path("/proc/swaps"),
+        *sorted(Path("/proc/pressure").glob("*")),
+    ]
+    told = [f"== {path}\n{_text(path)}" for path in files]
+    disks = several(
+        ("uptime",), ("df", "--portability", "--human-readable"), ("df", "--portability", "--inodes"),
+        ("systemctl", "list-units", "--failed", "--no-legend", "--no-pager", "--plain"), ("systemctl", "list-jobs"),
+    )  # fmt: skip
+    return "\n".join([*told, disks])
+
+
+def processes() -> str:
+    # Without the environments of processes: they are what holds secrets.
+    return command("ps", "-e", "--sort=-rss", "-o", "user,pid,ppid,stat,etimes,pcpu,pmem,rss,nlwp,unit,args")
+
+
+def sockets() -> str:
+    return several(("ss", "--tcp", "--listening", "--numeric", "--processes"), ("ss", "--summary"))
+
+
+def gpu() -> str:
+    if not shutil.which("nvidia-smi"):
+        return "nvidia-smi is not installed\n"
+    owners = "--query-compute-apps=pid,used_memory,name"
+    return several(
+        ("nvidia-smi",), ("nvidia-smi", owners, "--format=csv"), ("nvidia-smi", "-q", "-d", "MEMORY,ECC,PERFORMANCE")
+    )
+
+
+def watchdog() -> str:
+    """Return the watchdog's record, its metrics and what evidence it has kept."""
+    home = Path("/var/lib/llm-watchdog")
+    if not home.is_dir():
+        return "no watchdog runs here\n"
+    folders = sorted(path.name for path in (home / "evidence").glob("*"))
+    kept = "\n".join([f"== {home}/evidence", *folders])
+    return f"{_text(home / 'state.json')}\n{_text(home / 'metrics/watchdog.prom')}\n{kept}\n"
+
+
+# -- all together -----------------------------------------------------------------------------------------------------
+
+
+def pieces(services: dict[str, dict], logs: list[str]) -> dict[str, Piece]:
+    """Return what makes each file of the archive, by its name."""
+    made: dict[str, Piece] = {
+        "resources.txt": resources,
+        "processes.txt": processes,
+        "sockets.txt": sockets,
+        "gpu.txt": gpu,
+        "kernel.txt": kernel,
+        "watchdog.txt": watchdog,
+    }
+    for name, given in services.items():
+        own = unit_of(name, given)
+        made[f"units/{name}.txt"] = lambda own=own: unit(own)
+        made[f"journals/{name}.txt"] = lambda own=own: journal(own)
+        made[f"releases/{name}.json"] = lambda name=name: releases(name)
+        if given.get("metrics"):
+            made[f"metrics/{name}.txt"] = lambda url=given["metrics"]: page(url)
+    for pattern in logs:
+        name = re.sub(r"\W+", "_", pattern).strip("_")
+        made[f"logs/{name}.txt"] = lambda pattern=pattern: log_file(pattern)
+    return made
+
+
+def gather(
+    services: list[dict], gpu_wanted: bool, upstreams: list[dict], logs: list[str], secrets: list[str] | None = None
+) -> dict:
+    """Return ``files`` (name to text, without secrets), ``answers``, ``diagnosis``, ``problems`` and ``seconds``.
+
+    `services` and `upstreams` are those of `diagnosis.host.look`, whose evidence is ``diagnosis``.
+    """
+    begun = time.monotonic()
+    redaction = secrets_of_host([*(secrets or []), *(each["bearer"] for each in upstreams if each.get("bearer"))])
+    here = known(services)
+    texts = pieces(here, logs)
+    jobs = {"diagnosis": lambda: host.look(services, gpu_wanted, upstreams)}  # first: it takes longest
+    jobs |= {f"answer of {name}": lambda name=name: answer(name, unit_of(name, here[name])) for name in here} | texts
+    found, problems = host.side_by_side(jobs, LIMIT, WORKERS)
+    return {
+        "files": {name: clipped(redaction(found[name])) for name in texts if name in found},
+        "answers": {name: _without_secrets(found.get(f"answer of {name}"), redaction) for name in here},
+        "diagnosis": _without_secrets(found.get("diagnosis"), redaction),
+        "problems": [redaction(problem) for problem in problems],
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+
+
+def clipped(text: str) -> str:
+    """Return a text in at most `PAGE_BYTES` characters: its end, which is what is new."""
+    return text if len(text) <= PAGE_BYTES else f"{CLIPPED}{text[-PAGE_BYTES:]}"
+
+
+def _without_secrets(value, redaction: Redaction):
+    """Return the same value with every text in it redacted."""
+    if isinstance(value, dict):
+        return {key: _without_secrets(each, redaction) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(each, redaction) for each in value]
+    return redaction(value) if isinstance(value, str) else value

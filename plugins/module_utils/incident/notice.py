@@ -1,0 +1,92 @@
+"""Sends the summary of an incident to a receiver that takes Slack's incoming webhooks.
+
+The address of a webhook is a secret: no sentence of this has it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ..redaction import Redaction
+
+TIMEOUT = 10  # seconds
+LIMIT = 6000  # characters of a message; Slack cuts at 40000
+REPEAT = 1800  # seconds in which the same is not sent twice
+SET = "set incident_webhook_url in the vault, or name a file of the controller that has it by incident_webhook_file"
+
+
+class NoticeError(Exception):
+    """The message could not be sent; the text says why and what cures it."""
+
+
+def address(url: str | None, file: str | None) -> str:
+    """Return the webhook's address from the one of the two that is given."""
+    if not url and file:
+        try:
+            url = Path(file).expanduser().read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise NoticeError(f"incident_webhook_file is {file}, which cannot be read: {error}") from None
+    url = (url or "").strip()
+    if not url:
+        raise NoticeError(f"neither incident_webhook_url nor incident_webhook_file is given; {SET}")
+    try:
+        good = urlsplit(url).scheme in ("http", "https") and bool(urlsplit(url).hostname)
+    except ValueError:
+        good = False
+    if not good or any(character.isspace() for character in url):
+        name = "incident_webhook_file" if file else "incident_webhook_url"
+        raise NoticeError(f"{name} has no http(s) address, such as https://hooks.example.com/…; {SET}")
+    return url
+
+
+def message(text: str) -> dict:
+    """Return what the receiver is sent: the text as it is, whatever it has of Slack's own signs."""
+    text = text if len(text) <= LIMIT else f"{text[:LIMIT].rstrip()}\n…"
+    for sign, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("```", "'''")):
+        text = text.replace(sign, written)
+    return {"text": f"```\n{text.strip()}\n```"}
+
+
+def send(url: str, text: str) -> None:
+    """Post ``text``; raise `NoticeError` where the receiver does not take it."""
+    body = json.dumps(message(Redaction([url])(text))).encode()
+    try:
+        request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            said = Redaction([url])(" ".join(error.read(300).decode(errors="replace").split()))
+        raise NoticeError(f"the receiver answered {error.code}: {said or 'nothing more'}") from None
+    except (OSError, ValueError, HTTPException) as error:
+        why = Redaction([url])(str(getattr(error, "reason", error)))
+        raise NoticeError(f"the receiver cannot be reached: {why}") from None
+
+
+def sent_before(note: Path, rows: list[dict], now: float | None = None) -> float | None:
+    """Return how many seconds ago a message of the same rows was sent; None where it was not, or long ago."""
+    try:
+        known = json.loads(note.read_text(encoding="utf-8"))
+        age = (time.time() if now is None else now) - float(known["at"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return age if known.get("digest") == digest(rows) and 0 <= age < REPEAT else None
+
+
+def keep(note: Path, rows: list[dict], now: float | None = None) -> None:
+    """Note that a message of these rows was sent."""
+    note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    moment = time.time() if now is None else now
+    note.write_text(json.dumps({"digest": digest(rows), "at": moment}), encoding="utf-8")
+
+
+def digest(rows: list[dict]) -> str:
+    """Return a digest of how things stand: what is well and what is not, whatever the figures are."""
+    return hashlib.sha256(json.dumps([[row.get("what"), row.get("ok")] for row in rows]).encode()).hexdigest()

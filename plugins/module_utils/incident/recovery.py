@@ -1,0 +1,167 @@
+"""Restarts on a machine the service that does not serve, once, within the watchdog's budget, and leaves others alone.
+
+The caller holds the service's lock. Waiting for the start and going back to an earlier release are the controller's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from pathlib import Path
+
+from .. import probes, systemd_unit
+from ..service_release import Refused, Service
+
+WATCHDOG = (
+    "/usr/bin/python3", "-I", "/usr/local/lib/llm-watchdog/watchdog.py", "/etc/llm-watchdog/settings.json",
+)  # fmt: skip
+METRICS = "/var/lib/llm-watchdog/metrics/watchdog.prom"
+SPEND_TIMEOUT = 120  # seconds: the evidence is kept meanwhile
+PAUSE_LIMIT = 90  # seconds that are waited for between two restarts
+ANSWER_WITHIN = 20  # seconds for one question
+WATCHED = 10  # seconds in which a busy engine shows that it produces tokens
+STALE = 60  # seconds after which the watchdog's page is about this process
+START_TIMEOUT = 600
+NEW = 24 * 3600  # seconds during which a release counts as the newest change
+PRODUCED = ("vllm:iteration_tokens_total_count", "vllm:prompt_tokens_total", "vllm:generation_tokens_total")
+OF_A_RELEASE = ("unit", "files", "engine")  # areas of causes: what a release is made of
+
+
+def recover(service: Service, metrics: str | None, check_mode: bool) -> dict:
+    """Return what was found and done: ``serves``, ``found``, ``did``, ``await`` and the ``release``.
+
+    ``serves`` is None where the service is not here; ``next`` says what a person does where nothing could be done.
+    """
+    state, release = service.state(), service.release(service.state()["current"])
+    told = {
+        "release": state["current"],
+        "serves": False,
+        "did": "nothing",
+        "next": "",
+        "await": False,
+        "changed": False,
+    }
+    if not release:
+        return {**told, "serves": None, "found": "no run of this project put it here"}
+    start_timeout = service.proof_of(state["current"])["start_timeout"] or START_TIMEOUT
+    told["start_timeout"] = start_timeout
+    before = produced(metrics)
+    began = time.monotonic()
+    why = failing(service)
+    changed = [each["what"] for each in service.differences(release)]
+    beside = f"; not as its release wrote it: {', '.join(changed)}" if changed else ""
+    if not why:
+        return {**told, "serves": True, "found": f"it serves{beside}", "next": "run site.yml" if changed else ""}
+    told["found"] = f"{why}{beside}"
+    obstacles = in_the_way(service, release)
+    if obstacles:
+        return {**told, "found": f"{told['found']}; {'; '.join(obstacles)}", "next": "cure that, then run site.yml"}
+    age = running_for(service)
+    if age is not None and age < start_timeout and not has_served(service, age):
+        return {**told, "did": f"waited for its start, {age:.0f} s ago", "await": not check_mode, "watch": True}
+    if before is not None and "no answer in time" in why:
+        time.sleep(max(0.0, WATCHED - (time.monotonic() - began)))
+        after = produced(metrics)
+        if age is not None and after is not None and after > before:
+            return {**told, "serves": True, "found": f"it is busy and produces tokens ({why})"}
+    if check_mode:
+        return {**told, "did": "would restart it", "changed": True}
+    granted = spend(service.unit)
+    if not granted["granted"]:
+        return {**told, "did": f"no restart: {granted['why']}"}
+    return {**told, **restarted(service, granted)}
+
+
+def restarted(service: Service, granted: dict) -> dict:
+    """Restart the service; say what that took."""
+    conditions = service.proof_of(service.state()["current"])["before_start"]
+    service.start(conditions, regardless=True)
+    blocked = service.state()["blocked"]
+    waited = "" if not conditions else f", GPU memory was not free: {blocked}" if blocked else ", GPU memory was free"
+    left = f" ({granted['left']} restarts left)" if "left" in granted else ""
+    return {"did": f"restarted it{waited}{left}", "await": True, "changed": True, "evidence": granted.get("evidence")}
+
+
+def failing(service: Service) -> str | None:
+    """Say why the service does not serve, or return None."""
+    live = systemd_unit.show(service.unit)
+    if live.get("ActiveState") != "active":
+        return f"{service.unit} is {live.get('ActiveState')} ({live.get('Result')})"
+    return probes.first_failure(service.proof_of(service.state()["current"])["probes"], ANSWER_WITHIN)
+
+
+def in_the_way(service: Service, release: dict) -> list[str]:
+    """Say what no restart cures: a unit that others have changed, a program that is gone."""
+    faults, _ = service.altered(release)
+    gone = [link["target"] for link in release["links"] if not Path(link["target"]).exists()]
+    return [*faults, *(f"{target} is gone" for target in gone)]
+
+
+def running_for(service: Service) -> float | None:
+    """Return for how many seconds the process runs; None where there is none."""
+    live = systemd_unit.show(service.unit)
+    begun = int(live.get("ExecMainStartTimestampMonotonic") or 0) / 1e6
+    return time.monotonic() - begun if live.get("ActiveState") == "active" and begun else None
+
+
+def has_served(service: Service, age: float) -> bool:
+    """Say whether the watchdog has seen this process serve."""
+    try:
+        page = Path(METRICS).read_text()
+    except OSError:
+        return False
+    ready = re.search(rf'^llm_watchdog_ready{{unit="{re.escape(service.unit)}"}} 1$', page, re.MULTILINE)
+    return bool(ready) and age > STALE
+
+
+def produced(metrics: str | None) -> float | None:
+    """Return a sum that grows with every token of an engine; None where its metrics cannot be read."""
+    if not metrics:
+        return None
+    try:
+        status, page = probes.ask(metrics)
+        return sum(probes.total(page, name) for name in PRODUCED) if status == 200 else None
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def spend(unit: str) -> dict:
+    """Take a restart from the watchdog's budget, waiting for the pause between two; see its `--spend`."""
+    if not Path(WATCHDOG[2]).exists():
+        return {"granted": True}
+    end = time.monotonic() + PAUSE_LIMIT
+    while True:
+        try:
+            done = subprocess.run(
+                [*WATCHDOG, "--spend", unit], capture_output=True, text=True, errors="replace", check=False,
+                timeout=SPEND_TIMEOUT, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+            told = json.loads(done.stdout)
+        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+            why = f"the watchdog's budget cannot be asked ({error}); run site.yml -t watchdog"
+            return {"granted": False, "why": why}
+        if told["granted"] or "wait" not in told:
+            return told
+        if time.monotonic() + told["wait"] > end:
+            return {"granted": False, "why": f"it was restarted a moment ago; run again in {told['wait']} s"}
+        time.sleep(told["wait"])
+
+
+def to_go_back_to(service: Service, causes: list[dict], now: float) -> dict:
+    """Return the release to go back to as ``target`` and ``why``; both None where the newest one is not to blame."""
+    state, nobody = service.state(), {"target": None, "why": None}
+    try:
+        target = service.earlier()
+    except Refused:
+        return nobody  # there is none
+    if target == state["failed"]:
+        return nobody  # it was left because it did not serve
+    if not service.served_last() and state["current"] not in state["verified"]:
+        return {"target": target, "why": "the newest release has never served"}
+    own = [each for each in causes if each["area"] in OF_A_RELEASE]
+    written = service.store / "releases" / f"{state['current']}.json"
+    if own and now - written.stat().st_mtime < NEW:
+        return {"target": target, "why": f"the newest release is less than a day old: {own[0]['says']}"}
+    return nobody

@@ -1,0 +1,78 @@
+"""Says in a few rows what was found on a host, what was done, and which command comes next."""
+
+from __future__ import annotations
+
+RECOVER = "ansible-playbook playbooks/incident.yml -e step=recover"
+ESCALATE = "ansible-playbook playbooks/incident.yml -e step=escalate"
+CONSOLE = (
+    "look at the machine's console; a machine that is off: playbooks/start.yml on Google Cloud; then step=look again"
+)
+
+
+def row(what: str, measured: str, ok: bool | None = True, following: str = "") -> dict:
+    """Return a row of the checklist's form: `following` is what comes next."""
+    return {"what": what, "measured": measured, "ok": ok, "cure": following}
+
+
+def found(host: str, gathered: dict, report: dict | None) -> list[dict]:
+    """Return the rows of a look: how each service answers, and what the diagnosis says."""
+    rows = []
+    for name, answer in gathered["answers"].items():
+        told = answer or {"ok": False, "says": "it could not be asked"}
+        following = f"{RECOVER} -l {host}" if told["ok"] is False and name in RECOVERABLE else ""
+        rows.append(row(name, told["says"], told["ok"], following))
+    if report:
+        first = report["causes"][0] if report["causes"] else None
+        says = f"{first['service']}: {first['says']}" if first else report["report"][0]
+        rows.append(row("diagnosis", says, report["healthy"], first["cure"] if first else ""))
+    rows += [row("not gathered", problem, False) for problem in gathered["problems"]]
+    return rows
+
+
+# What step=recover restarts, in this order.
+RECOVERABLE = ("vllm", "ai-server")
+
+
+def unreachable(host: str, why: str) -> list[dict]:
+    return [row("host", f"it cannot be looked at: {why}", False, CONSOLE)]
+
+
+def text(host: str, rows: list[dict], report: dict | None) -> str:
+    """Return the summary that stands in the archive and that is sent."""
+    marks = {True: "ok", False: "NOT OK", None: "-"}
+    lines = [f"Incident on {host}", ""]
+    lines += [f"{marks[each['ok']]:<7} {each['what']}: {each['measured']}" for each in rows]
+    return "\n".join([*lines, "", *(report["report"] if report else [])]) + "\n"
+
+
+def escalated(look: list[dict], rotation: dict, notice: dict) -> list[dict]:
+    """Return the rows of an escalation: the look, what became of the rotation, and who was told."""
+    return [*look, _rotation(rotation), _notice(notice)]
+
+
+def _rotation(result: dict) -> dict:
+    if result.get("skipped"):
+        told = "the host was left in: rotation_take_out is not set"
+        return row("rotation", told, None, "set rotation_take_out and rotation_put_back, or take the host out by hand")
+    if "rotation" not in result:
+        return row("rotation", str(result.get("msg") or "no answer"), False, "take the host out by hand")
+    beside = f"; {result['unnoted']}" if result.get("unnoted") else ""
+    taken = "it would be taken out" if result["rotation"] == "would leave" else "taken out"
+    done = taken if result.get("changed") else "it was out already"
+    return row("rotation", f"{done}{beside}", True, "put it back by hand once it serves" if beside else "")
+
+
+def _notice(result: dict) -> dict:
+    if "told" in result:
+        return row("receiver", result["told"])
+    return row("receiver", str(result.get("msg") or "no answer"), False, "correct it and run step=escalate again")
+
+
+def after(host: str) -> list[str]:
+    """Return what a person does next, as lines."""
+    return [
+        "Another host in: playbooks/start.yml for machines that are stopped, playbooks/provision.yml for declared ones",
+        "that are not there, then site.yml.",
+        f"This host back: correct the inventory and run site.yml -l {host}; where a change is the cause, before that",
+        f"playbooks/rollback.yml -e service=vllm -l {host}.",
+    ]

@@ -1,0 +1,87 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.incident.notice."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: incident_notice
+short_description: Send the summary of an incident to a receiver of Slack's incoming webhooks
+description:
+  - Posts a text to a webhook. How things stand is not sent twice within half an hour.
+  - The webhook's address is a secret; it appears in no result, log or error.
+  - Belongs on the controller, by C(delegate_to).
+author: The llm-server maintainers
+options:
+  url:
+    description: Address of the webhook, from the vault.
+    type: str
+  file:
+    description: File of the controller that has the address, where O(url) is empty.
+    type: path
+  text:
+    description: What is sent; at most 6000 characters of it.
+    type: str
+    required: true
+  rows:
+    description: How things stand, as rows with C(what) and C(ok); the same rows are not sent twice.
+    type: list
+    elements: dict
+    default: []
+  note:
+    description: File that remembers what was sent last.
+    type: path
+    required: true
+attributes:
+  check_mode: {description: Checks the address and sends nothing., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Tell the people on call
+  incident_notice:
+    url: "{{ incident_webhook_url }}"
+    text: "{{ __incident_evidence.summary }}"
+    rows: "{{ __incident_evidence.rows }}"
+    note: "{{ playbook_dir }}/../incidents/{{ inventory_hostname }}.sent"
+  delegate_to: localhost
+"""
+
+RETURN = r"""
+sent: {description: Whether it was sent now., type: bool, returned: always}
+told: {description: What was done as a sentence., type: str, returned: always, sample: sent to the receiver}
+"""
+
+from pathlib import Path
+
+from ansible.module_utils.host_module import HostModule
+from ansible.module_utils.incident import notice
+
+
+def main() -> None:
+    module = HostModule(
+        argument_spec={
+            "url": {"type": "str", "no_log": True},
+            "file": {"type": "path"},
+            "text": {"type": "str", "required": True},
+            "rows": {"type": "list", "elements": "dict", "default": []},
+            "note": {"type": "path", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    wanted = module.params
+    note = Path(wanted["note"])
+    try:
+        url = notice.address(wanted["url"], wanted["file"])
+        age = notice.sent_before(note, wanted["rows"])
+        if age is not None:
+            module.exit_json(changed=False, sent=False, told=f"the same was sent {age / 60:.0f} min ago")
+        if not module.check_mode:
+            notice.send(url, wanted["text"])
+            notice.keep(note, wanted["rows"])
+    except (notice.NoticeError, OSError) as error:
+        module.fail_json(msg=f"{error}.")
+    told = "it would be sent to the receiver" if module.check_mode else "sent to the receiver"
+    module.exit_json(changed=True, sent=not module.check_mode, told=told)
+
+
+if __name__ == "__main__":
+    main()
