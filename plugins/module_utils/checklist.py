@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from . import (
+    host_tuning,
     log_shipping,
     nvidia_driver,
     nvidia_smi,
@@ -290,9 +291,19 @@ def swap(path: str, megabytes: int) -> tuple[str, bool]:
     return f"{sizes[path]} MiB", abs(sizes[path] - megabytes) <= 1
 
 
+def tuning(**wanted) -> tuple[str, bool]:
+    """The settings of kernel and GPU, options of `host_tuning.Wanted`, are in force and will be at the next boot."""
+    try:
+        seen = host_tuning.change(host_tuning.Host(), host_tuning.Wanted(**wanted))
+    except host_tuning.TuningError as error:
+        return str(error), False
+    faults = [*seen.differences(), *seen.warnings()]
+    return "; ".join(faults) or f"{seen.settings} in force and at boot", not faults
+
+
 _CHECKS = (
     http, models, completion, chat, metric, unit, sockets, pushes, journal_job, file_job, gpu, driver, device_nodes,
-    swap, watchdog,
+    swap, tuning, watchdog,
 )  # fmt: skip
 KINDS = {function.__name__: function for function in _CHECKS}
 
