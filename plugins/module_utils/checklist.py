@@ -16,6 +16,7 @@ from pathlib import Path
 
 from . import (
     host_tuning,
+    leftovers,
     log_shipping,
     nvidia_driver,
     nvidia_smi,
@@ -301,9 +302,15 @@ def tuning(**wanted) -> tuple[str, bool]:
     return "; ".join(faults) or f"{seen.settings} in force and at boot", not faults
 
 
+def disk(free_mib: int) -> tuple[str, bool]:
+    """Each disk that the services have something on has ``free_mib`` MiB free."""
+    free = leftovers.free_space(leftovers.Cleaner().services)
+    return ", ".join(f"{mib} MiB free on {point}" for point, mib in free.items()), min(free.values()) >= free_mib
+
+
 _CHECKS = (
     http, models, completion, chat, metric, unit, sockets, pushes, journal_job, file_job, gpu, driver, device_nodes,
-    swap, tuning, watchdog,
+    swap, tuning, disk, watchdog,
 )  # fmt: skip
 KINDS = {function.__name__: function for function in _CHECKS}
 
