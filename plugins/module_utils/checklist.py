@@ -304,7 +304,7 @@ def tuning(**wanted) -> tuple[str, bool]:
 
 def disk(free_mib: int) -> tuple[str, bool]:
     """Each disk that the services have something on has ``free_mib`` MiB free."""
-    free = leftovers.free_space(leftovers.Cleaner().services)
+    free = leftovers.free_space()
     return ", ".join(f"{mib} MiB free on {point}" for point, mib in free.items()), min(free.values()) >= free_mib
 
 

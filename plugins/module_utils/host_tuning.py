@@ -253,8 +253,15 @@ def unit_text(commands: list[str], engines: list[str]) -> str:
     """Return the unit that sets up the GPUs at boot, before the engines."""
     # NVIDIA's daemon keeps the mode where it is installed, and nvidia-smi tells it; elsewhere the driver keeps it.
     daemon = "nvidia-persistenced.service"
-    # nvidia-smi loads the driver and makes its device nodes.
-    needed = {"CapabilityBoundingSet": None, "SystemCallFilter": None, "ProcSubset": "all", "ProtectProc": "default"}
+    # nvidia-smi loads the driver and makes its device nodes. ProtectClock of a systemd before 253 closes all devices
+    # that are not named (systemd#18142); without the capability and the calls the clock is safe all the same.
+    needed = {
+        "CapabilityBoundingSet": "~CAP_SYS_TIME CAP_WAKE_ALARM",
+        "SystemCallFilter": "~@clock",
+        "ProtectClock": "no",
+        "ProcSubset": "all",
+        "ProtectProc": "default",
+    }
     needed |= dict.fromkeys(
         ("PrivateDevices", "PrivateUsers", "ProtectKernelModules", "ProtectKernelTunables", "MemoryDenyWriteExecute"),
         "no",
@@ -270,6 +277,8 @@ def unit_text(commands: list[str], engines: list[str]) -> str:
             },
             "Service": {
                 **{"Type": "oneshot", "RemainAfterExit": "yes", "Restart": None, "RestartSec": None},
+                # A driver that hangs must not keep the engines from starting.
+                "TimeoutStartSec": "60",
                 "ExecStart": commands,
                 **needed,
             },

@@ -49,17 +49,20 @@ def mib(size: int) -> int:
     return -(-size >> 20)
 
 
-class Cleaner:
-    """Looks at the services of this machine; ``models`` says whether revisions of models may go too."""
+def services() -> list[Service]:
+    """Return the services of this machine that have a release."""
+    stores = [path for path in sorted(service_release.STORE.glob("*")) if any(path.glob("releases/*.json"))]
+    return [Service(path.name) for path in stores]
 
-    def __init__(self, age: float = A_DAY, models: bool = False):
+
+class Cleaner:
+    """Looks at the services of this machine as they are now; ``models`` says whether revisions of models may go too."""
+
+    def __init__(self, age: float, models: bool):
         self.before, self.models = time.time() - age, models
-        self.services = [
-            Service(path.name) for path in sorted(service_release.STORE.glob("*")) if any(path.glob("releases/*.json"))
-        ]
         releases = sorted(service_release.STORE.glob("*/releases/*.json"))
         self.texts = [path.read_text(errors="replace") for path in releases]
-        self.targets = {Path(link["target"]) for service in self.services for link in _links(service)}
+        self.targets = {Path(link["target"]) for service in services() for link in _links(service)}
         self.used = used_places()
         self.units = [path.read_text(errors="replace") for path in _units()]
 
@@ -135,10 +138,13 @@ class Cleaner:
             orphans = [path for path in blobs if path.resolve() not in held]
             name = repository.name.removeprefix("models--")
             notes = [repository.parent / ".whole" / f"{name}@{path.name}" for path in gone]
-            if gone or orphans:
-                told = ", ".join(path.name[:12] for path in gone) or "files of removed ones"
-                why = f"no release refers to its revisions {told}"
-                yield from self._old((*gone, *orphans, *[path for path in notes if path.exists()]), why)
+            notes = [path for path in notes if path.exists()]
+            told = ", ".join(path.name[:12] for path in gone) or "files of removed ones"
+            why = f"no release refers to its revisions {told}"
+            if gone and gone == revisions:
+                yield from self._old((repository, *notes), why)
+            elif gone or orphans:
+                yield from self._old((*gone, *orphans, *notes), why)
 
     def _old(self, paths: tuple[Path, ...], why: str) -> Iterator[Leftover]:
         size, changed = _measured(list(paths))
@@ -148,14 +154,14 @@ class Cleaner:
 
 def clean(age: float, models: bool, check_mode: bool) -> dict:
     """Remove what is left over; return ``removed``, ``remarks`` and the ``free`` MiB of each disk before and after."""
-    cleaner = Cleaner(age, models)
     removed: dict[Path, Leftover] = {}
     remarks, failures = [], []
-    before = free_space(cleaner.services)
-    for service in cleaner.services:
+    before = free_space()
+    for service in services():
         try:
             with service.lock(0):
-                found, used = cleaner.of(service)
+                # Looked at under its lock: what another run has just begun to use counts.
+                found, used = Cleaner(age, models).of(service)
                 remarks += used
                 for leftover in found:
                     if leftover.paths[0] not in removed:
@@ -163,7 +169,7 @@ def clean(age: float, models: bool, check_mode: bool) -> dict:
                         failures += [] if check_mode else remove(leftover)
         except Refused as refusal:
             remarks.append(str(refusal))
-    after = free_space(cleaner.services)
+    after = free_space()
     return {
         "removed": list(removed.values()),
         "remarks": sorted(set(remarks)),
@@ -190,10 +196,10 @@ def remove(leftover: Leftover) -> list[str]:
     return failures
 
 
-def free_space(services: list[Service]) -> dict[str, int]:
+def free_space() -> dict[str, int]:
     """Return the free MiB of each disk that the services have something on, by its mount point."""
-    places = {service_release.STORE, *(path for service in services for path in _directories(service))}
-    places |= {Path(link["target"]) for service in services for link in _links(service)}
+    places = {service_release.STORE, *(path for service in services() for path in _directories(service))}
+    places |= {Path(link["target"]) for service in services() for link in _links(service)}
     points = {_mount_point(path) for path in places}
     return {str(point): shutil.disk_usage(point).free >> 20 for point in sorted(points)}
 
