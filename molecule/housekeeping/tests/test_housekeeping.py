@@ -80,13 +80,20 @@ def test_a_service_that_another_run_changes_is_left_alone(host, converge):
     assert there(host, LEFTOVERS) == list(LEFTOVERS)
 
 
-def test_a_full_disk_is_cleaned(host, converge, cramped):
+@pytest.fixture
+def no_room(host, cramped):
+    """Have no free byte where the service lies, nor where programs have their temporary files."""
     cramped(ROOT, 0)
     for path in ("/tmp", "/var/tmp"):
-        cramped(path, 0)
-        host.run("head -c 1000000 /dev/zero > %s/fill", path)
-    host.run("head -c 1000000 /dev/zero > %s/fill", ROOT)
-    assert host.run("echo x > %s/x", ROOT).rc != 0
+        host.check_output("mount -t tmpfs -o size=4k tmpfs %s", path)
+    for path in ("/tmp", "/var/tmp", ROOT):
+        assert host.run("head -c 1000000 /dev/zero > %s/fill", path).rc != 0
+    yield
+    for path in ("/tmp", "/var/tmp"):
+        host.check_output("umount %s", path)
+
+
+def test_a_full_disk_is_cleaned(host, converge, no_room):
     outcome = converge()
     assert outcome.code == 0, outcome.text
     assert f"{ROOT}: 0 MiB free, then" in outcome.text
