@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 
 from . import (
+    host_tuning,
+    leftovers,
     log_shipping,
     nvidia_driver,
     nvidia_smi,
@@ -290,9 +292,25 @@ def swap(path: str, megabytes: int) -> tuple[str, bool]:
     return f"{sizes[path]} MiB", abs(sizes[path] - megabytes) <= 1
 
 
+def tuning(**wanted) -> tuple[str, bool]:
+    """The settings of kernel and GPU, options of `host_tuning.Wanted`, are in force and will be at the next boot."""
+    try:
+        seen = host_tuning.change(host_tuning.Host(), host_tuning.Wanted(**wanted))
+    except host_tuning.TuningError as error:
+        return str(error), False
+    faults = [*seen.differences(), *seen.warnings()]
+    return "; ".join(faults) or f"{seen.settings} in force and at boot", not faults
+
+
+def disk(free_mib: int) -> tuple[str, bool]:
+    """Each disk that the services have something on has ``free_mib`` MiB free."""
+    free = leftovers.free_space()
+    return ", ".join(f"{mib} MiB free on {point}" for point, mib in free.items()), min(free.values()) >= free_mib
+
+
 _CHECKS = (
     http, models, completion, chat, metric, unit, sockets, pushes, journal_job, file_job, gpu, driver, device_nodes,
-    swap, watchdog,
+    swap, tuning, disk, watchdog,
 )  # fmt: skip
 KINDS = {function.__name__: function for function in _CHECKS}
 

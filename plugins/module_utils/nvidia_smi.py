@@ -59,9 +59,14 @@ _FAILURES = (
 )
 
 
+def program(binary: str = "nvidia-smi") -> str | None:
+    """The path of nvidia-smi, None where it is not installed."""
+    return shutil.which(binary, path=os.environ.get("PATH", "") + ":/usr/bin:/usr/local/bin:/usr/sbin")
+
+
 def query(timeout: float = TIMEOUT_S, binary: str = "nvidia-smi") -> str:
     """The XML that nvidia-smi prints. GpuError when it is absent, fails, or does not answer in `timeout` seconds."""
-    path = shutil.which(binary, path=os.environ.get("PATH", "") + ":/usr/bin:/usr/local/bin:/usr/sbin")
+    path = program(binary)
     if path is None:
         raise GpuError("no_nvidia_smi", "nvidia-smi is not installed: this host has no NVIDIA driver.")
     try:
@@ -103,6 +108,11 @@ def _mib(text: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def _document(text: str) -> str:
+    # The output names its document type by a file that nobody has; the parser does not load it.
+    return text[text.index("<nvidia_smi_log") :]
+
+
 def parse(text: str) -> dict:
     """GPUs in nvidia-smi's XML: `driver_version`, `cuda_version` and `gpus`.
 
@@ -110,8 +120,7 @@ def parse(text: str) -> dict:
     (pid, name, used_mib).
     """
     try:
-        # The output names its document type by a file that nobody has; the parser does not load it.
-        root = ElementTree.fromstring(text[text.index("<nvidia_smi_log") :])
+        root = ElementTree.fromstring(_document(text))
     except (ElementTree.ParseError, ValueError):
         raise GpuError("unreadable", "nvidia-smi printed something that is not its XML: check its version.") from None
     gpus = []
@@ -149,6 +158,36 @@ def parse(text: str) -> dict:
         "cuda_version": _text(root, "cuda_version"),
         "gpus": gpus,
     }
+
+
+def adjustable(text: str) -> list[dict]:
+    """What can be set on each GPU, from nvidia-smi's XML: index, uuid, name, persistence ("Enabled" or "Disabled"),
+    power_limit and power_range in W, clock_range in MHz. What the GPU does not tell is None.
+    """
+    found = []
+    for gpu, node in zip(parse(text)["gpus"], ElementTree.fromstring(_document(text)).findall("gpu"), strict=True):
+        # Drivers before 530 call them power_readings and power_limit.
+        power = next((at for at in ("gpu_power_readings", "power_readings") if node.find(at) is not None), "")
+        limits = [_number(_text(node, f"{power}/{each}_power_limit")) for each in ("min", "max")]
+        limit = _text(node, f"{power}/current_power_limit") or _text(node, f"{power}/power_limit")
+        clocks = [_number(each.text or "") for each in node.iter("supported_graphics_clock")]
+        clocks = [each for each in clocks if each is not None]
+        found.append(
+            {
+                **{key: gpu[key] for key in ("index", "uuid", "name")},
+                "persistence": _text(node, "persistence_mode"),
+                "power_limit": _number(limit),
+                "power_range": None if None in limits else tuple(limits),
+                "clock_range": (min(clocks), max(clocks)) if clocks else None,
+            }
+        )
+    return found
+
+
+def _number(text: str) -> float | None:
+    """The number of `72.00 W` or `2040 MHz`; None for N/A and the like."""
+    match = re.match(r"([\d.]+) (W|MHz)", text)
+    return float(match[1]) if match else None
 
 
 def unit_of(pid: int, proc: str = "/proc") -> str:

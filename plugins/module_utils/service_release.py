@@ -84,9 +84,9 @@ class Service:
     # -- what is known ------------------------------------------------------------------------------------------
 
     @contextmanager
-    def lock(self):
-        """Hold this service against a second run on the same machine."""
-        end = time.monotonic() + LOCK_TIMEOUT
+    def lock(self, patience: float | None = None):
+        """Hold this service against a second run on the same machine; wait for that one so many seconds."""
+        end = time.monotonic() + (LOCK_TIMEOUT if patience is None else patience)
         with (LOCKS / f"llm-server-{self.name}.lock").open("w") as handle:
             while True:
                 try:

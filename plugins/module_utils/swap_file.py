@@ -13,11 +13,10 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import host_text
+from . import host_text, sysctl
 
 BRIDGE, PART = ".bridge", ".part"
 SIGNATURE = b"SWAPSPACE2"
@@ -27,6 +26,7 @@ MEMORY_RESERVE = 0.05  # share of the machine's memory that stays available when
 # After 99-sysctl.conf, the link to /etc/sysctl.conf: the last file wins at every boot.
 SYSCTL, EARLIER_SYSCTL = "/etc/sysctl.d/99-zz-swap.conf", "/etc/sysctl.d/99-swap.conf"
 FSTAB = "/etc/fstab"
+SWAPPINESS = "vm.swappiness"
 NOTE = "/var/lib/llm-server/swap.json"
 
 
@@ -206,15 +206,12 @@ def _plain(text: str) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-class Host:
+class Host(host_text.Tree):
     """The machine, or in tests a tree that looks like one; commands are run by ``run(argv)``."""
 
     def __init__(self, root: Path = Path("/"), run=None) -> None:
-        self.root = root
+        super().__init__(root)
         self.run = run or _run
-
-    def at(self, path: str) -> Path:
-        return self.root / path.lstrip("/")
 
     def see(self, paths: list[str]) -> Seen:
         """Look at memory, swap, and the files at ``paths`` with what lies beside them."""
@@ -322,25 +319,6 @@ class Host:
         finally:
             part.unlink(missing_ok=True)
 
-    def read(self, path: str) -> str:
-        place = self.at(path)
-        return host_text.read(place) if place.exists() else ""
-
-    def write(self, path: str, text: str) -> None:
-        """Replace a file in one step, keeping its mode; an empty text removes it."""
-        place = self.at(path)
-        if not text and path != FSTAB:
-            place.unlink(missing_ok=True)
-            return
-        place.parent.mkdir(parents=True, exist_ok=True)
-        mode = place.stat().st_mode & 0o7777 if place.exists() else 0o644
-        with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".swap-", delete=False) as handle:
-            handle.write(host_text.encoded(text))
-            handle.flush()
-            os.fsync(handle.fileno())
-        Path(handle.name).chmod(mode)
-        Path(handle.name).replace(place)
-
     @property
     def note(self) -> dict:
         """What must be known to go back: where our file is or was (``paths``), and the swappiness before us.
@@ -348,14 +326,6 @@ class Host:
         ``adopted`` are those of the paths where the file was there before us, each with whether fstab had its line.
         """
         return {"paths": [], "adopted": {}, **json.loads(self.read(NOTE) or "{}")}
-
-    @property
-    def swappiness(self) -> int:
-        return int(self.read("/proc/sys/vm/swappiness"))
-
-    @swappiness.setter
-    def swappiness(self, value: int) -> None:
-        self.at("/proc/sys/vm/swappiness").write_text(f"{value}\n")
 
 
 @dataclass(frozen=True)
@@ -376,7 +346,7 @@ class Change:
 
 def change(host: Host, state: str, path: str, size: int, swappiness: int) -> Change:
     """Compare the host with what is wanted; raises `SwapError` with all that stands in the way."""
-    note, before, fstab = host.note, host.swappiness, host.read(FSTAB)
+    note, before, fstab = host.note, int(sysctl.value(host, SWAPPINESS)), host.read(FSTAB)
     # Without a note of ours nothing here is ours to take away, and what was adopted never is.
     earlier = [name for name in note["paths"] if name not in note["adopted"]]
     places = list(dict.fromkeys([path, *earlier])) if state == "present" else earlier
@@ -397,7 +367,7 @@ def change(host: Host, state: str, path: str, size: int, swappiness: int) -> Cha
             adopted = {path: any(swap_of_line(line) == path for line in host_text.lines(fstab))}
         made = any(step.verb == "make" and step.path == path for step in steps)
         note = {"paths": [path], "swappiness": note.get("swappiness", before), "adopted": {} if made else adopted}
-        texts[SYSCTL], after = f"vm.swappiness = {swappiness}\n", swappiness
+        texts[SYSCTL], after = sysctl.text({SWAPPINESS: swappiness}), swappiness
         lines.add(path)
     else:
         seen, adopted = host.see(places), note["adopted"]
@@ -434,10 +404,12 @@ def carry_out(host: Host, wanted: Change) -> None:
         if step.verb == "make" and note["adopted"].pop(step.path, None) is not None:
             host.write(NOTE, json.dumps(note) + "\n")
     if wanted.swappiness[0] != wanted.swappiness[1]:
-        host.swappiness = wanted.swappiness[1]
+        sysctl.put(host, SWAPPINESS, wanted.swappiness[1])
     for path, text in wanted.texts.items():
-        if host.read(path) != text:
-            host.write(path, text)
+        if host.read(path) != text and path == FSTAB:
+            host.write(path, text)  # an empty one is one
+        elif host.read(path) != text:
+            host.keep(path, text)
 
 
 def _run(argv: list[str]) -> None:

@@ -67,6 +67,8 @@ def test_each_bad_value_is_named_with_its_cure():
     bad = {
         "swap_size_mib": ("-5", "it must be 1 to 1048576 (MiB)"),
         "swap_path": ("swap/file", "must be an absolute path"),
+        "host_tuning_open_files": (1, "it must be 65536 to"),
+        "housekeeping_age_hours": (0, "more than 0"),
         "vllm_model": ("a b; rm", "it must be a name of"),
         "vllm_root": ("vllm", "must be an absolute path"),
         "vllm_user": ("root", "and not root"),

@@ -72,7 +72,7 @@ def test_the_whole_life_of_a_machine(cloud, playbook, ssh_port):
     assert "costs about 0.97 USD an hour" in first.said
     hosts = inventory()
     host = hosts["_meta"]["hostvars"]["llm-server"]
-    for group in ("ai_server", "monitoring", "vllm", "gpu", "swap", "tag_ai_server", "label_gpu_true"):
+    for group in ("ai_server", "monitoring", "vllm", "gpu", "swap", "host_tuning", "tag_ai_server", "label_gpu_true"):
         assert hosts[group]["hosts"] == ["llm-server"], group
     assert host["ansible_host"] == "127.0.0.1"
     assert host["gcp_open_ports"] == [8000, 8001, 9100, 9400]
@@ -165,7 +165,9 @@ def test_the_inventory_says_what_does_not_run_and_where_it_would_be(cloud, playb
     running = inventory("--export")
     assert running["all"]["vars"]["gcp_not_running"] == []
     groups = {name for name in absent["groups"] if "llm-server" in running[name]["hosts"]}
-    assert groups == set(absent["groups"]) == {"ai_server", "monitoring", "vllm", "gpu", "swap", "watchdog"}
+    assert groups == set(absent["groups"]) == {
+        "ai_server", "monitoring", "vllm", "gpu", "swap", "watchdog", "housekeeping", "host_tuning",
+    }  # fmt: skip
     cloud.unreachable = {"asia-northeast3-a"}
     done = playbook("stop")
     assert done.returncode != 0

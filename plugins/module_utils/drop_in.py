@@ -1,0 +1,48 @@
+"""A drop-in file of a program of systemd, and whether its service has read it since.
+
+Plain Python. A run that was killed between writing and restarting is finished by the next one, because the service then
+still runs from before the file.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from . import host_text, systemd_unit
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to be done: the text of the file before and after, and whether the service must read it."""
+
+    path: str
+    before: str
+    after: str
+    unit: str
+
+    @property
+    def needed(self) -> bool:
+        return self.before != self.after or bool(self.unit)
+
+
+def change(host: host_text.Tree, path: str, text: str, unit: str, show=systemd_unit.show) -> Change:
+    """Compare the file at ``path`` with what it is to be; an empty text is none."""
+    before = host.read(path)
+    unread = before != text or (before and host.at(path).stat().st_ctime > begun(show(unit)))
+    return Change(path, before, text, unit if unit and unread else "")
+
+
+def begun(live: dict) -> float:
+    """Return when the process of a unit began, in Unix time, from what systemd shows of it."""
+    return int(live.get("ExecMainStartTimestampMonotonic") or 0) / 1e6 + time.time() - time.monotonic()
+
+
+def carry_out(host: host_text.Tree, wanted: Change, command: list[str], run=systemd_unit.run) -> None:
+    """Write the file, have the service read it, then run ``command``."""
+    if wanted.before != wanted.after:
+        host.keep(wanted.path, wanted.after)
+    if wanted.unit:
+        run("systemctl", "restart", wanted.unit)
+    if wanted.needed and command:
+        run(*command)

@@ -1,0 +1,82 @@
+"""Kernel settings of sysctl: what is in force, what a file of sysctl.d says, and which later file overrides it at boot.
+
+Plain Python. A setting is named with dots, such as net.core.rmem_max. Sources: sysctl.d(5), proc(5).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from . import host_text
+
+# Of files with one name only the one in the first place counts.
+PLACES = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d", "/lib/sysctl.d")
+
+
+def place(name: str) -> str:
+    return f"/proc/sys/{name.replace('.', '/')}"
+
+
+def value(host: host_text.Tree, name: str) -> str:
+    """Return the value in force, several numbers with one blank between them; empty where the kernel has no such."""
+    return " ".join(host.read(place(name)).split())
+
+
+def put(host: host_text.Tree, name: str, wanted) -> None:
+    """Put a value into force until the next boot."""
+    host.at(place(name)).write_text(f"{wanted}\n")
+
+
+def problem(host: host_text.Tree, name: str) -> str | None:
+    """Return why a setting cannot be changed on this machine, None where it can."""
+    if not host.at(place(name)).exists():
+        return f"this kernel has no {name}"
+    if not os.access(host.at(place(name)), os.W_OK):
+        return f"{name} cannot be changed on this machine, as in a container"
+    return None
+
+
+def text(settings: dict) -> str:
+    """Return the text of a file of sysctl.d; empty for no settings."""
+    return "".join(f"{name} = {wanted}\n" for name, wanted in settings.items())
+
+
+def overridden(host: host_text.Tree, own: str, settings: dict) -> dict[str, tuple[str, str]]:
+    """Return which of the ``settings`` in the file ``own`` another file sets to something else at the next boot.
+
+    It is ``{name: (file, value)}``. A pattern, such as net.*.rmem_max, does not win over a name that is written out.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for path in _later(host, Path(own).name):
+        for name, said in assignments(host.read(path)).items():
+            if name in settings and said == " ".join(str(settings[name]).split()):
+                found.pop(name, None)
+            elif name in settings:
+                found[name] = (path, said)
+    return found
+
+
+def _later(host: host_text.Tree, own: str) -> list[str]:
+    """Return the files that are read after the one called ``own``, in their order."""
+    names: dict[str, str] = {}
+    for folder in PLACES:
+        for file in host.at(folder).glob("*.conf"):
+            names.setdefault(file.name, f"{folder}/{file.name}")
+    return [path for name, path in sorted(names.items()) if name > own]
+
+
+def assignments(text: str) -> dict[str, str]:
+    """Return what the lines of a file of sysctl.d assign, by the name with dots."""
+    found = {}
+    for line in host_text.lines(text):
+        name, equals, said = line.strip().removeprefix("-").partition("=")
+        if equals and not name.startswith(("#", ";")):
+            found[_dotted(name.strip())] = " ".join(said.split())
+    return found
+
+
+def _dotted(name: str) -> str:
+    """Return a name with dots: where its first separator is a slash, a slash parts and a dot is a slash of the path."""
+    separators = [sign for sign in name if sign in "./"]
+    return name.translate(str.maketrans("./", "/.")) if separators[:1] == ["/"] else name

@@ -1,0 +1,71 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.drop_in."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: drop_in
+short_description: Keep a drop-in file of a program of systemd, and have its service read it
+description:
+  - Writes or removes the file, and restarts the service where it has not read it since.
+author: The llm-server maintainers
+options:
+  path: {description: "The file, in the program's C(.conf.d).", type: path, required: true}
+  content: {description: Its whole text., type: str, required: true}
+  unit: {description: Service that reads it at its start., type: str, default: ""}
+  command:
+    description: Command that puts it into effect once the service has read it.
+    type: list
+    elements: str
+    default: []
+  state: {description: Whether the file is there., type: str, choices: [present, absent], default: present}
+attributes:
+  check_mode: {description: Shows the file; changes nothing., support: full}
+  diff_mode: {description: Shows the file., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Limit the journal
+  drop_in:
+    path: /etc/systemd/journald.conf.d/housekeeping.conf
+    content: |
+      [Journal]
+      SystemMaxUse=2G
+    unit: systemd-journald.service
+    command: [journalctl, --rotate]
+"""
+
+RETURN = ""
+
+from ansible.module_utils import host_text
+from ansible.module_utils.drop_in import carry_out, change
+from ansible.module_utils.host_module import HostModule
+from ansible.module_utils.systemd_unit import SystemdError
+
+
+def main() -> None:
+    module = HostModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "content": {"type": "str", "required": True},
+            "unit": {"type": "str", "default": ""},
+            "command": {"type": "list", "elements": "str", "default": []},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        },
+        supports_check_mode=True,
+    )
+    options, host = module.params, host_text.Tree()
+    text = options["content"] if options["state"] == "present" else ""
+    try:
+        planned = change(host, options["path"], text, options["unit"])
+        if not module.check_mode:
+            carry_out(host, planned, options["command"])
+    except (SystemdError, OSError) as error:
+        module.fail_json(msg=host_text.printable(str(error)))
+    before, after = host_text.printable(planned.before), host_text.printable(planned.after)
+    headers = {"before_header": planned.path, "after_header": planned.path}
+    module.exit_json(changed=planned.needed, diff=[{**headers, "before": before, "after": after}])
+
+
+if __name__ == "__main__":
+    main()

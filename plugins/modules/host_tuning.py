@@ -1,0 +1,121 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.host_tuning."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_tuning
+short_description: Set up the kernel and the GPUs for serving models, now and at every boot
+description:
+  - Sets values of C(/proc/sys) and transparent huge pages, and keeps them by sysctl.d and tmpfiles.d.
+  - Sets up the GPUs by a unit that runs before the engines. What a GPU does not take is refused before anything is set.
+  - What was found before the first change is noted, and comes back for what is not wanted any more.
+  - "Sources: sysctl.d(5), tmpfiles.d(5), tcp(7), the kernel's documentation of transparent huge pages, nvidia-smi(1)."
+author: The llm-server maintainers
+options:
+  socket_buffer_mib: {description: Largest buffer of a socket; 0 leaves it as found., type: int, default: 0}
+  open_files: {description: Least value of fs.nr_open and fs.file-max; 0 leaves them., type: int, default: 0}
+  transparent_hugepages:
+    description: Mode of transparent huge pages; empty leaves it as found.
+    type: str
+    choices: ["", madvise, always, never]
+    default: ""
+  gpu_persistence:
+    description: Whether the driver keeps its state while no program uses a GPU. Without an NVIDIA GPU it does nothing.
+    type: bool
+    default: false
+  gpu_power_limit_watts: {description: Power limit of every GPU; 0 leaves it as found., type: int, default: 0}
+  gpu_clocks_mhz:
+    description: Lowest and highest clock of every GPU; empty leaves them to the driver.
+    type: list
+    elements: int
+    default: []
+  engines: {description: Units that start after the GPUs are set up., type: list, elements: str, default: []}
+  state:
+    description: V(absent) gives back all that was found before the first change, whatever the other options are.
+    type: str
+    choices: [present, absent]
+    default: present
+attributes:
+  check_mode: {description: Shows the values and files; changes nothing., support: full}
+  diff_mode: {description: Shows the values and files., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Set up the kernel and the GPUs
+  host_tuning:
+    socket_buffer_mib: 128
+    transparent_hugepages: madvise
+    gpu_persistence: true
+    engines: [vllm.service]
+"""
+
+RETURN = r"""
+values:
+  description: The settings that were not as wanted, each with the value before and after.
+  type: dict
+  returned: success
+  sample: {net.core.rmem_max: ["212992", "134217728"]}
+overridden:
+  description: What other files take back at the next boot, one sentence a setting; warned about as well.
+  type: list
+  elements: str
+  returned: success
+  sample: []
+"""
+
+from ansible.module_utils import host_text
+from ansible.module_utils.host_module import HostModule
+from ansible.module_utils.host_tuning import Host, TuningError, Wanted, carry_out, change
+from ansible.module_utils.systemd_unit import SystemdError
+
+
+def main() -> None:
+    module = HostModule(
+        argument_spec={
+            "socket_buffer_mib": {"type": "int", "default": 0},
+            "open_files": {"type": "int", "default": 0},
+            "transparent_hugepages": {"type": "str", "choices": ["", "madvise", "always", "never"], "default": ""},
+            "gpu_persistence": {"type": "bool", "default": False},
+            "gpu_power_limit_watts": {"type": "int", "default": 0},
+            "gpu_clocks_mhz": {"type": "list", "elements": "int", "default": []},
+            "engines": {"type": "list", "elements": "str", "default": []},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        },
+        supports_check_mode=True,
+    )
+    options = dict(module.params)
+    state, host = options.pop("state"), Host()
+    wanted = Wanted(**options) if state == "present" else Wanted()
+    try:
+        planned = change(host, wanted)
+        if planned.needed and not module.check_mode:
+            carry_out(host, planned)
+            left = change(host, wanted).differences()
+            if left:
+                module.fail_json(msg=f"The machine did not take it: {'; '.join(left)}.")
+    except (TuningError, SystemdError, OSError, ValueError) as error:
+        module.fail_json(msg=host_text.printable(str(error)))
+    for sentence in planned.warnings():
+        module.warn(host_text.printable(sentence))
+    values = {name: tuple(f"{value}\n" for value in pair) for name, pair in planned.values.items()}
+    commands = {"GPUs": ("", "".join(f"{' '.join(command)}\n" for command in planned.commands))}
+    module.exit_json(
+        changed=planned.needed,
+        values=planned.values,
+        overridden=[host_text.printable(sentence) for sentence in planned.warnings()],
+        diff=[
+            {
+                "before_header": name,
+                "after_header": name,
+                "before": host_text.printable(before),
+                "after": host_text.printable(after),
+            }
+            for name, (before, after) in {**values, **planned.texts, **commands}.items()
+            if before != after
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.leftovers."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: leftovers
+short_description: Remove what no release of a service refers to any more
+description:
+  - Finds programs and environments, installations and downloads that did not end, compiled code and caches of downloads
+    that no kept release of M(service_release) refers to, and on request revisions of models.
+  - What a process has open or was started with stays, and what a unit names, and all of a service that another run is
+    changing now.
+  - Nothing is written, so it works on a full disk.
+author: The llm-server maintainers
+options:
+  age_hours:
+    description: What changed within so many hours stays.
+    type: int
+    default: 24
+  models:
+    description: Whether revisions of models go that no release refers to. They would have to be downloaded again.
+    type: bool
+    default: false
+attributes:
+  check_mode: {description: Tells what would go; removes nothing., support: full}
+  diff_mode: {description: Shows what goes with its size., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Remove what no release refers to
+  leftovers:
+"""
+
+RETURN = r"""
+removed:
+  description: What went, or would go in check mode, each with path, why and mib.
+  type: list
+  elements: dict
+  returned: always
+  sample: [{path: /opt/vllm/environments/0123456789ab, why: built for no release that is kept, mib: 9100}]
+mib:
+  description: MiB of all of it.
+  type: int
+  returned: always
+  sample: 9100
+free:
+  description: Free MiB of each disk of the services before and after.
+  type: dict
+  returned: always
+  sample: {/: [120, 9220]}
+remarks:
+  description: What stays because it is used, or because another run is changing the service.
+  type: list
+  elements: str
+  returned: always
+  sample: []
+report:
+  description: All of this in words.
+  type: list
+  elements: str
+  returned: always
+  sample:
+    - "/opt/vllm/environments/0123456789ab: built for no release that is kept, 9100 MiB"
+    - "/: 120 MiB free, then 9220"
+"""
+
+from ansible.module_utils import host_text
+from ansible.module_utils.host_module import HostModule
+from ansible.module_utils.leftovers import clean, mib
+
+
+def main() -> None:
+    module = HostModule(
+        argument_spec={
+            "age_hours": {"type": "int", "default": 24},
+            "models": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    told = clean(module.params["age_hours"] * 3600, module.params["models"], module.check_mode)
+    removed = [
+        {"path": host_text.printable(str(each.paths[0])), "why": each.why, "mib": mib(each.size)}
+        for each in told["removed"]
+    ]
+    result = {
+        "changed": bool(removed),
+        "removed": removed,
+        "mib": sum(each["mib"] for each in removed),
+        "free": told["free"],
+        "remarks": [host_text.printable(sentence) for sentence in told["remarks"]],
+    }
+    result["report"] = [
+        *[host_text.printable(str(each)) for each in told["removed"]],
+        *result["remarks"],
+        *[f"{disk}: {before} MiB free, then {after}" for disk, (before, after) in told["free"].items()],
+    ]
+    if removed:
+        lines = "".join(f"{host_text.printable(str(each))}\n" for each in told["removed"])
+        result["diff"] = {"before_header": "left over", "after_header": "left over", "before": lines, "after": ""}
+    if told["failures"]:
+        failures = host_text.printable("; ".join(told["failures"]))
+        module.fail_json(msg=f"Could not remove {failures}.", **result)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
