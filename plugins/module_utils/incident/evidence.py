@@ -122,16 +122,16 @@ def kernel() -> str:
 
 
 def answer(name: str, unit: str) -> dict:
-    """Return how a service answers: ``ok`` and ``says``; ``ok`` None where nothing is known of it."""
+    """Return how a service answers: ``ok`` and ``says``; ``ok`` None where it is not here."""
     service = service_release.Service(name)
     current = service.state()["current"]
-    if not current:
+    # No completion: what is pending there already must not grow.
+    questions = [each for each in service.proof_of(current)["probes"] if not each.get("completion")] if current else []
+    if not questions:
         shown = systemd_unit.show(unit)
         if shown.get("LoadState") != "loaded":
             return {"ok": None, "says": "it is not installed"}
         return {"ok": shown.get("ActiveState") == "active", "says": f"{unit} is {shown.get('ActiveState')}"}
-    # No completion: what is pending there already must not grow.
-    questions = [each for each in service.proof_of(current)["probes"] if not each.get("completion")]
     why = probes.first_failure(questions, COMMAND_LIMIT / 2)
     return {"ok": not why, "says": why or f"answers {len(questions)} of {len(questions)} probes"}
 
