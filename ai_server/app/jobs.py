@@ -270,13 +270,15 @@ class Backend:
 
 
 class Phase:
-    """The jobs in one state that are worked on now, `size` at most; the callers take turns.
+    """The jobs in one state that are worked on now, `size` at most; the callers take turns, those that are `ready`.
 
     One caller has one fewer than all (and one where that is all), so that another caller's job begins at once.
     """
 
-    def __init__(self, store: Store, state: str, size: int, first_backoff: float) -> None:
-        self._store, self._state, self._backoff = store, state, first_backoff
+    def __init__(
+        self, store: Store, state: str, size: int, first_backoff: float, ready: Callable[[str], bool] = lambda _: True
+    ) -> None:
+        self._store, self._state, self._backoff, self._ready = store, state, first_backoff, ready
         self._most = max(1, size - 1)
         self._served: dict[str, int] = {}  # caller -> number of its last turn: callers are few, as their keys are
         self._numbers = itertools.count(1)
@@ -289,6 +291,8 @@ class Phase:
         have = [caller for caller, _ in busy]
         callers = [caller for caller in self._store.callers(self._state) if have.count(caller) < self._most]
         for caller in sorted(callers, key=lambda each: (have.count(each), self._served.get(each, 0))):
+            if not self._ready(caller):  # it waits, and no try is counted
+                continue
             job = self._store.claim(self._state, caller, busy, self._backoff)
             if job:
                 self._served[caller] = next(self._numbers)
@@ -299,7 +303,8 @@ class Phase:
 class Worker:
     """Takes jobs from the store until it is cancelled: answers and callbacks, neither waiting for the other.
 
-    perform: a job's kind, work and caller -> its result; raises Problem. Of several processes on one store, the one
+    perform: a job's kind, work and caller -> its result; raises Problem. ready: may this caller's jobs be answered now?
+    Of several processes on one store, the one
     that holds the lock works; the others only accept.
     """
 
@@ -310,11 +315,14 @@ class Worker:
         backend: Backend,
         uploads: Uploads,
         perform: Callable[[str, dict, str], Awaitable[dict]],
+        ready: Callable[[str], bool],
     ) -> None:
         self._settings, self._store, self._backend = settings, store, backend
         self._uploads, self._perform = uploads, perform
-        sizes = {"queued": settings.job_concurrency, "delivering": settings.job_callback_concurrency}
-        self._phases = [Phase(store, state, size, settings.job_backoff_sec) for state, size in sizes.items()]
+        self._phases = [
+            Phase(store, "queued", settings.job_concurrency, settings.job_backoff_sec, ready),
+            Phase(store, "delivering", settings.job_callback_concurrency, settings.job_backoff_sec),
+        ]
         self._lock = (settings.state_directory / "worker.lock").open("w")
 
     async def run(self) -> None:

@@ -91,7 +91,7 @@ class Service:
         self.usage = Usage(config.state_directory, limits.rates)
         self._writing = asyncio.create_task(self.usage.run())
         self.disk = Disk(config.state_directory, config.resources_directory)
-        worker = Worker(config, self.store, self.backend, self.uploads, self.perform)
+        worker = Worker(config, self.store, self.backend, self.uploads, self.perform, self._has_tokens)
         self._working = asyncio.create_task(worker.run())
 
     async def close(self) -> None:
@@ -117,12 +117,19 @@ class Service:
         self.usage.add(caller, model, prompt, completion)
         self.limits.used(self.callers.named(caller), prompt + completion)
 
+    def _has_tokens(self, caller: str) -> bool:
+        """Whether a caller has tokens left now: its job may have waited since it had some."""
+        try:
+            self.limits.check_tokens(self.callers.named(caller))
+        except Problem:
+            return False
+        return True
+
     async def perform(self, kind: str, work: dict, caller: str) -> dict:
         """work: `{"text": str}` or `{"upload": name}`, and `max_tokens` perhaps. Returns what Vllm.complete does."""
         model, instruction = self._adapters[kind]
         text = work["text"] if "text" in work else await self.uploads.text(work["upload"], caller)
         options = {"max_tokens": work["max_tokens"]} if work.get("max_tokens") else {}
-        self.limits.check_tokens(self.callers.named(caller))  # a job may have waited since its caller had some left
         with generations(model, caller).measured() as first:
             used = partial(self.account, caller, model)
             return await self.vllm.complete(model, instruction, text, options, first, used)

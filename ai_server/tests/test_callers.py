@@ -206,13 +206,19 @@ def test_who_leaves_an_adapters_endpoint_is_charged_too(named, standins):
 
 
 def test_a_job_waits_for_its_callers_tokens(named, standins):
-    server = named({**ENTRY, "tokens_per_minute": 10}, JOB_CONCURRENCY="2")
+    server = named({**ENTRY, "tokens_per_minute": 10}, JOB_CONCURRENCY="2", JOB_ATTEMPTS="1")
     with server.client(OLD) as client:
         for number in range(4):
-            client.post("/v1/checklist", json={"text": "x", "job_id": f"j{number}"})
+            # Held, for whoever has no tokens left sends no job either.
+            sent = client.post("/v1/checklist", json={"text": "hold", "job_id": f"j{number}"})
+            assert sent.status_code == 202
+        standins.go_on.set()
         wait_for(lambda: client.get("/health").json()["jobs"]["delivered"] >= 2)
         time.sleep(0.5)
         assert client.get("/health").json()["jobs"]["queued"] == 2
+    with sqlite3.connect(server.directory / "state/jobs.sqlite3") as store:  # it is refused its jobs meanwhile, too
+        tries = store.execute("SELECT attempts FROM jobs WHERE state = 'queued'").fetchall()
+    assert tries == [(0,), (0,)]
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

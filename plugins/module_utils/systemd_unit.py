@@ -82,12 +82,25 @@ def render(sections: dict) -> str:
     lines = ["# Written by Ansible; changes made here are undone by the next run."]
     for section in ("Unit", "Service", "Install"):
         lines += ["", f"[{section}]"]
-        for directive, value in {**DEFAULTS[section], **(sections.get(section) or {})}.items():
+        for directive, value in {**_defaults(section, sections), **(sections.get(section) or {})}.items():
             if value is None:
                 continue
             values = value if isinstance(value, list) else [value]
             lines += [f"{directive}={_text(item)}" for item in values]
     return "\n".join(lines) + "\n"
+
+
+def _defaults(section: str, sections: dict) -> dict:
+    """Return the defaults of a section; a service that needs devices of the host gets no ProtectClock.
+
+    Before systemd 253 ProtectClock allows the clock's device and so closes all others, those of a GPU too
+    (systemd/systemd#18142; Ubuntu 22.04 has 249). The clock stays protected by the filter of system calls and the empty
+    set of capabilities.
+    """
+    devices = str((sections.get("Service") or {}).get("PrivateDevices", "yes")).lower()
+    if section != "Service" or SWITCHES.get(devices, devices) == "yes":
+        return DEFAULTS[section]
+    return {name: value for name, value in DEFAULTS[section].items() if name != "ProtectClock"}
 
 
 def in_sandbox(text: str, argv: list[str], output: Path, limit: int) -> str:

@@ -67,6 +67,7 @@ def test_the_unit_has_the_limits_of_the_guide_and_sees_the_gpu(rendered):
         "ExecStart=/app/vllm-server/venv/bin/vllm serve --config /etc/vllm/config.yaml",
     ):  # fmt: skip
         assert line in text.splitlines(), f"{line} is not in\n{text}"
+    assert "ProtectClock" not in text  # on Ubuntu 22.04 it would close the GPU's devices
 
 
 def test_the_unit_has_nothing_that_only_the_wait_for_the_start_needs(rendered):

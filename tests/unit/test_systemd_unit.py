@@ -76,3 +76,17 @@ def test_no_value_of_a_unit_is_a_specifier():
     """Whatever writes a value into a unit, systemd hands over what was meant."""
     text = systemd_unit.render({"Unit": {"Description": "50%"}, "Service": {"Environment": ['"A=%n"', '"B=%%"']}})
     assert {"Description=50%%", 'Environment="A=%%n"', 'Environment="B=%%%%"'} <= set(text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("own", "there"),
+    [
+        ({}, True),
+        ({"PrivateDevices": "yes"}, True),
+        ({"PrivateDevices": "no"}, False),
+        ({"PrivateDevices": False}, False),
+        ({"PrivateDevices": "no", "ProtectClock": "yes"}, True),
+    ],
+)
+def test_a_service_that_needs_devices_is_not_shut_off_from_them_by_its_clock(own, there):
+    assert ("ProtectClock=yes" in systemd_unit.render({"Service": own}).splitlines()) == there
