@@ -787,21 +787,28 @@ def quota_problem(where, quotas, metric, asked, who, cure):
 
 
 def estimate(machine, zone, prices):
-    """Return {"running": per hour, "stopped": per hour, "currency": …, "missing": sentence or ""}."""
+    """Return {"running": per hour, "stopped": per hour, "currency": …, "missing": sentence or ""}.
+
+    Where the disk's price is not known, `running` is without it and `stopped` None.
+    """
     table = (prices.get("regions") or {}).get(region_of(zone)) or {}
     kind = "spot" if machine["spot"] else "on_demand"
     per_machine = (table.get("machines") or {}).get(machine["machine_type"], {}).get(kind)
     per_gb = (table.get("disk_gb_month") or {}).get(machine["disk"]["type"])
-    addresses = table.get("external_address") or {}
+    addresses = prices.get("external_address") or {}
     address = addresses.get(kind, 0) if machine["external_address"] else 0
     unused = addresses.get("unused", 0) if machine["reserved_address"] else 0
     result = {"currency": prices.get("currency", "USD"), "running": None, "stopped": None, "missing": ""}
-    if per_machine is None or per_gb is None:
-        what = machine["machine_type"] if per_machine is None else machine["disk"]["type"]
+    if per_machine is None:
+        what = machine["machine_type"]
         result["missing"] = f"data/gcp/prices.yml has no {kind} price of {what} in {region_of(zone)}"
         return result
-    disk = machine["disk"]["size_gb"] * per_gb / prices.get("hours_per_month", 730)
-    result["stopped"] = round(disk + unused, 4)
+    disk = 0
+    if per_gb is None:
+        result["missing"] = f"without its disk: data/gcp/prices.yml has no price of {machine['disk']['type']} there"
+    else:
+        disk = machine["disk"]["size_gb"] * per_gb / prices.get("hours_per_month", 730)
+        result["stopped"] = round(disk + unused, 4)
     result["running"] = round(per_machine + address + disk, 4)
     return result
 
@@ -815,19 +822,25 @@ def cost_sentences(costs, hours, as_of=""):
     def money(one, state):
         return f"{one[state]:.2f} {one['currency']} an hour ({one[state] * hours:.0f} a month)"
 
-    known = [one for one in costs if not one["missing"]]
+    known = [one for one in costs if one["stopped"] is not None]
     table = f"data/gcp/prices.yml{f', as of {as_of}' if as_of else ''}"
-    said = [
-        f"{one['name']}: no estimate: {one['missing']}."
-        if one["missing"]
-        else f"{one['name']} costs about {money(one, 'running')} while it runs, {money(one, 'stopped')} while it is "
-        f"stopped ({table})."
-        for one in costs
-    ]
+    said = []
+    for one in costs:
+        if one["running"] is None:
+            said.append(f"{one['name']}: no estimate: {one['missing']}.")
+        elif one["stopped"] is None:
+            said.append(f"{one['name']} costs about {money(one, 'running')} while it runs ({table}), {one['missing']}.")
+        else:
+            said.append(
+                f"{one['name']} costs about {money(one, 'running')} while it runs, {money(one, 'stopped')} while it is "
+                f"stopped ({table})."
+            )
     if len(costs) > 1 and known:
         total = {state: sum(one[state] for one in known) for state in ("running", "stopped")}
         total["currency"] = known[0]["currency"]
-        rest = f", without {len(costs) - len(known)} of which no price is known" if len(known) < len(costs) else ""
+        rest = (
+            f", without {len(costs) - len(known)} of which no price is known" if len(known) < len(costs) else ""
+        )
         said.append(
             f"The fleet of {len(costs)}{rest} costs about {money(total, 'running')} while all run, "
             f"{money(total, 'stopped')} while all are stopped."

@@ -317,3 +317,14 @@ def test_the_cost_of_a_month_and_of_the_fleet():
     missing = {"name": "c", "running": None, "stopped": None, "currency": "USD", "missing": "no price"}
     assert "The fleet of 3, without 1 of which no price" in declared.cost_sentences([*costs, missing], 730)[-1]
     assert declared.cost_sentences([missing], 730) == ["c: no estimate: no price."]
+
+
+def test_a_disk_without_a_price_is_left_out_of_the_estimate_and_told():
+    prices = {"regions": {"us-east4": {"machines": {"g2-standard-4": {"on_demand": 0.7, "spot": 0.3}}}}}
+    cost = {"name": "a", **declared.estimate({**MACHINE, "zones": ["us-east4-a"]}, "us-east4-a", prices)}
+    assert (cost["running"], cost["stopped"]) == (0.7, None)
+    (said,) = declared.cost_sentences([cost], 730, "May 2026")
+    assert said == (
+        "a costs about 0.70 USD an hour (511 a month) while it runs (data/gcp/prices.yml, as of May 2026), without its "
+        "disk: data/gcp/prices.yml has no price of pd-ssd there."
+    )

@@ -490,10 +490,16 @@ class TestChecked:
         assert "us-central1" in fleet.remarks[0]
 
     def test_a_machine_type_without_a_price(self, options, machine):
-        machine["machine_type"] = "g2-standard-16"
+        machine.update(machine_type="e2-small", accelerator={"type": "nvidia-l4", "count": 0})
         _, problems, (cost,) = run(options, "checked")
         assert problems == []
-        assert "no on_demand price of g2-standard-16" in cost["missing"]
+        assert "no on_demand price of e2-small" in cost["missing"]
+
+    @pytest.mark.parametrize("zone", ["europe-west4-a", "us-east4-c", "asia-southeast1-b"])
+    def test_regions_beyond_the_default_have_prices(self, options, machine, zone):
+        machine["zones"] = [zone]
+        (cost,) = run(options, "checked")[2]
+        assert cost["running"] > 0.5 and "without its disk" in cost["missing"]
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ def test_an_empty_vault_is_refused_before_a_machine_is_made(cloud, playbook):
         assert "ai_server_api_keys" in done.said
         assert "vllm_lora_adapters" in done.said
         assert "costs about 0.97 USD an hour" in done.said
-        assert "(data/gcp/prices.yml, as of 2025)" in done.said
+        assert "(data/gcp/prices.yml, as of skypilot-catalog 006059e)" in done.said
         assert cloud.writes() == []
 
 
