@@ -838,9 +838,7 @@ def cost_sentences(costs, hours, as_of=""):
     if len(costs) > 1 and known:
         total = {state: sum(one[state] for one in known) for state in ("running", "stopped")}
         total["currency"] = known[0]["currency"]
-        rest = (
-            f", without {len(costs) - len(known)} of which no price is known" if len(known) < len(costs) else ""
-        )
+        rest = f", without {len(costs) - len(known)} of which no price is known" if len(known) < len(costs) else ""
         said.append(
             f"The fleet of {len(costs)}{rest} costs about {money(total, 'running')} while all run, "
             f"{money(total, 'stopped')} while all are stopped."
