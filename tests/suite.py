@@ -41,6 +41,8 @@ LONG = {"debian13": EVERY, "debian11": EVERY, BARE: ON_A_GPU}
 IN_FULL = "debian13"
 # Scenarios of the role vllm that make sense on a bare machine alone, and the GiB of disk that each needs.
 ENGINE_ON_BARE = {"gpu_host": 3, "production_engine": 14}
+# Seconds before the deadline by which a step must have begun: in full it takes half an hour, on a slow day twice that.
+EARLIER = {"vllm-debian13": 17 * 60}
 A_DAY = 24 * 3600
 
 GCP = "tests/integration/gcp"
@@ -95,7 +97,7 @@ class Step:
 
     def obstacle(self) -> str:
         """Return why the step is left out; empty where it can run."""
-        if self.optional and time.time() > DEADLINE:
+        if self.optional and time.time() > DEADLINE - EARLIER.get(self.name, 0):
             return "the time was up"
         free = shutil.disk_usage(Path.home()).free >> 30
         if free < self.room_gib:

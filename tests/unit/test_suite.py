@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,6 +106,15 @@ def test_after_the_deadline_only_what_must_run_begins(monkeypatch, capsys):
     suite.perform([must, may], 1)
     assert (must.left_out, must.good, may.left_out) == ("", True, "the time was up")
     assert "may  " not in capsys.readouterr().out
+
+
+def test_a_step_that_takes_long_begins_earlier_or_not_at_all(monkeypatch):
+    assert set(suite.EARLIER) <= set(names(suite.long_steps([])))
+    monkeypatch.setattr(suite, "EARLIER", {"long": 600})
+    for left, begins in ((700, True), (500, False)):
+        monkeypatch.setattr(suite, "DEADLINE", time.time() + left)
+        long, short = suite.Step("long", ["true"], optional=True), suite.Step("short", ["true"], optional=True)
+        assert [step.obstacle() == "" for step in (long, short)] == [begins, True]
 
 
 def test_what_was_left_out_is_said_and_not_counted(monkeypatch, capsys):
