@@ -89,22 +89,8 @@ from ansible.module_utils.host_module import HostModule
 
 
 def main() -> None:
-    service = {
-        "name": {"type": "str", "required": True},
-        "unit": {"type": "str"},
-        "metrics": {"type": "str"},
-    }
-    upstream = {
-        "service": {"type": "str", "required": True},
-        "url": {"type": "str", "required": True},
-        "bearer": {"type": "str", "no_log": True},
-    }
     module = HostModule(
-        argument_spec={
-            "services": {"type": "list", "elements": "dict", "default": [], "options": service},
-            "gpu": {"type": "bool", "default": False},
-            "upstreams": {"type": "list", "elements": "dict", "default": [], "options": upstream},
-        },
+        argument_spec=host.ARGUMENTS,
         supports_check_mode=True,
     )
     wanted = module.params

@@ -91,28 +91,14 @@ seconds:
   type: float
 """
 
+from ansible.module_utils.diagnosis import host
 from ansible.module_utils.host_module import HostModule
 from ansible.module_utils.incident import evidence
 
 
 def main() -> None:
-    service = {
-        "name": {"type": "str", "required": True},
-        "unit": {"type": "str"},
-        "metrics": {"type": "str"},
-    }
-    upstream = {
-        "service": {"type": "str", "required": True},
-        "url": {"type": "str", "required": True},
-        "bearer": {"type": "str", "no_log": True},
-    }
     module = HostModule(
-        argument_spec={
-            "services": {"type": "list", "elements": "dict", "default": [], "options": service},
-            "logs": {"type": "list", "elements": "str", "default": []},
-            "gpu": {"type": "bool", "default": False},
-            "upstreams": {"type": "list", "elements": "dict", "default": [], "options": upstream},
-        },
+        argument_spec={**host.ARGUMENTS, "logs": {"type": "list", "elements": "str", "default": []}},
         supports_check_mode=True,
     )
     wanted = module.params

@@ -28,6 +28,30 @@ from .. import nvidia_smi, probes, service_release, systemd_unit
 from . import failures, lines
 from .judge import starts
 
+# What the modules that look at a host are told of it.
+ARGUMENTS = {
+    "services": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "name": {"type": "str", "required": True},
+            "unit": {"type": "str"},
+            "metrics": {"type": "str"},
+        },
+    },
+    "gpu": {"type": "bool", "default": False},
+    "upstreams": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "service": {"type": "str", "required": True},
+            "url": {"type": "str", "required": True},
+            "bearer": {"type": "str", "no_log": True},
+        },
+    },
+}
 COMMAND_LIMIT = 8  # seconds a command may take
 LOOK_LIMIT = 15  # seconds for all looks together
 JOURNAL_LINES = 3000  # of a service; a start of vLLM with eight workers that fail logs about 2000

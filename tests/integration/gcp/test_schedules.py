@@ -26,6 +26,8 @@ def test_they_are_made_attached_and_left_alone_by_the_second_run(cloud, options,
     assert held(cloud) == POLICIES
     policy = cloud.policies[REGION, "llm-server-hours"]["instanceSchedulePolicy"]
     assert (policy["vmStopSchedule"], policy["timeZone"]) == ({"schedule": "0 20 * * 1-5"}, "Asia/Seoul")
+    kept = cloud.policies[REGION, "llm-server-snapshots"]["snapshotSchedulePolicy"]["retentionPolicy"]
+    assert kept == {"maxRetentionDays": 14, "onSourceDiskDelete": "KEEP_AUTO_SNAPSHOTS"}
     cloud.requests.clear()
     fleet = made(options)
     assert (what(fleet), cloud.writes()) == ([], [])
