@@ -12,6 +12,7 @@ from ansible.errors import AnsibleFilterError
 UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
 if UTILS not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(UTILS)
+from ansible.module_utils import systemd_unit
 from ansible.module_utils.quiet_module import secrets_of
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -152,6 +153,11 @@ def _reaches(asked: SplitResult, address: str, port: int) -> bool:
     return bound.is_unspecified or bound == ipaddress.ip_address(asked.hostname)
 
 
+def memory_mib(limit: str) -> float:
+    """Return a limit of memory in MiB; a share of a host's memory, which only that host knows, counts as none."""
+    return float("inf") if str(limit).endswith("%") else systemd_unit.memory_mib(str(limit))
+
+
 def _is_ip(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
@@ -171,6 +177,7 @@ class FilterModule:
             "host_port": host_port,
             "listen_address": listen_address,
             "local_url": local_url,
+            "memory_mib": memory_mib,
             "peers": peers,
             "secret_environment": secret_environment,
         }

@@ -114,8 +114,12 @@ def unit_faults(name: str, live: dict) -> list[str]:
     if not release:
         return [*faults, *(["it is masked"] if live.get("LoadState") == "masked" else [])]
     faults += service.altered(release)[0]
-    if not service.unit_path.is_file() or service.unit_path.read_text(errors="replace") != release["unit"]:
+    if not service.unit_path.is_file() or service.unit_path.read_text(errors="replace") != service_release.unit_text(
+        release
+    ):
         faults.append(f"{service.unit_path} is not what was written")
+    if release.get("limits") and systemd_unit.unscored(name):
+        faults.append("its processes have another place at the OOM killer than the unit")
     if live.get("FragmentPath") not in (str(service.unit_path), ""):
         faults.append(f"systemd has it from {live.get('FragmentPath')}")
     return faults

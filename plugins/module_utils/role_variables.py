@@ -35,6 +35,7 @@ HOST_NAME = re.compile(r"(?!-)[\w-]{1,63}(\.(?!-)[\w-]{1,63})*", re.ASCII)
 INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 ARGUMENT = re.compile(r"-{0,2}[A-Za-z][\w.-]*", re.ASCII)
+MEMORY_MAX = re.compile(r"infinity|[1-9]\d*[KMGT]?|(100|[1-9]\d?)%")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -121,6 +122,14 @@ KINDS: dict[str, tuple[Callable, str]] = {
     "secret": (re.compile(r"[!-~]+").fullmatch, ""),
     "json_file": (is_json_file, "the absolute path of a file on the controller that holds a JSON mapping"),
     "positive": (lambda value: value > 0, "more than 0"),
+    "oom_score": (
+        lambda value: -1000 < value <= 1000,
+        "from -999 to 1000, killed last to killed first; -1000, never, is sshd's alone",
+    ),
+    "memory_max": (
+        MEMORY_MAX.fullmatch,
+        "bytes, a number with K, M, G or T, a share of the host's memory up to 100%, or infinity, such as 256M or 10%",
+    ),
 }
 
 

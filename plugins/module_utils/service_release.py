@@ -5,6 +5,9 @@ digest goes into the process's environment, so the process itself says what it w
 prepared and checked beside the running one, started once, and *verified* when its probes answer. The verified ones
 before it are kept, and one that never gets ready gives way to the last of them.
 
+How much memory it may have is no part of a release but of the host: it is written into the unit and put into effect
+while the process goes on, and whoever goes back keeps today's.
+
 A secret stands in its file alone: a release has a keyed digest of it, which is enough to see that the process was
 started with another one. So whoever goes back gets the secrets of today.
 
@@ -154,8 +157,9 @@ class Service:
     # -- from wanted to written -----------------------------------------------------------------------------------
 
     def build(
-        self, files: list[dict], links: list[dict], unit: dict, secret_files=(), inputs=None, groups=(), peers=()
-    ) -> dict:
+        self, files: list[dict], links: list[dict], unit: dict, secret_files=(), inputs=None, groups=(), peers=(),
+        limits=None,
+    ) -> dict:  # fmt: skip
         """Return the release that the arguments describe."""
         sections = {key: dict(value or {}) for key, value in unit.items()}
         own = sections.setdefault("Service", {})
@@ -182,6 +186,7 @@ class Service:
             ],
             "inputs": {name: str(value) for name, value in (inputs or {}).items()},
             "unit": systemd_unit.render(sections),
+            "limits": dict(limits or {}),
         }
 
     def _outlined(self, file: dict) -> dict:
@@ -219,9 +224,10 @@ class Service:
             write(self.key, self._own_key, 0o600)
 
     def renewed(self, release: dict) -> dict:
-        """Return ``release`` with the secrets of today; `Refused` where one of them is gone."""
+        """Return ``release`` with the secrets and limits of today; `Refused` where a secret is gone."""
         today = [self._outlined({**secret, "content": self._today(secret)}) for secret in release["secrets"]]
-        return {**release, "secrets": today}
+        limits = self.release(self.state()["current"]).get("limits", release.get("limits", {}))
+        return {**release, "secrets": today, "limits": limits}
 
     def _today(self, secret: dict) -> str:
         """Return the text of a secret file of a release with the secrets that stand in it today.
@@ -269,6 +275,8 @@ class Service:
         text = environment_of(release)
         if not found and (not self.environment.is_file() or self.environment.read_text() != text):
             found.append({"what": str(self.environment), "before": None, "after": text, "secret": False})
+        if release.get("limits") and systemd_unit.unscored(self.unit):
+            found.append({"what": "place at the OOM killer", "before": None, "after": None, "secret": False})
         if systemd_unit.show(self.unit).get("UnitFileState") != "enabled":
             found.append({"what": f"{self.unit}{AT_BOOT}", "before": "off", "after": "on", "secret": False})
         return found
@@ -281,7 +289,8 @@ class Service:
 
     def _unit_file(self, release: dict) -> dict:
         return {
-            "path": str(self.unit_path), "content": release["unit"], "mode": "0644", "owner": "root", "group": "root",
+            "path": str(self.unit_path), "content": unit_text(release),
+            "mode": "0644", "owner": "root", "group": "root",
         }  # fmt: skip
 
     def restart_reason(self, release: dict, differences: list[dict], before: str = "") -> str | None:
@@ -365,6 +374,18 @@ class Service:
             if holder:
                 raise Refused(f"{self.name}: port {port} is taken by {holder}; stop it or choose another port")
 
+    def check_memory(self, limits: dict) -> None:
+        """Raise `Refused` where the service uses more memory now than it is to get: the kernel would kill it."""
+        if not limits:
+            return
+        used, allowed = systemd_unit.memory_used(self.unit), systemd_unit.memory_mib(limits["memory_max"])
+        if used > allowed:
+            variable = f"{self.name.replace('-', '_')}_memory_max"
+            raise Refused(
+                f"{self.name}: {variable} is {limits['memory_max']}, which is {allowed:.0f} MiB here, and the service "
+                f"uses {used} MiB now; raise it, or see why it needs so much"
+            )
+
     def check(self, release: dict, files: list[dict], user: str | None, check_mode: bool) -> None:
         """Raise `Refused` where a program would not accept one of ``files``, or systemd the unit of ``release``."""
         with tempfile.TemporaryDirectory(prefix=f".{self.name}-", dir="/run") as directory:
@@ -374,7 +395,8 @@ class Service:
                 argv = file["validate"]
                 if argv and not (check_mode and not all(Path(part).exists() for part in argv if part.startswith("/"))):
                     self._ask_program(argv, file, stage, user)
-            complaint = systemd_unit.verify(self.unit, self._on_new_program(release), stage)
+            text = systemd_unit.limited(self._on_new_program(release), release.get("limits", {}))
+            complaint = systemd_unit.verify(self.unit, text, stage)
             # In check mode on a fresh host the program and the units of other roles are still to come.
             to_come = check_mode and complaint and re.search(r"is not executable|Unit \S+ not found", complaint)
             if complaint and not to_come:
@@ -457,7 +479,10 @@ class Service:
             beside.symlink_to(link["target"])
             beside.replace(path)
         write(self.environment, environment_of(release), 0o600)
+        # systemd puts what it reads of memory into effect at once, but for the place at the OOM killer.
         systemd_unit.run("systemctl", "daemon-reload")
+        if release.get("limits"):
+            systemd_unit.score(self.unit)
         systemd_unit.run("systemctl", "enable", self.unit)
 
     def keep(self, release: dict) -> None:
@@ -799,6 +824,11 @@ class Service:
         path.mkdir(exist_ok=True)
         path.chmod(int(entry["mode"], 8))
         shutil.chown(path, entry["owner"], entry["group"])
+
+
+def unit_text(release: dict) -> str:
+    """Return the text of the unit file of a release."""
+    return systemd_unit.limited(release["unit"], release.get("limits", {}))
 
 
 def lines_of(text: str) -> list[str]:

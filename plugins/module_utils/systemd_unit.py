@@ -65,6 +65,8 @@ RELEASE_VARIABLE = "SERVICE_RELEASE"
 DECISIVE = re.compile(r"Exec\w+|\w*Environment\w*|User|Group|SupplementaryGroups|DynamicUser|Root\w+|Bind\w+")
 SWITCHES = {"true": "yes", "on": "yes", "1": "yes", "false": "no", "off": "no", "0": "no"}
 
+CAP_SYS_RESOURCE = 24  # of linux/capability.h
+
 # SD_MESSAGE_UNIT_RESTART_SCHEDULED of sd-messages.h: systemd starts a unit again because its process left.
 RESTART_SCHEDULED = "5eb03494b6584870a536b337290809b3"
 
@@ -88,6 +90,79 @@ def render(sections: dict) -> str:
             values = value if isinstance(value, list) else [value]
             lines += [f"{directive}={_text(item)}" for item in values]
     return "\n".join(lines) + "\n"
+
+
+def limited(text: str, limits: dict) -> str:
+    """Return the unit ``text`` with the ``limits`` of its service's memory.
+
+    They are ``oom_score_adjust``, its place at the kernel's OOM killer, and ``memory_max``, all the memory that it
+    gets: one that is over it is to be killed and to come back, not to fill the swap of the others. Source:
+    systemd.resource-control(5) and systemd.exec(5); neither value knows specifiers.
+    """
+    if not limits:
+        return text
+    lines = [f"OOMScoreAdjust={limits['oom_score_adjust']}", f"MemoryMax={limits['memory_max']}"]
+    lines += [] if limits["memory_max"] == "infinity" else ["MemorySwapMax=0"]
+    head, install, tail = text.partition("\n[Install]\n")
+    return head + "".join(f"{line}\n" for line in lines) + install + tail
+
+
+def unscored(unit: str) -> list[Path]:
+    """Return the processes of ``unit`` that have another place at the OOM killer than the unit: it was changed since.
+
+    Without the right to do so (in a container), nobody can give a process a lower one than it began with.
+    """
+    wanted = run("systemctl", "show", unit, "--property", "OOMScoreAdjust", "--value", check=False).stdout.strip()
+    if not wanted:
+        return []
+    score = int(wanted) if _has_capability(CAP_SYS_RESOURCE) else max(int(wanted), 0)
+    found = []
+    for process in _processes():
+        try:
+            if _is_of(process, unit) and int((process / "oom_score_adj").read_text()) != score:
+                found.append(process)
+        except OSError:  # it left meanwhile
+            continue
+    return found
+
+
+def score(unit: str) -> None:
+    """Give the processes of ``unit`` its place at the OOM killer; systemd itself does so at a start alone."""
+    wanted = run("systemctl", "show", unit, "--property", "OOMScoreAdjust", "--value", check=False).stdout.strip()
+    for process in unscored(unit):
+        try:
+            (process / "oom_score_adj").write_text(wanted)
+        except OSError:  # it left meanwhile, or this is a container
+            continue
+
+
+def memory_used(unit: str) -> int:
+    """Return how many MiB the processes of ``unit`` use that no file can give back."""
+    used = 0
+    for process in _processes():
+        try:
+            if _is_of(process, unit):
+                found = re.search(r"^RssAnon:\s+(\d+) kB", (process / "status").read_text(), re.MULTILINE)
+                used += int(found[1]) if found else 0
+        except OSError:
+            continue
+    return used >> 10
+
+
+def memory_mib(limit: str) -> float:
+    """Return a limit of memory, as systemd writes it, in MiB; a share is one of this host's memory."""
+    if limit == "infinity":
+        return float("inf")
+    if limit.endswith("%"):
+        total = re.search(r"^MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        return float(limit[:-1]) / 100 * int(total[1]) / 1024
+    number, unit = re.fullmatch(r"([\d.]+)([KMGT]?)", limit).groups()
+    return float(number) * 1024 ** (" KMGT".index(unit or " ") - 2)
+
+
+def _has_capability(number: int) -> bool:
+    found = re.search(r"^CapEff:\s+([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return bool(found and int(found[1], 16) >> number & 1)
 
 
 def _defaults(section: str, sections: dict) -> dict:

@@ -141,6 +141,22 @@ options:
       repeats the directive, null takes a default away. Values are meant as they stand: C(%) is no specifier.
     type: dict
     default: {}
+  limits:
+    description:
+      - How the kernel deals with the service where memory is short. Another value is put into effect while the process
+        goes on, without a restart, and going back to a release keeps it. One that is below what the service uses now is
+        refused.
+      - "Source: systemd.exec(5), OOMScoreAdjust, and systemd.resource-control(5), MemoryMax."
+    type: dict
+    suboptions:
+      oom_score_adjust:
+        description: How early it is chosen by the kernel's OOM killer; the children of its process inherit it.
+        type: int
+        required: true
+      memory_max:
+        description: All the memory that it gets, without swap; as systemd writes it. Over it, it is killed.
+        type: str
+        default: infinity
   trials:
     description:
       - Scripts that must succeed in the sandbox of the unit, as its user and with its variables but without its files
@@ -326,6 +342,13 @@ ARGUMENTS = {
     "links": listed({"path": {"type": "path", "required": True}, "target": {"type": "path", "required": True}}),
     "inputs": {"type": "dict", "default": {}},
     "unit": {"type": "dict", "default": {}},
+    "limits": {
+        "type": "dict",
+        "options": {
+            "oom_score_adjust": {"type": "int", "required": True},
+            "memory_max": {"type": "str", "default": "infinity"},
+        },
+    },
     "trials": listed(
         {"script": {"type": "str", "required": True}, "argv": {"type": "list", "elements": "str", "required": True}}
     ),
@@ -353,6 +376,7 @@ def wanted_release(service: Service, wanted: dict) -> dict:
         wanted["inputs"],
         wanted.get("groups") or (),
         wanted.get("peers") or (),
+        wanted.get("limits"),
     )
 
 
@@ -385,10 +409,11 @@ def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
     }
     if differences or restart:
         service.check_ports(wanted["listens"])
+        service.check_memory(release["limits"])
         if not check_mode:
             prepare(service, wanted, new_user, directories)
         service.check(release, files, wanted["user"], check_mode)
-        if not check_mode:
+        if restart and not check_mode:
             service.try_out(release, wanted["trials"])
     elif not check_mode:
         prepare(service, wanted, new_user, directories)

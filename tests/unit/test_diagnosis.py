@@ -263,6 +263,27 @@ def test_a_cure_names_variables_that_exist_and_only_of_its_services(row):
         assert row.services or named <= {"nvidia_driver_hold", "nvidia_driver_packages"}, row.id
 
 
+@pytest.mark.parametrize(
+    ("service", "variable"),
+    [
+        ("vllm", "vllm"),
+        ("ai-server", "ai_server"),
+        ("node_exporter", "node_exporter"),
+        ("dcgm-exporter", "dcgm_exporter"),
+    ],
+)
+def test_a_limit_of_memory_that_was_reached_names_its_variable(service, variable):
+    log = (
+        "kernel: oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,mems_allowed=0,"
+        f"oom_memcg=/system.slice/{service}.service,task_memcg=/system.slice/{service}.service,task=work,pid=7,uid=9\n"
+        "kernel: Memory cgroup out of memory: Killed process 7 (work) total-vm:9kB\n"
+    )
+    found = judge.judge(lines.read(log), TABLE, service).cause
+    assert found.cause.id == "unit_memory_limit"
+    assert found.says == f"{service} reached its own memory limit, and the kernel killed it (work)."
+    assert found.cure == f"Raise {variable}_memory_max, or make it need less."
+
+
 def test_an_unknown_key_of_a_row_is_refused():
     with pytest.raises(ValueError, match="x: unknown keys servces"):
         causes.cause({"id": "x", "servces": "all", "services": "all", "matches": "x", "says": "x"}, "host", 0)

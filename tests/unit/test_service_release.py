@@ -179,6 +179,52 @@ class TestDifferences:
         assert [each["what"] for each in host.service.differences(release)] == ["app.service at boot"]
 
 
+class TestLimits:
+    FEW, MORE = ({"oom_score_adjust": 1000, "memory_max": most} for most in ("256M", "512M"))
+
+    def limited(self, host, limits, **changes):
+        return {**wanted(host, **changes), "limits": limits}
+
+    def test_another_limit_is_written_and_restarts_nothing(self, host):
+        serve(host, self.limited(host, self.FEW))
+        more = self.limited(host, self.MORE)
+        differences = host.service.differences(more)
+        assert [Path(each["what"]).name for each in differences] == ["app.service"]
+        assert "MemoryMax=512M" in differences[0]["after"]
+        assert host.service.restart_reason(more, differences) is None
+        host.service.put(more)
+        assert host.service.differences(more) == []
+        assert "MemoryMax=512M" in host.service.unit_path.read_text()
+
+    def test_a_service_of_before_there_were_limits_is_not_restarted_for_them(self, host):
+        before = wanted(host)
+        del before["limits"]
+        serve(host, before)
+        assert host.service.restart_reason(self.limited(host, self.FEW), []) is None
+
+    def test_processes_with_another_place_are_seen(self, host, monkeypatch):
+        release = self.limited(host, self.FEW)
+        serve(host, release)
+        monkeypatch.setattr(systemd_unit, "unscored", lambda unit: [Path("/proc/7")])
+        assert [each["what"] for each in host.service.differences(release)] == ["place at the OOM killer"]
+
+    def test_going_back_keeps_those_of_today(self, host):
+        serve(host, self.limited(host, self.FEW))
+        serve(host, self.limited(host, self.MORE, text="a: 2\n"))
+        host.service.back()
+        assert host.service.release(host.service.state()["current"])["limits"] == self.MORE
+        assert "MemoryMax=512M" in host.service.unit_path.read_text()
+
+    def test_less_than_it_uses_is_refused(self, host, monkeypatch):
+        monkeypatch.setattr(systemd_unit, "memory_used", lambda unit: 300)
+        host.service.check_memory(self.MORE)
+        host.service.check_memory({})
+        with pytest.raises(
+            Refused, match=r"^app: app_memory_max is 256M, which is 256 MiB here, and the service uses 300"
+        ):
+            host.service.check_memory(self.FEW)
+
+
 class TestRestart:
     def test_a_stopped_service_is_started(self, host):
         release = wanted(host)

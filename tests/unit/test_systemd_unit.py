@@ -90,3 +90,66 @@ def test_no_value_of_a_unit_is_a_specifier():
 )
 def test_a_service_that_needs_devices_is_not_shut_off_from_them_by_its_clock(own, there):
     assert ("ProtectClock=yes" in systemd_unit.render({"Service": own}).splitlines()) == there
+
+
+LIMITS = {"oom_score_adjust": 1000, "memory_max": "10%"}
+
+
+def test_limits_of_memory_stand_in_the_service_as_they_are_written():
+    text = systemd_unit.render({"Service": {"ExecStart": "/bin/app"}})
+    limited = systemd_unit.limited(text, LIMITS)
+    service = limited.partition("[Service]")[2].partition("[Install]")[0].splitlines()
+    assert {"OOMScoreAdjust=1000", "MemoryMax=10%", "MemorySwapMax=0"} <= set(service)
+    assert limited.endswith("\n[Install]\nWantedBy=multi-user.target\n")
+    assert systemd_unit.limited(text, {}) == text
+    assert "MemorySwapMax" not in systemd_unit.limited(text, {**LIMITS, "memory_max": "infinity"})
+
+
+@pytest.mark.parametrize(
+    ("limit", "mib"),
+    [("1048576", 1), ("512K", 0.5), ("256M", 256), ("2G", 2048), ("1T", 1 << 20), ("infinity", float("inf"))],
+)
+def test_a_limit_in_mib(limit, mib):
+    assert systemd_unit.memory_mib(limit) == mib
+
+
+def test_a_share_of_the_memory_is_one_of_this_host():
+    assert systemd_unit.memory_mib("100%") == pytest.approx(
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
+    )
+    assert systemd_unit.memory_mib("10%") == pytest.approx(systemd_unit.memory_mib("100%") / 10)
+
+
+@pytest.fixture
+def child(monkeypatch):
+    """A process of the unit app.service, whose place at the OOM killer is ``said``."""
+    said = SimpleNamespace(score="700")
+    monkeypatch.setattr(systemd_unit, "run", lambda *_, **__: SimpleNamespace(stdout=f"{said.score}\n"))
+    with subprocess.Popen(["sleep", "60"]) as process:
+        monkeypatch.setattr(systemd_unit, "_is_of", lambda path, unit: path.name == str(process.pid))
+        yield SimpleNamespace(said=said, path=Path(f"/proc/{process.pid}"))
+        process.kill()
+
+
+def test_processes_that_run_get_the_units_place_at_the_oom_killer(child):
+    assert systemd_unit.unscored("app.service") == [child.path]
+    systemd_unit.score("app.service")
+    assert (child.path / "oom_score_adj").read_text() == "700\n"
+    assert systemd_unit.unscored("app.service") == []
+    child.said.score = ""  # systemd does not know the unit
+    assert systemd_unit.unscored("app.service") == []
+
+
+def test_a_place_that_this_machine_may_not_give_is_not_missed(child, monkeypatch):
+    child.said.score = "-500"
+    monkeypatch.setattr(systemd_unit, "_has_capability", lambda _: False)
+    assert systemd_unit.unscored("app.service") == []  # it has 0, the least that can be had here
+    monkeypatch.setattr(systemd_unit, "_has_capability", lambda _: True)
+    assert systemd_unit.unscored("app.service") == [child.path]
+
+
+def test_the_memory_of_a_unit_is_that_of_its_processes(monkeypatch):
+    monkeypatch.setattr(systemd_unit, "_is_of", lambda path, unit: path.name == str(os.getpid()))
+    before, held = systemd_unit.memory_used("app.service"), bytearray(os.urandom(1 << 20) * 64)
+    assert 60 <= systemd_unit.memory_used("app.service") - before <= 70
+    assert len(held) == 64 << 20
