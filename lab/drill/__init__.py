@@ -37,7 +37,7 @@ SERVER: tuple[Line, ...] = (
     cases.fresh_with_apt_locked, cases.nothing_to_do, cases.bad_argument, cases.bad_adapter, cases.too_large,
     cases.port_taken, cases.wrong_vault_password, CORRUPT, TRUNCATED, ERROR_500, STALLED, cases.start_fails,
     cases.never_ready, cases.dies_at_first_completion, *KILLS, *HANGS, cases.busy, cases.budget, cases.incident,
-    cases.loki_away, cases.canaries,
+    cases.full_disk, cases.loki_away, cases.canaries,
 )  # fmt: skip
 INTERRUPTED: tuple[Line, ...] = (
     cases.controller_killed, cases.connection_cut, cases.rebooted, cases.two_controllers, cases.lost_notes,
@@ -48,7 +48,8 @@ VIRTUAL: tuple[Line, ...] = (cases.new_virtual_machine, cases.clock_jumps, cases
 QUICK: tuple[Line, ...] = (
     cases.fresh_with_apt_locked, cases.nothing_to_do, cases.far_away, cases.bad_argument, cases.too_large,
     cases.port_taken, cases.wrong_vault_password, CORRUPT, cases.never_ready, cases.dies_at_first_completion,
-    *KILLS, HANGS[0], cases.busy, cases.incident, cases.canaries, cases.controller_killed,
+    *KILLS, HANGS[0], cases.busy, cases.incident, cases.full_disk, cases.canaries,
+    cases.controller_killed,
 )  # fmt: skip
 
 

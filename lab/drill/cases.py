@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lab import builds, machine, playbook
 from lab.bed import CALLER, ENGINE_KEY, HOME, Bed, Host
 from lab.host import ROOT, Problem
@@ -34,6 +36,8 @@ HUNG = 15  # seconds until the watchdog of a bed takes the engine for hung
 HEALED_WITHIN = 60  # seconds after that
 CALLERS = 16
 INCIDENT = "playbooks/incident.yml"
+HOUSEKEEPING = "playbooks/housekeeping.yml"
+ROOM_MIB = 32  # of the disk that is filled
 WATCHDOG = {
     "watchdog_services": [
         {
@@ -410,6 +414,69 @@ def contents(path: Path) -> list[str]:
     """Return the texts of an archive."""
     with tarfile.open(path) as archive:
         return [archive.extractfile(entry).read().decode(errors="replace") for entry in archive]
+
+
+# Give the services a small disk of their own, in memory, with all that they have: what fills it is no other disk.
+SMALL_DISK = f"""
+set -e
+systemctl stop ai-server vllm
+mkdir /run/drill/disk
+mount -t tmpfs -o mode=755 tmpfs /run/drill/disk
+cp -a /app /run/drill/disk/app
+cp -a /var/log/dojangkok /run/drill/disk/log
+used=$(df --output=used -k /run/drill/disk | tail -n 1)
+mount -o remount,size=$((used + {ROOM_MIB} * 1024))k /run/drill/disk
+mount --bind /run/drill/disk/app /app
+mount --bind /run/drill/disk/log /var/log/dojangkok
+systemctl start vllm ai-server
+"""
+# What fills it is what goes: an environment that was built for no release, ten days ago.
+FILL = """
+set -e
+folder=/app/vllm-server/environments/bbbbbbbbbbbb
+mkdir $folder
+echo '{}' > $folder/.environment.json
+cat /dev/zero > $folder/wheel 2>/dev/null || true
+find $folder -depth -exec touch --date '10 days ago' {} +
+df --output=avail -k /app | tail -n 1
+"""
+LARGE_DISK = """
+set -e
+systemctl stop ai-server vllm
+umount /var/log/dojangkok /app /run/drill/disk
+rmdir /run/drill/disk
+systemctl start vllm ai-server
+"""
+HEALTH = """python3 -c "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8000/health', timeout=5).read().decode())\""""
+
+
+def full_disk(bed: Bed, stage: Stage) -> Row:
+    """A disk without a free byte below everything that the services write, and the playbook that makes room."""
+    there = bed.one
+    there.sh(SMALL_DISK)
+    there.until(lambda: there.watched()["now"], ENGINE_BACK_WITHIN, "the engine does not answer")
+    before, silence = there.services(), Silence(there)
+    left = int(there.sh(FILL))
+    asked = there.watched()["asked"]
+    time.sleep(5)
+    served = there.watched()["asked"] - asked
+    told = json.loads(there.sh(HEALTH))
+    here = bed.folder / "housekeeping.yml"
+    here.write_text(yaml.safe_dump({"housekeeping": {"hosts": {there.name: {}}}}))
+    outcome = bed.converge({}, "--inventory", str(here), run=HOUSEKEEPING)
+    freed = int(there.sh("df --output=avail -k /app | tail -n 1")) >> 10
+    there.until(lambda: json.loads(there.sh(HEALTH))["status"] == "ok", BACK_WITHIN, "ai-server is not well")
+    verified = bed.converge(run="playbooks/verify.yml")
+    silent, untouched = silence.seconds(), there.services() == before
+    there.sh(LARGE_DISK)
+    there.until(lambda: there.watched()["now"], ENGINE_BACK_WITHIN, "the engine does not answer")
+    good = left == outcome.code == verified.code == 0 and untouched and freed >= ROOM_MIB - 1 and silent == 0
+    good = good and served > 5 and told["store"] != "ok" and told["uploads"] != "ok" and not there.astray()
+    seen = f"{left} KiB free: {served} answers in 5 s, jobs: {told['store'][:60]}; then {freed} MiB free"
+    seen += "" if untouched else "; services were restarted"
+    seen += "".join(f"; {sentence(each, 90)}" for each in (outcome, verified) if each.code)
+    expected = "requests are served meanwhile; housekeeping.yml makes room, and the checklist is green"
+    return Row("a disk without a free byte", expected, seen, good, silent)
 
 
 def loki_away(bed: Bed, stage: Stage) -> Row:

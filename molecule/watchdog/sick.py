@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """A service that can be made ill: the file /run/sick says how, and `once` behind it that a restart cures it.
 
-serve: well. stall: answers, a request is pending, no token comes. busy: does not answer, tokens come.
-hang: nothing answers. load: never gets ready. die: leaves at the start.
+serve: well. work: answers, a request is pending, tokens come. stall: answers, a request is pending, no token comes.
+busy: does not answer, tokens come. hang: nothing answers. load: never gets ready. die: leaves at the start.
 """
 
 import http.server
@@ -22,7 +22,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         now = state()
         if now == "hang" or (now == "busy" and self.path == "/health"):
             time.sleep(30)
-        pending, tokens = int(now in ("stall", "busy")), int(time.time()) if now == "busy" else 7
+        pending, tokens = int(now in ("stall", "busy", "work")), int(time.time()) if now in ("busy", "work") else 7
         page = f'vllm:num_requests_running{{engine="0"}} {pending}\nvllm:iteration_tokens_total_count {tokens}\n'
         self.send_response(503 if now == "load" else 200)
         self.end_headers()

@@ -153,6 +153,11 @@ def _reaches(asked: SplitResult, address: str, port: int) -> bool:
     return bound.is_unspecified or bound == ipaddress.ip_address(asked.hostname)
 
 
+def unit_text(sections: dict) -> str:
+    """Return the text of a unit beside that of a service, such as one that a timer starts."""
+    return systemd_unit.render(sections)
+
+
 def memory_mib(limit: str) -> float:
     """Return a limit of memory in MiB; a share of a host's memory, which only that host knows, counts as none."""
     return float("inf") if str(limit).endswith("%") else systemd_unit.memory_mib(str(limit))
@@ -180,4 +185,5 @@ class FilterModule:
             "memory_mib": memory_mib,
             "peers": peers,
             "secret_environment": secret_environment,
+            "unit_text": unit_text,
         }

@@ -211,8 +211,23 @@ def watchdog(path: str, interval: float) -> tuple[str, bool]:
     measured = (
         f"looked {age:.0f} s ago at {len(up)} services, {sum(up.values())} run, {restarts:.0f} restarts since boot"
     )
+    planned = probes.total(page, "llm_watchdog_planned_restarts_total") or 0
+    measured += f", {planned:.0f} planned" * bool(planned)
     measured += f"; not seen to serve: {', '.join(unseen)}" * bool(unseen)
     return measured + f"; a person is needed: {', '.join(lost)}" * bool(lost), ok
+
+
+def timer(name: str) -> tuple[str, bool]:
+    """The timer waits for its time, and what it started last did not end in failure."""
+    names = "ActiveState,NextElapseUSecRealtime,Unit,NeedDaemonReload"
+    out = systemd_unit.run("systemctl", "show", name, "--property", names, check=False).stdout
+    live = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+    failed = systemd_unit.show(live.get("Unit") or name).get("ActiveState") == "failed"
+    measured = f"{live.get('ActiveState')}, next at {live.get('NextElapseUSecRealtime') or 'no time'}"
+    measured += f"; {live.get('Unit')} failed" * failed
+    stale = live.get("NeedDaemonReload") == "yes"
+    measured += "; systemd has not read its file since it changed" * stale
+    return measured, live.get("ActiveState") == "active" and not failed and not stale
 
 
 def _of_units(page: str, name: str) -> dict[str, int]:
@@ -314,7 +329,7 @@ def disk(free_mib: int) -> tuple[str, bool]:
 
 _CHECKS = (
     http, models, completion, chat, metric, unit, sockets, pushes, journal_job, file_job, gpu, driver, device_nodes,
-    swap, tuning, disk, watchdog,
+    swap, tuning, disk, watchdog, timer,
 )  # fmt: skip
 KINDS = {function.__name__: function for function in _CHECKS}
 

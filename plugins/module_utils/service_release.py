@@ -503,8 +503,11 @@ class Service:
         """
         stay = {entry["path"] for part in PLACES for entry in (but or {}).get(part, [])}
         for entry in [*release["files"], *release["links"]]:
+            path = Path(entry["path"])
             if entry["path"] not in stay:
-                Path(entry["path"]).unlink(missing_ok=True)
+                if path.parent == UNITS and path.exists():  # such as a timer, which would go on without its file
+                    systemd_unit.run("systemctl", "stop", path.name, check=False, timeout=300)
+                path.unlink(missing_ok=True)
 
     def store_proof(self, name: str, proof: dict) -> None:
         """Keep what proves a release, how long that may take, and what must hold before its start.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from ansible.module_utils import checklist, systemd_unit
@@ -139,6 +140,21 @@ def test_the_watchdog(tmp_path, monkeypatch, ago, up, ready, needed, measured, o
     row = checklist.run({"what": "w", "kind": "watchdog", "options": {"path": str(page), "interval": 2.6}, "cure": "c"})
     assert row["measured"].endswith(measured)
     assert row["ok"] is ok
+
+
+@pytest.mark.parametrize(
+    ("said", "service", "measured", "ok"),
+    [
+        ("active", "inactive", "active, next at Thu 02:00", True),
+        ("inactive", "inactive", "inactive, next at Thu 02:00", False),
+        ("active", "failed", "active, next at Thu 02:00; a.service failed", False),
+    ],
+)
+def test_a_timer(monkeypatch, said, service, measured, ok):
+    out = f"ActiveState={said}\nNextElapseUSecRealtime=Thu 02:00\nUnit=a.service\nNeedDaemonReload=no\n"
+    monkeypatch.setattr(checklist.systemd_unit, "run", lambda *_, **__: SimpleNamespace(stdout=out))
+    monkeypatch.setattr(checklist.systemd_unit, "show", lambda unit: {"ActiveState": service})
+    assert checklist.timer("a.timer") == (measured, ok)
 
 
 def test_a_check_that_cannot_be_made_is_a_red_row_with_its_cure(server):

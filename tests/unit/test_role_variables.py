@@ -35,7 +35,7 @@ ADAPTERS = {
         ("secret", ["k", "sk-1234$'\"", "a${b}"], ["", "a b", "a\n", "a\r", "schlüssel"]),
         ("positive", [1, 0.5], [0, -1, -0.5]),
         ("oom_score", [-999, 0, 1000], [-1000, 1001]),
-        ("memory_max", ["infinity", "1", "256M", "10%", "100%"], ["", "0", "-1", "2GB", "1.5G", "2 M", "0%", "101%", "2g", "1G\n"]),
+        ("memory_max", ["infinity", "1", "256M", "10%", "100%"], ["", "0", "-1", "2GB", "1.5G", "2 M", "101%", "1G\n"]),
     ],
 )  # fmt: skip
 def test_kinds(kind, good, bad):

@@ -225,6 +225,20 @@ class TestLimits:
             host.service.check_memory(self.FEW)
 
 
+class TestUnitsAmongTheFiles:
+    def test_one_that_goes_is_stopped_first(self, host):
+        timer = {"path": str(service_release.UNITS / "app-night.timer"), "mode": "0644", "owner": "root"}
+        both = host.service.build([{**timer, "content": "[Timer]\n", "group": "root"}], [], UNIT)
+        serve(host, both)
+        none = host.service.build([], [], UNIT)
+        host.service.take_away(both, but=both)
+        assert Path(timer["path"]).exists()
+        host.systemd.said.clear()
+        host.service.take_away(both, but=none)
+        assert not Path(timer["path"]).exists()
+        assert host.systemd.said == ["systemctl stop"]
+
+
 class TestRestart:
     def test_a_stopped_service_is_started(self, host):
         release = wanted(host)

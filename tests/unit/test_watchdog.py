@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -178,6 +179,183 @@ class TestSharedBudget:
 
     def test_a_unit_that_is_not_looked_at_has_no_budget(self, settings):
         assert watchdog.spend(settings, "other.service") == {"granted": True, "counted": False}
+
+
+class Clock:
+    """The watchdog's clock: nobody waits."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+class TestNight:
+    ENGINE, SERVER = "vllm.service", "ai-server.service"
+
+    @pytest.fixture
+    def host(self, tmp_path, monkeypatch):
+        """Two services of which ``found`` has what a look finds at a time, and what was done in ``did``."""
+        host = SimpleNamespace(found={}, did=[], said=[], clock=Clock(), out=None, free=True, health=200)
+        monkeypatch.setattr(watchdog, "time", host.clock)
+        monkeypatch.setattr(watchdog, "LOCKS", tmp_path)
+        monkeypatch.setattr(watchdog, "say", lambda priority, text: host.said.append((priority, text)))
+        monkeypatch.setattr(watchdog, "out_of_rotation", lambda unit: host.out)
+        monkeypatch.setattr(watchdog, "fetch", lambda url: (host.health, ""))
+        monkeypatch.setattr(watchdog, "unit_state", lambda unit: {"ActiveState": "active"})
+        monkeypatch.setattr(
+            watchdog, "look", lambda entry: host.found.get(entry["unit"], lambda now: seen())(host.clock.now)
+        )
+        monkeypatch.setattr(watchdog, "run", lambda *argv, timeout=0: host.did.append((host.clock.now, *argv[1:])))
+        monkeypatch.setattr(watchdog, "command", lambda argv: host.did.append((host.clock.now, *argv)) or host.problem)
+        host.problem = None
+        entries = [
+            {"unit": unit, "health": "x", "metrics": "y", "ready_within": 100} for unit in (self.ENGINE, self.SERVER)
+        ]
+        plan = {"units": [self.ENGINE], "patience": 1000, "quiet": 60, "take_out": [], "put_back": []}
+        host.settings = {"services": entries, "interval": 10, "state": str(tmp_path / "state.json"), "night": plan}
+        host.plan, host.known = plan, lambda: json.loads((tmp_path / "state.json").read_text())["services"]
+        host.night = lambda: watchdog.Night(host.settings).run()
+        return host
+
+    def test_a_quiet_service_is_restarted_once_it_was_quiet_long_enough(self, host):
+        assert host.night()
+        assert host.did == [(60, "restart", self.ENGINE)]
+        assert host.known()[self.ENGINE]["coming"] == 1
+        assert [priority for priority, _ in host.said] == [5, 5]
+        assert host.said[-1][1] == "vllm.service serves again, 0 s after its planned restart."
+
+    def test_a_busy_one_is_waited_for(self, host):
+        host.found[self.ENGINE] = lambda now: seen(pending=2.0 if now < 300 else 0.0)
+        assert host.night()
+        assert host.did == [(350, "restart", self.ENGINE)]
+
+    def test_a_moment_between_two_requests_is_not_quiet(self, host):
+        host.found[self.ENGINE] = lambda now: seen(progress=now // 50)
+        assert host.night()
+        assert host.did == []
+        assert host.said == [(4, "vllm.service: no restart tonight: they were never quiet for 60 s.")]
+
+    @pytest.mark.parametrize(
+        ("found", "why"),
+        [
+            ({"pending": 3.0}, "3 requests run or wait"),
+            ({"pending": None}, "its metrics cannot be read, so nobody can tell whether it works"),
+            ({"answers": False}, "it does not answer"),
+            ({"process": None}, "it does not run"),
+            ({"hands_off": "a run of Ansible is at work on it"}, "a run of Ansible is at work on it"),
+        ],
+    )
+    def test_where_there_is_no_quiet_moment_it_says_why(self, host, found, why):
+        host.found[self.ENGINE] = lambda now: seen(**found)
+        assert host.night()
+        assert host.did == [] and host.clock.now >= 1000
+        assert host.said == [(4, f"vllm.service: no restart tonight: vllm.service: {why}.")]
+
+    def test_one_that_needs_a_person_is_left(self, host):
+        watchdog.replace(
+            Path(host.settings["state"]),
+            json.dumps({"boot": watchdog.boot(), "services": {self.ENGINE: {"given_up": True}}}),
+        )
+        assert host.night()
+        assert host.did == [] and host.said[0][1].endswith("a person is needed for it.")
+
+    def test_a_lock_that_comes_at_the_last_moment_is_waited_for(self, host):
+        held = []
+
+        def found(now):
+            if now == 60:
+                held.append(watchdog.held("vllm"))
+                assert held[0].__enter__()
+            if now == 120:
+                held[0].__exit__()
+            return seen()
+
+        host.found[self.ENGINE] = found
+        assert host.night()
+        assert host.did == [(120, "restart", self.ENGINE)]
+
+    def test_the_next_one_follows_when_the_one_before_serves_again(self, host):
+        host.plan["units"] = [self.ENGINE, self.SERVER]
+        assert host.night()
+        assert host.did == [(60, "restart", self.ENGINE), (120, "restart", self.SERVER)]
+
+    def test_the_first_waits_for_the_next_to_be_quiet_too(self, host):
+        host.plan["units"] = [self.ENGINE, self.SERVER]
+        host.found[self.SERVER] = lambda now: seen(pending=1.0 if now < 200 else 0.0)
+        assert host.night()
+        assert host.did[0] == (250, "restart", self.ENGINE)
+
+    def test_after_one_that_does_not_serve_again_nothing_follows(self, host):
+        host.plan["units"] = [self.ENGINE, self.SERVER]
+        host.health = 503
+        assert not host.night()
+        assert len(host.did) == 1
+        assert host.said[-1] == (3, "vllm.service has not served since its planned restart 100 s ago.")
+
+    def test_the_host_leaves_rotation_before_it_waits_and_comes_back_in_any_case(self, host):
+        host.plan |= {"take_out": ["drain"], "put_back": ["restore"]}
+        host.found[self.ENGINE] = lambda now: seen(pending=1.0)
+        assert host.night()
+        assert [did for _, did in host.did] == ["drain", "restore"]
+        host.found.clear()
+        host.did.clear()
+        assert host.night()
+        assert [did[1] for did in host.did] == ["drain", "restart", "restore"]
+
+    def test_one_that_cannot_leave_rotation_is_not_restarted(self, host):
+        host.plan |= {"take_out": ["drain"], "put_back": ["restore"]}
+        host.problem = "no such host"
+        assert not host.night()
+        assert (3, "no restart tonight: the host could not be taken out of rotation: no such host.") in host.said
+        assert "restart" not in [did[1] for did in host.did]
+
+    def test_a_host_that_ansible_has_taken_out_is_left_there(self, host):
+        host.plan |= {"take_out": ["drain"], "put_back": ["restore"]}
+        host.out = "its host is out of rotation"
+        assert host.night()
+        assert host.did == []
+        host.out = None
+
+        def found(now):
+            host.out = "its host is out of rotation"  # an incident, meanwhile
+            return seen(hands_off=host.out)
+
+        host.found[self.ENGINE] = found
+        assert host.night()
+        assert [did for _, did in host.did] == ["drain"]
+
+    def test_a_host_that_went_down_meanwhile_is_put_back_by_the_next_watchdog(self, host):
+        host.plan |= {"take_out": ["drain"], "put_back": ["restore"]}
+        night = watchdog.Night(host.settings)
+        assert night.leave()
+        watchdog.Night(host.settings).rejoin()
+        watchdog.Night(host.settings).rejoin()
+        assert [did for _, did in host.did] == ["drain", "restore"]
+
+
+class TestPlannedRestart:
+    def test_the_process_that_it_brings_costs_nothing_and_gives_nothing_back(self):
+        one = service(process="one", ready=True, attempts=[1, 2], given_up=False)
+        one.expect(1)
+        one.fault(seen(process="two", answers=False), 20)
+        assert (one.attempts, one.planned, one.restarted) == ([1, 2], 1, 0)
+        one.expect(0)
+        one.fault(seen(process="three"), 30)
+        assert one.attempts == []  # a person's
+
+    def test_it_is_counted_on_the_page(self):
+        assert watchdog.SERIES["planned_restarts_total"][2](service(planned=3)) == 3
+
+    def test_only_services_that_are_looked_at_can_be_restarted_at_night(self):
+        entry = {"unit": "a.service", "metrics": "", "progress": []}
+        assert watchdog.check({"services": [entry], "night": {"units": ["a.service"]}}) is None
+        said = watchdog.check({"services": [entry], "night": {"units": ["b.service"]}})
+        assert said == "b.service is to be restarted at night and is none of the services"
 
 
 class TestPage:

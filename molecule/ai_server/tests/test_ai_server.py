@@ -55,6 +55,7 @@ def test_it_runs_as_its_own_user_on_the_address_asked_for(host):
     assert host.socket("tcp://0.0.0.0:8000").is_listening
     limits = host.file(f"/proc/{pid(host)}/limits").content_string
     assert int(re.search(r"Max open files\s+(\d+)", limits)[1]) >= 20000
+    assert host.file(f"/proc/{pid(host)}/oom_score_adj").content_string == "800\n"
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ def test_unit_is_hardened_and_not_root(host):
     score = host.check_output("systemd-analyze security dcgm-exporter.service --no-pager | tail -1")
     assert float(re.search(r"([\d.]+) [A-Z]", score).group(1)) <= 3.0
     assert host.check_output(f"stat -c %U /proc/{main_pid(host)}") == "dcgm-exporter"
+    assert host.file(f"/proc/{main_pid(host)}/oom_score_adj").content_string == "1000\n"
     unit = host.file("/etc/systemd/system/dcgm-exporter.service").content_string
     for line in ("Requires=nvidia-dcgm.service", "Restart=always", "RestartSec=5"):
         assert line in unit.splitlines()

@@ -54,6 +54,26 @@ def test_it_runs_hardened_as_its_own_user(host):
     assert host.user("node_exporter").shell == "/usr/sbin/nologin"
 
 
+def test_it_dies_first_when_memory_is_short_and_another_limit_restarts_nothing(host, converge):
+    before = running_since(host)
+    process = host.process.get(comm="node_exporter")
+    assert host.file(f"/proc/{process.pid}/oom_score_adj").content_string == "1000\n"
+    shown = "systemctl show node_exporter --property MemoryMax,OOMScoreAdjust"
+    assert "MemoryMax=268435456" in host.check_output(shown)
+    limits = {"node_exporter_memory_max": "10%", "node_exporter_oom_score_adjust": 900}
+    looked = converge(limits, check=True)
+    assert looked.changed and "MemoryMax=10%" in looked.text
+    outcome = converge(limits)
+    assert (outcome.code, outcome.changed) == (0, ["node_exporter : Run node_exporter"]), outcome.message
+    assert "MemoryMax=268435456" not in host.check_output(shown)
+    assert host.file(f"/proc/{process.pid}/oom_score_adj").content_string == "900\n"
+    assert converge(limits).changed == []
+    refused = converge({"node_exporter_memory_max": "32M", "node_exporter_oom_score_adjust": -1000})
+    assert "node_exporter_oom_score_adjust is -1000; it must be from -999 to 1000" in refused.message
+    assert converge().code == 0
+    assert running_since(host) == before
+
+
 def test_the_rest_of_the_host_keeps_its_owners(host):
     for path in ("/etc", "/etc/systemd/system", "/opt", "/usr", "/var/lib"):
         assert (host.file(path).user, host.file(path).group, host.file(path).mode) == ("root", "root", 0o755), path

@@ -72,6 +72,7 @@ def test_it_runs_hardened_as_its_own_user(host):
     assert float(score.split(": ")[1].split()[0]) <= 2.0, score
     process = host.process.get(comm="promtail")
     assert process.user == "promtail"
+    assert host.file(f"/proc/{process.pid}/oom_score_adj").content_string == "1000\n"
     status = host.file(f"/proc/{process.pid}/status").content_string
     assert "NoNewPrivs:\t1" in status
     assert "CapBnd:\t0000000000000000" in status

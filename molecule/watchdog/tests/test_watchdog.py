@@ -148,6 +148,43 @@ def test_after_three_restarts_it_stops_and_asks_for_a_person(host, converge):
     until(lambda: pid(host) not in (before, "0"))
 
 
+NIGHT = {"watchdog_night_restart": True, "watchdog_night_units": ["sick.service"], "watchdog_night_quiet": 3}
+TIMER = "/etc/systemd/system/llm-watchdog-night.timer"
+
+
+def attempts(host):
+    noted = json.loads(host.file("/var/lib/llm-watchdog/state.json").content_string)
+    return noted["services"]["sick.service"]["attempts"]
+
+
+def test_at_night_it_is_restarted_in_a_quiet_moment_and_that_is_no_fault(host, converge):
+    assert converge(NIGHT).code == 0
+    assert converge(NIGHT).changed == []
+    assert "OnCalendar=*-*-* 02:00:00\n" in host.file(TIMER).content_string
+    assert "02:00:00" in host.check_output("systemctl list-timers --no-pager llm-watchdog-night.timer")
+    before, spent, counted = pid(host), attempts(host), metric(host, "restarts_total")
+    fall_ill(host, "work")
+    host.check_output("systemctl start --no-block llm-watchdog-night.service")
+    time.sleep(3 * LIMIT)
+    assert pid(host) == before, "requests ran"
+    host.check_output("systemd-run --unit holder flock /run/llm-server-sick.lock sleep 600")
+    host.check_output("rm /run/sick")
+    time.sleep(3 * LIMIT)
+    assert pid(host) == before, "somebody else was at work on it"
+    host.check_output("systemctl stop holder.service")
+    until(lambda: metric(host, "planned_restarts_total") == 1)
+    until(lambda: metric(host, "ready") == 1)
+    assert pid(host) not in (before, "0")
+    assert (attempts(host), metric(host, "restarts_total"), metric(host, "person_needed")) == (spent, counted, 0)
+    told = host.check_output("journalctl --unit llm-watchdog-night --output cat --no-pager")
+    assert "sick.service: planned restart, since nothing was asked of it for 3 s." in told
+    until(lambda: "sick.service serves again" in host.check_output("journalctl -u llm-watchdog-night -o cat"))
+    assert converge(NIGHT, playbook="checklist.yml").code == 0
+    assert converge().code == 0
+    assert not host.file(TIMER).exists
+    assert host.run("systemctl is-active llm-watchdog-night.timer").stdout.strip() == "inactive"
+
+
 def test_little_memory_is_a_warning_with_the_largest_processes(host, converge):
     converge({"watchdog_memory_mib": 1 << 30})
     until(lambda: f"less than {1 << 30}; the largest processes: " in said(host))
@@ -166,6 +203,11 @@ def test_the_unit_is_hardened(host):
         ({"watchdog_services": [{"unit": "sick", "health": "http://127.0.0.1:1/"}]}, "such as vllm.service"),
         ({"watchdog_services": [{"unit": "a.service", "health": "nowhere"}]}, "watchdog_services[0].health"),
         ({"watchdog_interval": 100}, "at least twice watchdog_interval"),
+        (
+            {"watchdog_night_window": 600, "watchdog_night_units": ["x.service"]},
+            "need 1200 s, 1200 s a batch; the window",
+        ),
+        ({"watchdog_night_at": "2 a.m.", "watchdog_night_take_out": ["true"]}, "a time from 00:00 to 23:59 in quotes"),
     ],
 )
 def test_bad_variables_are_refused(host, converge, variables, says):
@@ -176,8 +218,9 @@ def test_bad_variables_are_refused(host, converge, variables, says):
 
 
 def test_absent_takes_everything_away(host, converge):
+    assert converge(NIGHT).code == 0
     assert converge({"watchdog_state": "absent"}).code == 0
-    for path in ("/usr/local/lib/llm-watchdog", "/etc/llm-watchdog", "/var/lib/llm-watchdog"):
+    for path in ("/usr/local/lib/llm-watchdog", "/etc/llm-watchdog", "/var/lib/llm-watchdog", TIMER):
         assert not host.file(path).exists
     assert not converge({"watchdog_state": "absent"}).changed
     assert converge().code == 0

@@ -8,7 +8,8 @@ is busy. Before a restart the evidence is kept. After `restarts` attempts it giv
 a person restarts it.
 
 Called with the path of its settings (JSON); `--check` only says whether they are in order. Who restarts a service in
-another way asks for it by `--spend UNIT`: a restart within the same budget, with the evidence kept. Needs root.
+another way asks for it by `--spend UNIT`: a restart within the same budget, with the evidence kept. `--night` restarts
+services as planned, each in a quiet moment, or says why there was none; that costs nothing of the budget. Needs root.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +34,7 @@ LOCKS = Path("/run")  # its locks, too
 TIMEOUT = 5  # s for one question
 COLLECT_TIMEOUT = 10  # s for one piece of evidence
 RESTART_TIMEOUT = 300  # s, longer than a unit takes to stop
+ROTATION_TIMEOUT = 600  # s, since a load balancer may drain connections for minutes
 JOURNAL_LINES = 1000
 REMIND = 600  # s between two warnings about the same thing
 TIMES = ("silent_after", "stalled_after", "ready_within")  # of a service, in its settings
@@ -72,19 +75,25 @@ class Service:
     attempts: list[float] = field(default_factory=list)
     restarted: int = 0  # by this program since boot
     given_up: bool = False
-    lent: bool = False  # somebody else restarts it within this budget
+    planned: int = 0  # restarts at night since boot
+    lent: bool = False  # somebody else restarts it, as planned or within this budget
 
     def remember(self, known: dict) -> None:
         """Take in what the record has of the service."""
         self.attempts, self.given_up = known.get("attempts", []), known.get("given_up", False)
         self.process, self.ready = known.get("process"), known.get("ready", False)
         self.known, self.restarted = known.get("known", False), known.get("restarted", 0)
-        self.lent = known.get("lent", False)
+        self.lent, self.planned = known.get("lent", False), known.get("planned", 0)
 
     def count(self, spent: list[float]) -> None:
         """Count restarts that others have taken from the budget."""
         self.attempts, self.restarted = [*self.attempts, *spent], self.restarted + len(spent)
         self.lent = self.lent or bool(spent)
+
+    def expect(self, planned: int) -> None:
+        """Expect a process that is new as planned: nothing of the budget is spent for it, and nothing given back."""
+        self.planned += planned
+        self.lent = self.lent or bool(planned)
 
     def fault(self, seen: Seen, now: float) -> str | None:
         """Take in what was seen; return what is wrong with the service, or None."""
@@ -189,15 +198,20 @@ def process_of(state):
 
 def hands_off(unit):
     """Return why a service must not be touched now, or None."""
-    name = unit.removesuffix(".service")
-    try:
-        note = json.loads((STORE / name / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        note = {}
-    if note.get("out"):
-        return "its host is out of rotation"
-    with held(name) as free:
+    out = out_of_rotation(unit)
+    if out:
+        return out
+    with held(unit.removesuffix(".service")) as free:
         return None if free else "a run of Ansible is at work on it"
+
+
+def out_of_rotation(unit):
+    """Say so where a run of Ansible has taken the host out, or return None."""
+    try:
+        note = json.loads((STORE / unit.removesuffix(".service") / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return "its host is out of rotation" if note.get("out") else None
 
 
 class held:
@@ -356,6 +370,7 @@ SERIES = {
     "up": ("gauge", "1 where the unit runs.", lambda one: one.running),
     "ready": ("gauge", "1 where the process has served.", lambda one: one.running and one.ready),
     "restarts_total": ("counter", "Restarts by the watchdog since boot.", lambda one: one.restarted),
+    "planned_restarts_total": ("counter", "Restarts at night since boot.", lambda one: one.planned),
     "person_needed": ("gauge", "1 where restarts did not cure it.", lambda one: one.given_up),
 }
 
@@ -419,8 +434,10 @@ class Watchdog:
         with alone(self.state):
             noted = record(self.state)["services"]
             for service in self.services:
-                service.count((noted.get(service.unit) or {}).get("spent", []))
-            names = ("attempts", "given_up", "process", "ready", "known", "restarted", "lent")
+                known = noted.get(service.unit) or {}
+                service.count(known.get("spent", []))
+                service.expect(known.get("coming", 0))
+            names = ("attempts", "given_up", "process", "ready", "known", "restarted", "planned", "lent")
             known = {one.unit: {name: getattr(one, name) for name in names} for one in self.services}
             replace(self.state, json.dumps({"boot": boot(), "services": known}))
 
@@ -477,6 +494,138 @@ def spend(settings, unit):
             "evidence": str(folder)}  # fmt: skip
 
 
+# -- the restart at night ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Quiet:
+    """For how long nothing was asked of some services."""
+
+    needed: float
+    since: float = 0
+    progress: list | None = None
+    why: str = ""  # it is not quiet
+
+    def long_enough(self, busy: str | None, progress: list, now: float) -> bool:
+        """Take in one look: what is in the way, and how far each service is; say whether it is quiet long enough."""
+        if busy or progress != self.progress:
+            self.since = now
+        self.progress, self.why = progress, busy or f"they were never quiet for {self.needed:.0f} s"
+        return not busy and now - self.since >= self.needed
+
+
+def in_the_way(entry: dict, seen: Seen, known: dict) -> str | None:
+    """Return why a service is not to be restarted as planned at this moment, or None."""
+    if seen.process is None:
+        return "it does not run"
+    if known.get("given_up"):
+        return "a person is needed for it"
+    if seen.hands_off:
+        return seen.hands_off
+    if not seen.answers:
+        return "it does not answer"
+    if entry["metrics"] and seen.pending is None:
+        return "its metrics cannot be read, so nobody can tell whether it works"
+    return f"{seen.pending:.0f} requests run or wait" if seen.pending else None
+
+
+class Night:
+    """The planned restart of some services of the settings, one after the other."""
+
+    def __init__(self, settings):
+        self.settings, self.plan, self.state = settings, settings["night"], Path(settings["state"])
+        by_unit = {entry["unit"]: entry for entry in settings["services"]}
+        self.entries = [by_unit[unit] for unit in self.plan["units"]]
+        self.mark = self.state.with_name("night-out")  # there while this program keeps the host out of rotation
+
+    def run(self):
+        """Restart the services where there is a quiet moment; return whether all that was begun serves again."""
+        end = time.monotonic() + self.plan["patience"]
+        blocked = next((why for entry in self.entries if (why := out_of_rotation(entry["unit"]))), None)
+        if blocked:
+            say(4, f"no restart tonight: {blocked}.")
+            return True
+        if not self.leave():
+            return False
+        try:
+            return all(self.once(self.entries[number:], end) for number in range(len(self.entries)))
+        finally:
+            self.rejoin()
+
+    def once(self, entries, end):
+        """Restart the first of ``entries`` while nothing is asked of any of them; return whether to go on."""
+        entry, quiet = entries[0], Quiet(self.plan["quiet"])
+        # What follows on one that took long to serve again has its chance too.
+        end = max(end, time.monotonic() + 2 * self.plan["quiet"])
+        while not (self.quiet(quiet, entries) and self.restart(entry["unit"])):
+            if time.monotonic() >= end:
+                say(4, f"{entry['unit']}: no restart tonight: {quiet.why}.")
+                return True
+            time.sleep(self.settings["interval"])
+        begun = time.monotonic()
+        while time.monotonic() - begun < entry["ready_within"]:
+            if fetch(entry["health"])[0] == 200 and unit_state(entry["unit"]).get("ActiveState") == "active":
+                say(5, f"{entry['unit']} serves again, {time.monotonic() - begun:.0f} s after its planned restart.")
+                return True
+            time.sleep(min(self.settings["interval"], 1))
+        say(3, f"{entry['unit']} has not served since its planned restart {entry['ready_within']} s ago.")
+        return False
+
+    def quiet(self, quiet, entries):
+        seen = [look(entry) for entry in entries]
+        known = record(self.state)["services"]
+        found = zip(entries, seen, strict=True)
+        ways = [(entry["unit"], in_the_way(entry, each, known.get(entry["unit"]) or {})) for entry, each in found]
+        busy = next((f"{unit}: {why}" for unit, why in ways if why), None)
+        return quiet.long_enough(busy, [each.progress for each in seen], time.monotonic())
+
+    def restart(self, unit):
+        """Restart a service unless somebody else is at work on it; return whether it was."""
+        with held(unit.removesuffix(".service")) as free:
+            if not free:
+                return False
+            say(5, f"{unit}: planned restart, since nothing was asked of it for {self.plan['quiet']} s.")
+            with alone(self.state):
+                noted = record(self.state)
+                known = noted["services"].setdefault(unit, {})
+                known["coming"] = known.get("coming", 0) + 1
+                replace(self.state, json.dumps(noted))
+            run("systemctl", "restart", unit, timeout=RESTART_TIMEOUT)
+        return True
+
+    def leave(self):
+        """Take the host out of rotation where there is a command for it; return whether it may go on."""
+        if not self.plan["take_out"]:
+            return True
+        self.mark.touch()
+        problem = command(self.plan["take_out"])
+        if problem:
+            say(3, f"no restart tonight: the host could not be taken out of rotation: {problem}.")
+            self.rejoin()
+        return not problem
+
+    def rejoin(self):
+        """Put the host back where this program has taken it out, and nobody else wants it out meanwhile."""
+        if not self.mark.exists():
+            return
+        wanted_out = any(out_of_rotation(entry["unit"]) for entry in self.entries)
+        problem = None if wanted_out else command(self.plan["put_back"])
+        if problem:
+            say(3, f"the host could not be put back into rotation: {problem}.")
+            return
+        self.mark.unlink()
+
+
+def command(argv):
+    """Run a command of the settings; return None, or what went wrong in its own last words."""
+    try:
+        done = subprocess.run(argv, capture_output=True, timeout=ROTATION_TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    said = (done.stderr + done.stdout).decode("utf-8", "replace").strip().split("\n")[-1]
+    return (said or f"{argv[0]}: exit code {done.returncode}") if done.returncode else None
+
+
 def replace(path, text):
     """Write a file in one step."""
     beside = path.with_name(f".{path.name}.new")
@@ -508,6 +657,9 @@ def check(settings):
     twice = sorted({unit for unit in units if units.count(unit) > 1})
     if twice:
         return f"{', '.join(twice)} is there twice"
+    unknown = [unit for unit in (settings["night"] or {"units": []})["units"] if unit not in units]
+    if unknown:
+        return f"{', '.join(unknown)} is to be restarted at night and is none of the services"
     bare = [service["unit"] for service in settings["services"] if service["metrics"] and not service["progress"]]
     return f"{', '.join(bare)} has metrics and names no series of progress" if bare else None
 
@@ -517,6 +669,7 @@ def main():
     parser.add_argument("settings", type=Path)
     parser.add_argument("--check", action="store_true", help="only say whether the settings are in order")
     parser.add_argument("--spend", metavar="UNIT", help="take a restart of UNIT from its budget; the answer is JSON")
+    parser.add_argument("--night", action="store_true", help="restart services as planned, each in a quiet moment")
     options = parser.parse_args()
     settings = json.loads(options.settings.read_text(encoding="utf-8"))
     problem = check(settings)
@@ -527,6 +680,14 @@ def main():
     if options.spend:
         print(json.dumps(spend(settings, options.spend)))
         return
+    if options.night:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped before its end"))
+        with held("night"):
+            sys.exit(not Night(settings).run())
+    if settings["night"]:
+        with held("night") as free:
+            if free:  # a host that a night left out when the machine went down
+                Night(settings).rejoin()
     watchdog = Watchdog(settings)
     while True:
         watchdog.round()

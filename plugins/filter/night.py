@@ -1,0 +1,25 @@
+"""Filter for the time at which a host restarts its services at night."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ansible.module_utils
+
+UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
+if UTILS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(UTILS)
+from ansible.module_utils import night
+
+
+def night_slot(hosts: list, host: str, at: str, window: int, batch: int) -> dict:
+    """Return the part of the night of ``host``; ``problem`` in it where there is none."""
+    try:
+        return {**night.slot(list(hosts), host, at, int(window), int(batch)), "problem": ""}
+    except night.NoTime as error:
+        return {"number": 0, "parts": 0, "begin": "", "patience": 0, "problem": str(error)}
+
+
+class FilterModule:
+    def filters(self):
+        return {"night_slot": night_slot}
