@@ -447,7 +447,12 @@ umount /var/log/dojangkok /app /run/drill/disk
 rmdir /run/drill/disk
 systemctl start vllm ai-server
 """
-HEALTH = """python3 -c "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8000/health', timeout=5).read().decode())\""""
+HEALTH = """
+python3 - <<'END'
+import urllib.request
+print(urllib.request.urlopen("http://127.0.0.1:8000/health", timeout=5).read().decode())
+END
+"""
 
 
 def full_disk(bed: Bed, stage: Stage) -> Row:

@@ -27,10 +27,10 @@ def seconds(at: str) -> int:
 def slot(hosts: list[str], host: str, at: str, window: int, batch: int) -> dict:
     """Return the part of ``host``: its ``number`` of so many ``parts``, ``begin`` as HH:MM:SS, and its ``patience``.
 
-    ``hosts`` stand in the order of the inventory, ``batch`` of them share a part, ``window`` are the seconds from
-    ``at`` for all. For so many seconds of patience from its beginning a restart may begin.
+    Of ``hosts``, in the order of their names, ``batch`` share a part; ``window`` are the seconds from ``at`` for all.
+    For so many seconds of patience from the beginning of its part a restart may begin.
     """
-    order = list(hosts) if host in hosts else [*hosts, host]
+    order = sorted({*hosts, host})
     parts = math.ceil(len(order) / batch)
     length = window // parts
     if length < SHORTEST:
