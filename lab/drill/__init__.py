@@ -44,7 +44,9 @@ INTERRUPTED: tuple[Line, ...] = (
     cases.far_away,
 )  # fmt: skip
 FLEET: tuple[Line, ...] = (cases.one_bad_host, cases.unreachable_host)
-VIRTUAL: tuple[Line, ...] = (cases.new_virtual_machine, cases.clock_jumps, cases.virtual_reboot)
+VIRTUAL: tuple[Line, ...] = (
+    cases.new_virtual_machine, cases.memory_short, cases.clock_jumps, cases.virtual_reboot,
+)  # fmt: skip
 QUICK: tuple[Line, ...] = (
     cases.fresh_with_apt_locked, cases.nothing_to_do, cases.far_away, cases.bad_argument, cases.too_large,
     cases.port_taken, cases.wrong_vault_password, CORRUPT, cases.never_ready, cases.dies_at_first_completion,

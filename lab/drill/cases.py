@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import tarfile
 import tempfile
@@ -727,6 +728,33 @@ def clock_jumps(bed: Bed, stage: Stage) -> Row:
     good = ended == ["converged", "converged"]
     done = f"the clock jumps {JUMP // 60} minutes, forward and back, during starts that may take 5"
     return Row(done, "no false verdict", "; ".join(ended), good)
+
+
+HOG = """
+held = []
+while True:
+    held.append(bytearray(b"x" * (8 << 20)))
+"""
+
+
+def memory_short(bed: Bed, stage: Stage) -> Row:
+    """Something uses up the memory of the machine: the kernel kills in the order that the units name."""
+    there = bed.one
+    there.put(HOG, "/run/drill/hog.py")
+    since = there.sh("date +%s").strip()
+    before, silence = there.services()["vllm"]["pid"], Silence(there)
+    there.sh("systemd-run --quiet --unit drill-hog python3 /run/drill/hog.py")
+    there.until(
+        lambda: "active" not in there.sh("systemctl is-active drill-hog", check=False).split(), 300, "it goes on"
+    )
+    said = there.sh(f"journalctl --quiet --dmesg --since @{since} --output cat --grep 'Out of memory: Killed process'")
+    killed = re.findall(r"Killed process \d+ \((\w+)\)", said)
+    there.until(lambda: all(each["active"] == "active" for each in there.services().values()), 60, "not all are back")
+    after, first = there.services()["vllm"]["pid"], list(dict.fromkeys(killed))
+    good = {"node_exporter", "promtail"} == set(first[:2]) and first[2:] == ["python3"] and after == before
+    seen = f"killed in this order: {', '.join(first)}; the engine {'goes on' if after == before else 'was killed'}"
+    expected = "exporter and log shipper die first, then what uses the memory; engine and sshd go on"
+    return Row("the machine's memory is used up", expected, seen, good and not there.astray(), silence.seconds())
 
 
 def virtual_reboot(bed: Bed, stage: Stage) -> Row:
