@@ -420,7 +420,7 @@ def contents(path: Path) -> list[str]:
 # Give the services a small disk of their own, in memory, with all that they have: what fills it is no other disk.
 SMALL_DISK = f"""
 set -e
-systemctl stop ai-server vllm
+systemctl stop ai-server vllm promtail
 mkdir /run/drill/disk
 mount -t tmpfs -o mode=755 tmpfs /run/drill/disk
 cp -a /app /run/drill/disk/app
@@ -429,7 +429,7 @@ used=$(df --output=used -k /run/drill/disk | tail -n 1)
 mount -o remount,size=$((used + {ROOM_MIB} * 1024))k /run/drill/disk
 mount --bind /run/drill/disk/app /app
 mount --bind /run/drill/disk/log /var/log/dojangkok
-systemctl start vllm ai-server
+systemctl start vllm ai-server promtail
 """
 # What fills it is what goes: an environment that was built for no release, ten days ago.
 FILL = """
@@ -443,10 +443,10 @@ df --output=avail -k /app | tail -n 1
 """
 LARGE_DISK = """
 set -e
-systemctl stop ai-server vllm
-umount /var/log/dojangkok /app /run/drill/disk
+systemctl stop ai-server vllm promtail
+umount --lazy /var/log/dojangkok /app /run/drill/disk
 rmdir /run/drill/disk
-systemctl start vllm ai-server
+systemctl start vllm ai-server promtail
 """
 HEALTH = """
 python3 - <<'END'
