@@ -472,7 +472,7 @@ def full_disk(bed: Bed, stage: Stage) -> Row:
     outcome = bed.converge({}, "--inventory", str(here), run=HOUSEKEEPING)
     freed = int(there.sh("df --output=avail -k /app | tail -n 1")) >> 10
     there.until(lambda: json.loads(there.sh(HEALTH))["status"] == "ok", BACK_WITHIN, "ai-server is not well")
-    verified = bed.converge(run="playbooks/verify.yml")
+    verified = outcome if stage.quick else bed.converge(run="playbooks/verify.yml")
     silent, untouched = silence.seconds(), there.services() == before
     there.sh(LARGE_DISK)
     there.until(lambda: there.watched()["now"], ENGINE_BACK_WITHIN, "the engine does not answer")
@@ -481,7 +481,7 @@ def full_disk(bed: Bed, stage: Stage) -> Row:
     seen = f"{left} KiB free: {served} answers in 5 s, jobs: {told['store'][:60]}; then {freed} MiB free"
     seen += "" if untouched else "; services were restarted"
     seen += "".join(f"; {sentence(each, 90)}" for each in (outcome, verified) if each.code)
-    expected = "requests are served meanwhile; housekeeping.yml makes room, and the checklist is green"
+    expected = "requests are served meanwhile; housekeeping.yml makes room, and all is green again"
     return Row("a disk without a free byte", expected, seen, good, silent)
 
 
