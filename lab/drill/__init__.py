@@ -41,16 +41,14 @@ SERVER: tuple[Line, ...] = (
 )  # fmt: skip
 INTERRUPTED: tuple[Line, ...] = (
     cases.controller_killed, cases.connection_cut, cases.rebooted, cases.two_controllers, cases.lost_notes,
-    cases.far_away,
+    cases.memory_short, cases.far_away,
 )  # fmt: skip
 FLEET: tuple[Line, ...] = (cases.one_bad_host, cases.unreachable_host)
-VIRTUAL: tuple[Line, ...] = (
-    cases.new_virtual_machine, cases.memory_short, cases.clock_jumps, cases.virtual_reboot,
-)  # fmt: skip
+VIRTUAL: tuple[Line, ...] = (cases.new_virtual_machine, cases.clock_jumps, cases.virtual_reboot)
 QUICK: tuple[Line, ...] = (
     cases.fresh_with_apt_locked, cases.nothing_to_do, cases.far_away, cases.bad_argument, cases.too_large,
     cases.port_taken, cases.wrong_vault_password, CORRUPT, cases.never_ready, cases.dies_at_first_completion,
-    *KILLS, HANGS[0], cases.busy, cases.incident, cases.full_disk, cases.canaries,
+    *KILLS, HANGS[0], cases.busy, cases.incident, cases.full_disk, cases.memory_short, cases.canaries,
     cases.controller_killed,
 )  # fmt: skip
 
