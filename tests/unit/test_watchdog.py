@@ -290,6 +290,12 @@ class TestNight:
         assert host.night()
         assert host.did[0] == (250, "restart", self.ENGINE)
 
+    def test_after_one_that_had_no_quiet_moment_nothing_follows(self, host):
+        host.plan["units"] = [self.ENGINE, self.SERVER]
+        host.found[self.ENGINE] = lambda now: seen(pending=1.0)
+        assert host.night()
+        assert host.did == [] and len(host.said) == 1
+
     def test_after_one_that_does_not_serve_again_nothing_follows(self, host):
         host.plan["units"] = [self.ENGINE, self.SERVER]
         host.health = 503

@@ -548,20 +548,30 @@ class Night:
         if not self.leave():
             return False
         try:
-            return all(self.once(self.entries[number:], end) for number in range(len(self.entries)))
+            for number in range(len(self.entries)):
+                why = self.once(self.entries[number:], end)
+                if why:
+                    say(4, f"{self.entries[number]['unit']}: no restart tonight: {why}.")
+                    return True
+                if not self.serves(self.entries[number]):
+                    return False
+            return True
         finally:
             self.rejoin()
 
     def once(self, entries, end):
-        """Restart the first of ``entries`` while nothing is asked of any of them; return whether to go on."""
-        entry, quiet = entries[0], Quiet(self.plan["quiet"])
+        """Restart the first of ``entries`` while nothing is asked of any of them; return None, or why it was not."""
+        quiet = Quiet(self.plan["quiet"])
         # What follows on one that took long to serve again has its chance too.
         end = max(end, time.monotonic() + 2 * self.plan["quiet"])
-        while not (self.quiet(quiet, entries) and self.restart(entry["unit"])):
+        while not (self.quiet(quiet, entries) and self.restart(entries[0]["unit"])):
             if time.monotonic() >= end:
-                say(4, f"{entry['unit']}: no restart tonight: {quiet.why}.")
-                return True
+                return quiet.why
             time.sleep(self.settings["interval"])
+        return None
+
+    def serves(self, entry):
+        """Wait until a service that was restarted serves again; say so, and return whether it does."""
         begun = time.monotonic()
         while time.monotonic() - begun < entry["ready_within"]:
             if fetch(entry["health"])[0] == 200 and unit_state(entry["unit"]).get("ActiveState") == "active":
