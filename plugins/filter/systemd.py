@@ -12,6 +12,7 @@ from ansible.errors import AnsibleFilterError
 UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
 if UTILS not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(UTILS)
+from ansible.module_utils import systemd_unit
 from ansible.module_utils.quiet_module import secrets_of
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -160,6 +161,11 @@ def _is_ip(host: str) -> bool:
     return True
 
 
+def unit_text(sections: dict) -> str:
+    """Return the text of a unit: the hardened defaults with ``sections`` laid over them, as of every service here."""
+    return systemd_unit.render(sections)
+
+
 class FilterModule:
     def filters(self):
         return {
@@ -173,4 +179,5 @@ class FilterModule:
             "local_url": local_url,
             "peers": peers,
             "secret_environment": secret_environment,
+            "unit_text": unit_text,
         }
