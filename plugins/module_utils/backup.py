@@ -1,8 +1,8 @@
 """Have the host's program of back-ups do its work, and put what it fetches in the place of what stands there.
 
-A restore is ready before anything is stopped: each set lies whole in a folder of the very directory that it is for, on the
-same disk. Then the services stop for a few renames. What stood there waits in that folder until the services answer,
-and comes back where they do not. A run that was killed in between is undone by the next one. Plain Python.
+A restore is ready before anything is stopped: each set lies whole in a folder of the very directory that it is for, on
+the same disk. Then the services stop for a few renames. What stood there waits in that folder until the services
+answer, and comes back where they do not. A run that was killed in between is undone by the next one. Plain Python.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from . import service_release, systemd_unit
 
-PROGRAM = Path("/usr/local/lib/llm-backup/backup.py")
+PROGRAM = Path("/usr/local/sbin/llm-backup")
 SETTINGS = Path("/etc/llm-backup/settings.json")
 AREA = ".llm-restore"
 RESERVE = 64 << 20  # bytes that stay free on each disk
@@ -185,8 +185,8 @@ def check_room(sets: list[dict], usage=shutil.disk_usage, device=lambda path: Pa
         if needed[disk] > free:
             raise BackupError(
                 f"the disk of {one['path']} needs {needed[disk] >> 20} MiB free, since what stands there stays until "
-                f"the service answers, and has {free >> 20}; make room by playbooks/housekeeping.yml or give it a larger "
-                "disk"
+                f"the service answers, and has {free >> 20}; make room by playbooks/housekeeping.yml or give it a "
+                "larger disk"
             )
 
 

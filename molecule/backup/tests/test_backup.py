@@ -9,21 +9,10 @@ import pytest
 ROOT = "/app/ai-server"
 JOBS = f"{ROOT}/state/jobs.sqlite3"
 UPLOADS = f"{ROOT}/resources/s3"
-PROGRAM = "/usr/local/lib/llm-backup/backup.py"
+PROGRAM = "/usr/local/sbin/llm-backup"
 PAGE = "/var/lib/llm-backup/metrics/backup.prom"
 BACKUP, RESTORE, ROLLBACK = (f"../../playbooks/{name}.yml" for name in ("backup", "restore", "rollback"))
 CANARY = "canary"
-
-
-@pytest.fixture(scope="module")
-def back_up(converge):
-    def run(**variables):
-        outcome = converge(variables, playbook=BACKUP)
-        assert outcome.code == 0, outcome.text
-        assert CANARY not in outcome.text
-        return outcome
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +29,13 @@ def snapshots(host) -> list[dict]:
     return json.loads(host.check_output(f"{PROGRAM} restic snapshots --json"))
 
 
-def last(host) -> str:
-    return max(snapshots(host), key=lambda one: one["time"])["short_id"]
+def take(host) -> str:
+    return json.loads(host.check_output(f"{PROGRAM} take by-hand"))["snapshot"]
+
+
+def newest(host) -> list[str]:
+    """Return the tags of the newest snapshot."""
+    return max(snapshots(host), key=lambda one: one["time"])["tags"]
 
 
 def ask(host, sql: str) -> str:
@@ -66,48 +60,50 @@ def owners(host, path: str) -> str:
     return host.check_output("stat -c '%%U:%%G %%a' %s", path)
 
 
-def test_the_first_back_up_was_taken_and_the_timers_run(host):
+def test_the_first_back_up_was_taken_and_the_timer_runs(host):
     assert [one["tags"] for one in snapshots(host)] == [["llm-server", "first"]]
-    for timer in ("llm-backup.timer", "llm-backup-check.timer"):
-        assert host.service(timer).is_running and host.service(timer).is_enabled
+    assert host.service("llm-backup.timer").is_running and host.service("llm-backup.timer").is_enabled
 
 
 def test_what_is_kept_and_what_is_not(host):
     names = host.check_output(f"{PROGRAM} restic ls latest").splitlines()
     for path in (f"{ROOT}/.env", "/var/lib/llm-server/services/ai-server/state.json", "/srv/further/notes.txt",
-                 f"{UPLOADS}/0.pdf", f"/var/lib/llm-backup/staging{JOBS}", "/etc/systemd/system/ai-server.service"):  # fmt: skip
+                 f"{UPLOADS}/0.pdf",
+                 f"/var/lib/llm-backup/staging{JOBS}", "/etc/systemd/system/ai-server.service"):  # fmt: skip
         assert path in names
     assert not [name for name in names if name in (JOBS, f"{JOBS}-wal", f"{JOBS}-shm")]
 
 
 def test_secrets_are_in_a_file_of_root_alone(host):
     assert owners(host, "/etc/llm-backup/secrets.env") == "root:root 600"
-    for command in ("cat /etc/systemd/system/llm-backup*", "journalctl --no-pager", f"cat {PAGE}",
+    for command in ("cat /etc/systemd/system/llm-backup.*", "journalctl --no-pager", f"cat {PAGE}",
                     "cat /var/lib/llm-backup/state.json /etc/llm-backup/settings.json"):  # fmt: skip
         assert CANARY not in host.check_output(command)
 
 
-def test_a_back_up_now_shows_its_result_and_interrupts_nothing(host, back_up):
+def test_a_back_up_now_shows_its_result_and_interrupts_nothing(host, converge):
     before = pid(host)
-    text = back_up().text
+    outcome = converge(playbook=BACKUP)
+    assert outcome.code == 0 and CANARY not in outcome.text, outcome.text
     for word in ("snapshot", "files", "added", "seconds"):
-        assert word in text
+        assert word in outcome.text
+    assert newest(host) == ["llm-server", "by-hand"]
     assert pid(host) == before and serves(host)
 
 
 def test_the_nightly_run_works_in_its_sandbox(host, converge):
-    host.check_output("systemctl start llm-backup.service llm-backup-check.service")
-    assert "nightly" in max(snapshots(host), key=lambda one: one["time"])["tags"]
+    host.check_output("systemctl start llm-backup.service")
+    assert newest(host) == ["llm-server", "nightly"]
     page = host.file(PAGE)
     assert page.mode == 0o644
     assert "llm_backup_last_run_ok 1" in page.content_string and "llm_backup_last_check_ok 1" in page.content_string
+    host.check_output("runuser -u nobody cat %s", PAGE)
     outcome = converge(playbook="checklist.yml")
     assert outcome.code == 0, outcome.text
 
 
-def test_lost_data_comes_back_whole_while_the_service_writes(host, restore, back_up, converge):
-    back_up()
-    kept, had = last(host), rows(host)
+def test_lost_data_comes_back_whole_while_the_service_writes(host, restore, converge):
+    kept, had = take(host), rows(host)
     host.check_output(f"systemctl stop ai-server && rm -rf {ROOT}/state/* {UPLOADS}/* /srv/further/notes.txt")
     host.check_output("systemctl start ai-server")
     outcome = restore(backup_snapshot=kept)
@@ -126,18 +122,11 @@ def test_lost_data_comes_back_whole_while_the_service_writes(host, restore, back
     assert converge().changed == []
 
 
-def test_what_a_rolled_back_service_had_is_backed_up_before(host, converge):
-    outcome = converge({"service": "ai-server"}, playbook=ROLLBACK)
-    assert "no earlier verified release" in outcome.message
-    assert "before-rollback" in max(snapshots(host), key=lambda one: one["time"])["tags"]
-
-
-def test_a_restore_that_does_not_serve_is_undone(host, restore, back_up):
+def test_a_restore_that_does_not_serve_is_undone(host, restore):
     host.check_output("systemctl stop ai-server")
-    ask(host, "SELECT 1")
     spoil = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute(sys.argv[2])"
     host.check_output("python3 -c %s %s %s", spoil, JOBS, "CREATE TABLE broken (x)")
-    back_up()
+    take(host)
     host.check_output("python3 -c %s %s %s", spoil, JOBS, "DROP TABLE broken")
     host.check_output("systemctl start ai-server")
     before = rows(host)
@@ -146,7 +135,7 @@ def test_a_restore_that_does_not_serve_is_undone(host, restore, back_up):
     assert "what stood there before is back, and ai-server serves on it" in outcome.message
     assert serves(host) and rows(host) >= before
     assert owners(host, JOBS) == "ai-server:ai-server 640"
-    back_up()
+    take(host)
 
 
 @pytest.mark.parametrize(
@@ -222,8 +211,8 @@ def test_a_disk_without_room_is_refused_before_anything_stops(host, restore, cra
 
 
 @pytest.mark.full
-def test_another_machine_gets_the_data_with_its_own_users(host, restore, back_up, converge):
-    back_up()
+def test_another_machine_gets_the_data_with_its_own_users(host, restore, converge):
+    take(host)
     uid, gid = (int(host.check_output(f"id {flag} ai-server")) for flag in ("-u", "-g"))
     host.check_output(
         f"systemctl stop ai-server && groupmod -g {gid + 1000} ai-server && usermod -u {uid + 1000} ai-server "
@@ -262,10 +251,16 @@ def test_without_a_repository_everything_passes_on(host, converge):
     assert outcome.code == 0 and not outcome.changed, outcome.text
 
 
+def test_before_a_rollback_is_a_back_up(host, converge):
+    outcome = converge({"service": "ai-server"}, playbook=ROLLBACK)
+    assert "no earlier verified release" in outcome.message
+    assert newest(host) == ["llm-server", "before-rollback"]
+
+
 def test_absent_takes_all_away_but_the_repository(host, converge):
     outcome = converge({"backup_state": "absent"})
     assert outcome.code == 0, outcome.text
-    for path in ("/usr/local/lib/llm-backup", "/etc/llm-backup", "/var/lib/llm-backup", "/usr/bin/restic"):
+    for path in (PROGRAM, "/etc/llm-backup", "/var/lib/llm-backup", "/usr/bin/restic"):
         assert not host.file(path).exists
     assert host.run("systemctl list-timers --all | grep llm-backup").rc != 0
     assert host.file("/srv/repository/config").exists

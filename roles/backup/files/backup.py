@@ -1,12 +1,12 @@
 #!/usr/bin/python3
 """Back up what this host cannot make again, see that it can be read, and fetch it back.
 
-    backup.py take REASON        a snapshot now; `nightly` also forgets old ones
-    backup.py check              see that the repository is whole
-    backup.py prepare            make the repository, where there is none yet
-    backup.py find HOST WHICH    what a snapshot has (WHICH: latest, or the beginning of its id)
-    backup.py fetch ID NAME DIR  bring one of its sets into DIR/new, whole and with this host's owners
-    backup.py restic …           restic itself, with the repository and its password
+    llm-backup take REASON        a snapshot now; `nightly` also forgets old ones and, when it is time, checks
+    llm-backup check              see that the repository is whole
+    llm-backup prepare            make the repository, where there is none yet; `look` only asks it
+    llm-backup find HOST WHICH    what a snapshot has (WHICH: latest, or the beginning of its id)
+    llm-backup fetch ID NAME DIR  bring one of its sets into DIR/new, whole and with this host's owners
+    llm-backup restic …           restic itself, with the repository and its password
 
 Answers are JSON. What is wrong is one sentence on standard error, exit code 1. A database of SQLite is copied by SQLite
 itself, so it is whole while others write it. Needs root.
@@ -41,9 +41,10 @@ NIGHTLY = "nightly"
 ANSWER_WITHIN = 60  # s for a first question; restic itself would ask for a quarter of an hour
 RUN_WITHIN = 6 * 3600
 BEFORE_WITHIN = 600  # what a change waits for
-LOCKED_FOR = {NIGHTLY: 3600, "check": 3600}  # s to wait for another host that has the repository locked; else LOCKED
+LOCKED_FOR = {NIGHTLY: 3600}  # s to wait for another host that has the repository locked; else LOCKED
 LOCKED = 20
 PAUSE = 5
+DAY = 24 * 3600
 STOP_WITHIN = 15
 RECENT = "2d"  # snapshots from before a change stay so long whatever else is kept
 MAGIC = b"SQLite format 3\0"
@@ -127,7 +128,7 @@ def refusal(said, known):
         told = f" ({quiet(found[0], known)})" if found else ""
         return Locked(
             f"the repository {where} is locked by another run{told}; wait until that ends, or, where none runs any "
-            f"more, call {Path(__file__)} restic unlock on this host"
+            f"more, call llm-backup restic unlock on this host"
         )
     lines = [line.strip() for line in said.partition("Is there a repository at")[0].split("\n") if line.strip()]
     told = quiet(" ".join(lines[-3:]), known)
@@ -182,7 +183,10 @@ def noted():
 
 
 def note(**changes):
-    """Note something and tell it as metrics."""
+    """Note something and tell it as metrics, which everybody may read."""
+    for folder in (HOME, HOME / "metrics"):
+        folder.mkdir(mode=0o755, exist_ok=True)
+        folder.chmod(0o755)
     state = {**noted(), **changes}
     replace(HOME / "state.json", json.dumps(state, indent=1), 0o600)
     replace(HOME / "metrics" / "backup.prom", page(state), 0o644)
@@ -246,7 +250,7 @@ def sets(settings):
 
 
 def kept_settings(settings):
-    """Return the files that say what runs here: the releases' notes, their files and secrets, and what is named besides.
+    """Return the files that say what runs here: the releases' notes, their files and secrets, and what else is named.
 
     No environment and no model: the same command makes these again.
     """
@@ -319,8 +323,8 @@ def names_of(ids, lookup):
     return names
 
 
-def stage(settings):
-    """Copy the databases and write down what there is; return ``(paths, excluded, problems)`` for restic."""
+def stage(settings, problems):
+    """Copy the databases and write down what there is; return the paths for restic, and what it is to leave out."""
     staging = HOME / "staging"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(mode=0o700)
@@ -332,7 +336,7 @@ def stage(settings):
             f"the databases need {needed >> 20} MiB for their copies, and {free >> 20} MiB are free on {HOME}; make "
             "room by playbooks/housekeeping.yml -e backup_before=false"
         )
-    excluded, problems, uids, gids = [AREA], [], set(), set()
+    excluded, uids, gids = [AREA], set(), set()
     for _, told in found:
         uids, gids = uids | told["uids"], gids | told["gids"]
         for path in told["databases"]:
@@ -352,7 +356,7 @@ def stage(settings):
     }
     replace(staging / "manifest.json", json.dumps(manifest, indent=1), 0o600)
     paths = [staging, *(Path(one["path"]) for one, _ in found), *kept_settings(settings)]
-    return list(dict.fromkeys(map(str, paths))), excluded, problems
+    return list(dict.fromkeys(map(str, paths))), excluded
 
 
 def pattern(path):
@@ -363,27 +367,36 @@ def pattern(path):
 def take(settings, reason):
     """Take a snapshot, note what came of it and return it."""
     begin = time.time()
-    told = {"at": int(begin), "ok": False, "reason": reason}
+    told, problems, good = {"at": int(begin), "reason": reason}, [], {}
     try:
         with alone(LOCKED_FOR.get(reason, LOCKED)):
             repository()
-            told |= snapshot(settings, reason)
+            told |= snapshot(settings, reason, problems)
+            told["seconds"] = round(time.time() - begin, 1)
+            good = {} if problems else {"good": told}
             if reason == NIGHTLY:
-                forget(settings)
-        told["ok"] = not told["problems"]
-        told["why"] = "; ".join(told.pop("problems"))
+                look_after(settings, problems)
     except (Refused, OSError) as error:
-        told["why"] = str(error)
-        told.pop("problems", None)
-    told["seconds"] = round(time.time() - begin, 1)
+        problems.append(str(error))
+    seconds = round(time.time() - begin, 1)
+    told = {**told, "seconds": seconds, "ok": not problems, "why": "; ".join(problems)}
     with contextlib.suppress(OSError):  # a full disk
-        note(run=told, **({"good": told} if told["ok"] else {}))
+        note(run=told, **good)
     return told
 
 
-def snapshot(settings, reason):
-    """Take a snapshot and return what restic tells of it."""
-    paths, excluded, problems = stage(settings)
+def look_after(settings, problems):
+    """Forget old snapshots, and check the repository in time; the new one is good whatever comes of it."""
+    for duty in (forget, check_in_time):
+        try:
+            duty(settings)
+        except Refused as error:
+            problems.append(str(error))
+
+
+def snapshot(settings, reason, problems):
+    """Take a snapshot and return what restic tells of it; what is not as it should be is added to ``problems``."""
+    paths, excluded = stage(settings, problems)
     limit = BEFORE_WITHIN if reason.startswith("before") else RUN_WITHIN
     words = ["backup", "--json", "--host", settings["host"], "--tag", f"{TAG},{reason}"]
     words += [word for each in excluded for word in ("--exclude", each)]
@@ -399,13 +412,12 @@ def snapshot(settings, reason):
         raise Refused(f"restic told nothing of a snapshot: {quiet(err.strip(), secrets())}")
     if code == 3:
         unread = [line for line in err.split("\n") if line.strip() and not re.search("no such file|Warning", line)]
-        problems += [f"some files could not be read: {quiet(' '.join(unread[:LISTED]), secrets())}"] if unread else []
+        problems.extend([f"some files were not read: {quiet(' '.join(unread[:LISTED]), secrets())}"] if unread else [])
     return {
         "snapshot": summary["snapshot_id"][:8],
         "files": summary["total_files_processed"],
         "bytes": summary["total_bytes_processed"],
         "added": summary["data_added"],
-        "problems": problems,
     }
 
 
@@ -424,12 +436,20 @@ def forget(settings):
     patiently(lambda: restic(*words, "--prune"), LOCKED_FOR[NIGHTLY])
 
 
-def check(settings):
+def check_in_time(settings):
+    """Check the repository where that was not done for some days."""
+    known = noted().get("check") or {}
+    if not known.get("ok") or time.time() - known["at"] > settings["check_days"] * DAY - DAY / 2:
+        told = check()
+        if not told["ok"]:
+            raise Refused(f"the check of the repository failed: {told['why']}")
+
+
+def check():
     """See that the repository is whole; note what came of it and return it."""
     told = {"at": int(time.time()), "ok": True, "why": ""}
     try:
-        with alone(LOCKED_FOR["check"]):
-            patiently(lambda: restic("check"), LOCKED_FOR["check"])
+        patiently(lambda: restic("check"), LOCKED_FOR[NIGHTLY])
     except Locked as error:
         # It is used, not damaged: the last verdict stays.
         return {**told, "ok": False, "why": str(error)}
@@ -560,12 +580,13 @@ def own(tree, manifest, otherwise):
 def main(words):
     settings = json.loads(SETTINGS.read_text(encoding="utf-8"))
     os.umask(0o077)
+    HOME.mkdir(mode=0o755, exist_ok=True)
     command, rest = (words or ["help"])[0], words[1:]
     if command == "restic":
         os.execvpe(RESTIC, [RESTIC, *rest], {**os.environ, "RESTIC_CACHE_DIR": str(HOME / "cache"), **secrets()})
     doors = {
         ("take", 1): lambda reason: take(settings, reason),
-        ("check", 0): lambda: check(settings),
+        ("check", 0): check,
         ("prepare", 0): lambda: prepare(settings),
         ("look", 0): lambda: prepare({**settings, "look": True}),
         ("find", 2): find,
