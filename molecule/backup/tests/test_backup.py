@@ -176,14 +176,13 @@ def test_a_wrong_password_is_refused_and_seen(host, restore, converge, secrets):
     assert outcome.code != 0 and "the password does not open" in outcome.message
 
 
-def test_a_repository_that_is_away_is_refused_and_none_takes_its_place(host, restore, converge):
+def test_a_repository_that_is_away_is_refused_and_none_takes_its_place(host, restore):
     host.check_output("mv /srv/repository /srv/away")
     before = pid(host)
-    outcomes = [restore(), converge()]
+    outcome, prepared = restore(), host.run(f"{PROGRAM} prepare")
     host.check_output("mv /srv/away /srv/repository")
-    assert all(outcome.code != 0 for outcome in outcomes)
-    assert "there is no repository at /srv/repository" in outcomes[0].message
-    assert "is its disk mounted?" in outcomes[1].message
+    assert outcome.code != 0 and "there is no repository at /srv/repository" in outcome.message
+    assert prepared.rc == 1 and "is its disk mounted?" in prepared.stderr
     assert pid(host) == before
 
 
@@ -208,6 +207,20 @@ def test_a_disk_without_room_is_refused_before_anything_stops(host, restore, cra
     outcome = restore()
     assert outcome.code != 0 and "MiB free, since what stands there stays" in outcome.message, outcome.text
     assert pid(host) == before
+
+
+@pytest.mark.full
+def test_a_repository_by_sftp_works_in_the_sandbox_too(host, converge):
+    host.check_output(
+        "mkdir -p -m 700 /root/.ssh && ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519 "
+        "&& cat /root/.ssh/id_ed25519.pub >> ~operator/.ssh/authorized_keys "
+        "&& sed 's/^/127.0.0.1 /' /etc/ssh/ssh_host_ed25519_key.pub > /root/.ssh/known_hosts"
+    )
+    outcome = converge({"backup_repository": "sftp:operator@127.0.0.1:/home/operator/repository"})
+    assert outcome.code == 0, outcome.text
+    host.check_output("systemctl start llm-backup.service")
+    assert [one["tags"][-1] for one in snapshots(host)] == ["nightly"]
+    assert converge().code == 0
 
 
 @pytest.mark.full
@@ -257,6 +270,7 @@ def test_before_a_rollback_is_a_back_up(host, converge):
     assert newest(host) == ["llm-server", "before-rollback"]
 
 
+@pytest.mark.full
 def test_absent_takes_all_away_but_the_repository(host, converge):
     outcome = converge({"backup_state": "absent"})
     assert outcome.code == 0, outcome.text
