@@ -14,9 +14,9 @@ options:
   state:
     description:
       - V(taken) takes a snapshot. V(ready) sees that the repository answers to the password, and makes it where there
-        has never been one. V(configured) only looks whether this host has a repository.
+        has never been one.
     type: str
-    choices: [taken, ready, configured]
+    choices: [taken, ready]
     default: taken
   reason:
     description: Tag of the snapshot, such as C(by-hand).
@@ -55,7 +55,7 @@ from ansible.module_utils.host_module import HostModule
 def main() -> None:
     module = HostModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["taken", "ready", "configured"], "default": "taken"},
+            "state": {"type": "str", "choices": ["taken", "ready"], "default": "taken"},
             "reason": {"type": "str", "default": "by-hand"},
         },
         supports_check_mode=True,
@@ -63,10 +63,9 @@ def main() -> None:
     state, reason = module.params["state"], module.params["reason"]
     if not re.fullmatch(r"[a-z][a-z-]*", reason):
         module.fail_json(msg=f"reason is {reason}; it must be of small letters and dashes, such as by-hand.")
-    if not backup.configured() or state == "configured":
+    if not backup.configured():
         rows = [backup.row("back-up", backup.NONE, None)]
-        found = {"configured": backup.configured(), "rows": rows, "report": backup.NONE}
-        module.exit_json(changed=False, **found)
+        module.exit_json(changed=False, configured=False, rows=rows, report=backup.NONE)
     try:
         if state == "ready" or module.check_mode:
             told = backup.ask("look" if module.check_mode else "prepare")
