@@ -20,6 +20,7 @@ WATCH = Path(__file__).parent / "drill" / "watch.py"
 HOME = "/run/drill"
 CALLER = "caller-of-the-drill-0123456789abcdef"
 ENGINE_KEY = "engine-of-the-drill-0123456789abcdef"
+BACKUP_PASSWORD = "back-ups-of-the-drill-0123456789abcdef"  # of all machines: one restores what another had
 
 # What the services of a machine run on, beside what is written for them.
 SERVICES = r"""
@@ -146,7 +147,11 @@ class Bed:
         variables = {}
         for each in self.hosts:
             facts = demo.facts(each.reached, offered)
-            facts["secrets"] |= {"vllm_api_key": ENGINE_KEY, "ai_server_api_key": CALLER}
+            facts["secrets"] |= {
+                "vllm_api_key": ENGINE_KEY,
+                "ai_server_api_key": CALLER,
+                "backup_password": BACKUP_PASSWORD,
+            }
             always = {"demo": facts, "lab_directory": str(ROOT / "lab"), "promtail_host_label": each.name}
             variables[each.name] = {**always, **self.variables, **self.own.get(each.name, {})}
         names = {name: {} for name in variables}

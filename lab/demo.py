@@ -46,7 +46,7 @@ def facts(booted: dict, offered: dict) -> dict:
     for program in offered["programs"]:
         sums.setdefault(program["name"], {}).setdefault(program["version"], {})["amd64"] = program["checksum"]
     earlier = json.loads(FACTS.read_text())["secrets"] if FACTS.exists() else {}
-    names = ("vllm_api_key", "ai_server_api_key", "backend_internal_token", "ocr_api")
+    names = ("vllm_api_key", "ai_server_api_key", "backend_internal_token", "ocr_api", "backup_password")
     return {
         "machine": booted,
         "services": {"mirror": offered["mirror"], "loki": offered["loki"]},
@@ -75,6 +75,8 @@ Try next
     -H 'Content-Type: application/json' \\
     -d '{{"stream": true, "max_tokens": 20, "messages": [{{"role": "user", "content": "Hello"}}]}}'
   .venv/bin/ansible-playbook -i inventories/local site.yml --check --diff -e vllm_max_model_len=256
+  .venv/bin/ansible-playbook -i inventories/local playbooks/backup.yml
+  .venv/bin/ansible-playbook -i inventories/local playbooks/restore.yml
   .venv/bin/python -m lab ssh {NAME} -- journalctl -u vllm -n 20
 
 make demo again changes nothing; make demo-down takes it all away.""")

@@ -1,8 +1,8 @@
 """`make drill`: whatever could break a server is done to one, and a table says what came of it.
 
-Four beds, each new: a server with the real engine; one with the engine's light stand-in, for runs that are interrupted
-again and again; a fleet of five; a virtual machine with a kernel of its own. `make drill-quick` is what fits into eight
-minutes, on one server with the light engine.
+Five beds, each new: a server with the real engine; one with the engine's light stand-in, for runs that are interrupted
+again and again; a fleet of five; a machine that is lost and the one after it; a virtual machine with a kernel of its
+own. `make drill-quick` is what fits into eight minutes, on one server with the light engine.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ INTERRUPTED: tuple[Line, ...] = (
     cases.memory_short, cases.far_away,
 )  # fmt: skip
 FLEET: tuple[Line, ...] = (cases.one_bad_host, cases.unreachable_host)
+MOVED: tuple[Line, ...] = (cases.restored_elsewhere,)
 VIRTUAL: tuple[Line, ...] = (cases.new_virtual_machine, cases.clock_jumps, cases.virtual_reboot)
 QUICK: tuple[Line, ...] = (
     cases.fresh_with_apt_locked, cases.nothing_to_do, cases.far_away, cases.bad_argument, cases.too_large,
@@ -79,6 +80,7 @@ def beds(offered: dict[str, Any], quick: bool) -> list[tuple[Bed, tuple[Line, ..
         (Bed("server", ["drill"], everything, often), SERVER, False),
         (Bed("interrupted", ["drill"], everything, {**light(offered), **often}), INTERRUPTED, True),
         (Bed("fleet", fleet, ["vllm", "monitoring"], {**light(offered), **logs}), FLEET, True),
+        (Bed("moved", ["drill-lost", "drill-new"], [*everything, "backup"], {**light(offered), **often}), MOVED, False),
         (
             Bed(
                 "virtual",
@@ -202,8 +204,9 @@ def page(known: dict[str, dict[str, Any]], beds: list[str]) -> str:
     about = textwrap.fill(
         "Written by `make drill`, which does all this to machines of the laboratory: a server with the real engine on "
         "the processor; one with the engine's light stand-in, for runs that are interrupted again and again; a fleet "
-        "of five; and a virtual machine with a kernel of its own. Meanwhile the server is asked for one token four "
-        "times a second; *not answering* is for how long it gave none. `make drill-quick` is what fits into eight "
+        "of five; a machine that is lost and the one after it; and a virtual machine with a kernel of its own. "
+        "Meanwhile the server is asked for one token four times a second; *not answering* is for how "
+        "long it gave none. `make drill-quick` is what fits into eight "
         f"minutes. `SEED={seeds[0]}` repeats the random choices of this page.",
         118,
     )

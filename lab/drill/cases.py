@@ -523,6 +523,75 @@ def give_memory(there: Host, mib: int) -> None:
     subprocess.run(words, check=True, capture_output=True)
 
 
+# Jobs of a caller, handed in as callers do, and what the application then lists.
+HAND_IN = r"""
+import json, sys, urllib.request
+first, count, key = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+for number in range(first, first + count):
+    parts = [("job_id", None, f"drill-{number}"), ("file", "contract.pdf", f"%PDF-1.4 {number} " + "x" * 50000)]
+    body = ""
+    for name, file, text in parts:
+        named = f'; filename="{file}"' if file else ""
+        body += f'--drill\r\nContent-Disposition: form-data; name="{name}"{named}\r\n\r\n{text}\r\n'
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "multipart/form-data; boundary=drill"}
+    data = (body + "--drill--\r\n").encode()
+    urllib.request.urlopen(urllib.request.Request("http://127.0.0.1:8000/v1/checklist", data, headers), timeout=20)
+request = urllib.request.Request("http://127.0.0.1:8000/v1/jobs?limit=100", headers={"Authorization": f"Bearer {key}"})
+print(urllib.request.urlopen(request, timeout=20).read().decode())
+"""
+
+
+def jobs(there: Host, first: int = 0, count: int = 0) -> set[str]:
+    """Hand in some jobs; return the names of all that the application lists."""
+    told = json.loads(there.sh(f"python3 - {first} {count} {CALLER} <<'END-OF-FILE'\n{HAND_IN}\nEND-OF-FILE\n"))
+    return {each["job_id"] for each in told["data"]}
+
+
+def restored_elsewhere(bed: Bed, stage: Stage) -> Row:
+    """The machine is lost, and a new one of another name gets what it had from the last back-up."""
+    old, new = bed.hosts
+    done = "the machine lost; a new one of another name: site.yml, restore.yml, site.yml"
+    expected = "all jobs and uploads of the back-up are there, the second site.yml changes nothing"
+    first = bed.converge({}, "--limit", old.name)
+    if first.code:
+        return Row(done, expected, sentence(first), False)
+    had = jobs(old, 0, 20)
+    uploads = old.sh(LIST_UPLOADS)
+    taken = bed.converge({}, "--limit", old.name, run="playbooks/backup.yml")
+    jobs(old, 20, 5)  # what came after the back-up is lost
+    carry(old, new, "/srv/backup")
+    begin = time.monotonic()
+    old.kind.down(old.name)
+    built = bed.converge({}, "--limit", new.name)
+    away = time.monotonic() - begin
+    new.watch("http://127.0.0.1:8000/v1/chat/completions", CALLER, BASE)
+    silence = Silence(new)
+    restored = bed.converge({"backup_of": old.name}, "--limit", new.name, run="playbooks/restore.yml")
+    silent, took = silence.seconds(), time.monotonic() - begin
+    again = bed.converge({}, "--limit", new.name)
+    runs = {"back-up": taken, "site.yml": built, "restore": restored, "site.yml again": again}
+    failed = [f"{name}: {sentence(outcome)}" for name, outcome in runs.items() if outcome.code]
+    if failed:
+        return Row(done, expected, "; ".join(failed), False)
+    found, same = jobs(new), new.sh(LIST_UPLOADS) == uploads
+    good = found == had and len(had) == 20 and same and uploads and not again.changed and not bed.hosts[1].astray()
+    seen = f"{len(found & had)} of {len(had)} jobs, uploads {'the same' if same else 'others'}, serving with them "
+    seen += f"{took:.0f} s after the loss ({away:.0f} s to build the machine), then changed={len(again.changed)}"
+    return Row(done, expected, seen, bool(good), silent)
+
+
+LIST_UPLOADS = "cd /app/ai-server/resources/s3 && sha256sum *.pdf && stat -c '%U %G %a' *.pdf | sort -u"
+
+
+def carry(source: Host, target: Host, path: str) -> None:
+    """Bring a directory from one machine to another, as a disk that is attached there."""
+    packed = subprocess.run(
+        source.kind.ssh_command(source.name, ["sudo", "tar", "-c", "-C", path, "."]), capture_output=True, check=True
+    ).stdout
+    unpack = target.kind.ssh_command(target.name, ["sudo", "sh", "-c", f"'mkdir -p {path} && tar -x -C {path}'"])
+    subprocess.run(unpack, input=packed, capture_output=True, check=True)
+
+
 def loki_away(bed: Bed, stage: Stage) -> Row:
     """Nobody takes the logs: the server serves all the same, and the run does not end well."""
     silence, address = Silence(bed.one), "http://127.0.0.1:3999"

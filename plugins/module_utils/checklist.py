@@ -236,6 +236,37 @@ def _of_units(page: str, name: str) -> dict[str, int]:
     return {unit: int(value) for unit, value in found}
 
 
+def backup(
+    age_hours: float, state: str = "/var/lib/llm-backup/state.json", timer: str = "llm-backup.timer"
+) -> tuple[str, bool]:
+    """The last back-up was good and is not too old, its timer runs, and the last check found the repository whole.
+
+    ``state`` is what the program of the role notes. A new machine has as long until its first one.
+    """
+    noted = json.loads(Path(state).read_text())
+    run, good, check = (noted.get(name) or {} for name in ("run", "good", "check"))
+    if good:
+        size = f"{good['files']} files, {good['added'] / (1 << 20):.1f} MiB added in {good['seconds']:.0f} s"
+        measured = f"{_ago(good['at'])}: snapshot {good['snapshot']}, {size}"
+    else:
+        measured = "none yet on this machine"
+    since = good.get("at") or (noted.get("repository") or {}).get("since") or 0
+    problems = [f"older than {age_hours:.0f} h"] if time.time() - since > age_hours * 3600 else []
+    if run and not run["ok"]:
+        problems.append(f"the last one, {_ago(run['at'])}, failed: {run['why']}")
+    if check and not check["ok"]:
+        problems.append(f"the check of the repository, {_ago(check['at'])}, failed: {check['why']}")
+    if systemd_unit.show(timer).get("ActiveState") != "active":
+        problems.append(f"{timer} does not run")
+    return "; ".join([measured, *problems]), not problems
+
+
+def _ago(moment: float) -> str:
+    """Say how long ago a Unix time was."""
+    minutes = max(0, time.time() - moment) / 60
+    return f"{minutes:.0f} min ago" if minutes < 120 else f"{minutes / 60:.0f} h ago"
+
+
 def pushes(url: str, watched: float = 3, timeout: float = 5) -> tuple[str, bool]:
     """The log shipper at the metrics page ``url`` has sent lines and drops none.
 
@@ -329,7 +360,7 @@ def disk(free_mib: int) -> tuple[str, bool]:
 
 _CHECKS = (
     http, models, completion, chat, metric, unit, sockets, pushes, journal_job, file_job, gpu, driver, device_nodes,
-    swap, tuning, disk, watchdog, timer,
+    swap, tuning, disk, watchdog, timer, backup,
 )  # fmt: skip
 KINDS = {function.__name__: function for function in _CHECKS}
 

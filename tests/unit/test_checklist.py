@@ -157,6 +157,51 @@ def test_a_timer(monkeypatch, said, service, measured, ok):
     assert checklist.timer("a.timer") == (measured, ok)
 
 
+HOUR = 3600
+GOOD = {"ok": True, "why": "", "snapshot": "ab12cd34", "files": 12, "added": 3 << 20, "seconds": 2.2}
+
+
+@pytest.mark.parametrize(
+    ("noted", "timer", "measured", "ok"),
+    [
+        (
+            {"good": {**GOOD, "at": 3 * HOUR}},
+            "active",
+            "3 h ago: snapshot ab12cd34, 12 files, 3.0 MiB added in 2 s",
+            True,
+        ),
+        ({"good": {**GOOD, "at": 40 * HOUR}}, "active", "in 2 s; older than 36 h", False),
+        ({"good": {**GOOD, "at": 60}}, "inactive", "in 2 s; llm-backup.timer does not run", False),
+        (
+            {"good": {**GOOD, "at": 60}, "run": {"ok": False, "at": 60, "why": "no room"}},
+            "active",
+            "; the last one, 1 min ago, failed: no room",
+            False,
+        ),
+        (
+            {"good": {**GOOD, "at": 60}, "check": {"ok": False, "at": 60, "why": "pack is damaged"}},
+            "active",
+            "; the check of the repository, 1 min ago, failed: pack is damaged",
+            False,
+        ),
+        ({"repository": {"since": HOUR}}, "active", "none yet on this machine", True),
+        ({"repository": {"since": 40 * HOUR}}, "active", "none yet on this machine; older than 36 h", False),
+    ],
+)
+def test_the_last_back_up(tmp_path, monkeypatch, noted, timer, measured, ok):
+    now = 1_000_000.0
+    monkeypatch.setattr(checklist.time, "time", lambda: now)
+    monkeypatch.setattr(systemd_unit, "show", lambda unit: {"ActiveState": timer})
+    told = {
+        name: {key: now - value if key in ("at", "since") else value for key, value in one.items()}
+        for name, one in noted.items()
+    }
+    (tmp_path / "state.json").write_text(json.dumps(told))
+    options = {"age_hours": 36, "state": str(tmp_path / "state.json")}
+    row = checklist.run({"what": "last back-up", "kind": "backup", "options": options})
+    assert row["measured"].endswith(measured) and row["ok"] is ok
+
+
 def test_a_check_that_cannot_be_made_is_a_red_row_with_its_cure(server):
     server.pages["/v1/completions"] = (200, "not JSON")
     options = {"url": f"{server.url}/v1", "model": "base", "prompt": "Hi"}

@@ -391,3 +391,23 @@ def test_the_file_of_callers_has_digests_and_no_key():
 def test_callers_that_cannot_be_used_are_named_and_their_keys_are_not(callers, says):
     (sentence,) = CALLERS["caller_problems"](callers, ["a-listed-key-012345"], "the-engines-own-key")
     assert says in sentence and KEY not in sentence and "engines-own" not in sentence
+
+
+def test_a_further_path_of_a_back_up_is_its_own_name():
+    sets = load("backup")["backup_sets"]([{"name": "jobs", "path": "/a/state", "service": "a"}], [{"path": "/srv/b"}])
+    assert sets == [
+        {"name": "jobs", "path": "/a/state", "service": "a", "optional": False},
+        {"name": "/srv/b", "path": "/srv/b", "service": "", "optional": True},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("repository", "around"),
+    [("/a/state/repository", ["/a/state"]), ("/a/state", ["/a/state"]), ("/a/states", []), ("s3:https://a/state", [])],
+)
+def test_a_repository_in_what_is_backed_up_is_found(repository, around):
+    assert load("backup")["holding"]([{"path": "/a/state"}, {"path": "/b"}], repository) == around
+
+
+def test_a_file_of_variables_has_values_as_they_stand():
+    assert load("backup")["variable_lines"]({"A": 'x "y" $z', "B": None, "C": 1}) == 'A=x "y" $z\nC=1\n'

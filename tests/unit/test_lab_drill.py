@@ -148,7 +148,7 @@ class TestTable:
 
 
 def test_every_line_has_a_name_of_its_own_and_is_in_the_whole_drill():
-    whole = [*drill.SERVER, *drill.INTERRUPTED, *drill.FLEET, *drill.VIRTUAL]
+    whole = [*drill.SERVER, *drill.INTERRUPTED, *drill.FLEET, *drill.MOVED, *drill.VIRTUAL]
     names = [line.__name__ for line in whole]
     assert len(names) == len(set(names))
     assert set(drill.QUICK) <= set(whole)

@@ -329,6 +329,15 @@ def _disks() -> list[dict]:
     return found
 
 
+def _backups() -> list[dict]:
+    """Return what failed of the last back-up; see the role `backup`."""
+    noted = Path("/var/lib/llm-backup/state.json")
+    known = json.loads(noted.read_text()) if noted.exists() else {}
+    words = {"run": "the last back-up failed", "check": "the check of the repository of back-ups failed"}
+    found = [(word, known.get(name) or {}) for name, word in words.items()]
+    return [state(f"{word}: {each['why']}.", wrong=True) for word, each in found if each and not each["ok"]]
+
+
 def _memory() -> list[dict]:
     rows = (line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line)
     sizes = {name: int(value.split()[0]) >> 10 for name, value in rows}
@@ -474,6 +483,7 @@ def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None =
     named = {each["name"]: each for each in [*({"name": name} for name in sorted(known)), *services]}
     jobs = {f"the unit of {name}": (lambda name=name: _service(name, named[name])) for name in named}
     jobs |= {"the kernel's log": _kernel, "disks": _disks, "memory": _memory, "changes": _changes, "the clock": _clock}
+    jobs["back-ups"] = _backups
     if gpu:
         jobs["the GPU"] = _gpu
     for number, each in enumerate(upstreams or []):
@@ -492,9 +502,9 @@ def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None =
         unit["states"] += load if unit["running"] else []
     kernel = done.get("the kernel's log", [])
     gpus = done.get("the GPU", {"lines": [], "states": []})
-    states = [each for key in ("disks", "memory", "changes", "the clock") for each in done.get(key, [])] + gpus[
-        "states"
-    ]
+    states = [
+        each for key in ("disks", "memory", "changes", "the clock", "back-ups") for each in done.get(key, [])
+    ] + gpus["states"]
     states += [each for key, value in done.items() if key.startswith("upstream ") for each in value]
     _lay_kernel(units, kernel)
     recent = [

@@ -80,6 +80,7 @@ def secrets_of_host(given: list[str] | None = None) -> Redaction:
                 redaction.add(text.strip(), *text.split())
             else:
                 redaction.add_lines(text, file.get("plain") or ())
+    redaction.add_lines(_text(Path("/etc/llm-backup/secrets.env")), ("RESTIC_REPOSITORY",))
     # A store that is lost must not open what stands beside a unit.
     for unit in service_release.UNITS.glob("*.service"):
         for named in re.findall(r"^EnvironmentFile=-?(/\S+)$", _text(unit), re.MULTILINE):

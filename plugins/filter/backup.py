@@ -1,0 +1,31 @@
+"""Filters for what is backed up."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+
+def backup_sets(data: list, paths: list) -> list:
+    """Return all directories with a name each; a further path is its own name and need not be on the host."""
+    named = [{**one, "optional": False} for one in data]
+    further = [
+        {"name": one["path"], "path": one["path"], "service": one.get("service") or "", "optional": True}
+        for one in paths
+    ]
+    return named + further
+
+
+def holding(sets: list, repository: str) -> list:
+    """Return the directories in which the directory of a repository would be backed up into itself."""
+    place = PurePosixPath(repository)
+    return [one["path"] for one in sets if repository.startswith("/") and place.is_relative_to(one["path"])]
+
+
+def variable_lines(variables: dict) -> str:
+    """Return a file of lines ``NAME=value``, each value as it stands."""
+    return "".join(f"{name}={value}\n" for name, value in variables.items() if value is not None)
+
+
+class FilterModule:
+    def filters(self):
+        return {"backup_sets": backup_sets, "holding": holding, "variable_lines": variable_lines}

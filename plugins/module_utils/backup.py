@@ -1,0 +1,263 @@
+"""Have the host's program of back-ups do its work, and put what it fetches in the place of what stands there.
+
+A restore is ready before anything is stopped: each set lies whole in a folder of the very directory that it is for, on
+the same disk. Then the services stop for a few renames. What stood there waits in that folder until the services
+answer, and comes back where they do not. A run that was killed in between is undone by the next one. Plain Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from . import service_release, systemd_unit
+
+PROGRAM = Path("/usr/local/sbin/llm-backup")
+SETTINGS = Path("/etc/llm-backup/settings.json")
+AREA = ".llm-restore"
+RESERVE = 64 << 20  # bytes that stay free on each disk
+SETTLED = 5  # s that a unit of somebody else must live
+NONE = "no repository is configured on this host (backup_repository), so no back-up was taken"
+
+
+class BackupError(Exception):
+    """What cannot be done, in one sentence."""
+
+
+# -- the program ------------------------------------------------------------------------------------------------------
+
+
+def configured() -> bool:
+    """Say whether this host has a repository."""
+    return PROGRAM.exists() and SETTINGS.exists()
+
+
+def ask(*words: str) -> dict:
+    """Return the answer of the host's program; raise `BackupError` with its sentence where it refuses."""
+    done = subprocess.run(
+        [sys.executable, "-I", str(PROGRAM), *words], capture_output=True, text=True, errors="replace", check=False
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise BackupError(said[0].removeprefix("<3>"))
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def mib(size: float) -> str:
+    """Return a size for people."""
+    return f"{size / (1 << 20):.1f} MiB"
+
+
+def row(what: str, measured: str, ok: bool | None = True) -> dict:
+    """Return a row as the checklist shows it."""
+    return {"what": what, "measured": measured, "ok": ok, "cure": ""}
+
+
+def taken_rows(host: str, told: dict) -> list[dict]:
+    """Return what a back-up came to as a table."""
+    return [
+        row("host", host),
+        row("snapshot", told["snapshot"]),
+        row("files", f"{told['files']}, {mib(told['bytes'])}"),
+        row("added", mib(told["added"])),
+        row("seconds", f"{told['seconds']:.0f}"),
+    ]
+
+
+# -- a directory that is replaced -------------------------------------------------------------------------------------
+
+
+class Place:
+    """A directory whose content is replaced in two steps of renames, and can be put back.
+
+    ``phase`` tells on the disk how far that went: `moving` (what stood there goes aside), `placing` (the new comes).
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.area = path, path / AREA
+        self.new, self.before, self.phase = (self.area / name for name in ("new", "before", "phase"))
+
+    def make_ready(self) -> None:
+        """Undo what a run that was killed has left, and have an empty folder to work in."""
+        self.put_back()
+        self.area.mkdir(mode=0o700)
+
+    def swap(self) -> None:
+        self.before.mkdir(mode=0o700)
+        self.phase.write_text("moving")
+        self._move(self.path, self.before)
+        self.phase.write_text("placing")
+        self._move(self.new, self.path)
+
+    def put_back(self) -> None:
+        """Have what stood there before the swap, as far as it went; without one nothing changes."""
+        phase = self.phase.read_text() if self.phase.exists() else ""
+        if phase == "placing":
+            failed = self.area / "failed"
+            failed.mkdir(exist_ok=True)
+            self._move(self.path, failed)
+            self.phase.write_text("moving")
+        if phase:
+            self._move(self.before, self.path)
+        self.clear()
+
+    def clear(self) -> None:
+        """Let go of what stood there before."""
+        # First what a later run would act on.
+        self.phase.unlink(missing_ok=True)
+        if self.area.exists():
+            shutil.rmtree(self.area)
+
+    def _move(self, source: Path, target: Path) -> None:
+        for child in list(source.iterdir()):
+            if child != self.area:
+                child.rename(target / child.name)
+
+
+# -- a service that is stopped meanwhile ------------------------------------------------------------------------------
+
+
+class Running:
+    """A service of this project, or a unit of somebody else, that is stopped and must serve again."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.service = service_release.Service(name)
+        self.current = self.service.state()["current"]
+
+    def there(self) -> bool:
+        return bool(self.current) or systemd_unit.show(f"{self.name}.service").get("LoadState") == "loaded"
+
+    def lock(self):
+        return self.service.lock() if self.current else contextlib.nullcontext()
+
+    def stop(self) -> None:
+        systemd_unit.run("systemctl", "stop", f"{self.name}.service", timeout=300)
+
+    def serve(self) -> str | None:
+        """Start it and return why it does not serve, or None."""
+        if not self.current:
+            systemd_unit.run("systemctl", "start", f"{self.name}.service", check=False, timeout=300)
+            time.sleep(SETTLED)
+            state = systemd_unit.show(f"{self.name}.service").get("ActiveState")
+            return None if state == "active" else f"its unit is {state}"
+        proof = self.service.proof_of(self.current)
+        limit = proof["start_timeout"] or 60
+        self.service.start(proof["before_start"], regardless=True)
+        seen = self.service.look(proof["probes"], limit, limit)
+        return None if seen["ready"] else seen["why"]
+
+
+# -- a restore --------------------------------------------------------------------------------------------------------
+
+
+def wanted(snapshot: dict, settings: dict) -> tuple[list[dict], list[dict]]:
+    """Return the sets of a snapshot that belong on this host, with its own paths, and rows about the others."""
+    own, found, rows = {one["name"]: one for one in settings["data"]}, [], []
+    for one in snapshot["sets"]:
+        here = own.get(one["name"])
+        if here is None:
+            rows.append(row(one["name"], "in the snapshot; this host has no such data, so it stays there", None))
+        elif not Path(here["path"]).is_dir():
+            if not here.get("optional"):
+                raise BackupError(f"{here['path']} is not on this host yet; run site.yml, then restore again")
+            rows.append(row(one["name"], "in the snapshot; not on this host, so it stays there", None))
+        else:
+            found.append({**one, "path": here["path"], "service": here["service"]})
+    if not found:
+        raise BackupError(f"snapshot {snapshot['id'][:8]} of {snapshot['host']} has nothing that belongs on this host")
+    return found, rows
+
+
+def check_room(sets: list[dict], usage=shutil.disk_usage, device=lambda path: Path(path).stat().st_dev) -> None:
+    """Raise `BackupError` where a disk has no room for what comes beside what stands there."""
+    needed: dict[int, int] = {}
+    for one in sets:
+        disk = device(one["path"])
+        needed[disk] = needed.get(disk, RESERVE) + one["bytes"]
+        free = usage(one["path"]).free
+        if needed[disk] > free:
+            raise BackupError(
+                f"the disk of {one['path']} needs {needed[disk] >> 20} MiB free, since what stands there stays until "
+                f"the service answers, and has {free >> 20}; make room by playbooks/housekeeping.yml or give it a "
+                "larger disk"
+            )
+
+
+def check_services(names: list[str]) -> list[Running]:
+    """Return the services to stop; raise `BackupError` where one is not on this host."""
+    found = [Running(name) for name in dict.fromkeys(names) if name]
+    absent = [one.name for one in found if not one.there()]
+    if absent:
+        raise BackupError(f"{', '.join(absent)} is not on this host yet; run site.yml, then restore again")
+    return found
+
+
+def restore(snapshot: dict, settings: dict, only_look: bool = False) -> list[dict]:
+    """Put the data of a snapshot on this host; return rows. `BackupError` where it cannot be, with all as it was."""
+    sets, rows = wanted(snapshot, settings)
+    services = check_services([one["service"] for one in sets])
+    files = sum(one["files"] for one in sets)
+    about = f"{snapshot['id'][:8]} of {snapshot['host']}, taken {snapshot['at']}: {files} files, "
+    rows = [row("snapshot", about + mib(sum(one["bytes"] for one in sets))), *rows]
+    places = [Place(Path(one["path"])) for one in sets]
+    if only_look:
+        check_room(sets)
+        return rows
+    with ExitStack() as stack:
+        for service in services:
+            stack.enter_context(service.lock())
+        try:
+            # What a killed run has left takes room, too.
+            for place in places:
+                place.make_ready()
+            check_room(sets)
+            for one, place in zip(sets, places, strict=True):
+                told = ask("fetch", snapshot["id"], one["name"], str(place.area))
+                rows.append(row(one["name"], f"{told['files']} files in {one['path']}"))
+        except (BackupError, OSError):
+            for place in places:
+                place.put_back()
+            raise
+        return rows + replace(services, places)
+
+
+def replace(services: list[Running], places: list[Place]) -> list[dict]:
+    """Swap the data while the services are stopped; put back what stood there where one does not serve after it."""
+    begin = time.monotonic()
+    try:
+        for service in services:
+            service.stop()
+        for place in places:
+            place.swap()
+        failures = {service.name: service.serve() for service in services}
+        failure = next((f"{name} does not serve on it: {why}" for name, why in failures.items() if why), None)
+    except (OSError, systemd_unit.SystemdError) as error:
+        failure = str(error)
+    seconds = time.monotonic() - begin
+    if failure:
+        raise BackupError(f"{failure}; {back(services, places)}")
+    for place in places:
+        place.clear()
+    return [row(service.name, f"serves again; away for {seconds:.1f} s at most") for service in services]
+
+
+def back(services: list[Running], places: list[Place]) -> str:
+    """Put back what stood there and start the services on it; say what came of that."""
+    for service in services:
+        service.stop()
+    for place in places:
+        place.put_back()
+    failures = {service.name: why for service in services if (why := service.serve())}
+    told = "what stood there before is back"
+    if failures:
+        return (
+            f"{told}, and {'; '.join(f'{name} does not serve on that either: {why}' for name, why in failures.items())}"
+        )
+    return f"{told}, and {' and '.join(service.name for service in services)} serves on it" if services else told

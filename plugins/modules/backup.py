@@ -1,0 +1,91 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.backup."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup
+short_description: Take a back-up of this host now, or see that its repository answers
+description:
+  - Has the program of the role P(backup#role) do its work. On a host without a repository nothing is done and that is
+    said.
+author: The llm-server maintainers
+options:
+  state:
+    description:
+      - V(taken) takes a snapshot. V(ready) sees that the repository answers to the password, and makes it where there
+        has never been one.
+    type: str
+    choices: [taken, ready]
+    default: taken
+  reason:
+    description: Tag of the snapshot, such as C(by-hand).
+    type: str
+    default: by-hand
+attributes:
+  check_mode: {description: Looks whether the repository answers; makes and takes nothing., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Take a back-up
+  backup:
+    reason: before-rollback
+  register: __backup
+"""
+
+RETURN = r"""
+configured: {description: Whether this host has a repository., type: bool, returned: always}
+taken: {description: Whether there is a good back-up of this host., type: bool, returned: with O(state=ready)}
+rows:
+  description: Snapshot, files, MiB added and seconds as rows of the checklist; one that says why there is none.
+  type: list
+  elements: dict
+  returned: with O(state=taken)
+report: {description: The same in one line., type: str, returned: with O(state=taken)}
+"""
+
+import json
+import platform
+import re
+
+from ansible.module_utils import backup
+from ansible.module_utils.host_module import HostModule
+
+
+def main() -> None:
+    module = HostModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["taken", "ready"], "default": "taken"},
+            "reason": {"type": "str", "default": "by-hand"},
+        },
+        supports_check_mode=True,
+    )
+    state, reason = module.params["state"], module.params["reason"]
+    if not re.fullmatch(r"[a-z][a-z-]*", reason):
+        module.fail_json(msg=f"reason is {reason}; it must be of small letters and dashes, such as by-hand.")
+    if not backup.configured():
+        rows = [backup.row("back-up", backup.NONE, None)]
+        module.exit_json(changed=False, configured=False, rows=rows, report=backup.NONE)
+    try:
+        if state == "ready" or module.check_mode:
+            told = backup.ask("look" if module.check_mode else "prepare")
+            changed = told["made"] or state == "taken"
+            rows = [backup.row("back-up", "would be taken", None)]
+            module.exit_json(
+                changed=changed, configured=True, taken=told.get("taken", False), rows=rows, report="would be taken"
+            )
+        told = backup.ask("take", reason)
+    except (backup.BackupError, OSError) as error:
+        module.fail_json(msg=f"No back-up: {error}.", configured=True)
+    settings = json.loads(backup.SETTINGS.read_text(encoding="utf-8"))
+    module.exit_json(
+        changed=True,
+        configured=True,
+        rows=backup.taken_rows(settings.get("host") or platform.node(), told),
+        report=f"snapshot {told['snapshot']}: {told['files']} files, {backup.mib(told['added'])} added "
+        f"in {told['seconds']:.0f} s",
+    )
+
+
+if __name__ == "__main__":
+    main()
