@@ -21,6 +21,7 @@ from ansible.module_utils.load.plan import PlanError, checked
 display = Display()
 
 SHOWN_EVERY = 10.0
+ANSWERED = 0.95  # of the requests of a turn; where fewer were, more load would tell nothing new
 LEAST_SHARE = 0.8  # of the time that the requests of a turn must have filled; else another turn fills the rest
 TURNS = 4
 
@@ -120,7 +121,9 @@ class ActionModule(ActionBase):
             open_jobs = [
                 {**job, "rate": max(run["requests"] / run["seconds"], 1e-3), "seed": job["seed"] + turn + 1}
                 for job in open_jobs
-                if "problem" not in (run := found[job["name"]]) and run["seconds"] < LEAST_SHARE * seconds
+                if "problem" not in (run := found[job["name"]])
+                and run["seconds"] < LEAST_SHARE * seconds
+                and run["error_share"] <= 1 - ANSWERED
             ]
             if not open_jobs:
                 break

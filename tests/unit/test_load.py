@@ -234,6 +234,34 @@ def test_first_requests_stop_what_could_not_work(server):
     assert len(json.loads(body)["prompt"]) == 64
 
 
+def test_a_key_that_may_not_ask_so_often_is_refused_before_there_is_load(monkeypatch):
+    monkeypatch.setattr(host, "running", list)
+    monkeypatch.setattr(host, "engine", lambda unit: {})
+    monkeypatch.setattr(host, "rate", lambda job, plan: 5.0)
+    monkeypatch.setattr(host, "allowance", lambda job: 120)
+    with pytest.raises(host.Refused) as error:
+        host.start([{"name": "vllm", "unit": "vllm.service", "url": "http://x", "key": "k"}], PLAN, 60, 0)
+    assert str(error.value) == (
+        "http://x allows this key 120 requests a minute, and 4 callers would send 300; "
+        "give load_api_key the key of a caller with more (ai_server_callers)."
+    )
+
+
+def test_one_load_check_at_a_time(monkeypatch):
+    monkeypatch.setattr(host, "running", lambda: ["llm-load-vllm.service"])
+    with pytest.raises(
+        host.Refused, match=r"a load check runs here already \(llm-load-vllm\.service\); wait for its end"
+    ):
+        host.start([], PLAN, 60, 0)
+
+
+def test_the_allowance_is_read_off_the_answer(server):
+    server.pages["/v1/models"] = (200, "{}")
+    job = {"url": server.url, "key": "canary"}
+    assert host.allowance(job) is None
+    assert server.asked == [("/v1/models", "Bearer canary", "")]
+
+
 def test_a_value_is_written_as_systemd_reads_it():
     assert host._quoted('a"b\\c$d') == '"a\\"b\\\\c\\$d"'
 

@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import time
+import urllib.request
 from pathlib import Path
 
 from .. import probes, systemd_unit, unprivileged
@@ -71,6 +72,17 @@ def rate(job: dict, plan: dict) -> float:
     return plan["callers"] / (time.monotonic() - begin)
 
 
+def allowance(job: dict) -> int | None:
+    """Return how many requests a minute the key may send, where the server tells."""
+    request = urllib.request.Request(f"{job['url']}/v1/models", headers={"Authorization": f"Bearer {job['key']}"})
+    try:
+        with probes.DIRECT.open(request, timeout=10) as answer:
+            told = answer.headers.get("x-ratelimit-limit-requests", "")
+    except OSError:
+        return None  # the first requests say why
+    return int(told) if told.isdigit() else None
+
+
 def first(job: dict, plan: dict, number: int) -> str | None:
     """Ask for one answer; return why there is none. The prompt is token ids, so its length is exact."""
     draw = random.Random(f"{job['seed']} {number}")
@@ -103,6 +115,12 @@ def start(jobs: list[dict], plan: dict, seconds: float, turn: int) -> dict:
     for job in jobs:
         has = engine(job["unit"])
         counted = job.get("rate") or rate(job, plan)
+        allowed = allowance(job)
+        if allowed and counted * 60 > allowed:
+            raise Refused(
+                f"{job['url']} allows this key {allowed} requests a minute, and {plan['callers']} callers would send "
+                f"{counted * 60:.0f}; give load_api_key the key of a caller with more (ai_server_callers)."
+            )
         requests = max(plan["callers"], min(REQUESTS, round(counted * seconds)))
         limit = round(STARTS_S + 2 * seconds)
         launch({**job, **has}, plan, requests, limit, turn)

@@ -57,7 +57,7 @@ def table(report: dict) -> list[str]:
             rows.append((*row, "-", "-", "-", "no result", ""))
             continue
         row += (str(run["requests"]), str(run["failed"]), f"{run['tokens_per_s']:g}")
-        rows.append((*row, _three(run["ttft_ms"]), _three(run["itl_ms"])))
+        rows.append((*row, three(run["ttft_ms"]), three(run["itl_ms"])))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += ["", *(f"errors of {run['model']}: {_errors(run)}" for run in report["runs"] if run.get("errors"))]
@@ -94,7 +94,8 @@ def watched(report: dict) -> list[tuple[str, str]]:
     return [(f"{name}:", text) for name, text in rows]
 
 
-def _three(found: dict) -> str:
+def three(found: dict) -> str:
+    """Return the three percentiles as a person reads them."""
     return " / ".join("-" if value is None else f"{value:.{0 if value >= 100 else 1}f}" for value in found.values())
 
 

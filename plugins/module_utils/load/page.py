@@ -39,20 +39,15 @@ def html(report: dict) -> str:
 
 def _table(report: dict) -> str:
     head = ["Engine", "Model", "Callers", "Requests", "Failed", "Tokens/s"]
-    head += [f"{what} p{share}, ms" for what in ("First token", "Between tokens") for share in (50, 95, 99)]
+    head += [f"{what}, ms: p50 / p95 / p99" for what in ("First token", "Between tokens")]
     rows = []
     for run in report["runs"]:
         cells = [run["target"], run["model"], run["callers"]]
         if "problem" in run:
-            cells += ["-"] * 9
+            cells += ["-"] * 5
         else:
-            cells += [
-                run["requests"],
-                run["failed"],
-                run["tokens_per_s"],
-                *run["ttft_ms"].values(),
-                *run["itl_ms"].values(),
-            ]
+            cells += [run["requests"], run["failed"], run["tokens_per_s"]]
+            cells += [judge.three(run["ttft_ms"]), judge.three(run["itl_ms"])]
         rows.append("".join(f"<td>{escape('-' if cell is None else str(cell))}</td>" for cell in cells))
     header = "".join(f"<th>{each}</th>" for each in head)
     return f"<table><tr>{header}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
@@ -138,7 +133,7 @@ def _drawn(panel: dict, number: int, begin: float, end: float) -> str:
     for step in range(7):
         seconds = (end - begin) * step / 6
         across = LEFT + (WIDTH - LEFT - RIGHT) * step / 6
-        told = f"{seconds:.0f} s" if end - begin < 300 else f"{seconds / 60:.0f} min"
+        told = f"{seconds / 60:.3g} min" if end - begin >= 300 else f"{seconds:.{0 if end - begin >= 30 else 1}f} s"
         anchor = "start" if step == 0 else "end" if step == 6 else "middle"
         parts.append(f'<text x="{across:.1f}" y="{top + HEIGHT + 16}" text-anchor="{anchor}" fill="#555">{told}</text>')
     if panel.get("limit"):

@@ -42,19 +42,19 @@ def checked(args: dict) -> Plan:
             "load_callers", callers if callers is not None else FIND_CALLERS if find else 4, CALLERS, int
         ),
         "minutes": _number("load_minutes", args.get("minutes", 1), MINUTES, float),
-        "input_tokens": _number("load_input_tokens", args.get("input_tokens", 256), TOKENS, int),
+        "input_tokens": _number("load_input_tokens", args.get("input_tokens", 256), TOKENS, int, 1),
         "output_tokens": _number("load_output_tokens", args.get("output_tokens", 64), TOKENS, int),
     }
     return Plan(**given, limits=_limits(args.get("limits") or {}), find_ttft_ms=find)
 
 
-def _number(name: str, value, most: float, kind: type):
+def _number(name: str, value, most: float, kind: type, least: float = 0):
     try:
         number = kind(str(value))
     except ValueError:
         raise PlanError(f"{name} is {value!r}; give a {'whole ' * (kind is int)}number above 0.") from None
-    if not 0 < number <= most:
-        raise PlanError(f"{name} is {number}; it must be above 0 and at most {most}.")
+    if not least < number <= most:
+        raise PlanError(f"{name} is {number}; it must be above {least} and at most {most}.")
     return number
 
 

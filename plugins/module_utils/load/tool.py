@@ -22,8 +22,10 @@ def argv(program: str, job: dict, plan: dict, requests: int, result: str) -> lis
     words = [
         program, "bench", "serve", "--backend", "openai", "--base-url", job["url"], "--endpoint", "/v1/completions",
         "--model", job["model"], "--served-model-name", job["model"], "--tokenizer", job["tokenizer"],
-        "--dataset-name", "random", "--random-input-len", str(plan["input_tokens"]),
-        "--random-output-len", str(plan["output_tokens"]), "--num-prompts", str(requests),
+        # Random prompts, exact in length. The tool's other random ones ask for ignore_eos, which ai-server refuses.
+        "--dataset-name", "prefix_repetition", "--prefix-repetition-prefix-len", "1",
+        "--prefix-repetition-suffix-len", str(plan["input_tokens"] - 1), "--prefix-repetition-num-prefixes", "1",
+        "--prefix-repetition-output-len", str(plan["output_tokens"]), "--num-prompts", str(requests),
         "--max-concurrency", str(plan["callers"]), "--request-rate", "inf", "--seed", str(job["seed"]),
         # Every answer is as long as was asked for: one that is shorter broke off.
         "--temperature", "0", "--extra-body", json.dumps({"min_tokens": plan["output_tokens"]}),
