@@ -134,7 +134,7 @@ class ActionModule(ActionBase):
 
     def _watch(self, plan: dict, jobs: list[dict], begun: dict) -> None:
         """Sample until the tool has ended everywhere; a line every few seconds says how it goes."""
-        begin, limit = time.monotonic(), max(each["limit"] for each in begun.values())
+        begin, asked, limit = time.monotonic(), False, max(each["limit"] for each in begun.values())
         models = ", ".join(f"{job['name']} {job['model']} ({begun[job['name']]['requests']} requests)" for job in jobs)
         self._say(f"{models}: {plan['callers']} callers")
         while True:
@@ -145,7 +145,10 @@ class ActionModule(ActionBase):
             if self._events or not seen["left"]:
                 return
             elapsed = time.monotonic() - begin
-            self._say(f"{elapsed:.0f} s: {_now(seen['samples'])}")
+            asked = asked or any(
+                (one or {}).get("running") for each in seen["samples"] for one in each["engines"].values()
+            )
+            self._say(f"{elapsed:.0f} s: {_now(seen['samples']) if asked else 'the tool starts'}")
             if elapsed > limit + 60:
                 raise Ended(f"the tool has not ended after {elapsed:.0f} s")
 
@@ -206,18 +209,20 @@ def written(directory: Path, report: dict) -> list[str]:
 
 
 def _now(samples: list[dict]) -> str:
-    """Return one line of how the engines are at this moment."""
+    """Return one line of how the engines were in the last seconds."""
     told = []
     last, before = samples[-1], samples[0]
     for name, seen in last["engines"].items():
         if not seen:
             told.append(f"{name} does not answer")
             continue
-        words = [f"{seen.get('running', 0):.0f} running", f"{seen.get('waiting', 0):.0f} waiting"]
+        several = [each["engines"].get(name) or {} for each in samples]
+        most = {key: max(each.get(key, 0) for each in several) for key in ("running", "waiting", "kv_cache")}
+        words = [f"{most['running']:.0f} running", f"{most['waiting']:.0f} waiting"]
         was, passed = before["engines"].get(name) or {}, last["time"] - before["time"]
         if passed > 0 and "tokens" in seen and "tokens" in was:
             words.append(f"{max(0, seen['tokens'] - was['tokens']) / passed:.0f} tokens/s")
-        words += [f"KV cache {100 * seen['kv_cache']:.0f} %"] if "kv_cache" in seen else []
+        words += [f"KV cache {100 * most['kv_cache']:.0f} %"] if "kv_cache" in seen else []
         told.append(f"{name} {', '.join(words)}")
     return "; ".join(told)
 
