@@ -105,6 +105,7 @@ def test_the_tool_is_never_told_the_key():
     assert words[:3] == ["/venv/bin/vllm", "bench", "serve"]
     assert "canary-key" not in " ".join(words)
     assert words[words.index("--num-prompts") + 1] == "100"
+    assert words[words.index("--prefix-repetition-suffix-len") + 1] == "63"
     assert words[words.index("--result-dir") + 1] == "/run/x"
     assert "--trust-remote-code" not in words
     assert tool.argv("vllm", {**job, "trust_remote_code": True}, PLAN, 1, "/x/y")[-1] == "--trust-remote-code"
@@ -333,3 +334,10 @@ def test_the_page_stands_alone_and_its_plot_is_an_svg():
 def test_a_page_without_an_answer_has_no_plot_of_requests():
     assert "<svg" in page.html(report([run(UNAUTHORISED)]))
     assert page.svg({**report([run(UNAUTHORISED)]), "samples": []}) == ""
+
+
+def test_a_line_is_not_drawn_through_a_time_without_load():
+    later = [(100.0 + second, 1.0) for second in range(5)]
+    first = [(float(second), 1.0) for second in range(5)]
+    assert page._unbroken(first + later) == [first, later]
+    assert page._unbroken(first) == [first] and page._unbroken([]) == []

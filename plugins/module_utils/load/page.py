@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from itertools import pairwise
 
 from . import judge
 
@@ -130,11 +131,11 @@ def _drawn(panel: dict, number: int, begin: float, end: float) -> str:
         level = top + HEIGHT * (1 - step / 4)
         parts.append(f'<path d="M{LEFT} {level:.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{level + 4:.1f}" text-anchor="end" fill="#555">{y:g}</text>')
-    for step in range(7):
-        seconds = (end - begin) * step / 6
-        across = LEFT + (WIDTH - LEFT - RIGHT) * step / 6
-        told = f"{seconds / 60:.3g} min" if end - begin >= 300 else f"{seconds:.{0 if end - begin >= 30 else 1}f} s"
-        anchor = "start" if step == 0 else "end" if step == 6 else "middle"
+    tick = 60 * _round_up((end - begin) / 420) if end - begin >= 300 else _round_up((end - begin) / 7)
+    for step in range(int((end - begin) / tick) + 1):
+        across = LEFT + (WIDTH - LEFT - RIGHT) * step * tick / (end - begin)
+        anchor = "start" if step == 0 else "middle"
+        told = f"{step * tick / 60:.3g} min" if end - begin >= 300 else f"{step * tick:g} s"
         parts.append(f'<text x="{across:.1f}" y="{top + HEIGHT + 16}" text-anchor="{anchor}" fill="#555">{told}</text>')
     if panel.get("limit"):
         low, high = at(begin, panel["limit"]), at(end, panel["limit"])
@@ -142,15 +143,28 @@ def _drawn(panel: dict, number: int, begin: float, end: float) -> str:
     legend = WIDTH - RIGHT
     for place, (name, points) in enumerate(panel["lines"]):
         colour = COLOURS[place % len(COLOURS)]
-        path = " ".join(at(x, y) for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
-        if len(points) == 1:
-            x, y = at(*points[0]).split(",")
-            parts.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>')
+        for part in _unbroken(points):
+            path = " ".join(at(x, y) for x, y in part)
+            parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
+            if len(part) == 1:
+                x, y = path.split(",")
+                parts.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>')
         if name and len(panel["lines"]) > 1:
             parts.append(f'<text x="{legend}" y="{top - 9}" text-anchor="end" fill="{colour}">{escape(name)}</text>')
             legend -= 8 * len(name) + 14
     return "".join(parts)
+
+
+def _unbroken(points: list[tuple]) -> list[list[tuple]]:
+    """Return the points in parts, without the long times between them in which there was no load."""
+    gaps = sorted(now[0] - was[0] for was, now in pairwise(points))
+    usual = gaps[len(gaps) // 2] if gaps else 0
+    parts = [points[:1]] if points else []
+    for was, now in pairwise(points):
+        if now[0] - was[0] > 4 * usual + 5:
+            parts.append([])
+        parts[-1].append(now)
+    return parts
 
 
 def _round_up(value: float) -> float:

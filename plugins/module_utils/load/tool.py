@@ -57,7 +57,8 @@ def error(text: str, tokens: int, wanted: int) -> str:
 
 def summary(results: list[dict], wanted: int) -> dict:
     """Return what all runs of the tool on one model say together; ``wanted`` tokens each answer was to have."""
-    rows = [row for result in results for row in _rows(result, wanted)]
+    turns = [_rows(result, wanted) for result in results]
+    rows = [row for turn in turns for row in turn]
     good = [row for row in rows if not row["error"]]
     seconds = sum(result["duration"] for result in results)
     errors: dict[str, int] = {}
@@ -79,7 +80,7 @@ def summary(results: list[dict], wanted: int) -> dict:
         "tokens": tokens,
         "ttft_ms": _percentiles(firsts),
         "itl_ms": _percentiles(gaps),
-        "curve": curve(good),
+        "curve": [point for turn in turns for point in curve([row for row in turn if not row["error"]])],
     }
 
 
