@@ -128,6 +128,9 @@ class ActionModule(ActionBase):
             if not open_jobs:
                 break
         self._phase("end")
+        if self._events:
+            for run in found.values():
+                run.update({"problem": "the load was ended early"} if "problem" in run else {})
         return [
             {"target": job["name"], "model": job["model"], "callers": callers, **found[job["name"]]} for job in jobs
         ]
