@@ -23,6 +23,7 @@ ROOT = Path("/var/lib/llm-load")
 PREFIX = "llm-load-"
 FIRST_TIMEOUT_S = 180
 WAVE_S = 20
+NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 STARTS_S = 300  # the tool's own start, on a slow machine
 REQUESTS = 200_000
 # The engine's own settings, those for its network among them, are the tool's too.
@@ -119,8 +120,12 @@ def start(jobs: list[dict], plan: dict, seconds: float, turn: int) -> dict:
         raise Refused(
             f"a load check runs here already ({', '.join(others)}); wait for its end, or: systemctl stop {others[0]}"
         )
+    if turn == 0:
+        shutil.rmtree(ROOT, ignore_errors=True)  # of a run whose controller was gone
     begun = {}
     for job in jobs:
+        if not NAME.fullmatch(job["name"]):
+            raise Refused(f"load_targets: the name {job['name']!r} needs letters, digits, _ and - alone.")
         has = engine(job["unit"])
         counted = job.get("rate") or rate(job, plan)
         allowed = allowance(job)
