@@ -141,8 +141,7 @@ def main() -> None:
     engines = [{"name": each["name"], "metrics": each["metrics"]} for each in wanted["targets"]]
     try:
         if wanted["phase"] == "begin":
-            for each in wanted["targets"]:
-                host.engine(each["unit"])
+            host.begin([each["unit"] for each in wanted["targets"]])
             told = {
                 "time": time.time(),
                 "units": watch.state(wanted["units"]),

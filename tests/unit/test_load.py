@@ -253,7 +253,7 @@ def test_one_load_check_at_a_time(monkeypatch):
     with pytest.raises(
         host.Refused, match=r"a load check runs here already \(llm-load-vllm\.service\); wait for its end"
     ):
-        host.start([], PLAN, 60, 0)
+        host.begin(["vllm.service"])
 
 
 def test_the_allowance_is_read_off_the_answer(server):

@@ -114,12 +114,18 @@ def running() -> list[str]:
     return [line.split()[0] for line in out.splitlines() if line.strip()]
 
 
-def start(jobs: list[dict], plan: dict, seconds: float, turn: int) -> dict:
-    """Begin the load of each job at once; return its requests and its limit in seconds, by target."""
-    if turn == 0 and (others := running()):
+def begin(units: list[str]) -> None:
+    """Raise Refused where a load check runs here already, or an engine cannot be loaded."""
+    if others := running():
         raise Refused(
             f"a load check runs here already ({', '.join(others)}); wait for its end, or: systemctl stop {others[0]}"
         )
+    for unit in units:
+        engine(unit)
+
+
+def start(jobs: list[dict], plan: dict, seconds: float, turn: int) -> dict:
+    """Begin the load of each job at once; return its requests and its limit in seconds, by target."""
     if turn == 0:
         shutil.rmtree(ROOT, ignore_errors=True)  # of a run whose controller was gone
     begun = {}
@@ -128,7 +134,7 @@ def start(jobs: list[dict], plan: dict, seconds: float, turn: int) -> dict:
             raise Refused(f"load_targets: the name {job['name']!r} needs letters, digits, _ and - alone.")
         has = engine(job["unit"])
         counted = job.get("rate") or rate(job, plan)
-        allowed = allowance(job)
+        allowed = None if job.get("rate") else allowance(job)
         if allowed and counted * 60 > allowed:
             raise Refused(
                 f"{job['url']} allows this key {allowed} requests a minute, and {plan['callers']} callers would send "
