@@ -25,6 +25,7 @@ from pathlib import Path
 import httpx
 from prometheus_client import Counter
 
+from app import tracing
 from app.database import Database, transaction
 from app.errors import Permanent, Problem
 from app.logs import request_id
@@ -405,7 +406,9 @@ class Worker:
             logger.info("job tried: %s", outcome, extra=details)
 
     async def _answer(self, job: Job) -> None:
-        result = await self._perform(job.kind, json.loads(job.work), job.caller)
+        work = json.loads(job.work)
+        with tracing.job(job.kind, job.id, work.pop("trace", None)):
+            result = await self._perform(job.kind, work, job.caller)
         await self._write(self._store.answered, job, {"status": "completed", **result})
 
     async def _deliver(self, job: Job) -> None:
@@ -441,7 +444,8 @@ def _migrate(db: sqlite3.Connection) -> None:
 
 def _digest(kind: str, work: dict) -> str:
     """Tell one job's content from another's: hex SHA-256."""
-    return hashlib.sha256(json.dumps([kind, work], sort_keys=True).encode()).hexdigest()
+    asked = {name: value for name, value in work.items() if name != "trace"}  # sent again, it is in another one
+    return hashlib.sha256(json.dumps([kind, asked], sort_keys=True).encode()).hexdigest()
 
 
 def _locked(file) -> bool:

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import metrics, sse
+from app import metrics, sse, tracing
 from app.errors import Problem, unforeseen
 
 LOG_FILE = "ai-server.log"
@@ -81,7 +81,7 @@ class Line(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, timezone.utc).isoformat()
         told = {"level": record.levelname, "logger": record.name, "message": record.getMessage()}
-        told |= {"request_id": request_id.get(), "timestamp": when}
+        told |= {"request_id": request_id.get(), **tracing.ids(), "timestamp": when}
         told |= {name: value for name, value in record.__dict__.items() if name not in OWN}
         if record.exc_info:
             told["exc_info"] = self.formatException(record.exc_info)
@@ -110,6 +110,7 @@ class AccessLog:
         ident = given.decode() if IDENT.fullmatch(given) else uuid.uuid4().hex
         scope["request_id"] = ident
         token = request_id.set(ident)
+        span = tracing.begin(scope)
         started = time.monotonic()
         status, stream, over = 0, False, False
 
@@ -143,4 +144,6 @@ class AccessLog:
                 details = {"method": scope["method"][:MAX_METHOD], "path": scope["path"][:MAX_PATH]}
                 details |= {"status": status or 500, "seconds": round(seconds, 3), "caller": scope.get("caller")}
                 logger.info("request", extra=details)
+            if span:
+                tracing.end(span, scope, status or 500)
             request_id.reset(token)

@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
-from app import connections, errors, logs, settings
+from app import connections, errors, logs, settings, tracing
 from app.body import read_object
 from app.callers import Callers, CallersError
 from app.disk import Disk
@@ -141,6 +141,7 @@ def create_app(config: Settings) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         connections.bound(config)
+        tracing.start()
         app.state.service = Service(config, callers, limits)
         logger.info("ai-server is ready", extra={"environment": config.app_env, "vllm": config.vllm_base_url})
         if not app.state.service.backend.enabled:
@@ -152,6 +153,7 @@ def create_app(config: Settings) -> ASGIApp:
             yield
         finally:
             await app.state.service.close()
+            await asyncio.to_thread(tracing.stop)
             logger.info("ai-server has stopped")
 
     logs.configure(config.log_directory)
@@ -275,6 +277,8 @@ async def _adapter(request: Request, kind: str) -> Response:
     if content:
         task["upload"] = await service.uploads.keep(content)
     if wants_callback:
+        if trace := tracing.carried.get():
+            task["trace"] = dict(trace)
         ident = work.job_id or uuid.uuid4().hex
         job = service.store.add(ident, caller, kind, task, service.job_limit)
         return JSONResponse(job.public(), 202, {"Location": f"/v1/jobs/{job.id}"})

@@ -25,6 +25,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
+from app import tracing
+
 EX_CONFIG = 78  # sysexits.h; systemd shows it as CONFIG, and a unit can name it in RestartPreventExitStatus=
 ENV_FILE_VARIABLE = "AI_SERVER_ENV_FILE"
 CALLER_KEY_LENGTH = 16
@@ -257,7 +259,7 @@ def load() -> Settings:
         problems = [f"{env_file} cannot be read: {error}"]
     if not problems:
         _hand_to_libraries(env_file)
-        problems = _unusable_by_libraries()
+        problems = _unusable_by_libraries() + tracing.unusable()
     if problems:
         refuse(f"settings refused: {'; '.join(dict.fromkeys(problems))}")
     return settings

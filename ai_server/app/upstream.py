@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app import http1, metrics, sse
+from app import http1, metrics, sse, tracing
 from app.body import no_json
 from app.errors import Permanent, Problem, no_such_path
 from app.http1 import ConnectError, Failure, ReadTimeout
@@ -36,7 +36,6 @@ PIECE = b"data:"  # of an answer: a token, in most streams
 UNFINISHED = {None, "abort", "error"}  # the engine gave the answer up, or was stopped in the middle of it
 MAX_TOLD = 300  # characters of an error page that are told on
 UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))  # the second is for proxies such as nginx
-TRACE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,511}")
 EVENT_ENDS = (b"\n\n", b"\n\r\n")
 MAX_HELD = 1 << 20  # bytes of half an event
 NO_RETRY = {"X-Should-Retry": "false"}  # OpenAI's clients heed it; a generation repeated is a generation paid twice
@@ -190,10 +189,11 @@ class Vllm:
         content = ENCODE(body).encode() if isinstance(body, dict) else body
         fields = {**(headers or {}), **({"Content-Type": "application/json"} if content is not None else {})}
         try:
-            response = await self._http.request(method, "/v1" + path, content, fields)
-            if response.status_code in (401, 403):
-                raise _refused_key()
-            yield response
+            with tracing.asking(method, "/v1" + path) as trace:
+                response = await self._http.request(method, "/v1" + path, content, {**fields, **trace})
+                if response.status_code in (401, 403):
+                    raise _refused_key()
+                yield response
         except ConnectError as error:
             raise _away(error) from None
         except Failure as error:
@@ -549,17 +549,12 @@ def _written(body: dict) -> bytes:
 
 
 def passed_on(scope: Scope) -> dict[str, str]:
-    """Return the headers that vLLM is given: the request's id, and what traces it across services.
+    """Return the headers that vLLM is given of a request: its id.
 
     Callers choose ids, and vLLM must not meet one twice at the same time: each is made unique by its end.
     """
-    headers = {}
-    if ident := scope.get("request_id"):
-        headers["X-Request-Id"] = f"{ident}-{uuid.uuid4().hex[:8]}"
-    for name, value in scope.get("headers", ()):
-        if name in (b"traceparent", b"tracestate") and TRACE.fullmatch(value):
-            headers[name.decode()] = value.decode()
-    return headers
+    ident = scope.get("request_id")
+    return {"X-Request-Id": f"{ident}-{uuid.uuid4().hex[:8]}"} if ident else {}
 
 
 def _kept(upstream: http1.Response) -> tuple:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from . import nvidia_smi, vllm_api
 
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def ask(
@@ -41,7 +41,7 @@ def ask(
         data, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
     try:
         request = urllib.request.Request(url, data=data, headers=headers)
-        with _DIRECT.open(request, timeout=timeout) as answer:
+        with DIRECT.open(request, timeout=timeout) as answer:
             return answer.status, answer.read().decode(errors="replace")
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode(errors="replace")

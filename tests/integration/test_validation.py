@@ -57,6 +57,24 @@ def test_no_credentials_of_an_address_are_told():
     )
 
 
+def test_where_traces_go_is_looked_at():
+    secret = {
+        "ai_server_otlp_headers": "authorization=Bearer canary",
+        "vllm_otlp_endpoint": "http://collector.example:4318",
+    }
+    rest = {"ai_server_otlp_endpoint": "collector:4318", "ai_server_otlp_sample_ratio": 2.0, "vllm_version": "0.15.1"}
+    code, problems = validate({**secret, **rest})
+    assert code != 0
+    for name in (*secret, "ai_server_otlp_endpoint", "ai_server_otlp_sample_ratio"):
+        assert any(text.startswith(name) for text in problems), (name, problems)
+    assert any("the environment of vLLM 0.15.1 has no opentelemetry-exporter-otlp" in text for text in problems)
+    assert any("name the receiver by its IP address" in text for text in problems)
+    assert "canary" not in str(problems)
+    here = {f"{role}_otlp_endpoint": "http://127.0.0.1:4318" for role in ("vllm", "ai_server")}
+    code, said = validate({**here, "ai_server_otlp_headers": "authorization=Bearer%20canary"})
+    assert code == 0, said
+
+
 def test_good_input_passes():
     done = playbook("playbooks/validate.yml", {**GOOD, **HERE})
     assert done.returncode == 0, done.stdout + done.stderr

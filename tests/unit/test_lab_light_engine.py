@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from lab import hub, model
+from plugins.module_utils.load import tool
 
 KEY = "key-of-the-tests"
 CHECK = Path(__file__).resolve().parents[2] / "roles/vllm/files/check_arguments.py"
@@ -248,3 +249,20 @@ def test_its_wheels_are_the_same_bytes_each_time(tmp_path, monkeypatch):
         made.append({version: path.read_bytes() for version, path in hub.light_wheels().items()})
     assert made[0] == made[1]
     assert list(made[0]) == ["0.32.0", "0.23.0", "0.32.0+hangs", "0.32.0+dies"]
+
+
+@pytest.mark.parametrize(("key", "failed"), [(KEY, 0), ("wrong", 9)])
+def test_its_load_tool_takes_what_the_load_check_says_and_writes_what_it_reads(
+    start, config, sites, models, tmp_path, key, failed
+):
+    engine = start("0.32.0", config()).wait_for(200)
+    plan = {"callers": 3, "input_tokens": 20, "output_tokens": 5}
+    job = {"url": engine.url, "model": "lab/tiny-llama", "tokenizer": str(models / "tiny"), "seed": 1}
+    words = tool.argv("vllm", job, plan, 9, f"{tmp_path}/result.json")
+    program = "from vllm.entrypoints.cli.main import main; main()"
+    variables = {**environment(sites["0.32.0"]), tool.KEY_VARIABLE: key}
+    subprocess.run([sys.executable, "-c", program, *words[1:]], env=variables, check=True, timeout=30)
+    figures = tool.summary([json.loads((tmp_path / "result.json").read_text())], 5)
+    assert (figures["requests"], figures["failed"]) == (9, failed)
+    assert figures["tokens"] == 5 * (9 - failed)
+    assert figures["errors"] == ({"401 Unauthorized": 9} if failed else {})

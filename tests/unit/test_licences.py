@@ -18,6 +18,7 @@ LOCKS = (
     "requirements/controller.txt",
     "requirements/dev.txt",
     "ai_server/requirements.txt",
+    "data/profile/py-spy.txt",
     "roles/uv/files/requirements.txt",
 )
 

@@ -162,6 +162,8 @@ class Handler(BaseHTTPRequestHandler):
     def complete(self, asked: dict, chat: bool) -> None:
         """Answer a prompt or a conversation, whole or as a stream."""
         prompt = json.dumps(asked["messages"]) if chat else asked["prompt"]
+        if isinstance(prompt, list):  # tokens
+            prompt = " ".join(map(str, prompt))
         count = asked.get("max_tokens") or asked.get("max_completion_tokens") or 16
         words = [f" {word}" for word in self.engine.complete(asked["model"], prompt, count)]
         usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": count}

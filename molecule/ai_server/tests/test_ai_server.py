@@ -383,6 +383,40 @@ def test_uv_stays_while_another_service_builds_environments(host, converge):
     assert converge().code == 0
 
 
+PROFILE = "../../playbooks/profile.yml"
+
+
+def test_a_profile_of_the_hardened_unit_is_brought_and_nothing_stays(host, converge, tmp_path):
+    before, packages = pid(host), host.check_output("dpkg-query -W | sha256sum")
+    wanted = {"profile_unit": "ai-server.service", "profile_seconds": 2, "profile_directory": str(tmp_path)}
+    assert converge(wanted, check=True, playbook=PROFILE).changed == []
+    assert not list(tmp_path.iterdir())
+    outcome = converge(wanted, playbook=PROFILE)
+    assert outcome.code == 0, outcome.message
+    (brought,) = tmp_path.iterdir()
+    assert brought.name.startswith("machine-ai-server.service-")
+    text = brought.read_text()
+    assert text.lstrip().startswith("<?xml") and "uvicorn" in text
+    assert pid(host) == before and serves(host)
+    assert not host.file("/var/lib/llm-profile").exists
+    assert host.check_output("dpkg-query -W | sha256sum") == packages
+
+
+@pytest.mark.parametrize(
+    ("unit", "says"),
+    [
+        ("systemd-journald.service", "systemd-journald.service is not Python (systemd-journald)"),
+        ("vllm.service", "vllm.service is not on this host"),
+        ("ai-server", "profile_unit is ai-server; give the unit with its ending"),
+    ],
+)
+def test_what_has_no_profile_is_refused(host, converge, unit, says):
+    outcome = converge({"profile_unit": unit}, playbook=PROFILE)
+    assert outcome.code != 0
+    assert says in outcome.message
+    assert not host.file("/var/lib/llm-profile").exists
+
+
 @pytest.mark.full
 def test_removal_keeps_data_and_purging_takes_it(host, converge):
     host.check_output(f"runuser -u ai-server -- touch {ROOT}/resources/s3/contract.pdf")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from engine import BASE, KEY, ask, pid, say
+from engine import BASE, KEY, URL, ask, pid, say
 
 pytestmark = pytest.mark.full
 
@@ -257,3 +257,90 @@ def test_the_installer_goes_through_the_proxy_and_its_password_stays_secret(host
     assert "canary-password" not in host.check_output("journalctl --no-pager")
     assert host.file("/app/vllm-server/environments").listdir() == there
     still_serves(host, before)
+
+
+LOAD = "../../playbooks/load.yml"
+
+
+@pytest.fixture
+def load(converge, tmp_path):
+    """Run a load check of a few seconds with other variables; return how it ended and what it kept."""
+    target = {
+        "name": "vllm",
+        "unit": "vllm.service",
+        "metrics": f"{URL}/metrics",
+        "url": URL,
+        "key": KEY,
+        "models": [BASE],
+    }
+    modest = {"load_host": "machine", "load_targets": [target], "load_callers": 3, "load_minutes": 0.05}
+    modest |= {"load_input_tokens": 20, "load_output_tokens": 5, "load_directory": str(tmp_path / "loads")}
+
+    def run(**variables):
+        outcome = converge({**modest, **variables}, playbook=LOAD)
+        kept = sorted((tmp_path / "loads").glob("*.json"))
+        return outcome, json.loads(kept[-1].read_text()) if kept else None
+
+    return run
+
+
+def nothing_stays(host) -> None:
+    assert not host.file("/var/lib/llm-load").exists
+    assert host.check_output("systemctl list-units 'llm-load-*' --all --no-legend") == ""
+
+
+def test_a_load_check_tells_what_the_host_bears_and_leaves_nothing(host, load, tmp_path):
+    before = pid(host)
+    outcome, report = load(load_limits={"ttft_p95_ms": 20_000, "error_share": 0})
+    assert outcome.code == 0, outcome.message
+    assert outcome.changed == []
+    (run,) = report["runs"]
+    assert run["requests"] > 3 and run["failed"] == 0 and run["ttft_ms"]["p95"] > 0
+    assert run["seconds"] >= 2
+    assert report["peaks"]["samples"] > 1 and report["failures"] == []
+    assert "<svg" in next((tmp_path / "loads").glob("*.html")).read_text()
+    assert KEY not in json.dumps(report) + outcome.text
+    assert pid(host) == before
+    nothing_stays(host)
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"load_limits": {"ttft_p95_ms": 0.001}}, "machine: vllm lab/tiny-llama: ttft_p95_ms is "),
+        ({"load_callers": 1000}, "load_callers is 1000; it must be above 0 and at most 256."),
+        ({"load_host": "nobody"}, "load_host is nobody, which the inventory does not have"),
+    ],
+)
+def test_a_load_check_is_red_or_refused(host, load, variables, says):
+    outcome, _ = load(**variables)
+    assert outcome.code != 0
+    assert says in outcome.message
+    nothing_stays(host)
+
+
+def test_a_restart_under_load_is_red(host, load):
+    host.run_test("systemd-run --unit breaker --on-active=12 systemctl restart vllm.service")
+    outcome, report = load(load_minutes=1)
+    assert outcome.code != 0
+    assert "vllm.service restarted." in outcome.message
+    assert {"kind": "restart", "what": "vllm.service restarted"} in report["events"]
+    nothing_stays(host)
+
+
+def test_the_largest_load_is_found_step_by_step(load):
+    outcome, report = load(find="ttft_ms:20000", load_callers=4, load_minutes=0.03)
+    assert outcome.code == 0, outcome.message
+    assert [run["callers"] for run in report["runs"]] == [1, 2, 4]
+    assert report["answer"].startswith(
+        "vllm lab/tiny-llama: 4 callers at once keep the p95 of the first token at 20000 ms"
+    )
+
+
+def test_a_second_load_check_leaves_the_first_alone(host, load):
+    host.run_test("systemd-run --unit llm-load-other sleep 600")
+    outcome, _ = load()
+    assert outcome.code != 0
+    assert "a load check runs here already (llm-load-other.service)" in outcome.message
+    assert host.service("llm-load-other").is_running
+    host.run_test("systemctl stop llm-load-other")

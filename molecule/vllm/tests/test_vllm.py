@@ -239,6 +239,28 @@ def test_it_can_be_taken_away(host, converge):
     assert converge({}).code == 0
 
 
+@pytest.mark.full
+def test_a_load_check_uses_the_engines_own_tool(host, converge, tmp_path):
+    target = {
+        "name": "vllm",
+        "unit": "vllm.service",
+        "metrics": f"{URL}/metrics",
+        "url": URL,
+        "key": KEY,
+        "models": [BASE],
+    }
+    variables = {"load_host": "machine", "load_targets": [target], "load_callers": 2, "load_minutes": 0.1}
+    variables |= {"load_input_tokens": 32, "load_output_tokens": 8, "load_directory": str(tmp_path)}
+    outcome = converge(variables, playbook="../../playbooks/load.yml")
+    assert outcome.code == 0, outcome.message
+    report = json.loads(next(tmp_path.glob("*.json")).read_text())
+    (run,) = report["runs"]
+    assert run["failed"] == 0 and run["tokens"] == 8 * run["requests"]
+    assert report["peaks"]["engines"]["vllm"]["tokens"] >= run["tokens"]
+    assert KEY not in outcome.text + json.dumps(report)
+    assert not host.file("/var/lib/llm-load").exists
+
+
 def test_no_other_machine_reaches_what_the_engine_listens_on(host, converge, stray, reached):
     """Its libraries open ports of their own on every interface, without authentication."""
     assert reached(stray(""))

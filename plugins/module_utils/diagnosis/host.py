@@ -80,7 +80,7 @@ _KERNEL = re.compile(
     r"|Loading of|type=1326",
     re.IGNORECASE,
 )
-_OUT_OF_MEMORY = re.compile(r"oom-kill|invoked oom-killer|Out of memory: Killed|Memory cgroup out of memory")
+OUT_OF_MEMORY = re.compile(r"oom-kill|invoked oom-killer|Out of memory: Killed|Memory cgroup out of memory")
 # What nvidia-smi says, by the kind of the error that it was read as.
 _GPU_WORDS = {
     "library_mismatch": "Failed to initialize NVML: Driver/library version mismatch",
@@ -510,7 +510,7 @@ def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None =
     recent = [
         line.__dict__
         for moment, line in kernel
-        if moment > time.time() - RECENT and not _OUT_OF_MEMORY.search(line.text)
+        if moment > time.time() - RECENT and not OUT_OF_MEMORY.search(line.text)
     ]
     killed = [line.text for _, line in kernel if re.search(r"Killed process", line.text)]
     if killed:
@@ -535,7 +535,7 @@ def _lay_kernel(units: dict, kernel: list) -> None:
             line.__dict__
             for moment, line in kernel
             if moment > unit["begun"] - BEFORE
-            and (not _OUT_OF_MEMORY.search(line.text) or killed or unit["unit"] in line.text)
+            and (not OUT_OF_MEMORY.search(line.text) or killed or unit["unit"] in line.text)
         ]
         unit["lines"] = around + unit["lines"]
 

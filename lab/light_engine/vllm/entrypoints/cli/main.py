@@ -1,6 +1,7 @@
 """The program `vllm`."""
 
 from vllm import __version__
+from vllm.entrypoints.cli.benchmark import BenchmarkSubcommand
 from vllm.entrypoints.cli.serve import cmd_init
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -10,7 +11,7 @@ def main():
     parser = FlexibleArgumentParser(prog="vllm")
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(required=True, dest="subparser")
-    commands = {command.name: command for command in cmd_init()}
+    commands = {command.name: command for command in [*cmd_init(), BenchmarkSubcommand()]}
     for command in commands.values():
         command.subparser_init(subparsers)
     args = parser.parse_args()

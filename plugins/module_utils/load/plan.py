@@ -1,0 +1,93 @@
+"""What a load check is asked for, and why it is refused; bounded, so that nobody overloads a host by mistake."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+CALLERS, MINUTES, TOKENS = 256, 120, 131_072
+FIND_CALLERS = 64  # where a search ends that was given no number of callers
+LIMITS = {
+    "ttft_p95_ms": "ms to the first token, p95",
+    "itl_p95_ms": "ms between two tokens, p95",
+    "error_share": "share of requests that failed",
+}
+
+
+class PlanError(Exception):
+    """What is asked for cannot be meant: one sentence that names the variable and the cure."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """N callers at once for M minutes, with prompts and answers of given lengths in tokens."""
+
+    callers: int
+    minutes: float
+    input_tokens: int
+    output_tokens: int
+    limits: dict[str, float] = field(default_factory=dict)
+    find_ttft_ms: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.minutes * 60
+
+
+def checked(args: dict) -> Plan:
+    """Return the plan of a task's arguments; raises PlanError."""
+    find = _find(args.get("find"))
+    callers = args.get("callers")
+    given = {
+        "callers": _number(
+            "load_callers", callers if callers is not None else FIND_CALLERS if find else 4, CALLERS, int
+        ),
+        "minutes": _number("load_minutes", args.get("minutes", 1), MINUTES, float),
+        "input_tokens": _number("load_input_tokens", args.get("input_tokens", 256), TOKENS, int, 1),
+        "output_tokens": _number("load_output_tokens", args.get("output_tokens", 64), TOKENS, int),
+    }
+    return Plan(**given, limits=_limits(args.get("limits") or {}), find_ttft_ms=find)
+
+
+def _number(name: str, value, most: float, kind: type, least: float = 0):
+    try:
+        number = kind(str(value))
+    except ValueError:
+        raise PlanError(f"{name} is {value!r}; give a {'whole ' * (kind is int)}number above 0.") from None
+    if not least < number <= most:
+        raise PlanError(f"{name} is {number}; it must be above {least} and at most {most}.")
+    return number
+
+
+def _limits(given: dict) -> dict[str, float]:
+    if not isinstance(given, dict):
+        raise PlanError(f"load_limits is {given!r}; give a mapping of {', '.join(LIMITS)}.")
+    unknown = sorted(set(given) - set(LIMITS))
+    if unknown:
+        raise PlanError(f"load_limits has {', '.join(unknown)}; it takes {', '.join(LIMITS)}.")
+    limits = {}
+    for name, value in given.items():
+        try:
+            limits[name] = float(value)
+        except (TypeError, ValueError):
+            raise PlanError(f"load_limits: {name} is {value!r}; give a number.") from None
+        if limits[name] < 0 or (name == "error_share" and limits[name] > 1):
+            raise PlanError(f"load_limits: {name} is {value}; it must be {_range(name)}.")
+    return limits
+
+
+def _range(name: str) -> str:
+    return "from 0 to 1" if name == "error_share" else "0 or more"
+
+
+def _find(text) -> float | None:
+    """`ttft_ms:500` -> 500.0."""
+    if text in (None, ""):
+        return None
+    name, _, value = str(text).partition(":")
+    try:
+        limit = float(value)
+    except ValueError:
+        limit = 0
+    if name != "ttft_ms" or limit <= 0:
+        raise PlanError(f"find is {text}; give the limit of the first token's time, such as ttft_ms:500.")
+    return limit
