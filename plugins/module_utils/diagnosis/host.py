@@ -200,7 +200,7 @@ def properties(out: str) -> dict[str, str]:
 
 
 def missing_paths(unit: str, shown: dict) -> list[dict]:
-    """Return the files and directories of a unit's settings that are not there; systemd's own lines do not name them."""
+    """Return what a unit names as its files and directory and is not there; systemd's own lines do not say which."""
     files = re.findall(r"^(/.*) \(ignore_errors=no\)$", shown.get("EnvironmentFiles", ""), re.MULTILINE)
     asked = [("EnvironmentFile", "systemd_env_file", path) for path in files]
     folder = shown.get("WorkingDirectory", "")
