@@ -63,6 +63,21 @@ def test_a_unit_that_systemd_is_about_to_start_again_has_failed():
     ]
 
 
+def test_files_and_directories_of_a_unit_that_are_not_there_are_named(tmp_path):
+    there, gone = tmp_path / "there", tmp_path / "gone file"
+    there.touch()
+    files = "".join(f"EnvironmentFiles={path} (ignore_errors=no)\n" for path in (there, gone))
+    shown = host.properties(f"WorkingDirectory={gone}\n{files}EnvironmentFiles={tmp_path}/other (ignore_errors=yes)\n")
+    assert [(each["says"], each["agrees"]) for each in host.missing_paths("vllm.service", shown)] == [
+        (f"vllm.service has EnvironmentFile={gone}, which does not exist.", ["systemd_env_file"]),
+        (f"vllm.service has WorkingDirectory={gone}, which does not exist.", ["systemd_chdir_200"]),
+    ]
+    assert (
+        host.missing_paths("vllm.service", host.properties(f"WorkingDirectory=!/home\nEnvironmentFiles={there} (x)"))
+        == []
+    )
+
+
 def test_what_keeps_a_user_from_a_program_is_found_along_its_links(tmp_path):
     tmp_path.chmod(0o755)
     home = tmp_path / "home"

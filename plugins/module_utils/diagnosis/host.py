@@ -189,6 +189,29 @@ def _program(unit: str, shown: dict) -> list[dict]:
     return [state(f"{unit} starts {match[1]}: {why} ({user}).", "systemd_exec_203", wrong=True)] if why else []
 
 
+def properties(out: str) -> dict[str, str]:
+    """Return what `systemctl show` printed; lines of a property that is said several times are kept together."""
+    shown: dict[str, str] = {}
+    for line in out.splitlines():
+        name, equals, value = line.partition("=")
+        if equals:
+            shown[name] = f"{shown[name]}\n{value}" if name in shown else value
+    return shown
+
+
+def missing_paths(unit: str, shown: dict) -> list[dict]:
+    """Return what a unit names as its files and directory and is not there; systemd's own lines do not say which."""
+    files = re.findall(r"^(/.*) \(ignore_errors=no\)$", shown.get("EnvironmentFiles", ""), re.MULTILINE)
+    asked = [("EnvironmentFile", "systemd_env_file", path) for path in files]
+    folder = shown.get("WorkingDirectory", "")
+    asked += [("WorkingDirectory", "systemd_chdir_200", folder)] if folder.startswith("/") else []
+    return [
+        state(f"{unit} has {name}={path}, which does not exist.", cause, wrong=True)
+        for name, cause, path in asked
+        if not Path(path).exists()
+    ]
+
+
 def model_files(config: str) -> list[dict]:
     """Return what is missing or damaged of an engine's model and adapters, by the text of its --config file."""
     from ..gpu_memory import checks  # here, so that a host that cannot read models loses this look alone
@@ -237,10 +260,10 @@ def _service(name: str, given: dict) -> dict:
     unit = given.get("unit") or f"{name}.service"
     names = (
         "LoadState,ActiveState,SubState,Result,ExecMainCode,ExecMainStatus,NRestarts,DropInPaths,ExecStart,User,"
-        "NeedDaemonReload,InvocationID,ActiveEnterTimestampMonotonic"
+        "NeedDaemonReload,InvocationID,ActiveEnterTimestampMonotonic,EnvironmentFiles,WorkingDirectory"
     )
     out = run("systemctl", "show", unit, "--property", names)
-    shown = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+    shown = properties(out)
     if not shown:
         raise OSError("systemctl does not answer")
     running = shown.get("ActiveState") == "active"
@@ -275,6 +298,7 @@ def _service(name: str, given: dict) -> dict:
         states.append(state(f"{unit} was changed on disk and not read again (systemctl daemon-reload)."))
     if failing and shown.get("LoadState") == "loaded":
         states += _program(unit, shown)
+        states += missing_paths(unit, shown)
         states += _model(shown)
     return {"unit": unit, "running": running, "failing": failing, "begun": begun, "lines": found, "states": states}
 
