@@ -171,11 +171,6 @@ def _is_ip(host: str) -> bool:
     return True
 
 
-def unit_text(sections: dict) -> str:
-    """Return the text of a unit: the hardened defaults with ``sections`` laid over them, as of every service here."""
-    return systemd_unit.render(sections)
-
-
 class FilterModule:
     def filters(self):
         return {
