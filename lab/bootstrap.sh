@@ -21,7 +21,7 @@ fi
 echo "Making .venv from $lock (usually 30 s) …"
 [ -x .venv/bin/python ] || python3 -m venv .venv
 # uv itself comes from the same lock, then installs the rest in a tenth of pip's time.
-grep -A 999 '^uv==' "$lock" | awk 'NR == 1 || /^ / { print; next } { exit }' > .venv/uv.txt
+awk '/^uv==/ { found = 1; print; next } found && /^ / { print; next } found { exit }' "$lock" > .venv/uv.txt
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement .venv/uv.txt
 .venv/bin/uv pip sync --quiet --require-hashes --python .venv/bin/python "$lock"
 # Where bytecode may not be written, every run of Ansible would compile itself anew, which takes a second.
