@@ -135,6 +135,13 @@ def start(sites):
         each.log.close()
 
 
+def test_it_ends_where_its_port_is_taken(start, config):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        engine = start("0.32.0", config(port=taken.getsockname()[1]))
+        assert engine.process.wait(READY_WITHIN) == 1
+    assert "Address already in use" in engine.text()
+
+
 def test_it_serves_base_and_adapter_and_asks_for_its_key(start, config, models):
     engine = start("0.32.0", config()).wait_for(200)
     cards = {card["id"]: card for card in json.loads(engine.ask("/v1/models")[1])["data"]}

@@ -25,7 +25,7 @@ class Engine:
     def __init__(self) -> None:
         fork = multiprocessing.get_context("fork")
         self.pipe, other = fork.Pipe()
-        self.process = fork.Process(target=work, args=(self.pipe, other), name="EngineCore", daemon=True)
+        self.process = fork.Process(target=work, args=(self.pipe, other), name="EngineCore")
         self.process.start()
         other.close()
         self.ready = False

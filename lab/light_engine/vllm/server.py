@@ -47,7 +47,11 @@ def run(args) -> None:
     engine = Engine()
     Handler.engine, Handler.cards = engine, cards
     Handler.key = args.api_key or os.environ.get("VLLM_API_KEY", "")
-    server = Server((args.host, args.port), Handler)
+    try:
+        server = Server((args.host, args.port), Handler)
+    except OSError:
+        engine.process.kill()  # or it would be waited for
+        raise
     Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}).start()
     try:
         engine.wait_until_ready()

@@ -200,12 +200,12 @@ def test_disk_without_room_and_without_inodes(host, diagnose):
 
 
 def test_host_that_is_half_broken(host, diagnose):
-    """The journal's program hangs, systemd's answers no more: each is said, and the rest is looked at."""
+    """Two programs hang: the report says so, and has what the others saw."""
     host.check_output("printf '#!/bin/sh\\nexec sleep 60\\n' > /run/hangs && chmod 755 /run/hangs")
     programs = [host.check_output("readlink -f $(command -v %s)", name) for name in ("journalctl", "timedatectl")]
     cover = " && ".join(f"mount --bind /run/hangs {path}" for path in programs)
-    process = shown(host, "vllm", "MainPID")
-    with done(host, f"kill -STOP {process} && {cover}", f"umount {' '.join(programs)}; kill -CONT {process}"):
-        report = diagnose()
+    with done(host, cover, f"umount {' '.join(programs)}"):
+        report = diagnose(ai_server_vllm_api_key="canary-of-somebody-else")
+    assert "it answers 401 to its key" in report
     assert "not looked at: the clock: timedatectl gave no answer within" in report
     assert "not looked at: the unit of vllm: journalctl gave no answer within" in report
