@@ -600,7 +600,7 @@ def test_the_engines_weights_have_the_adapters_slots_in_them():
         asked = [service(config=samples.EXAONE, gpu_memory_utilization=0.85, max_model_len=8192, **more)]
         log = f"Model loading took {logged} GiB memory and 0.3 seconds"
         (row,) = journal.compare(only(plan(asked, L4)), log)
-        assert abs(row["difference"]) < 0.01 * GIB and row["within"]
+        assert abs(row["difference"]) < 0.015 * GIB and row["within"]
 
 
 def test_the_activation_in_the_log_may_have_the_graphs_in_it():
