@@ -156,8 +156,12 @@ def test_an_engine_that_died_before_the_stop_is_told():
         "(APIServer pid=3) ERROR 11-26 17:14:12 [v1/engine/async_llm.py:704] EngineDeadError: EngineCore encountered an "
         "issue. See stack trace (above) for the root cause.",
     ]
-    stop = ["(APIServer pid=3) INFO 11-26 17:14:12 [entrypoints/launcher.py:100] [shutdown] API server: shutdown triggered"]
-    more = ["(EngineCore pid=4) ERROR 11-26 17:14:12 [v1/engine/core.py:1200] torch.OutOfMemoryError: CUDA out of memory."]
+    stop = [
+        "(APIServer pid=3) INFO 11-26 17:14:12 [entrypoints/launcher.py:100] [shutdown] API server: shutdown triggered"
+    ]
+    more = [
+        "(EngineCore pid=4) ERROR 11-26 17:14:12 [v1/engine/core.py:1200] torch.OutOfMemoryError: CUDA out of memory."
+    ]
     assert said(death + stop) == "engine_core_died"
     assert said(stop + death) is None
     assert said(stop + death + more).startswith("cuda_oom")

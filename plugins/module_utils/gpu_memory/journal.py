@@ -80,7 +80,9 @@ def compare(plan: dict, log: str) -> list[dict]:
         if figure == "weights" and "lora" in plan["figures"]:
             # The engine makes the adapters' slots while it measures what loading took.
             slots = plan["figures"]["lora"].value
-            planned = replace(planned, value=planned.value + slots, low=planned.least + slots, high=planned.most + slots)
+            planned = replace(
+                planned, value=planned.value + slots, low=planned.least + slots, high=planned.most + slots
+            )
         rows.append(
             {
                 "figure": figure,
