@@ -153,8 +153,8 @@ def test_an_engine_that_died_before_the_stop_is_told():
     """What the server says of the engine is left out after a stop was asked for, never before."""
     death = [
         "(APIServer pid=3) ERROR 11-26 17:14:12 [v1/engine/async_llm.py:704] AsyncLLM output_handler failed.",
-        "(APIServer pid=3) ERROR 11-26 17:14:12 [v1/engine/async_llm.py:704] EngineDeadError: EngineCore encountered an "
-        "issue. See stack trace (above) for the root cause.",
+        "(APIServer pid=3) ERROR 11-26 17:14:12 [v1/engine/async_llm.py:704] EngineDeadError: EngineCore encountered "
+        "an issue. See stack trace (above) for the root cause.",
     ]
     stop = [
         "(APIServer pid=3) INFO 11-26 17:14:12 [entrypoints/launcher.py:100] [shutdown] API server: shutdown triggered"
