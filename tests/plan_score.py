@@ -225,7 +225,14 @@ def service_of(entry: VllmRow) -> VllmService:
         offline="LLM class" in row["notes"], capture_size=capture_size(row), **speculation(row),
         prefix_caching=True if "enable-prefix-caching" in row["notes"] else None,
         lora=row["lora"].lower() not in ("", "false", "no", "none", "0", "disabled"),
+        max_loras=adapter_slots(row),
     )  # fmt: skip
+
+
+def adapter_slots(row: dict) -> int:
+    """Adapters used at once where the row says `2 slots`; else the engine's default."""
+    told = re.search(r"(\d+) slots", row["lora"])
+    return int(told.group(1)) if told else 1
 
 
 def capture_size(row: dict) -> int:

@@ -94,6 +94,7 @@ def test_the_memory_plan_asks_for_what_the_engine_will_be_given(rendered):
     assert service["model"] == config["model"]
     assert float(service["gpu_memory_utilization"]) == config["gpu-memory-utilization"]
     assert int(service["max_model_len"]) == config["max-model-len"]
+    assert int(service["max_loras"]) == config["max-loras"] == 2
     assert (service["version"], service["unit"]) == ("0.23.0", "vllm.service")
     assert [adapter["name"] for adapter in service["adapters"]] == ["easycontract", "checklist"]
 

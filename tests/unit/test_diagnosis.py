@@ -149,6 +149,24 @@ def test_a_start_is_told_by_its_last_phase(start):
     assert start["phase"] in causes.phase(start["journal"])
 
 
+def test_an_engine_that_died_before_the_stop_is_told():
+    """What the server says of the engine is left out after a stop was asked for, never before."""
+    death = [
+        "(APIServer pid=3) ERROR 11-26 17:14:12 [v1/engine/async_llm.py:704] AsyncLLM output_handler failed.",
+        "(APIServer pid=3) ERROR 11-26 17:14:12 [v1/engine/async_llm.py:704] EngineDeadError: EngineCore encountered "
+        "an issue. See stack trace (above) for the root cause.",
+    ]
+    stop = [
+        "(APIServer pid=3) INFO 11-26 17:14:12 [entrypoints/launcher.py:100] [shutdown] API server: shutdown triggered"
+    ]
+    more = [
+        "(EngineCore pid=4) ERROR 11-26 17:14:12 [v1/engine/core.py:1200] torch.OutOfMemoryError: CUDA out of memory."
+    ]
+    assert said(death + stop) == "engine_core_died"
+    assert said(stop + death) is None
+    assert said(stop + death + more).startswith("cuda_oom")
+
+
 def test_the_last_start_counts():
     journal = [
         "systemd[1]: Started vllm.service",

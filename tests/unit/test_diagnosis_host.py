@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -231,3 +232,23 @@ def test_no_key_is_shown():
 def test_facts_of_this_machine_can_be_read():
     for look in (host._disks, host._memory, host._changes):
         assert isinstance(look(), list)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("h100.xml", []),
+        ("h100_held.xml", ["GPU 0: 3599 of 81559 MiB are in use by python3 (pid 744, 3590 MiB)."]),
+    ],
+)
+def test_a_held_card_is_a_fact_of_the_host(monkeypatch, tmp_path, name, says):
+    """As an H100 was read, idle and with a process that holds memory."""
+    text = (Path(__file__).parent / "data/nvidia_smi" / name).read_text()
+    read = host.nvidia_smi.read
+    monkeypatch.setattr(
+        host.nvidia_smi, "read", lambda limit: read(limit, proc=str(tmp_path), run=lambda timeout: text)
+    )
+    found = host._gpu()
+    assert found["lines"] == []
+    # A machine with a driver may add what it says of its own library.
+    assert [each["says"] for each in found["states"] if "MiB" in each["says"]] == says

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ansible.module_utils import checklist, nvidia_smi, systemd_unit
+from ansible.module_utils import checklist, host_tuning, nvidia_smi, systemd_unit
 from ansible.module_utils.host_tuning import (
     HUGE_PAGES,
     NOTE,
@@ -318,3 +318,16 @@ def test_an_older_driver_has_other_names():
         "index": 0, "uuid": "GPU-1", "name": "NVIDIA L4", "persistence": "Enabled", "power_limit": 72.0,
         "power_range": (40.0, 72.0), "clock_range": (210.0, 2040.0),
     }  # fmt: skip
+
+
+def test_a_card_that_was_read():
+    """The module's own limits are N/A beside the card's; they must not be taken for them."""
+    (card,) = nvidia_smi.adjustable((Path(__file__).parent / "data/nvidia_smi/h100.xml").read_text())
+    assert (card["persistence"], card["power_limit"]) == ("Enabled", 700.0)
+    assert (card["power_range"], card["clock_range"]) == ((200.0, 700.0), (345.0, 1980.0))
+    wanted = Wanted(gpu_persistence=True, gpu_power_limit_watts=90, gpu_clocks_mhz=[5, 99999])
+    told = host_tuning._card_problems(wanted, [card])
+    assert [each.rsplit(" takes ", 1)[1] for each in told] == [
+        "200 to 700 W; write one of these",
+        "345 to 1980 MHz; write one of these",
+    ]

@@ -99,6 +99,18 @@ def test_two_gpus_with_their_processes_and_units(tmp_path):
     assert "python3 (pid 12176, vllm.service, 782 MiB)" in nvidia_smi.holders([second])
 
 
+def test_a_card_that_was_read_idle_and_held(tmp_path):
+    (idle,), (held,) = (nvidia_smi.read(str(tmp_path), run=canned(n))["gpus"] for n in ("h100.xml", "h100_held.xml"))
+    assert nvidia_smi.notes([idle]) == [] and nvidia_smi.usable(idle) == idle
+    assert (idle["total_mib"], idle["free_mib"], idle["used_mib"], idle["reserved_mib"]) == (81559, 81079, 0, 480)
+    assert nvidia_smi.unmet([idle], {"count": 1, "name": "L4", "minimum_free_mib": 90000}) == [
+        "GPU 0 is a NVIDIA H100 80GB HBM3, wanted L4",
+        "GPU 0 has 81079 MiB free, wanted at least 90000 MiB",
+    ]
+    assert (held["free_mib"], held["used_mib"]) == (77481, 3599)
+    assert nvidia_smi.holders([held]) == "python3 (pid 744, 3590 MiB)"
+
+
 @pytest.mark.parametrize(
     ("text", "unit"),
     [

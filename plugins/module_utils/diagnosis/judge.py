@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from . import failures
 from .causes import Found, Table, found
-from .lines import INFO, Line
+from .lines import ERROR, INFO, Line
 
 # A new start of the same service begins here.
 _NEW_START = re.compile(
@@ -18,6 +18,12 @@ _SERVES = re.compile(
     r"Application startup complete|Uvicorn running on|Listening on|server is listening on|Starting Promtail"
 )
 _LASTING = ("host", "gpu", "client")  # areas whose causes last, whatever a service says afterwards
+# A stop was asked for: by systemd, or by a signal that vLLM tells.
+_STOP = re.compile(r"^Stopping |^\[shutdown\] (?:API server: shutdown triggered|EngineCore: trigger received signal)")
+# vLLM's server asks for the engine's next answer until it ends itself. When the engine is stopped first, as it is where
+# systemd signals all processes of a unit, the question fails, and it logs the engine's death: of an ordered one.
+_ENGINE_STOPPED = re.compile(r"^AsyncLLM output_handler failed")
+_ENGINE_DEAD = re.compile(r"EngineDeadError")
 STATS = re.compile(
     r"Running: (?P<running>\d+) reqs?, .*?(?:Waiting|Pending): (?P<waiting>\d+) reqs?.*?"
     r"(?:GPU )?KV cache usage: (?P<usage>[\d.]+)%"
@@ -69,7 +75,7 @@ def judge(
     stopping: bool = False,
 ) -> Verdict:
     """Return what explains the lines; `stopping` asks only for causes that keep a service from running."""
-    parts = _since_it_served(starts(lines), table)
+    parts = _since_it_served([_without_the_stop(part) for part in starts(lines)], table)
     lines = [line for part in parts for line in part]
     chosen, others = None, []
     for part in reversed(parts):
@@ -105,6 +111,19 @@ def judge(
         failures.ends(lines),
         agreeing_states,
     )
+
+
+def _without_the_stop(part: list[Line]) -> list[Line]:
+    """Leave out what vLLM's server says of an engine that ended because a stop was asked for."""
+    kept, asked, inside = [], False, False
+    for line in part:
+        asked = asked or bool(_STOP.search(line.text))
+        inside = inside or (asked and line.level == ERROR and bool(_ENGINE_STOPPED.search(line.text)))
+        if not inside or line.level != ERROR:
+            kept.append(line)
+        elif _ENGINE_DEAD.search(line.text):
+            inside = False
+    return kept
 
 
 def _since_it_served(parts: list[list[Line]], table: Table) -> list[list[Line]]:
