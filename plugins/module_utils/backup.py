@@ -2,13 +2,15 @@
 
 A restore is ready before anything is stopped: each set lies whole in a folder of the very directory that it is for, on
 the same disk. Then the services stop for a few renames. What stood there waits in that folder until the services
-answer, and comes back where they do not. A run that was killed in between is undone by the next one. Plain Python.
+answer, and comes back where they do not. A run that was killed in between is undone by the next one; where all of the
+new was in its place already it stays, since a service may have written in it since. Plain Python.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -46,7 +48,10 @@ def ask(*words: str) -> dict:
     if done.returncode:
         said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise BackupError(said[0].removeprefix("<3>"))
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    try:
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    except (ValueError, TypeError, IndexError):
+        raise BackupError(f"llm-backup {words[0]} gave no answer") from None
 
 
 def mib(size: float) -> str:
@@ -76,7 +81,8 @@ def taken_rows(host: str, told: dict) -> list[dict]:
 class Place:
     """A directory whose content is replaced in two steps of renames, and can be put back.
 
-    ``phase`` tells on the disk how far that went: `moving` (what stood there goes aside), `placing` (the new comes).
+    ``phase`` tells on the disk how far that went: `moving` (what stood there goes aside), `placing` (the new comes),
+    `placed` (the new is there in every place).
     """
 
     def __init__(self, path: Path):
@@ -85,24 +91,40 @@ class Place:
 
     def make_ready(self) -> None:
         """Undo what a run that was killed has left, and have an empty folder to work in."""
-        self.put_back()
+        if self.reached() == "placed":
+            self.clear()
+        else:
+            self.put_back()
         self.area.mkdir(mode=0o700)
+
+    def reached(self) -> str:
+        """Return how far a swap went; nothing where there is none to end."""
+        return self.phase.read_text() if self.phase.exists() else ""
+
+    def mark(self, phase: str) -> None:
+        """Note how far it went, in one step: an empty note would have what stood there taken for done with."""
+        beside = self.area / "phase.new"
+        with beside.open("w") as handle:
+            handle.write(phase)
+            handle.flush()
+            os.fsync(handle.fileno())
+        beside.replace(self.phase)
 
     def swap(self) -> None:
         self.before.mkdir(mode=0o700)
-        self.phase.write_text("moving")
+        self.mark("moving")
         self._move(self.path, self.before)
-        self.phase.write_text("placing")
+        self.mark("placing")
         self._move(self.new, self.path)
 
     def put_back(self) -> None:
         """Have what stood there before the swap, as far as it went; without one nothing changes."""
-        phase = self.phase.read_text() if self.phase.exists() else ""
-        if phase == "placing":
+        phase = self.reached()
+        if phase in ("placing", "placed"):
             failed = self.area / "failed"
             failed.mkdir(exist_ok=True)
             self._move(self.path, failed)
-            self.phase.write_text("moving")
+            self.mark("moving")
         if phase:
             self._move(self.before, self.path)
         self.clear()
@@ -215,17 +237,30 @@ def restore(snapshot: dict, settings: dict, only_look: bool = False) -> list[dic
             stack.enter_context(service.lock())
         try:
             # What a killed run has left takes room, too.
+            if any(place.reached() for place in places):
+                resume(services, places)
             for place in places:
                 place.make_ready()
             check_room(sets)
             for one, place in zip(sets, places, strict=True):
                 told = ask("fetch", snapshot["id"], one["name"], str(place.area))
                 rows.append(row(one["name"], f"{told['files']} files in {one['path']}"))
-        except (BackupError, OSError):
+        except Exception:
             for place in places:
                 place.put_back()
             raise
         return rows + replace(services, places)
+
+
+def resume(services: list[Running], places: list[Place]) -> None:
+    """End what a run that was killed has begun, while the services do not work on it; they run afterwards."""
+    if not any(place.reached() == "placed" for place in places):
+        back(services, places)
+        return
+    for place in places:
+        place.clear()
+    for service in services:
+        service.serve()
 
 
 def replace(services: list[Running], places: list[Place]) -> list[dict]:
@@ -236,22 +271,36 @@ def replace(services: list[Running], places: list[Place]) -> list[dict]:
             service.stop()
         for place in places:
             place.swap()
+        for place in places:
+            place.mark("placed")
         failures = {service.name: service.serve() for service in services}
         failure = next((f"{name} does not serve on it: {why}" for name, why in failures.items() if why), None)
-    except (OSError, systemd_unit.SystemdError) as error:
-        failure = str(error)
+    except Exception as error:  # whatever it is, what stood there comes back
+        failure = str(error) or type(error).__name__
     seconds = time.monotonic() - begin
     if failure:
-        raise BackupError(f"{failure}; {back(services, places)}")
+        raise BackupError(f"{failure}; {undone(services, places)}")
     for place in places:
         place.clear()
     return [row(service.name, f"serves again; away for {seconds:.1f} s at most") for service in services]
+
+
+def undone(services: list[Running], places: list[Place]) -> str:
+    """Put back what stood there; say what came of it, and where it is when that cannot be done now."""
+    try:
+        return back(services, places)
+    except (OSError, systemd_unit.SystemdError) as error:
+        where = ", ".join(str(place.before) for place in places if place.reached())
+        return f"what stood there before is not back ({error}): it is in {where}; restore again, which brings it back"
 
 
 def back(services: list[Running], places: list[Place]) -> str:
     """Put back what stood there and start the services on it; say what came of that."""
     for service in services:
         service.stop()
+    for place in places:
+        if place.reached() == "placed":  # else a run that was killed here would leave some old and some new
+            place.mark("placing")
     for place in places:
         place.put_back()
     failures = {service.name: why for service in services if (why := service.serve())}

@@ -338,6 +338,21 @@ class TestPlace:
         place.area.rmdir()
         assert names(place) == ["both", "old"] and (place.path / "both").read_text() == "old"
 
+    def test_a_machine_that_went_down_while_it_was_noted_how_far_it_went_loses_nothing(self, place, monkeypatch):
+        def down(number):
+            raise KeyboardInterrupt
+
+        place.before.mkdir()
+        place.mark("moving")
+        place._move(place.path, place.before)
+        monkeypatch.setattr(restoring.os, "fsync", down)
+        with pytest.raises(KeyboardInterrupt):
+            place.mark("placing")
+        monkeypatch.undo()
+        restoring.Place(place.path).make_ready()
+        place.area.rmdir()
+        assert names(place) == ["both", "old"]
+
 
 class Stub:
     """A service that serves or not, one answer a start."""
@@ -369,9 +384,79 @@ class TestReplace:
         )
         assert names(place) == ["both", "old"]
 
+    def test_what_stood_there_comes_back_whatever_went_wrong(self, place):
+        class Odd(Stub):
+            def serve(self):
+                self.did.append("start")
+                if len(self.did) == 2:
+                    raise restoring.service_release.Refused("its note is gone")
+
+        with pytest.raises(restoring.BackupError, match="its note is gone; what stood there before is back"):
+            restoring.replace([Odd()], [place])
+        assert names(place) == ["both", "old"]
+
+    def test_where_it_cannot_come_back_now_it_is_told_where_it_is(self, place):
+        class Stuck(Stub):
+            def stop(self):
+                self.did.append("stop")
+                if len(self.did) > 2:
+                    raise restoring.systemd_unit.SystemdError("no end after 300 s")
+
+        with pytest.raises(restoring.BackupError) as failed:
+            restoring.replace([Stuck("503")], [place])
+        assert f"is not back (no end after 300 s): it is in {place.before};" in str(failed.value)
+        assert (place.before / "old").exists()
+
     def test_a_service_that_served_on_neither_is_told(self, place):
         with pytest.raises(restoring.BackupError, match="does not serve on that either: 500"):
             restoring.replace([Stub("503", "500")], [place])
+
+
+class TestAfterAKilledRun:
+    """The services run again, started by a person, when the next restore begins."""
+
+    @pytest.fixture
+    def services(self, place, monkeypatch):
+        """One service, which tells what stood in the place at each stop and start; the fetch fails."""
+
+        class Told(Stub):
+            def lock(self):
+                return contextlib.nullcontext()
+
+            def stop(self):
+                self.did.append(("stop", names(place)))
+
+            def serve(self):
+                self.did.append(("start", names(place)))
+
+        service = Told()
+        monkeypatch.setattr(restoring, "check_services", lambda names: [service])
+
+        def ask(*words):
+            raise restoring.BackupError("the repository is away")
+
+        monkeypatch.setattr(restoring, "ask", ask)
+        return service
+
+    def again(self, place):
+        here = {"data": [{"name": "jobs", "path": str(place.path), "service": "ai-server"}]}
+        with pytest.raises(restoring.BackupError, match="the repository is away"):
+            restoring.restore({**SNAPSHOT, "at": ""}, here)
+
+    def test_what_it_left_half_done_is_undone_while_the_service_is_stopped(self, place, services):
+        place.swap()
+        self.again(place)
+        area = restoring.AREA
+        assert services.did == [("stop", [area, "both"]), ("start", ["both", "old"])]
+        assert names(place) == ["both", "old"]
+
+    def test_what_was_all_in_its_place_stays_with_what_was_written_since(self, place, services):
+        place.swap()
+        place.mark("placed")
+        (place.path / "written since").touch()
+        self.again(place)
+        assert ("stop", [restoring.AREA, "both", "written since"]) not in services.did
+        assert names(place) == ["both", "written since"] and (place.path / "both").read_text() == "new"
 
 
 SNAPSHOT = {"id": "aabbccddee", "host": "old",
