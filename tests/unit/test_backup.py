@@ -135,6 +135,17 @@ class TestWhatIsBackedUp:
         assert [(one["name"], one["files"]) for one in told["sets"]] == [("jobs", 1)]
         assert told["users"][str(os.getuid())] and told["host"] == "one"
 
+    def test_a_directory_that_is_a_link_is_backed_up_where_it_leads(self, home):
+        database(home / "disk/state/jobs.sqlite3").close()
+        (home / "disk/state/a").touch()
+        (home / "app").mkdir()
+        (home / "app/state").symlink_to(home / "disk/state")
+        paths, excluded = program.stage(settings(home), [])
+        assert f"{home}/disk/state" in paths and f"{home}/app/state" not in paths
+        assert f"{home}/disk/state/jobs.sqlite3" in excluded
+        (one,) = json.loads((program.HOME / "staging/manifest.json").read_text())["sets"]
+        assert (one["name"], one["path"], one["files"]) == ("jobs", f"{home}/disk/state", 2)
+
     def test_a_damaged_database_is_backed_up_as_it_is_and_that_is_told(self, home):
         database(home / "app/state/jobs.sqlite3", rows=500).close()
         path = home / "app/state/jobs.sqlite3"
@@ -243,7 +254,11 @@ class TestFind:
         ("host", "which", "sentence"),
         [
             ("three", "latest", "no snapshot of three; it has some of: one, two"),
-            ("one", "33", "backup_snapshot 33 is no snapshot of one; the newest are: 22ff (2026-01-02 00:00), 11ff"),
+            (
+                "one",
+                "33",
+                "33 is no snapshot of one; the newest are: 22ff (2026-01-02 00:00:00 UTC), 11ff",
+            ),
             ("one", "", "is not one snapshot of one"),
         ],
     )
@@ -252,8 +267,34 @@ class TestFind:
             program.find(host, which)
         assert sentence in str(refused.value)
 
+    def test_the_newest_is_so_in_every_time_zone(self, restic):
+        times = ("2026-10-25T02:40:00.5+02:00", "2026-10-25T02:20:00.123456789+01:00", "2026-10-25T01:00:00Z")
+        restic.answers["snapshots"] = json.dumps([{**NEWER, "id": f"{n}", "time": at} for n, at in enumerate(times)])
+        assert [one["id"] for one in program.snapshots()] == ["0", "2", "1"]
+        found = program.find("one", "latest")
+        assert (found["id"], found["at"]) == ("1", "2026-10-25 01:20:00 UTC")
+
 
 class TestFetch:
+    def test_a_snapshot_that_gives_nothing_of_its_files_is_refused(self, home, restic, monkeypatch):
+        one = {"name": "jobs", "path": f"{home}/live", "files": 2, "databases": []}
+        restic.answers["dump"] = json.dumps({"sets": [one], "users": {}, "groups": {}})
+        (home / "live").mkdir()
+        (home / "live/precious").touch()
+
+        def link():  # as a snapshot of a link has it
+            (home / "area/raw" / str(home).lstrip("/")).mkdir(parents=True)
+            (home / "area/raw" / f"{home}/live".lstrip("/")).symlink_to(home / "live")
+            return ""
+
+        run = program.restic
+        monkeypatch.setattr(
+            program, "restic", lambda *words, **more: (link() if words[0] == "restore" else None) or run(*words, **more)
+        )
+        with pytest.raises(program.Refused, match="jobs came without any of its 2 files"):
+            program.fetch("aa", "jobs", home / "area")
+        assert (home / "live/precious").exists()
+
     def test_owners_are_those_of_the_names_here(self, home, monkeypatch):
         tree = home / "tree"
         tree.mkdir()
