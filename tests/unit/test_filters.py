@@ -403,10 +403,21 @@ def test_a_further_path_of_a_back_up_is_its_own_name():
 
 @pytest.mark.parametrize(
     ("repository", "around"),
-    [("/a/state/repository", ["/a/state"]), ("/a/state", ["/a/state"]), ("/a/states", []), ("s3:https://a/state", [])],
+    [
+        ("/a/state/repository", ["/a/state"]),
+        ("/a/state", ["/a/state"]),
+        ("/srv/../a/state/x", ["/a/state"]),
+        ("/a/states", []),
+        ("s3:https://a/state", []),
+    ],
 )
 def test_a_repository_in_what_is_backed_up_is_found(repository, around):
     assert load("backup")["holding"]([{"path": "/a/state"}, {"path": "/b"}], repository) == around
+
+
+def test_a_directory_in_another_that_is_backed_up_is_found():
+    sets = [{"path": path} for path in ("/srv/a", "/srv/ab", "/srv/a/b/c", "/var/a")]
+    assert load("backup")["nested"](sets) == ["/srv/a/b/c"]
 
 
 def test_a_file_of_variables_has_values_as_they_stand():
