@@ -9,6 +9,7 @@ new was in its place already it stays, since a service may have written in it si
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from . import service_release, systemd_unit
 
 PROGRAM = Path("/usr/local/sbin/llm-backup")
 SETTINGS = Path("/etc/llm-backup/settings.json")
+LOCK = Path("/var/lib/llm-backup/lock")  # of the program, while it takes a back-up
 AREA = ".llm-restore"
 RESERVE = 64 << 20  # bytes that stay free on each disk
 SETTLED = 5  # s that a unit of somebody else must live
@@ -176,6 +178,17 @@ class Running:
         return None if seen["ready"] else seen["why"]
 
 
+@contextlib.contextmanager
+def no_back_up():
+    """Keep back-ups away: one that is taken while data changes places has some of it, and is the newest."""
+    with LOCK.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BackupError("a back-up of this host is running; restore again when it has ended") from None
+        yield
+
+
 # -- a restore --------------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +246,7 @@ def restore(snapshot: dict, settings: dict, only_look: bool = False) -> list[dic
         check_room(sets)
         return rows
     with ExitStack() as stack:
+        stack.enter_context(no_back_up())
         for service in services:
             stack.enter_context(service.lock())
         try:

@@ -472,6 +472,7 @@ class TestAfterAKilledRun:
 
         service = Told()
         monkeypatch.setattr(restoring, "check_services", lambda names: [service])
+        monkeypatch.setattr(restoring, "LOCK", program.HOME / "lock")
 
         def ask(*words):
             raise restoring.BackupError("the repository is away")
@@ -483,6 +484,13 @@ class TestAfterAKilledRun:
         here = {"data": [{"name": "jobs", "path": str(place.path), "service": "ai-server"}]}
         with pytest.raises(restoring.BackupError, match="the repository is away"):
             restoring.restore({**SNAPSHOT, "at": ""}, here)
+
+    def test_nothing_is_touched_while_a_back_up_is_taken(self, place, services):
+        place.swap()
+        here = {"data": [{"name": "jobs", "path": str(place.path), "service": "ai-server"}]}
+        with program.alone(0), pytest.raises(restoring.BackupError, match="a back-up of this host is running"):
+            restoring.restore({**SNAPSHOT, "at": ""}, here)
+        assert services.did == [] and place.reached() == "placing"
 
     def test_what_it_left_half_done_is_undone_while_the_service_is_stopped(self, place, services):
         place.swap()
