@@ -379,6 +379,25 @@ class TestPlace:
         place.area.rmdir()
         assert names(place) == ["both", "old"] and (place.path / "both").read_text() == "old"
 
+    @pytest.mark.parametrize("at", range(4))
+    def test_one_that_was_killed_while_it_put_things_back_is_undone_too(self, place, monkeypatch, at):
+        renames, rename = [], Path.rename
+
+        def killed(path, target):
+            if len(renames) == at:
+                raise KeyboardInterrupt
+            renames.append(path)
+            return rename(path, target)
+
+        place.swap()
+        monkeypatch.setattr(Path, "rename", killed)
+        with contextlib.suppress(KeyboardInterrupt):
+            place.put_back()
+        monkeypatch.undo()
+        restoring.Place(place.path).make_ready()
+        place.area.rmdir()
+        assert names(place) == ["both", "old"] and (place.path / "both").read_text() == "old"
+
     def test_a_machine_that_went_down_while_it_was_noted_how_far_it_went_loses_nothing(self, place, monkeypatch):
         def down(number):
             raise KeyboardInterrupt
