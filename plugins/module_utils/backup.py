@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ PROGRAM = Path("/usr/local/sbin/llm-backup")
 SETTINGS = Path("/etc/llm-backup/settings.json")
 LOCK = Path("/var/lib/llm-backup/lock")  # of the program, while it takes a back-up
 AREA = ".llm-restore"
+BESIDE_DATABASE = ("-wal", "-shm", "-journal")  # of SQLite
 RESERVE = 64 << 20  # bytes that stay free on each disk
 SETTLED = 5  # s that a unit of somebody else must live
 NONE = "no repository is configured on this host (backup_repository), so no back-up was taken"
@@ -89,7 +91,8 @@ class Place:
 
     def __init__(self, path: Path):
         self.path, self.area = path, path / AREA
-        self.new, self.before, self.phase = (self.area / name for name in ("new", "before", "phase"))
+        names = ("new", "before", "phase", "failed")
+        self.new, self.before, self.phase, self.failed = (self.area / name for name in names)
 
     def make_ready(self) -> None:
         """Undo what a run that was killed has left, and have an empty folder to work in."""
@@ -123,13 +126,23 @@ class Place:
         """Have what stood there before the swap, as far as it went; without one nothing changes."""
         phase = self.reached()
         if phase in ("placing", "placed"):
-            failed = self.area / "failed"
-            failed.mkdir(exist_ok=True)
-            self._move(self.path, failed)
+            self.failed.mkdir(exist_ok=True)
+            self._move(self.path, self.failed)
             self.mark("moving")
         if phase:
+            # A service that was started in between has made its own, which the journal of its database belongs to.
+            made = [child.name for child in self.before.iterdir() if os.path.lexists(self.path / child.name)]
+            for name in [name + end for name in made for end in ("", *BESIDE_DATABASE)]:
+                self._set_aside(name)
             self._move(self.before, self.path)
         self.clear()
+
+    def _set_aside(self, name: str) -> None:
+        if not os.path.lexists(self.path / name):
+            return
+        self.failed.mkdir(exist_ok=True)
+        free = next(free for n in itertools.count() if not os.path.lexists(free := self.failed / f"{name}.{n}"))
+        (self.path / name).rename(free)
 
     def clear(self) -> None:
         """Let go of what stood there before."""

@@ -398,6 +398,21 @@ class TestPlace:
         place.area.rmdir()
         assert names(place) == ["both", "old"] and (place.path / "both").read_text() == "old"
 
+    def test_what_a_service_made_meanwhile_is_not_in_the_way_and_no_journal_of_it_stays(self, place, monkeypatch):
+        (place.path / "dir").mkdir()
+        place.before.mkdir()
+        place.mark("moving")
+        for name in ("both", "dir"):
+            (place.path / name).rename(place.before / name)
+        # Somebody starts the service: it makes a database and files of its own.
+        (place.path / "dir/2026").mkdir(parents=True)
+        for name in ("both", "both-wal", "both-shm"):
+            (place.path / name).write_text("of another database")
+        restoring.Place(place.path).make_ready()
+        place.area.rmdir()
+        assert names(place) == ["both", "dir", "old"] and (place.path / "both").read_text() == "old"
+        assert list((place.path / "dir").iterdir()) == []
+
     def test_a_machine_that_went_down_while_it_was_noted_how_far_it_went_loses_nothing(self, place, monkeypatch):
         def down(number):
             raise KeyboardInterrupt
