@@ -487,6 +487,32 @@ class TestReplace:
             restoring.replace([Stub("503", "500")], [place])
 
 
+class TestAUnitOfSomebodyElse:
+    @pytest.fixture
+    def unit(self, tmp_path, monkeypatch):
+        """Prometheus, which no role here has brought; ``shown`` is what systemd says of it."""
+        asked, shown = [], {"LoadState": "loaded", "ActiveState": "active"}
+        monkeypatch.setattr(restoring.service_release, "STORE", tmp_path / "store")
+        monkeypatch.setattr(restoring.systemd_unit, "run", lambda *words, **_: asked.append(words[1:]))
+        monkeypatch.setattr(restoring.systemd_unit, "show", lambda unit: shown)
+        monkeypatch.setattr(restoring.time, "sleep", asked.append)
+        found = restoring.Running("prometheus")
+        found.asked, found.shown = asked, shown
+        return found
+
+    def test_it_is_stopped_and_must_live_for_a_while_afterwards(self, unit):
+        unit.stop()
+        assert unit.there() and unit.serve() is None
+        assert unit.asked == [("stop", "prometheus.service"), ("start", "prometheus.service"), restoring.SETTLED]
+        unit.shown["ActiveState"] = "failed"
+        assert unit.serve() == "its unit is failed"
+
+    def test_one_that_is_not_there_is_refused(self, unit):
+        unit.shown["LoadState"] = "not-found"
+        with pytest.raises(restoring.BackupError, match="prometheus is not on this host yet"):
+            restoring.check_services(["prometheus"])
+
+
 class TestAfterAKilledRun:
     """The services run again, started by a person, when the next restore begins."""
 
