@@ -521,8 +521,11 @@ class TestAfterAKilledRun:
         """One service, which tells what stood in the place at each stop and start; the fetch fails."""
 
         class Told(Stub):
+            @contextlib.contextmanager
             def lock(self):
-                return contextlib.nullcontext()
+                self.did.append("lock")
+                yield
+                self.did.append("free")
 
             def stop(self):
                 self.did.append(("stop", names(place)))
@@ -556,7 +559,8 @@ class TestAfterAKilledRun:
         place.swap()
         self.again(place)
         area = restoring.AREA
-        assert services.did == [("stop", [area, "both"]), ("start", ["both", "old"])]
+        assert services.did[1:3] == [("stop", [area, "both"]), ("start", ["both", "old"])]
+        assert services.did[0] == "lock"  # so that neither the watchdog nor another run meddles
         assert names(place) == ["both", "old"]
 
     def test_what_was_all_in_its_place_stays_with_what_was_written_since(self, place, services):

@@ -207,6 +207,10 @@ def test_the_unit_is_hardened(host):
             {"watchdog_night_restart": True, "watchdog_night_window": 600, "watchdog_night_units": ["x.service"]},
             "need 1200 s, 1200 s a batch; the window",
         ),
+        (
+            {"watchdog_night_restart": True, "watchdog_night_quiet": 3600},
+            "watchdog_night_quiet is 3600, and this",
+        ),
     ],
 )
 def test_bad_variables_are_refused(host, converge, variables, says):
