@@ -570,6 +570,28 @@ class TestAfterAKilledRun:
         self.again(place)
         assert ("stop", [restoring.AREA, "both", "written since"]) not in services.did
         assert names(place) == ["both", "written since"] and (place.path / "both").read_text() == "new"
+        assert ("start", ["both", "written since"]) in services.did  # the killed run had it stopped
+
+    def test_a_whole_restore_leaves_the_new_alone(self, place, services, monkeypatch):
+        place.clear()
+        rooms = []
+
+        def fetched(*words):
+            assert words == ("fetch", SNAPSHOT["id"], "jobs", str(place.area)) and rooms
+            place.new.mkdir()
+            (place.new / "both").write_text("new")
+            return {"files": 1}
+
+        services.serve = lambda: services.did.append(("start", place.reached()))
+        monkeypatch.setattr(restoring, "ask", fetched)
+        monkeypatch.setattr(restoring, "check_room", rooms.append)
+        here = {"data": [{"name": "jobs", "path": str(place.path), "service": "ai-server"}]}
+        rows = restoring.restore({**SNAPSHOT, "at": "now"}, here)
+        assert [one["what"] for one in rows] == ["snapshot", "jobs", "ai-server"]
+        assert rows[1]["measured"] == f"1 files in {place.path}"
+        # While it starts a kill may come, and the service may write.
+        assert services.did[-2:] == [("start", "placed"), "free"]
+        assert names(place) == ["both"] and (place.path / "both").read_text() == "new"
 
 
 SNAPSHOT = {"id": "aabbccddee", "host": "old",
