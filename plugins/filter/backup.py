@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from pathlib import PurePosixPath
 
 
@@ -17,8 +18,14 @@ def backup_sets(data: list, paths: list) -> list:
 
 def holding(sets: list, repository: str) -> list:
     """Return the directories in which the directory of a repository would be backed up into itself."""
-    place = PurePosixPath(repository)
+    place = PurePosixPath(posixpath.normpath(repository))
     return [one["path"] for one in sets if repository.startswith("/") and place.is_relative_to(one["path"])]
+
+
+def nested(sets: list) -> list:
+    """Return the directories that are in another one: a restore could put back neither while the other is replaced."""
+    paths = [PurePosixPath(one["path"]) for one in sets]
+    return [str(inner) for inner in paths if any(outer in inner.parents for outer in paths)]
 
 
 def variable_lines(variables: dict) -> str:
@@ -28,4 +35,4 @@ def variable_lines(variables: dict) -> str:
 
 class FilterModule:
     def filters(self):
-        return {"backup_sets": backup_sets, "holding": holding, "variable_lines": variable_lines}
+        return {"backup_sets": backup_sets, "holding": holding, "nested": nested, "variable_lines": variable_lines}

@@ -15,7 +15,8 @@ from ansible.module_utils import night
 def night_slot(hosts: list, host: str, at: str, window: int, batch: int) -> dict:
     """Return the part of the night of ``host``; ``problem`` in it where there is none."""
     try:
-        return {**night.slot(list(hosts), host, at, int(window), int(batch)), "problem": ""}
+        # A batch of none is refused by its own rule.
+        return {**night.slot(list(hosts), host, at, int(window), max(1, int(batch))), "problem": ""}
     except night.NoTime as error:
         return {"number": 0, "parts": 0, "begin": "", "patience": 0, "problem": str(error)}
 

@@ -2,13 +2,17 @@
 
 A restore is ready before anything is stopped: each set lies whole in a folder of the very directory that it is for, on
 the same disk. Then the services stop for a few renames. What stood there waits in that folder until the services
-answer, and comes back where they do not. A run that was killed in between is undone by the next one. Plain Python.
+answer, and comes back where they do not. A run that was killed in between is undone by the next one; where all of the
+new was in its place already it stays, since a service may have written in it since. Plain Python.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +24,9 @@ from . import service_release, systemd_unit
 
 PROGRAM = Path("/usr/local/sbin/llm-backup")
 SETTINGS = Path("/etc/llm-backup/settings.json")
+LOCK = Path("/var/lib/llm-backup/lock")  # of the program, while it takes a back-up
 AREA = ".llm-restore"
+BESIDE_DATABASE = ("-wal", "-shm", "-journal")  # of SQLite
 RESERVE = 64 << 20  # bytes that stay free on each disk
 SETTLED = 5  # s that a unit of somebody else must live
 NONE = "no repository is configured on this host (backup_repository), so no back-up was taken"
@@ -46,7 +52,10 @@ def ask(*words: str) -> dict:
     if done.returncode:
         said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise BackupError(said[0].removeprefix("<3>"))
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    try:
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    except (ValueError, TypeError, IndexError):
+        raise BackupError(f"llm-backup {words[0]} gave no answer") from None
 
 
 def mib(size: float) -> str:
@@ -76,36 +85,64 @@ def taken_rows(host: str, told: dict) -> list[dict]:
 class Place:
     """A directory whose content is replaced in two steps of renames, and can be put back.
 
-    ``phase`` tells on the disk how far that went: `moving` (what stood there goes aside), `placing` (the new comes).
+    ``phase`` tells on the disk how far that went: `moving` (what stood there goes aside), `placing` (the new comes),
+    `placed` (the new is there in every place).
     """
 
     def __init__(self, path: Path):
         self.path, self.area = path, path / AREA
-        self.new, self.before, self.phase = (self.area / name for name in ("new", "before", "phase"))
+        names = ("new", "before", "phase", "failed")
+        self.new, self.before, self.phase, self.failed = (self.area / name for name in names)
 
     def make_ready(self) -> None:
         """Undo what a run that was killed has left, and have an empty folder to work in."""
-        self.put_back()
+        if self.reached() == "placed":
+            self.clear()
+        else:
+            self.put_back()
         self.area.mkdir(mode=0o700)
+
+    def reached(self) -> str:
+        """Return how far a swap went; nothing where there is none to end."""
+        return self.phase.read_text() if self.phase.exists() else ""
+
+    def mark(self, phase: str) -> None:
+        """Note how far it went, in one step: an empty note would have what stood there taken for done with."""
+        beside = self.area / "phase.new"
+        with beside.open("w") as handle:
+            handle.write(phase)
+            handle.flush()
+            os.fsync(handle.fileno())
+        beside.replace(self.phase)
 
     def swap(self) -> None:
         self.before.mkdir(mode=0o700)
-        self.phase.write_text("moving")
+        self.mark("moving")
         self._move(self.path, self.before)
-        self.phase.write_text("placing")
+        self.mark("placing")
         self._move(self.new, self.path)
 
     def put_back(self) -> None:
         """Have what stood there before the swap, as far as it went; without one nothing changes."""
-        phase = self.phase.read_text() if self.phase.exists() else ""
-        if phase == "placing":
-            failed = self.area / "failed"
-            failed.mkdir(exist_ok=True)
-            self._move(self.path, failed)
-            self.phase.write_text("moving")
+        phase = self.reached()
+        if phase in ("placing", "placed"):
+            self.failed.mkdir(exist_ok=True)
+            self._move(self.path, self.failed)
+            self.mark("moving")
         if phase:
+            # A service that was started in between has made its own, which the journal of its database belongs to.
+            made = [child.name for child in self.before.iterdir() if os.path.lexists(self.path / child.name)]
+            for name in [name + end for name in made for end in ("", *BESIDE_DATABASE)]:
+                self._set_aside(name)
             self._move(self.before, self.path)
         self.clear()
+
+    def _set_aside(self, name: str) -> None:
+        if not os.path.lexists(self.path / name):
+            return
+        self.failed.mkdir(exist_ok=True)
+        free = next(free for n in itertools.count() if not os.path.lexists(free := self.failed / f"{name}.{n}"))
+        (self.path / name).rename(free)
 
     def clear(self) -> None:
         """Let go of what stood there before."""
@@ -152,6 +189,17 @@ class Running:
         self.service.start(proof["before_start"], regardless=True)
         seen = self.service.look(proof["probes"], limit, limit)
         return None if seen["ready"] else seen["why"]
+
+
+@contextlib.contextmanager
+def no_back_up():
+    """Keep back-ups away: one that is taken while data changes places has some of it, and is the newest."""
+    with LOCK.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BackupError("a back-up of this host is running; restore again when it has ended") from None
+        yield
 
 
 # -- a restore --------------------------------------------------------------------------------------------------------
@@ -211,21 +259,35 @@ def restore(snapshot: dict, settings: dict, only_look: bool = False) -> list[dic
         check_room(sets)
         return rows
     with ExitStack() as stack:
+        stack.enter_context(no_back_up())
         for service in services:
             stack.enter_context(service.lock())
         try:
             # What a killed run has left takes room, too.
+            if any(place.reached() for place in places):
+                resume(services, places)
             for place in places:
                 place.make_ready()
             check_room(sets)
             for one, place in zip(sets, places, strict=True):
                 told = ask("fetch", snapshot["id"], one["name"], str(place.area))
                 rows.append(row(one["name"], f"{told['files']} files in {one['path']}"))
-        except (BackupError, OSError):
+        except Exception:
             for place in places:
                 place.put_back()
             raise
         return rows + replace(services, places)
+
+
+def resume(services: list[Running], places: list[Place]) -> None:
+    """End what a run that was killed has begun, while the services do not work on it; they run afterwards."""
+    if not any(place.reached() == "placed" for place in places):
+        back(services, places)
+        return
+    for place in places:
+        place.clear()
+    for service in services:
+        service.serve()
 
 
 def replace(services: list[Running], places: list[Place]) -> list[dict]:
@@ -236,22 +298,36 @@ def replace(services: list[Running], places: list[Place]) -> list[dict]:
             service.stop()
         for place in places:
             place.swap()
+        for place in places:
+            place.mark("placed")
         failures = {service.name: service.serve() for service in services}
         failure = next((f"{name} does not serve on it: {why}" for name, why in failures.items() if why), None)
-    except (OSError, systemd_unit.SystemdError) as error:
-        failure = str(error)
+    except Exception as error:  # whatever it is, what stood there comes back
+        failure = str(error) or type(error).__name__
     seconds = time.monotonic() - begin
     if failure:
-        raise BackupError(f"{failure}; {back(services, places)}")
+        raise BackupError(f"{failure}; {undone(services, places)}")
     for place in places:
         place.clear()
     return [row(service.name, f"serves again; away for {seconds:.1f} s at most") for service in services]
+
+
+def undone(services: list[Running], places: list[Place]) -> str:
+    """Put back what stood there; say what came of it, and where it is when that cannot be done now."""
+    try:
+        return back(services, places)
+    except (OSError, systemd_unit.SystemdError) as error:
+        where = ", ".join(str(place.before) for place in places if place.reached())
+        return f"what stood there before is not back ({error}): it is in {where}; restore again, which brings it back"
 
 
 def back(services: list[Running], places: list[Place]) -> str:
     """Put back what stood there and start the services on it; say what came of that."""
     for service in services:
         service.stop()
+    for place in places:
+        if place.reached() == "placed":  # else a run that was killed here would leave some old and some new
+            place.mark("placing")
     for place in places:
         place.put_back()
     failures = {service.name: why for service in services if (why := service.serve())}

@@ -135,6 +135,17 @@ class TestWhatIsBackedUp:
         assert [(one["name"], one["files"]) for one in told["sets"]] == [("jobs", 1)]
         assert told["users"][str(os.getuid())] and told["host"] == "one"
 
+    def test_a_directory_that_is_a_link_is_backed_up_where_it_leads(self, home):
+        database(home / "disk/state/jobs.sqlite3").close()
+        (home / "disk/state/a").touch()
+        (home / "app").mkdir()
+        (home / "app/state").symlink_to(home / "disk/state")
+        paths, excluded = program.stage(settings(home), [])
+        assert f"{home}/disk/state" in paths and f"{home}/app/state" not in paths
+        assert f"{home}/disk/state/jobs.sqlite3" in excluded
+        (one,) = json.loads((program.HOME / "staging/manifest.json").read_text())["sets"]
+        assert (one["name"], one["path"], one["files"]) == ("jobs", f"{home}/disk/state", 2)
+
     def test_a_damaged_database_is_backed_up_as_it_is_and_that_is_told(self, home):
         database(home / "app/state/jobs.sqlite3", rows=500).close()
         path = home / "app/state/jobs.sqlite3"
@@ -243,7 +254,11 @@ class TestFind:
         ("host", "which", "sentence"),
         [
             ("three", "latest", "no snapshot of three; it has some of: one, two"),
-            ("one", "33", "backup_snapshot 33 is no snapshot of one; the newest are: 22ff (2026-01-02 00:00), 11ff"),
+            (
+                "one",
+                "33",
+                "33 is no snapshot of one; the newest are: 22ff (2026-01-02 00:00:00 UTC), 11ff",
+            ),
             ("one", "", "is not one snapshot of one"),
         ],
     )
@@ -252,8 +267,34 @@ class TestFind:
             program.find(host, which)
         assert sentence in str(refused.value)
 
+    def test_the_newest_is_so_in_every_time_zone(self, restic):
+        times = ("2026-10-25T02:40:00.5+02:00", "2026-10-25T02:20:00.123456789+01:00", "2026-10-25T01:00:00Z")
+        restic.answers["snapshots"] = json.dumps([{**NEWER, "id": f"{n}", "time": at} for n, at in enumerate(times)])
+        assert [one["id"] for one in program.snapshots()] == ["0", "2", "1"]
+        found = program.find("one", "latest")
+        assert (found["id"], found["at"]) == ("1", "2026-10-25 01:20:00 UTC")
+
 
 class TestFetch:
+    def test_a_snapshot_that_gives_nothing_of_its_files_is_refused(self, home, restic, monkeypatch):
+        one = {"name": "jobs", "path": f"{home}/live", "files": 2, "databases": []}
+        restic.answers["dump"] = json.dumps({"sets": [one], "users": {}, "groups": {}})
+        (home / "live").mkdir()
+        (home / "live/precious").touch()
+
+        def link():  # as a snapshot of a link has it
+            (home / "area/raw" / str(home).lstrip("/")).mkdir(parents=True)
+            (home / "area/raw" / f"{home}/live".lstrip("/")).symlink_to(home / "live")
+            return ""
+
+        run = program.restic
+        monkeypatch.setattr(
+            program, "restic", lambda *words, **more: (link() if words[0] == "restore" else None) or run(*words, **more)
+        )
+        with pytest.raises(program.Refused, match="jobs came without any of its 2 files"):
+            program.fetch("aa", "jobs", home / "area")
+        assert (home / "live/precious").exists()
+
     def test_owners_are_those_of_the_names_here(self, home, monkeypatch):
         tree = home / "tree"
         tree.mkdir()
@@ -338,6 +379,55 @@ class TestPlace:
         place.area.rmdir()
         assert names(place) == ["both", "old"] and (place.path / "both").read_text() == "old"
 
+    @pytest.mark.parametrize("at", range(4))
+    def test_one_that_was_killed_while_it_put_things_back_is_undone_too(self, place, monkeypatch, at):
+        renames, rename = [], Path.rename
+
+        def killed(path, target):
+            if len(renames) == at:
+                raise KeyboardInterrupt
+            renames.append(path)
+            return rename(path, target)
+
+        place.swap()
+        monkeypatch.setattr(Path, "rename", killed)
+        with contextlib.suppress(KeyboardInterrupt):
+            place.put_back()
+        monkeypatch.undo()
+        restoring.Place(place.path).make_ready()
+        place.area.rmdir()
+        assert names(place) == ["both", "old"] and (place.path / "both").read_text() == "old"
+
+    def test_what_a_service_made_meanwhile_is_not_in_the_way_and_no_journal_of_it_stays(self, place, monkeypatch):
+        (place.path / "dir").mkdir()
+        place.before.mkdir()
+        place.mark("moving")
+        for name in ("both", "dir"):
+            (place.path / name).rename(place.before / name)
+        # Somebody starts the service: it makes a database and files of its own.
+        (place.path / "dir/2026").mkdir(parents=True)
+        for name in ("both", "both-wal", "both-shm"):
+            (place.path / name).write_text("of another database")
+        restoring.Place(place.path).make_ready()
+        place.area.rmdir()
+        assert names(place) == ["both", "dir", "old"] and (place.path / "both").read_text() == "old"
+        assert list((place.path / "dir").iterdir()) == []
+
+    def test_a_machine_that_went_down_while_it_was_noted_how_far_it_went_loses_nothing(self, place, monkeypatch):
+        def down(number):
+            raise KeyboardInterrupt
+
+        place.before.mkdir()
+        place.mark("moving")
+        place._move(place.path, place.before)
+        monkeypatch.setattr(restoring.os, "fsync", down)
+        with pytest.raises(KeyboardInterrupt):
+            place.mark("placing")
+        monkeypatch.undo()
+        restoring.Place(place.path).make_ready()
+        place.area.rmdir()
+        assert names(place) == ["both", "old"]
+
 
 class Stub:
     """A service that serves or not, one answer a start."""
@@ -369,9 +459,139 @@ class TestReplace:
         )
         assert names(place) == ["both", "old"]
 
+    def test_what_stood_there_comes_back_whatever_went_wrong(self, place):
+        class Odd(Stub):
+            def serve(self):
+                self.did.append("start")
+                if len(self.did) == 2:
+                    raise restoring.service_release.Refused("its note is gone")
+
+        with pytest.raises(restoring.BackupError, match="its note is gone; what stood there before is back"):
+            restoring.replace([Odd()], [place])
+        assert names(place) == ["both", "old"]
+
+    def test_where_it_cannot_come_back_now_it_is_told_where_it_is(self, place):
+        class Stuck(Stub):
+            def stop(self):
+                self.did.append("stop")
+                if len(self.did) > 2:
+                    raise restoring.systemd_unit.SystemdError("no end after 300 s")
+
+        with pytest.raises(restoring.BackupError) as failed:
+            restoring.replace([Stuck("503")], [place])
+        assert f"is not back (no end after 300 s): it is in {place.before};" in str(failed.value)
+        assert (place.before / "old").exists()
+
     def test_a_service_that_served_on_neither_is_told(self, place):
         with pytest.raises(restoring.BackupError, match="does not serve on that either: 500"):
             restoring.replace([Stub("503", "500")], [place])
+
+
+class TestAUnitOfSomebodyElse:
+    @pytest.fixture
+    def unit(self, tmp_path, monkeypatch):
+        """Prometheus, which no role here has brought; ``shown`` is what systemd says of it."""
+        asked, shown = [], {"LoadState": "loaded", "ActiveState": "active"}
+        monkeypatch.setattr(restoring.service_release, "STORE", tmp_path / "store")
+        monkeypatch.setattr(restoring.systemd_unit, "run", lambda *words, **_: asked.append(words[1:]))
+        monkeypatch.setattr(restoring.systemd_unit, "show", lambda unit: shown)
+        monkeypatch.setattr(restoring.time, "sleep", asked.append)
+        found = restoring.Running("prometheus")
+        found.asked, found.shown = asked, shown
+        return found
+
+    def test_it_is_stopped_and_must_live_for_a_while_afterwards(self, unit):
+        unit.stop()
+        assert unit.there() and unit.serve() is None
+        assert unit.asked == [("stop", "prometheus.service"), ("start", "prometheus.service"), restoring.SETTLED]
+        unit.shown["ActiveState"] = "failed"
+        assert unit.serve() == "its unit is failed"
+
+    def test_one_that_is_not_there_is_refused(self, unit):
+        unit.shown["LoadState"] = "not-found"
+        with pytest.raises(restoring.BackupError, match="prometheus is not on this host yet"):
+            restoring.check_services(["prometheus"])
+
+
+class TestAfterAKilledRun:
+    """The services run again, started by a person, when the next restore begins."""
+
+    @pytest.fixture
+    def services(self, place, monkeypatch):
+        """One service, which tells what stood in the place at each stop and start; the fetch fails."""
+
+        class Told(Stub):
+            @contextlib.contextmanager
+            def lock(self):
+                self.did.append("lock")
+                yield
+                self.did.append("free")
+
+            def stop(self):
+                self.did.append(("stop", names(place)))
+
+            def serve(self):
+                self.did.append(("start", names(place)))
+
+        service = Told()
+        monkeypatch.setattr(restoring, "check_services", lambda names: [service])
+        monkeypatch.setattr(restoring, "LOCK", program.HOME / "lock")
+
+        def ask(*words):
+            raise restoring.BackupError("the repository is away")
+
+        monkeypatch.setattr(restoring, "ask", ask)
+        return service
+
+    def again(self, place):
+        here = {"data": [{"name": "jobs", "path": str(place.path), "service": "ai-server"}]}
+        with pytest.raises(restoring.BackupError, match="the repository is away"):
+            restoring.restore({**SNAPSHOT, "at": ""}, here)
+
+    def test_nothing_is_touched_while_a_back_up_is_taken(self, place, services):
+        place.swap()
+        here = {"data": [{"name": "jobs", "path": str(place.path), "service": "ai-server"}]}
+        with program.alone(0), pytest.raises(restoring.BackupError, match="a back-up of this host is running"):
+            restoring.restore({**SNAPSHOT, "at": ""}, here)
+        assert services.did == [] and place.reached() == "placing"
+
+    def test_what_it_left_half_done_is_undone_while_the_service_is_stopped(self, place, services):
+        place.swap()
+        self.again(place)
+        area = restoring.AREA
+        assert services.did[1:3] == [("stop", [area, "both"]), ("start", ["both", "old"])]
+        assert services.did[0] == "lock"  # so that neither the watchdog nor another run meddles
+        assert names(place) == ["both", "old"]
+
+    def test_what_was_all_in_its_place_stays_with_what_was_written_since(self, place, services):
+        place.swap()
+        place.mark("placed")
+        (place.path / "written since").touch()
+        self.again(place)
+        assert ("stop", [restoring.AREA, "both", "written since"]) not in services.did
+        assert names(place) == ["both", "written since"] and (place.path / "both").read_text() == "new"
+        assert ("start", ["both", "written since"]) in services.did  # the killed run had it stopped
+
+    def test_a_whole_restore_leaves_the_new_alone(self, place, services, monkeypatch):
+        place.clear()
+        rooms = []
+
+        def fetched(*words):
+            assert words == ("fetch", SNAPSHOT["id"], "jobs", str(place.area)) and rooms
+            place.new.mkdir()
+            (place.new / "both").write_text("new")
+            return {"files": 1}
+
+        services.serve = lambda: services.did.append(("start", place.reached()))
+        monkeypatch.setattr(restoring, "ask", fetched)
+        monkeypatch.setattr(restoring, "check_room", rooms.append)
+        here = {"data": [{"name": "jobs", "path": str(place.path), "service": "ai-server"}]}
+        rows = restoring.restore({**SNAPSHOT, "at": "now"}, here)
+        assert [one["what"] for one in rows] == ["snapshot", "jobs", "ai-server"]
+        assert rows[1]["measured"] == f"1 files in {place.path}"
+        # While it starts a kill may come, and the service may write.
+        assert services.did[-2:] == [("start", "placed"), "free"]
+        assert names(place) == ["both"] and (place.path / "both").read_text() == "new"
 
 
 SNAPSHOT = {"id": "aabbccddee", "host": "old",

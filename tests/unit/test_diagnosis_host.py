@@ -79,6 +79,13 @@ def test_files_and_directories_of_a_unit_that_are_not_there_are_named(tmp_path):
     )
 
 
+def test_a_pattern_of_environment_files_is_missing_only_where_nothing_fits(tmp_path):
+    shown = {"EnvironmentFiles": f"{tmp_path}/*.env (ignore_errors=no)"}
+    assert len(host.missing_paths("vllm.service", shown)) == 1
+    (tmp_path / "a.env").touch()
+    assert host.missing_paths("vllm.service", shown) == []
+
+
 def test_what_keeps_a_user_from_a_program_is_found_along_its_links(tmp_path):
     tmp_path.chmod(0o755)
     home = tmp_path / "home"

@@ -403,10 +403,30 @@ def test_a_further_path_of_a_back_up_is_its_own_name():
 
 @pytest.mark.parametrize(
     ("repository", "around"),
-    [("/a/state/repository", ["/a/state"]), ("/a/state", ["/a/state"]), ("/a/states", []), ("s3:https://a/state", [])],
+    [
+        ("/a/state/repository", ["/a/state"]),
+        ("/a/state", ["/a/state"]),
+        ("/srv/../a/state/x", ["/a/state"]),
+        ("/a/states", []),
+        ("s3:https://a/state", []),
+    ],
 )
 def test_a_repository_in_what_is_backed_up_is_found(repository, around):
     assert load("backup")["holding"]([{"path": "/a/state"}, {"path": "/b"}], repository) == around
+
+
+def test_a_part_of_the_night_says_what_is_wrong_with_it():
+    slot = load("night")["night_slot"]
+    assert slot(["a", "b"], "b", "02:00", 7200, 1) == {
+        "number": 2, "parts": 2, "begin": "03:00:00", "patience": 3000, "problem": "",
+    }  # fmt: skip
+    assert "need 2400 s" in slot(["a", "b"], "a", "02:00", 1300, 1)["problem"]
+    assert slot(["a"], "a", "02:00", 7200, 0)["problem"] == ""  # the rule about the batch says it
+
+
+def test_a_directory_in_another_that_is_backed_up_is_found():
+    sets = [{"path": path} for path in ("/srv/a", "/srv/ab", "/srv/a/b/c", "/var/a")]
+    assert load("backup")["nested"](sets) == ["/srv/a/b/c"]
 
 
 def test_a_file_of_variables_has_values_as_they_stand():

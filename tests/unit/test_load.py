@@ -63,6 +63,13 @@ def report(runs: list[dict], events: list[dict] | None = None, limits: dict | No
         ({"limits": {"ttft": 1}}, "load_limits has ttft; it takes ttft_p95_ms, itl_p95_ms, error_share."),
         ({"limits": {"error_share": 5}}, "load_limits: error_share is 5; it must be from 0 to 1."),
         ({"limits": {"ttft_p95_ms": "fast"}}, "load_limits: ttft_p95_ms is 'fast'; give a number."),
+        # A limit that nothing passes would make every check green.
+        ({"limits": {"ttft_p95_ms": "nan"}}, "load_limits: ttft_p95_ms is nan; it must be 0 or more."),
+        ({"limits": {"itl_p95_ms": ".inf"}}, "load_limits: itl_p95_ms is '.inf'; give a number."),
+        (
+            {"find": "ttft_ms:nan"},
+            "find is ttft_ms:nan; give the limit of the first token's time, such as ttft_ms:500.",
+        ),
         ({"find": "tokens:5"}, "find is tokens:5; give the limit of the first token's time, such as ttft_ms:500."),
         ({"find": "ttft_ms:"}, "find is ttft_ms:; give the limit of the first token's time, such as ttft_ms:500."),
     ],
@@ -71,6 +78,14 @@ def test_what_cannot_be_meant_or_would_be_too_much_is_refused(args, says):
     with pytest.raises(PlanError) as error:
         checked(args)
     assert str(error.value) == says
+
+
+@pytest.mark.parametrize(
+    ("key", "told"), [("canary", "ValueError: *** is no key"), ("", "ValueError: canary is no key")]
+)
+def test_the_tools_last_line_is_told_without_the_key(tmp_path, key, told):
+    (tmp_path / "log").write_text("Traceback\nValueError: canary is no key\n\n")
+    assert host._why(tmp_path / "log", key).endswith(f"its last line: {told}")
 
 
 def test_what_is_not_said_is_modest():

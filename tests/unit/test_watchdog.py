@@ -290,6 +290,15 @@ class TestNight:
         assert host.night()
         assert host.did[0] == (250, "restart", self.ENGINE)
 
+    def test_one_without_metrics_waits_for_the_quiet_of_those_before_it_too(self, host):
+        host.plan["units"] = [self.ENGINE, self.SERVER]
+        host.settings["services"][1]["metrics"] = ""
+        host.found[self.SERVER] = lambda now: seen(pending=None)
+        host.found[self.ENGINE] = lambda now: seen(pending=1.0 if now > 60 else 0.0)
+        assert host.night()
+        assert [did[1:] for did in host.did] == [("restart", self.ENGINE)]
+        assert host.said[-1][1] == "ai-server.service: no restart tonight: vllm.service: 1 requests run or wait."
+
     def test_after_one_that_had_no_quiet_moment_nothing_follows(self, host):
         host.plan["units"] = [self.ENGINE, self.SERVER]
         host.found[self.ENGINE] = lambda now: seen(pending=1.0)
@@ -319,6 +328,25 @@ class TestNight:
         assert not host.night()
         assert (3, "no restart tonight: the host could not be taken out of rotation: no such host.") in host.said
         assert "restart" not in [did[1] for did in host.did]
+
+    def test_one_that_is_stopped_while_it_leaves_rotation_comes_back(self, host, monkeypatch):
+        host.plan |= {"take_out": ["drain"], "put_back": ["restore"]}
+
+        def command(argv):
+            host.did.append(argv[0])
+            if argv == ["drain"]:
+                raise SystemExit("stopped before its end")
+
+        monkeypatch.setattr(watchdog, "command", command)
+        with pytest.raises(SystemExit):
+            host.night()
+        assert host.did == ["drain", "restore"]
+
+    def test_a_host_that_stays_out_is_a_failure(self, host, monkeypatch):
+        host.plan |= {"take_out": ["drain"], "put_back": ["restore"]}
+        monkeypatch.setattr(watchdog, "command", lambda argv: "no such pool" if argv == ["restore"] else None)
+        assert not host.night()
+        assert host.said[-1] == (3, "the host could not be put back into rotation: no such pool.")
 
     def test_a_host_that_ansible_has_taken_out_is_left_there(self, host):
         host.plan |= {"take_out": ["drain"], "put_back": ["restore"]}

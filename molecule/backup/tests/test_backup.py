@@ -251,6 +251,8 @@ def test_another_machine_gets_the_data_with_its_own_users(host, restore, converg
         ({"backup_repository": f"{UPLOADS}/repository"}, f"backup_repository is in {UPLOADS}, which is backed up"),
         ({"backup_credentials": {"RESTIC_PASSWORD": "x"}}, "whose place is backup_password"),
         ({"backup_keep_daily": 0}, "backup_keep_daily is 0"),
+        ({"backup_schedule": "every night"}, "backup_schedule is every night; it must be a time"),
+        ({"backup_paths": [{"path": f"{ROOT}/state/x"}]}, f"have {ROOT}/state/x in another of their directories"),
     ],
 )
 def test_bad_input_is_one_sentence(host, converge, variables, sentence):

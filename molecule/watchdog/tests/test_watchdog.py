@@ -204,8 +204,12 @@ def test_the_unit_is_hardened(host):
         ({"watchdog_services": [{"unit": "a.service", "health": "nowhere"}]}, "watchdog_services[0].health"),
         ({"watchdog_interval": 100}, "at least twice watchdog_interval"),
         (
-            {"watchdog_night_window": 600, "watchdog_night_units": ["x.service"]},
+            {"watchdog_night_restart": True, "watchdog_night_window": 600, "watchdog_night_units": ["x.service"]},
             "need 1200 s, 1200 s a batch; the window",
+        ),
+        (
+            {"watchdog_night_restart": True, "watchdog_night_quiet": 3600},
+            "watchdog_night_quiet is 3600, and this",
         ),
     ],
 )

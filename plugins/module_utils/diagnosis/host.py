@@ -208,7 +208,8 @@ def missing_paths(unit: str, shown: dict) -> list[dict]:
     return [
         state(f"{unit} has {name}={path}, which does not exist.", cause, wrong=True)
         for name, cause, path in asked
-        if not Path(path).exists()
+        # systemd reads every file that a pattern fits.
+        if not Path(path).exists() and not (name == "EnvironmentFile" and any(Path("/").glob(path[1:])))
     ]
 
 

@@ -208,7 +208,8 @@ def _why(log: Path, key: str) -> str:
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     except OSError:
         lines = []
-    said = (lines[-1] if lines else "it said nothing").replace(key, "***")
+    said = lines[-1] if lines else "it said nothing"
+    said = said.replace(key, "***") if key else said
     return f"vllm bench serve has left no result; its last line: {said[:300]}"
 
 

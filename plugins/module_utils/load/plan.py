@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 CALLERS, MINUTES, TOKENS = 256, 120, 131_072
@@ -70,7 +71,7 @@ def _limits(given: dict) -> dict[str, float]:
             limits[name] = float(value)
         except (TypeError, ValueError):
             raise PlanError(f"load_limits: {name} is {value!r}; give a number.") from None
-        if limits[name] < 0 or (name == "error_share" and limits[name] > 1):
+        if not 0 <= limits[name] < math.inf or (name == "error_share" and limits[name] > 1):
             raise PlanError(f"load_limits: {name} is {value}; it must be {_range(name)}.")
     return limits
 
@@ -88,6 +89,6 @@ def _find(text) -> float | None:
         limit = float(value)
     except ValueError:
         limit = 0
-    if name != "ttft_ms" or limit <= 0:
+    if name != "ttft_ms" or not 0 < limit < math.inf:
         raise PlanError(f"find is {text}; give the limit of the first token's time, such as ttft_ms:500.")
     return limit

@@ -27,6 +27,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -168,7 +169,18 @@ def snapshots(host=None):
     """Return the snapshots of this project, the oldest first."""
     words = ["--host", host] if host else []
     _, out, _ = restic("snapshots", "--json", "--tag", TAG, *words, within=5 * ANSWER_WITHIN)
-    return sorted(json.loads(out) or [], key=lambda one: one["time"])
+    return sorted(json.loads(out) or [], key=lambda one: moment(one["time"]))
+
+
+def moment(told):
+    """Return a time of restic as seconds since 1970; each has the time zone of its host, and summer time."""
+    plain, fraction, zone = re.fullmatch(r"([\d-]+T[\d:]+)(\.\d+)?(Z|[+-]\d\d:\d\d)", told).groups()
+    return datetime.fromisoformat(plain + zone.replace("Z", "+00:00")).timestamp() + float(fraction or 0)
+
+
+def written(told):
+    """Return a time of restic for people."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment(told)))
 
 
 # -- what is kept of it here ------------------------------------------------------------------------------------------
@@ -245,8 +257,12 @@ def alone(seconds):
 
 
 def sets(settings):
-    """Return the sets of data that are on this host: name, path, service."""
-    return [one for one in settings["data"] if Path(one["path"]).is_dir()]
+    """Return the sets of data that are on this host: name, path, service.
+
+    Where a directory is a link, such as to a larger disk, its path is the one that it leads to: of a link itself restic
+    has nothing but the link.
+    """
+    return [{**one, "path": os.path.realpath(one["path"])} for one in settings["data"] if Path(one["path"]).is_dir()]
 
 
 def kept_settings(settings):
@@ -496,12 +512,12 @@ def find(host, which):
         raise Refused(f"the repository has no snapshot of {host}; it has some of: {', '.join(hosts) or 'no host'}")
     fitting = own[-1:] if which == "latest" else [one for one in own if one["id"].startswith(which)]
     if len(fitting) != 1:
-        newest = ", ".join(f"{one['id'][:8]} ({one['time'][:16].replace('T', ' ')})" for one in own[: -LISTED - 1 : -1])
+        newest = ", ".join(f"{one['id'][:8]} ({written(one['time'])})" for one in own[: -LISTED - 1 : -1])
         many = "is not one snapshot" if fitting else "is no snapshot"
         raise Refused(f"backup_snapshot {which} {many} of {host}; the newest are: {newest}")
     (chosen,) = fitting
     _, out, _ = restic("dump", chosen["id"], f"{HOME}/staging/manifest.json", within=5 * ANSWER_WITHIN)
-    return {"id": chosen["id"], "at": chosen["time"][:19].replace("T", " "), **json.loads(out)}
+    return {"id": chosen["id"], "at": written(chosen["time"]), **json.loads(out)}
 
 
 def fetch(snapshot_id, name, directory):
@@ -524,15 +540,21 @@ def fetch(snapshot_id, name, directory):
     for source in (raw / one["path"].lstrip("/"), raw / copies.lstrip("/")):
         merge(source, new)
     shutil.rmtree(raw)
+    brought = sum(path.is_symlink() or path.is_file() for path in new.rglob("*"))
+    if one["files"] and not brought:
+        # restic ends well where nothing fits; an empty directory must not take the place of data.
+        raise Refused(
+            f"{name} came without any of its {one['files']} files; choose another snapshot by backup_snapshot"
+        )
     for path in one["databases"]:
         see_whole(new / Path(path).relative_to(one["path"]), path)
     own(new, manifest, directory.parent.stat())
-    return {"files": sum(path.is_file() for path in new.rglob("*")), "name": name}
+    return {"files": brought, "name": name}
 
 
 def merge(source, target):
     """Move all that is in one directory into another."""
-    if not source.is_dir():
+    if source.is_symlink() or not source.is_dir():
         return
     for child in source.iterdir():
         there = target / child.name

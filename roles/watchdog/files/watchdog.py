@@ -539,25 +539,31 @@ class Night:
         self.mark = self.state.with_name("night-out")  # there while this program keeps the host out of rotation
 
     def run(self):
-        """Restart the services where there is a quiet moment; return whether all that was begun serves again."""
+        """Restart the services where there is a quiet moment; return whether they serve again, and the host is back."""
         end = time.monotonic() + self.plan["patience"]
         blocked = next((why for entry in self.entries if (why := out_of_rotation(entry["unit"]))), None)
         if blocked:
             say(4, f"no restart tonight: {blocked}.")
             return True
-        if not self.leave():
-            return False
+        good = False
         try:
-            for number in range(len(self.entries)):
-                why = self.once(self.entries[number:], end)
-                if why:
-                    say(4, f"{self.entries[number]['unit']}: no restart tonight: {why}.")
-                    return True
-                if not self.serves(self.entries[number]):
-                    return False
-            return True
-        finally:
-            self.rejoin()
+            good = self.leave() and self.each(end)
+        finally:  # also where it is stopped on its way out
+            good = self.rejoin() and good
+        return good
+
+    def each(self, end):
+        """Restart one service after the other; return whether all that were restarted serve again."""
+        for number, entry in enumerate(self.entries):
+            # One that says nothing of its requests is as quiet as all the others are.
+            others = self.entries[number + 1 :] if entry["metrics"] else [one for one in self.entries if one != entry]
+            why = self.once([entry, *others], end)
+            if why:
+                say(4, f"{entry['unit']}: no restart tonight: {why}.")
+                return True
+            if not self.serves(entry):
+                return False
+        return True
 
     def once(self, entries, end):
         """Restart the first of ``entries`` while nothing is asked of any of them; return None, or why it was not."""
@@ -611,19 +617,19 @@ class Night:
         problem = command(self.plan["take_out"])
         if problem:
             say(3, f"no restart tonight: the host could not be taken out of rotation: {problem}.")
-            self.rejoin()
         return not problem
 
     def rejoin(self):
-        """Put the host back where this program has taken it out, and nobody else wants it out meanwhile."""
+        """Put the host back where this program has taken it out; return False where that fails."""
         if not self.mark.exists():
-            return
+            return True
         wanted_out = any(out_of_rotation(entry["unit"]) for entry in self.entries)
         problem = None if wanted_out else command(self.plan["put_back"])
         if problem:
             say(3, f"the host could not be put back into rotation: {problem}.")
-            return
+            return False
         self.mark.unlink()
+        return True
 
 
 def command(argv):
