@@ -1,4 +1,4 @@
-"""Back-ups of a service that writes, and the way back, with restic and a repository in a directory."""
+"""Backups of a service that writes, and the way back, with restic and a repository in a directory."""
 
 from __future__ import annotations
 
