@@ -246,8 +246,8 @@ def test_another_machine_gets_the_data_with_its_own_users(host, restore, converg
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
-        ({"backup_password": ""}, "backup_password must be set where there is a backup_repository"),
-        ({"backup_repository": "srv/x"}, "backup_repository must be an absolute path or an address of restic"),
+        ({"backup_password": ""}, "backup_password must be set with backup_repository"),
+        ({"backup_repository": "srv/x"}, "backup_repository must be an absolute path or a restic address"),
         ({"backup_repository": f"{UPLOADS}/repository"}, f"backup_repository is in {UPLOADS}, which is backed up"),
         ({"backup_credentials": {"RESTIC_PASSWORD": "x"}}, "whose place is backup_password"),
         ({"backup_keep_daily": 0}, "backup_keep_daily is 0"),
