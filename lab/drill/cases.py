@@ -548,17 +548,17 @@ def jobs(there: Host, first: int = 0, count: int = 0) -> set[str]:
 
 
 def restored_elsewhere(bed: Bed, stage: Stage) -> Row:
-    """The machine is lost, and a new one of another name gets what it had from the last back-up."""
+    """The machine is lost, and a new one of another name gets what it had from the last backup."""
     old, new = bed.hosts
     done = "the machine lost; a new one of another name: site.yml, restore.yml, site.yml"
-    expected = "all jobs and uploads of the back-up are there, the second site.yml changes nothing"
+    expected = "all jobs and uploads of the backup are there, the second site.yml changes nothing"
     first = bed.converge({}, "--limit", old.name)
     if first.code:
         return Row(done, expected, sentence(first), False)
     had = jobs(old, 0, 20)
     uploads = old.sh(LIST_UPLOADS)
     taken = bed.converge({}, "--limit", old.name, run="playbooks/backup.yml")
-    jobs(old, 20, 5)  # what came after the back-up is lost
+    jobs(old, 20, 5)  # what came after the backup is lost
     carry(old, new, "/srv/backup")
     begin = time.monotonic()
     old.kind.down(old.name)
@@ -569,7 +569,7 @@ def restored_elsewhere(bed: Bed, stage: Stage) -> Row:
     restored = bed.converge({"backup_of": old.name}, "--limit", new.name, run="playbooks/restore.yml")
     silent, took = silence.seconds(), time.monotonic() - begin
     again = bed.converge({}, "--limit", new.name)
-    runs = {"back-up": taken, "site.yml": built, "restore": restored, "site.yml again": again}
+    runs = {"backup": taken, "site.yml": built, "restore": restored, "site.yml again": again}
     failed = [f"{name}: {sentence(outcome)}" for name, outcome in runs.items() if outcome.code]
     if failed:
         return Row(done, expected, "; ".join(failed), False)

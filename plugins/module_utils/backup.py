@@ -1,4 +1,4 @@
-"""Have the host's program of back-ups do its work, and put what it fetches in the place of what stands there.
+"""Have the host's program of backups do its work, and put what it fetches in the place of what stands there.
 
 A restore is ready before anything is stopped: each set lies whole in a folder of the very directory that it is for, on
 the same disk. Then the services stop for a few renames. What stood there waits in that folder until the services
@@ -29,7 +29,7 @@ AREA = ".llm-restore"
 BESIDE_DATABASE = ("-wal", "-shm", "-journal")  # of SQLite
 RESERVE = 64 << 20  # bytes that stay free on each disk
 SETTLED = 5  # s that a unit of somebody else must live
-NONE = "no repository is configured on this host (backup_repository), so no back-up was taken"
+NONE = "no repository is configured on this host (backup_repository), so no backup was taken"
 
 
 class BackupError(Exception):
@@ -69,7 +69,7 @@ def row(what: str, measured: str, ok: bool | None = True) -> dict:
 
 
 def taken_rows(host: str, told: dict) -> list[dict]:
-    """Return what a back-up came to as a table."""
+    """Return what a backup came to as a table."""
     return [
         row("host", host),
         row("snapshot", told["snapshot"]),

@@ -239,7 +239,7 @@ def _of_units(page: str, name: str) -> dict[str, int]:
 def backup(
     age_hours: float, state: str = "/var/lib/llm-backup/state.json", timer: str = "llm-backup.timer"
 ) -> tuple[str, bool]:
-    """The last back-up was good and is not too old, its timer runs, and the last check found the repository whole.
+    """The last backup was good and is not too old, its timer runs, and the last check found the repository whole.
 
     ``state`` is what the program of the role notes. A new machine has as long until its first one.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: backup
-short_description: Take a back-up of this host now, or see that its repository answers
+short_description: Take a backup of this host now, or see that its repository answers
 description:
   - Has the program of the role P(backup#role) do its work. On a host without a repository nothing is done and that is
     said.
@@ -27,7 +27,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Take a back-up
+- name: Take a backup
   backup:
     reason: before-rollback
   register: __backup
@@ -35,7 +35,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 configured: {description: Whether this host has a repository., type: bool, returned: always}
-taken: {description: Whether there is a good back-up of this host., type: bool, returned: with O(state=ready)}
+taken: {description: Whether there is a good backup of this host., type: bool, returned: with O(state=ready)}
 rows:
   description: Snapshot, files, MiB added and seconds as rows of the checklist; one that says why there is none.
   type: list
@@ -64,19 +64,19 @@ def main() -> None:
     if not re.fullmatch(r"[a-z][a-z-]*", reason):
         module.fail_json(msg=f"reason is {reason}; it must be of small letters and dashes, such as by-hand.")
     if not backup.configured():
-        rows = [backup.row("back-up", backup.NONE, None)]
+        rows = [backup.row("backup", backup.NONE, None)]
         module.exit_json(changed=False, configured=False, rows=rows, report=backup.NONE)
     try:
         if state == "ready" or module.check_mode:
             told = backup.ask("look" if module.check_mode else "prepare")
             changed = told["made"] or state == "taken"
-            rows = [backup.row("back-up", "would be taken", None)]
+            rows = [backup.row("backup", "would be taken", None)]
             module.exit_json(
                 changed=changed, configured=True, taken=told.get("taken", False), rows=rows, report="would be taken"
             )
         told = backup.ask("take", reason)
     except (backup.BackupError, OSError) as error:
-        module.fail_json(msg=f"No back-up: {error}.", configured=True)
+        module.fail_json(msg=f"No backup: {error}.", configured=True)
     settings = json.loads(backup.SETTINGS.read_text(encoding="utf-8"))
     module.exit_json(
         changed=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: backup_restore
-short_description: Put the data of a back-up on this host
+short_description: Put the data of a backup on this host
 description:
   - Finds the snapshot, sees that there is room, and brings the data beside what stands there, whole and with the owners
     that it has on this host. Only then the services stop, for a few renames.
@@ -19,7 +19,7 @@ options:
     type: str
     default: latest
   of:
-    description: Host whose back-up it is, by its name in the repository; this host when empty.
+    description: Host whose backup it is, by its name in the repository; this host when empty.
     type: str
     default: ""
 attributes:

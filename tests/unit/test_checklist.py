@@ -198,7 +198,7 @@ def test_the_last_back_up(tmp_path, monkeypatch, noted, timer, measured, ok):
     }
     (tmp_path / "state.json").write_text(json.dumps(told))
     options = {"age_hours": 36, "state": str(tmp_path / "state.json")}
-    row = checklist.run({"what": "last back-up", "kind": "backup", "options": options})
+    row = checklist.run({"what": "last backup", "kind": "backup", "options": options})
     assert row["measured"].endswith(measured) and row["ok"] is ok
 
 

@@ -407,7 +407,7 @@ def test_a_profile_of_the_hardened_unit_is_brought_and_nothing_stays(host, conve
     [
         ("systemd-journald.service", "systemd-journald.service is not Python (systemd-journald)"),
         ("vllm.service", "vllm.service is not on this host"),
-        ("ai-server", "profile_unit is ai-server; give the unit with its ending"),
+        ("ai-server", "profile_unit is ai-server; give the unit name with its suffix"),
     ],
 )
 def test_what_has_no_profile_is_refused(host, converge, unit, says):

@@ -1,4 +1,4 @@
-"""Back-ups of a service that writes, and the way back, with restic and a repository in a directory."""
+"""Backups of a service that writes, and the way back, with restic and a repository in a directory."""
 
 from __future__ import annotations
 
@@ -246,13 +246,13 @@ def test_another_machine_gets_the_data_with_its_own_users(host, restore, converg
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
-        ({"backup_password": ""}, "backup_password must be set where there is a backup_repository"),
-        ({"backup_repository": "srv/x"}, "backup_repository must be an absolute path or an address of restic"),
+        ({"backup_password": ""}, "backup_password must be set with backup_repository"),
+        ({"backup_repository": "srv/x"}, "backup_repository must be an absolute path or a restic address"),
         ({"backup_repository": f"{UPLOADS}/repository"}, f"backup_repository is in {UPLOADS}, which is backed up"),
         ({"backup_credentials": {"RESTIC_PASSWORD": "x"}}, "whose place is backup_password"),
         ({"backup_keep_daily": 0}, "backup_keep_daily is 0"),
         ({"backup_schedule": "every night"}, "backup_schedule is every night; it must be a time"),
-        ({"backup_paths": [{"path": f"{ROOT}/state/x"}]}, f"have {ROOT}/state/x in another of their directories"),
+        ({"backup_paths": [{"path": f"{ROOT}/state/x"}]}, f"contain {ROOT}/state/x inside another of their directories"),
     ],
 )
 def test_bad_input_is_one_sentence(host, converge, variables, sentence):

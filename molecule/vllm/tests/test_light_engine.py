@@ -309,7 +309,7 @@ def test_a_load_check_tells_what_the_host_bears_and_leaves_nothing(host, load, t
     [
         ({"load_limits": {"ttft_p95_ms": 0.001}}, "machine: vllm lab/tiny-llama: ttft_p95_ms is "),
         ({"load_callers": 1000}, "load_callers is 1000; it must be above 0 and at most 256."),
-        ({"load_host": "nobody"}, "load_host is nobody, which the inventory does not have"),
+        ({"load_host": "nobody"}, "load_host is nobody, which is not in the inventory"),
     ],
 )
 def test_a_load_check_is_red_or_refused(host, load, variables, says):

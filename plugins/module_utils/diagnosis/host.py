@@ -355,10 +355,10 @@ def _disks() -> list[dict]:
 
 
 def _backups() -> list[dict]:
-    """Return what failed of the last back-up; see the role `backup`."""
+    """Return what failed of the last backup; see the role `backup`."""
     noted = Path("/var/lib/llm-backup/state.json")
     known = json.loads(noted.read_text()) if noted.exists() else {}
-    words = {"run": "the last back-up failed", "check": "the check of the repository of back-ups failed"}
+    words = {"run": "the last backup failed", "check": "the check of the backup repository failed"}
     found = [(word, known.get(name) or {}) for name, word in words.items()]
     return [state(f"{word}: {each['why']}.", wrong=True) for word, each in found if each and not each["ok"]]
 
@@ -508,7 +508,7 @@ def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None =
     named = {each["name"]: each for each in [*({"name": name} for name in sorted(known)), *services]}
     jobs = {f"the unit of {name}": (lambda name=name: _service(name, named[name])) for name in named}
     jobs |= {"the kernel's log": _kernel, "disks": _disks, "memory": _memory, "changes": _changes, "the clock": _clock}
-    jobs["back-ups"] = _backups
+    jobs["backups"] = _backups
     if gpu:
         jobs["the GPU"] = _gpu
     for number, each in enumerate(upstreams or []):
@@ -528,7 +528,7 @@ def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None =
     kernel = done.get("the kernel's log", [])
     gpus = done.get("the GPU", {"lines": [], "states": []})
     states = [
-        each for key in ("disks", "memory", "changes", "the clock", "back-ups") for each in done.get(key, [])
+        each for key in ("disks", "memory", "changes", "the clock", "backups") for each in done.get(key, [])
     ] + gpus["states"]
     states += [each for key, value in done.items() if key.startswith("upstream ") for each in value]
     _lay_kernel(units, kernel)

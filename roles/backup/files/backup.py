@@ -208,10 +208,10 @@ def page(state):
     """Return the metrics for node_exporter's textfile collector."""
     run, good, check = (state.get(name) or {} for name in ("run", "good", "check"))
     series = [
-        ("last_run_seconds", "Unix time of the last back-up, good or not.", run.get("at")),
-        ("last_run_ok", "1 where the last back-up has all that it should.", run and int(run["ok"])),
-        ("last_success_seconds", "Unix time of the last good back-up.", good.get("at")),
-        ("files", "Files of the last good back-up.", good.get("files")),
+        ("last_run_seconds", "Unix time of the last backup, good or not.", run.get("at")),
+        ("last_run_ok", "1 where the last backup has all that it should.", run and int(run["ok"])),
+        ("last_success_seconds", "Unix time of the last good backup.", good.get("at")),
+        ("files", "Files of the last good backup.", good.get("files")),
         ("added_bytes", "Bytes that it added to the repository.", good.get("added")),
         ("duration_seconds", "How long it took.", good.get("seconds")),
         ("last_check_seconds", "Unix time of the last check of the repository.", check.get("at")),
@@ -248,7 +248,7 @@ def alone(seconds):
                 break
             except BlockingIOError:
                 if time.monotonic() >= end:
-                    raise Locked("another back-up of this host is running; wait until it ends") from None
+                    raise Locked("another backup of this host is running; wait until it ends") from None
                 time.sleep(1)
         yield
 
