@@ -367,9 +367,20 @@ class TestNight:
         host.plan |= {"take_out": ["drain"], "put_back": ["restore"]}
         night = watchdog.Night(host.settings)
         assert night.leave()
-        watchdog.Night(host.settings).rejoin()
-        watchdog.Night(host.settings).rejoin()
+        with watchdog.held("night"):
+            watchdog.end_of_night(host.settings)  # it is still at it
+        assert [did for _, did in host.did] == ["drain"]
+        watchdog.end_of_night(host.settings)
+        watchdog.end_of_night(host.settings)
         assert [did for _, did in host.did] == ["drain", "restore"]
+
+    def test_a_host_that_was_left_out_is_told_where_there_are_no_nights_any_more(self, host):
+        host.settings["night"] = None
+        watchdog.end_of_night(host.settings)
+        assert host.said == []
+        Path(host.settings["state"]).with_name("night-out").touch()
+        watchdog.end_of_night(host.settings)
+        assert host.said[0][0] == 3 and "put it back, then rm" in host.said[0][1]
 
 
 class TestPlannedRestart:

@@ -34,6 +34,7 @@ LOCKS = Path("/run")  # its locks, too
 TIMEOUT = 5  # s for one question
 COLLECT_TIMEOUT = 10  # s for one piece of evidence
 RESTART_TIMEOUT = 300  # s, longer than a unit takes to stop
+NIGHT_OUT = "night-out"  # beside the state
 ROTATION_TIMEOUT = 600  # s, since a load balancer may drain connections for minutes
 JOURNAL_LINES = 1000
 REMIND = 600  # s between two warnings about the same thing
@@ -536,7 +537,7 @@ class Night:
         self.settings, self.plan, self.state = settings, settings["night"], Path(settings["state"])
         by_unit = {entry["unit"]: entry for entry in settings["services"]}
         self.entries = [by_unit[unit] for unit in self.plan["units"]]
-        self.mark = self.state.with_name("night-out")  # there while this program keeps the host out of rotation
+        self.mark = self.state.with_name(NIGHT_OUT)  # there while this program keeps the host out of rotation
 
     def run(self):
         """Restart the services where there is a quiet moment; return whether they serve again, and the host is back."""
@@ -632,6 +633,21 @@ class Night:
         return True
 
 
+def end_of_night(settings):
+    """Put back a host that a night left out when the machine went down; where there are no nights any more, say so."""
+    if not settings["night"]:
+        mark = Path(settings["state"]).with_name(NIGHT_OUT)
+        if mark.exists():
+            say(
+                3,
+                f"a restart at night, off since, has left the host out of rotation: put it back, then rm {mark}.",
+            )
+        return
+    with held("night") as free:
+        if free:
+            Night(settings).rejoin()
+
+
 def command(argv):
     """Run a command of the settings; return None, or what went wrong in its own last words."""
     try:
@@ -700,10 +716,7 @@ def main():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped before its end"))
         with held("night"):
             sys.exit(not Night(settings).run())
-    if settings["night"]:
-        with held("night") as free:
-            if free:  # a host that a night left out when the machine went down
-                Night(settings).rejoin()
+    end_of_night(settings)
     watchdog = Watchdog(settings)
     while True:
         watchdog.round()
