@@ -1,9 +1,9 @@
-"""Have the host's program of backups do its work, and put what it fetches in the place of what stands there.
+"""Call the host's backup program, and replace data directories with the data it fetches.
 
-A restore is ready before anything is stopped: each set lies whole in a folder of the very directory that it is for, on
-the same disk. Then the services stop for a few renames. What stood there waits in that folder until the services
-answer, and comes back where they do not. A run that was killed in between is undone by the next one; where all of the
-new was in its place already it stays, since a service may have written in it since. Plain Python.
+Everything is fetched before a service stops: each data set is placed in a folder inside its target directory, so on the
+same disk. Then the services stop for a few renames. The previous data stays in that folder until the services answer,
+and comes back if they do not. The next run undoes one that was killed in between; if all of the new data was in place
+already, it stays, since a service may have written to it. Plain Python.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ LOCK = Path("/var/lib/llm-backup/lock")  # of the program, while it takes a back
 AREA = ".llm-restore"
 BESIDE_DATABASE = ("-wal", "-shm", "-journal")  # of SQLite
 RESERVE = 64 << 20  # bytes that stay free on each disk
-SETTLED = 5  # s that a unit of somebody else must live
+SETTLED = 5  # s that a unit without a release must stay up
 NONE = "no repository is configured on this host (backup_repository), so no backup was taken"
 
 
 class BackupError(Exception):
-    """What cannot be done, in one sentence."""
+    """Why a backup or restore is not possible, in one sentence."""
 
 
 # -- the program ------------------------------------------------------------------------------------------------------
 
 
 def configured() -> bool:
-    """Say whether this host has a repository."""
+    """Return whether this host has a repository."""
     return PROGRAM.exists() and SETTINGS.exists()
 
 
 def ask(*words: str) -> dict:
-    """Return the answer of the host's program; raise `BackupError` with its sentence where it refuses."""
+    """Return the answer of the host's backup program. Raises `BackupError` with its message if it fails."""
     done = subprocess.run(
         [sys.executable, "-I", str(PROGRAM), *words], capture_output=True, text=True, errors="replace", check=False
     )
@@ -59,17 +59,17 @@ def ask(*words: str) -> dict:
 
 
 def mib(size: float) -> str:
-    """Return a size for people."""
+    """Return a size as text."""
     return f"{size / (1 << 20):.1f} MiB"
 
 
 def row(what: str, measured: str, ok: bool | None = True) -> dict:
-    """Return a row as the checklist shows it."""
+    """Return a row of the checklist."""
     return {"what": what, "measured": measured, "ok": ok, "cure": ""}
 
 
 def taken_rows(host: str, told: dict) -> list[dict]:
-    """Return what a backup came to as a table."""
+    """Return the result of a backup as rows."""
     return [
         row("host", host),
         row("snapshot", told["snapshot"]),
@@ -83,10 +83,10 @@ def taken_rows(host: str, told: dict) -> list[dict]:
 
 
 class Place:
-    """A directory whose content is replaced in two steps of renames, and can be put back.
+    """A directory whose contents are replaced by renames in two steps, which can be undone.
 
-    ``phase`` tells on the disk how far that went: `moving` (what stood there goes aside), `placing` (the new comes),
-    `placed` (the new is there in every place).
+    The file ``phase`` records the progress: `moving` (old data moves aside), `placing` (new data moves in), `placed`
+    (the new data of every place is there).
     """
 
     def __init__(self, path: Path):
@@ -95,7 +95,7 @@ class Place:
         self.new, self.before, self.phase, self.failed = (self.area / name for name in names)
 
     def make_ready(self) -> None:
-        """Undo what a run that was killed has left, and have an empty folder to work in."""
+        """Undo the work of a killed run and create an empty work folder."""
         if self.reached() == "placed":
             self.clear()
         else:
@@ -123,7 +123,7 @@ class Place:
         self._move(self.new, self.path)
 
     def put_back(self) -> None:
-        """Have what stood there before the swap, as far as it went; without one nothing changes."""
+        """Undo the swap as far as it went; without a swap nothing changes."""
         phase = self.reached()
         if phase in ("placing", "placed"):
             self.failed.mkdir(exist_ok=True)
@@ -145,8 +145,8 @@ class Place:
         (self.path / name).rename(free)
 
     def clear(self) -> None:
-        """Let go of what stood there before."""
-        # First what a later run would act on.
+        """Remove the previous data and the work folder."""
+        # The phase first: a later run acts on it.
         self.phase.unlink(missing_ok=True)
         if self.area.exists():
             shutil.rmtree(self.area)
@@ -157,11 +157,11 @@ class Place:
                 child.rename(target / child.name)
 
 
-# -- a service that is stopped meanwhile ------------------------------------------------------------------------------
+# -- a service that is stopped during a restore -----------------------------------------------------------------------
 
 
 class Running:
-    """A service of this project, or a unit of somebody else, that is stopped and must serve again."""
+    """A service of this project, or any other unit, that is stopped and must serve again."""
 
     def __init__(self, name: str):
         self.name = name
@@ -178,7 +178,7 @@ class Running:
         systemd_unit.run("systemctl", "stop", f"{self.name}.service", timeout=300)
 
     def serve(self) -> str | None:
-        """Start it and return why it does not serve, or None."""
+        """Start the service; return why it does not serve, or None."""
         if not self.current:
             systemd_unit.run("systemctl", "start", f"{self.name}.service", check=False, timeout=300)
             time.sleep(SETTLED)
@@ -206,25 +206,25 @@ def no_back_up():
 
 
 def wanted(snapshot: dict, settings: dict) -> tuple[list[dict], list[dict]]:
-    """Return the sets of a snapshot that belong on this host, with its own paths, and rows about the others."""
+    """Return the data sets of a snapshot that this host has a directory for, and rows about the others."""
     own, found, rows = {one["name"]: one for one in settings["data"]}, [], []
     for one in snapshot["sets"]:
         here = own.get(one["name"])
         if here is None:
-            rows.append(row(one["name"], "in the snapshot; this host has no such data, so it stays there", None))
+            rows.append(row(one["name"], "not restored: this host has no such data", None))
         elif not Path(here["path"]).is_dir():
             if not here.get("optional"):
-                raise BackupError(f"{here['path']} is not on this host yet; run site.yml, then restore again")
-            rows.append(row(one["name"], "in the snapshot; not on this host, so it stays there", None))
+                raise BackupError(f"{here['path']} does not exist on this host yet; run site.yml, then restore again")
+            rows.append(row(one["name"], f"not restored: {here['path']} is not on this host", None))
         else:
             found.append({**one, "path": here["path"], "service": here["service"]})
     if not found:
-        raise BackupError(f"snapshot {snapshot['id'][:8]} of {snapshot['host']} has nothing that belongs on this host")
+        raise BackupError(f"snapshot {snapshot['id'][:8]} of {snapshot['host']} contains no data for this host")
     return found, rows
 
 
 def check_room(sets: list[dict], usage=shutil.disk_usage, device=lambda path: Path(path).stat().st_dev) -> None:
-    """Raise `BackupError` where a disk has no room for what comes beside what stands there."""
+    """Raise `BackupError` if a disk has no room for the new data next to the old."""
     needed: dict[int, int] = {}
     for one in sets:
         disk = device(one["path"])
@@ -232,23 +232,25 @@ def check_room(sets: list[dict], usage=shutil.disk_usage, device=lambda path: Pa
         free = usage(one["path"]).free
         if needed[disk] > free:
             raise BackupError(
-                f"the disk of {one['path']} needs {needed[disk] >> 20} MiB free, since what stands there stays until "
-                f"the service answers, and has {free >> 20}; make room by playbooks/housekeeping.yml or give it a "
-                "larger disk"
+                f"the disk of {one['path']} needs {needed[disk] >> 20} MiB free, since the current data is kept until "
+                f"the service answers, but has only {free >> 20} MiB; free space with playbooks/housekeeping.yml or "
+                "use a larger disk"
             )
 
 
 def check_services(names: list[str]) -> list[Running]:
-    """Return the services to stop; raise `BackupError` where one is not on this host."""
+    """Return the services to stop. Raises `BackupError` if one is not on this host."""
     found = [Running(name) for name in dict.fromkeys(names) if name]
     absent = [one.name for one in found if not one.there()]
     if absent:
-        raise BackupError(f"{', '.join(absent)} is not on this host yet; run site.yml, then restore again")
+        raise BackupError(
+            f"these services are not on this host yet: {', '.join(absent)}; run site.yml, then restore again"
+        )
     return found
 
 
 def restore(snapshot: dict, settings: dict, only_look: bool = False) -> list[dict]:
-    """Put the data of a snapshot on this host; return rows. `BackupError` where it cannot be, with all as it was."""
+    """Restore the data of a snapshot; return rows. On `BackupError` everything is as it was before."""
     sets, rows = wanted(snapshot, settings)
     services = check_services([one["service"] for one in sets])
     files = sum(one["files"] for one in sets)
@@ -263,7 +265,7 @@ def restore(snapshot: dict, settings: dict, only_look: bool = False) -> list[dic
         for service in services:
             stack.enter_context(service.lock())
         try:
-            # What a killed run has left takes room, too.
+            # Leftovers of a killed run take up space.
             if any(place.reached() for place in places):
                 resume(services, places)
             for place in places:
@@ -291,7 +293,7 @@ def resume(services: list[Running], places: list[Place]) -> None:
 
 
 def replace(services: list[Running], places: list[Place]) -> list[dict]:
-    """Swap the data while the services are stopped; put back what stood there where one does not serve after it."""
+    """Swap the data while the services are stopped; put the old data back if one does not serve afterwards."""
     begin = time.monotonic()
     try:
         for service in services:
@@ -301,15 +303,17 @@ def replace(services: list[Running], places: list[Place]) -> list[dict]:
         for place in places:
             place.mark("placed")
         failures = {service.name: service.serve() for service in services}
-        failure = next((f"{name} does not serve on it: {why}" for name, why in failures.items() if why), None)
-    except Exception as error:  # whatever it is, what stood there comes back
+        failure = next(
+            (f"{name} does not serve with the restored data: {why}" for name, why in failures.items() if why), None
+        )
+    except Exception as error:  # whatever it is, the old data comes back
         failure = str(error) or type(error).__name__
     seconds = time.monotonic() - begin
     if failure:
         raise BackupError(f"{failure}; {undone(services, places)}")
     for place in places:
         place.clear()
-    return [row(service.name, f"serves again; away for {seconds:.1f} s at most") for service in services]
+    return [row(service.name, f"serves again after at most {seconds:.1f} s") for service in services]
 
 
 def undone(services: list[Running], places: list[Place]) -> str:
@@ -322,7 +326,7 @@ def undone(services: list[Running], places: list[Place]) -> str:
 
 
 def back(services: list[Running], places: list[Place]) -> str:
-    """Put back what stood there and start the services on it; say what came of that."""
+    """Put the old data back and start the services; return the outcome as text."""
     for service in services:
         service.stop()
     for place in places:
@@ -331,9 +335,9 @@ def back(services: list[Running], places: list[Place]) -> str:
     for place in places:
         place.put_back()
     failures = {service.name: why for service in services if (why := service.serve())}
-    told = "what stood there before is back"
+    told = "the previous data is back"
     if failures:
-        return (
-            f"{told}, and {'; '.join(f'{name} does not serve on that either: {why}' for name, why in failures.items())}"
-        )
-    return f"{told}, and {' and '.join(service.name for service in services)} serves on it" if services else told
+        failed = "; ".join(f"{name} does not serve with it either: {why}" for name, why in failures.items())
+        return f"{told}, but {failed}"
+    names = ", ".join(service.name for service in services)
+    return f"{told} and in use by {names}" if services else told

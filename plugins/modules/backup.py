@@ -5,16 +5,16 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: backup
-short_description: Take a backup of this host now, or see that its repository answers
+short_description: Take a backup of this host, or prepare its repository
 description:
-  - Has the program of the role P(backup#role) do its work. On a host without a repository nothing is done and that is
-    said.
+  - Calls the program that the role P(backup#role) installs. On a host without a repository it does nothing and reports
+    that.
 author: The llm-server maintainers
 options:
   state:
     description:
-      - V(taken) takes a snapshot. V(ready) sees that the repository answers to the password, and makes it where there
-        has never been one.
+      - V(taken) takes a snapshot. V(ready) checks that the password opens the repository, and creates the repository if
+        it never existed.
     type: str
     choices: [taken, ready]
     default: taken
@@ -23,7 +23,7 @@ options:
     type: str
     default: by-hand
 attributes:
-  check_mode: {description: Looks whether the repository answers; makes and takes nothing., support: full}
+  check_mode: {description: Checks whether the repository answers; creates nothing and takes no backup., support: full}
 """
 
 EXAMPLES = r"""
@@ -35,13 +35,13 @@ EXAMPLES = r"""
 
 RETURN = r"""
 configured: {description: Whether this host has a repository., type: bool, returned: always}
-taken: {description: Whether there is a good backup of this host., type: bool, returned: with O(state=ready)}
+taken: {description: Whether there is a backup of this host., type: bool, returned: with O(state=ready)}
 rows:
-  description: Snapshot, files, MiB added and seconds as rows of the checklist; one that says why there is none.
+  description: Snapshot, files, MiB added and seconds as rows of the checklist, or a row that says why there is none.
   type: list
   elements: dict
   returned: with O(state=taken)
-report: {description: The same in one line., type: str, returned: with O(state=taken)}
+report: {description: The result in one line., type: str, returned: with O(state=taken)}
 """
 
 import json
@@ -62,7 +62,7 @@ def main() -> None:
     )
     state, reason = module.params["state"], module.params["reason"]
     if not re.fullmatch(r"[a-z][a-z-]*", reason):
-        module.fail_json(msg=f"reason is {reason}; it must be of small letters and dashes, such as by-hand.")
+        module.fail_json(msg=f"reason is {reason}; use only lower-case letters and dashes, such as by-hand.")
     if not backup.configured():
         rows = [backup.row("backup", backup.NONE, None)]
         module.exit_json(changed=False, configured=False, rows=rows, report=backup.NONE)
@@ -76,7 +76,7 @@ def main() -> None:
             )
         told = backup.ask("take", reason)
     except (backup.BackupError, OSError) as error:
-        module.fail_json(msg=f"No backup: {error}.", configured=True)
+        module.fail_json(msg=f"No complete backup was taken: {error}.", configured=True)
     settings = json.loads(backup.SETTINGS.read_text(encoding="utf-8"))
     module.exit_json(
         changed=True,

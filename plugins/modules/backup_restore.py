@@ -5,36 +5,36 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: backup_restore
-short_description: Put the data of a backup on this host
+short_description: Restore the data of a backup to this host
 description:
-  - Finds the snapshot, sees that there is room, and brings the data beside what stands there, whole and with the owners
-    that it has on this host. Only then the services stop, for a few renames.
-  - What stood there before comes back where a service does not answer after it.
-  - Settings, keys and notes are in a snapshot too and stay there, since a run of C(site.yml) writes those of the
+  - Finds the snapshot, checks that there is room, and fetches the data next to the current data, checked and with this
+    host's owners. Only then do the services stop, for a few renames.
+  - The previous data comes back if a service does not answer afterwards.
+  - Settings, keys and release records are also in a snapshot but not restored, since C(site.yml) writes them from the
     inventory.
 author: The llm-server maintainers
 options:
   snapshot:
-    description: The snapshot, by the beginning of its id; V(latest) for the newest one.
+    description: The snapshot, given by the start of its ID, or V(latest).
     type: str
     default: latest
   of:
-    description: Host whose backup it is, by its name in the repository; this host when empty.
+    description: Host whose backup is restored, by its name in the repository; this host when empty.
     type: str
     default: ""
 attributes:
-  check_mode: {description: Finds the snapshot and sees that there is room; places nothing., support: full}
+  check_mode: {description: Finds the snapshot and checks that there is room; restores nothing., support: full}
 """
 
 EXAMPLES = r"""
-- name: Restore what another host had
+- name: Restore the data of another host
   backup_restore:
     of: ai-server-l4
 """
 
 RETURN = r"""
 rows:
-  description: What was found and done, as rows of the checklist.
+  description: The snapshot and what was restored, as rows of the checklist.
   type: list
   elements: dict
   returned: success
@@ -58,8 +58,8 @@ def main() -> None:
     )
     if not backup.configured():
         module.fail_json(
-            msg="Nothing was restored: this host has no repository; set backup_repository and backup_password, put it "
-            "into the group backup, and run site.yml first."
+            msg="Nothing was restored: this host has no repository; set backup_repository and backup_password, add the "
+            "host to the group backup, and run site.yml first."
         )
     settings = json.loads(backup.SETTINGS.read_text(encoding="utf-8"))
     try:

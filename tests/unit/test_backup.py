@@ -109,10 +109,10 @@ class TestSentences:
 
     def test_who_waits_for_a_lock_tries_again(self, restic):
         restic.answers["snapshots"] = [program.Locked("busy"), program.Locked("busy"), "[]"]
-        assert program.patiently(program.snapshots, 60) == []
+        assert program.retry_while_locked(program.snapshots, 60) == []
         restic.answers["snapshots"] = [program.Locked("busy"), "[]"]
         with pytest.raises(program.Locked):
-            program.patiently(program.snapshots, 0)
+            program.retry_while_locked(program.snapshots, 0)
 
 
 class TestWhatIsBackedUp:
@@ -188,7 +188,7 @@ class TestTake:
         restic.answers["cat"] = program.Refused("the repository is away")
         told = program.take(settings(home), "nightly")
         assert not told["ok"] and told["why"] == "the repository is away"
-        assert program.noted()["good"]["at"] == good["at"]
+        assert program.read_state()["good"]["at"] == good["at"]
         assert "llm_backup_last_run_ok 0\n" in (program.HOME / "metrics/backup.prom").read_text()
 
     def test_files_that_went_meanwhile_are_no_fault_and_unread_ones_are(self, home, restic):
@@ -204,8 +204,8 @@ class TestTake:
             assert program.take(settings(home), "nightly")["ok"]
         asked = [words[0] for words in restic.asked]
         assert asked.count("forget") == 2 and asked.count("check") == 1
-        known = program.noted()["check"]
-        program.note(check={**known, "at": time.time() - 7 * 86400})
+        known = program.read_state()["check"]
+        program.save_state(check={**known, "at": time.time() - 7 * 86400})
         program.take(settings(home), "nightly")
         assert [words[0] for words in restic.asked].count("check") == 2
 
@@ -213,7 +213,7 @@ class TestTake:
         restic.answers |= {"backup": SUMMARY, "forget": program.Refused("no right to delete")}
         told = program.take(settings(home), "nightly")
         assert not told["ok"] and told["why"] == "no right to delete"
-        assert program.noted()["good"]["snapshot"] == "ab12cd34"
+        assert program.read_state()["good"]["snapshot"] == "ab12cd34"
 
 
 class TestPrepare:
@@ -253,13 +253,13 @@ class TestFind:
     @pytest.mark.parametrize(
         ("host", "which", "sentence"),
         [
-            ("three", "latest", "no snapshot of three; it has some of: one, two"),
+            ("three", "latest", "no snapshot of three; set backup_of to one of: one, two"),
             (
                 "one",
                 "33",
-                "33 is no snapshot of one; the newest are: 22ff (2026-01-02 00:00:00 UTC), 11ff",
+                "backup_snapshot 33 matches no snapshot of one; the latest are: 22ff (2026-01-02 00:00:00 UTC), 11ff",
             ),
-            ("one", "", "is not one snapshot of one"),
+            ("one", "", "matches several snapshots of one"),
         ],
     )
     def test_what_is_not_there_is_refused(self, host, which, sentence):
@@ -304,17 +304,17 @@ class TestFetch:
         monkeypatch.setattr(program.pwd, "getpwnam", {"ai-server": ("", "", 4711)}.__getitem__)
         monkeypatch.setattr(program.grp, "getgrnam", {}.__getitem__)
         monkeypatch.setattr(program.os, "chown", lambda path, uid, gid, **_: given.append((path.name, uid, gid)))
-        program.own(tree, {"users": {str(number): "ai-server"}, "groups": {}}, home.stat())
+        program.set_owners(tree, {"users": {str(number): "ai-server"}, "groups": {}}, home.stat())
         assert given == [("a", 4711, home.stat().st_gid)]
         assert (tree / "a").stat().st_mode & 0o777 == 0o640
 
     def test_a_database_that_is_damaged_or_absent_is_refused(self, home):
         database(home / "good.sqlite3").close()
-        program.see_whole(home / "good.sqlite3", "/x")
+        program.check_database(home / "good.sqlite3", "/x")
         (home / "bad.sqlite3").write_bytes(program.MAGIC + b"no database")
         for name in ("bad.sqlite3", "absent.sqlite3"):
             with pytest.raises(program.Refused, match="choose an earlier snapshot"):
-                program.see_whole(home / name, "/x")
+                program.check_database(home / name, "/x")
 
     def test_two_trees_become_one(self, home):
         for path in ("one/a/x", "two/a/y", "two/b"):
@@ -455,7 +455,7 @@ class TestReplace:
         with pytest.raises(restoring.BackupError) as failed:
             restoring.replace([Stub("503", None)], [place])
         assert str(failed.value) == (
-            "ai-server does not serve on it: 503; what stood there before is back, and ai-server serves on it"
+            "ai-server does not serve with the restored data: 503; the previous data is back and in use by ai-server"
         )
         assert names(place) == ["both", "old"]
 
@@ -466,7 +466,7 @@ class TestReplace:
                 if len(self.did) == 2:
                     raise restoring.service_release.Refused("its note is gone")
 
-        with pytest.raises(restoring.BackupError, match="its note is gone; what stood there before is back"):
+        with pytest.raises(restoring.BackupError, match="its note is gone; the previous data is back"):
             restoring.replace([Odd()], [place])
         assert names(place) == ["both", "old"]
 
@@ -483,7 +483,7 @@ class TestReplace:
         assert (place.before / "old").exists()
 
     def test_a_service_that_served_on_neither_is_told(self, place):
-        with pytest.raises(restoring.BackupError, match="does not serve on that either: 500"):
+        with pytest.raises(restoring.BackupError, match="does not serve with it either: 500"):
             restoring.replace([Stub("503", "500")], [place])
 
 
@@ -509,7 +509,7 @@ class TestAUnitOfSomebodyElse:
 
     def test_one_that_is_not_there_is_refused(self, unit):
         unit.shown["LoadState"] = "not-found"
-        with pytest.raises(restoring.BackupError, match="prometheus is not on this host yet"):
+        with pytest.raises(restoring.BackupError, match="not on this host yet: prometheus; run site.yml"):
             restoring.check_services(["prometheus"])
 
 
@@ -607,11 +607,14 @@ class TestWanted:
     @pytest.mark.parametrize(
         ("data", "sentence"),
         [
-            ([], "snapshot aabbccdd of old has nothing that belongs on this host"),
-            ([{"name": "jobs", "path": "/nowhere", "service": "s"}], "/nowhere is not on this host yet; run site.yml"),
+            ([], "snapshot aabbccdd of old contains no data for this host"),
+            (
+                [{"name": "jobs", "path": "/nowhere", "service": "s"}],
+                "/nowhere does not exist on this host yet; run site.yml",
+            ),
             (
                 [{"name": "jobs", "path": "/nowhere", "service": "", "optional": True}],
-                "has nothing that belongs on this host",
+                "contains no data for this host",
             ),
         ],
     )

@@ -131,8 +131,8 @@ def test_a_restore_that_does_not_serve_is_undone(host, restore):
     host.check_output("systemctl start ai-server")
     before = rows(host)
     outcome = restore()
-    assert outcome.code != 0 and "ai-server does not serve on it" in outcome.message, outcome.text
-    assert "what stood there before is back, and ai-server serves on it" in outcome.message
+    assert outcome.code != 0 and "ai-server does not serve with the restored data" in outcome.message, outcome.text
+    assert "the previous data is back and in use by ai-server" in outcome.message
     assert serves(host) and rows(host) >= before
     assert owners(host, JOBS) == "ai-server:ai-server 640"
     take(host)
@@ -141,8 +141,8 @@ def test_a_restore_that_does_not_serve_is_undone(host, restore):
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
-        ({"backup_snapshot": "abcdef01"}, "backup_snapshot abcdef01 is no snapshot of machine; the newest are"),
-        ({"backup_of": "stranger"}, "the repository has no snapshot of stranger; it has some of: machine"),
+        ({"backup_snapshot": "abcdef01"}, "backup_snapshot abcdef01 matches no snapshot of machine; the latest are"),
+        ({"backup_of": "stranger"}, "the repository has no snapshot of stranger; set backup_of to one of: machine"),
     ],
 )
 def test_what_cannot_be_found_is_refused_before_anything_stops(host, restore, variables, sentence):
@@ -205,7 +205,7 @@ def test_a_disk_without_room_is_refused_before_anything_stops(host, restore, cra
     cramped(f"{UPLOADS}", 2)
     before = pid(host)
     outcome = restore()
-    assert outcome.code != 0 and "MiB free, since what stands there stays" in outcome.message, outcome.text
+    assert outcome.code != 0 and "MiB free, since the current data is kept" in outcome.message, outcome.text
     assert pid(host) == before
 
 

@@ -1,15 +1,15 @@
 #!/usr/bin/python3
-"""Back up what this host cannot make again, see that it can be read, and fetch it back.
+"""Back up data that this host cannot rebuild, check the repository, and fetch data for a restore.
 
-    llm-backup take REASON        a snapshot now; `nightly` also forgets old ones and, when it is time, checks
-    llm-backup check              see that the repository is whole
-    llm-backup prepare            make the repository, where there is none yet; `look` only asks it
-    llm-backup find HOST WHICH    what a snapshot has (WHICH: latest, or the beginning of its id)
-    llm-backup fetch ID NAME DIR  bring one of its sets into DIR/new, whole and with this host's owners
-    llm-backup restic …           restic itself, with the repository and its password
+    llm-backup take REASON        take a snapshot; `nightly` also removes old ones and checks the repository when due
+    llm-backup check              check the repository for damage
+    llm-backup prepare            create the repository if it never existed; `look` only tests access to it
+    llm-backup find HOST WHICH    describe a snapshot (WHICH: latest, or the start of its ID)
+    llm-backup fetch ID NAME DIR  restore one of its data sets to DIR/new, checked and with this host's owners
+    llm-backup restic …           run restic with the repository and its password
 
-Answers are JSON. What is wrong is one sentence on standard error, exit code 1. A database of SQLite is copied by SQLite
-itself, so it is whole while others write it. Needs root.
+Prints JSON. An error is one sentence on standard error, with exit code 1. SQLite databases are copied with SQLite's
+backup API, so a copy is consistent while others write. Needs root.
 """
 
 from __future__ import annotations
@@ -34,44 +34,44 @@ from urllib.parse import quote
 SETTINGS = Path("/etc/llm-backup/settings.json")
 SECRETS = Path("/etc/llm-backup/secrets.env")
 HOME = Path("/var/lib/llm-backup")
-STORE = Path("/var/lib/llm-server/services")  # notes of the module service_release
+STORE = Path("/var/lib/llm-server/services")  # release records of the module service_release
 UNITS = Path("/etc/systemd/system")
 RESTIC = "restic"
 TAG = "llm-server"
 NIGHTLY = "nightly"
-ANSWER_WITHIN = 60  # s for a first question; restic itself would ask for a quarter of an hour
+ANSWER_WITHIN = 60  # s for a first request; restic itself would retry for 15 minutes
 RUN_WITHIN = 6 * 3600
-BEFORE_WITHIN = 600  # what a change waits for
-LOCKED_FOR = {NIGHTLY: 3600}  # s to wait for another host that has the repository locked; else LOCKED
+BEFORE_WITHIN = 600  # s that a change waits for its backup
+LOCKED_FOR = {NIGHTLY: 3600}  # s to wait while another host locks the repository; LOCKED for other reasons
 LOCKED = 20
 PAUSE = 5
 DAY = 24 * 3600
 STOP_WITHIN = 15
-RECENT = "2d"  # snapshots from before a change stay so long whatever else is kept
+RECENT = "2d"  # all snapshots are kept this long, such as those taken before a change
 MAGIC = b"SQLite format 3\0"
 BESIDE_DATABASE = ("-wal", "-shm", "-journal")
-AREA = ".llm-restore"  # of the module backup_restore, in a directory that it works on
+AREA = ".llm-restore"  # work directory of the module backup_restore inside a data directory
 RESERVE = 64 << 20  # bytes that stay free
 LISTED = 6
 
 
 class Refused(Exception):
-    """It cannot be done; the text is one sentence."""
+    """The operation is not possible; the message is one sentence."""
 
 
 class Locked(Refused):
-    """Somebody else has the repository locked."""
+    """Another process holds the lock."""
 
 
 class Missing(Refused):
-    """There is no repository at its place."""
+    """There is no repository at the configured location."""
 
 
 # -- restic -----------------------------------------------------------------------------------------------------------
 
 
 def secrets():
-    """Return the variables of the root-only file: repository, password, credentials of a cloud."""
+    """Return the variables of the root-only file: repository, password, cloud credentials."""
     try:
         lines = SECRETS.read_text(encoding="utf-8").split("\n")
     except OSError as error:
@@ -80,7 +80,7 @@ def secrets():
 
 
 def restic(*words, within=RUN_WITHIN, good=(0,), stdout=None):
-    """Run restic and return ``(code, standard output, standard error)``; `Refused` where it does not end well."""
+    """Run restic and return ``(code, standard output, standard error)``. Raises `Refused` if it fails."""
     known = secrets()
     variables = {"PATH": os.environ.get("PATH", os.defpath), "HOME": "/root", "LC_ALL": "C", "TMPDIR": str(HOME)}
     variables |= {"RESTIC_CACHE_DIR": str(HOME / "cache"), **known}
@@ -95,7 +95,7 @@ def restic(*words, within=RUN_WITHIN, good=(0,), stdout=None):
         out, err = process.communicate(timeout=within)
     except subprocess.TimeoutExpired:
         stop(process)
-        raise Refused(f"the repository {place(known)} took more than {within:.0f} s") from None
+        raise Refused(f"restic did not finish within {within:.0f} s on the repository {location(known)}") from None
     out, err = ((text or b"").decode("utf-8", "replace") for text in (out, err))
     if process.returncode not in good:
         raise refusal(err or out, known)
@@ -103,7 +103,7 @@ def restic(*words, within=RUN_WITHIN, good=(0,), stdout=None):
 
 
 def stop(process):
-    """End restic so that it takes its lock away."""
+    """Stop restic, with a chance to remove its lock."""
     for number in (signal.SIGINT, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -112,43 +112,43 @@ def stop(process):
             return
 
 
-def place(known):
-    """Return where the repository is, without a login."""
+def location(known):
+    """Return the repository's address without credentials."""
     return re.sub(r"(?<=://)[^/\s@]+@", "", known.get("RESTIC_REPOSITORY", ""))
 
 
 def refusal(said, known):
-    """Return what restic said as one sentence with the cure."""
-    where = place(known)
+    """Return restic's error as one sentence with the cure."""
+    where = location(known)
     if "wrong password" in said or "no key found" in said:
         return Refused(
-            f"the password does not open the repository {where}; set backup_password to the one that it was made with"
+            f"the password does not open the repository {where}; set backup_password to the one it was created with"
         )
     if "already locked" in said or "unable to create lock" in said:
         found = re.search(r"already locked[^\n]*", said)
-        told = f" ({quiet(found[0], known)})" if found else ""
+        told = f" ({redact(found[0], known)})" if found else ""
         return Locked(
-            f"the repository {where} is locked by another run{told}; wait until that ends, or, where none runs any "
-            f"more, call llm-backup restic unlock on this host"
+            f"the repository {where} is locked by another run{told}; wait until it ends, or, if none is running, run "
+            f"llm-backup restic unlock on this host"
         )
     lines = [line.strip() for line in said.partition("Is there a repository at")[0].split("\n") if line.strip()]
-    told = quiet(" ".join(lines[-3:]), known)
+    told = redact(" ".join(lines[-3:]), known)
     absent = re.search(r"no such file|does not exist|not found|NoSuchKey|NoSuchBucket|404", said)
     if absent and re.search(r"config|repository|bucket|stat ", said):
         return Missing(f"there is no repository at {where} ({told})")
     return Refused(f"the repository {where} cannot be used: {told}")
 
 
-def quiet(text, known):
-    """Return a text of restic without what is secret."""
+def redact(text, known):
+    """Return a text without secrets and credentials."""
     for name, value in known.items():
         if name != "RESTIC_REPOSITORY" and len(value) > 3:
             text = text.replace(value, "********")
     return re.sub(r"(?<=://)[^/\s@]+@", "", text)
 
 
-def patiently(do, seconds):
-    """Do it; while somebody else has the repository locked, again for so many seconds."""
+def retry_while_locked(do, seconds):
+    """Call ``do``, and again for up to ``seconds`` while the repository is locked."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -160,13 +160,13 @@ def patiently(do, seconds):
 
 
 def repository():
-    """Return the id of the repository; `Refused` where it does not answer or the password is another's."""
+    """Return the ID of the repository. Raises `Refused` if it does not answer or the password is wrong."""
     _, out, _ = restic("cat", "config", "--no-lock", within=ANSWER_WITHIN)
     return json.loads(out)["id"]
 
 
 def snapshots(host=None):
-    """Return the snapshots of this project, the oldest first."""
+    """Return the snapshots that this program took, oldest first."""
     words = ["--host", host] if host else []
     _, out, _ = restic("snapshots", "--json", "--tag", TAG, *words, within=5 * ANSWER_WITHIN)
     return sorted(json.loads(out) or [], key=lambda one: moment(one["time"]))
@@ -183,23 +183,23 @@ def written(told):
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment(told)))
 
 
-# -- what is kept of it here ------------------------------------------------------------------------------------------
+# -- local state and metrics ------------------------------------------------------------------------------------------
 
 
-def noted():
-    """Return what earlier runs noted."""
+def read_state():
+    """Return the state that earlier runs saved."""
     try:
         return dict(json.loads((HOME / "state.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
 
 
-def note(**changes):
-    """Note something and tell it as metrics, which everybody may read."""
+def save_state(**changes):
+    """Save changes of the state and write them as world-readable metrics."""
     for folder in (HOME, HOME / "metrics"):
         folder.mkdir(mode=0o755, exist_ok=True)
         folder.chmod(0o755)
-    state = {**noted(), **changes}
+    state = {**read_state(), **changes}
     replace(HOME / "state.json", json.dumps(state, indent=1), 0o600)
     replace(HOME / "metrics" / "backup.prom", page(state), 0o644)
 
@@ -208,14 +208,14 @@ def page(state):
     """Return the metrics for node_exporter's textfile collector."""
     run, good, check = (state.get(name) or {} for name in ("run", "good", "check"))
     series = [
-        ("last_run_seconds", "Unix time of the last backup, good or not.", run.get("at")),
-        ("last_run_ok", "1 where the last backup has all that it should.", run and int(run["ok"])),
-        ("last_success_seconds", "Unix time of the last good backup.", good.get("at")),
-        ("files", "Files of the last good backup.", good.get("files")),
-        ("added_bytes", "Bytes that it added to the repository.", good.get("added")),
-        ("duration_seconds", "How long it took.", good.get("seconds")),
+        ("last_run_seconds", "Unix time of the last backup, successful or not.", run.get("at")),
+        ("last_run_ok", "1 if the last backup is complete.", run and int(run["ok"])),
+        ("last_success_seconds", "Unix time of the last successful backup.", good.get("at")),
+        ("files", "Files in the last successful backup.", good.get("files")),
+        ("added_bytes", "Bytes that the last successful backup added to the repository.", good.get("added")),
+        ("duration_seconds", "Seconds that the last successful backup took.", good.get("seconds")),
         ("last_check_seconds", "Unix time of the last check of the repository.", check.get("at")),
-        ("last_check_ok", "1 where the repository was whole.", check and int(check["ok"])),
+        ("last_check_ok", "1 if the last check found no damage.", check and int(check["ok"])),
     ]
     lines = []
     for name, text, value in series:
@@ -239,7 +239,7 @@ def replace(path, text, mode):
 
 @contextlib.contextmanager
 def alone(seconds):
-    """Be the only run on this host."""
+    """Hold the lock that allows one run at a time on this host."""
     end = time.monotonic() + seconds
     with (HOME / "lock").open("w") as handle:
         while True:
@@ -253,22 +253,22 @@ def alone(seconds):
         yield
 
 
-# -- what is backed up ------------------------------------------------------------------------------------------------
+# -- backup -----------------------------------------------------------------------------------------------------------
 
 
 def sets(settings):
-    """Return the sets of data that are on this host: name, path, service.
+    """Return the data sets that exist on this host: name, path, service.
 
-    Where a directory is a link, such as to a larger disk, its path is the one that it leads to: of a link itself restic
-    has nothing but the link.
+    The path of a directory that is a symlink, for example to a larger disk, is its target: restic backs up a symlink as
+    such.
     """
     return [{**one, "path": os.path.realpath(one["path"])} for one in settings["data"] if Path(one["path"]).is_dir()]
 
 
 def kept_settings(settings):
-    """Return the files that say what runs here: the releases' notes, their files and secrets, and what else is named.
+    """Return the settings files: release records, the releases' files and secrets, and those of ``settings``.
 
-    No environment and no model: the same command makes these again.
+    Environments and models are left out: site.yml installs them again.
     """
     paths = [STORE, *map(Path, settings["settings"])]
     for state in sorted(STORE.glob("*/state.json")):
@@ -291,13 +291,13 @@ def is_database(path):
 
 
 def survey(one):
-    """Return what a set has: files, bytes, databases (paths), and the ids of its owners."""
+    """Return the contents of a data set: files, bytes, databases (paths), and the IDs of the owners."""
     told = {"files": 0, "bytes": 0, "databases": [], "uids": set(), "gids": set()}
     for folder, folders, names in os.walk(one["path"]):
         folders[:] = sorted(name for name in folders if name != AREA)
         for name in [*folders, *sorted(names)]:
             path = Path(folder, name)
-            with contextlib.suppress(FileNotFoundError):  # it went meanwhile
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                 found = path.lstat()
                 told["uids"].add(found.st_uid)
                 told["gids"].add(found.st_gid)
@@ -313,7 +313,7 @@ def survey(one):
 
 
 def copy_database(source, target):
-    """Copy a database while others write it; raises sqlite3.Error where it is damaged."""
+    """Copy a database while others write. Raises sqlite3.Error if it is damaged."""
     target.parent.mkdir(parents=True, exist_ok=True)
     found = source.stat()
     from_ = sqlite3.connect(f"file:{quote(str(source))}?mode=rw", uri=True, timeout=30)
@@ -331,7 +331,7 @@ def copy_database(source, target):
 
 
 def names_of(ids, lookup):
-    """Return the names of users or groups by number."""
+    """Return the names of users or groups by their IDs."""
     names = {}
     for number in sorted(ids):
         with contextlib.suppress(KeyError):
@@ -340,7 +340,7 @@ def names_of(ids, lookup):
 
 
 def stage(settings, problems):
-    """Copy the databases and write down what there is; return the paths for restic, and what it is to leave out."""
+    """Copy the databases and write the manifest; return restic's paths and exclude patterns."""
     staging = HOME / "staging"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(mode=0o700)
@@ -349,8 +349,8 @@ def stage(settings, problems):
     free = shutil.disk_usage(staging).free
     if needed + RESERVE > free:
         raise Refused(
-            f"the databases need {needed >> 20} MiB for their copies, and {free >> 20} MiB are free on {HOME}; make "
-            "room by playbooks/housekeeping.yml -e backup_before=false"
+            f"the copies of the databases need {needed >> 20} MiB, but only {free >> 20} MiB are free in {HOME}; free "
+            "space with playbooks/housekeeping.yml -e backup_before=false"
         )
     excluded, uids, gids = [AREA], set(), set()
     for _, told in found:
@@ -361,9 +361,9 @@ def stage(settings, problems):
                 copy_database(Path(path), copy)
                 excluded += [pattern(path), *(pattern(path + end) for end in BESIDE_DATABASE)]
             except (sqlite3.Error, OSError) as error:
-                # As it is, it may still be of use to somebody.
+                # The damaged file may still be useful.
                 copy.unlink(missing_ok=True)
-                problems.append(f"{path} cannot be copied as a database ({error}), so it is backed up as it is")
+                problems.append(f"{path} cannot be copied as a database ({error}) and is backed up as a plain file")
     manifest = {
         "host": settings["host"],
         "sets": [{**one, **{key: told[key] for key in ("files", "bytes", "databases")}} for one, told in found],
@@ -376,12 +376,12 @@ def stage(settings, problems):
 
 
 def pattern(path):
-    """Return a pattern of restic that only this path fits."""
+    """Return a restic pattern that matches only this path."""
     return re.sub(r"([\\*?\[\]])", r"\\\1", path)
 
 
 def take(settings, reason):
-    """Take a snapshot, note what came of it and return it."""
+    """Take a snapshot; save and return the result."""
     begin = time.time()
     told, problems, good = {"at": int(begin), "reason": reason}, [], {}
     try:
@@ -391,18 +391,18 @@ def take(settings, reason):
             told["seconds"] = round(time.time() - begin, 1)
             good = {} if problems else {"good": told}
             if reason == NIGHTLY:
-                look_after(settings, problems)
+                maintain(settings, problems)
     except (Refused, OSError) as error:
         problems.append(str(error))
     seconds = round(time.time() - begin, 1)
     told = {**told, "seconds": seconds, "ok": not problems, "why": "; ".join(problems)}
     with contextlib.suppress(OSError):  # a full disk
-        note(run=told, **good)
+        save_state(run=told, **good)
     return told
 
 
-def look_after(settings, problems):
-    """Forget old snapshots, and check the repository in time; the new one is good whatever comes of it."""
+def maintain(settings, problems):
+    """Remove old snapshots and check the repository when due; a failure does not affect the new snapshot."""
     for duty in (forget, check_in_time):
         try:
             duty(settings)
@@ -411,24 +411,26 @@ def look_after(settings, problems):
 
 
 def snapshot(settings, reason, problems):
-    """Take a snapshot and return what restic tells of it; what is not as it should be is added to ``problems``."""
+    """Take a snapshot and return restic's summary; problems that do not prevent it are added to ``problems``."""
     paths, excluded = stage(settings, problems)
     limit = BEFORE_WITHIN if reason.startswith("before") else RUN_WITHIN
     words = ["backup", "--json", "--host", settings["host"], "--tag", f"{TAG},{reason}"]
     words += [word for each in excluded for word in ("--exclude", each)]
     try:
-        # 3: a snapshot without some files.
-        code, out, err = patiently(
+        # 3: some files could not be read.
+        code, out, err = retry_while_locked(
             lambda: restic(*words, "--", *paths, good=(0, 3), within=limit), LOCKED_FOR.get(reason, LOCKED)
         )
     finally:
         shutil.rmtree(HOME / "staging", ignore_errors=True)
     summary = next((one for one in json_lines(out) if one.get("message_type") == "summary"), None)
     if summary is None:
-        raise Refused(f"restic told nothing of a snapshot: {quiet(err.strip(), secrets())}")
+        raise Refused(f"restic reported no snapshot: {redact(err.strip(), secrets())}")
     if code == 3:
         unread = [line for line in err.split("\n") if line.strip() and not re.search("no such file|Warning", line)]
-        problems.extend([f"some files were not read: {quiet(' '.join(unread[:LISTED]), secrets())}"] if unread else [])
+        problems.extend(
+            [f"some files could not be read: {redact(' '.join(unread[:LISTED]), secrets())}"] if unread else []
+        )
     return {
         "snapshot": summary["snapshot_id"][:8],
         "files": summary["total_files_processed"],
@@ -446,15 +448,15 @@ def json_lines(text):
 
 
 def forget(settings):
-    """Let go of snapshots that are not to be kept, and of what only they needed."""
+    """Remove snapshots that are not to be kept, and their data."""
     words = ["forget", "--host", settings["host"], "--tag", TAG, "--group-by", "host", "--keep-within", RECENT]
     words += [word for name, count in settings["keep"].items() for word in (f"--keep-{name}", str(count))]
-    patiently(lambda: restic(*words, "--prune"), LOCKED_FOR[NIGHTLY])
+    retry_while_locked(lambda: restic(*words, "--prune"), LOCKED_FOR[NIGHTLY])
 
 
 def check_in_time(settings):
-    """Check the repository where that was not done for some days."""
-    known = noted().get("check") or {}
+    """Check the repository if the last check is too old or failed."""
+    known = read_state().get("check") or {}
     if not known.get("ok") or time.time() - known["at"] > settings["check_days"] * DAY - DAY / 2:
         told = check()
         if not told["ok"]:
@@ -462,81 +464,83 @@ def check_in_time(settings):
 
 
 def check():
-    """See that the repository is whole; note what came of it and return it."""
+    """Check the repository for damage; save and return the result."""
     told = {"at": int(time.time()), "ok": True, "why": ""}
     try:
-        patiently(lambda: restic("check"), LOCKED_FOR[NIGHTLY])
+        retry_while_locked(lambda: restic("check"), LOCKED_FOR[NIGHTLY])
     except Locked as error:
-        # It is used, not damaged: the last verdict stays.
+        # In use, not damaged: the last result stays.
         return {**told, "ok": False, "why": str(error)}
     except Refused as error:
         told |= {"ok": False, "why": str(error)}
     told["seconds"] = round(time.time() - told["at"], 1)
-    note(check=told)
+    save_state(check=told)
     return told
 
 
 def prepare(settings):
-    """See that the repository answers; make it where there has never been one."""
-    known, where = noted().get("repository") or {}, place(secrets())
+    """Check that the repository answers; create it if it never existed."""
+    known, where = read_state().get("repository") or {}, location(secrets())
     try:
         found, made = repository(), False
     except Missing as error:
         if known.get("place") == where:
-            # Such as a disk that is not mounted: another one in its place would hide that.
+            # Perhaps a disk is not mounted; a new repository in its place would hide that.
             raise Refused(
-                f"{error}, where there was one: bring it back (is its disk mounted?), or remove {HOME}/state.json to "
-                "begin a new one"
+                f"{error}, but there was one: bring it back (is its disk mounted?), or remove {HOME}/state.json to "
+                "start a new one"
             ) from None
         if settings.get("look"):
             return {"made": True}
         restic("init", within=5 * ANSWER_WITHIN)
         found, made = repository(), True
     if known.get("id") != found and not settings.get("look"):
-        note(repository={"place": where, "id": found, "since": int(time.time())})
-    # A machine that was built anew has nothing yet: its first snapshot would be taken for the newest of its data.
-    taken = bool(noted().get("good")) or bool(patiently(lambda: snapshots(settings["host"]), LOCKED))
+        save_state(repository={"place": where, "id": found, "since": int(time.time())})
+    # A rebuilt machine has no data yet: a first snapshot would become the latest and hide the real one.
+    taken = bool(read_state().get("good")) or bool(retry_while_locked(lambda: snapshots(settings["host"]), LOCKED))
     return {"made": made, "id": found, "taken": taken}
 
 
-# -- the way back -----------------------------------------------------------------------------------------------------
+# -- restore ----------------------------------------------------------------------------------------------------------
 
 
 def find(host, which):
-    """Return a snapshot of a host and what it has."""
+    """Return a snapshot of a host with its manifest."""
     repository()
-    everything = patiently(snapshots, LOCKED)
+    everything = retry_while_locked(snapshots, LOCKED)
     own = [one for one in everything if one["hostname"] == host]
     if not own:
         hosts = sorted({one["hostname"] for one in everything})
-        raise Refused(f"the repository has no snapshot of {host}; it has some of: {', '.join(hosts) or 'no host'}")
+        raise Refused(
+            f"the repository has no snapshot of {host}; set backup_of to one of: {', '.join(hosts) or '(none)'}"
+        )
     fitting = own[-1:] if which == "latest" else [one for one in own if one["id"].startswith(which)]
     if len(fitting) != 1:
         newest = ", ".join(f"{one['id'][:8]} ({written(one['time'])})" for one in own[: -LISTED - 1 : -1])
-        many = "is not one snapshot" if fitting else "is no snapshot"
-        raise Refused(f"backup_snapshot {which} {many} of {host}; the newest are: {newest}")
+        many = "matches several snapshots" if fitting else "matches no snapshot"
+        raise Refused(f"backup_snapshot {which} {many} of {host}; the latest are: {newest}")
     (chosen,) = fitting
     _, out, _ = restic("dump", chosen["id"], f"{HOME}/staging/manifest.json", within=5 * ANSWER_WITHIN)
     return {"id": chosen["id"], "at": written(chosen["time"]), **json.loads(out)}
 
 
 def fetch(snapshot_id, name, directory):
-    """Bring a set of a snapshot into ``directory``/new with the owners that it has on this host."""
+    """Restore a data set of a snapshot to ``directory``/new with this host's owners."""
     _, out, _ = restic("dump", snapshot_id, f"{HOME}/staging/manifest.json", within=5 * ANSWER_WITHIN)
     manifest = json.loads(out)
     one = next((each for each in manifest["sets"] if each["name"] == name), None)
     if one is None:
-        raise Refused(f"the snapshot has no {name}")
+        raise Refused(f"the snapshot has no data named {name}")
     raw, new, copies = directory / "raw", directory / "new", f"{HOME}/staging{one['path']}"
     for folder in (raw, new):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, mode=0o700)
     words = [word for path in (one["path"], copies) for word in ("--include", pattern(path))]
     _, out, err = restic("restore", snapshot_id, "--target", str(raw), *words, "--verify")
-    # Old versions go on after an error and end well.
+    # Old versions continue after an error and exit with 0.
     errors = [line for line in f"{out}\n{err}".split("\n") if re.match(r"(?i)\s*(ignoring )?error", line)]
     if errors:
-        raise Refused(f"{name} could not be read whole: {quiet(errors[0], secrets())}")
+        raise Refused(f"{name} could not be restored completely: {redact(errors[0], secrets())}")
     for source in (raw / one["path"].lstrip("/"), raw / copies.lstrip("/")):
         merge(source, new)
     shutil.rmtree(raw)
@@ -547,13 +551,13 @@ def fetch(snapshot_id, name, directory):
             f"{name} came without any of its {one['files']} files; choose another snapshot by backup_snapshot"
         )
     for path in one["databases"]:
-        see_whole(new / Path(path).relative_to(one["path"]), path)
-    own(new, manifest, directory.parent.stat())
+        check_database(new / Path(path).relative_to(one["path"]), path)
+    set_owners(new, manifest, directory.parent.stat())
     return {"files": brought, "name": name}
 
 
 def merge(source, target):
-    """Move all that is in one directory into another."""
+    """Move the contents of one directory into another."""
     if source.is_symlink() or not source.is_dir():
         return
     for child in source.iterdir():
@@ -564,8 +568,8 @@ def merge(source, target):
             child.rename(there)
 
 
-def see_whole(copy, path):
-    """Refuse a database that is not there or damaged."""
+def check_database(copy, path):
+    """Raise `Refused` if a database is missing or damaged."""
     try:
         database = sqlite3.connect(f"file:{quote(str(copy))}?mode=rw", uri=True)
         try:
@@ -575,11 +579,11 @@ def see_whole(copy, path):
     except sqlite3.Error as error:
         problem = str(error)
     if problem != "ok":
-        raise Refused(f"the snapshot's {path} is damaged ({problem}); choose an earlier snapshot by backup_snapshot")
+        raise Refused(f"the snapshot's {path} is damaged ({problem}); choose an earlier snapshot with backup_snapshot")
 
 
-def own(tree, manifest, otherwise):
-    """Give all in a tree to the users of the same names on this host; what has none goes to the owner of its place."""
+def set_owners(tree, manifest, otherwise):
+    """Give a tree to this host's users and groups of the same names; unknown ones become the owner of the directory."""
 
     def local(names, number, lookup, instead):
         try:
@@ -593,10 +597,10 @@ def own(tree, manifest, otherwise):
         gid = local(manifest["groups"], found.st_gid, grp.getgrnam, otherwise.st_gid)
         os.chown(path, uid, gid, follow_symlinks=False)
         if not path.is_symlink():
-            path.chmod(found.st_mode & 0o7777)  # chown takes some bits away
+            path.chmod(found.st_mode & 0o7777)  # chown clears some bits
 
 
-# -- doors ------------------------------------------------------------------------------------------------------------
+# -- command line -----------------------------------------------------------------------------------------------------
 
 
 def main(words):
