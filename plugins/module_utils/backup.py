@@ -322,7 +322,7 @@ def undone(services: list[Running], places: list[Place]) -> str:
         return back(services, places)
     except (OSError, systemd_unit.SystemdError) as error:
         where = ", ".join(str(place.before) for place in places if place.reached())
-        return f"what stood there before is not back ({error}): it is in {where}; restore again, which brings it back"
+        return f"the previous data is not back ({error}): it is in {where}; run the restore again to put it back"
 
 
 def back(services: list[Running], places: list[Place]) -> str:

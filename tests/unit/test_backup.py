@@ -509,7 +509,7 @@ class TestAUnitOfSomebodyElse:
 
     def test_one_that_is_not_there_is_refused(self, unit):
         unit.shown["LoadState"] = "not-found"
-        with pytest.raises(restoring.BackupError, match="not on this host yet: prometheus; run site.yml"):
+        with pytest.raises(restoring.BackupError, match="not on this host yet: prometheus"):
             restoring.check_services(["prometheus"])
 
 
