@@ -1,4 +1,4 @@
-"""Lead a load check: start the tool on the host, show how it goes, and keep what came of it on the controller."""
+"""Run a load check: start the tool on the host, show its progress, and save the results on the controller."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ansible.module_utils.load.plan import PlanError, checked
 display = Display()
 
 SHOWN_EVERY = 10.0
-ANSWERED = 0.95  # of the requests of a turn; where fewer were, more load would tell nothing new
-LEAST_SHARE = 0.8  # of the time that the requests of a turn must have filled; else another turn fills the rest
+ANSWERED = 0.95  # share of a turn's requests; with fewer answers another turn would show nothing new
+LEAST_SHARE = 0.8  # share of the time that the requests must fill; otherwise another turn fills the rest
 TURNS = 4
 
 
 class Ended(Exception):
-    """A phase on the host failed; the text is its message."""
+    """A phase on the host failed; the message says why."""
 
 
 class ActionModule(ActionBase):
-    """Run the phases of the module on the host, whatever happens the last one too."""
+    """Run the phases of the module on the host, and the last one in any case."""
 
     def run(self, tmp=None, task_vars=None):
         super().run(tmp, task_vars)
@@ -52,9 +52,7 @@ class ActionModule(ActionBase):
             self._say(f"loading {self._told(args)}: {judge.asked(self._plan)}")
             others = sum((each or {}).get("running", 0) for each in self._began["first"]["engines"].values())
             if others:
-                self._say(
-                    f"{others:.0f} requests of others run at this moment; they count in what is measured", "yellow"
-                )
+                self._say(f"{others:.0f} requests of other clients are running; they count in the figures", "yellow")
             runs, answers = self._find(plan) if plan.find_ttft_ms else (self._load(plan), [])
         except Ended as error:
             return {"failed": True, "msg": f"{self._host}: {error}"}
@@ -66,7 +64,7 @@ class ActionModule(ActionBase):
     # -- what is run --------------------------------------------------------------------------------------------------
 
     def _load(self, plan) -> list[dict]:
-        """Load every model of every target for the time that was asked for, targets side by side."""
+        """Load every model of every target for the requested time, targets in parallel."""
         targets, runs = self._task.args["targets"], []
         for place in range(max(len(each["models"]) for each in targets)):
             jobs = [
@@ -80,7 +78,7 @@ class ActionModule(ActionBase):
         return runs
 
     def _find(self, plan) -> tuple[list[dict], list[str]]:
-        """Search each target for itself: what another engine is asked at the same time would count too."""
+        """Search the targets one by one: load on another engine would distort the result."""
         runs, answers = [], []
         for target in self._task.args["targets"]:
             who = f"{target['name']} {target['models'][0]}"
@@ -92,11 +90,11 @@ class ActionModule(ActionBase):
                 held = not self._events and judge.holds(run, plan.find_ttft_ms, plan.limits)
                 measured = (
                     run.get("problem")
-                    or f"p95 of the first token {run['ttft_ms']['p95'] or 0:.0f} ms, {run['failed']} failed"
+                    or f"p95 time to first token {run['ttft_ms']['p95'] or 0:.0f} ms, {run['failed']} failed"
                 )
-                self._say(f"{who}: {callers} callers: {measured}: {'holds' if held else 'does not hold'}")
+                self._say(f"{who}: {callers} callers: {measured}: {'within the limit' if held else 'over the limit'}")
                 if self._events:
-                    return runs, [*answers, f"{who}: the search ended early, at {callers} callers."]
+                    return runs, [*answers, f"{who}: the search was aborted at {callers} callers."]
                 try:
                     callers = steps.send(held)
                 except StopIteration as end:
@@ -105,7 +103,7 @@ class ActionModule(ActionBase):
         return runs, answers
 
     def _round(self, jobs: list[dict], callers: int) -> list[dict]:
-        """Load some targets with one model each; return a run for each."""
+        """Load the targets with one model each; return one run per target."""
         plan, seconds = {**self._plan, "callers": callers}, self._plan["minutes"] * 60
         state = {"plan": plan, "jobs": [{**job, "seed": 1 + len(self._samples)} for job in jobs]}
         open_jobs, found, left = state["jobs"], {}, seconds
@@ -116,7 +114,7 @@ class ActionModule(ActionBase):
             loaded = min(run.get("seconds", seconds) for run in found.values())
             if self._events or loaded >= LEAST_SHARE * seconds:
                 break
-            # The first requests were slower than the rest: fill the time that is left, at the rate that was seen.
+            # The first requests were slower than the rest: fill the remaining time at the measured rate.
             left = seconds - loaded
             open_jobs = [
                 {**job, "rate": max(run["requests"] / run["seconds"], 1e-3), "seed": job["seed"] + turn + 1}
@@ -130,13 +128,13 @@ class ActionModule(ActionBase):
         self._phase("end")
         if self._events:
             for run in found.values():
-                run.update({"problem": "the load was ended early"} if "problem" in run else {})
+                run.update({"problem": "the load was stopped early"} if "problem" in run else {})
         return [
             {"target": job["name"], "model": job["model"], "callers": callers, **found[job["name"]]} for job in jobs
         ]
 
     def _watch(self, plan: dict, jobs: list[dict], begun: dict) -> None:
-        """Sample until the tool has ended everywhere; a line every few seconds says how it goes."""
+        """Sample until the tool has finished on all targets; print progress every few seconds."""
         begin, asked, limit = time.monotonic(), False, max(each["limit"] for each in begun.values())
         models = ", ".join(f"{job['name']} {job['model']} ({begun[job['name']]['requests']} requests)" for job in jobs)
         self._say(f"{models}: {plan['callers']} callers")
@@ -151,9 +149,9 @@ class ActionModule(ActionBase):
             asked = asked or any(
                 (one or {}).get("running") for each in seen["samples"] for one in each["engines"].values()
             )
-            self._say(f"{elapsed:.0f} s: {_now(seen['samples']) if asked else 'the tool starts'}")
+            self._say(f"{elapsed:.0f} s: {_now(seen['samples']) if asked else 'the tool is starting'}")
             if elapsed > limit + 60:
-                raise Ended(f"the tool has not ended after {elapsed:.0f} s")
+                raise Ended(f"the tool has not finished after {elapsed:.0f} s")
 
     # -- the host and the controller ----------------------------------------------------------------------------------
 
@@ -174,7 +172,7 @@ class ActionModule(ActionBase):
         return "; ".join(f"{each['name']} ({', '.join(each['models'])}) at {each['url']}" for each in args["targets"])
 
     def _kept(self, runs: list[dict], answers: list[str]) -> dict:
-        """Write page and JSON; return the table, red where something is wrong."""
+        """Write the HTML page and the JSON file; return the result with its failures."""
         report = {
             "host": self._host,
             "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
@@ -192,7 +190,7 @@ class ActionModule(ActionBase):
         except OSError as error:
             return {
                 "failed": True,
-                "msg": f"load_directory: nothing can be written there: {error}",
+                "msg": f"load_directory is not writable: {error}; choose another directory",
                 "table": judge.table(report),
             }
         result = {"changed": False, "table": [*judge.table(report), "", *files], "files": files, "runs": runs}
@@ -200,7 +198,7 @@ class ActionModule(ActionBase):
 
 
 def written(directory: Path, report: dict) -> list[str]:
-    """Write the report as JSON and as a page; return the paths."""
+    """Write the report as JSON and HTML; return the paths."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     stem = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', report['host'])}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     texts = {"html": page.html(report), "json": json.dumps(report, indent=1) + "\n"}
@@ -212,7 +210,7 @@ def written(directory: Path, report: dict) -> list[str]:
 
 
 def _now(samples: list[dict]) -> str:
-    """Return one line of how the engines were in the last seconds."""
+    """Return one line about the state of the engines in the last seconds."""
     told = []
     last, before = samples[-1], samples[0]
     for name, seen in last["engines"].items():
@@ -233,6 +231,6 @@ def _now(samples: list[dict]) -> str:
 def _answer(who: str, callers: int, plan) -> str:
     limit = f"{plan.find_ttft_ms:g} ms"
     if not callers:
-        return f"{who}: not even one caller keeps the p95 of the first token at {limit} or below."
-    more = " (the most that was tried; raise load_callers)" if callers == plan.callers else ""
-    return f"{who}: {callers} callers at once keep the p95 of the first token at {limit} or below{more}."
+        return f"{who}: even one caller exceeds a p95 time to first token of {limit}."
+    more = " (the upper bound of the search; raise load_callers to go on)" if callers == plan.callers else ""
+    return f"{who}: up to {callers} callers at once keep the p95 time to first token within {limit}{more}."

@@ -5,19 +5,18 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: load_check
-short_description: Put a host's engines under load for a time, watch it meanwhile, and tell what came of it
+short_description: Put a host's engines under load, monitor the host, and report the results
 description:
-  - Lets N callers ask at once for M minutes, streamed, with prompts and answers of given lengths, by vLLM's own tool
-    C(vllm bench serve), which is in the environment of every engine. Engines are loaded side by side, the models of one
-    engine one after the other.
-  - A few first requests, as many as there are callers, show that the key and the model are right, and how many requests
-    fill the time.
-  - The tool runs on the host as the engine's user in a transient unit that is bounded in time, whatever becomes of the
-    controller, and that is the first to die where memory ends. Its key is in its environment alone.
-  - Watches every second or two the memory of host and GPUs, queue, KV cache and preemptions of the engines, restarts of
-    units, and what the kernel and the engines say of memory that ran out.
-  - The action plugin of the same name shows progress, and writes a JSON file and a self-contained HTML page on the
-    controller. The result fails where a limit is passed, a unit restarted, or memory ran out.
+  - Runs N concurrent callers for M minutes with streaming requests and prompts and answers of given lengths. The tool
+    is vLLM's own C(vllm bench serve), which is part of every engine's environment. Engines are loaded in parallel, the
+    models of one engine one after the other.
+  - First sends one request per caller, to check key and model and to find out how many requests fill the time.
+  - The tool runs on the host as the engine's user in a transient unit. The unit has a time limit, even if the
+    controller is gone, and is the first to be killed when memory runs out. The key is only in its environment.
+  - Every second or two it samples the memory of host and GPUs, the engines' queue, KV cache and preemptions, restarts
+    of units, and out-of-memory messages of the kernel and the engines.
+  - The action plugin of the same name shows progress, writes a JSON file and a self-contained HTML page on the
+    controller, and returns failures if a limit is exceeded, a unit restarted, or memory ran out.
 author: The llm-server maintainers
 options:
   targets:
@@ -27,41 +26,41 @@ options:
     required: true
     suboptions:
       name: {description: Name in tables., type: str, required: true}
-      unit: {description: The engine's unit; its program and settings are read from it., type: str, required: true}
+      unit: {description: The engine's unit; program and settings are read from it., type: str, required: true}
       metrics: {description: Address of the engine's metrics., type: str, required: true}
       url:
-        description: Address that is asked, without its C(/v1), of the engine or of what stands before it.
+        description: Base URL of the requests, without C(/v1): the engine or a server in front of it.
         type: str
         required: true
-      key: {description: Key to ask with., type: str, required: true}
-      models: {description: Models to ask., type: list, elements: str, required: true}
-  through: {description: What is asked as the table names it., type: str, default: engine}
-  callers: {description: Callers at once for each engine; at most 256. The most that a search tries., type: int}
-  minutes: {description: Minutes for each model or step of a search; at most 120., type: float, default: 1}
-  input_tokens: {description: Tokens of a prompt., type: int, default: 256}
-  output_tokens: {description: Tokens of an answer., type: int, default: 64}
+      key: {description: API key of the requests., type: str, required: true}
+      models: {description: Models to test., type: list, elements: str, required: true}
+  through: {description: Name of the tested server in the table., type: str, default: engine}
+  callers: {description: Concurrent callers per engine; at most 256. Upper bound of a search., type: int}
+  minutes: {description: Minutes per model or search step; at most 120., type: float, default: 1}
+  input_tokens: {description: Tokens per prompt., type: int, default: 256}
+  output_tokens: {description: Tokens per answer., type: int, default: 64}
   limits:
     description: >-
-      What makes the check red: C(ttft_p95_ms), C(itl_p95_ms), C(error_share) (0 to 1). Above the number is red.
+      Limits above which the check fails: C(ttft_p95_ms), C(itl_p95_ms), C(error_share) (0 to 1).
     type: dict
     default: {}
   find:
     description: >-
-      C(ttft_ms:500) finds the largest number of callers that keeps the p95 of the first token's time at 500 ms or below
-      with no failed request, for the first model of each engine.
+      C(ttft_ms:500) finds the largest number of callers with a p95 time to first token of at most 500 ms and no failed
+      request, for the first model of each engine.
     type: str
     default: ""
-  units: {description: Units whose restart makes the check red., type: list, elements: str, default: []}
-  gpu: {description: Whether GPUs are watched., type: bool, default: false}
-  directory: {description: Directory of the controller for page and JSON., type: path, required: true}
+  units: {description: Units whose restart fails the check., type: list, elements: str, default: []}
+  gpu: {description: Whether to sample GPU memory., type: bool, default: false}
+  directory: {description: Directory on the controller for the HTML page and the JSON file., type: path, required: true}
   phase:
-    description: Step of the action plugin; not for playbooks.
+    description: Phase, set by the action plugin; not for playbooks.
     type: str
     choices: [begin, start, look, collect, end]
     default: begin
-  state: {description: What an earlier phase handed on., type: dict, default: {}}
+  state: {description: Data of earlier phases., type: dict, default: {}}
 attributes:
-  check_mode: {description: Says what it would do; asks nothing of the engines., support: full}
+  check_mode: {description: Shows the plan; sends nothing to the engines., support: full}
 notes:
   - One load check at a time runs on a host.
 """
@@ -84,22 +83,22 @@ EXAMPLES = r"""
 
 RETURN = r"""
 table:
-  description: What came of it, as lines for a terminal.
+  description: The results as lines for a terminal.
   returned: always
   type: list
   elements: str
 failures:
-  description: Why it is red, one sentence each; empty where it is not.
+  description: Why the check failed, one sentence each; empty if it passed.
   returned: when load was applied
   type: list
   elements: str
 runs:
-  description: Requests, errors, tokens a second and percentiles of each model or step.
+  description: Requests, errors, tokens per second and percentiles of each model or step.
   returned: when load was applied
   type: list
   elements: dict
 files:
-  description: JSON and page on the controller.
+  description: Paths of the HTML page and the JSON file on the controller.
   returned: when load was applied
   type: list
   elements: str
@@ -163,7 +162,7 @@ def main() -> None:
 
 
 def _jobs(wanted: dict, state: dict) -> list[dict]:
-    """Return the targets of this run with its model, and what an earlier phase found out."""
+    """Return the jobs merged with their targets."""
     targets = {each["name"]: each for each in wanted["targets"]}
     return [{**targets[job["name"]], **job} for job in state["jobs"]]
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: process_profile
-short_description: Record where the Python of a unit's processes spends its time
+short_description: Profile the Python code of a unit's processes
 description:
-  - Records the main process of a unit and its children by py-spy for some seconds and draws a flame graph. The
-    processes go on meanwhile; nothing stops them.
-  - A unit that does not run, or is not Python, is refused.
+  - Samples the main process of a unit and its children with py-spy for some seconds and writes a flame graph. The
+    processes keep running.
+  - Fails if the unit is not running or not Python.
 author: The llm-server maintainers
 options:
   unit: {description: The unit., type: str, required: true}
-  program: {description: py-spy on the host; without it the unit is looked at alone., type: path}
-  seconds: {description: How long is recorded; at most 600., type: int, default: 30}
-  rate: {description: Samples a second; at most 1000., type: int, default: 100}
-  output: {description: File of the host for the flame graph., type: path}
+  program: {description: Path of py-spy on the host; without it the module only inspects the unit., type: path}
+  seconds: {description: Seconds to record; at most 600., type: int, default: 30}
+  rate: {description: Samples per second; at most 1000., type: int, default: 100}
+  output: {description: Path of the flame graph on the host., type: path}
 attributes:
-  check_mode: {description: Looks at the unit and records nothing., support: full}
+  check_mode: {description: Inspects the unit and records nothing., support: full}
 """
 
 EXAMPLES = r"""
-- name: Record the engine
+- name: Profile the engine
   process_profile:
     unit: vllm.service
     program: /var/lib/llm-profile/3f2a9b01c4de/bin/py-spy
@@ -32,7 +32,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 pid: {description: The main process., type: int, returned: always, sample: 812}
-samples: {description: How many samples the flame graph has., type: int, returned: when it was recorded, sample: 2970}
+samples: {description: Number of samples in the flame graph., type: int, returned: when recorded, sample: 2970}
 """
 
 from pathlib import Path

@@ -68,10 +68,10 @@ def report(runs: list[dict], events: list[dict] | None = None, limits: dict | No
         ({"limits": {"itl_p95_ms": ".inf"}}, "load_limits: itl_p95_ms is '.inf'; give a number."),
         (
             {"find": "ttft_ms:nan"},
-            "find is ttft_ms:nan; give the limit of the first token's time, such as ttft_ms:500.",
+            "find is ttft_ms:nan; give a limit for the time to first token, such as ttft_ms:500.",
         ),
-        ({"find": "tokens:5"}, "find is tokens:5; give the limit of the first token's time, such as ttft_ms:500."),
-        ({"find": "ttft_ms:"}, "find is ttft_ms:; give the limit of the first token's time, such as ttft_ms:500."),
+        ({"find": "tokens:5"}, "find is tokens:5; give a limit for the time to first token, such as ttft_ms:500."),
+        ({"find": "ttft_ms:"}, "find is ttft_ms:; give a limit for the time to first token, such as ttft_ms:500."),
     ],
 )
 def test_what_cannot_be_meant_or_would_be_too_much_is_refused(args, says):
@@ -158,7 +158,11 @@ def test_errors_are_told_by_status():
         ("", 16, ""),
         ("", 3, "the answer broke off"),
         ("Too Many Requests", 0, "429 Too Many Requests"),
-        ("Never received a valid chunk to calculate TTFT.This response will be marked as failed!", 0, "no token came"),
+        (
+            "Never received a valid chunk to calculate TTFT.This response will be marked as failed!",
+            0,
+            "no token received",
+        ),
         (
             "Traceback (most recent call last):\n  File x\n"
             "aiohttp.client_exceptions.ClientConnectorError: Cannot connect to host 127.0.0.1:8001",
@@ -227,8 +231,8 @@ def test_a_restart_and_memory_that_ran_out_are_seen():
     told = [each["what"] for each in watch.events(before, after, logs)]
     assert told == [
         "vllm.service restarted",
-        "the kernel killed a process of vllm.service for memory",
-        "ai-server.service is gone",
+        "the OOM killer killed a process of vllm.service",
+        "ai-server.service has stopped",
         "kernel: Memory cgroup out of memory: Killed process 10 (vllm)",
         "vllm.service: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.45 GiB",
     ]
@@ -242,7 +246,7 @@ def test_first_requests_stop_what_could_not_work(server):
     server.pages["/v1/completions"] = (401, '{"error": "Unauthorized"}')
     with pytest.raises(host.Refused) as error:
         host.rate(job, PLAN)
-    assert str(error.value) == f'{server.url}: m: a first request met 401: {{"error": "Unauthorized"}}'
+    assert str(error.value) == f'{server.url}: m: the first request failed: 401: {{"error": "Unauthorized"}}'
     server.pages["/v1/completions"] = (200, "{}")
     assert host.rate(job, PLAN) > 1
     path, key, body = server.asked[-1]
@@ -258,15 +262,15 @@ def test_a_key_that_may_not_ask_so_often_is_refused_before_there_is_load(monkeyp
     with pytest.raises(host.Refused) as error:
         host.start([{"name": "vllm", "unit": "vllm.service", "url": "http://x", "key": "k"}], PLAN, 60, 0)
     assert str(error.value) == (
-        "http://x allows this key 120 requests a minute, and 4 callers would send 300; "
-        "give load_api_key the key of a caller with more (ai_server_callers)."
+        "http://x allows this key 120 requests a minute, but 4 callers would send 300; "
+        "set load_api_key to the key of a caller with a higher limit (ai_server_callers)."
     )
 
 
 def test_one_load_check_at_a_time(monkeypatch):
     monkeypatch.setattr(host, "running", lambda: ["llm-load-vllm.service"])
     with pytest.raises(
-        host.Refused, match=r"a load check runs here already \(llm-load-vllm\.service\); wait for its end"
+        host.Refused, match=r"a load check is already running \(llm-load-vllm\.service\); wait until it ends"
     ):
         host.begin(["vllm.service"])
 
@@ -291,10 +295,10 @@ def test_a_check_within_its_limits_is_green():
 
 def test_red_names_limit_and_value():
     told = report([run()], limits={"ttft_p95_ms": 100, "itl_p95_ms": 100})["failures"]
-    assert told == ["vllm m: ttft_p95_ms is 134.5 and the limit is 100."]
+    assert told == ["vllm m: ttft_p95_ms is 134.5, above the limit of 100."]
     mixed = run(**tool.summary([SERVED, UNAUTHORISED], 16))
     assert report([mixed], limits={"error_share": 0.1})["failures"] == [
-        "vllm m: error_share is 0.1304 and the limit is 0.1."
+        "vllm m: error_share is 0.1304, above the limit of 0.1."
     ]
 
 
@@ -343,7 +347,7 @@ def test_the_page_stands_alone_and_its_plot_is_an_svg():
             x, y = map(float, point.split(","))
             assert page.LEFT - 1 <= x <= page.WIDTH
             assert 0 <= y <= 5 * (page.HEIGHT + page.TOP + page.BOTTOM)
-    assert "ttft_p95_ms is 134.5 and the limit is 100." in text
+    assert "ttft_p95_ms is 134.5, above the limit of 100." in text
 
 
 def test_a_page_without_an_answer_has_no_plot_of_requests():

@@ -45,12 +45,12 @@ def test_a_program_with_python_built_in_is_taken(unit):
         (
             {"ActiveState": "failed", "MainPID": "0"},
             "/usr/bin/python3",
-            "vllm.service does not run (failed); start it first.",
+            "vllm.service is not running (failed); start it first.",
         ),
         (
             {},
             "/usr/local/bin/node_exporter",
-            "vllm.service is not Python (node_exporter); py-spy has nothing to read there.",
+            "vllm.service is not Python (node_exporter); py-spy can only profile Python.",
         ),
     ],
 )

@@ -333,7 +333,7 @@ def test_the_largest_load_is_found_step_by_step(load):
     assert outcome.code == 0, outcome.message
     assert [run["callers"] for run in report["runs"]] == [1, 2, 4]
     assert report["answer"].startswith(
-        "vllm lab/tiny-llama: 4 callers at once keep the p95 of the first token at 20000 ms"
+        "vllm lab/tiny-llama: up to 4 callers at once keep the p95 time to first token within 20000 ms"
     )
 
 
@@ -341,6 +341,6 @@ def test_a_second_load_check_leaves_the_first_alone(host, load):
     host.run_test("systemd-run --unit llm-load-other sleep 600")
     outcome, _ = load()
     assert outcome.code != 0
-    assert "a load check runs here already (llm-load-other.service)" in outcome.message
+    assert "a load check is already running (llm-load-other.service)" in outcome.message
     assert host.service("llm-load-other").is_running
     host.run_test("systemctl stop llm-load-other")

@@ -1,7 +1,7 @@
-"""The load check on the host: the first requests, the tool in a unit of its own, the watch, the result, the end.
+"""The host's part of a load check: first requests, start of the tool, samples, results, clean-up.
 
-The tool runs as the engine's user, from the engine's environment, in a transient unit: bounded in time whatever becomes
-of the controller, and the first to die where memory ends. Nothing of it stays.
+The tool runs as the engine's user, from the engine's environment, in a transient unit. The unit has a time limit, even
+if the controller is gone, and is the first to be killed when memory runs out. Nothing stays on the host.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ WAVE_S = 20
 NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 STARTS_S = 300  # the tool's own start, on a slow machine
 REQUESTS = 200_000
-# The engine's own settings, those for its network among them, are the tool's too.
+# The tool inherits the engine's other variables, such as network settings.
 NOT_TAKEN = {systemd_unit.RELEASE_VARIABLE, "HOME", "OMP_NUM_THREADS"}
 
 
 class Refused(Exception):
-    """Why there is no load check: one sentence with the cure."""
+    """Why the load check cannot run: one sentence with the cure."""
 
 
 def unit_of(name: str) -> str:
@@ -44,15 +44,19 @@ def engine(unit: str) -> dict:
     out = systemd_unit.run("systemctl", "show", unit, "--property", names, check=False).stdout
     shown = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
     if shown.get("LoadState") != "loaded" or shown.get("ActiveState") != "active":
-        raise Refused(f"{unit} does not run on this host; run site.yml first, or name another one by load_targets.")
+        raise Refused(f"{unit} is not running on this host; run site.yml first, or set load_targets.")
     program = re.search(r"path=(\S+)", shown.get("ExecStart", ""))
     config = re.search(r"--config[ =](\S+)", shown.get("ExecStart", ""))
     if not program or not config or not program[1].endswith("/vllm"):
-        raise Refused(f"{unit} is no vLLM that reads a --config; the load check needs vLLM's own tool.")
+        raise Refused(
+            f"{unit} does not run vLLM with --config, which the load check needs; set load_targets to a unit that does."
+        )
     text = Path(config[1]).read_text()
     model = re.search(r"^[\"']?model[\"']?: *[\"']?(/[^\s\"']+)", text, re.MULTILINE)
     if not model:
-        raise Refused(f"{config[1]} names no directory of a model, from which the tool takes its tokenizer.")
+        raise Refused(
+            f"{config[1]} names no model directory for the tool's tokenizer; set model to a directory on the host."
+        )
     environment = dict(each.partition("=")[::2] for each in shlex.split(shown.get("Environment", "")))
     return {
         "program": program[1],
@@ -64,9 +68,9 @@ def engine(unit: str) -> dict:
 
 
 def rate(job: dict, plan: dict) -> float:
-    """Return requests a second, from as many first ones as there are callers, at once. Raises Refused.
+    """Return requests per second, measured with one concurrent request per caller. Raises Refused.
 
-    The very first ones may be slower than all others: where they took little time, second ones are counted.
+    The very first requests may be slow. If they took little time, a second wave is measured instead.
     """
     for _ in range(2):
         begin = time.monotonic()
@@ -74,7 +78,7 @@ def rate(job: dict, plan: dict) -> float:
             answers = list(pool.map(lambda number: first(job, plan, number), range(plan["callers"])))
         problem = next((answer for answer in answers if answer), None)
         if problem:
-            raise Refused(f"{job['url']}: {job['model']}: a first request met {problem}")
+            raise Refused(f"{job['url']}: {job['model']}: the first request failed: {problem}")
         seconds = time.monotonic() - begin
         if seconds > WAVE_S:
             break
@@ -82,18 +86,18 @@ def rate(job: dict, plan: dict) -> float:
 
 
 def allowance(job: dict) -> int | None:
-    """Return how many requests a minute the key may send, where the server tells."""
+    """Return the key's limit of requests per minute, or None if the server does not report one."""
     request = urllib.request.Request(f"{job['url']}/v1/models", headers={"Authorization": f"Bearer {job['key']}"})
     try:
         with probes.DIRECT.open(request, timeout=10) as answer:
             told = answer.headers.get("x-ratelimit-limit-requests", "")
     except OSError:
-        return None  # the first requests say why
+        return None  # the first requests report the error
     return int(told) if told.isdigit() else None
 
 
 def first(job: dict, plan: dict, number: int) -> str | None:
-    """Ask for one answer; return why there is none. The prompt is token ids, so its length is exact."""
+    """Send one request; return the error, or None. The prompt is a list of token IDs, so its length is exact."""
     draw = random.Random(f"{job['seed']} {number}")
     body = {
         "model": job["model"], "prompt": [draw.randrange(10, 250) for _ in range(plan["input_tokens"])],
@@ -107,7 +111,7 @@ def first(job: dict, plan: dict, number: int) -> str | None:
 
 
 def running() -> list[str]:
-    """Return the units of a load check that run now."""
+    """Return the load check units that are running."""
     out = systemd_unit.run(
         "systemctl", "list-units", f"{PREFIX}*", "--state", "active,activating", "--plain", "--no-legend", check=False
     ).stdout
@@ -115,30 +119,31 @@ def running() -> list[str]:
 
 
 def begin(units: list[str]) -> None:
-    """Raise Refused where a load check runs here already, or an engine cannot be loaded."""
+    """Raise Refused if a load check is already running, or an engine cannot be tested."""
     if others := running():
         raise Refused(
-            f"a load check runs here already ({', '.join(others)}); wait for its end, or: systemctl stop {others[0]}"
+            f"a load check is already running ({', '.join(others)}); wait until it ends, or run "
+            f"systemctl stop {others[0]}"
         )
     for unit in units:
         engine(unit)
 
 
 def start(jobs: list[dict], plan: dict, seconds: float, turn: int) -> dict:
-    """Begin the load of each job at once; return its requests and its limit in seconds, by target."""
+    """Start the load of all jobs; return number of requests and time limit by target."""
     if turn == 0:
-        shutil.rmtree(ROOT, ignore_errors=True)  # of a run whose controller was gone
+        shutil.rmtree(ROOT, ignore_errors=True)  # left by a run whose controller was gone
     begun = {}
     for job in jobs:
         if not NAME.fullmatch(job["name"]):
-            raise Refused(f"load_targets: the name {job['name']!r} needs letters, digits, _ and - alone.")
+            raise Refused(f"load_targets: the name is {job['name']!r}; use only letters, digits, _ and -.")
         has = engine(job["unit"])
         counted = job.get("rate") or rate(job, plan)
         allowed = None if job.get("rate") else allowance(job)
         if allowed and counted * 60 > allowed:
             raise Refused(
-                f"{job['url']} allows this key {allowed} requests a minute, and {plan['callers']} callers would send "
-                f"{counted * 60:.0f}; give load_api_key the key of a caller with more (ai_server_callers)."
+                f"{job['url']} allows this key {allowed} requests a minute, but {plan['callers']} callers would send "
+                f"{counted * 60:.0f}; set load_api_key to the key of a caller with a higher limit (ai_server_callers)."
             )
         requests = max(plan["callers"], min(REQUESTS, round(counted * seconds)))
         limit = round(STARTS_S + 2 * seconds)
@@ -148,7 +153,7 @@ def start(jobs: list[dict], plan: dict, seconds: float, turn: int) -> dict:
 
 
 def launch(job: dict, plan: dict, requests: int, limit: int, turn: int) -> None:
-    """Start the tool in a transient unit; its key is in a file of root alone."""
+    """Start the tool in a transient unit; the key is in a file that only root can read."""
     home = ROOT / job["name"]
     ROOT.mkdir(mode=0o711, parents=True, exist_ok=True)
     home.mkdir(mode=0o700, exist_ok=True)
@@ -175,12 +180,12 @@ def launch(job: dict, plan: dict, requests: int, limit: int, turn: int) -> None:
 
 
 def _quoted(text: str) -> str:
-    """Return a value as systemd reads it in an EnvironmentFile."""
+    """Return a value quoted for an EnvironmentFile of systemd."""
     return '"' + re.sub(r'(["\\$`])', r"\\\1", text) + '"'
 
 
 def look(names: list[str], engines: list[dict], gpu: bool, seconds: float) -> dict:
-    """Sample for some seconds, or until the tool has ended everywhere; return the samples and who has not ended."""
+    """Sample for some seconds, or until the tool has finished; return the samples and the units still running."""
     samples, until = [], time.monotonic() + seconds
     while True:
         samples.append(watch.sample(engines, gpu))
@@ -191,7 +196,7 @@ def look(names: list[str], engines: list[dict], gpu: bool, seconds: float) -> di
 
 
 def collect(jobs: list[dict], plan: dict) -> dict[str, dict]:
-    """Return the summary of each job of all its turns, by target; ``{"problem": …}`` where there is no result."""
+    """Return the summary of each job over its turns, by target, or ``{"problem": …}`` if there is no result."""
     found = {}
     for job in jobs:
         home = ROOT / job["name"]
@@ -208,19 +213,19 @@ def _why(log: Path, key: str) -> str:
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     except OSError:
         lines = []
-    said = lines[-1] if lines else "it said nothing"
+    said = lines[-1] if lines else "(no output)"
     said = said.replace(key, "***") if key else said
-    return f"vllm bench serve has left no result; its last line: {said[:300]}"
+    return f"vllm bench serve wrote no result; its last line: {said[:300]}"
 
 
 def ended(began: dict) -> list[dict]:
-    """Return what must not happen and did since ``began``."""
+    """Return the restarts and out-of-memory events since ``began``."""
     after = watch.state(list(began["units"]))
     return watch.events(began["units"], after, watch.logs(list(began["units"]), began["time"]))
 
 
 def stop() -> None:
-    """End what runs and take away what was written."""
+    """Stop running load checks and remove their files."""
     for unit in running():
         systemd_unit.run("systemctl", "stop", unit, check=False)
     shutil.rmtree(ROOT, ignore_errors=True)

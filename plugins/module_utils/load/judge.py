@@ -1,17 +1,17 @@
-"""What came of a load check: its table for a terminal, and why it is red."""
+"""The result of a load check: its table for a terminal, and why it failed."""
 
 from __future__ import annotations
 
 from .plan import LIMITS
 
 CURES = {
-    "429": "give load_api_key the key of a caller with higher limits",
+    "429": "set load_api_key to the key of a caller with higher limits",
     "401": "load_api_key is not a key of this server",
 }
 
 
 def failures(report: dict) -> list[str]:
-    """Return why the check is red, one sentence each, with limit and value; empty where it is not."""
+    """Return the reasons why the check failed, one sentence each; empty if it passed."""
     told = [f"{each['what']}." for each in report["events"]]
     for run in report["runs"]:
         who = f"{run['target']} {run['model']}"
@@ -21,7 +21,7 @@ def failures(report: dict) -> list[str]:
             told.append(f"{who}: none of {run['requests']} requests was answered: {_errors(run)}.")
         else:
             told += [
-                f"{who}: {name} is {value:g} and the limit is {report['plan']['limits'][name]:g}."
+                f"{who}: {name} is {value:g}, above the limit of {report['plan']['limits'][name]:g}."
                 for name, value in values(run).items()
                 if name in report["plan"]["limits"] and value > report["plan"]["limits"][name]
             ]
@@ -29,7 +29,7 @@ def failures(report: dict) -> list[str]:
 
 
 def values(run: dict) -> dict[str, float]:
-    """Return of a run what a limit can be set to."""
+    """Return the figures of a run that can have a limit."""
     found = {
         "ttft_p95_ms": run["ttft_ms"]["p95"],
         "itl_p95_ms": run["itl_ms"]["p95"],
@@ -39,7 +39,7 @@ def values(run: dict) -> dict[str, float]:
 
 
 def holds(run: dict, ttft_ms: float, limits: dict) -> bool:
-    """Say whether a step of a search holds: every answer (or all but the allowed share) came, and in time."""
+    """Return whether a search step is within the limit and failed no more requests than allowed."""
     if "problem" in run or run["ttft_ms"]["p95"] is None:
         return False
     return run["ttft_ms"]["p95"] <= ttft_ms and run["error_share"] <= limits.get("error_share", 0)
@@ -68,14 +68,14 @@ def table(report: dict) -> list[str]:
 
 
 def asked(plan: dict) -> str:
-    """Return what was asked for, in words."""
+    """Return the plan as text."""
     many = f"up to {plan['callers']} callers" if plan["find_ttft_ms"] else f"{plan['callers']} callers at once"
     lengths = f"prompts of {plan['input_tokens']} tokens, answers of {plan['output_tokens']}"
     return f"{many}, {plan['minutes']:g} min each, {lengths}"
 
 
 def watched(report: dict) -> list[tuple[str, str]]:
-    """Return the peaks as (of what, text)."""
+    """Return the peaks as pairs of name and text."""
     peaks = report["peaks"]
     rows = [("memory", f"{peaks['memory_mib']} of {peaks['memory_total_mib']} MiB, swap {peaks['swap_mib']} MiB")]
     rows += [
@@ -86,7 +86,7 @@ def watched(report: dict) -> list[tuple[str, str]]:
         told = [f"{seen[key]:.0f} {key}" for key in ("running", "waiting") if key in seen]
         told += [f"KV cache {100 * seen['kv_cache']:.0f} %"] if "kv_cache" in seen else []
         told += [f"{seen['preemptions']:.0f} preemptions"] if "preemptions" in seen else []
-        told += [f"its metrics did not answer {seen['unanswered']} times"] if seen["unanswered"] else []
+        told += [f"{seen['unanswered']} failed metrics requests"] if seen["unanswered"] else []
         rows.append((name, ", ".join(told) or "no figures"))
     out, again = [[each["what"] for each in report["events"] if each["kind"] == kind] for kind in ("oom", "restart")]
     rows.append(("restarts", "; ".join(again) or "none"))
@@ -95,7 +95,7 @@ def watched(report: dict) -> list[tuple[str, str]]:
 
 
 def three(found: dict) -> str:
-    """Return the three percentiles as a person reads them."""
+    """Return the percentiles as text."""
     return " / ".join("-" if value is None else f"{value:.{0 if value >= 100 else 1}f}" for value in found.values())
 
 

@@ -1,4 +1,4 @@
-"""The page of a load check: one file with its tables and a plot as inline SVG; nothing is fetched, no script runs."""
+"""The HTML page of a load check: one file with tables and an inline SVG plot, without scripts or external files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def html(report: dict) -> str:
     """Return the page."""
     wrong = report["failures"]
     verdict = (
-        "".join(f'<p class="red">{escape(each)}</p>' for each in wrong) or '<p class="green">No limit was passed.</p>'
+        "".join(f'<p class="red">{escape(each)}</p>' for each in wrong) or '<p class="green">No limit was exceeded.</p>'
     )
     answer = f"<p><strong>{escape(report['answer'])}</strong></p>" if report.get("answer") else ""
     peaks = "".join(f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in judge.watched(report))
@@ -55,7 +55,7 @@ def _table(report: dict) -> str:
 
 
 def svg(report: dict) -> str:
-    """Return the plot: panels one below the other on one axis of time."""
+    """Return the plot: stacked panels with a common time axis."""
     panels = [panel for panel in _panels(report) if any(points for _, points in panel["lines"])]
     moments = [x for panel in panels for _, points in panel["lines"] for x, _ in points]
     if not moments:
@@ -76,7 +76,7 @@ def _panels(report: dict) -> list[dict]:
     names = [f"{run['target']} {run['model']}" if several else "" for run in runs]
 
     def of_runs(key: str) -> list[tuple]:
-        # A search has many runs of one model: one line.
+        # Join the runs of one model in a search to one line.
         joined: dict[str, list] = {}
         for name, run in zip(names, runs, strict=True):
             joined.setdefault(name, []).extend((one["time"], one[key]) for one in run["curve"] if one[key] is not None)
@@ -109,7 +109,7 @@ def _panels(report: dict) -> list[dict]:
 
 
 def _while_loaded(samples: list[dict], runs: list[dict]) -> list[dict]:
-    """Leave out the time in which the tool itself starts, before the first and after the last request."""
+    """Return the samples between the first and the last request, without the start of the tool."""
     moments = [point["time"] for run in runs for point in run["curve"]]
     if not moments:
         return samples
@@ -156,7 +156,7 @@ def _drawn(panel: dict, number: int, begin: float, end: float) -> str:
 
 
 def _unbroken(points: list[tuple]) -> list[list[tuple]]:
-    """Return the points in parts, without the long times between them in which there was no load."""
+    """Split the points where there was no load for a long time."""
     gaps = sorted(now[0] - was[0] for was, now in pairwise(points))
     usual = gaps[len(gaps) // 2] if gaps else 0
     parts = [points[:1]] if points else []
@@ -168,7 +168,7 @@ def _unbroken(points: list[tuple]) -> list[list[tuple]]:
 
 
 def _round_up(value: float) -> float:
-    """Return the least of 1, 2, 4, 5, 8, 10 times a power of ten that is not below the value."""
+    """Round up to 1, 2, 4, 5, 8 or 10 times a power of ten."""
     scale = 1.0
     while scale * 10 < value:
         scale *= 10

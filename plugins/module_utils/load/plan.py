@@ -1,4 +1,4 @@
-"""What a load check is asked for, and why it is refused; bounded, so that nobody overloads a host by mistake."""
+"""The parameters of a load check. They are bounded, so that nobody overloads a host by mistake."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 CALLERS, MINUTES, TOKENS = 256, 120, 131_072
-FIND_CALLERS = 64  # where a search ends that was given no number of callers
+FIND_CALLERS = 64  # upper bound of a search without load_callers
 LIMITS = {
     "ttft_p95_ms": "ms to the first token, p95",
     "itl_p95_ms": "ms between two tokens, p95",
@@ -15,7 +15,7 @@ LIMITS = {
 
 
 class PlanError(Exception):
-    """What is asked for cannot be meant: one sentence that names the variable and the cure."""
+    """A parameter is not valid: one sentence that names the variable and the cure."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Plan:
 
 
 def checked(args: dict) -> Plan:
-    """Return the plan of a task's arguments; raises PlanError."""
+    """Return the plan for a task's arguments. Raises PlanError."""
     find = _find(args.get("find"))
     callers = args.get("callers")
     given = {
@@ -90,5 +90,5 @@ def _find(text) -> float | None:
     except ValueError:
         limit = 0
     if name != "ttft_ms" or not 0 < limit < math.inf:
-        raise PlanError(f"find is {text}; give the limit of the first token's time, such as ttft_ms:500.")
+        raise PlanError(f"find is {text}; give a limit for the time to first token, such as ttft_ms:500.")
     return limit

@@ -1,4 +1,4 @@
-"""The largest number of callers that holds a limit: doubled while it holds, then by bisection."""
+"""Find the largest number of callers within a limit, by doubling and then bisection."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Generator
 
 
 def largest(most: int) -> Generator[int, bool, int]:
-    """Yield numbers of callers to try, to be sent whether the limit held; return the largest that held, or 0.
+    """Yield numbers of callers to try; send back whether each was within the limit. Return the largest, or 0.
 
-    It begins with one caller and doubles, so that a host is never asked for much more than it can do.
+    It starts with one caller and doubles, so that a host never gets much more load than it can take.
     """
     held, failed, callers = 0, most + 1, 1
     while held < most and callers < failed:

@@ -1,7 +1,7 @@
-"""The tool of the load check, `vllm bench serve`: what it is told, and what its result says.
+"""The load check's tool, `vllm bench serve`: its arguments and its result.
 
-It stands in every engine's environment. It knows no duration: it is told a number of requests, which a few first ones
-give. Source: vllm/benchmarks/serve.py of 0.23.0 and 0.32.0.
+It is part of every engine's environment. It takes a number of requests, not a duration; a few first requests determine
+that number. Source: vllm/benchmarks/serve.py of 0.23.0 and 0.32.0.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import json
 import math
 from http import HTTPStatus
 
-KEY_VARIABLE = "OPENAI_API_KEY"  # the tool asks with this key; an argument would show it in ps
+KEY_VARIABLE = "OPENAI_API_KEY"  # an argument would show the key in ps
 PERCENTILES = (50, 95, 99)
 STATUSES = {status.phrase: status.value for status in HTTPStatus}
 BUCKETS = 60  # points of a curve over a run
 
 
 def argv(program: str, job: dict, plan: dict, requests: int, result: str) -> list[str]:
-    """Return the command: so many requests, ``plan['callers']`` at once, streamed; the key is in the environment."""
+    """Return the command for streaming requests by ``plan['callers']`` at once; the key is in the environment."""
     directory, _, name = result.rpartition("/")
     words = [
         program, "bench", "serve", "--backend", "openai", "--base-url", job["url"], "--endpoint", "/v1/completions",
         "--model", job["model"], "--served-model-name", job["model"], "--tokenizer", job["tokenizer"],
-        # Random prompts, exact in length. The tool's other random ones ask for ignore_eos, which ai-server refuses.
+        # Random prompts of exact length. The tool's random dataset sets ignore_eos, which ai-server refuses.
         "--dataset-name", "prefix_repetition", "--prefix-repetition-prefix-len", "1",
         "--prefix-repetition-suffix-len", str(plan["input_tokens"] - 1), "--prefix-repetition-num-prefixes", "1",
         "--prefix-repetition-output-len", str(plan["output_tokens"]), "--num-prompts", str(requests),
         "--max-concurrency", str(plan["callers"]), "--request-rate", "inf", "--seed", str(job["seed"]),
-        # Every answer is as long as was asked for: one that is shorter broke off.
+        # Every answer has the full length, so a shorter one was cut off.
         "--temperature", "0", "--extra-body", json.dumps({"min_tokens": plan["output_tokens"]}),
         "--ready-check-timeout-sec", "0", "--disable-tqdm",
         "--save-result", "--save-detailed", "--result-dir", directory, "--result-filename", name,
@@ -36,7 +36,7 @@ def argv(program: str, job: dict, plan: dict, requests: int, result: str) -> lis
 
 
 def percentile(ordered: list[float], share: float) -> float | None:
-    """Return the percentile of sorted values, between two of them where it falls between; None of none."""
+    """Return the percentile of sorted values by linear interpolation; None without values."""
     if not ordered:
         return None
     place = (len(ordered) - 1) * share / 100
@@ -45,18 +45,18 @@ def percentile(ordered: list[float], share: float) -> float | None:
 
 
 def error(text: str, tokens: int, wanted: int) -> str:
-    """Return what one request met, "" for none: a status, or the last line of what the tool caught."""
+    """Return the error of one request, or "": an HTTP status or the name of an exception."""
     if text in STATUSES:
         return f"{STATUSES[text]} {text}"
     if "valid chunk" in text:
-        return "no token came"
+        return "no token received"
     if text:  # a traceback; its last line is the exception
         return text.strip().splitlines()[-1].partition(":")[0].rpartition(".")[2][:60]
     return "the answer broke off" if tokens < wanted else ""
 
 
 def summary(results: list[dict], wanted: int) -> dict:
-    """Return what all runs of the tool on one model say together; ``wanted`` tokens each answer was to have."""
+    """Return the combined results of all runs on one model; ``wanted`` is the number of tokens per answer."""
     turns = [_rows(result, wanted) for result in results]
     rows = [row for turn in turns for row in turn]
     good = [row for row in rows if not row["error"]]
@@ -123,5 +123,5 @@ def curve(rows: list[dict]) -> list[dict]:
         p95 = percentile(sorted(firsts[number]), 95)
         point = {"time": round(begin + (number + 0.5) * width, 2), "tokens_per_s": round(tokens[number] / part, 1)}
         points.append({**point, "ttft_p95_ms": p95 if p95 is None else round(p95, 1)})
-    # What is left of the last bucket says little.
+    # Drop a last bucket that is less than half full.
     return points[:-1] if len(points) > 1 and end - begin - (count - 1) * width < width / 2 else points

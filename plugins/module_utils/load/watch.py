@@ -1,4 +1,4 @@
-"""What is watched while a host is under load: memory, the engine's queue and cache, restarts, the kernel's log."""
+"""Monitoring of a host under load: memory, the engine's queue and cache, restarts, the kernel log."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ SERIES = {
     "preemptions": "vllm:num_preemptions_total",
     "tokens": "vllm:generation_tokens_total",
 }
-# What an engine says when its GPU's memory is used up; torch has both words.
+# An engine's messages when GPU memory runs out; torch uses both.
 GPU_OUT_OF_MEMORY = re.compile(r"CUDA out of memory|OutOfMemoryError")
 
 
 def sample(engines: list[dict], gpu: bool) -> dict:
-    """Return what is to be seen at this moment: of each engine by name, the host's memory, the GPUs'."""
+    """Return a sample: the figures of each engine by name, host memory and GPU memory."""
     seen = {"time": round(time.monotonic(), 2), "engines": {each["name"]: engine(each["metrics"]) for each in engines}}
     return {**seen, **memory(Path("/proc/meminfo").read_text()), **(gpus() if gpu else {})}
 
 
 def engine(url: str) -> dict | None:
-    """Return the figures of an engine's page; None where it does not answer. A series that is not there is left out."""
+    """Return an engine's figures without missing series, or None if its metrics do not answer."""
     try:
         status, page = probes.ask(url, timeout=PAGE_TIMEOUT_S)
     except OSError:
@@ -43,7 +43,7 @@ def engine(url: str) -> dict | None:
 
 
 def memory(meminfo: str) -> dict:
-    """Return MiB that are used of the host's memory and of its swap."""
+    """Return memory and swap in use, in MiB."""
     rows = (line.split(":", 1) for line in meminfo.splitlines() if ":" in line)
     sizes = {name: int(value.split()[0]) >> 10 for name, value in rows}
     swap = sizes.get("SwapTotal", 0) - sizes.get("SwapFree", 0)
@@ -55,7 +55,7 @@ def memory(meminfo: str) -> dict:
 
 
 def gpus() -> dict:
-    """Return MiB that are used of each GPU; nothing where the driver does not answer now."""
+    """Return memory in use of each GPU in MiB; nothing if the driver does not answer."""
     try:
         found = nvidia_smi.read(PAGE_TIMEOUT_S)["gpus"]
     except nvidia_smi.GpuError:
@@ -67,7 +67,7 @@ def gpus() -> dict:
 
 
 def state(units: list[str]) -> dict[str, dict]:
-    """Return of each unit that is there what tells a restart: its main process, how often systemd began it again."""
+    """Return main process, restarts and OOM kills of each loaded unit, to detect changes."""
     shown = {unit: systemd_unit.show(unit) for unit in units}
     return {
         unit: {"pid": int(live.get("MainPID") or 0), "restarts": int(live.get("NRestarts") or 0), "oom": killed(unit)}
@@ -77,7 +77,7 @@ def state(units: list[str]) -> dict[str, dict]:
 
 
 def killed(unit: str) -> int:
-    """Return how many processes of a unit the kernel has killed for memory, by the unit's control group."""
+    """Return how many processes of a unit's control group the OOM killer has killed."""
     group = systemd_unit.run(
         "systemctl", "show", unit, "--property", "ControlGroup", "--value", check=False
     ).stdout.strip()
@@ -90,18 +90,18 @@ def killed(unit: str) -> int:
 
 
 def events(before: dict[str, dict], after: dict[str, dict], logs: dict[str, list[str]]) -> list[dict]:
-    """Return what must not happen and did: ``{kind: restart or oom, what: a sentence}``.
+    """Return restarts and out-of-memory events: ``{kind: restart or oom, what: a sentence}``.
 
-    logs: lines since the beginning, of the kernel under "kernel" and of each unit under its name.
+    logs: lines since the start of the check, by unit, and those of the kernel under "kernel".
     """
     found = []
     for unit, was in before.items():
         now = after.get(unit) or {"pid": 0, "restarts": was["restarts"], "oom": was["oom"]}
         if was["pid"] and (now["restarts"] > was["restarts"] or now["pid"] != was["pid"]):
-            told = "is gone" if not now["pid"] else "restarted"
+            told = "has stopped" if not now["pid"] else "restarted"
             found.append({"kind": "restart", "what": f"{unit} {told}"})
         if now["oom"] > was["oom"]:
-            found.append({"kind": "oom", "what": f"the kernel killed a process of {unit} for memory"})
+            found.append({"kind": "oom", "what": f"the OOM killer killed a process of {unit}"})
     for name, lines in logs.items():
         pattern = OUT_OF_MEMORY if name == "kernel" else GPU_OUT_OF_MEMORY
         line = next((line for line in lines if pattern.search(line)), None)
@@ -111,7 +111,7 @@ def events(before: dict[str, dict], after: dict[str, dict], logs: dict[str, list
 
 
 def logs(units: list[str], begin: float) -> dict[str, list[str]]:
-    """Return the lines since a Unix time that tell of memory: of the kernel, and of each unit."""
+    """Return the log lines of the kernel and of each unit since a Unix time."""
     since = ["--since", f"@{begin:.0f}", "--output", "json", "--output-fields", "MESSAGE", "--quiet", "--no-pager"]
     said = {}
     for name, which in {"kernel": ["--dmesg"], **{unit: ["--unit", unit] for unit in units}}.items():
@@ -122,7 +122,7 @@ def logs(units: list[str], begin: float) -> dict[str, list[str]]:
 
 
 def peaks(samples: list[dict]) -> dict:
-    """Return the most that was seen of each figure, by engine and of the host; of counters how much they grew."""
+    """Return the maximum of each figure, by engine and for the host; for counters the growth."""
     found: dict = {"engines": {}, "samples": len(samples)}
     names = {name for each in samples for name in each["engines"]}
     for name in sorted(names):
@@ -141,5 +141,5 @@ def peaks(samples: list[dict]) -> dict:
 
 
 def grown(values: list[float]) -> float:
-    """Return how much a counter grew; one that begins again after a restart counts from zero."""
+    """Return how much a counter grew; after a restart it counts from zero."""
     return sum(now - was if now >= was else now for was, now in pairwise(values))
