@@ -215,6 +215,22 @@ class TestTake:
         assert not told["ok"] and told["why"] == "no right to delete"
         assert program.read_state()["good"]["snapshot"] == "ab12cd34"
 
+    def test_restic_is_told_what_to_leave_out_and_how_much_to_keep(self, home, restic):
+        database(home / "app/state/jobs.sqlite3").close()
+        restic.answers["backup"] = SUMMARY
+        program.take(settings(home), "nightly")
+        words = {asked[0]: " ".join(asked) for asked in restic.asked}
+        for left in (program.AREA, f"{home}/app/state/jobs.sqlite3", f"{home}/app/state/jobs.sqlite3-wal"):
+            assert f"--exclude {left} " in words["backup"]
+        assert "--keep-daily 7 --keep-weekly 5 --keep-monthly 3" in words["forget"]
+
+    def test_databases_that_have_no_room_for_their_copies_are_refused(self, home, restic, monkeypatch):
+        database(home / "app/state/jobs.sqlite3").close()
+        monkeypatch.setattr(program.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 20}))
+        told = program.take(settings(home), "by-hand")
+        assert not told["ok"] and "1 MiB" in told["why"]
+        assert "backup" not in [words[0] for words in restic.asked]
+
 
 class TestPrepare:
     def test_a_repository_is_made_once_and_never_in_the_place_of_one_that_is_away(self, home, restic):
