@@ -444,7 +444,7 @@ def _migrate(db: sqlite3.Connection) -> None:
 
 def _digest(kind: str, work: dict) -> str:
     """Tell one job's content from another's: hex SHA-256."""
-    asked = {name: value for name, value in work.items() if name != "trace"}  # sent again, it is in another one
+    asked = {name: value for name, value in work.items() if name != "trace"}  # a repeated request has another trace
     return hashlib.sha256(json.dumps([kind, asked], sort_keys=True).encode()).hexdigest()
 
 

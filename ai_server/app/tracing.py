@@ -1,8 +1,7 @@
-"""One trace from the caller to the engine, by OpenTelemetry: off, and not even imported, unless OTEL_… says where to.
+"""One OpenTelemetry trace from the caller to the engine. Off, and not imported, unless an OTEL_… endpoint is set.
 
-Spans are handed to a thread of the SDK's own, which sends them by OTLP over HTTP. Its queue has an end: where the
-receiver is slow or away, spans are lost and no request waits. What a caller sends as `traceparent` is passed on to the
-engine in any case.
+A thread of the SDK sends spans by OTLP over HTTP from a bounded queue: if the receiver is slow or unreachable, spans
+are dropped and no request waits. A caller's `traceparent` is passed on to the engine in any case.
 """
 
 import contextlib
@@ -21,19 +20,19 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 SPOKEN = "http/protobuf"
 NAME = "ai-server"
-STOP_SEC = 3.0  # for the last spans, when the server ends
-UNTRACED = {"/health", "/health/ready", "/metrics"}  # asked every few seconds
+STOP_SEC = 3.0  # to send the last spans when the server stops
+UNTRACED = {"/health", "/health/ready", "/metrics"}  # polled every few seconds
 CONTEXT = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,511}")
 
-# The headers that carry the trace to the engine: the caller's own, or of our span where there is one.
+# The trace headers for the engine: the caller's own, or those of this server's span.
 carried: ContextVar[Mapping[str, str] | None] = ContextVar("carried", default=None)
-tracer: Any = None  # where traces are wanted; everything below is asked by that
+tracer: Any = None  # set if tracing is on
 _provider: Any = None
 logger = logging.getLogger(__name__)
 
 
 def wanted() -> bool:
-    """Say whether traces are to be sent, as the SDK reads its variables."""
+    """Return whether tracing is on, by the SDK's variables."""
     return (
         any(os.environ.get(name) for name in ENDPOINTS)
         and os.environ.get("OTEL_SDK_DISABLED", "").lower() != "true"
@@ -42,7 +41,7 @@ def wanted() -> bool:
 
 
 def unusable() -> list[str]:
-    """Return a sentence for each variable that the exporter would fail at later."""
+    """Return a sentence for each variable that the exporter would reject later."""
     if not wanted():
         return []
     problems = []
@@ -53,12 +52,14 @@ def unusable() -> list[str]:
             problems.append(f"{name} is {value!r}, which is not an http:// or https:// address")
     spoken = next((os.environ[name] for name in PROTOCOLS if os.environ.get(name)), SPOKEN)
     if spoken != SPOKEN:
-        problems.append(f"OTEL_EXPORTER_OTLP_PROTOCOL is {spoken!r}: this server speaks {SPOKEN}, mostly to port 4318")
+        problems.append(
+            f"OTEL_EXPORTER_OTLP_PROTOCOL is {spoken!r}: this server only supports {SPOKEN}, usually on port 4318"
+        )
     return problems
 
 
 def start() -> None:
-    """Begin to send traces, if they are wanted."""
+    """Start the exporter if tracing is on."""
     global tracer, _provider
     if not wanted():
         return
@@ -71,16 +72,16 @@ def start() -> None:
     named = os.environ.get("OTEL_SERVICE_NAME") or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     _provider = TracerProvider(resource=Resource.create({} if named else {"service.name": NAME}))
     session = requests.Session()
-    session.trust_env = False  # a receiver is a neighbour; HTTP_PROXY is for the world outside
+    session.trust_env = False  # HTTP_PROXY is for external hosts, not for the receiver
     _provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(session=session)))
     tracer = _provider.get_tracer(NAME)
     logger.info(
-        "traces are sent", extra={"to": _shown(next(os.environ[name] for name in ENDPOINTS if name in os.environ))}
+        "tracing is on", extra={"to": _shown(next(os.environ[name] for name in ENDPOINTS if name in os.environ))}
     )
 
 
 def stop() -> None:
-    """Send the last spans; a receiver that does not take them in time does not keep the server from ending."""
+    """Send the last spans, for at most STOP_SEC seconds."""
     global tracer, _provider
     provider, tracer, _provider = _provider, None, None
     if provider:
@@ -90,7 +91,7 @@ def stop() -> None:
 
 
 def begin(scope: Scope) -> Any:
-    """Note what the caller sent for a trace; return the span of its request, or None where there is none."""
+    """Store the caller's trace headers; return the span of the request, or None if it is not traced."""
     given = {
         name.decode(): value.decode()
         for name, value in scope["headers"]
@@ -116,7 +117,7 @@ def begin(scope: Scope) -> Any:
 
 
 def end(span: Any, scope: Scope, status: int) -> None:
-    """End the span of a request when its answer is over, a stream's with the stream."""
+    """End the span of a request after its answer; for a stream, when the stream ends."""
     from opentelemetry.trace import StatusCode
 
     if handler := scope.get("handler") or getattr(scope.get("route"), "path", None):
@@ -138,7 +139,7 @@ def end(span: Any, scope: Scope, status: int) -> None:
 
 @contextlib.contextmanager
 def job(kind: str, ident: str, headers: Mapping[str, str] | None) -> Iterator[None]:
-    """The work of a job, in the trace of the request that brought it."""
+    """Run a job in the trace of the request that created it."""
     token = carried.set(headers)
     span = None
     if tracer is not None:
@@ -159,9 +160,9 @@ def job(kind: str, ident: str, headers: Mapping[str, str] | None) -> Iterator[No
 
 @contextlib.contextmanager
 def asking(method: str, path: str) -> Iterator[Mapping[str, str]]:
-    """A request to the engine: yields the headers that carry the trace, and ends the span when the answer is over."""
+    """Trace a request to the engine: yield its trace headers, and end the span after the answer."""
     given = carried.get() or {}
-    if tracer is None or not given:  # what nobody asked for, such as a look at the models, is no trace of its own
+    if tracer is None or not given:  # requests without a caller, such as listing the models, start no trace
         yield given
         return
     from opentelemetry.trace import SpanKind
@@ -178,7 +179,7 @@ def asking(method: str, path: str) -> Iterator[Mapping[str, str]]:
 
 
 def ids() -> dict[str, str]:
-    """Return what a line of the log has of the trace."""
+    """Return the trace fields of a log line."""
     parts = (carried.get() or {}).get("traceparent", "").split("-")
     return {"trace_id": parts[1], "span_id": parts[2]} if len(parts) == 4 else {}
 
@@ -208,6 +209,6 @@ def _headers(span: Any) -> dict[str, str]:
 
 
 def _shown(url: str) -> str:
-    """Return an address without a login."""
+    """Return a URL without credentials."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()

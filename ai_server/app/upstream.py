@@ -549,7 +549,7 @@ def _written(body: dict) -> bytes:
 
 
 def passed_on(scope: Scope) -> dict[str, str]:
-    """Return the headers that vLLM is given of a request: its id.
+    """Return the request headers for vLLM: the request ID.
 
     Callers choose ids, and vLLM must not meet one twice at the same time: each is made unique by its end.
     """

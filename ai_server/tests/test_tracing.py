@@ -215,7 +215,7 @@ def test_a_receiver_that_does_not_take_them_neither_slows_nor_fails_a_request(ne
         ),
         (
             {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
-            "OTEL_EXPORTER_OTLP_PROTOCOL is 'grpc': this server speaks http/protobuf",
+            "OTEL_EXPORTER_OTLP_PROTOCOL is 'grpc': this server only supports http/protobuf",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Filters for what is backed up."""
+"""Filters for the role backup."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 
 def backup_sets(data: list, paths: list) -> list:
-    """Return all directories with a name each; a further path is its own name and need not be on the host."""
+    """Return all data directories with a name; a path of ``paths`` is its own name and is optional on the host."""
     named = [{**one, "optional": False} for one in data]
     further = [
         {"name": one["path"], "path": one["path"], "service": one.get("service") or "", "optional": True}
@@ -17,7 +17,7 @@ def backup_sets(data: list, paths: list) -> list:
 
 
 def holding(sets: list, repository: str) -> list:
-    """Return the directories in which the directory of a repository would be backed up into itself."""
+    """Return the data directories that contain the repository, which would back up itself."""
     place = PurePosixPath(posixpath.normpath(repository))
     return [one["path"] for one in sets if repository.startswith("/") and place.is_relative_to(one["path"])]
 
@@ -29,7 +29,7 @@ def nested(sets: list) -> list:
 
 
 def variable_lines(variables: dict) -> str:
-    """Return a file of lines ``NAME=value``, each value as it stands."""
+    """Return lines of ``NAME=value``, without quoting."""
     return "".join(f"{name}={value}\n" for name, value in variables.items() if value is not None)
 
 

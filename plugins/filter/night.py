@@ -1,4 +1,4 @@
-"""Filter for the time at which a host restarts its services at night."""
+"""Filter for the time slot of a host's nightly restart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ansible.module_utils import night
 
 
 def night_slot(hosts: list, host: str, at: str, window: int, batch: int) -> dict:
-    """Return the part of the night of ``host``; ``problem`` in it where there is none."""
+    """Return the slot of ``host``; its ``problem`` says why there is none."""
     try:
         # A batch of none is refused by its own rule.
         return {**night.slot(list(hosts), host, at, int(window), max(1, int(batch))), "problem": ""}

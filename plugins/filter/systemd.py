@@ -154,12 +154,12 @@ def _reaches(asked: SplitResult, address: str, port: int) -> bool:
 
 
 def unit_text(sections: dict) -> str:
-    """Return the text of a unit beside that of a service, such as one that a timer starts."""
+    """Return the text of an additional unit, such as one that a timer starts."""
     return systemd_unit.render(sections)
 
 
 def memory_mib(limit: str) -> float:
-    """Return a limit of memory in MiB; a share of a host's memory, which only that host knows, counts as none."""
+    """Return a memory limit in MiB; a percentage, whose size only the host knows, counts as no limit."""
     return float("inf") if str(limit).endswith("%") else systemd_unit.memory_mib(str(limit))
 
 

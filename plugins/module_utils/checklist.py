@@ -119,7 +119,7 @@ def unit_faults(name: str, live: dict) -> list[str]:
     ):
         faults.append(f"{service.unit_path} is not what was written")
     if release.get("limits") and systemd_unit.unscored(name):
-        faults.append("its processes have another place at the OOM killer than the unit")
+        faults.append("its processes have a different OOM score than the unit")
     if live.get("FragmentPath") not in (str(service.unit_path), ""):
         faults.append(f"systemd has it from {live.get('FragmentPath')}")
     return faults
@@ -218,15 +218,15 @@ def watchdog(path: str, interval: float) -> tuple[str, bool]:
 
 
 def timer(name: str) -> tuple[str, bool]:
-    """The timer waits for its time, and what it started last did not end in failure."""
+    """The timer is active, and the unit that it starts has not failed."""
     names = "ActiveState,NextElapseUSecRealtime,Unit,NeedDaemonReload"
     out = systemd_unit.run("systemctl", "show", name, "--property", names, check=False).stdout
     live = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
     failed = systemd_unit.show(live.get("Unit") or name).get("ActiveState") == "failed"
-    measured = f"{live.get('ActiveState')}, next at {live.get('NextElapseUSecRealtime') or 'no time'}"
+    measured = f"{live.get('ActiveState')}, next at {live.get('NextElapseUSecRealtime') or 'an unknown time'}"
     measured += f"; {live.get('Unit')} failed" * failed
     stale = live.get("NeedDaemonReload") == "yes"
-    measured += "; systemd has not read its file since it changed" * stale
+    measured += "; systemd has not reloaded its changed unit file" * stale
     return measured, live.get("ActiveState") == "active" and not failed and not stale
 
 
@@ -239,9 +239,9 @@ def _of_units(page: str, name: str) -> dict[str, int]:
 def backup(
     age_hours: float, state: str = "/var/lib/llm-backup/state.json", timer: str = "llm-backup.timer"
 ) -> tuple[str, bool]:
-    """The last backup was good and is not too old, its timer runs, and the last check found the repository whole.
+    """The last backup succeeded and is not too old, its timer runs, and the last check found no damage.
 
-    ``state`` is what the program of the role notes. A new machine has as long until its first one.
+    ``state`` is the state file of the backup program. A new machine has the same time for its first backup.
     """
     noted = json.loads(Path(state).read_text())
     run, good, check = (noted.get(name) or {} for name in ("run", "good", "check"))
@@ -262,7 +262,7 @@ def backup(
 
 
 def _ago(moment: float) -> str:
-    """Say how long ago a Unix time was."""
+    """Return how long ago a Unix time was, as text."""
     minutes = max(0, time.time() - moment) / 60
     return f"{minutes:.0f} min ago" if minutes < 120 else f"{minutes / 60:.0f} h ago"
 

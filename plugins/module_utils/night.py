@@ -1,7 +1,7 @@
-"""When each host of a fleet restarts its services at night: never at the time of another one.
+"""Time slots for nightly restarts, so that the hosts of a fleet never restart at the same time.
 
-Plain Python. The time that is given to all is divided into equal parts, one for each batch of hosts; a host restarts
-within its own part, early enough to serve again before the next part begins.
+Plain Python. The window is divided into equal slots, one per batch of hosts. A host restarts within its slot, early
+enough to serve again before the next slot begins.
 """
 
 from __future__ import annotations
@@ -9,33 +9,33 @@ from __future__ import annotations
 import math
 import re
 
-BACK = 600  # seconds at the end of a part in which no restart begins: as long as a start may take
-SHORTEST = 2 * BACK  # seconds of a part
+BACK = 600  # seconds at the end of a slot in which no restart begins, the time of a slow start
+SHORTEST = 2 * BACK  # seconds of the shortest slot
 DAY = 24 * 3600
 
 
 class NoTime(ValueError):
-    """The parts would be too short; the text says what would do."""
+    """The slots would be too short; the message says how long the window must be."""
 
 
 def seconds(at: str) -> int:
-    """Return the seconds since midnight of a time such as ``02:00``."""
+    """Return a time such as ``02:00`` as seconds since midnight."""
     hours, minutes = re.fullmatch(r"([01]\d|2[0-3]):([0-5]\d)", at).groups()
     return int(hours) * 3600 + int(minutes) * 60
 
 
 def slot(hosts: list[str], host: str, at: str, window: int, batch: int) -> dict:
-    """Return the part of ``host``: its ``number`` of so many ``parts``, ``begin`` as HH:MM:SS, and its ``patience``.
+    """Return the slot of ``host``: ``number`` of ``parts``, ``begin`` as HH:MM:SS, and ``patience``.
 
-    Of ``hosts``, in the order of their names, ``batch`` share a part; ``window`` are the seconds from ``at`` for all.
-    For so many seconds of patience from the beginning of its part a restart may begin.
+    ``batch`` hosts, sorted by name, share a slot; all slots fill ``window`` seconds from ``at``. A restart may begin
+    during the first ``patience`` seconds of the slot.
     """
     order = sorted({*hosts, host})
     parts = math.ceil(len(order) / batch)
     length = window // parts
     if length < SHORTEST:
         raise NoTime(
-            f"{len(order)} hosts in batches of {batch} need {parts * SHORTEST} s, {SHORTEST} s a batch; the window has "
+            f"{len(order)} hosts in batches of {batch} need {parts * SHORTEST} s ({SHORTEST} s per batch), and it is "
             f"{window} s"
         )
     number = order.index(host) // batch

@@ -124,11 +124,11 @@ KINDS: dict[str, tuple[Callable, str]] = {
     "positive": (lambda value: value > 0, "more than 0"),
     "oom_score": (
         lambda value: -1000 < value <= 1000,
-        "from -999 to 1000, killed last to killed first; -1000, never, is sshd's alone",
+        "from -999 (killed last) to 1000 (killed first)",
     ),
     "memory_max": (
         MEMORY_MAX.fullmatch,
-        "bytes, a number with K, M, G or T, a share of the host's memory up to 100%, or infinity, such as 256M or 10%",
+        "bytes, a number with K, M, G or T, a percentage of the host's memory, or infinity, such as 256M or 10%",
     ),
 }
 

@@ -5,8 +5,8 @@ digest goes into the process's environment, so the process itself says what it w
 prepared and checked beside the running one, started once, and *verified* when its probes answer. The verified ones
 before it are kept, and one that never gets ready gives way to the last of them.
 
-How much memory it may have is no part of a release but of the host: it is written into the unit and put into effect
-while the process goes on, and whoever goes back keeps today's.
+Memory limits belong to the host, not to a release: they are written to the unit and take effect without a restart, and
+a rollback keeps today's.
 
 A secret stands in its file alone: a release has a keyed digest of it, which is enough to see that the process was
 started with another one. So whoever goes back gets the secrets of today.
@@ -224,7 +224,7 @@ class Service:
             write(self.key, self._own_key, 0o600)
 
     def renewed(self, release: dict) -> dict:
-        """Return ``release`` with the secrets and limits of today; `Refused` where a secret is gone."""
+        """Return ``release`` with today's secrets and limits. Raises `Refused` if a secret is gone."""
         today = [self._outlined({**secret, "content": self._today(secret)}) for secret in release["secrets"]]
         limits = self.release(self.state()["current"]).get("limits", release.get("limits", {}))
         return {**release, "secrets": today, "limits": limits}
@@ -276,7 +276,7 @@ class Service:
         if not found and (not self.environment.is_file() or self.environment.read_text() != text):
             found.append({"what": str(self.environment), "before": None, "after": text, "secret": False})
         if release.get("limits") and systemd_unit.unscored(self.unit):
-            found.append({"what": "place at the OOM killer", "before": None, "after": None, "secret": False})
+            found.append({"what": "OOM score", "before": None, "after": None, "secret": False})
         if systemd_unit.show(self.unit).get("UnitFileState") != "enabled":
             found.append({"what": f"{self.unit}{AT_BOOT}", "before": "off", "after": "on", "secret": False})
         return found
@@ -375,15 +375,15 @@ class Service:
                 raise Refused(f"{self.name}: port {port} is taken by {holder}; stop it or choose another port")
 
     def check_memory(self, limits: dict) -> None:
-        """Raise `Refused` where the service uses more memory now than it is to get: the kernel would kill it."""
+        """Raise `Refused` if the service uses more memory than its new limit: the kernel would kill it."""
         if not limits:
             return
         used, allowed = systemd_unit.memory_used(self.unit), systemd_unit.memory_mib(limits["memory_max"])
         if used > allowed:
             variable = f"{self.name.replace('-', '_')}_memory_max"
             raise Refused(
-                f"{self.name}: {variable} is {limits['memory_max']}, which is {allowed:.0f} MiB here, and the service "
-                f"uses {used} MiB now; raise it, or see why it needs so much"
+                f"{self.name}: {variable} is {limits['memory_max']} ({allowed:.0f} MiB on this host), but the service "
+                f"now uses {used} MiB; raise it, or find out why the service needs so much"
             )
 
     def check(self, release: dict, files: list[dict], user: str | None, check_mode: bool) -> None:
@@ -479,7 +479,7 @@ class Service:
             beside.symlink_to(link["target"])
             beside.replace(path)
         write(self.environment, environment_of(release), 0o600)
-        # systemd puts what it reads of memory into effect at once, but for the place at the OOM killer.
+        # A reload applies the memory limit to running processes, but not the OOM score.
         systemd_unit.run("systemctl", "daemon-reload")
         if release.get("limits"):
             systemd_unit.score(self.unit)
@@ -505,7 +505,7 @@ class Service:
         for entry in [*release["files"], *release["links"]]:
             path = Path(entry["path"])
             if entry["path"] not in stay:
-                if path.parent == UNITS and path.exists():  # such as a timer, which would go on without its file
+                if path.parent == UNITS and path.exists():  # such as a timer, which would keep running without its file
                     systemd_unit.run("systemctl", "stop", path.name, check=False, timeout=300)
                 path.unlink(missing_ok=True)
 

@@ -93,11 +93,10 @@ def render(sections: dict) -> str:
 
 
 def limited(text: str, limits: dict) -> str:
-    """Return the unit ``text`` with the ``limits`` of its service's memory.
+    """Return the unit ``text`` with the memory ``limits`` of its service: ``oom_score_adjust`` and ``memory_max``.
 
-    They are ``oom_score_adjust``, its place at the kernel's OOM killer, and ``memory_max``, all the memory that it
-    gets: one that is over it is to be killed and to come back, not to fill the swap of the others. Source:
-    systemd.resource-control(5) and systemd.exec(5); neither value knows specifiers.
+    A service that exceeds ``memory_max`` is killed and restarted; it does not use up the swap of others. Source:
+    systemd.resource-control(5) and systemd.exec(5); neither value takes specifiers.
     """
     if not limits:
         return text
@@ -108,9 +107,9 @@ def limited(text: str, limits: dict) -> str:
 
 
 def unscored(unit: str) -> list[Path]:
-    """Return the processes of ``unit`` that have another place at the OOM killer than the unit: it was changed since.
+    """Return the processes of ``unit`` whose OOM score differs from the unit's, which was changed after their start.
 
-    Without the right to do so (in a container), nobody can give a process a lower one than it began with.
+    Without CAP_SYS_RESOURCE, as in a container, the score of a process cannot be lowered below its initial value.
     """
     wanted = run("systemctl", "show", unit, "--property", "OOMScoreAdjust", "--value", check=False).stdout.strip()
     if not wanted:
@@ -121,23 +120,23 @@ def unscored(unit: str) -> list[Path]:
         try:
             if _is_of(process, unit) and int((process / "oom_score_adj").read_text()) != score:
                 found.append(process)
-        except OSError:  # it left meanwhile
+        except OSError:  # it has exited
             continue
     return found
 
 
 def score(unit: str) -> None:
-    """Give the processes of ``unit`` its place at the OOM killer; systemd itself does so at a start alone."""
+    """Set the OOM score of the processes of ``unit``; systemd sets it only when it starts them."""
     wanted = run("systemctl", "show", unit, "--property", "OOMScoreAdjust", "--value", check=False).stdout.strip()
     for process in unscored(unit):
         try:
             (process / "oom_score_adj").write_text(wanted)
-        except OSError:  # it left meanwhile, or this is a container
+        except OSError:  # it has exited, or this is a container
             continue
 
 
 def memory_used(unit: str) -> int:
-    """Return how many MiB the processes of ``unit`` use that no file can give back."""
+    """Return the anonymous memory of the processes of ``unit`` in MiB, which cannot be reclaimed."""
     used = 0
     for process in _processes():
         try:
@@ -150,7 +149,7 @@ def memory_used(unit: str) -> int:
 
 
 def memory_mib(limit: str) -> float:
-    """Return a limit of memory, as systemd writes it, in MiB; a share is one of this host's memory."""
+    """Return a memory limit in systemd's format in MiB; a percentage is of this host's memory."""
     if limit == "infinity":
         return float("inf")
     if limit.endswith("%"):

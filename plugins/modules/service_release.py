@@ -143,18 +143,17 @@ options:
     default: {}
   limits:
     description:
-      - How the kernel deals with the service where memory is short. Another value is put into effect while the process
-        goes on, without a restart, and going back to a release keeps it. One that is below what the service uses now is
-        refused.
+      - Memory limit and OOM score of the service. A change takes effect without a restart, and a rollback keeps it. A
+        limit below the current use is refused.
       - "Source: systemd.exec(5), OOMScoreAdjust, and systemd.resource-control(5), MemoryMax."
     type: dict
     suboptions:
       oom_score_adjust:
-        description: How early it is chosen by the kernel's OOM killer; the children of its process inherit it.
+        description: How early the OOM killer chooses the service; child processes inherit the value.
         type: int
         required: true
       memory_max:
-        description: All the memory that it gets, without swap; as systemd writes it. Over it, it is killed.
+        description: Maximum memory without swap, in systemd's format. The kernel kills a service that exceeds it.
         type: str
         default: infinity
   trials:

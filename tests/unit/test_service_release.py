@@ -206,7 +206,7 @@ class TestLimits:
         release = self.limited(host, self.FEW)
         serve(host, release)
         monkeypatch.setattr(systemd_unit, "unscored", lambda unit: [Path("/proc/7")])
-        assert [each["what"] for each in host.service.differences(release)] == ["place at the OOM killer"]
+        assert [each["what"] for each in host.service.differences(release)] == ["OOM score"]
 
     def test_going_back_keeps_those_of_today(self, host):
         serve(host, self.limited(host, self.FEW))
@@ -220,7 +220,7 @@ class TestLimits:
         host.service.check_memory(self.MORE)
         host.service.check_memory({})
         with pytest.raises(
-            Refused, match=r"^app: app_memory_max is 256M, which is 256 MiB here, and the service uses 300"
+            Refused, match=r"^app: app_memory_max is 256M \(256 MiB on this host\), but the service now uses 300"
         ):
             host.service.check_memory(self.FEW)
 

@@ -122,7 +122,7 @@ def test_a_share_of_the_memory_is_one_of_this_host():
 
 @pytest.fixture
 def child(monkeypatch):
-    """A process of the unit app.service, whose place at the OOM killer is ``said``."""
+    """A process of the unit app.service, whose OOM score is ``said``."""
     said = SimpleNamespace(score="700")
     monkeypatch.setattr(systemd_unit, "run", lambda *_, **__: SimpleNamespace(stdout=f"{said.score}\n"))
     with subprocess.Popen(["sleep", "60"]) as process:

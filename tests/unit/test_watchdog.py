@@ -238,15 +238,15 @@ class TestNight:
         host.found[self.ENGINE] = lambda now: seen(progress=now // 50)
         assert host.night()
         assert host.did == []
-        assert host.said == [(4, "vllm.service: no restart tonight: they were never quiet for 60 s.")]
+        assert host.said == [(4, "vllm.service: no restart tonight: the services were never idle for 60 s.")]
 
     @pytest.mark.parametrize(
         ("found", "why"),
         [
-            ({"pending": 3.0}, "3 requests run or wait"),
-            ({"pending": None}, "its metrics cannot be read, so nobody can tell whether it works"),
+            ({"pending": 3.0}, "3 requests are running or waiting"),
+            ({"pending": None}, "its metrics cannot be read, so it may be busy"),
             ({"answers": False}, "it does not answer"),
-            ({"process": None}, "it does not run"),
+            ({"process": None}, "it is not running"),
             ({"hands_off": "a run of Ansible is at work on it"}, "a run of Ansible is at work on it"),
         ],
     )
@@ -400,7 +400,7 @@ class TestPlannedRestart:
         entry = {"unit": "a.service", "metrics": "", "progress": []}
         assert watchdog.check({"services": [entry], "night": {"units": ["a.service"]}}) is None
         said = watchdog.check({"services": [entry], "night": {"units": ["b.service"]}})
-        assert said == "b.service is to be restarted at night and is none of the services"
+        assert said == "b.service is in the night units but not among the services"
 
 
 class TestPage:

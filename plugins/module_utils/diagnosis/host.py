@@ -190,7 +190,7 @@ def _program(unit: str, shown: dict) -> list[dict]:
 
 
 def properties(out: str) -> dict[str, str]:
-    """Return what `systemctl show` printed; lines of a property that is said several times are kept together."""
+    """Return the output of `systemctl show` as a dict; repeated properties are joined by newlines."""
     shown: dict[str, str] = {}
     for line in out.splitlines():
         name, equals, value = line.partition("=")
@@ -200,7 +200,7 @@ def properties(out: str) -> dict[str, str]:
 
 
 def missing_paths(unit: str, shown: dict) -> list[dict]:
-    """Return what a unit names as its files and directory and is not there; systemd's own lines do not say which."""
+    """Return the missing files and directories of a unit; systemd's own messages do not name them."""
     files = re.findall(r"^(/.*) \(ignore_errors=no\)$", shown.get("EnvironmentFiles", ""), re.MULTILINE)
     asked = [("EnvironmentFile", "systemd_env_file", path) for path in files]
     folder = shown.get("WorkingDirectory", "")
@@ -355,7 +355,7 @@ def _disks() -> list[dict]:
 
 
 def _backups() -> list[dict]:
-    """Return what failed of the last backup; see the role `backup`."""
+    """Return failures of the last backup and the last check; see the role `backup`."""
     noted = Path("/var/lib/llm-backup/state.json")
     known = json.loads(noted.read_text()) if noted.exists() else {}
     words = {"run": "the last backup failed", "check": "the check of the backup repository failed"}

@@ -18,10 +18,10 @@ _SERVES = re.compile(
     r"Application startup complete|Uvicorn running on|Listening on|server is listening on|Starting Promtail"
 )
 _LASTING = ("host", "gpu", "client")  # areas whose causes last, whatever a service says afterwards
-# A stop was asked for: by systemd, or by a signal that vLLM tells.
+# A requested stop: by systemd, or by a signal that vLLM logs.
 _STOP = re.compile(r"^Stopping |^\[shutdown\] (?:API server: shutdown triggered|EngineCore: trigger received signal)")
-# vLLM's server asks for the engine's next answer until it ends itself. When the engine is stopped first, as it is where
-# systemd signals all processes of a unit, the question fails, and it logs the engine's death: of an ordered one.
+# vLLM's server waits for the engine's next output until it ends itself. If the engine ends first, as when systemd
+# signals all processes of a unit, the server logs the death of an engine that was only stopped.
 _ENGINE_STOPPED = re.compile(r"^AsyncLLM output_handler failed")
 _ENGINE_DEAD = re.compile(r"EngineDeadError")
 STATS = re.compile(
@@ -114,7 +114,7 @@ def judge(
 
 
 def _without_the_stop(part: list[Line]) -> list[Line]:
-    """Leave out what vLLM's server says of an engine that ended because a stop was asked for."""
+    """Drop the errors of vLLM's server about an engine that ended by a requested stop."""
     kept, asked, inside = [], False, False
     for line in part:
         asked = asked or bool(_STOP.search(line.text))

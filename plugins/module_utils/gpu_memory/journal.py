@@ -78,7 +78,7 @@ def compare(plan: dict, log: str) -> list[dict]:
         if planned is None:
             continue
         if figure == "weights" and "lora" in plan["figures"]:
-            # The engine makes the adapters' slots while it measures what loading took.
+            # The engine's figure for loading includes the adapter slots.
             slots = plan["figures"]["lora"].value
             planned = replace(
                 planned, value=planned.value + slots, low=planned.least + slots, high=planned.most + slots

@@ -9,7 +9,7 @@ a person restarts it.
 
 Called with the path of its settings (JSON); `--check` only says whether they are in order. Who restarts a service in
 another way asks for it by `--spend UNIT`: a restart within the same budget, with the evidence kept. `--night` restarts
-services as planned, each in a quiet moment, or says why there was none; that costs nothing of the budget. Needs root.
+services as planned, each when it is idle, or says why it was not; these restarts do not use up the budget. Needs root.
 """
 
 import argparse
@@ -35,7 +35,7 @@ TIMEOUT = 5  # s for one question
 COLLECT_TIMEOUT = 10  # s for one piece of evidence
 RESTART_TIMEOUT = 300  # s, longer than a unit takes to stop
 NIGHT_OUT = "night-out"  # beside the state
-ROTATION_TIMEOUT = 600  # s, since a load balancer may drain connections for minutes
+ROTATION_TIMEOUT = 600  # s; a load balancer may take minutes to drain connections
 JOURNAL_LINES = 1000
 REMIND = 600  # s between two warnings about the same thing
 TIMES = ("silent_after", "stalled_after", "ready_within")  # of a service, in its settings
@@ -76,7 +76,7 @@ class Service:
     attempts: list[float] = field(default_factory=list)
     restarted: int = 0  # by this program since boot
     given_up: bool = False
-    planned: int = 0  # restarts at night since boot
+    planned: int = 0  # nightly restarts since boot
     lent: bool = False  # somebody else restarts it, as planned or within this budget
 
     def remember(self, known: dict) -> None:
@@ -92,7 +92,7 @@ class Service:
         self.lent = self.lent or bool(spent)
 
     def expect(self, planned: int) -> None:
-        """Expect a process that is new as planned: nothing of the budget is spent for it, and nothing given back."""
+        """Expect a new process after a planned restart, which neither uses nor restores the budget."""
         self.planned += planned
         self.lent = self.lent or bool(planned)
 
@@ -207,7 +207,7 @@ def hands_off(unit):
 
 
 def out_of_rotation(unit):
-    """Say so where a run of Ansible has taken the host out, or return None."""
+    """Return a message if an Ansible run has taken the host out of rotation, or None."""
     try:
         note = json.loads((STORE / unit.removesuffix(".service") / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -371,7 +371,7 @@ SERIES = {
     "up": ("gauge", "1 where the unit runs.", lambda one: one.running),
     "ready": ("gauge", "1 where the process has served.", lambda one: one.running and one.ready),
     "restarts_total": ("counter", "Restarts by the watchdog since boot.", lambda one: one.restarted),
-    "planned_restarts_total": ("counter", "Restarts at night since boot.", lambda one: one.planned),
+    "planned_restarts_total": ("counter", "Nightly restarts since boot.", lambda one: one.planned),
     "person_needed": ("gauge", "1 where restarts did not cure it.", lambda one: one.given_up),
 }
 
@@ -495,30 +495,30 @@ def spend(settings, unit):
             "evidence": str(folder)}  # fmt: skip
 
 
-# -- the restart at night ---------------------------------------------------------------------------------------------
+# -- nightly restart --------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Quiet:
-    """For how long nothing was asked of some services."""
+    """Tracks for how long some services have been idle."""
 
     needed: float
     since: float = 0
     progress: list | None = None
-    why: str = ""  # it is not quiet
+    why: str = ""  # reason for not being idle long enough
 
     def long_enough(self, busy: str | None, progress: list, now: float) -> bool:
-        """Take in one look: what is in the way, and how far each service is; say whether it is quiet long enough."""
+        """Take in a sample: what keeps services busy, and their progress. Return whether they were idle long enough."""
         if busy or progress != self.progress:
             self.since = now
-        self.progress, self.why = progress, busy or f"they were never quiet for {self.needed:.0f} s"
+        self.progress, self.why = progress, busy or f"the services were never idle for {self.needed:.0f} s"
         return not busy and now - self.since >= self.needed
 
 
 def in_the_way(entry: dict, seen: Seen, known: dict) -> str | None:
-    """Return why a service is not to be restarted as planned at this moment, or None."""
+    """Return why a service must not be restarted as planned now, or None."""
     if seen.process is None:
-        return "it does not run"
+        return "it is not running"
     if known.get("given_up"):
         return "a person is needed for it"
     if seen.hands_off:
@@ -526,21 +526,21 @@ def in_the_way(entry: dict, seen: Seen, known: dict) -> str | None:
     if not seen.answers:
         return "it does not answer"
     if entry["metrics"] and seen.pending is None:
-        return "its metrics cannot be read, so nobody can tell whether it works"
-    return f"{seen.pending:.0f} requests run or wait" if seen.pending else None
+        return "its metrics cannot be read, so it may be busy"
+    return f"{seen.pending:.0f} requests are running or waiting" if seen.pending else None
 
 
 class Night:
-    """The planned restart of some services of the settings, one after the other."""
+    """The planned restart of the services in the settings, one after the other."""
 
     def __init__(self, settings):
         self.settings, self.plan, self.state = settings, settings["night"], Path(settings["state"])
         by_unit = {entry["unit"]: entry for entry in settings["services"]}
         self.entries = [by_unit[unit] for unit in self.plan["units"]]
-        self.mark = self.state.with_name(NIGHT_OUT)  # there while this program keeps the host out of rotation
+        self.mark = self.state.with_name(NIGHT_OUT)  # exists while this program keeps the host out of rotation
 
     def run(self):
-        """Restart the services where there is a quiet moment; return whether they serve again, and the host is back."""
+        """Restart the services once they are idle; return whether they serve again and the host is back."""
         end = time.monotonic() + self.plan["patience"]
         blocked = next((why for entry in self.entries if (why := out_of_rotation(entry["unit"]))), None)
         if blocked:
@@ -567,9 +567,9 @@ class Night:
         return True
 
     def once(self, entries, end):
-        """Restart the first of ``entries`` while nothing is asked of any of them; return None, or why it was not."""
+        """Restart the first of ``entries`` once all of them are idle; return None, or why it was not restarted."""
         quiet = Quiet(self.plan["quiet"])
-        # What follows on one that took long to serve again has its chance too.
+        # Give it a chance even if the service before took long to serve again.
         end = max(end, time.monotonic() + 2 * self.plan["quiet"])
         while not (self.quiet(quiet, entries) and self.restart(entries[0]["unit"])):
             if time.monotonic() >= end:
@@ -578,7 +578,7 @@ class Night:
         return None
 
     def serves(self, entry):
-        """Wait until a service that was restarted serves again; say so, and return whether it does."""
+        """Wait until a restarted service serves again; log the outcome and return it."""
         begun = time.monotonic()
         while time.monotonic() - begun < entry["ready_within"]:
             if fetch(entry["health"])[0] == 200 and unit_state(entry["unit"]).get("ActiveState") == "active":
@@ -597,11 +597,11 @@ class Night:
         return quiet.long_enough(busy, [each.progress for each in seen], time.monotonic())
 
     def restart(self, unit):
-        """Restart a service unless somebody else is at work on it; return whether it was."""
+        """Restart a service unless something else works on it; return whether it was restarted."""
         with held(unit.removesuffix(".service")) as free:
             if not free:
                 return False
-            say(5, f"{unit}: planned restart, since nothing was asked of it for {self.plan['quiet']} s.")
+            say(5, f"{unit}: planned restart after {self.plan['quiet']} s without requests.")
             with alone(self.state):
                 noted = record(self.state)
                 known = noted["services"].setdefault(unit, {})
@@ -611,7 +611,7 @@ class Night:
         return True
 
     def leave(self):
-        """Take the host out of rotation where there is a command for it; return whether it may go on."""
+        """Take the host out of rotation if a command is set; return whether the run may continue."""
         if not self.plan["take_out"]:
             return True
         self.mark.touch()
@@ -621,7 +621,7 @@ class Night:
         return not problem
 
     def rejoin(self):
-        """Put the host back where this program has taken it out; return False where that fails."""
+        """Put the host back if this program took it out, and no Ansible run keeps it out; return False on failure."""
         if not self.mark.exists():
             return True
         wanted_out = any(out_of_rotation(entry["unit"]) for entry in self.entries)
@@ -649,7 +649,7 @@ def end_of_night(settings):
 
 
 def command(argv):
-    """Run a command of the settings; return None, or what went wrong in its own last words."""
+    """Run a command of the settings; return None, or its last line of output if it failed."""
     try:
         done = subprocess.run(argv, capture_output=True, timeout=ROTATION_TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -691,7 +691,7 @@ def check(settings):
         return f"{', '.join(twice)} is there twice"
     unknown = [unit for unit in (settings["night"] or {"units": []})["units"] if unit not in units]
     if unknown:
-        return f"{', '.join(unknown)} is to be restarted at night and is none of the services"
+        return f"{', '.join(unknown)} is in the night units but not among the services"
     bare = [service["unit"] for service in settings["services"] if service["metrics"] and not service["progress"]]
     return f"{', '.join(bare)} has metrics and names no series of progress" if bare else None
 
@@ -701,7 +701,7 @@ def main():
     parser.add_argument("settings", type=Path)
     parser.add_argument("--check", action="store_true", help="only say whether the settings are in order")
     parser.add_argument("--spend", metavar="UNIT", help="take a restart of UNIT from its budget; the answer is JSON")
-    parser.add_argument("--night", action="store_true", help="restart services as planned, each in a quiet moment")
+    parser.add_argument("--night", action="store_true", help="restart services as planned, each when it is idle")
     options = parser.parse_args()
     settings = json.loads(options.settings.read_text(encoding="utf-8"))
     problem = check(settings)
@@ -713,7 +713,7 @@ def main():
         print(json.dumps(spend(settings, options.spend)))
         return
     if options.night:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped before its end"))
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped before it finished"))
         with held("night"):
             sys.exit(not Night(settings).run())
     end_of_night(settings)
