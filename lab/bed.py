@@ -20,7 +20,7 @@ WATCH = Path(__file__).parent / "drill" / "watch.py"
 HOME = "/run/drill"
 CALLER = "caller-of-the-drill-0123456789abcdef"
 ENGINE_KEY = "engine-of-the-drill-0123456789abcdef"
-BACKUP_PASSWORD = "backups-of-the-drill-0123456789abcdef"  # of all machines: one restores what another had
+BACKUP_PASSWORD = "backups-of-the-drill-0123456789abcdef"  # shared by all machines: one restores another's backup
 
 # What the services of a machine run on, beside what is written for them.
 SERVICES = r"""

@@ -1,4 +1,4 @@
-"""Traces as a receiver gets them: one from the caller to the engine; and what happens when there is no receiver."""
+"""Traces as a receiver gets them, from the caller to the engine, and behaviour without a receiver."""
 
 import gzip
 import json

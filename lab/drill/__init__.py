@@ -1,8 +1,8 @@
 """`make drill`: whatever could break a server is done to one, and a table says what came of it.
 
 Five beds, each new: a server with the real engine; one with the engine's light stand-in, for runs that are interrupted
-again and again; a fleet of five; a machine that is lost and the one after it; a virtual machine with a kernel of its
-own. `make drill-quick` is what fits into eight minutes, on one server with the light engine.
+again and again; a fleet of five; a lost machine and its replacement; a virtual machine with a kernel of its own.
+`make drill-quick` is what fits into eight minutes, on one server with the light engine.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def page(known: dict[str, dict[str, Any]], beds: list[str]) -> str:
     about = textwrap.fill(
         "Written by `make drill`, which does all this to machines of the laboratory: a server with the real engine on "
         "the processor; one with the engine's light stand-in, for runs that are interrupted again and again; a fleet "
-        "of five; a machine that is lost and the one after it; and a virtual machine with a kernel of its own. "
+        "of five; a lost machine and its replacement; and a virtual machine with a kernel of its own. "
         "Meanwhile the server is asked for one token four times a second; *not answering* is for how "
         "long it gave none. `make drill-quick` is what fits into eight "
         f"minutes. `SEED={seeds[0]}` repeats the random choices of this page.",

@@ -38,8 +38,8 @@ HEALED_WITHIN = 60  # seconds after that
 CALLERS = 16
 INCIDENT = "playbooks/incident.yml"
 HOUSEKEEPING = "playbooks/housekeeping.yml"
-ROOM_MIB = 32  # of the disk that is filled
-MEMORY_MIB = 700  # of a machine with the light engine while its memory is used up
+ROOM_MIB = 32  # free space of the disk before it is filled
+MEMORY_MIB = 700  # of a machine with the light engine while a program uses up its memory
 ALL_MEMORY_MIB = 1 << 30  # more than any host has
 WATCHDOG = {
     "watchdog_services": [
@@ -419,7 +419,7 @@ def contents(path: Path) -> list[str]:
         return [archive.extractfile(entry).read().decode(errors="replace") for entry in archive]
 
 
-# Give the services a small disk of their own, in memory, with all that they have: what fills it is no other disk.
+# Move the services' data to a small disk in memory, so that filling it affects no other disk.
 SMALL_DISK = f"""
 set -e
 systemctl stop ai-server vllm promtail
@@ -433,7 +433,7 @@ mount --bind /run/drill/disk/app /app
 mount --bind /run/drill/disk/log /var/log/dojangkok
 systemctl start vllm ai-server promtail
 """
-# What fills it is what goes: an environment that was built for no release, ten days ago.
+# Fill it with something that housekeeping removes: a ten-day-old environment without a release.
 FILL = """
 set -e
 folder=/app/vllm-server/environments/bbbbbbbbbbbb
@@ -459,7 +459,7 @@ END
 
 
 def full_disk(bed: Bed, stage: Stage) -> Row:
-    """A disk without a free byte below everything that the services write, and the playbook that makes room."""
+    """The disk of the services is full; housekeeping.yml frees space."""
     there = bed.one
     there.sh(SMALL_DISK)
     there.until(lambda: there.watched()["now"], ENGINE_BACK_WITHIN, "the engine does not answer")
@@ -495,7 +495,7 @@ while True:
 
 
 def memory_short(bed: Bed, stage: Stage) -> Row:
-    """Something uses up the memory of the machine, which gets little: the kernel kills in the order of the units."""
+    """A program uses up the memory of a small machine: the kernel kills services in the order their units set."""
     there, began = bed.one, bed.one.sh("date +%s").strip()
     there.put(HOG, "/run/drill/hog.py")
     before, silence = there.services()["vllm"]["pid"], Silence(there)
@@ -518,12 +518,12 @@ def memory_short(bed: Bed, stage: Stage) -> Row:
 
 
 def give_memory(there: Host, mib: int) -> None:
-    """Give a machine so much memory; what is beyond it is never taken from this host."""
+    """Limit the memory of a machine to ``mib``."""
     words = ["podman", "update", "--memory", f"{mib}m", machine.container(there.name)]
     subprocess.run(words, check=True, capture_output=True)
 
 
-# Jobs of a caller, handed in as callers do, and what the application then lists.
+# Submit jobs through the API and list all jobs.
 HAND_IN = r"""
 import json, sys, urllib.request
 first, count, key = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -542,13 +542,13 @@ print(urllib.request.urlopen(request, timeout=20).read().decode())
 
 
 def jobs(there: Host, first: int = 0, count: int = 0) -> set[str]:
-    """Hand in some jobs; return the names of all that the application lists."""
+    """Submit some jobs; return the IDs of all jobs that the application lists."""
     told = json.loads(there.sh(f"python3 - {first} {count} {CALLER} <<'END-OF-FILE'\n{HAND_IN}\nEND-OF-FILE\n"))
     return {each["job_id"] for each in told["data"]}
 
 
 def restored_elsewhere(bed: Bed, stage: Stage) -> Row:
-    """The machine is lost, and a new one of another name gets what it had from the last backup."""
+    """The machine is lost; a new one with another name restores its last backup."""
     old, new = bed.hosts
     done = "the machine lost; a new one of another name: site.yml, restore.yml, site.yml"
     expected = "all jobs and uploads of the backup are there, the second site.yml changes nothing"
@@ -558,7 +558,7 @@ def restored_elsewhere(bed: Bed, stage: Stage) -> Row:
     had = jobs(old, 0, 20)
     uploads = old.sh(LIST_UPLOADS)
     taken = bed.converge({}, "--limit", old.name, run="playbooks/backup.yml")
-    jobs(old, 20, 5)  # what came after the backup is lost
+    jobs(old, 20, 5)  # jobs after the backup are lost
     carry(old, new, "/srv/backup")
     begin = time.monotonic()
     old.kind.down(old.name)
@@ -584,7 +584,7 @@ LIST_UPLOADS = "cd /app/ai-server/resources/s3 && sha256sum *.pdf && stat -c '%U
 
 
 def carry(source: Host, target: Host, path: str) -> None:
-    """Bring a directory from one machine to another, as a disk that is attached there."""
+    """Copy a directory from one machine to another, as if its disk was attached there."""
     packed = subprocess.run(
         source.kind.ssh_command(source.name, ["sudo", "tar", "-c", "-C", path, "."]), capture_output=True, check=True
     ).stdout

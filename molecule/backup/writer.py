@@ -1,7 +1,7 @@
 #!/usr/bin/python3
-"""A service that writes without a pause, as ai-server does: a database in WAL mode and uploads. It answers /health.
+"""A service that writes continuously, like ai-server: a database in WAL mode and uploads. It answers /health.
 
-Each transaction adds a pair of rows, so an odd number of rows is half a transaction. It cannot serve where its database
+Each transaction adds two rows, so an odd number of rows means half a transaction. It refuses to start if the database
 has a table named `broken`.
 """
 

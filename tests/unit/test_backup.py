@@ -1,4 +1,4 @@
-"""What is backed up, how restic's words become sentences, and how data is replaced and put back."""
+"""What is backed up, how restic's errors become sentences, and how data is replaced and put back."""
 
 import contextlib
 import importlib.util
@@ -22,7 +22,7 @@ PASSWORD = "a password of the repository"
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """Folders of a host's own; restic is not called."""
+    """A host's directories; restic is not called."""
     for name, place in (("HOME", "home"), ("STORE", "store"), ("UNITS", "units")):
         (tmp_path / place).mkdir()
         monkeypatch.setattr(program, name, tmp_path / place)
@@ -349,7 +349,7 @@ class TestFetch:
 
 @pytest.fixture
 def place(tmp_path):
-    """A directory with data, and new data beside it."""
+    """A directory with old data, and new data next to it."""
     found = restoring.Place(tmp_path / "data")
     found.path.mkdir()
     (found.path / "old").touch()
@@ -446,7 +446,7 @@ class TestPlace:
 
 
 class Stub:
-    """A service that serves or not, one answer a start."""
+    """A service that gives one answer per start: None if it serves, or the error."""
 
     name = "ai-server"
 

@@ -1,4 +1,4 @@
-"""The load check: what it may ask, what the tool says, what is watched, when it is red, how it is shown."""
+"""The load check: parameters, the tool's results, monitoring, failures, table and page."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def report(runs: list[dict], events: list[dict] | None = None, limits: dict | No
     return {**told, "failures": judge.failures(told)}
 
 
-# -- what may be asked -----------------------------------------------------------------------------------------------
+# -- parameters ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_the_curve_has_every_token_once():
     assert sum(point["tokens_per_s"] for point in points) == pytest.approx(640, rel=0.25)
 
 
-# -- the watch -------------------------------------------------------------------------------------------------------
+# -- monitoring ------------------------------------------------------------------------------------------------------
 
 
 def test_an_engines_page_is_read_by_whole_names(server):
@@ -286,7 +286,7 @@ def test_a_value_is_written_as_systemd_reads_it():
     assert host._quoted('a"b\\c$d') == '"a\\"b\\\\c\\$d"'
 
 
-# -- what came of it -------------------------------------------------------------------------------------------------
+# -- results ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_check_within_its_limits_is_green():

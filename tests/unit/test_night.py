@@ -1,4 +1,4 @@
-"""When each host of a fleet restarts its services at night."""
+"""Time slots for the nightly restarts of a fleet."""
 
 from __future__ import annotations
 

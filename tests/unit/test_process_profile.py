@@ -1,4 +1,4 @@
-"""What py-spy is asked to record, and what is refused before it is there."""
+"""How py-spy is called, and which units are refused before it is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backups of a service that writes, and the way back, with restic and a repository in a directory."""
+"""Backup and restore of a service that writes, with restic and a repository in a directory."""
 
 from __future__ import annotations
 

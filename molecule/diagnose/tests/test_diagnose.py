@@ -1,4 +1,4 @@
-"""A server that is broken on purpose, and what diagnose.yml says of it."""
+"""What diagnose.yml reports about a server that is broken on purpose."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A load check: what is asked (plan, search), the tool, what is watched, what came of it (judge, page)."""
+"""A load check: parameters (plan, search), tool, monitoring (watch), results (judge, page)."""

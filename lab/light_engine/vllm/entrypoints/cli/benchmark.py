@@ -1,6 +1,6 @@
-"""The command `vllm bench serve`: asks a server that many times at once, and writes down what vLLM's own tool does.
+"""The command `vllm bench serve`: sends concurrent requests and writes a result file like that of vLLM's own tool.
 
-Its requests are real; its prompts are words instead of tokens. It knows the arguments that this project gives.
+The requests are real; the prompts are words instead of tokens. It accepts the arguments that this project uses.
 """
 
 from __future__ import annotations
