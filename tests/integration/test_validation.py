@@ -68,7 +68,7 @@ def test_where_traces_go_is_looked_at():
     for name in (*secret, "ai_server_otlp_endpoint", "ai_server_otlp_sample_ratio"):
         assert any(text.startswith(name) for text in problems), (name, problems)
     assert any("the environment of vLLM 0.15.1 has no opentelemetry-exporter-otlp" in text for text in problems)
-    assert any("name the receiver by its IP address" in text for text in problems)
+    assert any("give the receiver's IP address" in text for text in problems)
     assert "canary" not in str(problems)
     here = {f"{role}_otlp_endpoint": "http://127.0.0.1:4318" for role in ("vllm", "ai_server")}
     code, said = validate({**here, "ai_server_otlp_headers": "authorization=Bearer%20canary"})

@@ -35,7 +35,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def restic(monkeypatch):
-    """Answers for restic by the first word of a command, or what is raised; ``asked`` has all words."""
+    """Fake restic: answers, or exceptions, by subcommand; ``asked`` records the command lines."""
     answers, asked = {"cat": json.dumps({"id": "0" * 64})}, []
 
     def run(*words, **_):

@@ -150,7 +150,7 @@ def test_a_start_is_told_by_its_last_phase(start):
 
 
 def test_an_engine_that_died_before_the_stop_is_told():
-    """What the server says of the engine is left out after a stop was asked for, never before."""
+    """The server's errors about the engine are dropped after a requested stop, never before."""
     death = [
         "(APIServer pid=3) ERROR 11-26 17:14:12 [v1/engine/async_llm.py:704] AsyncLLM output_handler failed.",
         "(APIServer pid=3) ERROR 11-26 17:14:12 [v1/engine/async_llm.py:704] EngineDeadError: EngineCore encountered "

@@ -208,7 +208,7 @@ def test_peaks_are_the_most_and_counters_grow():
     samples[3]["engines"]["vllm"] = None
     seen = watch.peaks(samples)
     assert seen["engines"]["vllm"]["waiting"] == 7
-    assert seen["engines"]["vllm"]["preemptions"] == 6 + 2  # it began again in between
+    assert seen["engines"]["vllm"]["preemptions"] == 6 + 2  # the counter was reset in between
     assert seen["engines"]["vllm"]["unanswered"] == 1
     assert (seen["gpu_mib"], seen["memory_mib"]) == ([20000], 4000)
 

@@ -14,7 +14,7 @@ SVG = "<svg><g><title>all (2,970 samples, 100%)</title></g></svg>"
 
 @pytest.fixture
 def unit(tmp_path, monkeypatch):
-    """A unit with a process of its own making; call it with what systemd says and which program runs."""
+    """A fake unit and process; call it with systemd's answer and the program that runs."""
 
     def made(program: str = "/usr/bin/python3.11", maps: str = "", **live) -> Path:
         process = tmp_path / "812"

@@ -122,7 +122,7 @@ def test_a_share_of_the_memory_is_one_of_this_host():
 
 @pytest.fixture
 def child(monkeypatch):
-    """A process of the unit app.service, whose OOM score is ``said``."""
+    """A process of the unit app.service with the OOM score ``said``."""
     said = SimpleNamespace(score="700")
     monkeypatch.setattr(systemd_unit, "run", lambda *_, **__: SimpleNamespace(stdout=f"{said.score}\n"))
     with subprocess.Popen(["sleep", "60"]) as process:
@@ -143,7 +143,7 @@ def test_processes_that_run_get_the_units_place_at_the_oom_killer(child):
 def test_a_place_that_this_machine_may_not_give_is_not_missed(child, monkeypatch):
     child.said.score = "-500"
     monkeypatch.setattr(systemd_unit, "_has_capability", lambda _: False)
-    assert systemd_unit.unscored("app.service") == []  # it has 0, the least that can be had here
+    assert systemd_unit.unscored("app.service") == []  # it has 0, the lowest possible here
     monkeypatch.setattr(systemd_unit, "_has_capability", lambda _: True)
     assert systemd_unit.unscored("app.service") == [child.path]
 

@@ -199,7 +199,7 @@ class TestNight:
 
     @pytest.fixture
     def host(self, tmp_path, monkeypatch):
-        """Two services of which ``found`` has what a look finds at a time, and what was done in ``did``."""
+        """Two fake services: ``found`` has the samples by time, ``did`` records the actions."""
         host = SimpleNamespace(found={}, did=[], said=[], clock=Clock(), out=None, free=True, health=200)
         monkeypatch.setattr(watchdog, "time", host.clock)
         monkeypatch.setattr(watchdog, "LOCKS", tmp_path)

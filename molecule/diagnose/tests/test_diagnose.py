@@ -9,9 +9,9 @@ import time
 import pytest
 
 DIAGNOSE = "../../playbooks/diagnose.yml"
-WITHIN = 20  # seconds for a look
+WITHIN = 20  # seconds that the diagnosis may take
 CANARY = "canary"
-# What a look may not touch; -newer compares with the file that is made before it.
+# Files that the diagnosis must not change; -newer compares with a file made before it.
 WATCHED = "/etc /opt /srv /app /usr/local /var/lib/llm-server /home"
 WELL = "Nothing is wrong here"
 UNITS = ("vllm", "ai-server", "node_exporter")
@@ -35,14 +35,14 @@ def diagnose(converge):
 
 
 def results(text):
-    """Return what each task of a run gave back, in the order of the tasks."""
+    """Return the results of a run's tasks in order."""
     events = [json.loads(line) for line in text.splitlines() if line.startswith('{"_event"')]
     return [event["hosts"]["machine"] for event in events if event["_event"] == "v2_runner_on_ok"]
 
 
 @pytest.fixture(autouse=True)
 def well(host):
-    """Every test begins on a server that serves."""
+    """Start every test with a healthy server."""
     yield
     host.check_output("systemctl daemon-reload")
     for unit in UNITS:
@@ -84,7 +84,7 @@ def done(host, do, undo):
 
 @contextlib.contextmanager
 def drop_in(host, lines, unit="vllm"):
-    """Change a unit as a person would, by a file beside it."""
+    """Change a unit with a drop-in, as a person would."""
     folder = f"/etc/systemd/system/{unit}.service.d"
     make = f"mkdir -p {folder} && printf '%b' '[Service]\\n{lines}\\n' > {folder}/test.conf && systemctl daemon-reload"
     with done(host, make, f"rm {folder}/test.conf && rmdir --ignore-fail-on-non-empty {folder}"):
@@ -99,7 +99,7 @@ def fail(host, unit="vllm"):
 
 
 def first(report):
-    """Return the id of the cause that stands first."""
+    """Return the ID of the first cause."""
     return next((line.split()[1] for line in report.splitlines() if line.strip().startswith("cause ")), None)
 
 
@@ -183,7 +183,7 @@ def test_damaged_model(host, diagnose):
     weights = host.check_output("find -L /srv/models/tiny -name '*.safetensors' | head -1")
     copy = "mkdir /run/model && cp -r /srv/models/tiny/. /run/model && truncate -s 1000 /run/model/*.safetensors"
     cover = f"{copy} && mount --bind /run/model /srv/models/tiny"
-    # The stand-in reads no weights: it is ended while it starts, as the real engine would end itself.
+    # The light engine reads no weights, so the test stops it while it starts, as the real engine would fail.
     with done(host, cover, "umount /srv/models/tiny; rm -r /run/model"), drop_in(host, "ExecStartPre=/bin/false"):
         fail(host)
         report = diagnose()
@@ -200,7 +200,7 @@ def test_disk_without_room_and_without_inodes(host, diagnose):
 
 
 def test_host_that_is_half_broken(host, diagnose):
-    """Two programs hang: the report says so, and has what the others saw."""
+    """Two programs hang: the report names them and has the results of the others."""
     host.check_output("printf '#!/bin/sh\\nexec sleep 60\\n' > /run/hangs && chmod 755 /run/hangs")
     programs = [host.check_output("readlink -f $(command -v %s)", name) for name in ("journalctl", "timedatectl")]
     cover = " && ".join(f"mount --bind /run/hangs {path}" for path in programs)

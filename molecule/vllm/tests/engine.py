@@ -7,6 +7,14 @@ import json
 KEY = "canary-vllm-key-31415926"
 BASE, ADAPTERS = "lab/tiny-llama", ["easycontract", "checklist"]
 URL = "http://127.0.0.1:8001"
+LOAD_TARGET = {
+    "name": "vllm",
+    "unit": "vllm.service",
+    "metrics": f"{URL}/metrics",
+    "url": URL,
+    "key": KEY,
+    "models": [BASE],
+}
 
 
 def ask(host, path: str, body: dict | None = None, key: str | None = KEY) -> tuple[int, dict]:

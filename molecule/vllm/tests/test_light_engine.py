@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from engine import BASE, KEY, URL, ask, pid, say
+from engine import BASE, KEY, LOAD_TARGET, ask, pid, say
 
 pytestmark = pytest.mark.full
 
@@ -264,16 +264,8 @@ LOAD = "../../playbooks/load.yml"
 
 @pytest.fixture
 def load(converge, tmp_path):
-    """Run a load check of a few seconds with other variables; return how it ended and what it kept."""
-    target = {
-        "name": "vllm",
-        "unit": "vllm.service",
-        "metrics": f"{URL}/metrics",
-        "url": URL,
-        "key": KEY,
-        "models": [BASE],
-    }
-    modest = {"load_host": "machine", "load_targets": [target], "load_callers": 3, "load_minutes": 0.05}
+    """Run a load check of a few seconds with other variables; return the outcome and the saved report."""
+    modest = {"load_host": "machine", "load_targets": [LOAD_TARGET], "load_callers": 3, "load_minutes": 0.05}
     modest |= {"load_input_tokens": 20, "load_output_tokens": 5, "load_directory": str(tmp_path / "loads")}
 
     def run(**variables):

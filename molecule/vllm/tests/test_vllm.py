@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from engine import ADAPTERS, BASE, KEY, URL, ask, pid, say
+from engine import ADAPTERS, BASE, KEY, LOAD_TARGET, URL, ask, pid, say
 
 ROOT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 ENVIRON = """
@@ -241,15 +241,7 @@ def test_it_can_be_taken_away(host, converge):
 
 @pytest.mark.full
 def test_a_load_check_uses_the_engines_own_tool(host, converge, tmp_path):
-    target = {
-        "name": "vllm",
-        "unit": "vllm.service",
-        "metrics": f"{URL}/metrics",
-        "url": URL,
-        "key": KEY,
-        "models": [BASE],
-    }
-    variables = {"load_host": "machine", "load_targets": [target], "load_callers": 2, "load_minutes": 0.1}
+    variables = {"load_host": "machine", "load_targets": [LOAD_TARGET], "load_callers": 2, "load_minutes": 0.1}
     variables |= {"load_input_tokens": 32, "load_output_tokens": 8, "load_directory": str(tmp_path)}
     outcome = converge(variables, playbook="../../playbooks/load.yml")
     assert outcome.code == 0, outcome.message

@@ -43,13 +43,13 @@ class BenchmarkSubcommand:
         return parser
 
     def validate(self, args):
-        """Refuse a tokenizer that is not there."""
+        """Fail if the tokenizer does not exist."""
         if not (Path(args.tokenizer) / "tokenizer.json").is_file():
             raise OSError(f"Can't load tokenizer for '{args.tokenizer}'")
 
     @staticmethod
     def cmd(args):
-        """Ask, and write the result."""
+        """Send the requests and write the result file."""
         rows = ask(args)
         begin = min(row["start_times"] for row in rows)
         end = max(row["start_times"] + row["ttfts"] + sum(row["itls"]) for row in rows)
@@ -63,7 +63,7 @@ class BenchmarkSubcommand:
 
 
 def ask(args) -> list[dict]:
-    """Send all requests, as many at once as are allowed; return a row for each."""
+    """Send all requests with the allowed concurrency; return one row per request."""
     draw = random.Random(args.seed)
     length = args.prefix_repetition_prefix_len + args.prefix_repetition_suffix_len
     prompts = [" ".join(draw.choices(WORDS, k=length)) for _ in range(args.num_prompts)]
@@ -88,7 +88,7 @@ def ask(args) -> list[dict]:
 
 
 def one(args, prompt: str) -> dict:
-    """Send one request; return its times, and the reason where it was refused."""
+    """Send one request; return its timings and its error."""
     body = {
         "model": args.served_model_name, "prompt": prompt, "max_tokens": args.prefix_repetition_output_len,
         "repetition_penalty": 1.0, "temperature": args.temperature, "logprobs": None, "stream": True,
