@@ -124,7 +124,7 @@ KINDS: dict[str, tuple[Callable, str]] = {
     "positive": (lambda value: value > 0, "more than 0"),
     "oom_score": (
         lambda value: -1000 < value <= 1000,
-        "from -999 (killed last) to 1000 (killed first)",
+        "from -999 to 1000 (-999 is killed last, 1000 first)",
     ),
     "memory_max": (
         MEMORY_MAX.fullmatch,
