@@ -23,7 +23,7 @@ def holding(sets: list, repository: str) -> list:
 
 
 def nested(sets: list) -> list:
-    """Return the directories that are in another one: a restore could put back neither while the other is replaced."""
+    """Return the directories inside another one; a restore could not replace the two independently."""
     paths = [PurePosixPath(one["path"]) for one in sets]
     return [str(inner) for inner in paths if any(outer in inner.parents for outer in paths)]
 

@@ -24,7 +24,7 @@ from . import service_release, systemd_unit
 
 PROGRAM = Path("/usr/local/sbin/llm-backup")
 SETTINGS = Path("/etc/llm-backup/settings.json")
-LOCK = Path("/var/lib/llm-backup/lock")  # of the program, while it takes a back-up
+LOCK = Path("/var/lib/llm-backup/lock")  # held by the program during a backup
 AREA = ".llm-restore"
 BESIDE_DATABASE = ("-wal", "-shm", "-journal")  # of SQLite
 RESERVE = 64 << 20  # bytes that stay free on each disk
@@ -193,12 +193,12 @@ class Running:
 
 @contextlib.contextmanager
 def no_back_up():
-    """Keep back-ups away: one that is taken while data changes places has some of it, and is the newest."""
+    """Lock out backups: one taken during the swap would be incomplete, and the latest."""
     with LOCK.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BackupError("a back-up of this host is running; restore again when it has ended") from None
+            raise BackupError("a backup of this host is running; restore again when it has finished") from None
         yield
 
 

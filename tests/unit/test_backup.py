@@ -567,7 +567,7 @@ class TestAfterAKilledRun:
     def test_nothing_is_touched_while_a_back_up_is_taken(self, place, services):
         place.swap()
         here = {"data": [{"name": "jobs", "path": str(place.path), "service": "ai-server"}]}
-        with program.alone(0), pytest.raises(restoring.BackupError, match="a back-up of this host is running"):
+        with program.alone(0), pytest.raises(restoring.BackupError, match="a backup of this host is running"):
             restoring.restore({**SNAPSHOT, "at": ""}, here)
         assert services.did == [] and place.reached() == "placing"
 

@@ -297,7 +297,10 @@ class TestNight:
         host.found[self.ENGINE] = lambda now: seen(pending=1.0 if now > 60 else 0.0)
         assert host.night()
         assert [did[1:] for did in host.did] == [("restart", self.ENGINE)]
-        assert host.said[-1][1] == "ai-server.service: no restart tonight: vllm.service: 1 requests run or wait."
+        assert (
+            host.said[-1][1]
+            == "ai-server.service: no restart tonight: vllm.service: 1 requests are running or waiting."
+        )
 
     def test_after_one_that_had_no_quiet_moment_nothing_follows(self, host):
         host.plan["units"] = [self.ENGINE, self.SERVER]
@@ -380,7 +383,7 @@ class TestNight:
         assert host.said == []
         Path(host.settings["state"]).with_name("night-out").touch()
         watchdog.end_of_night(host.settings)
-        assert host.said[0][0] == 3 and "put it back, then rm" in host.said[0][1]
+        assert host.said[0][0] == 3 and "put the host back, then rm" in host.said[0][1]
 
 
 class TestPlannedRestart:

@@ -251,7 +251,7 @@ def test_another_machine_gets_the_data_with_its_own_users(host, restore, converg
         ({"backup_repository": f"{UPLOADS}/repository"}, f"backup_repository is in {UPLOADS}, which is backed up"),
         ({"backup_credentials": {"RESTIC_PASSWORD": "x"}}, "whose place is backup_password"),
         ({"backup_keep_daily": 0}, "backup_keep_daily is 0"),
-        ({"backup_schedule": "every night"}, "backup_schedule is every night; it must be a time"),
+        ({"backup_schedule": "every night"}, "backup_schedule is every night; set a calendar expression"),
         (
             {"backup_paths": [{"path": f"{ROOT}/state/x"}]},
             f"contain {ROOT}/state/x inside another of their directories",

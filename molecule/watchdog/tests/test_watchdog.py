@@ -209,7 +209,7 @@ def test_the_unit_is_hardened(host):
         ),
         (
             {"watchdog_night_restart": True, "watchdog_night_quiet": 3600},
-            "watchdog_night_quiet is 3600, and this",
+            "watchdog_night_quiet is 3600; it must be at most half",
         ),
     ],
 )

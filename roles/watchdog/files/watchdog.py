@@ -549,14 +549,14 @@ class Night:
         good = False
         try:
             good = self.leave() and self.each(end)
-        finally:  # also where it is stopped on its way out
+        finally:  # also after a signal
             good = self.rejoin() and good
         return good
 
     def each(self, end):
-        """Restart one service after the other; return whether all that were restarted serve again."""
+        """Restart one service after the other; return whether every restarted one serves again."""
         for number, entry in enumerate(self.entries):
-            # One that says nothing of its requests is as quiet as all the others are.
+            # A service without metrics is idle when all others are.
             others = self.entries[number + 1 :] if entry["metrics"] else [one for one in self.entries if one != entry]
             why = self.once([entry, *others], end)
             if why:
@@ -634,13 +634,13 @@ class Night:
 
 
 def end_of_night(settings):
-    """Put back a host that a night left out when the machine went down; where there are no nights any more, say so."""
+    """Put the host back if a nightly restart was cut off by a reboot; warn if nightly restarts are off by now."""
     if not settings["night"]:
         mark = Path(settings["state"]).with_name(NIGHT_OUT)
         if mark.exists():
             say(
                 3,
-                f"a restart at night, off since, has left the host out of rotation: put it back, then rm {mark}.",
+                f"a nightly restart left the host out of rotation and is off now: put the host back, then rm {mark}.",
             )
         return
     with held("night") as free:
