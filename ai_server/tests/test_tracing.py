@@ -96,6 +96,12 @@ def parent_sent(standins) -> list[str]:
     return standins.asked[-1]["headers"]["traceparent"].split("-")
 
 
+def logged(server) -> list[dict]:
+    """Return the log's lines about chat requests."""
+    lines = [json.loads(line) for line in server.output().splitlines() if line.startswith("{") and line.endswith("}")]
+    return [line for line in lines if line["message"] == "request" and line["path"] == CHAT]
+
+
 def test_one_trace_from_the_caller_to_the_engine(traced, standins, receiver):
     answer = traced.post(CHAT, json=body("hello"), headers={**GIVEN, "X-Request-ID": "case-1"})
     assert answer.status_code == 200
@@ -116,8 +122,8 @@ def test_one_trace_from_the_caller_to_the_engine(traced, standins, receiver):
 def test_the_log_tells_the_trace_and_no_secret(traced, receiver):
     traced.post(CHAT, json=body("hello"), headers=GIVEN)
     (ours,) = receiver.named(f"POST {CHAT}")
-    lines = [json.loads(line) for line in traced.server.output().splitlines() if line.startswith("{")]
-    line = next(line for line in lines if line["message"] == "request" and line["path"] == CHAT)
+    wait_for(lambda: logged(traced.server))
+    line = logged(traced.server)[0]
     assert line["trace_id"] == TRACE and len(line["span_id"]) == 16
     assert line["span_id"] in {span.span_id.hex() for span in receiver.spans if span.kind == SERVER}
     assert ours and "canary" not in traced.server.output()
