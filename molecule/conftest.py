@@ -214,8 +214,12 @@ def stray(host) -> Iterator[Callable[[str], int]]:
 
     def listen(unit: str) -> int:
         port = str(9770 + len(ports))
-        group = host.check_output("systemctl show --property ControlGroup --value %s", unit) if unit else ""
-        host.check_output("systemd-run --unit stray-%s python3 -c %s %s %s", port, STRAY, group, port)
+        group, score = "", "0"
+        if unit:  # with the unit's OOM score, as its own children have it
+            ask = "systemctl show --property %s --value %s"
+            group, score = (host.check_output(ask, name, unit) for name in ("ControlGroup", "OOMScoreAdjust"))
+        run = "systemd-run --unit stray-%s --property OOMScoreAdjust=%s python3 -c %s %s %s"
+        host.check_output(run, port, score, STRAY, group, port)
         ports.append(port)
         host.run_test("for _ in 1 2 3 4 5 6 7 8 9; do test -s /run/stray-%s && exit; sleep 0.3; done; exit 1", port)
         return int(port)
