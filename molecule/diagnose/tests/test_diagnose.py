@@ -148,9 +148,10 @@ def test_port_that_another_program_holds(host, diagnose):
     with done(host, take, "systemctl stop thief"):
         until(lambda: host.run("ss -Hltn sport = :8001").stdout)
         fail(host)
+        holder = shown(host, "thief", "MainPID")
         report = diagnose()
     assert first(report) == "port_in_use"
-    assert "thief.service" in report
+    assert f"port 8001 is held by python3 (pid {holder})." in report
 
 
 def test_stopped_engine_comes_before_the_application_that_misses_it(host, diagnose):
