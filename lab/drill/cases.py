@@ -433,7 +433,8 @@ mount --bind /run/drill/disk/app /app
 mount --bind /run/drill/disk/log /var/log/dojangkok
 systemctl start vllm ai-server promtail
 """
-# Fill it with something that housekeeping removes: a ten-day-old environment without a release.
+# Fill it with something that housekeeping removes: a ten-day-old environment without a release. cat ends when the disk
+# is full, which is an error to it; that no byte is left is what the line itself asks for.
 FILL = """
 set -e
 folder=/app/vllm-server/environments/bbbbbbbbbbbb

@@ -360,6 +360,22 @@ def place(tmp_path):
     return found
 
 
+@contextlib.contextmanager
+def killed_at_rename(number, monkeypatch):
+    """Let the process be killed at one of its renames, the first being 0."""
+    renames, rename = [], Path.rename
+
+    def killed(path, target):
+        if len(renames) == number:
+            raise KeyboardInterrupt
+        renames.append(path)
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        yield
+
+
 def names(place) -> list[str]:
     return sorted(path.name for path in place.path.iterdir())
 
@@ -379,37 +395,17 @@ class TestPlace:
 
     @pytest.mark.parametrize("at", range(5))
     def test_a_run_that_was_killed_in_between_is_undone(self, place, monkeypatch, at):
-        renames, rename = [], Path.rename
-
-        def killed(path, target):
-            if len(renames) == at:
-                raise KeyboardInterrupt
-            renames.append(path)
-            return rename(path, target)
-
-        monkeypatch.setattr(Path, "rename", killed)
-        with contextlib.suppress(KeyboardInterrupt):
+        with killed_at_rename(at, monkeypatch):
             place.swap()
-        monkeypatch.undo()
         restoring.Place(place.path).make_ready()
         place.area.rmdir()
         assert names(place) == ["both", "old"] and (place.path / "both").read_text() == "old"
 
     @pytest.mark.parametrize("at", range(4))
     def test_one_that_was_killed_while_it_put_things_back_is_undone_too(self, place, monkeypatch, at):
-        renames, rename = [], Path.rename
-
-        def killed(path, target):
-            if len(renames) == at:
-                raise KeyboardInterrupt
-            renames.append(path)
-            return rename(path, target)
-
         place.swap()
-        monkeypatch.setattr(Path, "rename", killed)
-        with contextlib.suppress(KeyboardInterrupt):
+        with killed_at_rename(at, monkeypatch):
             place.put_back()
-        monkeypatch.undo()
         restoring.Place(place.path).make_ready()
         place.area.rmdir()
         assert names(place) == ["both", "old"] and (place.path / "both").read_text() == "old"
