@@ -1,6 +1,7 @@
 """The services machine: what a company's network would offer a server, here on a machine of its own.
 
-Stand-ins of Loki and Slack take logs and messages; a web server mirrors releases and wheels and stands in for the model hub.
+Stand-ins of Loki and Slack take logs and messages; a web server mirrors releases and wheels and stands in for the model
+hub.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 One file without dependencies, because it runs alone on the services machine: `python3 slack.py PORT`.
 
-    POST /services/CHANNEL    JSON with `text` or `attachments`, as Slack takes it; anything else is 400 `invalid_payload`
+    POST /services/CHANNEL    JSON with `text` or `attachments`, as Slack takes it; else 400 `invalid_payload`
     GET /messages             the last 200, oldest first, as JSON: channel, time (UTC, ISO 8601), text
     GET /                     the same to read
 """
@@ -15,13 +15,15 @@ import sys
 from collections import deque
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 KEPT = 200
 LARGEST = 1 << 20
 PAGE = """<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="5"><title>Stand-in of Slack</title>
-<style>body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto}pre{white-space:pre-wrap;margin:.2em 0 1.2em}</style>
+<style>body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto}
+pre{white-space:pre-wrap;margin:.2em 0 1.2em}</style>
 <h1>Messages</h1>"""
+ROW = "<b>{channel}</b> {time}<pre>{shown}</pre>"
 
 
 def text_of(message: Any) -> str:
@@ -41,7 +43,7 @@ class Webhooks(BaseHTTPRequestHandler):
     """The three routes."""
 
     protocol_version = "HTTP/1.1"
-    kept: deque[dict[str, str]] = deque(maxlen=KEPT)
+    kept: ClassVar[deque[dict[str, str]]] = deque(maxlen=KEPT)
 
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
@@ -61,7 +63,7 @@ class Webhooks(BaseHTTPRequestHandler):
         if self.path == "/messages":
             self.answer(200, json.dumps(list(self.kept)).encode(), "application/json")
         elif self.path == "/":
-            rows = [f"<b>{m['channel']}</b> {m['time']}<pre>{html.escape(m['text'])}</pre>" for m in reversed(self.kept)]
+            rows = [ROW.format(**each, shown=html.escape(each["text"])) for each in reversed(self.kept)]
             self.answer(200, (PAGE + "".join(rows or ["none yet"])).encode(), "text/html; charset=utf-8")
         else:
             self.answer(404, b"", "text/plain")
