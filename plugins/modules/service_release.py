@@ -92,6 +92,12 @@ options:
         description: Command that checks the file before it replaces the old one; C(%s) stands for the staged file.
         type: list
         elements: str
+      live:
+        description:
+          - The process reads the file again while it runs, by the unit's C(ExecReload) where it has one. Another text,
+            or one such file more or less, restarts nothing, and a rollback keeps today's.
+        type: bool
+        default: false
   secrets:
     description:
       - Files like O(files) of lines C(NAME=value) whose text appears in no result, diff or log. No release has their
@@ -269,6 +275,8 @@ def file_options(mode: str, secret: bool) -> dict:
         "group": {"type": "str", "default": "root"},
         "mode": {"type": "str", "default": mode},
     }
+    if not secret:
+        options["live"] = {"type": "bool", "default": False}
     if secret:
         options["plain"] = {"type": "list", "elements": "str", "default": []}
         options["whole"] = {"type": "bool", "default": False}
@@ -420,10 +428,10 @@ def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
         return {**result, "await": False}
     state = service.state()
     if differences or restart:
-        previous = state["current"]
+        before = service.release(state["current"])
         service.put(release, {secret["path"]: secret["content"] for secret in wanted["secrets"]})
-        if previous and previous != name and (service.store / "releases" / f"{previous}.json").exists():
-            service.take_away(service.release(previous), but=release)
+        if before:
+            service.take_away(before, but=release)
         service.note(current=name)
     elif state["current"] != name:
         service.adopt(release)
@@ -436,6 +444,7 @@ def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
     if restart:
         service.start(wanted["before_start"], regardless=not result["gives_way"])
         return {**result, "await": True}
+    service.reload(release, differences)
     if name not in state["verified"] or first_failure(wanted["probes"]):
         service.watch()
         return {**result, "await": True}
