@@ -33,9 +33,11 @@ LATE = 30  # seconds that a look of the watchdog may take
 LISTED = 4  # sockets named in a row
 
 
-def http(url: str, status: int = 200, bearer: str | None = None, timeout: float = 5) -> tuple[str, bool]:
+def http(
+    url: str, status: int = 200, bearer: str | None = None, timeout: float = 5, user: str = "", password: str = ""
+) -> tuple[str, bool]:
     """The URL answers with ``status``."""
-    seen, text = probes.ask(url, bearer, timeout=timeout)
+    seen, text = probes.ask(url, bearer, timeout=timeout, headers=probes.login(user, password))
     return (str(seen), True) if seen == status else (f"{seen}: {shortened(text)}", False)
 
 
