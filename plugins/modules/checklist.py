@@ -24,7 +24,7 @@ options:
         required: true
         choices:
           [http, models, completion, chat, metric, unit, sockets, pushes, journal_job, file_job, gpu, driver,
-          device_nodes, swap, tuning, disk, watchdog, timer, backup]
+          device_nodes, swap, tuning, disk, watchdog, timer, backup, rules]
       options: {description: Options of the kind., type: dict, required: true}
       bearer: {description: Key for requests of this check., type: str}
       password: {description: Password for requests of this check., type: str}
