@@ -187,7 +187,8 @@ options:
       - What must answer before the release counts as serving, in this order; the kinds and their options are those of
         module_utils/probes.py.
       - A key that a probe shows is named by C(bearer_file) and C(bearer_variable), one of the lines C(NAME=value) of a
-        file of O(secrets), and read when the question is asked.
+        file of O(secrets), and read when the question is asked; without the variable the whole file is the key. With
+        C(user) it is that user's password.
     type: list
     elements: dict
     default: []
@@ -294,7 +295,16 @@ PROBE = {
     "timeout": {"type": "float"},
 }
 PROBES = {
-    "http": {"type": "dict", "options": {**PROBE, "status": {"type": "int"}, "contains": {"type": "str"}}},
+    "http": {
+        "type": "dict",
+        "options": {
+            **PROBE,
+            "status": {"type": "int"},
+            "contains": {"type": "str"},
+            "user": {"type": "str"},
+            "certified": {"type": "bool"},
+        },
+    },
     "metric": {
         "type": "dict",
         "options": {
