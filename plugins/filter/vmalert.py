@@ -7,7 +7,7 @@ def vmalert_argv(settings: dict, asked: dict, kept: dict) -> list[str]:
     """Return the command of a vmalert that asks the store ``asked`` and keeps its state in the store ``kept``.
 
     A store is ``{url, user, password_file}``. ``settings`` has the program, rules, listen (address and port), interval,
-    notifiers, labels, external_url, and arguments, further flags by name.
+    notifiers, labels and external_url.
     """
     argv = [settings["program"], f"-rule={settings['rules']}", f"-httpListenAddr={settings['listen']}", "-enableTCP6"]
     argv += [f"-evaluationInterval={settings['interval']}"]
@@ -18,14 +18,7 @@ def vmalert_argv(settings: dict, asked: dict, kept: dict) -> list[str]:
             argv += [f"-{flag}.basicAuth.passwordFile={store['password_file']}"]
     argv += [f"-notifier.url={url}" for url in settings["notifiers"]]
     argv += [f"-external.label={name}={value}" for name, value in sorted(settings["labels"].items())]
-    argv += [f"-external.url={settings['external_url']}"] if settings["external_url"] else []
-    return argv + [f"-{flag}={_plain(value)}" for flag, value in sorted(settings["arguments"].items())]
-
-
-def _plain(value) -> str:
-    if isinstance(value, list):
-        return ",".join(map(_plain, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return argv + ([f"-external.url={settings['external_url']}"] if settings["external_url"] else [])
 
 
 class FilterModule:

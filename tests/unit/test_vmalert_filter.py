@@ -12,7 +12,7 @@ SPEC.loader.exec_module(vmalert)
 
 SETTINGS = {
     "program": "/vmalert", "rules": "/rules.yml", "listen": "127.0.0.1:8880", "interval": "30s",
-    "notifiers": ["http://a:9093", "http://b:9093"], "labels": {}, "external_url": "", "arguments": {},
+    "notifiers": ["http://a:9093", "http://b:9093"], "labels": {}, "external_url": "",
 }  # fmt: skip
 OPEN = {"url": "http://m:8428", "user": "", "password_file": "/password"}
 
@@ -34,13 +34,7 @@ def test_each_store_has_its_own_login_and_no_password_stands_in_the_command():
     ]
 
 
-def test_labels_addresses_and_other_flags_come_last_and_sorted():
-    more = {"labels": {"z": "1", "fleet": "b"}, "external_url": "http://w", "arguments": {"x.y": [1, 2], "a": True}}
+def test_labels_and_the_address_come_last_and_sorted():
+    more = {"labels": {"z": "1", "fleet": "b"}, "external_url": "http://w"}
     argv = vmalert.vmalert_argv({**SETTINGS, **more}, OPEN, OPEN)
-    assert argv[-5:] == [
-        "-external.label=fleet=b",
-        "-external.label=z=1",
-        "-external.url=http://w",
-        "-a=true",
-        "-x.y=1,2",
-    ]
+    assert argv[-3:] == ["-external.label=fleet=b", "-external.label=z=1", "-external.url=http://w"]
