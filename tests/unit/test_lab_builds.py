@@ -97,13 +97,13 @@ ARCHIVE = b"the released archive"
 def cache(tmp_path, monkeypatch):
     """An empty cache; what is compiled there is a word."""
 
-    def compile_and_pack(build):
+    def make(build):
         unfinished = build.path.with_suffix(".part")
         unfinished.write_text("built here")
         build.keep(unfinished, build.recipe)
 
     monkeypatch.setattr(builds, "MIRROR", tmp_path)
-    monkeypatch.setattr(builds, "compile_and_pack", compile_and_pack)
+    monkeypatch.setattr(builds, "make", make)
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_what_is_made_here_is_kept_where_the_origin_does_not_answer(cache, monke
 def test_changed_archive_is_not_finished(cache):
     build = builds.Build("promtail", "3.4.2")
     build.path.parent.mkdir(parents=True)
-    builds.compile_and_pack(build)
+    builds.make(build)
     assert build.finished()
     build.path.write_bytes(b"another")
     assert not build.finished()
