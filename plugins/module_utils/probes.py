@@ -26,17 +26,12 @@ from pathlib import Path
 from . import nvidia_smi, vllm_api
 
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-# For a service that this very machine asks by an address which its certificate does not name.
-UNNAMED = ssl.create_default_context()
-UNNAMED.check_hostname, UNNAMED.verify_mode = False, ssl.CERT_NONE
-ITSELF = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=UNNAMED))
 
 
 def ask(
-    url: str, bearer: str | None = None, body: dict | None = None, timeout: float = 5, headers: dict | None = None,
-    certified: bool = True,
-) -> tuple[int, str]:  # fmt: skip
-    """Return ``(status, text)`` of one request; not ``certified`` is the question of a machine to itself.
+    url: str, bearer: str | None = None, body: dict | None = None, timeout: float = 5, headers: dict | None = None
+) -> tuple[int, str]:
+    """Return ``(status, text)`` of one request.
 
     Errors: `OSError` whose text is one cause without a stack (connection refused, time-out, TLS, bad URL).
     """
@@ -48,7 +43,7 @@ def ask(
         data, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
     try:
         request = urllib.request.Request(url, data=data, headers=headers)
-        with (DIRECT if certified else ITSELF).open(request, timeout=timeout) as answer:
+        with DIRECT.open(request, timeout=timeout) as answer:
             return answer.status, answer.read().decode(errors="replace")
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode(errors="replace")
@@ -80,10 +75,10 @@ def _cause(reason) -> str:
 
 def http(
     url: str, status: int = 200, contains: str | None = None, bearer: str | None = None, timeout: float = 5,
-    user: str = "", password: str = "", certified: bool = True,
+    user: str = "", password: str = "",
 ):  # fmt: skip
     """The URL answers with ``status`` and, where given, a text that holds ``contains``."""
-    seen, text = ask(url, bearer, timeout=timeout, headers=login(user, password), certified=certified)
+    seen, text = ask(url, bearer, timeout=timeout, headers=login(user, password))
     if seen != status:
         return f"{url} answered {seen} instead of {status}: {_short(text)}"
     if contains is not None and contains not in text:

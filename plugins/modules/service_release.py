@@ -303,7 +303,6 @@ PROBES = {
             "contains": {"type": "str"},
             "user": {"type": "str"},
             "password_file": {"type": "path", "no_log": False},
-            "certified": {"type": "bool"},
         },
     },
     "metric": {
