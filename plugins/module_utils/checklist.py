@@ -35,12 +35,11 @@ REMOTE_WRITE = ("blocks_sent_total", "pending_data_bytes", "packets_dropped_tota
 
 
 def http(
-    url: str, status: int = 200, bearer: str | None = None, timeout: float = 5, contains: str = "",
-    user: str | None = None, bearer_file: str = "", certified: bool = True,
+    url: str, status: int = 200, bearer: str | None = None, timeout: float = 5, contains: str = "", user: str = "",
+    password: str = "",
 ) -> tuple[str, bool]:  # fmt: skip
     """The URL answers with ``status``, and with a text that holds ``contains``."""
-    key = probes.secret(bearer_file, None) if bearer_file else bearer
-    seen, text = probes.ask(url, key, timeout=timeout, user=user, certified=certified)
+    seen, text = probes.ask(url, bearer, timeout=timeout, headers=probes.login(user, password))
     good = seen == status and contains in text
     return (str(seen), True) if good else (f"{seen}: {shortened(text)}", False)
 

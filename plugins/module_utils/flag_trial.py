@@ -2,8 +2,8 @@
 
     flag_trial.py VARIABLE PROGRAM [ARGUMENT …]
 
-Run as a trial of service_release, before the program is started. The ARGUMENTs are those of the service and one by which
-the program checks itself and leaves, such as -dryRun.
+Run as a trial of service_release, before the program is started. The ARGUMENTs are those of the service and one by
+which the program checks itself and leaves, such as -dryRun.
 """
 
 from __future__ import annotations
