@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import ansible.module_utils
@@ -16,7 +17,9 @@ from ansible.module_utils import alertmanager
 def alertmanager_configuration(settings: dict) -> str:
     """Return the text of alertmanager.yml."""
     head = "# Written by Ansible; changes made here are undone by the next run.\n"
-    return head + yaml.safe_dump(alertmanager.configuration(settings), sort_keys=False, allow_unicode=True, width=120)
+    # Ansible's values carry where they come from, which YAML cannot write.
+    plain = json.loads(json.dumps(alertmanager.configuration(settings)))
+    return head + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
 
 
 def alertmanager_secret(item: dict) -> dict:
