@@ -34,5 +34,6 @@ class FilterModule:
         return {
             "scraped": scraped,
             "scrape_configuration": scrape_targets.configuration,
+            "scrape_login": scrape_targets.login,
             "scrape_problems": scrape_targets.problems,
         }

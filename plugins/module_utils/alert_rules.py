@@ -6,6 +6,7 @@ leaves it. Plain Python; raises `RulesError` with one sentence that names the fi
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -87,4 +88,6 @@ def inventory(hosts: Iterable[str]) -> list[dict]:
 def text(held: list[dict]) -> str:
     """Return a rule file of groups."""
     head = "# Written by Ansible; changes made here are undone by the next run.\n"
-    return head + yaml.safe_dump({"groups": held}, sort_keys=False, allow_unicode=True, width=120)
+    # Ansible's values carry where they come from, which YAML cannot write.
+    plain = json.loads(json.dumps({"groups": held}))
+    return head + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)

@@ -35,12 +35,11 @@ REMOTE_WRITE = ("blocks_sent_total", "pending_data_bytes", "packets_dropped_tota
 
 
 def http(
-    url: str, status: int = 200, bearer: str | None = None, timeout: float = 5, contains: str = "",
-    user: str | None = None, bearer_file: str = "", certified: bool = True,
+    url: str, status: int = 200, bearer: str | None = None, timeout: float = 5, contains: str = "", user: str = "",
+    password: str = "",
 ) -> tuple[str, bool]:  # fmt: skip
     """The URL answers with ``status``, and with a text that holds ``contains``."""
-    key = probes.secret(bearer_file, None) if bearer_file else bearer
-    seen, text = probes.ask(url, key, timeout=timeout, user=user, certified=certified)
+    seen, text = probes.ask(url, bearer, timeout=timeout, headers=probes.login(user, password))
     good = seen == status and contains in text
     return (str(seen), True) if good else (f"{seen}: {shortened(text)}", False)
 
@@ -235,6 +234,25 @@ def rules(url: str, timeout: float = 5) -> tuple[str, bool]:
     return "; ".join(told), bool(every) and not unread and not failing
 
 
+def notices(url: str, watched: float = 3, timeout: float = 5) -> tuple[str, bool]:
+    """The Alertmanager at ``url`` is ready and delivers.
+
+    Notices that failed in the past are told, but only those that fail while this looks make the row red.
+    """
+    counts: list[float] = []
+    while True:
+        seen, text = probes.ask(f"{url}/metrics", timeout=timeout)
+        if seen != 200:
+            return f"{seen}: {shortened(text)}", False
+        sent, failed = (probes.total(text, f"alertmanager_notifications_{name}total") for name in ("", "failed_"))
+        counts.append(failed)
+        if not failed or len(counts) > 1:
+            active = probes.total(text, "alertmanager_alerts")
+            told = f"{active:.0f} alerts held, {sent - failed:.0f} notices delivered, {failed:.0f} failed"
+            return told, counts[0] == failed
+        time.sleep(watched)
+
+
 def watchdog(path: str, interval: float) -> tuple[str, bool]:
     """The watchdog looks every ``interval`` seconds, sees what runs serve, and needs no person.
 
@@ -404,7 +422,7 @@ def disk(free_mib: int) -> tuple[str, bool]:
 
 _CHECKS = (
     http, models, completion, chat, metric, unit, sockets, pushes, remote_write, journal_job, file_job, gpu, driver,
-    device_nodes, swap, tuning, disk, watchdog, timer, backup, rules,
+    device_nodes, swap, tuning, disk, watchdog, timer, backup, rules, notices,
 )  # fmt: skip
 KINDS = {function.__name__: function for function in _CHECKS}
 

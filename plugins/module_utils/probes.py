@@ -2,8 +2,8 @@
 
 A probe is a dictionary with exactly one of the keys ``http``, ``metric``, ``models``, ``completion`` and ``gpu_free``;
 its value holds the options below. In the place of ``bearer`` there may be ``bearer_file`` and ``bearer_variable``: the
-key is the value of that variable in that file (the whole file without one) at the time of the question, so who keeps a
-probe keeps no key. With ``user`` the key is that user's password.
+key is the value of that variable in that file at the time of the question, so who keeps a probe keeps no key. In the
+place of ``password`` there may be ``password_file``, whose whole text is the password.
 
 All URLs are asked directly, never through a proxy: a probe speaks to this very machine or to its neighbour, and a
 proxy's error page must not pass for an answer.
@@ -26,30 +26,24 @@ from pathlib import Path
 from . import nvidia_smi, vllm_api
 
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-# For a service that this very machine asks by an address which its certificate does not name.
-UNNAMED = ssl.create_default_context()
-UNNAMED.check_hostname, UNNAMED.verify_mode = False, ssl.CERT_NONE
-ITSELF = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=UNNAMED))
 
 
 def ask(
-    url: str, bearer: str | None = None, body: dict | None = None, timeout: float = 5, headers: dict | None = None,
-    user: str | None = None, certified: bool = True,
-) -> tuple[int, str]:  # fmt: skip
-    """Return ``(status, text)`` of one request; not ``certified`` is the question of a machine to itself.
+    url: str, bearer: str | None = None, body: dict | None = None, timeout: float = 5, headers: dict | None = None
+) -> tuple[int, str]:
+    """Return ``(status, text)`` of one request.
 
     Errors: `OSError` whose text is one cause without a stack (connection refused, time-out, TLS, bad URL).
     """
     headers = {"Accept": "*/*", **(headers or {})}
     if bearer:
-        basic = base64.b64encode(f"{user}:{bearer}".encode()).decode() if user else ""
-        headers["Authorization"] = f"Basic {basic}" if user else f"Bearer {bearer}"
+        headers["Authorization"] = f"Bearer {bearer}"
     data = None
     if body is not None:
         data, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
     try:
         request = urllib.request.Request(url, data=data, headers=headers)
-        with (DIRECT if certified else ITSELF).open(request, timeout=timeout) as answer:
+        with DIRECT.open(request, timeout=timeout) as answer:
             return answer.status, answer.read().decode(errors="replace")
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode(errors="replace")
@@ -61,6 +55,12 @@ def ask(
         raise OSError(str(error)) from None
     except (OSError, ssl.SSLError) as error:
         raise OSError(_cause(error)) from None
+
+
+def login(user: str, password: str) -> dict:
+    """Return the header by which a user logs in; {} without one. Source: RFC 7617."""
+    pair = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return {"Authorization": f"Basic {pair}"} if user else {}
 
 
 def _cause(reason) -> str:
@@ -75,10 +75,10 @@ def _cause(reason) -> str:
 
 def http(
     url: str, status: int = 200, contains: str | None = None, bearer: str | None = None, timeout: float = 5,
-    user: str | None = None, certified: bool = True,
+    user: str = "", password: str = "",
 ):  # fmt: skip
     """The URL answers with ``status`` and, where given, a text that holds ``contains``."""
-    seen, text = ask(url, bearer, timeout=timeout, user=user, certified=certified)
+    seen, text = ask(url, bearer, timeout=timeout, headers=login(user, password))
     if seen != status:
         return f"{url} answered {seen} instead of {status}: {_short(text)}"
     if contains is not None and contains not in text:
@@ -142,13 +142,8 @@ def gpu_free(mib: int, gpus: int = 1, timeout: float = nvidia_smi.TIMEOUT_S):
 KINDS = {function.__name__: function for function in (http, metric, models, completion, gpu_free)}
 
 
-def secret(file: str, variable: str | None) -> str:
-    """Return the value of ``variable`` in a file of lines ``NAME=value``; `OSError` where there is none.
-
-    Without a variable the file is the secret.
-    """
-    if not variable:
-        return Path(file).read_text(errors="replace").strip()
+def secret(file: str, variable: str) -> str:
+    """Return the value of ``variable`` in a file of lines ``NAME=value``; `OSError` where there is none."""
     for line in Path(file).read_text(errors="replace").split("\n"):
         name, found, value = line.partition("=")
         if found and name.strip() == variable:
@@ -178,12 +173,15 @@ def first_failure(probes: list[dict], within: float | None = None) -> str | None
                 continue
             given = {key: value for key, value in options.items() if value is not None}
             file, variable = given.pop("bearer_file", None), given.pop("bearer_variable", None)
+            password_file = given.pop("password_file", None)
             if within is not None:
                 usual = inspect.signature(KINDS[kind]).parameters["timeout"].default
                 given["timeout"] = min(given.get("timeout", usual), within)
             try:
                 if file:
                     given["bearer"] = secret(file, variable)
+                if password_file:
+                    given["password"] = Path(password_file).read_text()
                 failure = KINDS[kind](**given)
             except OSError as error:
                 failure = f"{options['url']}: {error}"

@@ -1,7 +1,7 @@
 """Which programs of a host have metrics, and the configuration by which they are scraped.
 
-Plain Python, tested alone. Groups of the inventory and the roles' own variables decide what is there; nothing is asked of
-a host. The configuration is Prometheus' own, as vmagent and VictoriaMetrics take it.
+Plain Python, tested alone. Groups of the inventory and the roles' own variables decide what is there; nothing is asked
+of a host. The configuration is Prometheus' own, as vmagent and VictoriaMetrics take it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def targets(programs: tuple[Program, ...], groups: list, variables: Mapping, def
             continue
         if program.needs and not variables.get(program.needs):
             continue
-        address = _reached(str(known.get(program.address) or "127.0.0.1"), facts)
+        # With TLS the machine itself goes on asking by loopback, without.
+        listens = "" if variables.get(f"{program.role}_tls_certificate_path") else known.get(program.address)
+        address = _reached(str(listens or "127.0.0.1"), facts)
         port = int(known[program.port])
         place = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
         found.append({"job": program.job, "service": program.service, "target": place})
@@ -87,7 +89,7 @@ def configuration(
 ) -> dict:
     """Return a scrape configuration: one job a program of ``found``, then those of ``extra``.
 
-    Every series has the label ``host``, and those of ``found`` have ``service``, the unit's name. ``access`` has further
+    Every series has the label ``host``, and those of ``found`` have ``service``, the unit's name. ``access`` has more
     keys of a job by its name, such as those for a password.
     """
     jobs = [
@@ -104,6 +106,11 @@ def configuration(
     }
 
 
+def login(user: str, password_file: str) -> dict:
+    """Return the keys of a job by which its target is asked as ``user``; {} without one."""
+    return {"basic_auth": {"username": user, "password_file": password_file}} if user else {}
+
+
 def problems(extra: list, found: list, variable: str) -> list[str]:
     """Return one sentence for each thing in ``extra``, scrape configurations of a user, that cannot be."""
     told, seen = [], {each["job"] for each in found}
@@ -116,8 +123,8 @@ def problems(extra: list, found: list, variable: str) -> list[str]:
             told.append(f"{variable}[{number}] has the job_name {name}, which another job has; choose another one.")
         seen.add(name)
         told += [
-            f"{variable}[{number}] has {key} in it, which everyone who reads the file would see; name a file of the host "
-            f"instead, by {key}_file."
+            f"{variable}[{number}] has {key} in it, which everyone who reads the file would see; name a file of the "
+            f"host instead, by {key}_file."
             for key in sorted(_secrets(one))
         ]
     return told

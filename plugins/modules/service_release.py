@@ -187,8 +187,8 @@ options:
       - What must answer before the release counts as serving, in this order; the kinds and their options are those of
         module_utils/probes.py.
       - A key that a probe shows is named by C(bearer_file) and C(bearer_variable), one of the lines C(NAME=value) of a
-        file of O(secrets), and read when the question is asked; without the variable the whole file is the key. With
-        C(user) it is that user's password.
+        file of O(secrets), and read when the question is asked. So is the password of C(user), by C(password_file), a
+        whole secret.
     type: list
     elements: dict
     default: []
@@ -302,7 +302,7 @@ PROBES = {
             "status": {"type": "int"},
             "contains": {"type": "str"},
             "user": {"type": "str"},
-            "certified": {"type": "bool"},
+            "password_file": {"type": "path", "no_log": False},
         },
     },
     "metric": {
