@@ -65,6 +65,15 @@ def flags(arguments: dict) -> list[str]:
     return found
 
 
+def go_flags(arguments: dict) -> list[str]:
+    """Return ``arguments`` as flags of Go's own package: a switch is ``-name=true``, a list repeats the flag."""
+    return [
+        f"-{name}={str(value).lower() if isinstance(value, bool) else value}"
+        for name, values in sorted(arguments.items())
+        for value in (values if isinstance(values, list) else [values])
+    ]
+
+
 def flag_clashes(wanted: dict) -> list[str]:
     """Return one sentence for each flag that stands more than once in ``wanted``, names of flags by variable.
 
@@ -139,6 +148,11 @@ def astray(urls: list, address: str, port: int | str) -> list[str]:
     return [url for url in urls if _asks_itself(url) and not _reaches(urlsplit(url), address, int(port))]
 
 
+def elsewhere(urls: list) -> list[str]:
+    """Return the ``urls`` that lead to another machine, of which an address filter for this one would know nothing."""
+    return [url for url in urls if url and not _asks_itself(url)]
+
+
 def _asks_itself(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     return host == "localhost" or (_is_ip(host) and ipaddress.ip_address(host).is_loopback)
@@ -175,10 +189,12 @@ class FilterModule:
     def filters(self):
         return {
             "astray": astray,
+            "elsewhere": elsewhere,
             "environment_lines": environment_lines,
             "exec_line": exec_line,
             "flag_clashes": flag_clashes,
             "flags": flags,
+            "go_flags": go_flags,
             "host_port": host_port,
             "listen_address": listen_address,
             "local_url": local_url,
