@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}
+TIMEOUT = "10s"
 # What a scrape configuration must not have as text: everyone who reads the file, or a diff of it, would see it.
 SECRETS = {"password", "bearer_token", "credentials", "client_secret", "secret_key", "token"}
 
@@ -84,9 +85,7 @@ def _reached(listens: str, facts: Mapping) -> str:
     return LOOPBACK.get(listens, listens)
 
 
-def configuration(
-    found: list, host: str, interval: str, extra: list, access: Mapping | None = None, timeout: str = "10s"
-) -> dict:
+def configuration(found: list, host: str, interval: str, extra: list, access: Mapping | None = None) -> dict:
     """Return a scrape configuration: one job a program of ``found``, then those of ``extra``.
 
     Every series has the label ``host``, and those of ``found`` have ``service``, the unit's name. ``access`` has more
@@ -101,7 +100,12 @@ def configuration(
         for each in found
     ]
     return {
-        "global": {"scrape_interval": interval, "scrape_timeout": timeout, "external_labels": {"host": host}},
+        "global": {
+            "scrape_interval": interval,
+            # Prometheus refuses more than the interval.
+            "scrape_timeout": interval if interval.removesuffix("s") in map(str, range(1, 10)) else TIMEOUT,
+            "external_labels": {"host": host},
+        },
         "scrape_configs": jobs + [dict(one) for one in extra],
     }
 
