@@ -26,24 +26,23 @@ class Program:
     port: str
     service: str
     role: str
-    # A variable without which the role is not run on a host of the group.
-    needs: str = ""
 
 
-def _program(job: str, group: str, address: str = "listen_address", service: str = "", needs: str = "") -> Program:
-    return Program(job, group, f"{job}_{address}", f"{job}_port", service or job, job, needs)
+def _program(job: str, group: str, address: str = "listen_address", service: str = "") -> Program:
+    return Program(job, group, f"{job}_{address}", f"{job}_port", service or job, job)
 
 
 PROGRAMS = (
     _program("vllm", "vllm", "host"),
     _program("ai_server", "ai_server", "host", "ai-server"),
     _program("node_exporter", "monitoring"),
-    # One of the two ships the logs of a host.
-    _program("promtail", "monitoring", needs="promtail_loki_url"),
-    _program("otel_collector", "monitoring", needs="otel_collector_endpoint"),
+    _program("promtail", "monitoring"),
+    _program("otel_collector", "monitoring"),
     _program("vmagent", "monitoring"),
     _program("dcgm_exporter", "gpu", service="dcgm-exporter"),
 )
+# One of them ships the logs of a host: the one that the inventory names, else the first.
+SHIPPER, SHIPPERS = "log_shipper", ("promtail", "otel_collector")
 # Those of a watching host are scraped by victoria_metrics itself, so that they are seen where no agent runs.
 WATCHING = tuple(_program(job, "watch") for job in ("victoria_metrics", "victoria_logs", "vmalert", "alertmanager"))
 
@@ -59,7 +58,7 @@ def targets(programs: tuple[Program, ...], groups: list, variables: Mapping, def
         known = {**defaults.get(program.role, {}), **_given(program, variables)}
         if program.group not in groups or program.port not in known or known.get(f"{program.role}_state") == "absent":
             continue
-        if program.needs and not variables.get(program.needs):
+        if program.role in SHIPPERS and program.role != (variables.get(SHIPPER) or SHIPPERS[0]):
             continue
         # With TLS the machine itself goes on asking by loopback, without.
         listens = "" if variables.get(f"{program.role}_tls_certificate_path") else known.get(program.address)
