@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urlencode
 from typing import Any
 
 from dashboards.model import Dashboard, Panel
@@ -14,12 +15,12 @@ WINDOW = "2m"
 def expression(text: str, divisor: float = 1) -> str:
     """Return the expression for all hosts and services; the UI shows bare numbers, so they come divided."""
     text = re.sub(r"\$(?:host|service)\b,?", "", text).replace("{}", "").replace("$rate", WINDOW)
-    return text if divisor == 1 else f"({text}) / {divisor:g}" if divisor > 1 else f"({text}) * {1 / divisor:g}"
+    return text if divisor == 1 else f"({text}) / {divisor:.12g}" if divisor > 1 else f"({text}) * {1 / divisor:.12g}"
 
 
 def limit(panel: Panel) -> str:
     """Return the line of the limit as an expression."""
-    return f"{panel.limit.value / panel.unit.divisor:g}" if panel.limit else ""
+    return f"{panel.limit.value / panel.unit.divisor:.12g}" if panel.limit else ""
 
 
 def panel_json(panel: Panel) -> dict[str, Any]:
@@ -49,3 +50,14 @@ def build(dashboard: Dashboard) -> dict[str, Any]:
         if panels:
             rows.append({"title": row.title, "panels": panels})
     return {"title": dashboard.title, "filename": f"{dashboard.order}-{dashboard.name}.json", "rows": rows}
+
+
+def address(url: str, minutes: int = 30) -> str:
+    """Return the address of the dashboards, with legends that are short: the lines of a host together."""
+    words = {
+        "g0.range_input": f"{minutes}m",
+        "g0.relative_time": "none",
+        "legend_hide_stats": "true",
+        "legend_group": "host",
+    }
+    return f"{url.rstrip('/')}/vmui/#/dashboards?{urlencode(words)}"

@@ -107,7 +107,7 @@ DASHBOARD = Dashboard(
                 Panel(
                     "Figures not sent yet",
                     BYTES,
-                    (("sum by (host) (vmagent_remotewrite_pending_data_bytes{$host})", "{{host}}"),),
+                    (('sum by (host) (vm_persistentqueue_bytes_pending{$host,job="vmagent"})', "{{host}}"),),
                     about="Grows while a host cannot reach the watching one; nothing is lost until its disk queue is full.",
                 ),
                 Panel(

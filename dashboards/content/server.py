@@ -30,9 +30,13 @@ DASHBOARD = Dashboard(
             "Does it serve?",
             (
                 Panel(
-                    "Answers when scraped (1 is yes)",
+                    "Programs that answer",
                     COUNT,
-                    (('min by (host, job) (up{$host,job=~"vllm|ai_server|node_exporter"})', "{{host}} {{job}}"),),
+                    (
+                        ("sum by (host) (up{$host})", "{{host}} answer"),
+                        ("count by (host) (up{$host})", "{{host}} should"),
+                    ),
+                    about="Engine, ai-server and exporters, asked for their figures.",
                 ),
                 Panel(
                     "Requests by status",
