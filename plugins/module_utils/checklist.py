@@ -30,13 +30,38 @@ from . import (
 LATELY = 10  # minutes
 CRASHES = 3
 LATE = 30  # seconds that a look of the watchdog may take
-LISTED = 4  # sockets named in a row
+LISTED = 4  # sockets or targets named in a row
+REMOTE_WRITE = ("blocks_sent_total", "pending_data_bytes", "packets_dropped_total")
 
 
-def http(url: str, status: int = 200, bearer: str | None = None, timeout: float = 5) -> tuple[str, bool]:
-    """The URL answers with ``status``."""
-    seen, text = probes.ask(url, bearer, timeout=timeout)
-    return (str(seen), True) if seen == status else (f"{seen}: {shortened(text)}", False)
+def http(
+    url: str, status: int = 200, bearer: str | None = None, timeout: float = 5, contains: str = "", user: str = "",
+    password: str = "",
+) -> tuple[str, bool]:  # fmt: skip
+    """The URL answers with ``status``, and with a text that holds ``contains``."""
+    seen, text = probes.ask(url, bearer, timeout=timeout, headers=probes.login(user, password))
+    good = seen == status and contains in text
+    return (str(seen), True) if good else (f"{seen}: {shortened(text)}", False)
+
+
+def remote_write(url: str, watched: float = 3, timeout: float = 5) -> tuple[str, bool]:
+    """The vmagent at the base ``url`` scrapes every target, and what it scrapes arrives; nothing waits or is dropped.
+
+    What was dropped in the past is told, but only what is dropped while this looks makes the row red.
+    """
+    told = json.loads(probes.ask(f"{url}/api/v1/targets", timeout=timeout)[1])["data"]["activeTargets"]
+    down = [target["labels"]["job"] for target in told if target["health"] != "up"]
+    deadline, dropped = time.monotonic() + watched, None
+    while True:
+        page = probes.ask(f"{url}/metrics", timeout=timeout)[1]
+        sent, waiting, lost = (probes.total(page, f"vmagent_remotewrite_{name}") for name in REMOTE_WRITE)
+        dropped = lost if dropped is None else dropped
+        good = bool(sent) and not waiting and not down and lost == dropped
+        if good or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    measured = f"{len(told)} targets, {sent:.0f} blocks sent, {waiting / (1 << 10):.0f} KiB wait, {lost:.0f} dropped"
+    return measured + f"; not scraped: {', '.join(sorted(set(down))[:LISTED])}" * bool(down), good
 
 
 def models(
@@ -359,8 +384,8 @@ def disk(free_mib: int) -> tuple[str, bool]:
 
 
 _CHECKS = (
-    http, models, completion, chat, metric, unit, sockets, pushes, journal_job, file_job, gpu, driver, device_nodes,
-    swap, tuning, disk, watchdog, timer, backup,
+    http, models, completion, chat, metric, unit, sockets, pushes, remote_write, journal_job, file_job, gpu, driver,
+    device_nodes, swap, tuning, disk, watchdog, timer, backup,
 )  # fmt: skip
 KINDS = {function.__name__: function for function in _CHECKS}
 

@@ -2,7 +2,8 @@
 
 A probe is a dictionary with exactly one of the keys ``http``, ``metric``, ``models``, ``completion`` and ``gpu_free``;
 its value holds the options below. In the place of ``bearer`` there may be ``bearer_file`` and ``bearer_variable``: the
-key is the value of that variable in that file at the time of the question, so who keeps a probe keeps no key.
+key is the value of that variable in that file at the time of the question, so who keeps a probe keeps no key. In the
+place of ``password`` there may be ``password_file``, whose whole text is the password.
 
 All URLs are asked directly, never through a proxy: a probe speaks to this very machine or to its neighbour, and a
 proxy's error page must not pass for an answer.
@@ -10,6 +11,7 @@ proxy's error page must not pass for an answer.
 
 from __future__ import annotations
 
+import base64
 import inspect
 import json
 import re
@@ -55,6 +57,12 @@ def ask(
         raise OSError(_cause(error)) from None
 
 
+def login(user: str, password: str) -> dict:
+    """Return the header by which a user logs in; {} without one. Source: RFC 7617."""
+    pair = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return {"Authorization": f"Basic {pair}"} if user else {}
+
+
 def _cause(reason) -> str:
     if isinstance(reason, ConnectionRefusedError):
         return "connection refused"
@@ -65,9 +73,12 @@ def _cause(reason) -> str:
     return str(reason)
 
 
-def http(url: str, status: int = 200, contains: str | None = None, bearer: str | None = None, timeout: float = 5):
+def http(
+    url: str, status: int = 200, contains: str | None = None, bearer: str | None = None, timeout: float = 5,
+    user: str = "", password: str = "",
+):  # fmt: skip
     """The URL answers with ``status`` and, where given, a text that holds ``contains``."""
-    seen, text = ask(url, bearer, timeout=timeout)
+    seen, text = ask(url, bearer, timeout=timeout, headers=login(user, password))
     if seen != status:
         return f"{url} answered {seen} instead of {status}: {_short(text)}"
     if contains is not None and contains not in text:
@@ -162,12 +173,15 @@ def first_failure(probes: list[dict], within: float | None = None) -> str | None
                 continue
             given = {key: value for key, value in options.items() if value is not None}
             file, variable = given.pop("bearer_file", None), given.pop("bearer_variable", None)
+            password_file = given.pop("password_file", None)
             if within is not None:
                 usual = inspect.signature(KINDS[kind]).parameters["timeout"].default
                 given["timeout"] = min(given.get("timeout", usual), within)
             try:
                 if file:
                     given["bearer"] = secret(file, variable)
+                if password_file:
+                    given["password"] = Path(password_file).read_text()
                 failure = KINDS[kind](**given)
             except OSError as error:
                 failure = f"{options['url']}: {error}"

@@ -8,6 +8,9 @@ before it are kept, and one that never gets ready gives way to the last of them.
 Memory limits belong to the host, not to a release: they are written to the unit and take effect without a restart, and
 a rollback keeps today's.
 
+A file may be *live*: the process reads it again while it runs. It is no part of the release either, so another text, or
+one file more or less, restarts nothing, and a rollback keeps today's.
+
 A secret stands in its file alone: a release has a keyed digest of it, which is enough to see that the process was
 started with another one. So whoever goes back gets the secrets of today.
 
@@ -60,6 +63,7 @@ def digest(release: dict) -> str:
     # What a service does not have is left out, so that one that began without it keeps its digest.
     parts = {key: release[key] for key in ("files", "secrets", "links", "inputs", "unit") if release.get(key)}
     parts = {"files": [], "links": [], **parts}
+    parts["files"] = [file for file in parts["files"] if not file.get("live")]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -173,7 +177,11 @@ class Service:
         given = own.get("EnvironmentFile") or []
         own["EnvironmentFile"] = [*(given if isinstance(given, list) else [given]), str(self.environment)]
         return {
-            "files": [{**described(file), "content": file["content"]} for file in files],
+            # What a file is not is left out, so that a release that began without it keeps its digest.
+            "files": [
+                {**described(file), "content": file["content"], **({"live": True} if file.get("live") else {})}
+                for file in files
+            ],
             "secrets": [self._outlined(file) for file in secret_files],
             # The same version from another archive is another program.
             "links": [
@@ -224,10 +232,13 @@ class Service:
             write(self.key, self._own_key, 0o600)
 
     def renewed(self, release: dict) -> dict:
-        """Return ``release`` with today's secrets and limits. Raises `Refused` if a secret is gone."""
+        """Return ``release`` with today's secrets, live files and limits. Raises `Refused` if a secret is gone."""
         today = [self._outlined({**secret, "content": self._today(secret)}) for secret in release["secrets"]]
-        limits = self.release(self.state()["current"]).get("limits", release.get("limits", {}))
-        return {**release, "secrets": today, "limits": limits}
+        current = self.release(self.state()["current"])
+        live = [file for file in current.get("files", []) if file.get("live")]
+        files = [file for file in release["files"] if file["path"] not in {file["path"] for file in live}] + live
+        limits = current.get("limits", release.get("limits", {}))
+        return {**release, "files": files, "secrets": today, "limits": limits}
 
     def _today(self, secret: dict) -> str:
         """Return the text of a secret file of a release with the secrets that stand in it today.
@@ -267,6 +278,10 @@ class Service:
             if before != link["target"]:
                 found.append({"what": link["path"], "before": before, "after": link["target"], "secret": False})
         current = self.release(self.state()["current"])
+        stay = {file["path"] for file in release["files"]}
+        for file in current.get("files", []):
+            if file.get("live") and file["path"] not in stay and Path(file["path"]).is_file():
+                found.append({"what": file["path"], "before": file["content"], "after": None, "secret": False})
         before = current.get("inputs", release["inputs"])
         for name in sorted({*before, *release["inputs"]}):
             if before.get(name) != release["inputs"].get(name):
@@ -550,6 +565,18 @@ class Service:
         for old in names:
             for part in ("releases", "probes"):
                 (self.store / part / f"{old}.json").unlink(missing_ok=True)
+
+    def reload(self, release: dict, differences: list[dict]) -> bool:
+        """Have the process read its live files again where one of them was written; return whether it was asked to.
+
+        A unit without ExecReload is of a program that looks by itself.
+        """
+        written = {difference["what"] for difference in differences} - {str(self.unit_path), str(self.environment)}
+        others = {entry["path"] for part in PLACES for entry in release[part] if not entry.get("live")}
+        if "\nExecReload=" not in release["unit"] or not any(what.startswith("/") for what in written - others):
+            return False
+        systemd_unit.run("systemctl", "reload", self.unit)
+        return True
 
     def stop(self) -> None:
         """Stop a release that never served and had none before it; its files stay for inspection."""

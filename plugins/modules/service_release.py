@@ -92,6 +92,12 @@ options:
         description: Command that checks the file before it replaces the old one; C(%s) stands for the staged file.
         type: list
         elements: str
+      live:
+        description:
+          - The process reads the file again while it runs, by the unit's C(ExecReload) where it has one. Another text,
+            or one such file more or less, restarts nothing, and a rollback keeps today's.
+        type: bool
+        default: false
   secrets:
     description:
       - Files like O(files) of lines C(NAME=value) whose text appears in no result, diff or log. No release has their
@@ -181,7 +187,8 @@ options:
       - What must answer before the release counts as serving, in this order; the kinds and their options are those of
         module_utils/probes.py.
       - A key that a probe shows is named by C(bearer_file) and C(bearer_variable), one of the lines C(NAME=value) of a
-        file of O(secrets), and read when the question is asked.
+        file of O(secrets), and read when the question is asked. So is the password of C(user), by C(password_file), a
+        whole secret.
     type: list
     elements: dict
     default: []
@@ -269,6 +276,8 @@ def file_options(mode: str, secret: bool) -> dict:
         "group": {"type": "str", "default": "root"},
         "mode": {"type": "str", "default": mode},
     }
+    if not secret:
+        options["live"] = {"type": "bool", "default": False}
     if secret:
         options["plain"] = {"type": "list", "elements": "str", "default": []}
         options["whole"] = {"type": "bool", "default": False}
@@ -286,7 +295,16 @@ PROBE = {
     "timeout": {"type": "float"},
 }
 PROBES = {
-    "http": {"type": "dict", "options": {**PROBE, "status": {"type": "int"}, "contains": {"type": "str"}}},
+    "http": {
+        "type": "dict",
+        "options": {
+            **PROBE,
+            "status": {"type": "int"},
+            "contains": {"type": "str"},
+            "user": {"type": "str"},
+            "password_file": {"type": "path", "no_log": False},
+        },
+    },
     "metric": {
         "type": "dict",
         "options": {
@@ -420,10 +438,10 @@ def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
         return {**result, "await": False}
     state = service.state()
     if differences or restart:
-        previous = state["current"]
+        before = service.release(state["current"])
         service.put(release, {secret["path"]: secret["content"] for secret in wanted["secrets"]})
-        if previous and previous != name and (service.store / "releases" / f"{previous}.json").exists():
-            service.take_away(service.release(previous), but=release)
+        if before:
+            service.take_away(before, but=release)
         service.note(current=name)
     elif state["current"] != name:
         service.adopt(release)
@@ -436,6 +454,7 @@ def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
     if restart:
         service.start(wanted["before_start"], regardless=not result["gives_way"])
         return {**result, "await": True}
+    service.reload(release, differences)
     if name not in state["verified"] or first_failure(wanted["probes"]):
         service.watch()
         return {**result, "await": True}

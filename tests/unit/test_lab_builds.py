@@ -23,6 +23,38 @@ def test_archives_have_upstreams_names():
     assert promtail.url == "https://github.com/grafana/loki/releases/download/v3.4.2/promtail-linux-amd64.zip"
 
 
+def test_one_archive_may_have_several_programs(tmp_path):
+    (build,) = builds.parse(["vmutils@1.151.0"])
+    assert build.members == {
+        "vmagent-prod": "./app/vmagent",
+        "vmalert-prod": "./app/vmalert",
+        "vmalert-tool-prod": "./app/vmalert-tool",
+    }
+    program = tmp_path / "program"
+    program.write_bytes(b"\x7fELF")
+    builds.write_archive(tmp_path / "1.tar.gz", {**dict.fromkeys(build.members, program), "LICENSE": program}, False, 3)
+    with tarfile.open(tmp_path / "1.tar.gz") as archive:
+        assert [item.mode for item in archive] == [0o755, 0o755, 0o755, 0o644]
+
+
+def test_a_program_that_says_another_version_is_not_packed(tmp_path, monkeypatch):
+    (build,) = builds.parse(["vmutils"])
+    told = []
+
+    def compiled(command, **_):
+        told.append(command[4])
+        Path(command[6]).write_text(f"#!/bin/sh\necho vmagent-v{told_version} >&2\n")
+        Path(command[6]).chmod(0o755)
+
+    monkeypatch.setattr(host, "run", compiled)
+    told_version = build.version
+    assert builds.compile_program(build, "go", tmp_path, "./app/vmagent", tmp_path / "vmagent-prod").exists()
+    assert told == [f"-s -w -X {build.program.version_variable}=vmagent-v{build.version}"]
+    told_version = "1.0.0"
+    with pytest.raises(host.Problem, match=r"says 'vmagent-v1\.0\.0' and not version"):
+        builds.compile_program(build, "go", tmp_path, "./app/vmagent", tmp_path / "vmagent-prod")
+
+
 def test_mirror_keeps_host_and_path_of_the_origin():
     build = builds.Build("promtail", "3.4.2")
     assert str(build.path.relative_to(builds.MIRROR)) == build.url.removeprefix("https://")
@@ -34,7 +66,9 @@ def test_unknown_names_are_refused_with_the_choices(name):
         builds.parse([name])
 
 
-@pytest.mark.parametrize(("version", "enough"), [("go1.19.8", False), ("go1.23.0", True), ("go2.0", True), ("", False)])
+@pytest.mark.parametrize(
+    ("version", "enough"), [("go1.26.5", False), ("go1.26.6", True), ("go1.27", True), ("go2.0", True), ("", False)]
+)
 def test_old_go_is_not_used(version, enough):
     assert builds.new_enough(version) is enough
 
@@ -63,13 +97,13 @@ ARCHIVE = b"the released archive"
 def cache(tmp_path, monkeypatch):
     """An empty cache; what is compiled there is a word."""
 
-    def compile_and_pack(build):
+    def make(build):
         unfinished = build.path.with_suffix(".part")
         unfinished.write_text("built here")
         build.keep(unfinished, build.recipe)
 
     monkeypatch.setattr(builds, "MIRROR", tmp_path)
-    monkeypatch.setattr(builds, "compile_and_pack", compile_and_pack)
+    monkeypatch.setattr(builds, "make", make)
 
 
 @pytest.fixture
@@ -139,7 +173,7 @@ def test_what_is_made_here_is_kept_where_the_origin_does_not_answer(cache, monke
 def test_changed_archive_is_not_finished(cache):
     build = builds.Build("promtail", "3.4.2")
     build.path.parent.mkdir(parents=True)
-    builds.compile_and_pack(build)
+    builds.make(build)
     assert build.finished()
     build.path.write_bytes(b"another")
     assert not build.finished()

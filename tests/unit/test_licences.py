@@ -26,6 +26,9 @@ LOCKS = (
 # by `go version -m`: Apache-2.0, BSD, MIT and MPL-2.0; github.com/dennwc/ioctl alone carries no text of a licence.
 GO_MODULES = {
     "github.com/prometheus/node_exporter": "Apache-2.0",
+    # What the four programs link is under Apache-2.0, BSD and MIT, by `go version -m` and each module's LICENSE.
+    "github.com/VictoriaMetrics/VictoriaMetrics": "Apache-2.0",
+    "github.com/VictoriaMetrics/VictoriaLogs": "Apache-2.0",
     "gopkg.in/yaml.v3": "MIT AND Apache-2.0",
     "gopkg.in/check.v1": "BSD-2-Clause",  # yaml.v3's tests use it; nothing links it
 }

@@ -182,3 +182,14 @@ def test_a_proxy_is_never_asked(server, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     server.pages["/"] = (200, "OK")
     assert probes.first_failure([{"http": {"url": f"{server.url}/"}}]) is None
+
+
+def test_a_password_is_read_from_its_file_when_the_question_is_asked(server, tmp_path):
+    file = tmp_path / "password"
+    file.write_text("open:sesame")
+    server.pages["/page"] = (200, "OK")
+    probe = {"http": {"url": f"{server.url}/page", "user": "reader", "password_file": str(file)}}
+    assert probes.first_failure([probe]) is None
+    assert server.asked[-1][1] == "Basic cmVhZGVyOm9wZW46c2VzYW1l"
+    file.unlink()
+    assert "No such file" in probes.first_failure([probe])

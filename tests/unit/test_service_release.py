@@ -225,6 +225,72 @@ class TestLimits:
             host.service.check_memory(self.FEW)
 
 
+class TestLiveFiles:
+    """Files that the process reads again while it runs."""
+
+    @pytest.fixture
+    def run(self, host, monkeypatch):
+        """Have the module run a service with live files of the texts by name; returns its result."""
+        monkeypatch.setattr(Service, "check", lambda *_: None)
+        monkeypatch.setattr(Service, "check_unit", lambda *_: [])
+
+        def run(texts, plain="a: 1\n", reload="/bin/kill -HUP $MAINPID", probes=()):
+            common = {"mode": "0640", "owner": "root", "group": "root", "validate": None}
+            files = [{**common, "path": str(host.root / "etc/app/app.yml"), "content": plain, "live": False}]
+            for name, text in texts.items():
+                files.append({**common, "path": str(host.root / "etc/app" / name), "content": text, "live": True})
+            unit = {"Service": {**UNIT["Service"], **({"ExecReload": reload} if reload else {})}}
+            arguments = {
+                "files": files, "links": [], "unit": unit, "secrets": [], "inputs": {}, "user": None,
+                "directories": [], "listens": [], "trials": [], "probes": list(probes), "before_start": [],
+                "start_timeout": 5,
+            }  # fmt: skip
+            host.systemd.said.clear()
+            result = module.apply(host.service, arguments, check_mode=False)
+            if result["await"]:
+                host.service.confirm()
+            return result
+
+        return run
+
+    def test_another_text_is_reloaded_and_restarts_nothing(self, host, run):
+        assert run({"targets.yml": "one"})["restarted"]
+        first = host.service.state()["current"]
+        result = run({"targets.yml": "two"})
+        assert (result["changed"], result["restarted"], result["await"]) == (True, None, False)
+        assert "systemctl reload" in host.systemd.said and "systemctl restart" not in host.systemd.said
+        assert (host.root / "etc/app/targets.yml").read_text() == "two"
+        assert host.service.state()["current"] == first
+        assert not run({"targets.yml": "two"})["changed"]
+        assert host.systemd.said == []
+
+    def test_one_more_and_one_less_restart_nothing(self, host, run):
+        run({"one.json": "{}"})
+        assert run({"one.json": "{}", "two.json": "{}"})["restarted"] is None
+        assert run({"two.json": "{}"})["restarted"] is None
+        assert "systemctl reload" in host.systemd.said
+        assert sorted(path.name for path in (host.root / "etc/app").iterdir()) == ["app.yml", "two.json"]
+        assert not run({"two.json": "{}"})["changed"]
+
+    def test_a_program_that_looks_by_itself_is_not_asked_to(self, host, run):
+        run({"one.json": "{}"}, reload=None)
+        assert run({"one.json": "[]"}, reload=None)["changed"]
+        assert "systemctl reload" not in host.systemd.said
+
+    def test_a_change_of_another_file_still_restarts(self, host, run):
+        run({"targets.yml": "one"})
+        assert run({"targets.yml": "two"}, plain="a: 2\n")["restarted"]
+        assert "systemctl reload" not in host.systemd.said
+
+    def test_going_back_keeps_those_of_today(self, host, run):
+        run({"targets.yml": "one"})
+        run({"targets.yml": "two", "more.yml": "three"}, plain="a: 2\n")
+        host.service.back()
+        assert {path.name: path.read_text() for path in (host.root / "etc/app").iterdir()} == {
+            "app.yml": "a: 1\n", "targets.yml": "two", "more.yml": "three",
+        }  # fmt: skip
+
+
 class TestUnitsAmongTheFiles:
     def test_one_that_goes_is_stopped_first(self, host):
         timer = {"path": str(service_release.UNITS / "app-night.timer"), "mode": "0644", "owner": "root"}

@@ -1,0 +1,31 @@
+"""Filters for rule files; see module_utils/alert_rules.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ansible.module_utils
+from ansible.errors import AnsibleFilterError
+
+UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
+if UTILS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(UTILS)
+from ansible.module_utils import alert_rules
+
+
+def rule_file(patterns: list, variable: str, limits: dict | None = None, hosts: list | None = None) -> str:
+    """Return one rule file made of those that ``patterns`` name on the controller, with ``limits`` and ``hosts``.
+
+    ``variable`` is the one that the patterns come from, for the sentence of a refusal.
+    """
+    try:
+        held = alert_rules.groups(alert_rules.found(patterns, variable), variable)
+        held = alert_rules.limited(held, limits or {}, "vmalert_limits")
+        return alert_rules.text(held + alert_rules.inventory(hosts or []))
+    except alert_rules.RulesError as error:
+        raise AnsibleFilterError(str(error)) from None
+
+
+class FilterModule:
+    def filters(self):
+        return {"rule_file": rule_file}

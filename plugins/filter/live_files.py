@@ -1,0 +1,43 @@
+"""Filter for files of the controller that a service reads again while it runs; see `live` of service_release."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ansible.module_utils
+from ansible.errors import AnsibleFilterError
+
+UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
+if UTILS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(UTILS)
+from ansible.module_utils import alert_rules
+
+
+def json_files(patterns: list, directory: str, group: str, variable: str) -> list:
+    """Return the JSON files that ``patterns`` name on the controller as live files of ``directory`` on the host.
+
+    ``variable`` is the one that the patterns come from, for the sentence of a refusal.
+    """
+    try:
+        return [
+            {"path": f"{directory}/{path.name}", "content": _checked(path, variable), "group": group}
+            | {"mode": "0640", "live": True}
+            for path in alert_rules.found(patterns, variable)
+        ]
+    except alert_rules.RulesError as error:
+        raise AnsibleFilterError(str(error)) from None
+
+
+def _checked(path: Path, variable: str) -> str:
+    text = path.read_text(encoding="utf-8")
+    try:
+        json.loads(text)
+    except ValueError as error:
+        raise AnsibleFilterError(f"{variable}: {path} is no JSON: {error}; correct it.") from None
+    return text
+
+
+class FilterModule:
+    def filters(self):
+        return {"json_files": json_files}

@@ -1,0 +1,39 @@
+"""Filters for what is scraped on a host; see module_utils/scrape_targets.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import ansible.module_utils
+import yaml
+
+UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
+if UTILS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(UTILS)
+from ansible.module_utils import scrape_targets
+
+ROLES = Path(__file__).resolve().parents[2] / "roles"
+PARTS = {"served": scrape_targets.PROGRAMS, "watching": scrape_targets.WATCHING}
+
+
+def scraped(groups: list, variables: Mapping, facts: Mapping, part: str) -> list:
+    """Return ``[{job, service, target}]`` of what a host of ``groups`` runs: of the part "served" or "watching"."""
+    programs = PARTS[part]
+    defaults = {program.role: _defaults(program.role) for program in programs}
+    return scrape_targets.targets(programs, list(groups), variables, defaults, facts or {})
+
+
+def _defaults(role: str) -> dict:
+    path = ROLES / role / "defaults" / "main.yml"
+    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+
+
+class FilterModule:
+    def filters(self):
+        return {
+            "scraped": scraped,
+            "scrape_configuration": scrape_targets.configuration,
+            "scrape_login": scrape_targets.login,
+            "scrape_problems": scrape_targets.problems,
+        }

@@ -1,0 +1,87 @@
+"""Rule files for vmalert or Prometheus, made of those of the repository and of the inventory.
+
+Several files become one, because a service that reads one file anew needs no restart when another rule file joins or
+leaves it. Plain Python; raises `RulesError` with one sentence that names the file and the cure.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import yaml
+
+LIMIT = "llm_limit_"  # a series of this name and the limit's own is what rules compare with
+INVENTORY = "inventory"  # the group of rules that the inventory makes
+EXPECTED = "expected_host"
+
+
+class RulesError(ValueError):
+    """A rule file or a limit cannot be used."""
+
+
+def found(patterns: Iterable[str], variable: str) -> list[Path]:
+    """Return the files that ``patterns`` name, sorted; a pattern without a wildcard must name one."""
+    files: set[Path] = set()
+    for pattern in patterns:
+        matches = {Path(name).resolve() for name in glob.glob(str(pattern))}
+        if not matches and not glob.has_magic(str(pattern)):
+            raise RulesError(f"{variable}: there is no file {pattern} on the controller; correct the path.")
+        files |= matches
+    return sorted(files)
+
+
+def groups(files: Iterable[Path], variable: str) -> list[dict]:
+    """Return the groups of rules of all files, in their order."""
+    every: list[dict] = []
+    owner: dict[str, Path] = {}
+    for path in files:
+        try:
+            text = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RulesError(f"{variable}: {path} cannot be read: {' '.join(str(error).split())}.") from None
+        held = text.get("groups") if isinstance(text, Mapping) else None
+        if not isinstance(held, list) or not all(isinstance(group, Mapping) and group.get("name") for group in held):
+            raise RulesError(f"{variable}: {path} must hold groups, each with a name and rules.")
+        for group in held:
+            name = str(group["name"])
+            if name in owner or name == INVENTORY:
+                other = owner.get(name, "the one that the inventory makes")
+                raise RulesError(f"{variable}: {path} has a group {name} and so has {other}; rename one of them.")
+            owner[name] = path
+            every.append(dict(group))
+    return every
+
+
+def limited(held: list[dict], limits: Mapping, variable: str) -> list[dict]:
+    """Return ``held`` with the values of ``limits`` in the place of those that the files have."""
+    known: set[str] = set()
+
+    def rule(one: Mapping) -> Mapping:
+        record = str(one.get("record", ""))
+        name = record.removeprefix(LIMIT)
+        if name == record:
+            return one
+        known.add(name)
+        return {**one, "expr": f"vector({limits[name]})"} if name in limits else one
+
+    changed = [{**group, "rules": [rule(one) for one in group.get("rules") or []]} for group in held]
+    for name, value in limits.items():
+        if name not in known:
+            raise RulesError(f"{variable} has {name}, which no rule asks for; there are {', '.join(sorted(known))}.")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise RulesError(f"{variable}.{name} is {value!r}; it must be a number.")
+    return changed
+
+
+def inventory(hosts: Iterable[str]) -> list[dict]:
+    """Return the group that records one series for each host that must send metrics; none without hosts."""
+    rules = [{"record": EXPECTED, "expr": "vector(1)", "labels": {"host": host}} for host in sorted(set(hosts))]
+    return [{"name": INVENTORY, "rules": rules}] if rules else []
+
+
+def text(held: list[dict]) -> str:
+    """Return a rule file of groups."""
+    head = "# Written by Ansible; changes made here are undone by the next run.\n"
+    return head + yaml.safe_dump({"groups": held}, sort_keys=False, allow_unicode=True, width=120)

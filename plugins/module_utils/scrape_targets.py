@@ -1,0 +1,137 @@
+"""Which programs of a host have metrics, and the configuration by which they are scraped.
+
+Plain Python, tested alone. Groups of the inventory and the roles' own variables decide what is there; nothing is asked
+of a host. The configuration is Prometheus' own, as vmagent and VictoriaMetrics take it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}
+# What a scrape configuration must not have as text: everyone who reads the file, or a diff of it, would see it.
+SECRETS = {"password", "bearer_token", "credentials", "client_secret", "secret_key", "token"}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program with metrics: its job, the group that brings it, its role's variables, and its unit."""
+
+    job: str
+    group: str
+    address: str
+    port: str
+    service: str
+    role: str
+    # A variable without which the role is not run on a host of the group.
+    needs: str = ""
+
+
+def _program(job: str, group: str, address: str = "listen_address", service: str = "", needs: str = "") -> Program:
+    return Program(job, group, f"{job}_{address}", f"{job}_port", service or job, job, needs)
+
+
+PROGRAMS = (
+    _program("vllm", "vllm", "host"),
+    _program("ai_server", "ai_server", "host", "ai-server"),
+    _program("node_exporter", "monitoring"),
+    # One of the two ships the logs of a host.
+    _program("promtail", "monitoring", needs="promtail_loki_url"),
+    _program("otel_collector", "monitoring", needs="otel_collector_endpoint"),
+    _program("vmagent", "monitoring"),
+    _program("dcgm_exporter", "gpu", service="dcgm-exporter"),
+)
+# Those of a watching host are scraped by victoria_metrics itself, so that they are seen where no agent runs.
+WATCHING = tuple(_program(job, "watch") for job in ("victoria_metrics", "victoria_logs", "vmalert", "alertmanager"))
+
+
+def targets(programs: tuple[Program, ...], groups: list, variables: Mapping, defaults: Mapping, facts: Mapping) -> list:
+    """Return ``[{job, service, target}]`` of the programs that a host of ``groups`` has.
+
+    ``variables`` are the host's, ``defaults`` those of the roles; a role that is not here at all, or whose state on the
+    host is absent, has no target. ``facts`` tell the address of an interface.
+    """
+    found = []
+    for program in programs:
+        known = {**defaults.get(program.role, {}), **_given(program, variables)}
+        if program.group not in groups or program.port not in known or known.get(f"{program.role}_state") == "absent":
+            continue
+        if program.needs and not variables.get(program.needs):
+            continue
+        # With TLS the machine itself goes on asking by loopback, without.
+        listens = "" if variables.get(f"{program.role}_tls_certificate_path") else known.get(program.address)
+        address = _reached(str(listens or "127.0.0.1"), facts)
+        port = int(known[program.port])
+        place = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        found.append({"job": program.job, "service": program.service, "target": place})
+    return found
+
+
+def _given(program: Program, variables: Mapping) -> dict:
+    names = (program.address, program.port, f"{program.role}_state")
+    return {name: variables[name] for name in names if variables.get(name) is not None}
+
+
+def _reached(listens: str, facts: Mapping) -> str:
+    """Return the address at which a host reaches a program of its own that listens on an address or an interface."""
+    try:
+        ipaddress.ip_address(listens)
+    except ValueError:
+        interface = facts.get(listens.replace("-", "_")) or {}
+        listens = (interface.get("ipv4") or {}).get("address") or listens
+    return LOOPBACK.get(listens, listens)
+
+
+def configuration(
+    found: list, host: str, interval: str, extra: list, access: Mapping | None = None, timeout: str = "10s"
+) -> dict:
+    """Return a scrape configuration: one job a program of ``found``, then those of ``extra``.
+
+    Every series has the label ``host``, and those of ``found`` have ``service``, the unit's name. ``access`` has more
+    keys of a job by its name, such as those for a password.
+    """
+    jobs = [
+        {
+            "job_name": each["job"],
+            "static_configs": [{"targets": [each["target"]], "labels": {"service": each["service"]}}],
+            **((access or {}).get(each["job"]) or {}),
+        }
+        for each in found
+    ]
+    return {
+        "global": {"scrape_interval": interval, "scrape_timeout": timeout, "external_labels": {"host": host}},
+        "scrape_configs": jobs + [dict(one) for one in extra],
+    }
+
+
+def login(user: str, password_file: str) -> dict:
+    """Return the keys of a job by which its target is asked as ``user``; {} without one."""
+    return {"basic_auth": {"username": user, "password_file": password_file}} if user else {}
+
+
+def problems(extra: list, found: list, variable: str) -> list[str]:
+    """Return one sentence for each thing in ``extra``, scrape configurations of a user, that cannot be."""
+    told, seen = [], {each["job"] for each in found}
+    for number, one in enumerate(extra):
+        name = one.get("job_name")
+        if not name:
+            told.append(f"{variable}[{number}] has no job_name; give it one.")
+            continue
+        if name in seen:
+            told.append(f"{variable}[{number}] has the job_name {name}, which another job has; choose another one.")
+        seen.add(name)
+        told += [
+            f"{variable}[{number}] has {key} in it, which everyone who reads the file would see; name a file of the "
+            f"host instead, by {key}_file."
+            for key in sorted(_secrets(one))
+        ]
+    return told
+
+
+def _secrets(value) -> set[str]:
+    if isinstance(value, Mapping):
+        own = {key for key, one in value.items() if key in SECRETS and isinstance(one, str) and one}
+        return own.union(*(_secrets(one) for one in value.values()))
+    return set().union(*map(_secrets, value)) if isinstance(value, list) else set()
