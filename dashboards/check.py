@@ -29,7 +29,7 @@ STEP = 15
 TIMEOUT = 30
 # What Grafana would put in place of its variables; every one of them is chosen in full.
 GRAFANA = {"$__rate_interval": "1m", "$__interval": "1m", "$host": ".*", "$service": ".*"}
-CONSTANT = re.compile(r"-?[\d.]+(e[+-]?\d+)?")
+LIMIT = re.compile(r"label_set\(-?[\d.e+-]+, .*\)")
 
 Ask = Callable[[str], int]
 
@@ -66,7 +66,7 @@ def of_vmui(content: dict, needs: dict[str, str]) -> Iterator[Expression]:
     for row in content["rows"]:
         for panel in row["panels"]:
             for text in panel["expr"]:
-                if not CONSTANT.fullmatch(text):
+                if not LIMIT.fullmatch(text):
                     yield Expression("vmui", content["filename"], panel["title"], text, needs[panel["title"]])
 
 

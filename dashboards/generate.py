@@ -1,7 +1,7 @@
 """Write the dashboards anew, as `make dashboards` does.
 
-    python -m dashboards.generate            write
-    python -m dashboards.generate --check    say which files are out of date; exit 1 if any is
+python -m dashboards.generate            write
+python -m dashboards.generate --check    say which files are out of date; exit 1 if any is
 """
 
 from __future__ import annotations

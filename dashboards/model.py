@@ -32,7 +32,6 @@ BYTES = Unit("bytes", "GiB", GIB)
 BYTES_PER_SECOND = Unit("binBps", "MiB/s", 1024**2)
 CELSIUS = Unit("celsius", "°C")
 WATTS = Unit("watt", "W")
-MEGAHERTZ = Unit("rotmhz", "MHz")
 HOURS = Unit("s", "h", 3600)
 
 
@@ -103,6 +102,11 @@ class Dashboard:
 
     def log_panels(self) -> list[LogPanel]:
         return [panel for row in self.rows for panel in row.panels if isinstance(panel, LogPanel)]
+
+
+def vllm(name: str) -> str:
+    """Return the name of a metric of vLLM as it stands in expressions."""
+    return f"vllm:{name}"
 
 
 def quantile(q: float, histogram: str, by: str = "host, service", selector: str = "$service") -> str:

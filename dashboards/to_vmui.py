@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import urlencode
 from typing import Any
+from urllib.parse import urlencode
 
 from dashboards.model import Dashboard, Panel
 
@@ -19,8 +19,8 @@ def expression(text: str, divisor: float = 1) -> str:
 
 
 def limit(panel: Panel) -> str:
-    """Return the line of the limit as an expression."""
-    return f"{panel.limit.value / panel.unit.divisor:.12g}" if panel.limit else ""
+    """Return the line of the limit as an expression, with a label that legends can be grouped by."""
+    return f'label_set({panel.limit.value / panel.unit.divisor:.12g}, "host", "all")' if panel.limit else ""
 
 
 def panel_json(panel: Panel) -> dict[str, Any]:

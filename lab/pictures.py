@@ -30,6 +30,7 @@ SCALE = 0.7
 # Panels ask for data when they come into view, so all of them must be: more than the longest dashboard needs.
 HEIGHT = 12000
 PATIENCE = 60
+LARGEST = 200_000  # bytes of a picture
 TAB = "vm-predefined-panels-tabs__tab"
 LIMITS = ("limit", "at least")
 
@@ -78,7 +79,7 @@ class Seen:
             return f"{self.dashboard}, {self.title}: {'; '.join(self.alerts)}"
         series = [label for label in self.legend if label not in LIMITS]
         excused = self.needs and not has_all and self.needs not in has
-        if excused or self.drawn and series:
+        if excused or (self.drawn and series):
             return ""
         return f"{self.dashboard}, {self.title}: no data"
 
@@ -127,14 +128,24 @@ def tour(url: str, minutes: int) -> Iterator[tuple[Dashboard, tuple[Seen, ...], 
 
 
 def lean(pixels: numpy.ndarray) -> bytes:
-    """Return a picture (height × width × 3) as PNG with at most 256 colours, the finest steps that allow it."""
-    for bits in range(3, 8):
-        coarse = (pixels >> bits).astype(numpy.uint16) * 255 // (255 >> bits)
-        codes = coarse.astype(numpy.uint32) @ numpy.array([1 << 16, 1 << 8, 1], numpy.uint32)
-        colours, index = numpy.unique(codes, return_inverse=True)
-        if len(colours) <= 256:
+    """Return a picture (height × width × 3) as PNG, with fewer colours the larger it would be."""
+    for colours in (256, 64, 32, 16):
+        png = with_palette(pixels, colours)
+        if len(png) < LARGEST:
             break
-    palette = b"".join(struct.pack(">I", int(colour))[1:] for colour in colours)
+    return png
+
+
+def with_palette(pixels: numpy.ndarray, most: int) -> bytes:
+    """Return a picture as PNG with its most frequent colours; others become the nearest of them."""
+    codes = pixels.astype(numpy.uint32) @ numpy.array([1 << 16, 1 << 8, 1], numpy.uint32)
+    colours, index, counts = numpy.unique(codes, return_inverse=True, return_counts=True)
+    kept = colours[numpy.argsort(counts)[::-1][:most]]
+    apart = numpy.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(int)
+    chosen = numpy.stack([kept >> 16, kept >> 8 & 255, kept & 255], axis=1).astype(int)
+    nearest = numpy.array([numpy.abs(chosen - colour).sum(axis=1).argmin() for colour in apart], numpy.uint8)
+    index = nearest[index]
+    palette = chosen.astype(numpy.uint8).tobytes()
     height, width = pixels.shape[:2]
     rows = numpy.zeros((height, width + 1), numpy.uint8)
     rows[:, 1:] = index.reshape(height, width)

@@ -13,13 +13,14 @@ from dashboards.model import (
     mean,
     quantile,
     share,
+    vllm,
 )
 
 
 def quantiles(histogram: str) -> tuple[tuple[str, str], ...]:
     """Return the queries of what half, 95 % and 99 % of the requests stay under."""
     return tuple(
-        (quantile(q, f"vllm:{histogram}"), f"{{{{host}}}} {{{{service}}}} {words}")
+        (quantile(q, vllm(histogram)), f"{{{{host}}}} {{{{service}}}} {words}")
         for q, words in ((0.5, "half"), (0.95, "95 %"), (0.99, "99 %"))
     )
 
@@ -30,7 +31,7 @@ def rate(counter: str, by: str = "host, service", selector: str = "$service") ->
 
 def hits(cache: str) -> tuple[tuple[str, str], ...]:
     """Return the query of the share of tokens that a cache had."""
-    part, whole = (rate(f"vllm:{cache}_{end}_total") for end in ("hits", "queries"))
+    part, whole = (rate(vllm(f"{cache}_{end}_total")) for end in ("hits", "queries"))
     return ((share(part, whole), "{{host}} {{service}}"),)
 
 
@@ -50,7 +51,7 @@ DASHBOARD = Dashboard(
                     "Where the time goes, on average",
                     SECONDS,
                     tuple(
-                        (mean(f"vllm:request_{phase}_time_seconds"), f"{{{{host}}}} {{{{service}}}} {phase}")
+                        (mean(vllm(f"request_{phase}_time_seconds")), f"{{{{host}}}} {{{{service}}}} {phase}")
                         for phase in ("queue", "prefill", "decode")
                     ),
                     about="A long queue needs another engine; a long prefill, shorter prompts or a cached prefix.",
@@ -58,12 +59,12 @@ DASHBOARD = Dashboard(
                 Panel(
                     "Wait before the engine begins",
                     SECONDS,
-                    ((quantile(0.95, "vllm:request_queue_time_seconds"), "{{host}} {{service}} 95 %"),),
+                    ((quantile(0.95, vllm("request_queue_time_seconds")), "{{host}} {{service}} 95 %"),),
                 ),
                 Panel(
                     "Time per output token",
                     SECONDS,
-                    ((quantile(0.95, "vllm:request_time_per_output_token_seconds"), "{{host}} {{service}} 95 %"),),
+                    ((quantile(0.95, vllm("request_time_per_output_token_seconds")), "{{host}} {{service}} 95 %"),),
                 ),
             ),
         ),
@@ -74,21 +75,15 @@ DASHBOARD = Dashboard(
                     "Requests in the engine",
                     COUNT,
                     (
-                        ("sum by (host, service) (vllm:num_requests_running{$service})", "{{host}} {{service}} running"),
-                        ("sum by (host, service) (vllm:num_requests_waiting{$service})", "{{host}} {{service}} waiting"),
-                    ),
-                ),
-                Panel(
-                    "Why requests wait",
-                    COUNT,
-                    (
                         (
-                            "sum by (host, service, reason) (vllm:num_requests_waiting_by_reason{$service})",
-                            "{{host}} {{service}} {{reason}}",
+                            "sum by (host, service) (vllm:num_requests_running{$service})",
+                            "{{host}} {{service}} running",
+                        ),
+                        (
+                            "sum by (host, service) (vllm:num_requests_waiting{$service})",
+                            "{{host}} {{service}} waiting",
                         ),
                     ),
-                    about="capacity: the batch or the cache is full. deferred: something outside is waited for.",
-                    needs="vLLM 0.20 or newer",
                 ),
                 Panel(
                     "How requests end",
@@ -105,17 +100,6 @@ DASHBOARD = Dashboard(
                     PER_SECOND,
                     ((rate("vllm:num_preemptions_total"), "{{host}} {{service}}"),),
                     about="The cache was full, and a request that ran has to be computed again.",
-                ),
-                Panel(
-                    "Tokens in a step of the engine",
-                    COUNT,
-                    ((mean("vllm:iteration_tokens_total"), "{{host}} {{service}}"),),
-                ),
-                Panel(
-                    "Requests not admitted",
-                    PER_SECOND,
-                    ((rate("vllm:admission_rejections_total"), "{{host}} {{service}}"),),
-                    needs="vLLM 0.32 or newer, and a request that it did not admit",
                 ),
             ),
         ),
@@ -156,15 +140,9 @@ DASHBOARD = Dashboard(
                     ),
                 ),
                 Panel(
-                    "Where prompt tokens come from",
-                    PER_SECOND,
-                    (
-                        (
-                            rate("vllm:prompt_tokens_by_source_total", "host, service, source"),
-                            "{{host}} {{service}} {{source}}",
-                        ),
-                    ),
-                    needs="vLLM 0.18 or newer",
+                    "Tokens in a step of the engine",
+                    COUNT,
+                    ((mean(vllm("iteration_tokens_total")), "{{host}} {{service}}"),),
                 ),
                 Panel(
                     "Draft tokens accepted",

@@ -14,6 +14,7 @@ from dashboards.model import (
     Row,
     quantile,
     share,
+    vllm,
 )
 
 DASHBOARD = Dashboard(
@@ -33,19 +34,30 @@ DASHBOARD = Dashboard(
                         ("count(expected_host{$host})", "in the inventory"),
                         ('count(up{$host,job="node_exporter"} == 1)', "report"),
                     ),
+                    width=3,
                     about="Fewer that report than are in the inventory: a host is down, or not watched.",
                 ),
                 Panel(
                     "Programs that do not answer",
                     COUNT,
-                    (("sum by (job) (1 - up{$host})", "{{job}}"),),
-                    limit=Limit(0.5),
+                    (("sum by (host) (1 - up{$host})", "{{host}}"),),
+                    width=3,
+                    about="Engine, ai-server and exporters, asked for their figures.",
                 ),
                 Panel(
                     "Alerts that fire",
                     COUNT,
                     (('count by (alertname) (ALERTS{alertstate="firing"})', "{{alertname}}"),),
                     needs="an alert that fires",
+                    width=3,
+                ),
+                Panel(
+                    "Programs in use",
+                    COUNT,
+                    (("count by (service, program) (llm_release_info{$host})", "{{service}}: {{program}}"),),
+                    about="The number of hosts on which a service runs this program: one line a service is as it should be.",
+                    needs="the role watchdog",
+                    width=3,
                 ),
             ),
         ),
@@ -57,7 +69,7 @@ DASHBOARD = Dashboard(
                 Panel(
                     "Time to first token, 95 %",
                     SECONDS,
-                    ((quantile(0.95, "vllm:time_to_first_token_seconds", "host", "$host"), "{{host}}"),),
+                    ((quantile(0.95, vllm("time_to_first_token_seconds"), "host", "$host"), "{{host}}"),),
                 ),
                 Panel(
                     "Tokens written",

@@ -85,7 +85,7 @@ DASHBOARD = Dashboard(
                     SHARE,
                     (
                         (
-                            'sum by (host, mode) (rate(node_cpu_seconds_total{$host,mode!="idle"}[$rate]))'
+                            'sum by (host, mode) (rate(node_cpu_seconds_total{$host,mode=~"user|system|iowait|steal"}[$rate]))'
                             ' / on (host) group_left () count by (host) (node_cpu_seconds_total{$host,mode="idle"})',
                             "{{host}} {{mode}}",
                         ),
@@ -140,7 +140,7 @@ DASHBOARD = Dashboard(
                     limit=Limit(0.1, least=True),
                 ),
                 Panel(
-                    "Full in 24 hours, at this rate",
+                    "Free in 24 hours, at this rate",
                     BYTES,
                     (
                         (
@@ -148,13 +148,18 @@ DASHBOARD = Dashboard(
                             "{{host}} {{mountpoint}}",
                         ),
                     ),
-                    about="What will be free a day from now; below 0 the disk is full before.",
+                    about="By the last six hours; below 0 the disk is full before.",
                     limit=Limit(0, least=True),
                 ),
                 Panel(
                     "Disk busy",
                     SHARE,
-                    (("max by (host, device) (rate(node_disk_io_time_seconds_total{$host}[$rate]))", "{{host}} {{device}}"),),
+                    (
+                        (
+                            "max by (host, device) (rate(node_disk_io_time_seconds_total{$host}[$rate]))",
+                            "{{host}} {{device}}",
+                        ),
+                    ),
                 ),
                 Panel(
                     "Disk throughput",

@@ -100,7 +100,12 @@ class Host:
         prompt, answer = round(chance.lognormvariate(6, 0.8)), 1 + round(chance.lognormvariate(4.6, 0.7))
         between = chance.lognormvariate(-3.6, 0.2) * (1 + load / 6)
         decode = answer * between
-        for phase, value in (("queue", queue), ("prefill", prefill), ("decode", decode), ("inference", prefill + decode)):
+        for phase, value in (
+            ("queue", queue),
+            ("prefill", prefill),
+            ("decode", decode),
+            ("inference", prefill + decode),
+        ):
             self.vllm.observe(f"request_{phase}_time_seconds", value)
         self.vllm.observe("time_to_first_token_seconds", queue + prefill)
         self.vllm.observe("e2e_request_latency_seconds", queue + prefill + decode)
@@ -111,9 +116,6 @@ class Host:
         self.vllm.observe("request_generation_tokens", answer, TOKENS)
         cached = round(prompt * chance.uniform(0.2, 0.7))
         self.vllm.count("prompt_tokens", prompt)
-        self.vllm.count("prompt_tokens_cached", cached)
-        self.vllm.count("prompt_tokens_by_source", prompt - cached, source="local_compute")
-        self.vllm.count("prompt_tokens_by_source", cached, source="local_cache_hit")
         self.vllm.count("prefix_cache_queries", prompt)
         self.vllm.count("prefix_cache_hits", cached)
         self.vllm.count("generation_tokens", answer)
@@ -138,20 +140,16 @@ class Host:
     def engine(self, running: int, waiting: int, cache: float) -> None:
         self.vllm.set("num_requests_running", running - waiting)
         self.vllm.set("num_requests_waiting", waiting)
-        self.vllm.set("num_requests_waiting_by_reason", waiting, reason="capacity")
-        self.vllm.set("num_requests_waiting_by_reason", 0, reason="deferred")
         self.vllm.set("kv_cache_usage_perc", cache)
         self.vllm.count("num_preemptions", int(cache > 0.95))
         for kind in ("external_prefix", "mm"):
             self.vllm.count(f"{kind}_cache_queries")
             self.vllm.count(f"{kind}_cache_hits")
-        for reason in ("queue_full", "queue_timeout"):
-            self.vllm.count("admission_rejections", 0, reason=reason)
         for _ in range(5):
             self.vllm.observe("iteration_tokens_total", 1 + running * self.random.uniform(0.8, 6), TOKENS)
         for model, part in MODELS.items():
             self.relay.set("ai_server_in_flight", round(running * part), model=model, caller="1a2b3c4d")
-        self.relay.set("process_resident_memory_bytes", 96e6 + self.random.uniform(0, 2e6))
+        self.relay.set("process_resident_memory_bytes", 96e6 + 2e6 * math.sin(time.time() / 300))
 
     def card(self, running: int, cache: float) -> None:
         chance, busy = self.random, min(100, running * 11)
@@ -163,8 +161,13 @@ class Host:
             "FB_USED": round(used),
             "FB_FREE": round(MIB_OF_AN_L4 - used),
             "POWER_USAGE": 28 + busy * 0.43,
-            "SM_CLOCK": 2040 - max(0, busy - 80) * 12,
+            "CLOCK_THROTTLE_REASONS": 4 if busy > 90 else 0,  # the software's power cap
             "XID_ERRORS": 0,
+            "ECC_SBE_VOL_TOTAL": 0,
+            "ECC_DBE_VOL_TOTAL": 0,
+            "CORRECTABLE_REMAPPED_ROWS": 0,
+            "UNCORRECTABLE_REMAPPED_ROWS": 0,
+            "ROW_REMAP_FAILURE": 0,
         }.items():
             self.gpu.set(f"DCGM_FI_DEV_{field}", value)
 
@@ -176,7 +179,10 @@ class Host:
             self.node.count("llm_watchdog_restarts", 0, unit=unit)
             self.node.count("llm_watchdog_planned_restarts", 0, unit=unit)
         self.node.set("llm_watchdog_last_look_seconds", now)
-        self.node.set("llm_backup_last_success_seconds", time.time() // 86400 * 86400 + 3600 * 2 - 86400)
+        self.node.set("llm_release_info", 1, service="vllm", release="4f1c09", program="vllm 0.32.0")
+        self.node.set("llm_release_info", 1, service="ai-server", release="77ab10", program="ai-server 1.4.0")
+        self.node.set("llm_gpu_planned_max_bytes", MIB_OF_AN_L4 * 0.78 * 1048576, service="vllm")
+        self.node.set("llm_backup_last_success_seconds", time.time() // 86400 * 86400 + 3600 * 2)
         self.collector.set("otelcol_exporter_queue_size", max(0, self.random.gauss(400, 300)))
         self.collector.set("otelcol_exporter_queue_capacity", 200000)
 
@@ -207,7 +213,7 @@ class Fleet:
         if (host, program) == (WATCH, "victoria_logs"):
             return self.store.text()
         if (host, program) == (WATCH, "expected"):
-            return b"".join(b'expected_host{host="%s"} 1\n' % name.encode() for name in HOSTS)
+            return b"".join(b'expected_host{host="%s"} 1\n' % name.encode() for name in (*HOSTS, WATCH))
         served = self.hosts[host]
         if program == "otel_collector":
             # The collector's own names have no `_total`, which the library would add.
