@@ -121,14 +121,14 @@ def program() -> str:
 @contextlib.contextmanager
 def running() -> Iterator[Browser]:
     """Run a browser with a profile of its own, and end it."""
-    arguments = [program(), *ARGUMENTS]
+    arguments = [program(), *ARGUMENTS, "about:blank"]
     if os.geteuid() == 0:
-        arguments.append("--no-sandbox")  # root may not have one; it is shown pages of this project alone
+        arguments.insert(1, "--no-sandbox")  # root may not have one; it is shown pages of this project alone
     (their_read, our_write), (our_read, their_write) = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as profile:
+        arguments.insert(1, f"--user-data-dir={profile}")
         process = subprocess.Popen(
-            ["bash", "-c", f'exec "$@" 3<&{their_read} 4>&{their_write}', "browser", *arguments]
-            + [f"--user-data-dir={profile}", "about:blank"],
+            ["bash", "-c", f'exec "$@" 3<&{their_read} 4>&{their_write}', "browser", *arguments],
             pass_fds=(their_read, their_write),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

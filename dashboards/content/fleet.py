@@ -55,7 +55,7 @@ DASHBOARD = Dashboard(
                     "Programs in use",
                     COUNT,
                     (("count by (service, program) (llm_release_info{$host})", "{{service}}: {{program}}"),),
-                    about="The number of hosts on which a service runs this program: one line a service is as it should be.",
+                    about="How many hosts run it. Two lines for one service: the fleet is not of one release.",
                     needs="the role watchdog",
                     width=3,
                 ),
@@ -120,7 +120,7 @@ DASHBOARD = Dashboard(
                     "Figures not sent yet",
                     BYTES,
                     (('sum by (host) (vm_persistentqueue_bytes_pending{$host,job="vmagent"})', "{{host}}"),),
-                    about="Grows while a host cannot reach the watching one; nothing is lost until its disk queue is full.",
+                    about="Grows while a host cannot reach the watching one. Nothing is lost until the queue is full.",
                 ),
                 Panel(
                     "Disk left for figures",

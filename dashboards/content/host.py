@@ -85,7 +85,8 @@ DASHBOARD = Dashboard(
                     SHARE,
                     (
                         (
-                            'sum by (host, mode) (rate(node_cpu_seconds_total{$host,mode=~"user|system|iowait|steal"}[$rate]))'
+                            "sum by (host, mode)"
+                            ' (rate(node_cpu_seconds_total{$host,mode=~"user|system|iowait|steal"}[$rate]))'
                             ' / on (host) group_left () count by (host) (node_cpu_seconds_total{$host,mode="idle"})',
                             "{{host}} {{mode}}",
                         ),

@@ -78,7 +78,8 @@ DASHBOARD = Dashboard(
                     SHARE,
                     (
                         (
-                            "max by (host) (otelcol_exporter_queue_size{$host} / otelcol_exporter_queue_capacity{$host})",
+                            "max by (host)"
+                            " (otelcol_exporter_queue_size{$host} / otelcol_exporter_queue_capacity{$host})",
                             "{{host}}",
                         ),
                     ),
