@@ -15,7 +15,7 @@ import pytest
 # What a controller has and a host has not: the rest of Ansible, its plugins, the laboratory, and libraries.
 CONTROLLER = (
     *("ansible.errors", "ansible.parsing", "ansible.plugins", "ansible.template"),
-    *("plugins.action", "plugins.filter", "lab"),
+    *("plugins.action", "plugins.filter", "lab", "dashboards"),
     *("cryptography", "dotenv", "numpy", "requests", "safetensors", "tokenizers"),
 )
 ON_A_HOST = sys.version_info < (3, 11)  # see tests/on_host_python.py; a controller has a newer one
