@@ -64,7 +64,7 @@ def test_it_dies_first_when_memory_is_short_and_another_limit_restarts_nothing(h
     looked = converge(limits, check=True)
     assert looked.changed and "MemoryMax=10%" in looked.text
     outcome = converge(limits)
-    assert (outcome.code, outcome.changed) == (0, ["node_exporter : Run node_exporter"]), outcome.message
+    assert (outcome.code, outcome.changed) == (0, ["released_service : Run node_exporter"]), outcome.message
     assert "MemoryMax=268435456" not in host.check_output(shown)
     assert host.file(f"/proc/{process.pid}/oom_score_adj").content_string == "900\n"
     assert converge(limits).changed == []
@@ -109,7 +109,7 @@ def test_a_run_that_was_killed_before_the_start_is_healed_by_the_next(host, conv
     assert ":9102" in host.file("/etc/systemd/system/node_exporter.service").content_string
     assert listening(host) == {"127.0.0.1:9100"}
     outcome = converge(moved)
-    assert (outcome.code, outcome.changed) == (0, ["node_exporter : Run node_exporter"])
+    assert (outcome.code, outcome.changed) == (0, ["released_service : Run node_exporter"])
     assert "the running process was not started with what is written" in outcome.text
     assert listening(host) == {"127.0.0.1:9102"}
     assert converge(moved).changed == []
@@ -247,11 +247,11 @@ def test_a_full_disk_is_named(host, converge, build, cramped):
 @pytest.mark.full
 def test_an_upgrade_a_downgrade_and_the_way_back(host, converge, build):
     old = {"node_exporter_version": "1.8.2", "node_exporter_checksums": build("node_exporter", "1.8.2")}
-    both = ["node_exporter : Install the released program", "node_exporter : Run node_exporter"]
+    both = ["released_service : Install the released program", "released_service : Run node_exporter"]
     assert converge(old).changed == both
     assert 'version="1.8.2"' in page(host)
     # Both versions are kept, so the way back is a switch of the link.
-    assert converge().changed == ["node_exporter : Run node_exporter"]
+    assert converge().changed == ["released_service : Run node_exporter"]
     assert 'version="1.9.0"' in page(host)
     assert host.file("/opt/node_exporter/1.8.2/node_exporter").exists
 
@@ -262,7 +262,7 @@ def test_the_same_version_from_another_archive_is_another_program(host, converge
     marker = "/opt/node_exporter/1.9.0/.release.json"
     before = running_since(host)
     host.run_test("sed -i 's/sha256:..../sha256:0000/' %s", marker)
-    assert converge().changed == ["node_exporter : Install the released program", "node_exporter : Run node_exporter"]
+    assert converge().changed == ["released_service : Install the released program", "released_service : Run node_exporter"]
     assert host.file("/opt/node_exporter/current").linked_to.startswith("/opt/node_exporter/1.9.0-")
     assert "sha256:0000" in host.file(marker).content_string
     assert running_since(host) != before
@@ -283,7 +283,7 @@ def test_the_same_version_from_another_archive_is_another_program(host, converge
 def test_drift_is_mended(host, converge, damage, healed):
     before = running_since(host)
     host.run_test(damage)
-    assert converge().changed == ["node_exporter : Run node_exporter"]
+    assert converge().changed == ["released_service : Run node_exporter"]
     assert (running_since(host) != before) == healed
     assert host.service("node_exporter").is_enabled
     assert "node_exporter_build_info" in page(host)
@@ -407,7 +407,7 @@ def test_a_drop_in_with_a_command_of_its_own_is_told_and_mended_once_it_is_gone(
     assert measured.code != 0 and path in measured.message
     host.run_test("rm %s", path)
     outcome = converge()
-    assert (outcome.code, outcome.changed) == (0, ["node_exporter : Run node_exporter"]), outcome.message
+    assert (outcome.code, outcome.changed) == (0, ["released_service : Run node_exporter"]), outcome.message
     assert listening(host) == {"127.0.0.1:9100"}
     assert converge().changed == []
     assert checklist(converge).code == 0
