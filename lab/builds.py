@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from lab import host
+from lab import collector, host, licences
 from lab.host import CACHE, Problem
 
 MIRROR = CACHE / "mirror"
@@ -47,7 +47,8 @@ class Program:
     """Where a program is released, under which names, and what is built where that place does not answer.
 
     `module` is the Go module to build, with its digest (as in go.sum) for each of the `versions`; where there is none,
-    the stand-in of the program's name is built. `archive` and `member` are upstream's names, with `{version}`.
+    the stand-in of the program's name is built. `archive` and `member` are upstream's names, with `{version}`. What is
+    `put_together` has no module of its own: see lab/collector.
     """
 
     origin: str
@@ -58,6 +59,7 @@ class Program:
     usually: str
     module: str = ""
     beside: tuple[str, ...] = ()
+    put_together: bool = False
 
 
 PROGRAMS = {
@@ -82,6 +84,16 @@ PROGRAMS = {
         versions={"3.4.2": "", "3.4.1": ""},
         version_variable="main.version",
         usually="10 s",
+    ),
+    "otel_collector": Program(
+        origin="https://github.com/open-telemetry/opentelemetry-collector-releases/releases/download/v{version}",
+        archive="otelcol-contrib_{version}_linux_amd64.tar.gz",
+        member="otelcol-contrib",
+        put_together=True,
+        versions={collector.version(): ""},
+        version_variable="main.version",  # which it does not have: the version is written into its source
+        usually="5 min",
+        beside=("README.md",),
     ),
 }
 
@@ -117,7 +129,7 @@ class Build:
     @property
     def stand_in(self) -> Path | None:
         """The folder of the stand-in that takes the program's place, where its own source is not built."""
-        return None if self.program.module else STAND_INS / self.name
+        return None if self.program.module or self.program.put_together else STAND_INS / self.name
 
     @property
     def released_checksum(self) -> str:
@@ -130,7 +142,8 @@ class Build:
     def recipe(self) -> str:
         """A digest of all that decides how the build turns out, except the Go version."""
         program = {**self.program.__dict__, "versions": self.program.versions[self.version], "usually": ""}
-        files = sorted(self.stand_in.rglob("*")) if self.stand_in else []
+        folder = collector.HERE if self.program.put_together else self.stand_in
+        files = sorted(path for path in folder.rglob("*") if path.suffix != ".pyc") if folder else []
         return host.digest([program, self.version, [path.read_text() for path in files if path.is_file()]])
 
     def finished(self) -> bool:
@@ -258,8 +271,13 @@ def go_environment() -> dict[str, str]:
     }
 
 
-def source_of(build: Build, go: str) -> Path:
-    """Return the folder of a program's source: the stand-in's, or the module's, whose digest is compared."""
+def source_of(build: Build, go: str, folder: Path) -> Path:
+    """Return the folder of a program's source: the stand-in's, or the module's, whose digest is compared.
+
+    The collector's is made in the given folder.
+    """
+    if build.program.put_together:
+        return collector.generate(go, go_environment(), folder)
     if build.stand_in:
         return build.stand_in
     module = f"{build.program.module}@v{build.version}"
@@ -274,8 +292,8 @@ def source_of(build: Build, go: str) -> Path:
 def compile_and_pack(build: Build) -> None:
     """Compile a program, check that it says its version, and pack it like upstream's release."""
     go = go_command()
-    source = source_of(build, go)
     with tempfile.TemporaryDirectory(dir=prepared(GO)) as folder:
+        source = source_of(build, go, Path(folder))
         program = Path(folder) / "program"
         flags = f"-s -w -X {build.program.version_variable}={build.version}"
         command = ["nice", go, "build", "-ldflags", flags, "-o", str(program), "."]
@@ -283,10 +301,11 @@ def compile_and_pack(build: Build) -> None:
         cure = "see the whole output by running it again by hand"
         host.run(command, env=go_environment(), cwd=source, tries=3, cure=cure)
         said = host.run([str(program), "--version"])
-        if f"version {build.version} " not in said:
+        if f"version {build.version} " not in f"{' '.join(said.split())} ":
             raise Problem(f"The built {build.name} says {said.splitlines()[0]!r} and not version {build.version}.")
+        licences.check(go, program, GO / "mod")
         files = {build.member: program}
-        files |= {f"{Path(build.member).parent}/{name}": source / name for name in build.program.beside}
+        files |= {str(Path(build.member).parent / name): source / name for name in build.program.beside}
         unfinished = build.path.with_name(build.path.name + ".part")
         write_archive(unfinished, files, zipped=build.path.suffix == ".zip")
         build.keep(unfinished, build.recipe)

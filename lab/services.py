@@ -72,7 +72,7 @@ WantedBy=multi-user.target
 def up() -> dict[str, Any]:
     """Have what the services need, boot their machine, and return their addresses (see describe)."""
     machine.ready_host()
-    builds.ensure(["node_exporter", "promtail"])
+    builds.ensure([])
     hub.publish()
     hub.vllm_wheel()
     hub.light_wheels()

@@ -40,11 +40,27 @@ def collector_authorization(user: str, password: str, token: str) -> str:
     return f'{otel_collector.AUTHORIZATION}="{value}"\n' if value else ""
 
 
+def collector_checks(jobs: list, options: dict, secrets: dict, cure: str) -> list:
+    """Return one row of the checklist a job: a line of it is read and arrives.
+
+    ``options`` are those of every row, and ``secrets`` what is not to be shown of them.
+    """
+    rows = []
+    for job in jobs:
+        kind, source = ("journal", "unit") if "unit" in job else ("files", "path")
+        told = otel_collector.resource_of(job)
+        own = {"job": told["job"], source: job[source], "service": told["service.name"]}
+        what = f"logs: {'journal' if kind == 'journal' else 'files'} of {job['job']}"
+        rows.append({"what": what, "kind": f"collector_{kind}", "options": {**options, **own}, "cure": cure, **secrets})
+    return rows
+
+
 class FilterModule:
     def filters(self):
         return {
             "collector_authorization": collector_authorization,
             "collector_begin_script": collector_begin_script,
+            "collector_checks": collector_checks,
             "collector_configuration": collector_configuration,
             "collector_problems": collector_problems,
         }

@@ -287,8 +287,8 @@ def stages(job: dict) -> list[dict]:
                            "are put together by themselves")  # fmt: skip
         elif name not in STAGES:  # json: every line of JSON is read; labels: what was read is kept
             raise JobError(
-                f"job {job['job']}: promtail's stage {name} has no counterpart here ({', '.join(STAGES)} have one); say "
-                "it in operators of the collector instead"
+                f"job {job['job']}: promtail's stage {name} has no counterpart here ({', '.join(STAGES)} have one); "
+                "say it in operators of the collector instead"
             )
     return found
 
@@ -335,7 +335,7 @@ def since(value: str) -> str:
 
 
 def begin_script(jobs: list[dict], begin: str) -> str:
-    """Return the script that stands before journalctl: the receiver itself can begin at the ends alone, not at a time."""
+    """Return the script that stands before journalctl: the receiver itself begins at the ends alone, not at a time."""
     cases = {job["unit"]: since(job.get("max_age") or begin) for job in reversed(jobs)}
     lines = [
         f'  *" _SYSTEMD_UNIT={unit} "*) exec journalctl --since="{value}" "$@" ;;' for unit, value in cases.items()
