@@ -14,9 +14,9 @@ from lab.host import Problem
 NAMES = re.compile(r"(licen[cs]e|copying|unlicense)([-.].*)?", re.IGNORECASE)
 # By words of the text itself; the first that agrees.
 TEXTS = {
-    "GPL": r"\A\W*(\S+\s+){0,20}?GNU (AFFERO |LESSER |LIBRARY )?GENERAL PUBLIC LICENSE",
+    "MPL-2.0": r"\A\W*(\S+\s+){0,20}?Mozilla Public License,?\s+(v\.|version)\s*2\.0",  # speaks of the next one too
+    "GPL": r"GNU\s+(AFFERO\s+|LESSER\s+|LIBRARY\s+)?GENERAL\s+PUBLIC\s+LICENSE",
     "Apache-2.0": r"Apache License,?\s+Version 2\.0",
-    "MPL-2.0": r"Mozilla Public License,?\s+(v\.|version)\s*2\.0",
     "BSD": r"Redistribution and use in source and binary forms",
     "MIT": r"Permission is hereby granted, free of charge, to any person",
     "ISC": r"Permission to use, copy, modify, and(/or)? distribute this software",
@@ -70,3 +70,15 @@ def check(go: str, program: Path, cache: Path) -> dict[str, str]:
 def permissive(licence: str) -> bool:
     """Tell whether every part of a module's licence is permissive."""
     return bool(licence) and all(part in PERMISSIVE for part in licence.split(" AND "))
+
+
+def table(go: str, environment: dict[str, str], modules: Path) -> str:
+    """Return the licences of all modules that a go.mod locks, a line each: module, version, licence."""
+    locked = re.findall(r"^(?:require )?\s*(\S+\.\S+/\S+|\S+\.\S+) (v\S+)", modules.read_text(), re.MULTILINE)
+    cache, lines = Path(environment["GOMODCACHE"]), []
+    for module, version in sorted(locked):
+        folder = folder_of(cache, module, version)
+        if not folder.is_dir():
+            host.run([go, "mod", "download", f"{module}@{version}"], env=environment, cwd=cache, tries=3)
+        lines.append(f"{module} {version} {TOLD_ELSEWHERE.get(module) or of_folder(folder) or 'unknown'}\n")
+    return "".join(lines)

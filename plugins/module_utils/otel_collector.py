@@ -157,7 +157,13 @@ def journal_receiver(job: dict, settings: dict) -> dict:
         "retry_on_failure": FOR_EVER,
         "operators": [
             *(added("resource", name, text) for name, text in resource_of(job).items()),
-            {"type": "severity_parser", "parse_from": "body.PRIORITY", "mapping": PRIORITIES, "on_error": "send_quiet"},
+            {
+                "type": "severity_parser",
+                "parse_from": "body.PRIORITY",
+                "mapping": PRIORITIES,
+                "overwrite_text": True,
+                "on_error": "send_quiet",
+            },
             moved("body._PID", 'attributes["process.pid"]', "body._PID != nil"),
             moved("body.MESSAGE", "body", "type(body.MESSAGE) == 'string'"),
             *put_together('attributes["process.pid"]'),

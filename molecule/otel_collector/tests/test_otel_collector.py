@@ -92,7 +92,7 @@ def test_journal_lines_arrive_with_what_they_are_and_unmixed(host, arrived, mark
     assert alpha["stream"] == "host.name,service.name"
     assert abs(alpha["time"] - time.time()) < 60
     expected = {"job": "beta", "service.name": "beta", "systemd.unit": "beta.service", "host.name": own}
-    assert (beta["resource"], beta["severity"], beta["attributes"]["user"]) == (expected, "info", "eve")
+    assert (beta["resource"], beta["severity"], beta["attributes"]["user"]) == (expected, "INFO", "eve")
     assert len(arrived(f"{mark} from", 2)) == 2
 
 
