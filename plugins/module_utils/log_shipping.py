@@ -333,7 +333,10 @@ def _sent(
 ) -> tuple[str, bool]:  # fmt: skip
     """Look for a line that was read; ``before`` are the counts of before it was written."""
     if not _until(lambda: collector.counts()["sent"] > before["sent"], wait):
-        return f"{what} was read and not sent; {collector.counts()['waiting']:.0f} lines wait", False
+        after = collector.counts()
+        lost = after["lost"] - before.get("lost", 0)
+        told = f"; the receiver refused {lost:.0f} for good, with a status such as 401 or 404" if lost > 0 else ""
+        return f"{what} was read and not sent; {after['waiting']:.0f} lines wait{told}", False
     status, found = 0, []
 
     def there() -> bool:

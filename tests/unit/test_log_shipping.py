@@ -276,6 +276,9 @@ class TestTheCollector:
         assert collecting.journal(collecting.store) == ("a line written now was not read by the job app", False)
         unit_writes(read=1, waiting=4)
         assert collecting.journal(collecting.store) == ("a line written now was read and not sent; 4 lines wait", False)
+        unit_writes(read=1, lost=2)
+        told = "; the receiver refused 2 for good, with a status such as 401 or 404"
+        assert collecting.journal(collecting.store)[0].endswith(f"0 lines wait{told}")
         unit_writes(runs=False)
         told = "app.service does not run, so no line can be written in its name"
         assert collecting.journal(collecting.store) == (told, None)
