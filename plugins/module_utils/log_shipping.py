@@ -73,8 +73,8 @@ class Receiver:
     def ask(self, attributes: dict, text: str, start: float, timeout: float) -> tuple[int, list]:
         """Return the status and the records with these attributes whose text holds ``text``, since a Unix time."""
         chosen = " ".join(f"{json.dumps(name)}:={json.dumps(value)}" for name, value in sorted(attributes.items()))
-        begin = max(start, time.time() - WEEK)
-        asked = {"query": f"_time:>={begin:.3f} {chosen} {json.dumps(text)}", "limit": 10}
+        begin = f"{max(start, time.time() - WEEK):.3f}"
+        asked = {"query": f"{chosen} {json.dumps(text, ensure_ascii=False)}", "start": begin, "limit": 10}
         url = f"{self.url.partition('/insert/')[0]}/select/logsql/query?{urllib.parse.urlencode(asked)}"
         pair = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         headers = {"Authorization": f"Basic {pair}"} if self.user else {}
