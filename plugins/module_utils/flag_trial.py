@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 
-
 LOGGED = re.compile(r"(?:^|\t)(info|warn|error|fatal|panic)\t\S+\t")
 
 
