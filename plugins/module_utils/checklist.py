@@ -47,8 +47,8 @@ def http(
 def remote_write(url: str, watched: float = 20, timeout: float = 5) -> tuple[str, bool]:
     """The vmagent at the base ``url`` scrapes every target, and what it scrapes arrives; nothing waits or is dropped.
 
-    It has ``watched`` seconds for that: after a start a target has its first scrape within the interval. What was dropped
-    in the past is told, but only what is dropped while this looks makes the row red.
+    It has ``watched`` seconds for that: after a start a target has its first scrape within the interval. What was
+    dropped in the past is told, but only what is dropped while this looks makes the row red.
     """
     deadline, dropped = time.monotonic() + watched, None
     while True:
