@@ -44,15 +44,16 @@ def http(
     return (str(seen), True) if good else (f"{seen}: {shortened(text)}", False)
 
 
-def remote_write(url: str, watched: float = 3, timeout: float = 5) -> tuple[str, bool]:
+def remote_write(url: str, watched: float = 20, timeout: float = 5) -> tuple[str, bool]:
     """The vmagent at the base ``url`` scrapes every target, and what it scrapes arrives; nothing waits or is dropped.
 
-    What was dropped in the past is told, but only what is dropped while this looks makes the row red.
+    It has ``watched`` seconds for that: after a start a target has its first scrape within the interval. What was
+    dropped in the past is told, but only what is dropped while this looks makes the row red.
     """
-    told = json.loads(probes.ask(f"{url}/api/v1/targets", timeout=timeout)[1])["data"]["activeTargets"]
-    down = [target["labels"]["job"] for target in told if target["health"] != "up"]
     deadline, dropped = time.monotonic() + watched, None
     while True:
+        told = json.loads(probes.ask(f"{url}/api/v1/targets", timeout=timeout)[1])["data"]["activeTargets"]
+        down = [target["labels"]["job"] for target in told if target["health"] != "up"]
         page = probes.ask(f"{url}/metrics", timeout=timeout)[1]
         sent, waiting, lost = (probes.total(page, f"vmagent_remotewrite_{name}") for name in REMOTE_WRITE)
         dropped = lost if dropped is None else dropped

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}
 TIMEOUT = "10s"
@@ -26,6 +26,8 @@ class Program:
     port: str
     service: str
     role: str
+    # A variable without which it does not run.
+    needs: str = ""
 
 
 def _program(job: str, group: str, address: str = "listen_address", service: str = "") -> Program:
@@ -44,7 +46,19 @@ PROGRAMS = (
 # One of them ships the logs of a host: the one that the inventory names, else the first.
 SHIPPER, SHIPPERS = "log_shipper", ("promtail", "otel_collector")
 # Those of a watching host are scraped by victoria_metrics itself, so that they are seen where no agent runs.
-WATCHING = tuple(_program(job, "watch") for job in ("victoria_metrics", "victoria_logs", "vmalert", "alertmanager"))
+WATCHING = (
+    _program("victoria_metrics", "watch"),
+    _program("victoria_logs", "watch"),
+    _program("vmalert", "watch"),
+    # A process of its own asks the logs.
+    replace(
+        _program("vmalert", "watch", service="vmalert_logs"),
+        job="vmalert_logs",
+        port="vmalert_logs_port",
+        needs="vmalert_logs_url",
+    ),
+    _program("alertmanager", "watch"),
+)
 
 
 def targets(programs: tuple[Program, ...], groups: list, variables: Mapping, defaults: Mapping, facts: Mapping) -> list:
@@ -58,6 +72,8 @@ def targets(programs: tuple[Program, ...], groups: list, variables: Mapping, def
         known = {**defaults.get(program.role, {}), **_given(program, variables)}
         if program.group not in groups or program.port not in known or known.get(f"{program.role}_state") == "absent":
             continue
+        if program.needs and not known.get(program.needs):
+            continue
         if program.role in SHIPPERS and program.role != (variables.get(SHIPPER) or SHIPPERS[0]):
             continue
         # With TLS the machine itself goes on asking by loopback, without.
@@ -70,7 +86,7 @@ def targets(programs: tuple[Program, ...], groups: list, variables: Mapping, def
 
 
 def _given(program: Program, variables: Mapping) -> dict:
-    names = (program.address, program.port, f"{program.role}_state")
+    names = (program.address, program.port, program.needs, f"{program.role}_state")
     return {name: variables[name] for name in names if variables.get(name) is not None}
 
 

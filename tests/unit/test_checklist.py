@@ -107,6 +107,7 @@ def test_an_agent_that_pushes(server, figures, measured, ok):
 def test_an_agent_is_given_a_moment_to_send(server, monkeypatch):
     agent(server, sent=9, waiting=4096, vllm="up")
     monkeypatch.setattr(checklist.time, "sleep", lambda _: agent(server, sent=10, vllm="up"))
+    agent(server, sent=9, waiting=4096, vllm="unknown")
     assert checklist.remote_write(server.url) == ("1 targets, 10 blocks sent, 0 KiB wait, 0 dropped", True)
 
 

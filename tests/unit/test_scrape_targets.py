@@ -83,9 +83,23 @@ def test_the_variables_are_those_of_the_role(program):
     if not specs.exists():
         pytest.skip(f"there is no role {program.role} yet")
     options = yaml.safe_load(specs.read_text())["argument_specs"]["main"]["options"]
-    assert {program.port, program.address, f"{program.role}_state"} <= options.keys()
+    named = {program.port, program.address, program.needs, f"{program.role}_state"} - {""}
+    assert named <= options.keys()
     # Read without Ansible, so it must be a value as it stands.
     assert "{{" not in f"{options[program.port]['default']} {options[program.address]['default']}"
+
+
+def test_the_second_vmalert_is_scraped_where_there_are_logs_to_ask():
+    given = {
+        "vmalert_port": 8880,
+        "vmalert_logs_port": 8881,
+        "vmalert_listen_address": "127.0.0.1",
+        "vmalert_logs_url": "",
+    }
+    assert "vmalert_logs" not in scraped(["watch"], given, "watching")
+    found = scraped(["watch"], {**given, "vmalert_logs_url": "http://127.0.0.1:9428"}, "watching")
+    assert found["vmalert_logs"] == ("127.0.0.1:8881", "vmalert_logs")
+    assert found["vmalert"] == ("127.0.0.1:8880", "vmalert")
 
 
 FOUND = [{"job": "vllm", "service": "vllm", "target": "127.0.0.1:8001"}]
