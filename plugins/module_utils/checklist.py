@@ -373,6 +373,31 @@ def file_job(
     return log_shipping.file_job(loki, log_shipping.Shipper(positions, metrics), path, labels, rewrites, wait)
 
 
+def collector_queue(url: str, watched: float = 5) -> tuple[str, bool]:
+    """The collector at the metrics page ``url`` sends what waits in its queue; see `log_shipping.queue`."""
+    return log_shipping.queue(log_shipping.Collector(url), watched)
+
+
+def collector_journal(
+    url: str, host: str, job: str, unit: str, service: str, metrics: str,
+    user: str = "", password: str = "", bearer: str = "", wait: float = 20,
+) -> tuple[str, bool | None]:  # fmt: skip
+    """A line that is written now in the name of ``unit`` reaches ``url``; see `log_shipping.collected_unit`."""
+    receiver, collector = log_shipping.Receiver(url, user, password, bearer), log_shipping.Collector(metrics)
+    attributes = {"host.name": host, "service.name": service, "job": job}
+    return log_shipping.collected_unit(receiver, collector, job, unit, attributes, wait)
+
+
+def collector_files(
+    url: str, host: str, job: str, path: str, service: str, metrics: str,
+    user: str = "", password: str = "", bearer: str = "", wait: float = 20,
+) -> tuple[str, bool | None]:  # fmt: skip
+    """The last line of the newest file of a glob reached ``url``; see `log_shipping.collected_files`."""
+    receiver, collector = log_shipping.Receiver(url, user, password, bearer), log_shipping.Collector(metrics)
+    attributes = {"host.name": host, "service.name": service, "job": job}
+    return log_shipping.collected_files(receiver, collector, job, path, attributes, wait)
+
+
 def gpu(name: str = "", driver: str = "") -> tuple[str, bool]:
     """The driver answers, is of the branch ``driver`` (580), and the first GPU is called ``name``; any when empty."""
     try:
@@ -429,8 +454,9 @@ def disk(free_mib: int) -> tuple[str, bool]:
 
 
 _CHECKS = (
-    http, models, completion, chat, metric, unit, sockets, pushes, remote_write, journal_job, file_job, gpu, driver,
-    device_nodes, swap, tuning, disk, watchdog, timer, backup, rules, notices,
+    http, models, completion, chat, metric, unit, sockets, pushes, remote_write, journal_job, file_job, collector_queue,
+    collector_journal, collector_files, gpu, driver, device_nodes, swap, tuning, disk, watchdog, timer, backup, rules,
+    notices,
 )  # fmt: skip
 KINDS = {function.__name__: function for function in _CHECKS}
 
