@@ -217,14 +217,22 @@ def _outer(version: int) -> str:
         return probe.getsockname()[0]
 
 
-def rules(url: str, timeout: float = 5) -> tuple[str, bool]:
-    """The vmalert at ``url`` has read its rules, and the store answers every one of them."""
-    seen, page = probes.ask(f"{url}/metrics", timeout=timeout)
-    if seen != 200:
-        return f"{seen}: {shortened(page)}", False
-    _, text = probes.ask(f"{url}/api/v1/rules", timeout=timeout)
-    every = [rule for group in json.loads(text)["data"]["groups"] for rule in group["rules"]]
-    failing = [rule for rule in every if rule.get("lastError")]
+def rules(url: str, wait: float = 40, timeout: float = 5) -> tuple[str, bool]:
+    """The vmalert at ``url`` has read its rules, and the store answers every one of them.
+
+    One that failed may have asked a store that was being restarted: it is given ``wait`` seconds until its next turn.
+    """
+    deadline = time.monotonic() + wait
+    while True:
+        seen, page = probes.ask(f"{url}/metrics", timeout=timeout)
+        if seen != 200:
+            return f"{seen}: {shortened(page)}", False
+        _, text = probes.ask(f"{url}/api/v1/rules", timeout=timeout)
+        every = [rule for group in json.loads(text)["data"]["groups"] for rule in group["rules"]]
+        failing = [rule for rule in every if rule.get("lastError")]
+        if not failing or time.monotonic() > deadline:
+            break
+        time.sleep(1)
     firing = sum(rule.get("state") == "firing" for rule in every)
     told = [f"{len(every)} rules, {firing} alerts fire"]
     unread = not probes.total(page, "vmalert_config_last_reload_successful")

@@ -174,6 +174,14 @@ def test_a_host_that_asks_itself_at_the_wrong_place(url, address, reached):
     assert SYSTEMD["astray"]([url], address, 8001) == ([] if reached else [url])
 
 
+def test_addresses_of_other_machines_are_told_from_ones_own():
+    own = ["http://127.0.0.1:8428", "http://[::1]:9093", "http://localhost", ""]
+    assert SYSTEMD["elsewhere"]([*own, "http://10.0.0.5:9428", "https://watch.example"]) == [
+        "http://10.0.0.5:9428",
+        "https://watch.example",
+    ]
+
+
 def test_no_role_builds_a_url_from_an_address_by_itself():
     """An IPv6 address needs brackets, which `local_url` knows."""
     root = PLUGINS.parents[1]

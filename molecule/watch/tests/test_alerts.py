@@ -103,10 +103,12 @@ def test_the_alert_that_always_fires_is_a_heartbeat_and_no_notice(host):
 
 def test_a_line_is_found_and_a_rule_over_lines_fires(host):
     since = now(host)
-    push(host, "poet")
-    assert len(until(lambda: lines(host, '{service.name="poet"} severity_number:17 _time:5m'))) == 3
-    (fired,) = until(lambda: [one for one in told(host, "slack", since) if "poet" in one["text"]][:1])
-    assert (fired["title"], "poet: 3 errors" in fired["text"]) == ("FIRING (warning): ErrorLines", True)
+    poet = f"poet-{since:.0f}"
+    push(host, poet)
+    assert len(until(lambda: lines(host, f'{{service.name="{poet}"}} severity_number:17 _time:5m'))) == 3
+    (fired,) = until(lambda: [one for one in told(host, "slack", since) if poet in one["text"]][:1])
+    assert fired["title"] == "FIRING (warning): ErrorLines"
+    assert f"{poet}: 3 errors" in fired["text"]
 
 
 def test_another_limit_and_another_host_are_read_without_a_restart(host, converge):
@@ -212,16 +214,18 @@ def test_bad_input_is_one_sentence(host, converge, only, variables, sentence):
 
 @pytest.mark.full
 def test_what_fires_goes_on_firing_after_a_restart_of_everything(host):
+    state = 'ALERTS_FOR_STATE{alertname="TargetDown", job="node_exporter"}'
     host.check_output("systemctl stop node_exporter")
     try:
         since = now(host)
         assert until(lambda: any("node_exporter" in one["text"] for one in told(host, "slack", since)))
-        begun = value(host, 'ALERTS_FOR_STATE{alertname="TargetDown", job="node_exporter"}')
+        begun = until(lambda: value(host, state))
+        assert begun
         host.check_output("systemctl restart vmalert alertmanager")
         since = now(host)
         assert until(lambda: "vmalert_config" in ask(host, f"{RULES}/metrics"))
         time.sleep(5)
-        assert value(host, 'ALERTS_FOR_STATE{alertname="TargetDown", job="node_exporter"}') == begun
+        assert value(host, state) == begun
         # Who was told is told no second time.
         again = [
             one for one in told(host, "slack", since) if "FIRING" in one["title"] and "node_exporter" in one["text"]
