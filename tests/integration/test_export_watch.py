@@ -127,9 +127,7 @@ def test_a_second_run_changes_nothing_and_a_host_that_leaves_goes(exported, tmp_
     assert "gpu2" not in (tmp_path / "export/prometheus/rules.yml").read_text()
 
 
-@pytest.mark.parametrize(
-    "variables", [{"export_watch_directory": "watch"}, {"export_watch_interval": "15"}, {"vmalert_limits": {"ttft": 3}}]
-)
+@pytest.mark.parametrize("variables", [{"export_watch_directory": "watch"}, {"vmalert_limits": {"ttft": 3}}])
 def test_bad_input_is_refused_and_nothing_is_written(tmp_path, exported, variables):
     done = export(tmp_path / "export", exported["inventory"], **variables)
     assert done.returncode != 0
@@ -153,40 +151,48 @@ def eventually(check, seconds: float = 30):
         time.sleep(0.2)
 
 
+def start(stack: contextlib.ExitStack, command: list, log: Path) -> None:
+    handle = stack.enter_context(log.open("w"))
+    process = subprocess.Popen(command, stdout=handle, stderr=handle)
+    stack.callback(process.wait, 30)
+    stack.callback(process.terminate)
+
+
 def test_a_real_prometheus_scrapes_and_its_alerts_arrive(exported, amtool, tmp_path):
     folder, alerts = exported["folder"], exported["alertmanager"]
     own = free_port()
-    commands = [
-        [
-            prometheus_package() / "usr/bin/prometheus",
-            f"--config.file={folder}/prometheus/prometheus.yml",
-            f"--storage.tsdb.path={tmp_path}/metrics",
-            f"--web.listen-address=127.0.0.1:{own}",
-        ],
-        [
-            amtool.with_name("alertmanager"),
-            f"--config.file={folder}/alertmanager/alertmanager.yml",
-            f"--storage.path={tmp_path}/alerts",
-            f"--web.listen-address=127.0.0.1:{alerts}",
-            "--cluster.listen-address=",
-        ],
+    collector = [
+        prometheus_package() / "usr/bin/prometheus",
+        f"--config.file={folder}/prometheus/prometheus.yml",
+        f"--storage.tsdb.path={tmp_path}/metrics",
+        f"--web.listen-address=127.0.0.1:{own}",
+        # An alert that fires before Alertmanager was found is sent again, a minute later by default.
+        "--rules.alert.resend-delay=1s",
+    ]
+    receiver = [
+        amtool.with_name("alertmanager"),
+        f"--config.file={folder}/alertmanager/alertmanager.yml",
+        f"--storage.path={tmp_path}/alerts",
+        f"--web.listen-address=127.0.0.1:{alerts}",
+        "--cluster.listen-address=",
     ]
     with contextlib.ExitStack() as stack:
-        for number, command in enumerate(commands):
-            log = stack.enter_context((tmp_path / f"log{number}").open("w"))
-            process = subprocess.Popen(command, stdout=log, stderr=log)
-            stack.callback(process.wait, 30)
-            stack.callback(process.terminate)
+        start(stack, receiver, tmp_path / "receiver.log")
+        eventually(lambda: ask(alerts, "/api/v2/status"))
+        start(stack, collector, tmp_path / "collector.log")
 
         def up():
             found = ask(own, "/api/v1/query?query=up")["data"]["result"]
             return {each["metric"]["host"]: (each["metric"]["job"], each["value"][1]) for each in found}
 
         eventually(lambda: up() == {"gpu1": ("node_exporter", "1"), "gpu2": ("node_exporter", "0")})
-        arrived = eventually(lambda: {each["labels"]["alertname"]: each for each in ask(alerts, "/api/v2/alerts")}
-                             if len(ask(alerts, "/api/v2/alerts")) > 1 else None)  # fmt: skip
-        assert set(arrived) == {"DeadMansSwitch", "PersonNeeded"}
-        person = arrived["PersonNeeded"]
+
+        def arrived():
+            return {each["labels"]["alertname"]: each for each in ask(alerts, "/api/v2/alerts")}
+
+        eventually(lambda: len(arrived()) > 1)
+        assert set(arrived()) == {"DeadMansSwitch", "PersonNeeded"}
+        person = arrived()["PersonNeeded"]
         assert person["labels"]["host"] == "gpu1"
         assert person["receivers"] == [{"name": "now"}]
         assert person["annotations"]["summary"].startswith("restarts did not cure vllm.service on gpu1")
