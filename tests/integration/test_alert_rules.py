@@ -39,8 +39,12 @@ def vmutils(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def promtool() -> Path:
     """The distribution's promtool."""
+    return prometheus_package() / "usr/bin/promtool"
+
+
+def prometheus_package() -> Path:
+    """Return the folder with the files of the distribution's package of Prometheus."""
     folder = host.CACHE / "prometheus" / PROMETHEUS
-    program = folder / "tree/usr/bin/promtool"
     with host.lock("prometheus"):
         if not (folder / "complete").exists():
             host.run(["rm", "-rf", str(folder)])
@@ -49,7 +53,13 @@ def promtool() -> Path:
             package = debian_package.download("prometheus", recipe.sources, recipe.apt_options, folder)
             host.run(["dpkg-deb", "--extract", str(package), str(folder / "tree")])
             (folder / "complete").touch()
-    return program
+    return folder / "tree"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def unpacked(name: str, folder: Path) -> Path:
@@ -126,9 +136,7 @@ def test_both_read_the_files_as_they_are(vmutils, promtool):
 def store(tmp_path_factory):
     """A VictoriaLogs of its own; returns its address."""
     folder = unpacked("victoria_logs", tmp_path_factory.mktemp("victoria_logs"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [folder / "victoria-logs-prod", f"-httpListenAddr=127.0.0.1:{port}", f"-storageDataPath={folder}/data"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "HOME": str(folder)})

@@ -1,0 +1,38 @@
+"""Filters of playbooks/export_watch.yml; see module_utils/watch_export.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import ansible.module_utils
+import yaml
+
+UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
+if UTILS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(UTILS)
+from ansible.module_utils import watch_export
+
+ROLES = Path(__file__).resolve().parents[2] / "roles"
+
+
+@cache
+def _defaults(role: str) -> dict:
+    path = ROLES / role / "defaults" / "main.yml"
+    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+
+
+def watch_targets(hosts: list, hostvars: Mapping) -> dict:
+    """Return targets, expected hosts and sentences for ``hosts``, by the variables that the inventory gives them."""
+    return watch_export.targets({host: hostvars[host] for host in hosts}, _defaults)
+
+
+class FilterModule:
+    def filters(self):
+        return {
+            "watch_targets": watch_targets,
+            "linked_rules": watch_export.linked,
+            "prometheus_configuration": watch_export.prometheus,
+            "alertmanager_routes": lambda _: watch_export.routes(),
+        }

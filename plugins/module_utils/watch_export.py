@@ -1,0 +1,107 @@
+"""What a Prometheus and an Alertmanager of somebody else need to watch these hosts. Plain Python, tested alone.
+
+A host whose vmagent pushes is scraped by nobody else, or every series would be there twice. What listens on loopback
+alone cannot be scraped: it is told, with the variable and the port that would open it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from . import alertmanager, scrape_targets
+
+LOOPBACK = ("127.", "::1", "localhost")
+ANYWHERE = ("0.0.0.0", "::", "*")
+PUSHES = "vmagent_url"
+ADDRESS = re.compile(r"[0-9.]+|[0-9a-fA-F:]*:[0-9a-fA-F:.]*")
+ALERTING = {
+    "group_by": ["alertname", "host"],
+    "group_wait": "30s",
+    "group_interval": "5m",
+    "repeat_interval": "4h",
+    "slack": "",
+    "email_to": [],
+    "heartbeat": False,
+    "heartbeat_interval": "1m",
+    "inhibit_rules": [],
+}
+
+
+def targets(hosts: Mapping, defaults: Callable[[str], Mapping]) -> dict:
+    """Return ``{"targets", "expected", "told"}``: file_sd groups, hosts that are heard of, sentences.
+
+    ``hosts`` are variables by name, ``group_names`` among them; ``defaults`` returns those of a role.
+    """
+    found: list[dict] = []
+    expected: list[str] = []
+    told: list[str] = []
+    for name in sorted(hosts):
+        variables = hosts[name]
+        if variables.get(PUSHES):
+            expected.append(name)
+            told.append(f"{name}: its vmagent pushes to {variables[PUSHES]}, so it is not scraped.")
+            continue
+        own = list(_targets_of(name, variables, defaults))
+        found += [each for each in own if isinstance(each, dict)]
+        told += [each for each in own if isinstance(each, str)]
+        expected += [name] if any(isinstance(each, dict) for each in own) else []
+    return {"targets": found, "expected": expected, "told": told}
+
+
+def _targets_of(name: str, variables: Mapping, defaults: Callable[[str], Mapping]):
+    """Yield a group of file_sd for each program of a host that can be reached, a sentence for each that cannot."""
+    outer = str(variables.get("ansible_host") or name)
+    for program in scrape_targets.PROGRAMS:
+        own = defaults(program.role)
+        seen = scrape_targets.targets(
+            (program,), variables.get("group_names") or [], variables, {program.role: own}, {}
+        )
+        if not seen or program.job == "vmagent":
+            continue
+        port = int(variables.get(program.port) or own[program.port])
+        listens = str(variables.get(program.address) or own.get(program.address) or ANYWHERE[0])
+        if listens.startswith(LOOPBACK):
+            yield (
+                f"{name}: {program.job} listens on {listens} alone. Set {program.address} to an internal address of "
+                f"the host and let the firewall take TCP port {port} from your Prometheus; or set {PUSHES} and open "
+                "nothing."
+            )
+            continue
+        # The name of an interface is known on the host alone; what is reached is the address that Ansible uses.
+        address = listens if ADDRESS.fullmatch(listens) and listens not in ANYWHERE else outer
+        target = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        yield {"targets": [target], "labels": {"job": program.job, "host": name, "service": program.service}}
+
+
+def prometheus(interval: str, alertmanagers: list[str]) -> dict:
+    """Return a configuration of Prometheus beside `targets.yml` and `rules.yml`."""
+    return {
+        "global": {"scrape_interval": interval, "evaluation_interval": interval},
+        "rule_files": ["rules.yml"],
+        "alerting": {"alertmanagers": [{"static_configs": [{"targets": list(alertmanagers)}]}]},
+        # The label job comes with each target.
+        "scrape_configs": [{"job_name": "llm-server", "file_sd_configs": [{"files": ["targets.yml"]}]}],
+    }
+
+
+def routes() -> dict:
+    """Return a configuration of Alertmanager whose receivers are yours to fill in: now, today, and heartbeat."""
+    made = alertmanager.configuration(
+        {
+            **ALERTING,
+            "receivers": [{"name": "today"}, {"name": "now"}],
+            "routes": [{"matchers": ["severity = critical"], "receiver": "now"}],
+        }
+    )
+    beat = {"receiver": alertmanager.HEARTBEAT, "group_interval": "1m", "repeat_interval": "1m"}
+    made["route"]["routes"][0] |= beat
+    made["receivers"] = [
+        {"name": alertmanager.HEARTBEAT} if each["name"] == alertmanager.NOBODY else each for each in made["receivers"]
+    ]
+    return made
+
+
+def linked(rules: str, base: str) -> str:
+    """Return a rule file whose links to pages begin with ``base``, such as the address of this repository."""
+    return re.sub(r"(\brunbook: )(?=docs/)", rf"\g<1>{base.rstrip('/')}/", rules) if base else rules
