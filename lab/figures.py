@@ -26,7 +26,8 @@ from lab.stand_ins import metric_pages
 PROGRAMS = ("victoria_metrics", "vmutils", "node_exporter")
 DASHBOARDS = host.ROOT / "dashboards" / "vmui"
 INTERVAL = 5
-START = 30
+READS = 6
+START = 60
 # All that panels need is there but this.
 LACKS = {"speculative decoding", "an alert that fires", "the role promtail"}
 # Program -> the unit that it runs as, for every served host.
@@ -132,8 +133,8 @@ def ended(process: subprocess.Popen) -> None:
 
 
 def await_figures(url: str, folder: Path) -> None:
-    """Wait until every program was read twice, which a rate needs."""
-    query = urllib.parse.urlencode({"query": "count(count_over_time(up[1m]) >= 2)"})
+    """Wait until every program was read a few times: rates need two figures, and stores do not tell the newest."""
+    query = urllib.parse.urlencode({"query": f"count(count_over_time(up[2m]) > {READS})"})
     wanted = len(yaml.safe_load((folder / "scrape.yml").read_text())["scrape_configs"])
     end = time.monotonic() + START
     while time.monotonic() < end:

@@ -77,6 +77,9 @@ class Host:
             for status in ("2xx", "4xx", "5xx"):
                 self.relay.count("http_requests", 0, handler="/v1/chat/completions", method="POST", status=status)
             self.relay.set("ai_server_in_flight", 0, model=model, caller="1a2b3c4d")
+            self.relay.count("ai_server_upstream_errors", 0, status="400", model=model, caller="1a2b3c4d")
+        adapters = {"max_lora": "2", "running_lora_adapters": "checklist", "waiting_lora_adapters": ""}
+        self.vllm.set("lora_requests_info", time.time(), **adapters)
         for reason in REASONS:
             self.vllm.count("request_success", 0, finished_reason=reason)
 
