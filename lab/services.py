@@ -1,6 +1,7 @@
 """The services machine: what a company's network would offer a server, here on a machine of its own.
 
-A stand-in of Loki takes the logs; a web server mirrors releases and wheels and stands in for the model hub.
+Stand-ins of Loki and Slack take logs and messages; a web server mirrors releases and wheels and stands in for the model
+hub.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from lab.host import Problem
 NAME = "services"
 LOKI_PORT = 3100
 GUARDED_PORT = 3101
+SLACK_PORT = 3200
 # Whom the guarded Loki lets in.
 USER, PASSWORD, TOKEN, TENANT = "shipper", "laboratory=pass%word", "laboratory-token", "team-a"
 CALLERS = [
@@ -54,6 +56,16 @@ Restart=always
 [Install]
 WantedBy=multi-user.target
 """,
+    "slack.service": """
+[Unit]
+Description=Stand-in of Slack
+[Service]
+DynamicUser=yes
+ExecStart=/usr/bin/python3 /opt/lab/slack.py 3200
+Restart=always
+[Install]
+WantedBy=multi-user.target
+""",
     "mirror.service": """
 [Unit]
 Description=Mirror of releases and stand-in of the model hub
@@ -81,14 +93,14 @@ def up() -> dict[str, Any]:
         machine.up(NAME, mounts=[f"{builds.MIRROR}:/srv/mirror:ro"])
         with tempfile.TemporaryDirectory(prefix="lab-") as folder:
             install(Path(folder))
-        with host.step("Waiting for Loki and the mirror", "3 s"):
+        with host.step("Waiting for the services", "3 s"):
             wait_until_ready()
     return describe()
 
 
 def install(folder: Path) -> None:
     """Put programs and units onto the machine, and restart what is new."""
-    for program in ("mirror.py", "stand_ins/loki.py"):
+    for program in ("mirror.py", "stand_ins/loki.py", "stand_ins/slack.py"):
         shutil.copy(Path(__file__).parent / program, folder)
     for name, text in UNITS.items():
         (folder / name).write_text(text)
@@ -116,6 +128,7 @@ def wait_until_ready() -> None:
         "mirror": f"{told['mirror']}/requests",
         "loki": f"{told['loki']}/ready",
         "loki-guarded": f"{told['guarded_loki']['url']}/ready",
+        "slack": f"{told['slack']}/messages",
     }
     for unit, url in pages.items():
         while (reason := refusal(url)) is not None:
@@ -149,6 +162,7 @@ def describe() -> dict[str, Any]:
         "hub": f"http://{address}/hub",
         "repositories": hub.publish(),
         "loki": f"http://{address}:{LOKI_PORT}",
+        "slack": f"http://{address}:{SLACK_PORT}",
         "guarded_loki": {
             "url": f"http://{address}:{GUARDED_PORT}",
             "user": USER,

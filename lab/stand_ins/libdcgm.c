@@ -15,6 +15,9 @@
 
 enum { ST_OK = 0, ST_BADPARAM = -1, ST_NO_DATA = -14, ST_VER_MISMATCH = -12, ST_CONNECTION_NOT_VALID = -21 };
 enum { GPU_TEMP = 150, POWER_USAGE = 155, GPU_UTIL = 203, MEM_COPY_UTIL = 204, FB_FREE = 251, FB_USED = 252 };
+/* What tells of faults; the imaginary GPU is idle, which is bit 1 of the reasons, and has none. */
+enum { THROTTLE_REASONS = 112, XID = 230, ECC_SINGLE = 310, ECC_DOUBLE = 311, ROWS_UNCORRECTABLE = 393,
+       ROWS_CORRECTABLE = 394, REMAP_FAILURE = 395 };
 
 typedef struct {
     unsigned int version;
@@ -96,6 +99,13 @@ int dcgmGetLatestValuesForFields(uintptr_t handle, int gpu, unsigned short field
             case MEM_COPY_UTIL: one->value.i64 = 0; break;
             case FB_FREE: one->value.i64 = 22563; break;
             case FB_USED: one->value.i64 = 0; break;
+            case THROTTLE_REASONS: one->value.i64 = 1; break;
+            case XID:
+            case ECC_SINGLE:
+            case ECC_DOUBLE:
+            case ROWS_UNCORRECTABLE:
+            case ROWS_CORRECTABLE:
+            case REMAP_FAILURE: one->value.i64 = 0; break;
             default: one->status = ST_NO_DATA;
         }
     }

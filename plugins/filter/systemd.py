@@ -148,6 +148,11 @@ def astray(urls: list, address: str, port: int | str) -> list[str]:
     return [url for url in urls if _asks_itself(url) and not _reaches(urlsplit(url), address, int(port))]
 
 
+def elsewhere(urls: list) -> list[str]:
+    """Return the ``urls`` that lead to another machine, of which an address filter for this one would know nothing."""
+    return [url for url in urls if url and not _asks_itself(url)]
+
+
 def _asks_itself(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     return host == "localhost" or (_is_ip(host) and ipaddress.ip_address(host).is_loopback)
@@ -184,6 +189,7 @@ class FilterModule:
     def filters(self):
         return {
             "astray": astray,
+            "elsewhere": elsewhere,
             "environment_lines": environment_lines,
             "exec_line": exec_line,
             "flag_clashes": flag_clashes,

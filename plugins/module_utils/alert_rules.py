@@ -6,7 +6,8 @@ leaves it. Plain Python; raises `RulesError` with one sentence that names the fi
 
 from __future__ import annotations
 
-import glob
+import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import yaml
 LIMIT = "llm_limit_"  # a series of this name and the limit's own is what rules compare with
 INVENTORY = "inventory"  # the group of rules that the inventory makes
 EXPECTED = "expected_host"
+WILDCARD = re.compile(r"[*?\[]")
 
 
 class RulesError(ValueError):
@@ -25,8 +27,10 @@ def found(patterns: Iterable[str], variable: str) -> list[Path]:
     """Return the files that ``patterns`` name, sorted; a pattern without a wildcard must name one."""
     files: set[Path] = set()
     for pattern in patterns:
-        matches = {Path(name).resolve() for name in glob.glob(str(pattern))}
-        if not matches and not glob.has_magic(str(pattern)):
+        # Resolved first: `..` behind a wildcard's folder is no part of a pattern.
+        path = Path(pattern).resolve()
+        matches = set(path.parent.glob(path.name))
+        if not matches and not WILDCARD.search(path.name):
             raise RulesError(f"{variable}: there is no file {pattern} on the controller; correct the path.")
         files |= matches
     return sorted(files)
@@ -84,4 +88,6 @@ def inventory(hosts: Iterable[str]) -> list[dict]:
 def text(held: list[dict]) -> str:
     """Return a rule file of groups."""
     head = "# Written by Ansible; changes made here are undone by the next run.\n"
-    return head + yaml.safe_dump({"groups": held}, sort_keys=False, allow_unicode=True, width=120)
+    # Ansible's values carry where they come from, which YAML cannot write.
+    plain = json.loads(json.dumps({"groups": held}))
+    return head + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)

@@ -216,6 +216,43 @@ def _outer(version: int) -> str:
         return probe.getsockname()[0]
 
 
+def rules(url: str, timeout: float = 5) -> tuple[str, bool]:
+    """The vmalert at ``url`` has read its rules, and the store answers every one of them."""
+    seen, page = probes.ask(f"{url}/metrics", timeout=timeout)
+    if seen != 200:
+        return f"{seen}: {shortened(page)}", False
+    _, text = probes.ask(f"{url}/api/v1/rules", timeout=timeout)
+    every = [rule for group in json.loads(text)["data"]["groups"] for rule in group["rules"]]
+    failing = [rule for rule in every if rule.get("lastError")]
+    firing = sum(rule.get("state") == "firing" for rule in every)
+    told = [f"{len(every)} rules, {firing} alerts fire"]
+    unread = not probes.total(page, "vmalert_config_last_reload_successful")
+    if unread:
+        told.append("the file that is there could not be read, those of before are in force")
+    if failing:
+        told.append(f"{len(failing)} fail, such as {failing[0]['name']}: {shortened(failing[0]['lastError'], 200)}")
+    return "; ".join(told), bool(every) and not unread and not failing
+
+
+def notices(url: str, watched: float = 3, timeout: float = 5) -> tuple[str, bool]:
+    """The Alertmanager at ``url`` is ready and delivers.
+
+    Notices that failed in the past are told, but only those that fail while this looks make the row red.
+    """
+    counts: list[float] = []
+    while True:
+        seen, text = probes.ask(f"{url}/metrics", timeout=timeout)
+        if seen != 200:
+            return f"{seen}: {shortened(text)}", False
+        sent, failed = (probes.total(text, f"alertmanager_notifications_{name}total") for name in ("", "failed_"))
+        counts.append(failed)
+        if not failed or len(counts) > 1:
+            active = probes.total(text, "alertmanager_alerts")
+            told = f"{active:.0f} alerts held, {sent - failed:.0f} notices delivered, {failed:.0f} failed"
+            return told, counts[0] == failed
+        time.sleep(watched)
+
+
 def watchdog(path: str, interval: float) -> tuple[str, bool]:
     """The watchdog looks every ``interval`` seconds, sees what runs serve, and needs no person.
 
@@ -385,7 +422,7 @@ def disk(free_mib: int) -> tuple[str, bool]:
 
 _CHECKS = (
     http, models, completion, chat, metric, unit, sockets, pushes, remote_write, journal_job, file_job, gpu, driver,
-    device_nodes, swap, tuning, disk, watchdog, timer, backup,
+    device_nodes, swap, tuning, disk, watchdog, timer, backup, rules, notices,
 )  # fmt: skip
 KINDS = {function.__name__: function for function in _CHECKS}
 

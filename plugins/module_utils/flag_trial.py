@@ -13,11 +13,15 @@ import subprocess
 import sys
 
 
+LOGGED = re.compile(r"(?:^|\t)(info|warn|error|fatal|panic)\t\S+\t")
+
+
 def complaint(said: str) -> str:
     """Return what is wrong by what the program said: its own error, else the line before its page of help."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it leaves without a word"]
-    fatal = [re.split(r"\t(?:fatal|panic)\t\S+\t", line)[1] for line in lines if re.search(r"\t(fatal|panic)\t", line)]
-    return (fatal or lines)[0].rstrip(".")
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line[found.end() :] for line in lines if (found := LOGGED.search(line)) and found[1] in ("fatal", "panic")]
+    plain = [line for line in lines if not LOGGED.search(line)]
+    return next(iter([*errors, *plain]), "it leaves without a word").rstrip(".")
 
 
 def main() -> None:

@@ -472,6 +472,9 @@ class Service:
             said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
             # What argparse refuses stands behind its usage, and behind what the program's imports had to say.
             told = [line for line in said if re.match(r"[\w .-]+: error: ", line)]
+            # amtool tells what is wrong where others tell what is right.
+            failed = re.search(r" FAILED: (.+)", done.stdout, re.DOTALL)
+            told = [line.strip() for line in failed[1].splitlines() if line.strip()] if failed else told
             said = [line.replace(str(staged), file["path"]) for line in told or said]
             raise Refused(f"{self.name}: {Path(argv[0]).name} refuses {file['path']}: {' | '.join(said[-3:])}")
 

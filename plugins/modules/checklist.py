@@ -24,7 +24,7 @@ options:
         required: true
         choices:
           [http, models, completion, chat, metric, unit, sockets, pushes, remote_write, journal_job, file_job, gpu,
-          driver, device_nodes, swap, tuning, disk, watchdog, timer, backup]
+          driver, device_nodes, swap, tuning, disk, watchdog, timer, backup, rules, notices]
       options: {description: Options of the kind., type: dict, required: true}
       bearer: {description: Key for requests of this check., type: str}
       password: {description: Password for requests of this check., type: str}

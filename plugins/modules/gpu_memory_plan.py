@@ -16,7 +16,8 @@ description:
     others hold does not.
   - With O(gpu) given and the task on the controller the plan is made by the action, without starting the module.
   - With O(compare) the engine's log lines since the unit's last start are read back, compared with the plan, and the
-    difference is kept in O(history_path) for the next plan on this host. Only that file is ever changed.
+    difference is kept in O(history_path) for the next plan on this host. Only that file and O(metrics_path) are ever
+    changed.
 options:
   services:
     description: The services in their order of start.
@@ -98,6 +99,11 @@ options:
     default: false
   history_path:
     description: File on the host that keeps what earlier starts measured. Not used when absent.
+    type: path
+  metrics_path:
+    description:
+      - File on the host that tells node_exporter's textfile collector what was planned, such as
+        C(/var/lib/llm-server/metrics/gpu_memory.prom). Written with O(compare), by the plan that knows this start.
     type: path
   show:
     description: What the action prints of the plan, as it is and not as a result.
@@ -213,14 +219,13 @@ def unit_log(unit: str) -> str:
     return done.stdout
 
 
-def write_history(path: str, history: dict) -> None:
+def write(path: str, text: str) -> None:
     """Replaces the file in one step, so that a reader never sees half of it."""
     target = Path(path)
     target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".gpu_memory")
     with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        json.dump(history, stream, indent=2, sort_keys=True)
-        stream.write("\n")
+        stream.write(text)
     Path(temporary).chmod(0o644)
     Path(temporary).replace(target)
 
@@ -239,8 +244,17 @@ def compare(module: QuietModule, result: dict) -> tuple[dict, bool]:
         if path and "uncorrected_kv_cache" in service:
             changed = journal.remember(history, service, rows, journal.compiled_before(log)) or changed
     if changed and not module.check_mode:
-        write_history(path, history)
+        write(path, json.dumps(history, indent=2, sort_keys=True) + "\n")
     return found, changed
+
+
+def tell(module: QuietModule, result: dict) -> bool:
+    """Writes the metrics of a plan; whether they changed."""
+    path, text = module.params["metrics_path"], render.as_metrics(result)
+    known = Path(path).read_text(encoding="utf-8") if Path(path).is_file() else None
+    if known != text and not module.check_mode:
+        write(path, text)
+    return known != text
 
 
 def main() -> None:
@@ -254,6 +268,10 @@ def main() -> None:
             answer["comparison"], changed = compare(module, result)
             tables = [f"{name}\n{render.comparison_text(rows)}" for name, rows in answer["comparison"].items() if rows]
             answer["rendered"] = "\n\n".join(tables) or "The journal has no memory figures of this start."
+            if p["metrics_path"]:
+                # The next plan will know what this start measured: the metrics are its figures, so that they stay.
+                planned = question.ask(p, gpu)[0] if changed and not module.check_mode else result
+                changed = tell(module, planned) or changed
     except nvidia_smi.GpuError as error:
         module.fail_json(msg=f"{error} Or give the GPU's figures by hand.", kind=error.kind)
     except PlanError as error:

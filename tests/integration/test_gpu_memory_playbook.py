@@ -117,6 +117,24 @@ def test_a_start_is_compared_and_kept(monkeypatch, tmp_path, one_l4):
     assert planned["plan"]["services"][0]["figures"]["kv_cache"]["value"] == pytest.approx(12.90 * 1024, abs=0.2)
 
 
+def test_what_was_planned_is_told_to_node_exporter_and_stays(monkeypatch, tmp_path, one_l4):
+    one_l4(used=19980, free=2622, unit="vllm.service")
+    monkeypatch.setattr(gpu_memory_plan, "unit_log", lambda unit: LOG)
+    page = tmp_path / "metrics" / "gpu_memory.prom"
+    arguments = {"services": [service(tmp_path)], "compare": True, "history_path": str(tmp_path / "history.json")}
+    arguments["metrics_path"] = str(page)
+    assert run(monkeypatch, gpu_memory_plan, check=True, **arguments)["changed"]
+    assert not page.exists()
+    assert run(monkeypatch, gpu_memory_plan, **arguments)["changed"]
+    told = dict(line.rsplit(" ", 1) for line in page.read_text().splitlines() if not line.startswith("#"))
+    assert list(told) == ['llm_gpu_planned_bytes{service="vllm"}', 'llm_gpu_planned_max_bytes{service="vllm"}']
+    planned, most = (int(value) for value in told.values())
+    assert 19000 << 20 < planned <= most < 22569 << 20
+    assert page.stat().st_mode & 0o777 == 0o644
+    # By the plan that knows this start, so that the next run changes nothing.
+    assert not run(monkeypatch, gpu_memory_plan, **arguments)["changed"]
+
+
 def test_gpu_vram_waits_until_the_last_model_has_left(monkeypatch):
     answers = [19980, 19980, 3]
 

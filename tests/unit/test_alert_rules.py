@@ -70,6 +70,6 @@ def test_a_limit_that_cannot_be_used_is_named(folder, limits, sentence):
 
 
 def test_a_file_that_is_not_there_is_refused_and_a_pattern_may_find_nothing(tmp_path):
-    with pytest.raises(alert_rules.RulesError, match="rules: there is no file .*/none.yml"):
+    with pytest.raises(alert_rules.RulesError, match=r"rules: there is no file .*/none\.yml"):
         alert_rules.found([f"{tmp_path}/none.yml"], "rules")
     assert alert_rules.found([f"{tmp_path}/*.yml"], "rules") == []

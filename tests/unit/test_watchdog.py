@@ -464,3 +464,39 @@ class TestMemory:
         said = watchdog.memory_warning(1 << 40, 0)
         assert f"less than {1 << 40}; the largest processes: " in said
         assert said.count("(pid ") == watchdog.PROCESSES
+
+
+class TestWhatIsHere:
+    def test_each_release_is_told_with_the_program_that_it_runs(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(watchdog, "STORE", tmp_path)
+        for name, links, inputs in (
+            ("node_exporter", ["/opt/node_exporter/1.9.0"], {}),
+            ("vllm", ["/app/vllm-server/environments/0f3c"], {"local files of the model": "c0ffee" * 4}),
+            ("llm-watchdog", [], {}),
+        ):
+            (tmp_path / name / "releases").mkdir(parents=True)
+            (tmp_path / name / "state.json").write_text(json.dumps({"current": "abc"}))
+            release = {"links": [{"path": "/x", "target": target} for target in links], "inputs": inputs}
+            (tmp_path / name / "releases" / "abc.json").write_text(json.dumps(release))
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / "state.json").write_text(json.dumps({"current": None}))
+        (tmp_path / "damaged").mkdir()
+        (tmp_path / "damaged" / "state.json").write_text("{")
+        assert watchdog.releases() == [
+            ("node_exporter", "abc", "1.9.0"),
+            ("vllm", "abc", "0f3c c0ffeec0ffee"),
+        ]
+
+    def test_a_label_is_written_as_prometheus_reads_it(self):
+        assert watchdog.labels(path='/a "b"\\c\n') == '{path="/a \\"b\\"\\\\c\\n"}'
+
+    def test_the_page_has_both(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(watchdog, "releases", lambda: [("vllm", "abc", "0f3c")])
+        monkeypatch.setattr(watchdog, "certificate_end", lambda path: 1800000000)
+        own = {"state": str(tmp_path / "state.json"), "textfile": str(tmp_path / "page"), "services": []}
+        watchdog.Watchdog({**own, "certificates": ["/etc/a.pem"]}).tell()
+        page = (tmp_path / "page").read_text()
+        assert 'llm_release_info{service="vllm",release="abc",program="0f3c"} 1\n' in page
+        assert 'llm_certificate_end_seconds{path="/etc/a.pem"} 1800000000\n' in page
+        watchdog.Watchdog(own).tell()
+        assert "llm_certificate" not in (tmp_path / "page").read_text()

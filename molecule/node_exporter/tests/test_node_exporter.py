@@ -262,7 +262,10 @@ def test_the_same_version_from_another_archive_is_another_program(host, converge
     marker = "/opt/node_exporter/1.9.0/.release.json"
     before = running_since(host)
     host.run_test("sed -i 's/sha256:..../sha256:0000/' %s", marker)
-    assert converge().changed == ["released_service : Install the released program", "released_service : Run node_exporter"]
+    assert converge().changed == [
+        "released_service : Install the released program",
+        "released_service : Run node_exporter",
+    ]
     assert host.file("/opt/node_exporter/current").linked_to.startswith("/opt/node_exporter/1.9.0-")
     assert "sha256:0000" in host.file(marker).content_string
     assert running_since(host) != before

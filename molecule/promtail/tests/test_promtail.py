@@ -12,7 +12,7 @@ import uuid
 import pytest
 
 CONFIG = "/etc/promtail/promtail.yml"
-INSTALL, RUN = "promtail : Install the released program", "promtail : Run promtail"
+INSTALL, RUN = "released_service : Install the released program", "released_service : Run promtail"
 ARRIVAL_TIMEOUT = 40
 
 

@@ -36,6 +36,7 @@ OPTIONS = {
     "refuse": {"type": "bool", "default": False},
     "compare": {"type": "bool", "default": False},
     "history_path": {"type": "path"},
+    "metrics_path": {"type": "path"},
     "show": {"type": "str", "choices": ["nothing", "table", "json"], "default": "nothing"},
 }
 

@@ -50,6 +50,22 @@ def as_json(result: dict) -> dict:
     }
 
 
+def as_metrics(result: dict) -> str:
+    """What each service is planned to hold on its GPU after the start, for node_exporter's textfile collector."""
+    planned = [
+        (s["name"], s["figures"]["used_after_start"]) for s in result["services"] if "used_after_start" in s["figures"]
+    ]
+    lines = []
+    for name, text, value in (
+        ("llm_gpu_planned_bytes", "Memory that a service was planned to hold on its GPU.", lambda figure: figure.value),
+        ("llm_gpu_planned_max_bytes", "The upper end of what was planned.", lambda figure: figure.most),
+    ):
+        lines += [f"# HELP {name} {text}", f"# TYPE {name} gauge"] if planned else []
+        # To the MiB: what comes behind it is no knowledge.
+        lines += [f'{name}{{service="{service}"}} {round(value(figure) / MIB) * MIB}' for service, figure in planned]
+    return "".join(f"{line}\n" for line in lines)
+
+
 def _range(figure: Figure) -> str:
     if figure.low is None and figure.high is None:
         return ""

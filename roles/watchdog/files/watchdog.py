@@ -10,15 +10,19 @@ a person restarts it.
 Called with the path of its settings (JSON); `--check` only says whether they are in order. Who restarts a service in
 another way asks for it by `--spend UNIT`: a restart within the same budget, with the evidence kept. `--night` restarts
 services as planned, each when it is idle, or says why it was not; these restarts do not use up the budget. Needs root.
+
+Its metrics also tell which release of each service is here, and when the certificates of the settings end.
 """
 
 import argparse
+import calendar
 import fcntl
 import json
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -38,6 +42,7 @@ NIGHT_OUT = "night-out"  # beside the state
 ROTATION_TIMEOUT = 600  # s; a load balancer may take minutes to drain connections
 JOURNAL_LINES = 1000
 REMIND = 600  # s between two warnings about the same thing
+REREAD = 600  # s after which certificates are read again
 TIMES = ("silent_after", "stalled_after", "ready_within")  # of a service, in its settings
 BUDGET = ("restarts", "window", "pause")
 PROCESSES = 3  # the largest ones, named in a memory warning
@@ -376,6 +381,75 @@ SERIES = {
 }
 
 
+# -- what is here -----------------------------------------------------------------------------------------------------
+
+
+def releases():
+    """Return ``(service, release, program)`` of each service that Ansible has put here; see service_release.
+
+    The program is named by what it is started from, such as its version: the same on hosts whose settings differ.
+    """
+    found = []
+    for path in sorted(STORE.glob("*/state.json")):
+        try:
+            current = json.loads(path.read_text(encoding="utf-8"))["current"]
+            release = json.loads((path.parent / "releases" / f"{current}.json").read_text(encoding="utf-8"))
+            links = sorted(Path(link["target"]).name for link in release["links"])
+            inputs = [str(value)[:12] for _, value in sorted((release.get("inputs") or {}).items())]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if links or inputs:
+            found.append((path.parent.name, current, " ".join(links + inputs)))
+    return found
+
+
+def certificate_end(path):
+    """Return the Unix time at which the first certificate of a PEM file ends; 0 where it cannot be read."""
+    try:
+        text = Path(path).read_text(encoding="ascii", errors="replace")
+        begin = text.index("-----BEGIN CERTIFICATE-----")
+        end = text.index("-----END CERTIFICATE-----", begin)
+        return not_after(ssl.PEM_cert_to_DER_cert(text[begin:end] + "-----END CERTIFICATE-----\n"))
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def not_after(der):
+    """Return the end of a certificate's validity: RFC 5280, section 4.1."""
+    _, at, _ = element(der, 0)  # Certificate
+    _, at, _ = element(der, at)  # TBSCertificate
+    tag, _, behind = element(der, at)
+    at = behind if tag == 0xA0 else at  # the version may be left out
+    for _ in ("serialNumber", "signature", "issuer"):
+        _, _, at = element(der, at)
+    _, at, _ = element(der, at)  # Validity
+    _, _, at = element(der, at)  # notBefore
+    tag, at, behind = element(der, at)
+    text = der[at:behind].decode("ascii")
+    if tag == 0x17:  # UTCTime has two digits of the year
+        text = ("20" if text < "5" else "19") + text
+    return calendar.timegm(time.strptime(text, "%Y%m%d%H%M%SZ"))
+
+
+def element(der, at):
+    """Return ``(tag, begin of its content, end of it)`` of the element at a place."""
+    tag, length, begin = der[at], der[at + 1], at + 2
+    if length & 0x80:
+        size = length & 0x7F
+        length, begin = int.from_bytes(der[begin : begin + size], "big"), begin + size
+    if begin + length > len(der):
+        raise ValueError("a certificate ends before its time")
+    return tag, begin, begin + length
+
+
+def labels(**named):
+    """Return labels as Prometheus' text format writes them."""
+    escaped = {
+        name: value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") for name, value in named.items()
+    }
+    return "{" + ",".join(f'{name}="{value}"' for name, value in escaped.items()) + "}"
+
+
 # -- acting and telling -----------------------------------------------------------------------------------------------
 
 
@@ -386,7 +460,8 @@ class Watchdog:
         self.settings = settings
         self.services = [Service(entry["unit"], *(entry[name] for name in TIMES)) for entry in settings["services"]]
         self.state = Path(settings["state"])
-        self.warned = float("-inf")
+        self.warned = self.read = float("-inf")
+        self.certificates = {}
         noted = record(self.state)
         for service in self.services:
             service.remember(noted["services"].get(service.unit) or {})
@@ -449,7 +524,22 @@ class Watchdog:
         for name, (kind, text, value) in SERIES.items():
             lines += [f"# HELP llm_watchdog_{name} {text}", f"# TYPE llm_watchdog_{name} {kind}"]
             lines += [f'llm_watchdog_{name}{{unit="{one.unit}"}} {value(one):d}' for one in self.services]
+        lines += ["# HELP llm_release_info The release of a service, and the program that it runs."]
+        lines += ["# TYPE llm_release_info gauge"]
+        for service, release, program in releases():
+            lines.append(f"llm_release_info{labels(service=service, release=release, program=program)} 1")
+        lines += self.certificate_lines()
         replace(Path(self.settings["textfile"]), "\n".join(lines) + "\n")
+
+    def certificate_lines(self):
+        """Return the lines about certificates, which are read now and then."""
+        if time.monotonic() - self.read >= REREAD:
+            self.certificates = {path: certificate_end(path) for path in self.settings.get("certificates", [])}
+            self.read = time.monotonic()
+        lines = ["# HELP llm_certificate_end_seconds Unix time at which a certificate ends; 0 if it cannot be read."]
+        lines += ["# TYPE llm_certificate_end_seconds gauge"]
+        lines += [f"llm_certificate_end_seconds{labels(path=path)} {end}" for path, end in self.certificates.items()]
+        return lines if self.certificates else []
 
 
 @contextmanager

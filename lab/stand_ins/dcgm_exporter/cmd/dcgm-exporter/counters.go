@@ -11,16 +11,22 @@ type counter struct{ field, kind, help string }
 
 // Numbers of the fields that the stand-in knows; source: dcgm_fields.h.
 var fields = map[string]uint16{
-	"DCGM_FI_DEV_SM_CLOCK":      100,
-	"DCGM_FI_DEV_MEM_CLOCK":     101,
-	"DCGM_FI_DEV_MEMORY_TEMP":   140,
-	"DCGM_FI_DEV_GPU_TEMP":      150,
-	"DCGM_FI_DEV_POWER_USAGE":   155,
-	"DCGM_FI_DEV_GPU_UTIL":      203,
-	"DCGM_FI_DEV_MEM_COPY_UTIL": 204,
-	"DCGM_FI_DEV_XID_ERRORS":    230,
-	"DCGM_FI_DEV_FB_FREE":       251,
-	"DCGM_FI_DEV_FB_USED":       252,
+	"DCGM_FI_DEV_SM_CLOCK":                    100,
+	"DCGM_FI_DEV_MEM_CLOCK":                   101,
+	"DCGM_FI_DEV_CLOCK_THROTTLE_REASONS":      112,
+	"DCGM_FI_DEV_MEMORY_TEMP":                 140,
+	"DCGM_FI_DEV_GPU_TEMP":                    150,
+	"DCGM_FI_DEV_POWER_USAGE":                 155,
+	"DCGM_FI_DEV_GPU_UTIL":                    203,
+	"DCGM_FI_DEV_MEM_COPY_UTIL":               204,
+	"DCGM_FI_DEV_XID_ERRORS":                  230,
+	"DCGM_FI_DEV_FB_FREE":                     251,
+	"DCGM_FI_DEV_FB_USED":                     252,
+	"DCGM_FI_DEV_ECC_SBE_VOL_TOTAL":           310,
+	"DCGM_FI_DEV_ECC_DBE_VOL_TOTAL":           311,
+	"DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS": 393,
+	"DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS":   394,
+	"DCGM_FI_DEV_ROW_REMAP_FAILURE":           395,
 }
 
 // readCounters reads the counters file: FIELD, type, help; lines that begin with # are comments.

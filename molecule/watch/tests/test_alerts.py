@@ -1,0 +1,319 @@
+"""From a figure or a line to a notice: rules, what they are made of, and whom Alertmanager tells."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import yaml
+
+METRICS, LOGS, RULES, LOG_RULES, NOTICES = (f"http://127.0.0.1:{port}" for port in (8428, 9428, 8880, 8881, 9093))
+UNITS = ("victoria_logs", "vmalert", "vmalert_logs", "alertmanager")
+SCENARIO = Path(__file__).resolve().parents[1]
+OWN_RULES = str(SCENARIO / "rules/metrics.yml")
+
+
+def ask(host, url, body=None, headers=None):
+    """Return what an address of the machine answers; empty when nothing does."""
+    program = (
+        "import json, sys, urllib.request as u; url, body, headers = json.loads(sys.argv[1]); "
+        "print(u.urlopen(u.Request(url, body.encode() if body else None, headers), timeout=10).read().decode())"
+    )
+    return host.run("python3 -c %s %s", program, json.dumps([url, body, headers or {}])).stdout
+
+
+def value(host, query):
+    """Return the value of one series in the store of metrics, None without one."""
+    answer = json.loads(ask(host, f"{METRICS}/api/v1/query?query={quote(query)}"))["data"]["result"]
+    return float(answer[0]["value"][1]) if answer else None
+
+
+def lines(host, query):
+    """Return the lines that the store of logs has for a query."""
+    return [
+        json.loads(line) for line in ask(host, f"{LOGS}/select/logsql/query?query={quote(query)}").splitlines() if line
+    ]
+
+
+def until(seen, within=30):
+    """Ask until there is an answer, and return it."""
+    deadline = time.monotonic() + within
+    while True:
+        found = seen()
+        if found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.5)
+
+
+def told(host, path, since):
+    """Return what the receiver got on a path since a moment: titles and texts of Slack, or bodies."""
+    entries = [json.loads(line) for line in host.check_output("cat /var/lib/receiver.jsonl").splitlines()]
+    bodies = [entry["body"] for entry in entries if entry["at"] >= since and entry["path"].startswith(f"/{path}/")]
+    return [body["attachments"][0] if path == "slack" else body for body in bodies]
+
+
+def now(host):
+    return float(host.check_output("date +%s.%N"))
+
+
+def pids(host, *units):
+    return [host.check_output("systemctl show --property MainPID --value %s", unit) for unit in units or UNITS]
+
+
+def error_line(service):
+    """Return a line as OpenTelemetry's exporter sends it, of severity ERROR."""
+    text = lambda key, words: {"key": key, "value": {"stringValue": words}}  # noqa: E731
+    record = {
+        "timeUnixNano": str(time.time_ns()),
+        "severityNumber": 17,
+        "severityText": "ERROR",
+        "body": {"stringValue": f"line of {service}"},
+    }
+    resource = {"attributes": [text("service.name", service), text("host.name", "machine")]}
+    return {"resourceLogs": [{"resource": resource, "scopeLogs": [{"logRecords": [record] * 3}]}]}
+
+
+def push(host, service):
+    headers = {"Content-Type": "application/json", "VL-Stream-Fields": "host.name,service.name"}
+    ask(host, f"{LOGS}/insert/opentelemetry/v1/logs", json.dumps(error_line(service)), headers)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_each_runs_hardened_as_its_own_user(host, unit):
+    score = host.check_output("systemd-analyze security --no-pager %s | tail -1", unit)
+    assert float(score.split(": ")[1].split()[0]) <= 2.0, score
+    process = host.process.get(pid=pids(host, unit)[0])
+    assert process.user == unit.removesuffix("_logs") if unit == "vmalert_logs" else unit
+    assert "NoNewPrivs:\t1" in host.file(f"/proc/{process.pid}/status").content_string
+
+
+def test_an_alert_fires_when_a_target_stops_reaches_slack_and_resolves(host):
+    since = now(host)
+    host.check_output("systemctl stop node_exporter")
+    try:
+        (fired,) = until(lambda: [one for one in told(host, "slack", since) if "node_exporter" in one["text"]][:1])
+    finally:
+        host.check_output("systemctl start node_exporter")
+    assert fired["title"] == "FIRING (critical): TargetDown on machine"
+    assert "node_exporter on machine does not answer" in fired["text"]
+    assert until(lambda: any("resolved" in one["title"] for one in told(host, "slack", since)))
+
+
+def test_the_alert_that_always_fires_is_a_heartbeat_and_no_notice(host):
+    since = now(host)
+    beats = until(lambda: told(host, "heartbeat", since)[1:])
+    assert beats[0]["commonLabels"]["alertname"] == "DeadMansSwitch"
+    assert [one for one in told(host, "slack", 0) if "DeadMansSwitch" in json.dumps(one)] == []
+
+
+def test_a_line_is_found_and_a_rule_over_lines_fires(host):
+    since = now(host)
+    push(host, "poet")
+    assert len(until(lambda: lines(host, '{service.name="poet"} severity_number:17 _time:5m'))) == 3
+    (fired,) = until(lambda: [one for one in told(host, "slack", since) if "poet" in one["text"]][:1])
+    assert (fired["title"], "poet: 3 errors" in fired["text"]) == ("FIRING (warning): ErrorLines", True)
+
+
+def test_another_limit_and_another_host_are_read_without_a_restart(host, converge):
+    before = pids(host)
+    other = {"vmalert_limits": {"ttft_seconds": 2.5}, "vmalert_expected_hosts": ["machine", "gone"], "only": "vmalert"}
+    outcome = converge(other, playbook="only.yml")
+    assert (outcome.code, outcome.changed) == (0, ["released_service : Run vmalert"]), outcome.message
+    assert until(lambda: value(host, "llm_limit_ttft_seconds") == 2.5)
+    assert until(lambda: value(host, 'expected_host{host="gone"}') == 1)
+    assert converge({"only": "vmalert"}, playbook="only.yml").code == 0
+    assert until(lambda: value(host, "llm_limit_ttft_seconds") == 5)
+    assert pids(host) == before
+
+
+@pytest.mark.parametrize(
+    "rule, sentence",
+    [
+        ({"alert": "Bad", "expr": "up == = 0"}, 'invalid expression for rule "Bad"'),
+        ({"alert": "Bad", "expr": "up", "annotations": {"summary": "{{ $labels.host"}}, "Bad"),
+    ],
+    ids=["expression", "template"],
+)
+def test_a_bad_rule_is_refused_before_the_switch(host, converge, tmp_path, rule, sentence):
+    before, rules = pids(host), host.file("/etc/vmalert/rules.yml").content_string
+    bad = tmp_path / "bad.yml"
+    bad.write_text(yaml.safe_dump({"groups": [{"name": "bad", "rules": [rule]}]}))
+    outcome = converge({"vmalert_rule_files": [OWN_RULES, str(bad)], "only": "vmalert"}, playbook="only.yml")
+    assert outcome.code != 0
+    assert "vmalert-prod refuses /etc/vmalert/rules.yml" in outcome.message
+    assert sentence in outcome.message, outcome.message
+    assert host.file("/etc/vmalert/rules.yml").content_string == rules
+    assert pids(host) == before
+
+
+def test_a_configuration_that_alertmanager_does_not_take_is_refused_before_the_switch(host, converge):
+    before, text = pids(host), host.file("/etc/alertmanager/alertmanager.yml").content_string
+    bad = {"alertmanager_receivers": [{"name": "own", "webhook_configs": [{"address": "http://x"}]}]}
+    outcome = converge({**bad, "only": "alertmanager"}, playbook="only.yml")
+    assert outcome.code != 0
+    assert "amtool refuses /etc/alertmanager/alertmanager.yml" in outcome.message
+    assert "field address not found" in outcome.message, outcome.message
+    assert host.file("/etc/alertmanager/alertmanager.yml").content_string == text
+    assert pids(host) == before
+
+
+def test_no_secret_stands_where_others_read(host):
+    for unit in ("alertmanager", "vmalert", "vmalert_logs"):
+        assert "canary" not in host.check_output("cat /etc/systemd/system/%s.service", unit)
+        assert "canary" not in host.file(f"/proc/{pids(host, unit)[0]}/cmdline").content_string
+    assert "canary" not in host.file("/etc/alertmanager/alertmanager.yml").content_string
+    assert host.run("grep -r canary /var/lib/llm-server/services").rc == 1
+    for name in ("slack_webhook", "heartbeat_url"):
+        file = host.file(f"/etc/alertmanager/secrets/{name}")
+        assert (file.user, file.mode) == ("alertmanager", 0o400)
+    assert host.run("journalctl --no-pager | grep canary").rc == 1
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "only, variables, sentence",
+    [
+        (
+            "alertmanager",
+            {"alertmanager_slack_webhook": ""},
+            "alertmanager_receivers is empty, and so are alertmanager_slack_webhook and alertmanager_email_to",
+        ),
+        (
+            "alertmanager",
+            {"alertmanager_receivers": [{"name": "x", "slack_configs": [{"api_url": "http://canary/"}]}]},
+            "alertmanager_receivers[0] has api_url in it",
+        ),
+        ("alertmanager", {"alertmanager_email_to": ["a@b"]}, "alertmanager_email_to needs alertmanager_email_from"),
+        ("vmalert", {"vmalert_limits": {"ttft": 1}}, "vmalert_limits has ttft, which no rule asks for"),
+        ("vmalert", {"vmalert_rule_files": ["/none.yml"]}, "vmalert_rule_files: there is no file /none.yml"),
+        ("vmalert", {"vmalert_notifier_urls": []}, "vmalert_notifier_urls is empty"),
+        (
+            "vmalert",
+            {"vmalert_arguments": {"no.such": 1}},
+            "vmalert_arguments: flag provided but not defined: -no.such",
+        ),
+        (
+            "victoria_logs",
+            {"victoria_logs_retention": "soon"},
+            'victoria_logs_retention is "soon"; it must be a number',
+        ),
+        ("victoria_logs", {"victoria_logs_version": "1.0.0"}, "version 1.0.0 has no checksum"),
+        ("victoria_logs", {"victoria_logs_user": "x"}, "victoria_logs_user and victoria_logs_password belong together"),
+    ],
+)
+def test_bad_input_is_one_sentence(host, converge, only, variables, sentence):
+    before = pids(host)
+    outcome = converge({**variables, "only": only}, playbook="only.yml")
+    assert outcome.code != 0
+    assert sentence in outcome.message, outcome.message
+    assert "canary" not in outcome.message
+    assert pids(host) == before
+
+
+@pytest.mark.full
+def test_what_fires_goes_on_firing_after_a_restart_of_everything(host):
+    host.check_output("systemctl stop node_exporter")
+    try:
+        since = now(host)
+        assert until(lambda: any("node_exporter" in one["text"] for one in told(host, "slack", since)))
+        begun = value(host, 'ALERTS_FOR_STATE{alertname="TargetDown", job="node_exporter"}')
+        host.check_output("systemctl restart vmalert alertmanager")
+        since = now(host)
+        assert until(lambda: "vmalert_config" in ask(host, f"{RULES}/metrics"))
+        time.sleep(5)
+        assert value(host, 'ALERTS_FOR_STATE{alertname="TargetDown", job="node_exporter"}') == begun
+        # Who was told is told no second time.
+        again = [
+            one for one in told(host, "slack", since) if "FIRING" in one["title"] and "node_exporter" in one["text"]
+        ]
+        assert again == []
+    finally:
+        host.check_output("systemctl start node_exporter")
+
+
+@pytest.mark.full
+def test_a_password_is_asked_for_and_those_who_have_it_work(host, converge):
+    login = {
+        "victoria_logs_user": "reader", "victoria_logs_password": "canary-of-the-logs",
+        "vmalert_logs_user": "reader", "vmalert_logs_password": "canary-of-the-logs",
+    }  # fmt: skip
+    for only in ("victoria_logs", "vmalert"):
+        outcome = converge({**login, "only": only}, playbook="only.yml")
+        assert outcome.code == 0, outcome.message
+        assert converge({**login, "only": only}, playbook="only.yml").changed == []
+    assert ask(host, f"{LOGS}/select/logsql/query?query=%2A") == ""
+    assert until(lambda: '"lastError":""' in ask(host, f"{LOG_RULES}/api/v1/rules"))
+    assert "canary" not in host.check_output("ps -ef")
+    for only in ("victoria_logs", "vmalert"):
+        assert converge({"only": only}, playbook="only.yml").code == 0
+    assert lines(host, "* | limit 1") != []
+
+
+@pytest.mark.full
+def test_an_older_release_and_the_way_back(host, converge, build):
+    """Alertmanager keeps its silences over both ways; 0.25 has no file for a heartbeat's address."""
+    until_later = "2099-01-01T00:00:00Z"
+    silence = {
+        "matchers": [{"name": "alertname", "value": "Nothing", "isRegex": False}], "startsAt": "2020-01-01T00:00:00Z",
+        "endsAt": until_later, "createdBy": "test", "comment": "kept",
+    }  # fmt: skip
+    ask(host, f"{NOTICES}/api/v2/silences", json.dumps(silence), {"Content-Type": "application/json"})
+    old = {
+        "alertmanager_version": "0.25.0", "alertmanager_checksums": build("alertmanager", "0.25.0"),
+        "alertmanager_heartbeat_url": "", "only": "alertmanager",
+    }  # fmt: skip
+    outcome = converge(old, playbook="only.yml")
+    assert outcome.code == 0, outcome.message
+    assert 'version="0.25.0' in ask(host, f"{NOTICES}/metrics")
+    assert "kept" in ask(host, f"{NOTICES}/api/v2/silences")
+    assert converge({"only": "alertmanager"}, playbook="only.yml").changed == ["released_service : Run alertmanager"]
+    assert "kept" in ask(host, f"{NOTICES}/api/v2/silences")
+
+
+@pytest.mark.full
+def test_an_older_vmalert_and_the_way_back(host, converge, build):
+    old = {"vmalert_version": "1.150.0", "vmalert_checksums": build("vmutils", "1.150.0"), "only": "vmalert"}
+    outcome = converge(old, playbook="only.yml")
+    assert outcome.code == 0, outcome.message
+    for url in (RULES, LOG_RULES):
+        assert "vmalert-v1.150.0" in ask(host, f"{url}/metrics")
+    back = converge({"only": "vmalert"}, playbook="only.yml")
+    assert back.changed == ["released_service : Run vmalert", "vmalert : Run vmalert_logs"]
+    for url in (RULES, LOG_RULES):
+        assert "vmalert-v1.151.0" in ask(host, f"{url}/metrics")
+
+
+@pytest.mark.full
+def test_without_a_store_of_logs_there_is_no_service_for_them(host, converge):
+    before = pids(host, "vmalert")
+    outcome = converge({"vmalert_logs_url": "", "only": "vmalert"}, playbook="only.yml")
+    assert (outcome.code, outcome.changed) == (0, ["vmalert : Remove vmalert_logs"]), outcome.message
+    assert not host.file("/etc/systemd/system/vmalert_logs.service").exists
+    assert pids(host, "vmalert") == before
+    assert converge({"only": "vmalert"}, playbook="only.yml").code == 0
+    assert host.service("vmalert_logs").is_running
+
+
+@pytest.mark.full
+def test_removal_keeps_what_was_collected(host, converge):
+    push(host, "kept")
+    assert until(lambda: lines(host, '{service.name="kept"}'))
+    absent = {f"{role}_state": "absent" for role in ("victoria_logs", "vmalert", "alertmanager")}
+    for only in ("vmalert", "alertmanager", "victoria_logs"):
+        outcome = converge({**absent, "only": only}, playbook="only.yml")
+        assert outcome.code == 0, outcome.message
+        assert converge({**absent, "only": only}, playbook="only.yml").changed == []
+    for unit in UNITS:
+        assert not host.file(f"/etc/systemd/system/{unit}.service").exists
+        assert not host.file(f"/etc/{unit}").exists
+        assert not host.file(f"/opt/{unit}").exists
+    assert not host.user("vmalert").exists
+    for path in ("/var/lib/victoria_logs", "/var/lib/alertmanager"):
+        assert host.file(path).is_directory
+    for only in ("victoria_logs", "alertmanager", "vmalert"):
+        assert converge({"only": only}, playbook="only.yml").code == 0
+    assert until(lambda: lines(host, '{service.name="kept"}'))
+    assert "kept" in ask(host, f"{NOTICES}/api/v2/silences")

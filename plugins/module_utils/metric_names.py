@@ -1,0 +1,59 @@
+"""Which metrics an engine has, by its version: data/vllm/metrics.yml, asked. Plain Python."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = ROOT / "data/vllm/metrics.yml"
+ENGINES = ROOT / "data/vllm/versions.yml"
+SHOWN = {"gauge": ("",), "counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+SERIES = re.compile(r"\bvllm:[a-zA-Z_][a-zA-Z0-9_]*")
+
+
+def vllm_series_in(expression: str) -> set[str]:
+    """Return the names of vLLM's series that an expression of PromQL or MetricsQL asks for, with their prefix."""
+    return set(SERIES.findall(expression))
+
+
+@cache
+def known(version: str) -> set[str]:
+    """Return all series that the engine of ``version`` can have, as they stand on its page of metrics."""
+    rows = _table()["metrics"]
+    return {
+        f"vllm:{row['name']}{end}" for row in rows if _number(row["since"]) <= _number(version)
+        for end in SHOWN[row["kind"]]
+    }  # fmt: skip
+
+
+@cache
+def supported() -> list[str]:
+    """Return the engine versions that this project installs, oldest first."""
+    return sorted(yaml.safe_load(ENGINES.read_text(encoding="utf-8"))["engines"], key=_number)
+
+
+def problems(expression: str, versions: list[str] | None = None) -> list[str]:
+    """Return one sentence for each series of ``expression`` that an engine of ``versions`` does not have."""
+    renamed = {f"vllm:{row['old']}": f"vllm:{row['new']}" for row in _table()["renamed"]}
+    found = []
+    for name in sorted(vllm_series_in(expression)):
+        missing = [version for version in versions or supported() if name not in known(version)]
+        if missing:
+            base = re.sub(r"_(bucket|sum|count|total)$", "", name)
+            new = renamed.get(name) or renamed.get(base)
+            found.append(f"{name} is not in vLLM {', '.join(missing)}" + (f"; it became {new}." if new else "."))
+    return found
+
+
+@cache
+def _table() -> dict:
+    return yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """The release in numbers: the table has releases alone, no pre-releases."""
+    return tuple(int(part) for part in re.match(r"\d+(?:\.\d+)*", version).group().split("."))
