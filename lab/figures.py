@@ -64,7 +64,6 @@ def job(program: str, on: str, service: str, target: str, path: str = "/metrics"
     return {
         "job_name": f"{program}-{on}-{number}",
         "metrics_path": path,
-        "honor_labels": True,
         "static_configs": [{"targets": [target], "labels": labels}],
     }
 
@@ -79,7 +78,8 @@ def scraped(pages: str, node: str, store: str, agent: str) -> dict[str, Any]:
     jobs += [job("node_exporter", on, "node_exporter", node) for on in (*metric_pages.HOSTS, watch)]
     jobs += [
         job("victoria_logs", watch, "victoria-logs", pages, f"/{watch}/victoria_logs"),
-        job("vmalert", watch, "vmalert", pages, f"/{watch}/expected"),
+        # Recorded by vmalert, whose series keep their labels.
+        {**job("vmalert", watch, "vmalert", pages, f"/{watch}/expected"), "honor_labels": True},
         job("victoria_metrics", watch, "victoria-metrics", store),
         job("vmagent", watch, "vmagent", agent),
     ]

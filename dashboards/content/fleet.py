@@ -54,7 +54,7 @@ DASHBOARD = Dashboard(
                 Panel(
                     "Programs in use",
                     COUNT,
-                    (("count by (service, program) (llm_release_info{$host})", "{{service}}: {{program}}"),),
+                    (("count by (unit, program) (llm_release_info{$host})", "{{unit}} {{program}}"),),
                     about="How many hosts run it. Two lines for one service: the fleet is not of one release.",
                     needs="the role watchdog",
                     width=3,
