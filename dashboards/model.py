@@ -74,6 +74,7 @@ class LogPanel:
     logql: str
     legend: tuple[str, str] = ("", "")
     about: str = ""
+    needs: str = ""
     lines: bool = False
     width: int = 6
 

@@ -224,11 +224,19 @@ def test_an_expression_is_judged(needs, answer, has, wrong, lacking):
 def test_the_store_is_asked_and_its_refusal_is_told(server):
     url, answers = server.url, server.pages
     answers["/api/v1/query_range"] = (200, json.dumps({"data": {"result": [{}, {}]}}))
-    ask = check.asker(url, 5)
+    ask = check.Store(url, 5).series
     assert ask("up") == 2
     answers["/api/v1/query_range"] = (422, "cannot parse")
     with pytest.raises(check.Refused, match="cannot parse"):
         ask("up{")
+
+
+def test_a_store_of_logs_is_asked_for_series_and_for_lines(server):
+    server.pages["/select/logsql/stats_query_range"] = (200, json.dumps({"data": {"result": [{}]}}))
+    server.pages["/select/logsql/query"] = (200, '{"_msg": "a"}\n{"_msg": "b"}\n')
+    counts = [check.Store(server.url, user="me", password="secret").logs(one.text) for one in check.log_queries()]
+    assert sorted(counts) == [1, 1, 2, 2]
+    assert {login for _, login, _ in server.asked} == {"Basic bWU6c2VjcmV0"}
 
 
 def test_the_program_ends_with_1_when_a_store_has_nothing(server, capsys):
