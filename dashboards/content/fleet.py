@@ -32,7 +32,7 @@ DASHBOARD = Dashboard(
                     COUNT,
                     (
                         ("count(expected_host{$host})", "in the inventory"),
-                        ('count(up{$host,job="node_exporter"} == 1)', "report"),
+                        ('count(count by (host) (up{$host,job="node_exporter"} == 1))', "report"),
                     ),
                     width=3,
                     about="Fewer that report than are in the inventory: a host is down, or not watched.",
