@@ -24,7 +24,7 @@ def lean(pixels: numpy.ndarray) -> bytes:
 
 
 def with_palette(pixels: numpy.ndarray, most: int, apart: int) -> bytes:
-    """Return a picture as PNG with its most frequent colours that are so far apart; others become the nearest of them."""
+    """Return a picture as PNG with its most frequent colours that are so far apart; others become the nearest."""
     codes = pixels.astype(numpy.uint32) @ numpy.array([1 << 16, 1 << 8, 1], numpy.uint32)
     found, index, counts = numpy.unique(codes, return_inverse=True, return_counts=True)
     colours = numpy.stack([found >> 16, found >> 8 & 255, found & 255], axis=1).astype(int)

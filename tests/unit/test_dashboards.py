@@ -13,11 +13,11 @@ from grafana_foundation_sdk.models import dashboard as models
 from dashboards import check, generate, to_grafana, to_vmui
 from dashboards.content import ALL
 from dashboards.model import BYTES, COLUMNS, COUNT, GIB, SHARE, Limit, LogPanel, Panel, quantile, share
+from lab import pictures, png
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAFANA = sorted((ROOT / "dashboards/grafana").glob("*.json"))
 VMUI = sorted((ROOT / "dashboards/vmui").glob("*.json"))
-NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 
 
 def each_panel():
@@ -38,6 +38,17 @@ def asked(prefix):
 
 def test_what_is_committed_is_what_the_source_says():
     assert generate.out_of_date() == [], "run `make dashboards`"
+
+
+def test_the_page_shows_every_dashboard():
+    page = (ROOT / "docs/dashboards.md").read_text()
+    for dashboard in ALL:
+        picture = ROOT / "docs/pictures" / f"{dashboard.name}.png"
+        assert f"| {dashboard.name} |" in page and f"(pictures/{picture.name})" in page
+        assert picture.stat().st_size < png.LARGEST
+        assert int.from_bytes(picture.read_bytes()[16:20], "big") == pictures.WIDTH
+    for link in re.findall(r"\]\(([\w./-]+)", page):
+        assert (ROOT / "docs" / link).is_file(), link
 
 
 @pytest.mark.parametrize("content", by_file(GRAFANA))
