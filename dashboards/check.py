@@ -1,6 +1,7 @@
 """Ask a VictoriaMetrics or Prometheus for every expression of every dashboard, and name those without series.
 
-    python -m dashboards.check http://127.0.0.1:8428 [--logs http://127.0.0.1:9428] [--minutes 15] [--has "a GPU" …]
+    python -m dashboards.check http://127.0.0.1:8428 [--logs http://127.0.0.1:9428] [--only host fleet …]
+        [--minutes 15] [--has "a GPU" … | --has-all] [--user NAME --password-file FILE]
 
 With --logs a VictoriaLogs is asked for every query of logs too. What is asked is what stands in the generated files,
 for Grafana and for VictoriaMetrics' UI. An expression must return at least one series within the last minutes, unless
@@ -19,13 +20,14 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dashboards.content import ALL
 
 HOME = Path(__file__).resolve().parent
+NAMES = tuple(dashboard.name for dashboard in ALL)
 STEP = 15
 TIMEOUT = 30
 LINES = 5
@@ -83,10 +85,10 @@ def of_vmui(content: dict, needs: dict[str, str]) -> Iterator[Expression]:
                     yield Expression("vmui", content["filename"], panel["title"], text, needs[panel["title"]])
 
 
-def expressions(home: Path = HOME) -> list[Expression]:
-    """Return every expression of the generated files."""
+def expressions(names: Iterable[str] = NAMES, home: Path = HOME) -> list[Expression]:
+    """Return every expression of the generated files of some dashboards."""
     found = []
-    for dashboard in ALL:
+    for dashboard in (one for one in ALL if one.name in names):
         needs = {panel.title: panel.needs for panel in dashboard.panels()}
         grafana = json.loads((home / f"grafana/{dashboard.name}.json").read_text())
         vmui = json.loads((home / f"vmui/{dashboard.order}-{dashboard.name}.json").read_text())
@@ -163,6 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
     parser.add_argument("--logs", default="", metavar="URL", help="of a VictoriaLogs")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="these dashboards")
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--has", action="append", default=[], help="something that panels need, and that is there")
     parser.add_argument("--has-all", action="store_true", help="whatever panels need is there")
@@ -170,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--password-file", type=Path)
     options = parser.parse_args(arguments)
     password = options.password_file.read_text().strip() if options.password_file else ""
-    parts = [(expressions(), Store(options.url, options.minutes, options.user, password).series)]
+    parts = [(expressions(options.only), Store(options.url, options.minutes, options.user, password).series)]
     if options.logs:
         parts.append((log_queries(), Store(options.logs, options.minutes, options.user, password).logs))
     wrong, lacking = [], []

@@ -48,8 +48,6 @@ def unpacked(folder: Path) -> dict[str, Path]:
     """Have the programs and return the path of each, by its name in the archive."""
     found = {}
     for built in builds.ensure(list(PROGRAMS)):
-        if built["name"] not in PROGRAMS:
-            continue
         with tarfile.open(built["archive"]) as archive:
             archive.extractall(folder, filter="data")
     for path in folder.rglob("*"):
