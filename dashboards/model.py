@@ -49,7 +49,8 @@ class Panel:
 
     ``queries`` are pairs of an expression and a legend, in which ``{{label}}`` stands for a label's value. ``needs``
     says what has to be there, or to have happened, for the expressions to return series; without it every expression
-    must always return one. ``width`` is in twelfths of the page.
+    must always return one. ``negative`` figures can be; of others the axis begins at 0. ``width`` is in twelfths of the
+    page.
     """
 
     title: str
@@ -58,6 +59,7 @@ class Panel:
     about: str = ""
     limit: Limit | None = None
     needs: str = ""
+    negative: bool = False
     width: int = 4
 
 
@@ -74,6 +76,7 @@ class LogPanel:
     logql: str
     legend: tuple[str, str] = ("", "")
     about: str = ""
+    needs: str = ""
     lines: bool = False
     width: int = 6
 

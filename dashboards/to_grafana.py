@@ -79,7 +79,7 @@ def plot(title: str, about: str, width: int) -> timeseries.Panel:
 def metric_panel(panel: Panel) -> timeseries.Panel:
     about = f"{panel.about} Needs {panel.needs}.".strip() if panel.needs else panel.about
     built = plot(panel.title, about, panel.width).unit(panel.unit.grafana).datasource(METRICS)
-    if panel.limit is None or (panel.limit.value >= 0 and "predict" not in panel.queries[0][0]):
+    if not panel.negative:
         built.min(0)
     for index, (query, legend) in enumerate(panel.queries):
         built.with_target(

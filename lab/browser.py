@@ -25,6 +25,7 @@ ARGUMENTS = (
     "--headless",
     "--remote-debugging-pipe",
     "--disable-gpu",
+    "--disable-dev-shm-usage",  # containers have a small one
     "--disable-quic",
     "--disable-background-networking",
     "--disable-component-update",
@@ -151,3 +152,4 @@ def running() -> Iterator[Browser]:
 def save(picture: bytes, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(picture)
+    host.give_to_caller(path)

@@ -10,25 +10,32 @@ import numpy
 from lab.host import Problem
 
 LARGEST = 200_000  # bytes of a picture
+# How many colours at most, and how far apart: few that are frequent would all be greys.
+STEPS = ((256, 0), (64, 30), (32, 60), (16, 120))
 
 
 def lean(pixels: numpy.ndarray) -> bytes:
     """Return a picture (rows of pixels of three colours) as PNG, with fewer colours the larger it would be."""
-    for colours in (256, 64, 32, 16):
-        png = with_palette(pixels, colours)
+    for most, apart in STEPS:
+        png = with_palette(pixels, most, apart)
         if len(png) < LARGEST:
             break
     return png
 
 
-def with_palette(pixels: numpy.ndarray, most: int) -> bytes:
-    """Return a picture as PNG with its most frequent colours; others become the nearest of them."""
+def with_palette(pixels: numpy.ndarray, most: int, apart: int) -> bytes:
+    """Return a picture as PNG with its most frequent colours that are so far apart; others become the nearest."""
     codes = pixels.astype(numpy.uint32) @ numpy.array([1 << 16, 1 << 8, 1], numpy.uint32)
-    colours, index, counts = numpy.unique(codes, return_inverse=True, return_counts=True)
-    kept = colours[numpy.argsort(counts)[::-1][:most]]
-    apart = numpy.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(int)
-    chosen = numpy.stack([kept >> 16, kept >> 8 & 255, kept & 255], axis=1).astype(int)
-    nearest = numpy.array([numpy.abs(chosen - colour).sum(axis=1).argmin() for colour in apart], numpy.uint8)
+    found, index, counts = numpy.unique(codes, return_inverse=True, return_counts=True)
+    colours = numpy.stack([found >> 16, found >> 8 & 255, found & 255], axis=1).astype(int)
+    kept: list[int] = []
+    for number in numpy.argsort(counts)[::-1]:
+        if not kept or distances(colours[kept], colours[number]).min() > apart:
+            kept.append(number)
+        if len(kept) == most:
+            break
+    chosen = colours[kept]
+    nearest = numpy.array([distances(chosen, colour).argmin() for colour in colours], numpy.uint8)
     index = nearest[index]
     palette = chosen.astype(numpy.uint8).tobytes()
     height, width = pixels.shape[:2]
@@ -42,6 +49,11 @@ def with_palette(pixels: numpy.ndarray, most: int) -> bytes:
     data = zlib.compress(rows.tobytes(), 9)
     chunks = (b"IHDR", header), (b"PLTE", palette), (b"IDAT", data), (b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, text) for kind, text in chunks)
+
+
+def distances(colours: numpy.ndarray, one: numpy.ndarray) -> numpy.ndarray:
+    """Return how far each colour is from one."""
+    return numpy.abs(colours - one).sum(axis=1)
 
 
 def pixels_of(png: bytes) -> numpy.ndarray:

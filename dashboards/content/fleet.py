@@ -32,7 +32,7 @@ DASHBOARD = Dashboard(
                     COUNT,
                     (
                         ("count(expected_host{$host})", "in the inventory"),
-                        ('count(up{$host,job="node_exporter"} == 1)', "report"),
+                        ('count(count by (host) (up{$host,job="node_exporter"} == 1))', "report"),
                     ),
                     width=3,
                     about="Fewer that report than are in the inventory: a host is down, or not watched.",
@@ -54,7 +54,7 @@ DASHBOARD = Dashboard(
                 Panel(
                     "Programs in use",
                     COUNT,
-                    (("count by (service, program) (llm_release_info{$host})", "{{service}}: {{program}}"),),
+                    (("count by (unit, program) (llm_release_info{$host})", "{{unit}} {{program}}"),),
                     about="How many hosts run it. Two lines for one service: the fleet is not of one release.",
                     needs="the role watchdog",
                     width=3,

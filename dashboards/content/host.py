@@ -150,6 +150,7 @@ DASHBOARD = Dashboard(
                         ),
                     ),
                     about="By the last six hours; below 0 the disk is full before.",
+                    negative=True,
                     limit=Limit(0, least=True),
                 ),
                 Panel(

@@ -17,6 +17,7 @@ from dashboards.model import (
 
 STREAM = '{host.name=~"$host",service.name=~"$service"}'
 LOKI = '{host=~"$host",service=~"$service"}'
+AN_ERROR = "an error in the logs"
 LOGSQL_ERRORS = f"{STREAM} severity_number:>=17"
 LOKI_ERRORS = f'{LOKI} |~ "ERROR|CRITICAL|Traceback"'
 
@@ -40,8 +41,9 @@ DASHBOARD = Dashboard(
                     f"{LOGSQL_ERRORS} | stats by (service.name) count() errors",
                     f"sum by (service) (count_over_time({LOKI_ERRORS} [$__interval]))",
                     legend=("{{service.name}}", "{{service}}"),
+                    needs=AN_ERROR,
                 ),
-                LogPanel("Errors", LOGSQL_ERRORS, LOKI_ERRORS, lines=True, width=12),
+                LogPanel("Errors", LOGSQL_ERRORS, LOKI_ERRORS, needs=AN_ERROR, lines=True, width=12),
                 LogPanel("All lines", STREAM, LOKI, lines=True, width=12),
             ),
         ),

@@ -77,6 +77,9 @@ class Host:
             for status in ("2xx", "4xx", "5xx"):
                 self.relay.count("http_requests", 0, handler="/v1/chat/completions", method="POST", status=status)
             self.relay.set("ai_server_in_flight", 0, model=model, caller="1a2b3c4d")
+            self.relay.count("ai_server_upstream_errors", 0, status="400", model=model, caller="1a2b3c4d")
+        adapters = {"max_lora": "2", "running_lora_adapters": "checklist", "waiting_lora_adapters": ""}
+        self.vllm.set("lora_requests_info", time.time(), **adapters)
         for reason in REASONS:
             self.vllm.count("request_success", 0, finished_reason=reason)
 
@@ -179,9 +182,9 @@ class Host:
             self.node.count("llm_watchdog_restarts", 0, unit=unit)
             self.node.count("llm_watchdog_planned_restarts", 0, unit=unit)
         self.node.set("llm_watchdog_last_look_seconds", now)
-        self.node.set("llm_release_info", 1, service="vllm", release="4f1c09", program="vllm 0.32.0")
-        self.node.set("llm_release_info", 1, service="ai-server", release="77ab10", program="ai-server 1.4.0")
-        self.node.set("llm_gpu_planned_max_bytes", MIB_OF_AN_L4 * 0.78 * 1048576, service="vllm")
+        self.node.set("llm_release_info", 1, unit="vllm.service", release="4f1c09", program="0.32.0")
+        self.node.set("llm_release_info", 1, unit="ai-server.service", release="77ab10", program="1.4.0")
+        self.node.set("llm_gpu_planned_max_bytes", MIB_OF_AN_L4 * 0.78 * 1048576, unit="vllm.service")
         self.node.set("llm_backup_last_success_seconds", time.time() // 86400 * 86400 + 3600 * 2)
         self.collector.set("otelcol_exporter_queue_size", max(0, self.random.gauss(400, 300)))
         self.collector.set("otelcol_exporter_queue_capacity", 200000)

@@ -16,7 +16,7 @@ def store():
 
 
 def test_every_expression_has_series(store):
-    wrong, _ = check.judge(check.expressions(), check.asker(store, MINUTES), figures.has())
+    wrong, _ = check.judge(check.expressions(), check.Store(store, MINUTES).series, figures.has())
     assert wrong == []
 
 

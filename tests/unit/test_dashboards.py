@@ -13,11 +13,11 @@ from grafana_foundation_sdk.models import dashboard as models
 from dashboards import check, generate, to_grafana, to_vmui
 from dashboards.content import ALL
 from dashboards.model import BYTES, COLUMNS, COUNT, GIB, SHARE, Limit, LogPanel, Panel, quantile, share
+from lab import pictures, png
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAFANA = sorted((ROOT / "dashboards/grafana").glob("*.json"))
 VMUI = sorted((ROOT / "dashboards/vmui").glob("*.json"))
-NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 
 
 def each_panel():
@@ -38,6 +38,17 @@ def asked(prefix):
 
 def test_what_is_committed_is_what_the_source_says():
     assert generate.out_of_date() == [], "run `make dashboards`"
+
+
+def test_the_page_shows_every_dashboard():
+    page = (ROOT / "docs/dashboards.md").read_text()
+    for dashboard in ALL:
+        picture = ROOT / "docs/pictures" / f"{dashboard.name}.png"
+        assert f"| {dashboard.name} |" in page and f"(pictures/{picture.name})" in page
+        assert picture.stat().st_size < png.LARGEST
+        assert int.from_bytes(picture.read_bytes()[16:20], "big") == pictures.WIDTH
+    for link in re.findall(r"\]\(([\w./-]+)", page):
+        assert (ROOT / "docs" / link).is_file(), link
 
 
 @pytest.mark.parametrize("content", by_file(GRAFANA))
@@ -224,11 +235,19 @@ def test_an_expression_is_judged(needs, answer, has, wrong, lacking):
 def test_the_store_is_asked_and_its_refusal_is_told(server):
     url, answers = server.url, server.pages
     answers["/api/v1/query_range"] = (200, json.dumps({"data": {"result": [{}, {}]}}))
-    ask = check.asker(url, 5)
+    ask = check.Store(url, 5).series
     assert ask("up") == 2
     answers["/api/v1/query_range"] = (422, "cannot parse")
     with pytest.raises(check.Refused, match="cannot parse"):
         ask("up{")
+
+
+def test_a_store_of_logs_is_asked_for_series_and_for_lines(server):
+    server.pages["/select/logsql/stats_query_range"] = (200, json.dumps({"data": {"result": [{}]}}))
+    server.pages["/select/logsql/query"] = (200, '{"_msg": "a"}\n{"_msg": "b"}\n')
+    counts = [check.Store(server.url, user="me", password="secret").logs(one.text) for one in check.log_queries()]
+    assert sorted(counts) == [1, 1, 2, 2]
+    assert {login for _, login, _ in server.asked} == {"Basic bWU6c2VjcmV0"}
 
 
 def test_the_program_ends_with_1_when_a_store_has_nothing(server, capsys):

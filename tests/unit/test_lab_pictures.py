@@ -87,4 +87,12 @@ def test_a_large_picture_gets_fewer_colours():
     chance = numpy.random.default_rng(7)
     colours = chance.integers(0, 256, (400, 3), numpy.uint8)
     noise = colours[chance.integers(0, len(colours), (400, 700))]
-    assert len(png.lean(noise)) < png.LARGEST < len(png.with_palette(noise, 256))
+    assert len(png.lean(noise)) < png.LARGEST < len(png.with_palette(noise, 256, 0))
+
+
+def test_few_colours_are_different_ones():
+    pixels = numpy.full((40, 40, 3), 255, numpy.uint8)
+    pixels[:10] = numpy.arange(200, 240, dtype=numpy.uint8)[:, None]  # many greys
+    pixels[30, 5] = (230, 25, 75)
+    palette, _ = palette_and_rows(png.with_palette(pixels, 16, 120))
+    assert (230, 25, 75) in [tuple(palette[at : at + 3]) for at in range(0, 48, 3)]
