@@ -128,6 +128,7 @@ class Bed:
         kind, platform = about.get("kind", machine), about.get("platform", "debian12")
         self.hosts = [Host(each, kind, platform) for each in hosts]
         self.name, self.groups, self.variables = name, groups, variables
+        self.members: dict[str, list[str]] = about.get("members", {})  # of groups that not all machines are in
         self.folder = FOLDER / name
         self.own: dict[str, dict[str, Any]] = {}  # variables of one machine
 
@@ -169,7 +170,9 @@ class Bed:
             always = {"demo": facts, "lab_directory": str(ROOT / "lab"), "promtail_host_label": each.name}
             variables[each.name] = {**always, **logs(offered), **self.variables, **self.own.get(each.name, {})}
         names = {name: {} for name in variables}
-        inventory = {"all": {"hosts": variables, "children": {group: {"hosts": names} for group in self.groups}}}
+        groups = {group: {"hosts": names} for group in self.groups}
+        groups |= {group: {"hosts": {name: {} for name in some}} for group, some in self.members.items()}
+        inventory = {"all": {"hosts": variables, "children": groups}}
         (self.folder / "hosts.yml").write_text(yaml.safe_dump(inventory))
         (self.folder / "hosts.yml").chmod(0o600)
 
