@@ -57,6 +57,11 @@ FOUND = """
     legend: [...panel.querySelectorAll('.vm-legend-item-info__label')].map(label => label.textContent.trim()),
 }))
 """
+# The UI passes over an error of one expression while another of the panel has an answer.
+REFUSED = """
+performance.getEntriesByType('resource')
+    .filter(entry => entry.name.includes('/query_range') && entry.responseStatus >= 400).length
+"""
 BOTTOM = "Math.ceil(document.querySelector('.vm-predefined-panels').getBoundingClientRect().bottom)"
 
 
@@ -102,7 +107,7 @@ def look(page: Browser, dashboard: Dashboard) -> tuple[Seen, ...]:
     found: list[dict[str, Any]] = page.ask(FOUND)
     if sorted(panel["title"] for panel in found) != sorted(panels):
         raise Problem(f"`{dashboard.title}` shows other panels than its source has: run `make dashboards`.")
-    return tuple(
+    seen = [
         Seen(
             dashboard.title,
             panel["title"],
@@ -112,7 +117,12 @@ def look(page: Browser, dashboard: Dashboard) -> tuple[Seen, ...]:
             tuple(panel["legend"]),
         )
         for panel in found
-    )
+    ]
+    refused = page.ask(REFUSED)
+    if refused:
+        told = f"queries that the store refused: {refused}; `python -m dashboards.check` names them"
+        seen.append(Seen(dashboard.title, "all panels", "", True, (told,), ()))
+    return tuple(seen)
 
 
 def tour(url: str, minutes: int, scale: float = SCALE) -> Iterator[tuple[Dashboard, tuple[Seen, ...], Browser]]:
