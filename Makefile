@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help venv check test test-all demo demo-down demo-gcp plan ask plan-score diagnosis diagnosis-score bench \
-	gpu-check drill drill-quick lock docs clean
+	gpu-check drill drill-quick lock dashboards pictures docs clean
 
 PYTHON := .venv/bin/python
 LOCK := requirements/dev.txt
@@ -66,6 +66,12 @@ drill-quick: venv ## The part of the drill that fits into eight minutes
 bench: venv ## Time fresh and repeated runs beside the floor, and ai-server beside nginx
 	@$(PYTHON) -m lab bench
 	@$(PYTHON) -m lab bench-relay --write
+
+dashboards: venv ## Write the dashboards for Grafana and VictoriaMetrics' UI from their source
+	@$(PYTHON) -m dashboards.generate
+
+pictures: venv ## Look at the dashboards in a headless browser and write docs/pictures (12 min; URL=http://… of a store)
+	@$(PYTHON) -m lab pictures $(or $(URL),--write docs/pictures)
 
 docs: venv ## Write the tables of the role pages from the argument specs
 	@$(PYTHON) docs/generate.py

@@ -24,6 +24,7 @@ from lab import (
     machine,
     model,
     nvidia_repository,
+    pictures,
     qemu,
     services,
 )
@@ -71,6 +72,13 @@ def parser() -> argparse.ArgumentParser:
     drilled.add_argument("--seed", type=int, help="repeat the random choices of an earlier drill")
     drilled.add_argument("--bed", nargs="*", default=[], help="these beds: server, interrupted, fleet, moved, virtual")
     drilled.add_argument("--only", nargs="*", default=[], metavar="LINE", help="these lines, by the names in lab/drill")
+
+    seen = commands.add_parser("pictures", help="look at the dashboards with a headless browser; say what is wrong")
+    seen.add_argument("url", nargs="?", help="of a VictoriaMetrics; without it, one with figures of a stand-in")
+    seen.add_argument("--minutes", type=int, default=10, help="how far back to look (default 10)")
+    seen.add_argument("--has", action="append", default=[], help="something that panels need, and that is there")
+    seen.add_argument("--has-all", action="store_true", help="whatever panels need is there")
+    seen.add_argument("--write", type=Path, metavar="FOLDER", help="keep the pictures there")
 
     shared = commands.add_parser(
         "services", help="the machine with the mirror and the stand-ins of Loki and the model hub"
@@ -140,6 +148,10 @@ def act(options: argparse.Namespace) -> Any:
         case "bench":
             print(bench.run(options.repeats))
             return 0
+        case "pictures":
+            problems = pictures.look_around(options)
+            print("\n".join(problems) or "Every panel shows what it should.")
+            return int(bool(problems))
         case "bench-relay":
             print(bench_relay.run(options.repeats, options.application, options.nginx, options.write))
             return 0

@@ -107,6 +107,20 @@ class Host:
         return time.monotonic() - begin
 
 
+def logs(offered: dict[str, Any]) -> dict[str, Any]:
+    """Return what makes a bed ship its logs by promtail to the stand-in of Loki, and push no metrics."""
+    sums = {each["version"]: {"amd64": each["checksum"]} for each in offered["programs"] if each["name"] == "promtail"}
+    return {
+        "vmagent_url": "",
+        "log_shipper": "promtail",
+        "promtail_mirror": offered["mirror"],
+        "promtail_checksums": sums,
+        "promtail_loki_url": offered["loki"],
+        "promtail_journal_jobs": "{{ otel_collector_journal_jobs }}",
+        "promtail_file_jobs": "{{ otel_collector_file_jobs }}",
+    }
+
+
 class Bed:
     """Machines of one inventory, with the variables that all of them have."""
 
@@ -114,6 +128,7 @@ class Bed:
         kind, platform = about.get("kind", machine), about.get("platform", "debian12")
         self.hosts = [Host(each, kind, platform) for each in hosts]
         self.name, self.groups, self.variables = name, groups, variables
+        self.members: dict[str, list[str]] = about.get("members", {})  # of groups that not all machines are in
         self.folder = FOLDER / name
         self.own: dict[str, dict[str, Any]] = {}  # variables of one machine
 
@@ -153,9 +168,11 @@ class Bed:
                 "backup_password": BACKUP_PASSWORD,
             }
             always = {"demo": facts, "lab_directory": str(ROOT / "lab"), "promtail_host_label": each.name}
-            variables[each.name] = {**always, **self.variables, **self.own.get(each.name, {})}
+            variables[each.name] = {**always, **logs(offered), **self.variables, **self.own.get(each.name, {})}
         names = {name: {} for name in variables}
-        inventory = {"all": {"hosts": variables, "children": {group: {"hosts": names} for group in self.groups}}}
+        groups = {group: {"hosts": names} for group in self.groups}
+        groups |= {group: {"hosts": {name: {} for name in some}} for group, some in self.members.items()}
+        inventory = {"all": {"hosts": variables, "children": groups}}
         (self.folder / "hosts.yml").write_text(yaml.safe_dump(inventory))
         (self.folder / "hosts.yml").chmod(0o600)
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from lab import debian_package, host
+from lab import collector, debian_package, host, licences
 from lab.host import CACHE, Problem
 
 MIRROR = CACHE / "mirror"
@@ -50,7 +50,8 @@ class Program:
     the stand-in of the program's name is built. `archive` and `member` are upstream's names, with `{version}`; an
     archive of several programs has the others in `also`. `packages` names their folders where a module has several.
     `versioned` is what the linker writes into `version_variable`, and `says` what the program tells of it. A program
-    with a `package` comes from Debian's, and each of the `versions` names the platform whose suite has it.
+    with a `package` comes from Debian's, and each of the `versions` names the platform whose suite has it. What is
+    `put_together` has no module of its own: see lab/collector.
     """
 
     origin: str
@@ -67,6 +68,7 @@ class Program:
     says: str = "version {version} "
     role: str = ""  # whose table has the sums of the released archives; the program's name when empty
     package: debian_package.Repacked | None = None
+    put_together: bool = False
 
     @property
     def members(self) -> dict[str, str]:
@@ -160,6 +162,16 @@ PROGRAMS = {
         says="version {version}",
         usually="20 s",
     ),
+    "otel_collector": Program(
+        origin="https://github.com/open-telemetry/opentelemetry-collector-releases/releases/download/v{version}",
+        archive="otelcol-contrib_{version}_linux_amd64.tar.gz",
+        member="otelcol-contrib",
+        put_together=True,
+        versions={collector.version(): ""},
+        version_variable="main.version",  # which it does not have: the version is written into its source
+        usually="5 min",
+        beside=("README.md",),
+    ),
 }
 
 
@@ -199,7 +211,8 @@ class Build:
     @property
     def stand_in(self) -> Path | None:
         """The folder of the stand-in that takes the program's place, where its own source is not built."""
-        return None if self.program.module or self.program.package else STAND_INS / self.name
+        own = self.program.module or self.program.package or self.program.put_together
+        return None if own else STAND_INS / self.name
 
     @property
     def released_checksum(self) -> str:
@@ -214,7 +227,8 @@ class Build:
         """A digest of all that decides how the build turns out, except the Go version."""
         program = {**self.program.__dict__, "versions": self.program.versions[self.version], "usually": ""}
         program["package"] = str(self.program.package)
-        files = sorted(self.stand_in.rglob("*")) if self.stand_in else []
+        folder = collector.HERE if self.program.put_together else self.stand_in
+        files = sorted(path for path in folder.rglob("*") if path.suffix != ".pyc") if folder else []
         return host.digest([program, self.version, [path.read_text() for path in files if path.is_file()]])
 
     def finished(self) -> bool:
@@ -342,8 +356,13 @@ def go_environment() -> dict[str, str]:
     }
 
 
-def source_of(build: Build, go: str) -> Path:
-    """Return the folder of a program's source: the stand-in's, or the module's, whose digest is compared."""
+def source_of(build: Build, go: str, folder: Path) -> Path:
+    """Return the folder of a program's source: the stand-in's, or the module's, whose digest is compared.
+
+    The collector's is made in the given folder.
+    """
+    if build.program.put_together:
+        return collector.generate(go, go_environment(), folder)
     if build.stand_in:
         return build.stand_in
     module = f"{build.program.module}@v{build.version}"
@@ -367,12 +386,12 @@ def make(build: Build) -> None:
 def compiled(build: Build, folder: Path) -> dict[str, Path]:
     """Compile the programs of a module, each of which must say its version; returns the archive's files by name."""
     go = go_command()
-    source = source_of(build, go)
+    source = source_of(build, go, folder)
     files = {
         member: compile_program(build, go, source, package, folder / Path(member).name)
         for member, package in build.members.items()
     }
-    return files | {f"{Path(build.member).parent}/{name}": source / name for name in build.program.beside}
+    return files | {str(Path(build.member).parent / name): source / name for name in build.program.beside}
 
 
 def from_package(build: Build, folder: Path) -> dict[str, Path]:
@@ -396,13 +415,14 @@ def compile_program(build: Build, go: str, source: Path, package: str, target: P
     cure = "see the whole output by running it again by hand"
     host.run(command, env=go_environment(), cwd=source, tries=3, cure=cure)
     check_version(build, target, named["program"])
+    licences.check(go, target, GO / "mod")
     return target
 
 
 def check_version(build: Build, target: Path, program: str = "") -> None:
     """Raise Problem where a program that was made says another version than it should."""
     said = subprocess.run([target, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
-    if build.program.says.format(program=program, version=build.version) not in said:
+    if build.program.says.format(program=program, version=build.version) not in f"{' '.join(said.split())} ":
         raise Problem(f"The built {target.name} says {said.strip()!r} and not version {build.version}.")
 
 

@@ -20,6 +20,8 @@ from lab import host, machine, services
 NAME = "demo"
 FACTS = host.STATE / "demo.json"
 PORT = int(os.environ.get("DEMO_PORT", "8000"))
+# The pages of the watching side, on the same ports as on the machine.
+PAGES = {"metrics": 8428, "logs": 9428, "alerts": 8880}
 PROMPT = "Write one short sentence about a rented home."
 
 
@@ -27,7 +29,9 @@ def up(arguments: list[str]) -> int:
     """Boot, converge and show; returns the exit code of the run."""
     begin = time.monotonic()
     offered = services.up()
-    booted = machine.up(NAME, publish=[f"127.0.0.1:{PORT}:8000"])
+    booted = machine.up(
+        NAME, publish=[f"127.0.0.1:{PORT}:8000", *(f"127.0.0.1:{page}:{page}" for page in PAGES.values())]
+    )
     FACTS.write_text(json.dumps(facts(booted, offered), indent=1))
     FACTS.chmod(0o600)
     host.say("Converging with site.yml (usually 2 min on a fresh machine, half a minute on a finished one) …")
@@ -49,7 +53,7 @@ def facts(booted: dict, offered: dict) -> dict:
     names = ("vllm_api_key", "ai_server_api_key", "backend_internal_token", "ocr_api", "backup_password")
     return {
         "machine": booted,
-        "services": {"mirror": offered["mirror"], "loki": offered["loki"]},
+        "services": {"mirror": offered["mirror"], "slack": offered["slack"]},
         "checksums": sums,
         "uv_cache": machine.SHARED_UV_CACHE,
         "vllm_wheel": offered["vllm_wheel"],
@@ -64,11 +68,18 @@ def show(offered: dict, seconds: float) -> None:
     print(f"\nServing after {seconds:.0f} s. Through ai-server, to {PROMPT!r} (a tiny random model: expect no sense):")
     for name in ("lab/tiny-llama", "easycontract", "checklist"):
         print(f"  {name:<16}{answer(base, key, name)!r}")
+    metrics, logs, alerts = (f"http://127.0.0.1:{port}" for port in PAGES.values())
     print(f"""
 Open
-  {base}/metrics         ai-server: its metrics (docs/ai-server.md lists the endpoints)
-  {base}/health          its state and the engine's
-  {offered["loki"]}/loki/api/v1/labels   the stand-in of Loki, where the logs are
+  {metrics}/vmui/#/dashboards       dashboards of server, engine and host (docs/dashboards.md)
+  {logs}/select/vmui?query=%7Bservice.name%3D%22vllm%22%7D   the engine's log
+  {alerts}/vmalert/alerts          what fires; {offered["slack"]} shows the messages, as Slack would
+  {base}/metrics                ai-server: its metrics (docs/ai-server.md lists the endpoints)
+  {base}/health                 its state and the engine's
+
+Make an alert fire, within two minutes, and end
+  .venv/bin/python -m lab ssh {NAME} -- sudo systemctl stop vllm
+  .venv/bin/python -m lab ssh {NAME} -- sudo systemctl start vllm
 
 Try next
   curl -sN {base}/v1/chat/completions -H 'Authorization: Bearer {key}' \\

@@ -1,7 +1,8 @@
 """`make drill`: whatever could break a server is done to one, and a table says what came of it.
 
-Five beds, each new: a server with the real engine; one with the engine's light stand-in, for runs that are interrupted
-again and again; a fleet of five; a lost machine and its replacement; a virtual machine with a kernel of its own.
+Six beds, each new: a server with the real engine; one with the engine's light stand-in, for runs that are interrupted
+again and again; a fleet of five; a lost machine and its replacement; a served machine and one that watches it; a
+virtual machine with a kernel of its own.
 `make drill-quick` is what fits into eight minutes, on one server with the light engine.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 
 from lab import host, qemu, services
 from lab.bed import Bed
-from lab.drill import cases
+from lab.drill import cases, watched
 from lab.drill.cases import Row, Stage
 from lab.host import ROOT, STATE, Problem
 
@@ -45,6 +46,7 @@ INTERRUPTED: tuple[Line, ...] = (
 )  # fmt: skip
 FLEET: tuple[Line, ...] = (cases.one_bad_host, cases.unreachable_host)
 MOVED: tuple[Line, ...] = (cases.restored_elsewhere,)
+WATCHED: tuple[Line, ...] = (watched.engine_stopped, watched.stores_away, watched.host_gone)
 VIRTUAL: tuple[Line, ...] = (cases.new_virtual_machine, cases.clock_jumps, cases.virtual_reboot)
 QUICK: tuple[Line, ...] = (
     cases.fresh_with_apt_locked, cases.nothing_to_do, cases.far_away, cases.bad_argument, cases.too_large,
@@ -81,6 +83,17 @@ def beds(offered: dict[str, Any], quick: bool) -> list[tuple[Bed, tuple[Line, ..
         (Bed("interrupted", ["drill"], everything, {**light(offered), **often}), INTERRUPTED, True),
         (Bed("fleet", fleet, ["vllm", "monitoring"], {**light(offered), **logs}), FLEET, True),
         (Bed("moved", ["drill-lost", "drill-new"], [*everything, "backup"], {**light(offered), **often}), MOVED, False),
+        (
+            Bed(
+                "watched",
+                [watched.SERVED, watched.WATCHING],
+                ["monitoring"],
+                {**light(offered), **watched.VARIABLES},
+                members={"vllm": [watched.SERVED], "watch": [watched.WATCHING]},
+            ),
+            WATCHED,
+            True,
+        ),
         (
             Bed(
                 "virtual",
@@ -146,7 +159,7 @@ def drill(bed: Bed, lines: list[Line], converged: bool, stage: Stage) -> list[Ro
     try:
         bed.boot(stage.offered)
         bed.prepare()
-        for each in bed.hosts:  # a job of promtail reads it
+        for each in bed.hosts:  # a job of the log shipper reads it
             each.sh(f"mkdir -p {cases.WORDS} && echo words >> {cases.WORDS}/words.log")
         if converged:
             outcome = bed.converge()

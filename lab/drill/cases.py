@@ -762,6 +762,8 @@ def watch(bed: Bed, key: str = CALLER) -> None:
     """Ask the application on every machine of a bed, or the engine where there is none."""
     through = "ai_server" in bed.groups
     for each in bed.hosts:
+        if each.name not in bed.members.get("vllm", [each.name]):
+            continue
         port, own = (8000, key) if through else (8001, ENGINE_KEY)
         each.watch(f"http://127.0.0.1:{port}/v1/chat/completions", own, BASE)
 

@@ -7,10 +7,10 @@ def vmalert_argv(settings: dict, asked: dict, kept: dict) -> list[str]:
     """Return the command of a vmalert that asks the store ``asked`` and keeps its state in the store ``kept``.
 
     A store is ``{url, user, password_file}``. ``settings`` has the program, rules, listen (address and port), interval,
-    notifiers, labels and external_url.
+    delay, notifiers, labels and external_url.
     """
     argv = [settings["program"], f"-rule={settings['rules']}", f"-httpListenAddr={settings['listen']}", "-enableTCP6"]
-    argv += [f"-evaluationInterval={settings['interval']}"]
+    argv += [f"-evaluationInterval={settings['interval']}", f"-rule.evalDelay={settings['delay']}"]
     for flag, store in (("datasource", asked), ("remoteWrite", kept), ("remoteRead", kept)):
         argv.append(f"-{flag}.url={store['url']}")
         if store["user"]:

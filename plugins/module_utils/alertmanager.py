@@ -24,9 +24,13 @@ TITLE = (
     "{{ with .CommonLabels.severity }} ({{ . }}){{ end }}: {{ .CommonLabels.alertname }}"
     "{{ with .CommonLabels.host }} on {{ . }}{{ end }}"
 )
+TOLD = (
+    "{{ .Annotations.summary }}{{ with .Annotations.description }}\n{{ . }}{{ end }}"
+    "{{ with .Annotations.runbook }}\n{{ . }}{{ end }}\n"
+)
 TEXT = (
-    "{{ range .Alerts }}{{ .Annotations.summary }}{{ with .Annotations.description }}\n{{ . }}{{ end }}"
-    "{{ with .Annotations.runbook }}\n{{ . }}{{ end }}\n{{ end }}"
+    f"{{{{ range .Alerts.Firing }}}}{TOLD}{{{{ end }}}}"
+    "{{ range .Alerts.Resolved }}resolved: {{ .Annotations.summary }}\n{{ end }}"
 )
 
 

@@ -44,15 +44,16 @@ def http(
     return (str(seen), True) if good else (f"{seen}: {shortened(text)}", False)
 
 
-def remote_write(url: str, watched: float = 3, timeout: float = 5) -> tuple[str, bool]:
+def remote_write(url: str, watched: float = 20, timeout: float = 5) -> tuple[str, bool]:
     """The vmagent at the base ``url`` scrapes every target, and what it scrapes arrives; nothing waits or is dropped.
 
-    What was dropped in the past is told, but only what is dropped while this looks makes the row red.
+    It has ``watched`` seconds for that: after a start a target has its first scrape within the interval. What was
+    dropped in the past is told, but only what is dropped while this looks makes the row red.
     """
-    told = json.loads(probes.ask(f"{url}/api/v1/targets", timeout=timeout)[1])["data"]["activeTargets"]
-    down = [target["labels"]["job"] for target in told if target["health"] != "up"]
     deadline, dropped = time.monotonic() + watched, None
     while True:
+        told = json.loads(probes.ask(f"{url}/api/v1/targets", timeout=timeout)[1])["data"]["activeTargets"]
+        down = [target["labels"]["job"] for target in told if target["health"] != "up"]
         page = probes.ask(f"{url}/metrics", timeout=timeout)[1]
         sent, waiting, lost = (probes.total(page, f"vmagent_remotewrite_{name}") for name in REMOTE_WRITE)
         dropped = lost if dropped is None else dropped
@@ -216,14 +217,22 @@ def _outer(version: int) -> str:
         return probe.getsockname()[0]
 
 
-def rules(url: str, timeout: float = 5) -> tuple[str, bool]:
-    """The vmalert at ``url`` has read its rules, and the store answers every one of them."""
-    seen, page = probes.ask(f"{url}/metrics", timeout=timeout)
-    if seen != 200:
-        return f"{seen}: {shortened(page)}", False
-    _, text = probes.ask(f"{url}/api/v1/rules", timeout=timeout)
-    every = [rule for group in json.loads(text)["data"]["groups"] for rule in group["rules"]]
-    failing = [rule for rule in every if rule.get("lastError")]
+def rules(url: str, wait: float = 40, timeout: float = 5) -> tuple[str, bool]:
+    """The vmalert at ``url`` has read its rules, and the store answers every one of them.
+
+    One that failed may have asked a store that was being restarted: it is given ``wait`` seconds until its next turn.
+    """
+    deadline = time.monotonic() + wait
+    while True:
+        seen, page = probes.ask(f"{url}/metrics", timeout=timeout)
+        if seen != 200:
+            return f"{seen}: {shortened(page)}", False
+        _, text = probes.ask(f"{url}/api/v1/rules", timeout=timeout)
+        every = [rule for group in json.loads(text)["data"]["groups"] for rule in group["rules"]]
+        failing = [rule for rule in every if rule.get("lastError")]
+        if not failing or time.monotonic() > deadline:
+            break
+        time.sleep(1)
     firing = sum(rule.get("state") == "firing" for rule in every)
     told = [f"{len(every)} rules, {firing} alerts fire"]
     unread = not probes.total(page, "vmalert_config_last_reload_successful")
@@ -365,6 +374,31 @@ def file_job(
     return log_shipping.file_job(loki, log_shipping.Shipper(positions, metrics), path, labels, rewrites, wait)
 
 
+def collector_queue(url: str, watched: float = 5) -> tuple[str, bool]:
+    """The collector at the metrics page ``url`` sends what waits in its queue; see `log_shipping.queue`."""
+    return log_shipping.queue(log_shipping.Collector(url), watched)
+
+
+def collector_journal(
+    url: str, host: str, job: str, unit: str, service: str, metrics: str,
+    user: str = "", password: str = "", bearer: str = "", wait: float = 20,
+) -> tuple[str, bool | None]:  # fmt: skip
+    """A line that is written now in the name of ``unit`` reaches ``url``; see `log_shipping.collected_unit`."""
+    receiver, collector = log_shipping.Receiver(url, user, password, bearer), log_shipping.Collector(metrics)
+    attributes = {"host.name": host, "service.name": service, "job": job}
+    return log_shipping.collected_unit(receiver, collector, job, unit, attributes, wait)
+
+
+def collector_files(
+    url: str, host: str, job: str, path: str, service: str, metrics: str,
+    user: str = "", password: str = "", bearer: str = "", wait: float = 20,
+) -> tuple[str, bool | None]:  # fmt: skip
+    """The last line of the newest file of a glob reached ``url``; see `log_shipping.collected_files`."""
+    receiver, collector = log_shipping.Receiver(url, user, password, bearer), log_shipping.Collector(metrics)
+    attributes = {"host.name": host, "service.name": service, "job": job}
+    return log_shipping.collected_files(receiver, collector, job, path, attributes, wait)
+
+
 def gpu(name: str = "", driver: str = "") -> tuple[str, bool]:
     """The driver answers, is of the branch ``driver`` (580), and the first GPU is called ``name``; any when empty."""
     try:
@@ -421,8 +455,9 @@ def disk(free_mib: int) -> tuple[str, bool]:
 
 
 _CHECKS = (
-    http, models, completion, chat, metric, unit, sockets, pushes, remote_write, journal_job, file_job, gpu, driver,
-    device_nodes, swap, tuning, disk, watchdog, timer, backup, rules, notices,
+    http, models, completion, chat, metric, unit, sockets, pushes, remote_write, journal_job, file_job, collector_queue,
+    collector_journal, collector_files, gpu, driver, device_nodes, swap, tuning, disk, watchdog, timer, backup, rules,
+    notices,
 )  # fmt: skip
 KINDS = {function.__name__: function for function in _CHECKS}
 

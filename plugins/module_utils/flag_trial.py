@@ -12,14 +12,15 @@ import re
 import subprocess
 import sys
 
-
 LOGGED = re.compile(r"(?:^|\t)(info|warn|error|fatal|panic)\t\S+\t")
 
 
 def complaint(said: str) -> str:
     """Return what is wrong by what the program said: its own error, else the line before its page of help."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    errors = [line[found.end() :] for line in lines if (found := LOGGED.search(line)) and found[1] in ("fatal", "panic")]
+    errors = [
+        line[found.end() :] for line in lines if (found := LOGGED.search(line)) and found[1] in ("fatal", "panic")
+    ]
     plain = [line for line in lines if not LOGGED.search(line)]
     return next(iter([*errors, *plain]), "it leaves without a word").rstrip(".")
 

@@ -1,9 +1,10 @@
-"""Follow one line from where it is written to Loki, for each job of a log shipper.
+"""Follow one line from where it is written to where logs are kept, for each job of a log shipper.
 
 A job of the journal gets a line of its own, written in the name of its unit. A log file belongs to the program that
 writes it, so there the last line that it has is looked for. Where Loki takes lines and answers no questions, what the
 shipper itself says of them is all that can be known, and the answer says so. Plain Python; needs root.
-Sources: "Native Journal Protocol" of systemd, unix(7), Loki's HTTP API, promtail's positions file.
+Sources: "Native Journal Protocol" of systemd, unix(7), Loki's HTTP API, promtail's positions file, VictoriaLogs'
+/select/logsql/query, the OpenTelemetry Collector's internal telemetry.
 """
 
 from __future__ import annotations
@@ -54,6 +55,54 @@ class Loki:
         pair = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         known = {"Authorization": f"Basic {pair}" if self.user else "", "X-Scope-OrgID": self.tenant}
         return {name: value for name, value in known.items() if value}
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """Where a collector sends to; of VictoriaLogs, whose address says so, lines can be asked for."""
+
+    url: str
+    user: str = ""
+    password: str = ""
+    bearer: str = ""
+
+    @property
+    def answers(self) -> bool:
+        return "/insert/opentelemetry" in self.url
+
+    def ask(self, attributes: dict, text: str, start: float, timeout: float) -> tuple[int, list]:
+        """Return the status and the records with these attributes whose text holds ``text``, since a Unix time."""
+        chosen = " ".join(f"{json.dumps(name)}:={json.dumps(value)}" for name, value in sorted(attributes.items()))
+        begin = f"{max(start, time.time() - WEEK):.3f}"
+        asked = {"query": f"{chosen} {json.dumps(text, ensure_ascii=False)}", "start": begin, "limit": 10}
+        url = f"{self.url.partition('/insert/')[0]}/select/logsql/query?{urllib.parse.urlencode(asked)}"
+        pair = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+        headers = {"Authorization": f"Basic {pair}"} if self.user else {}
+        status, said = probes.ask(url, self.bearer or None, timeout=timeout, headers=headers)
+        return status, [json.loads(line) for line in said.splitlines() if line] if status == 200 else [said]
+
+
+@dataclass(frozen=True)
+class Collector:
+    """What an OpenTelemetry Collector says of itself on its page of metrics."""
+
+    metrics: str
+    timeout: float = 5
+
+    def counts(self, receiver: str = "") -> dict:
+        """Return how many lines a receiver has read, and how many were sent, wait, may wait, and were lost."""
+        status, page = probes.ask(self.metrics, timeout=self.timeout)
+        if status != 200:
+            raise OSError(f"{self.metrics} answered {status} instead of 200")
+        own = "\n".join(line for line in page.split("\n") if f'receiver="{receiver}"' in line)
+        sent_to = "\n".join(line for line in page.split("\n") if 'exporter="otlp_http/logs"' in line)
+        return {
+            "read": probes.total(own, "otelcol_receiver_accepted_log_records"),
+            "sent": probes.total(sent_to, "otelcol_exporter_sent_log_records"),
+            "waiting": probes.total(sent_to, "otelcol_exporter_queue_size"),
+            "room": probes.total(sent_to, "otelcol_exporter_queue_capacity"),
+            "lost": probes.total(sent_to, "otelcol_exporter_send_failed_log_records"),
+        }
 
 
 @dataclass(frozen=True)
@@ -219,3 +268,87 @@ def _foreign(loki: Loki, labels: dict, other_units: list[str], timeout: float) -
     """Return which of ``other_units`` have lines under these labels in the last hour."""
     _, streams = loki.ask(labels, "", time.time() - HOUR, timeout) if other_units else (200, [])
     return ", ".join(sorted({stream["stream"].get("unit", "") for stream in streams} & set(other_units)))
+
+
+# -- the collector ----------------------------------------------------------------------------------------------------
+
+
+def queue(collector: Collector, watched: float) -> tuple[str, bool]:
+    """Lines that wait on disk get fewer or are sent, there is room for more, and none is lost while this looks."""
+    before, end = collector.counts(), time.monotonic() + watched
+    after = before
+    while (after["waiting"] or after["lost"]) and time.monotonic() < end:
+        time.sleep(0.5)
+        after = collector.counts()
+        if after["sent"] > before["sent"] and not after["lost"]:
+            break
+    moves = not after["waiting"] or after["sent"] > before["sent"]
+    told = f"{after['sent']:.0f} lines sent since its start, {after['waiting']:.0f} of {after['room']:.0f} wait"
+    told += f", {after['lost']:.0f} lost" * bool(after["lost"]) + "; none is sent" * (not moves)
+    return told, moves and after["waiting"] < 0.8 * after["room"] and after["lost"] == before["lost"]
+
+
+def collected_unit(receiver: Receiver, collector: Collector, job: str, unit: str, attributes: dict, wait: float):
+    """A line that is written now, in the name of ``unit``, is read, sent, and found where it can be asked for."""
+    source = f"journald/{job}"
+    before, begun, text = collector.counts(source), time.time(), f"checklist {uuid.uuid4().hex}"
+    if not write_as(unit, text):
+        return f"{unit} does not run, so no line can be written in its name", None
+    if not _until(lambda: collector.counts(source)["read"] > before["read"], wait):
+        return f"a line written now was not read by the job {job}", False
+    return _sent(receiver, collector, before, "a line written now", text, begun, attributes, wait)
+
+
+def collected_files(receiver: Receiver, collector: Collector, job: str, path: str, attributes: dict, wait: float):
+    """The last line of the newest file of the glob ``path`` is found where it can be asked for."""
+    counts = collector.counts(f"file_log/{job}")
+    files = {file: _last_line(file)[0] for file in matching(path)}
+    if not files:
+        return f"no file matches {path}", False
+    told = f"{len(files)} file{'s' * (len(files) > 1)}, {counts['read']:.0f} lines read since the start"
+    newest = max((file for file, line in files.items() if line), key=_written, default=None)
+    if newest is None or _written(newest) < time.time() - WEEK:
+        return f"{told}; no line of the last week", True
+    text = max(re.findall(r"[ -~]+", _message(files[newest])), key=len, default="")[:SHOWN]
+    what = f"the last line of {newest}"
+    if not receiver.answers:
+        return f"{told}; nothing here answers whether {what} arrived", None
+    measured, good = _sent(receiver, collector, {"sent": -1, "lost": 0}, what, text, _written(newest), attributes, wait)
+    return f"{told}; {measured}", good
+
+
+def _message(line: str) -> str:
+    """Return what the collector makes the text of a line: of JSON its message."""
+    try:
+        read = json.loads(line)
+    except ValueError:
+        return line
+    told = [read.get(name) for name in ("message", "msg")] if isinstance(read, dict) else []
+    return next((text for text in told if isinstance(text, str)), line)
+
+
+def _sent(
+    receiver: Receiver, collector: Collector, before: dict, what: str, text: str, written: float, attributes: dict,
+    wait: float,
+) -> tuple[str, bool]:  # fmt: skip
+    """Look for a line that was read; ``before`` are the counts of before it was written."""
+    if not _until(lambda: collector.counts()["sent"] > before["sent"], wait):
+        after = collector.counts()
+        lost = after["lost"] - before.get("lost", 0)
+        told = f"; the receiver refused {lost:.0f} for good, with a status such as 401 or 404" if lost > 0 else ""
+        return f"{what} was read and not sent; {after['waiting']:.0f} lines wait{told}", False
+    status, found = 0, []
+
+    def there() -> bool:
+        nonlocal status, found
+        status, found = receiver.ask(attributes, text, written - HOUR, collector.timeout)
+        return bool(found) or status != 200
+
+    if not receiver.answers:
+        return f"{what} was read and sent, and the receiver took it", True
+    _until(there, wait)
+    if status in CLOSED:
+        return f"{what} was read and sent; the receiver answers no questions ({status})", True
+    if status != 200:
+        return f"the receiver answered {status}: {' '.join(str(found[0]).split())[:60]}", False
+    return (f"{what} has arrived", True) if found else (f"{what} was sent and is not there", False)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}
+TIMEOUT = "10s"
 # What a scrape configuration must not have as text: everyone who reads the file, or a diff of it, would see it.
 SECRETS = {"password", "bearer_token", "credentials", "client_secret", "secret_key", "token"}
 
@@ -25,26 +26,39 @@ class Program:
     port: str
     service: str
     role: str
-    # A variable without which the role is not run on a host of the group.
+    # A variable without which it does not run.
     needs: str = ""
 
 
-def _program(job: str, group: str, address: str = "listen_address", service: str = "", needs: str = "") -> Program:
-    return Program(job, group, f"{job}_{address}", f"{job}_port", service or job, job, needs)
+def _program(job: str, group: str, address: str = "listen_address", service: str = "") -> Program:
+    return Program(job, group, f"{job}_{address}", f"{job}_port", service or job, job)
 
 
 PROGRAMS = (
     _program("vllm", "vllm", "host"),
     _program("ai_server", "ai_server", "host", "ai-server"),
     _program("node_exporter", "monitoring"),
-    # One of the two ships the logs of a host.
-    _program("promtail", "monitoring", needs="promtail_loki_url"),
-    _program("otel_collector", "monitoring", needs="otel_collector_endpoint"),
+    _program("promtail", "monitoring"),
+    _program("otel_collector", "monitoring"),
     _program("vmagent", "monitoring"),
     _program("dcgm_exporter", "gpu", service="dcgm-exporter"),
 )
+# One of them ships the logs of a host: the one that the inventory names, else the first.
+SHIPPER, SHIPPERS = "log_shipper", ("promtail", "otel_collector")
 # Those of a watching host are scraped by victoria_metrics itself, so that they are seen where no agent runs.
-WATCHING = tuple(_program(job, "watch") for job in ("victoria_metrics", "victoria_logs", "vmalert", "alertmanager"))
+WATCHING = (
+    _program("victoria_metrics", "watch"),
+    _program("victoria_logs", "watch"),
+    _program("vmalert", "watch"),
+    # A process of its own asks the logs.
+    replace(
+        _program("vmalert", "watch", service="vmalert_logs"),
+        job="vmalert_logs",
+        port="vmalert_logs_port",
+        needs="vmalert_logs_url",
+    ),
+    _program("alertmanager", "watch"),
+)
 
 
 def targets(programs: tuple[Program, ...], groups: list, variables: Mapping, defaults: Mapping, facts: Mapping) -> list:
@@ -58,7 +72,9 @@ def targets(programs: tuple[Program, ...], groups: list, variables: Mapping, def
         known = {**defaults.get(program.role, {}), **_given(program, variables)}
         if program.group not in groups or program.port not in known or known.get(f"{program.role}_state") == "absent":
             continue
-        if program.needs and not variables.get(program.needs):
+        if program.needs and not known.get(program.needs):
+            continue
+        if program.role in SHIPPERS and program.role != (variables.get(SHIPPER) or SHIPPERS[0]):
             continue
         # With TLS the machine itself goes on asking by loopback, without.
         listens = "" if variables.get(f"{program.role}_tls_certificate_path") else known.get(program.address)
@@ -70,7 +86,7 @@ def targets(programs: tuple[Program, ...], groups: list, variables: Mapping, def
 
 
 def _given(program: Program, variables: Mapping) -> dict:
-    names = (program.address, program.port, f"{program.role}_state")
+    names = (program.address, program.port, program.needs, f"{program.role}_state")
     return {name: variables[name] for name in names if variables.get(name) is not None}
 
 
@@ -84,9 +100,7 @@ def _reached(listens: str, facts: Mapping) -> str:
     return LOOPBACK.get(listens, listens)
 
 
-def configuration(
-    found: list, host: str, interval: str, extra: list, access: Mapping | None = None, timeout: str = "10s"
-) -> dict:
+def configuration(found: list, host: str, interval: str, extra: list, access: Mapping | None = None) -> dict:
     """Return a scrape configuration: one job a program of ``found``, then those of ``extra``.
 
     Every series has the label ``host``, and those of ``found`` have ``service``, the unit's name. ``access`` has more
@@ -101,7 +115,12 @@ def configuration(
         for each in found
     ]
     return {
-        "global": {"scrape_interval": interval, "scrape_timeout": timeout, "external_labels": {"host": host}},
+        "global": {
+            "scrape_interval": interval,
+            # Prometheus refuses more than the interval.
+            "scrape_timeout": interval if interval.removesuffix("s") in map(str, range(1, 10)) else TIMEOUT,
+            "external_labels": {"host": host},
+        },
         "scrape_configs": jobs + [dict(one) for one in extra],
     }
 

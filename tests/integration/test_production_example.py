@@ -20,6 +20,7 @@ SECRETS = {
     "vault_backend_internal_token": "internal-token",
     "vault_ocr_api": "ocr-key",
     "vault_ai_server_api_keys": ["caller-key-0123456789"],
+    "vault_alertmanager_slack_webhook": "https://hooks.slack.com/services/T0/B0/x",
 }
 
 
@@ -110,9 +111,9 @@ def test_all_that_is_missing_is_said_at_once(tmp_path):
 
 
 def test_ports_are_looked_at_together():
-    done = playbook("playbooks/validate.yml", "-e", json.dumps({**SECRETS, "vllm_port": 8000, "promtail_port": 99999}))
+    done = playbook("playbooks/validate.yml", "-e", json.dumps({**SECRETS, "vllm_port": 8000, "vmagent_port": 99999}))
     assert "vllm_port and ai_server_port are both 8000" in done.stdout + done.stderr, done.stdout
-    assert "promtail_port is 99999" in done.stdout + done.stderr
+    assert "vmagent_port is 99999" in done.stdout + done.stderr
 
 
 def test_a_version_without_quotes_is_a_version_all_the_same():

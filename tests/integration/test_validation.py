@@ -18,6 +18,9 @@ GOOD = {
     "vault_backend_internal_token": "internal-token",
     "vault_ocr_api": "ocr-key",
     "vault_ai_server_api_keys": ["caller-key-0123456789"],
+    "vault_alertmanager_slack_webhook": "https://hooks.slack.com/services/T0/B0/x",
+    "log_shipper": "promtail",
+    "promtail_loki_url": "http://loki.example:3100",
     "vllm_lora_adapters": [{"name": "easycontract", "source": "/srv/a"}, {"name": "checklist", "source": "/srv/b"}],
 }
 # Nothing is asked of a host: this controller stands in for it.

@@ -15,7 +15,7 @@ import pytest
 # What a controller has and a host has not: the rest of Ansible, its plugins, the laboratory, and libraries.
 CONTROLLER = (
     *("ansible.errors", "ansible.parsing", "ansible.plugins", "ansible.template"),
-    *("plugins.action", "plugins.filter", "lab"),
+    *("plugins.action", "plugins.filter", "lab", "dashboards"),
     *("cryptography", "dotenv", "numpy", "requests", "safetensors", "tokenizers"),
 )
 ON_A_HOST = sys.version_info < (3, 11)  # see tests/on_host_python.py; a controller has a newer one
@@ -54,7 +54,8 @@ class Answers(BaseHTTPRequestHandler):
     def do_GET(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.asked.append((self.path, self.headers.get("Authorization"), body.decode()))
-        status, text = self.pages.get(self.path, (404, "no such page"))
+        page = self.path if self.path in self.pages else self.path.partition("?")[0]
+        status, text = self.pages.get(page, (404, "no such page"))
         if status == 0:
             time.sleep(2)
             return

@@ -174,6 +174,14 @@ def test_a_host_that_asks_itself_at_the_wrong_place(url, address, reached):
     assert SYSTEMD["astray"]([url], address, 8001) == ([] if reached else [url])
 
 
+def test_addresses_of_other_machines_are_told_from_ones_own():
+    own = ["http://127.0.0.1:8428", "http://[::1]:9093", "http://localhost", ""]
+    assert SYSTEMD["elsewhere"]([*own, "http://10.0.0.5:9428", "https://watch.example"]) == [
+        "http://10.0.0.5:9428",
+        "https://watch.example",
+    ]
+
+
 def test_no_role_builds_a_url_from_an_address_by_itself():
     """An IPv6 address needs brackets, which `local_url` knows."""
     root = PLUGINS.parents[1]
@@ -246,6 +254,34 @@ def test_flags_as_the_program_takes_them():
         "--web.disable-exporter-metrics",
     ]
     assert SYSTEMD["flags"]({}) == []
+
+
+def test_flags_as_go_takes_them():
+    arguments = {"search.maxQueryLen": 9, "enableTCP6": True, "promscrape.discovery": False, "label": ["a=b", "c"]}
+    assert SYSTEMD["go_flags"](arguments) == [
+        "-enableTCP6=true",
+        "-label=a=b",
+        "-label=c",
+        "-promscrape.discovery=false",
+        "-search.maxQueryLen=9",
+    ]
+
+
+def test_json_files_of_the_controller_become_live_files(tmp_path):
+    files = load("live_files")["json_files"]
+    for name, text in (("b.json", "[]"), ("a.json", '{"title": "é"}'), ("c.txt", "no")):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    found = files([f"{tmp_path}/*.json", f"{tmp_path}/none/*.json"], "/etc/x", "x", "x_files")
+    common = {"group": "x", "mode": "0640", "live": True}
+    assert found == [
+        {"path": "/etc/x/a.json", "content": '{"title": "é"}', **common},
+        {"path": "/etc/x/b.json", "content": "[]", **common},
+    ]
+    with pytest.raises(AnsibleFilterError, match=r"x_files: there is no file /nowhere/x\.json on the controller"):
+        files(["/nowhere/x.json"], "/etc/x", "x", "x_files")
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(AnsibleFilterError, match=r"x_files: .*/b\.json is no JSON: "):
+        files([f"{tmp_path}/*.json"], "/etc/x", "x", "x_files")
 
 
 def test_node_exporter_hands_its_arguments_to_that_filter():

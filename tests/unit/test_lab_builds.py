@@ -10,8 +10,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
-from lab import builds, host
+from lab import builds, collector, host, licences
 
 
 def test_archives_have_upstreams_names():
@@ -47,12 +48,44 @@ def test_a_program_that_says_another_version_is_not_packed(tmp_path, monkeypatch
         Path(command[6]).chmod(0o755)
 
     monkeypatch.setattr(host, "run", compiled)
+    monkeypatch.setattr(licences, "check", lambda go, program, cache: {})
     told_version = build.version
     assert builds.compile_program(build, "go", tmp_path, "./app/vmagent", tmp_path / "vmagent-prod").exists()
     assert told == [f"-s -w -X {build.program.version_variable}=vmagent-v{build.version}"]
     told_version = "1.0.0"
     with pytest.raises(host.Problem, match=r"says 'vmagent-v1\.0\.0' and not version"):
         builds.compile_program(build, "go", tmp_path, "./app/vmagent", tmp_path / "vmagent-prod")
+
+
+def test_the_collector_is_the_one_that_the_role_installs(tmp_path, monkeypatch):
+    (build,) = builds.parse(["otel_collector"])
+    assert build.url.endswith("/opentelemetry-collector-releases/releases/download/v0.160.0/" + build.path.name)
+    assert build.path.name == "otelcol-contrib_0.160.0_linux_amd64.tar.gz"
+    assert build.member == "otelcol-contrib" and build.released_checksum.startswith("7bb60c58")
+    defaults = yaml.safe_load((host.ROOT / "roles/otel_collector/defaults/main.yml").read_text())
+    assert build.version == defaults["otel_collector_version"]
+    before = build.recipe
+    lock = tmp_path / "go.sum"
+    lock.write_text("another")
+    monkeypatch.setattr(collector, "HERE", tmp_path)
+    assert build.recipe != before, "another lock is another program"
+
+
+def test_the_collectors_source_is_made_by_upstreams_builder_and_locked(tmp_path, monkeypatch):
+    ran = []
+
+    def run(argv, **options):
+        ran.append(argv)
+        (tmp_path / "collector").mkdir(exist_ok=True)
+
+    monkeypatch.setattr(host, "run", run)
+    source = collector.generate("go", {}, tmp_path)
+    assert ran[0][-1] == "go.opentelemetry.io/collector/cmd/builder@v0.160.0"
+    assert {"--skip-compilation", "--skip-get-modules"} <= set(ran[1])
+    wanted = yaml.safe_load((tmp_path / "builder.yaml").read_text())
+    assert wanted["dist"]["output_path"] == str(source)
+    for name in ("go.mod", "go.sum"):
+        assert (source / name).read_text() == (collector.HERE / name).read_text()
 
 
 def test_mirror_keeps_host_and_path_of_the_origin():

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+import urllib.parse
 import urllib.request
 from urllib.error import HTTPError
 
@@ -187,3 +188,108 @@ def test_positions(tmp_path, key):
     (tmp_path / "p").write_text(f'positions:\n  {key}: "12"\n  other: "3"\n')
     assert log_shipping.Shipper(str(tmp_path / "p"), "").position(key) == "12"
     assert log_shipping.Shipper(str(tmp_path / "none"), "").position(key) == ""
+
+
+class Collecting:
+    """A collector as this host sees it, and VictoriaLogs behind the same address."""
+
+    def __init__(self, server):
+        self.server, self.metrics = server, f"{server.url}/metrics"
+        self.store = f"{server.url}/insert/opentelemetry"
+        self.counted()
+
+    def counted(self, read=0, sent=0, waiting=0, lost=0):
+        page = f'otelcol_receiver_accepted_log_records{{receiver="journald/app",transport=""}} {read}\n'
+        page += 'otelcol_receiver_accepted_log_records{receiver="journald/other",transport=""} 900\n'
+        for name, value in {
+            "sent_log_records": sent, "queue_size": waiting, "queue_capacity": 100, "send_failed_log_records": lost
+        }.items():  # fmt: skip
+            page += f'otelcol_exporter_{name}{{exporter="otlp_http/logs",url_path="/v1/logs"}} {value}\n'
+            page += f'otelcol_exporter_{name}{{exporter="otlp_http/traces"}} 7\n'
+        self.server.pages["/metrics"] = (200, page)
+
+    def has(self, status=200, *lines):
+        self.server.pages["/select/logsql/query"] = (
+            status,
+            "".join(json.dumps({"_msg": line}) + "\n" for line in lines),
+        )
+
+    def journal(self, url):
+        own = {"host": "h", "job": "app", "unit": "app.service", "service": "app"}
+        return checklist.collector_journal(url=url, metrics=self.metrics, wait=0, **own)
+
+    def files(self, url, path):
+        own = {"host": "h", "job": "app", "path": str(path), "service": "app"}
+        return checklist.collector_files(url=url, metrics=self.metrics, wait=0, **own)
+
+
+@pytest.fixture
+def collecting(server):
+    return Collecting(server)
+
+
+@pytest.fixture
+def unit_writes(monkeypatch, collecting):
+    """Have a line that is written for a unit change what the collector counts."""
+
+    def write(runs=True, **counts):
+        def write_as(unit, text):
+            collecting.counted(**counts)
+            return runs
+
+        collecting.counted()
+        monkeypatch.setattr(log_shipping, "write_as", write_as)
+
+    return write
+
+
+class TestTheCollector:
+    @pytest.mark.parametrize(
+        "counts, told, good",
+        [
+            ({"sent": 5}, "5 lines sent since its start, 0 of 100 wait", True),
+            ({"sent": 5, "waiting": 3}, "5 lines sent since its start, 3 of 100 wait; none is sent", False),
+            ({"sent": 5, "lost": 2}, "5 lines sent since its start, 0 of 100 wait, 2 lost", True),
+        ],
+    )
+    def test_the_queue(self, collecting, counts, told, good):
+        collecting.counted(**counts)
+        assert checklist.collector_queue(collecting.metrics, watched=0) == (told, good)
+
+    def test_a_line_that_is_written_now_is_followed_as_far_as_it_can_be(self, collecting, unit_writes):
+        unit_writes(read=1, sent=1)
+        told = "a line written now was read and sent, and the receiver took it"
+        assert collecting.journal("http://loki:3100/otlp") == (told, True)
+        unit_writes(read=1, sent=1)
+        collecting.has(200, "checklist")
+        assert collecting.journal(collecting.store) == ("a line written now has arrived", True)
+        unit_writes(read=1, sent=1)
+        collecting.has(200)
+        assert collecting.journal(collecting.store) == ("a line written now was sent and is not there", False)
+        unit_writes(read=1, sent=1)
+        collecting.has(401)
+        told = "a line written now was read and sent; the receiver answers no questions (401)"
+        assert collecting.journal(collecting.store) == (told, True)
+
+    def test_where_it_stops_is_told(self, collecting, unit_writes):
+        unit_writes()
+        assert collecting.journal(collecting.store) == ("a line written now was not read by the job app", False)
+        unit_writes(read=1, waiting=4)
+        assert collecting.journal(collecting.store) == ("a line written now was read and not sent; 4 lines wait", False)
+        unit_writes(read=1, lost=2)
+        told = "; the receiver refused 2 for good, with a status such as 401 or 404"
+        assert collecting.journal(collecting.store)[0].endswith(f"0 lines wait{told}")
+        unit_writes(runs=False)
+        told = "app.service does not run, so no line can be written in its name"
+        assert collecting.journal(collecting.store) == (told, None)
+
+    def test_files(self, collecting, tmp_path):
+        assert collecting.files(collecting.store, tmp_path / "*.log") == (f"no file matches {tmp_path}/*.log", False)
+        (tmp_path / "a.log").write_text('{"message": "from JSON"}\n')
+        collecting.counted(sent=1)
+        collecting.has(200, "from JSON")
+        measured, good = collecting.files(collecting.store, tmp_path / "*.log")
+        assert good and measured.endswith(f"the last line of {tmp_path}/a.log has arrived")
+        asked = urllib.parse.unquote_plus(collecting.server.asked[-1][0])
+        assert '"from JSON"' in asked and '"host.name":="h" "job":="app" "service.name":="app"' in asked
+        assert collecting.files("http://loki:3100/otlp", tmp_path / "*.log")[1] is None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "roles/promtail/files/read_sources.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "roles/released_service/files/read_sources.py"
 SPEC = importlib.util.spec_from_file_location("read_sources", SCRIPT)
 read_sources = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(read_sources)

@@ -468,6 +468,20 @@ def test_what_a_program_refuses_is_told_without_its_usage(host, tmp_path):
         host.service._ask_program([str(program), "%s"], file, tmp_path, None)
 
 
+def test_what_amtool_says_of_a_file_is_told(host, tmp_path):
+    program = tmp_path / "amtool"
+    program.write_text(
+        "#!/bin/sh\n"
+        "echo \"Checking '$1'  FAILED: yaml: unmarshal errors:\"\n"
+        "echo '  line 9: field address not found in type config.plain'\n"
+        "echo 'amtool: error: failed to validate 1 file(s)' >&2\nexit 1\n"
+    )
+    program.chmod(0o755)
+    said = "yaml: unmarshal errors: | line 9: field address not found in type config.plain"
+    with pytest.raises(Refused, match=f"^app: amtool refuses /etc/app.yml: {said}$".replace("|", r"\|")):
+        host.service._ask_program([str(program), "%s"], {"path": "/etc/app.yml", "content": ""}, tmp_path, None)
+
+
 @pytest.mark.parametrize("mode, told", [("0640", "a: 2"), ("0600", "secret")])
 def test_the_way_back_is_shown_before_it_is_gone(host, mode, told):
     file = {"path": str(host.root / "etc/app/app.yml"), "mode": mode, "owner": "root", "group": "root"}

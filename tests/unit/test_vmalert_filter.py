@@ -11,7 +11,7 @@ vmalert = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(vmalert)
 
 SETTINGS = {
-    "program": "/vmalert", "rules": "/rules.yml", "listen": "127.0.0.1:8880", "interval": "30s",
+    "program": "/vmalert", "rules": "/rules.yml", "listen": "127.0.0.1:8880", "interval": "30s", "delay": "10s",
     "notifiers": ["http://a:9093", "http://b:9093"], "labels": {}, "external_url": "",
 }  # fmt: skip
 OPEN = {"url": "http://m:8428", "user": "", "password_file": "/password"}

@@ -287,6 +287,18 @@ def test_a_loki_that_asks_for_credentials(host, converge, services, arrived, uni
     assert not [text for text in texts for key in (loki["password"], loki["token"]) if key in text]
 
 
+def test_it_does_not_run_beside_the_collector(host, converge):
+    before = running_since(host)
+    host.run_test("systemd-run --quiet --unit otel_collector sleep 600")
+    try:
+        outcome = converge()
+    finally:
+        host.run_test("systemctl stop otel_collector")
+    assert outcome.code != 0 and outcome.changed == []
+    assert "otel_collector runs on this host" in outcome.message and "promtail_state to absent" in outcome.message
+    assert running_since(host) == before
+
+
 @pytest.mark.full
 def test_a_stop_without_loki_is_short_and_loses_no_position(host, converge, arrived, mark):
     assert converge({"promtail_loki_url": "http://192.0.2.1:3100"}).code == 0

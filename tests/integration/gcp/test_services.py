@@ -10,6 +10,7 @@ GOOD = {
     "vault_backend_internal_token": "b" * 32,
     "vault_ocr_api": "https://ocr.example.com/read",
     "vault_ai_server_api_keys": ["a" * 32],
+    "vault_alertmanager_slack_webhook": "https://hooks.slack.com/services/T0/B0/x",
     "vllm_lora_adapters": [
         {"name": name, "source": f"someone/{name}", "revision": "0" * 40} for name in ("easycontract", "checklist")
     ],
@@ -33,7 +34,7 @@ def test_an_empty_vault_is_refused_before_a_machine_is_made(cloud, playbook):
 
 
 def test_values_that_build_on_the_inventorys_folder(cloud, playbook):
-    given = {**GOOD, "promtail_loki_url": "{{ lookup('file', inventory_dir ~ '/llm.gcp.yml') and 'http://l.example' }}"}
+    given = {**GOOD, "vmagent_url": "{{ lookup('file', inventory_dir ~ '/llm.gcp.yml') and 'http://l.example' }}"}
     done = playbook("provision", check=True, gcp_validate_services=True, **given)
     assert done.returncode == 0, done.stdout + done.stderr
 

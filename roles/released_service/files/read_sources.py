@@ -1,6 +1,6 @@
-"""Read what promtail is to ship, as it will: in the sandbox of its unit, as its user, with its groups.
+"""Read what a log shipper is to ship, as it will: in the sandbox of its unit, as its user, with its groups.
 
-    read_sources.py '{"journal": DIRECTORY or null, "files": [GLOB, …]}'
+    read_sources.py '{"role": ROLE, "journal": DIRECTORY or null, "files": [GLOB, …]}'
 
 A line is written into the journal and read back from the directory; each glob's directory and files are opened. What
 cannot be read is told on the last line, all of it, and the exit code is 1. A glob that matches no file yet is fine
@@ -20,6 +20,7 @@ import time
 import uuid
 from pathlib import Path
 
+ROLE = "promtail"  # the service, and how its variables begin
 JOURNAL, VOLATILE = "/run/systemd/journal/socket", "/run/log/journal"
 PATIENCE = 5  # seconds until a line that was sent to the journal is in its files
 # What ProtectHome and PrivateTmp take away from the service.
@@ -29,20 +30,20 @@ SHOWN = 3  # files of a glob that are named
 
 def journal_problem(directory, patience=PATIENCE):
     """Return the sentence for a journal whose new lines cannot be read in ``directory``, None where they can."""
-    variable = f"promtail_journal_path: {directory}"
+    variable = f"{ROLE}_journal_path: {directory}"
     try:
         list(Path(directory).iterdir())
     except FileNotFoundError:
         return f"{variable} does not exist; {cure_of_storage(directory)}"
     except OSError:
         told = described(Path(directory))
-        return f"{variable} cannot be read by promtail ({told}); add systemd-journal to promtail_groups"
+        return f"{variable} cannot be read by {ROLE} ({told}); add systemd-journal to {ROLE}_groups"
     if found_again(directory, patience):
         return None
     closed = [file for file in Path(directory).glob("*/system*.journal") if not readable(file)]
     if closed:
         told = f"{closed[0]} ({described(closed[0])})"
-        return f"{variable}: promtail cannot read {told}; add systemd-journal to promtail_groups"
+        return f"{variable}: {ROLE} cannot read {told}; add systemd-journal to {ROLE}_groups"
     return f"{variable} gets no new lines; {cure_of_storage(directory)}"
 
 
@@ -51,8 +52,8 @@ def found_again(directory, patience):
     word = uuid.uuid4().hex
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.connect(JOURNAL)
-        journal.send(f"MESSAGE=promtail reads the journal\nPRIORITY=7\nPROMTAIL_TRIAL={word}\n".encode())
-    argv = ["journalctl", "--directory", directory, "--quiet", "--output=cat", f"PROMTAIL_TRIAL={word}"]
+        journal.send(f"MESSAGE={ROLE} reads the journal\nPRIORITY=7\nSHIPPER_TRIAL={word}\n".encode())
+    argv = ["journalctl", "--directory", directory, "--quiet", "--output=cat", f"SHIPPER_TRIAL={word}"]
     end = time.monotonic() + patience
     while not (found := subprocess.run(argv, capture_output=True, check=False).stdout) and time.monotonic() < end:
         time.sleep(0.3)
@@ -63,29 +64,29 @@ def cure_of_storage(directory):
     """Return what to do where journald does not write into ``directory``."""
     if directory.rstrip("/") != VOLATILE and any(Path(VOLATILE).glob("*/*.journal")):
         return (
-            f"journald writes to {VOLATILE} (Storage=volatile, or no /var/log/journal): set promtail_journal_path to "
+            f"journald writes to {VOLATILE} (Storage=volatile, or no /var/log/journal): set {ROLE}_journal_path to "
             f"{VOLATILE}, or Storage=persistent in journald.conf and restart systemd-journald"
         )
     return "name the directory that journald writes to (Storage= in journald.conf, which must not be none)"
 
 
 def file_problem(pattern):
-    """Return the sentence for a glob of which promtail cannot read what is there, None where it can read it all."""
-    variable = f"promtail_file_jobs: {pattern}"
+    """Return the sentence for a glob of which the shipper cannot read what is there, None where it can read it all."""
+    variable = f"{ROLE}_file_jobs: {pattern}"
     hidden = next((place for place in HIDDEN if pattern.startswith(place)), None)
     if hidden:
         return f"{variable} lies below {hidden}, which the service does not see; write the logs below /var/log"
     parent = Path(re.split(r"[*?\[{]", pattern)[0] + "*").parent
     barrier = closed_directory(parent)
     if barrier:
-        return f"{variable}: promtail cannot look into {barrier} ({described(barrier)}); {cure_of(barrier)}"
+        return f"{variable}: {ROLE} cannot look into {barrier} ({described(barrier)}); {cure_of(barrier)}"
     if not parent.is_dir():
         return f"{variable}: there is no directory {parent}; correct the path, or make the directory first"
     closed = [file for file in matching(pattern) if not readable(file)]
     if closed:
         told = ", ".join(f"{file} ({described(file)})" for file in closed[:SHOWN])
         more = f" and {len(closed) - SHOWN} more" if len(closed) > SHOWN else ""
-        return f"{variable}: promtail cannot read {told}{more}; {cure_of(closed[0])}, or narrow the path"
+        return f"{variable}: {ROLE} cannot read {told}{more}; {cure_of(closed[0])}, or narrow the path"
     return None
 
 
@@ -104,7 +105,7 @@ def matching(pattern):
 
 
 def opens(file):
-    """Whether this is a file that promtail would open."""
+    """Whether this is a file that the shipper would open."""
     try:
         return not file.is_dir()
     except OSError:
@@ -144,17 +145,19 @@ def name_of(table, number):
 
 
 def cure_of(path):
-    """Return what opens ``path`` to promtail."""
+    """Return what opens ``path`` to the shipper."""
     seen = path.stat()
     needed = stat.S_IRGRP | (stat.S_IXGRP if stat.S_ISDIR(seen.st_mode) else 0)
     group = name_of(grp.getgrgid, seen.st_gid)
     if seen.st_mode & needed == needed and group not in ("root", "nogroup"):
-        return f"add {group} to promtail_groups"
-    return "let a group read it, and add that group to promtail_groups"
+        return f"add {group} to {ROLE}_groups"
+    return f"let a group read it, and add that group to {ROLE}_groups"
 
 
 def main():
+    global ROLE
     wanted = json.loads(sys.argv[1])
+    ROLE = wanted["role"]
     problems = [journal_problem(wanted["journal"])] if wanted["journal"] else []
     problems += [file_problem(pattern) for pattern in wanted["files"]]
     found = [problem for problem in problems if problem]

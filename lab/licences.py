@@ -1,0 +1,84 @@
+"""Under which licences a Go program may be used: read from the modules that it was linked from.
+
+Every module comes with the text of its licence; what is not permissive is refused before a program is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from lab import host
+from lab.host import Problem
+
+NAMES = re.compile(r"(licen[cs]e|copying|unlicense)([-.].*)?", re.IGNORECASE)
+# By words of the text itself; the first that agrees.
+TEXTS = {
+    "MPL-2.0": r"\A\W*(\S+\s+){0,20}?Mozilla Public License,?\s+(v\.|version)\s*2\.0",  # speaks of the next one too
+    "GPL": r"GNU\s+(AFFERO\s+|LESSER\s+|LIBRARY\s+)?GENERAL\s+PUBLIC\s+LICENSE",
+    "Apache-2.0": r"Apache License,?\s+Version 2\.0",
+    "BSD": r"Redistribution and use in source and binary forms",
+    "MIT": r"Permission is hereby granted, free of charge, to any person",
+    "ISC": r"Permission to use, copy, modify, and(/or)? distribute this software",
+    "CC0": r"CC0 1\.0 Universal|released into the public domain",
+}
+PERMISSIVE = TEXTS.keys() - {"GPL"}
+# Modules without a text of their own, with where their licence is said.
+TOLD_ELSEWHERE = {
+    # Of node_exporter: by the author of github.com/dennwc/btrfs, which is Apache-2.0 and has it as its only dependency.
+    "github.com/dennwc/ioctl": "Apache-2.0",
+}
+
+
+def kind(text: str) -> str:
+    """Return which licence a text is; empty for one that is not known."""
+    return next((name for name, words in TEXTS.items() if re.search(words, text, re.IGNORECASE)), "")
+
+
+def of_folder(folder: Path) -> str:
+    """Return the licence of a module's folder; empty without a text, or with one that is not known."""
+    kinds = {kind(path.read_text(errors="replace")) for path in sorted(folder.iterdir()) if NAMES.fullmatch(path.name)}
+    return " AND ".join(sorted(kinds)) if "" not in kinds else ""
+
+
+def linked(go: str, program: Path) -> list[tuple[str, str]]:
+    """Return the modules that a program was linked from, with their versions; its own is not among them."""
+    said = host.run([go, "version", "-m", str(program)])
+    return re.findall(r"^\t(?:dep|=>)\t(\S+)\t(v\S+)", said, re.MULTILINE)
+
+
+def folder_of(cache: Path, module: str, version: str) -> Path:
+    """Return where Go's cache has a module: capital letters are written as ! and a small one."""
+    return cache / (re.sub("[A-Z]", lambda found: f"!{found[0].lower()}", module) + f"@{version}")
+
+
+def check(go: str, program: Path, cache: Path) -> dict[str, str]:
+    """Return the licence of every module that a program was linked from; raises Problem for one that will not do."""
+    found = {}
+    for module, version in linked(go, program):
+        folder = folder_of(cache, module, version)
+        found[module] = TOLD_ELSEWHERE.get(module) or (of_folder(folder) if folder.is_dir() else "")
+    if not found:
+        raise Problem(f"{program.name} does not say what it was linked from, so its licences cannot be read.")
+    wrong = {name: licence for name, licence in found.items() if not permissive(licence)}
+    if wrong:
+        told = ", ".join(f"{name} ({licence or 'no licence that is known'})" for name, licence in sorted(wrong.items()))
+        raise Problem(f"{program.name} was linked from what must not be used: {told}.")
+    return found
+
+
+def permissive(licence: str) -> bool:
+    """Tell whether every part of a module's licence is permissive."""
+    return bool(licence) and all(part in PERMISSIVE for part in licence.split(" AND "))
+
+
+def table(go: str, environment: dict[str, str], modules: Path) -> str:
+    """Return the licences of all modules that a go.mod locks, a line each: module, version, licence."""
+    locked = re.findall(r"^(?:require )?\s*(\S+\.\S+/\S+|\S+\.\S+) (v\S+)", modules.read_text(), re.MULTILINE)
+    cache, lines = Path(environment["GOMODCACHE"]), []
+    for module, version in sorted(locked):
+        folder = folder_of(cache, module, version)
+        if not folder.is_dir():
+            host.run([go, "mod", "download", f"{module}@{version}"], env=environment, cwd=cache, tries=3)
+        lines.append(f"{module} {version} {TOLD_ELSEWHERE.get(module) or of_folder(folder) or 'unknown'}\n")
+    return "".join(lines)

@@ -1,0 +1,24 @@
+"""The dashboards on a real VictoriaMetrics: every expression has series, and a real browser shows every panel."""
+
+import pytest
+
+from dashboards import check
+from lab import figures, pictures
+
+# What the expressions look back at is younger than this.
+MINUTES = 5
+
+
+@pytest.fixture(scope="module")
+def store():
+    with figures.live() as url:
+        yield url
+
+
+def test_every_expression_has_series(store):
+    wrong, _ = check.judge(check.expressions(), check.Store(store, MINUTES).series, figures.has())
+    assert wrong == []
+
+
+def test_a_browser_shows_every_panel(store):
+    assert pictures.run(store, MINUTES, None, figures.has()) == []
