@@ -13,6 +13,8 @@ from plugins.module_utils.incident import summary
 ROOT = Path(__file__).resolve().parents[2]
 INDEX = ROOT / "docs/operations.md"
 PAGES = sorted((ROOT / "docs/operations").glob("*.md"))
+ALERTS = sorted((ROOT / "docs/operations/alerts").glob("*.md"))  # see test_alerts.py
+EXPORT = ROOT / "docs/export-watch.md"
 STEPS = yaml.safe_load((ROOT / "playbooks/vars/incident.yml").read_text())["incident_steps"]
 SPECS = {
     name
@@ -24,7 +26,7 @@ CAUSES = "\n".join(path.read_text() for path in (ROOT / "data/diagnosis/causes")
 TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", [INDEX, *PAGES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [INDEX, EXPORT, *PAGES, *ALERTS], ids=lambda path: path.stem)
 def test_what_a_page_names_exists(path):
     text = path.read_text()
     for playbook in re.findall(r"\bplaybooks/[\w-]+\.yml", text):

@@ -34,6 +34,7 @@ def test_it_measures_this_host(host):
     assert float(measured.split()[1]) == total
     assert 'node_systemd_unit_state{name="node_exporter.service",state="active",type="simple"} 1' in metrics
     assert 'node_systemd_service_restart_total{name="node_exporter.service"} 0' in metrics
+    assert 'node_systemd_unit_state{name="dbus.service"' not in metrics
     # The mounts are the host's, not the ones of the service's own view of it.
     assert 'mountpoint="/tmp"} 0' in "".join(
         line for line in metrics.splitlines() if line.startswith("node_filesystem_readonly")
