@@ -496,7 +496,7 @@ class TestWhatIsHere:
         own = {"state": str(tmp_path / "state.json"), "textfile": str(tmp_path / "page"), "services": []}
         watchdog.Watchdog({**own, "certificates": ["/etc/a.pem"]}).tell()
         page = (tmp_path / "page").read_text()
-        assert 'llm_release_info{service="vllm",release="abc",program="0f3c"} 1\n' in page
+        assert 'llm_release_info{unit="vllm.service",release="abc",program="0f3c"} 1\n' in page
         assert 'llm_certificate_end_seconds{path="/etc/a.pem"} 1800000000\n' in page
         watchdog.Watchdog(own).tell()
         assert "llm_certificate" not in (tmp_path / "page").read_text()

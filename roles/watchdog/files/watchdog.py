@@ -527,7 +527,7 @@ class Watchdog:
         lines += ["# HELP llm_release_info The release of a service, and the program that it runs."]
         lines += ["# TYPE llm_release_info gauge"]
         for service, release, program in releases():
-            lines.append(f"llm_release_info{labels(service=service, release=release, program=program)} 1")
+            lines.append(f"llm_release_info{labels(unit=f'{service}.service', release=release, program=program)} 1")
         lines += self.certificate_lines()
         replace(Path(self.settings["textfile"]), "\n".join(lines) + "\n")
 
