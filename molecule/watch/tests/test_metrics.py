@@ -275,7 +275,7 @@ def test_with_a_password_and_tls_other_machines_push_and_ask(host, apply, reache
     address = host.check_output("hostname -I").split()[0]
     host.run_test(
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=watch "
-        "-addext %s -keyout /srv/watch.key -out /srv/watch.pem && chmod 644 /srv/watch.key",
+        "-addext %s -keyout /srv/watch.key -out /srv/watch.pem && chmod 644 /srv/watch.key /srv/watch.pem",
         f"subjectAltName=IP:{address}",
     )
     guarded = {
