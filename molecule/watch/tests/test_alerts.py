@@ -235,6 +235,48 @@ def test_what_fires_goes_on_firing_after_a_restart_of_everything(host):
         host.check_output("systemctl start node_exporter")
 
 
+MAILBOX = """
+import socketserver, sys
+class Server(socketserver.StreamRequestHandler):
+    def handle(self):
+        self.wfile.write(b"220 mailbox\\r\\n")
+        for line in self.rfile:
+            if line.upper().startswith(b"DATA"):
+                self.wfile.write(b"354 go on\\r\\n")
+                with open("/run/mailbox", "ab") as kept:
+                    for line in self.rfile:
+                        if line == b".\\r\\n":
+                            break
+                        kept.write(line)
+            self.wfile.write(b"250 ok\\r\\n")
+socketserver.TCPServer.allow_reuse_address = True
+socketserver.TCPServer(("127.0.0.1", 9525), Server).serve_forever()
+"""
+
+
+@pytest.mark.full
+def test_a_mail_says_what_fires(host, converge):
+    mail = {
+        "alertmanager_slack_webhook": "", "alertmanager_email_to": ["oncall@example.org"], "only": "alertmanager",
+        "alertmanager_email_from": "alerts@example.org", "alertmanager_email_smarthost": "127.0.0.1:9525",
+        "alertmanager_email_tls": False,
+    }  # fmt: skip
+    host.check_output("systemd-run --unit mailbox python3 -c %s", MAILBOX)
+    try:
+        outcome = converge(mail, playbook="only.yml")
+        assert outcome.code == 0, outcome.message
+        host.check_output("systemctl stop node_exporter")
+        subject = "Subject: FIRING (critical): TargetDown on machine"
+        assert until(lambda: subject in host.run("cat /run/mailbox").stdout)
+        fired = host.check_output("cat /run/mailbox").partition(subject)[2]
+        assert "To: oncall@example.org" in fired
+        assert "node_exporter on machine does not answer" in fired
+    finally:
+        host.check_output("systemctl start node_exporter")
+        host.run("systemctl stop mailbox; rm -f /run/mailbox")
+        assert converge({"only": "alertmanager"}, playbook="only.yml").code == 0
+
+
 @pytest.mark.full
 def test_a_password_is_asked_for_and_those_who_have_it_work(host, converge):
     login = {
