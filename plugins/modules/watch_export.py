@@ -1,0 +1,86 @@
+#!/usr/bin/python
+"""Door to a folder of files that are written together; see playbooks/export_watch.yml."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: watch_export
+short_description: Write the configuration of a watching side into a folder
+description:
+  - Writes files and copies others below one folder, each in one step, and only where its text differs. Other files in
+    the folder stay as they are.
+options:
+  directory: {description: "The folder, made with its parents if it is not there.", type: path, required: true}
+  files: {description: "Texts by their paths below the folder.", type: dict, required: true}
+  copies: {description: "Folders whose files are copied, by their paths below the folder.", type: dict, default: {}}
+attributes:
+  check_mode:
+    support: full
+author: The llm-server maintainers
+"""
+
+EXAMPLES = r"""
+- name: Write targets and rules
+  watch_export:
+    directory: /srv/watch
+    files: {prometheus/targets.yml: "[]\n"}
+    copies: {grafana: dashboards/grafana}
+  delegate_to: localhost
+"""
+
+RETURN = r"""
+written:
+  description: Paths below the folder whose text differed.
+  returned: always
+  type: list
+  elements: str
+  sample: [prometheus/targets.yml]
+"""
+
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.quiet_module import QuietModule
+
+ARGUMENTS = {
+    "directory": {"type": "path", "required": True},
+    "files": {"type": "dict", "required": True},
+    "copies": {"type": "dict", "default": {}},
+}
+
+
+def wanted(files: dict, copies: dict) -> dict[str, bytes]:
+    """Return the bytes of all files by their paths; OSError where one that is copied cannot be read."""
+    found = {path: str(text).encode() for path, text in files.items()}
+    for place, source in copies.items():
+        for file in sorted(Path(source).iterdir()):
+            if file.is_file():
+                found[f"{place}/{file.name}"] = file.read_bytes()
+    return found
+
+
+def write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as handle:
+        handle.write(data)
+    Path(handle.name).chmod(0o644)
+    Path(handle.name).replace(path)
+
+
+def main() -> None:
+    module = QuietModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    root, changed = Path(module.params["directory"]), []
+    try:
+        for name, data in wanted(module.params["files"], module.params["copies"]).items():
+            path = root / name
+            if not path.is_file() or path.read_bytes() != data:
+                changed.append(name)
+                if not module.check_mode:
+                    write(path, data)
+    except OSError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=bool(changed), written=changed)
+
+
+if __name__ == "__main__":
+    main()
