@@ -77,7 +77,7 @@ Open
   {base}/metrics                ai-server: its metrics (docs/ai-server.md lists the endpoints)
   {base}/health                 its state and the engine's
 
-Make an alert fire, within two minutes, and end
+Make an alert fire, within three minutes, and end
   .venv/bin/python -m lab ssh {NAME} -- sudo systemctl stop vllm
   .venv/bin/python -m lab ssh {NAME} -- sudo systemctl start vllm
 
