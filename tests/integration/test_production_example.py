@@ -105,7 +105,7 @@ def test_all_that_is_missing_is_said_at_once(tmp_path):
     assert done.returncode != 0
     said = re.findall(r"^    - '?(\w+)", done.stdout.partition("problems:")[2], re.MULTILINE)
     secrets = ["ai_server_api_keys", "ai_server_vllm_api_key", "ai_server_ocr_api", "vllm_api_key"]
-    assert said == [*secrets, "vllm_lora_adapters"], done.stdout
+    assert said == [*secrets, "vllm_lora_adapters", "alertmanager_receivers"], done.stdout
     assert "easycontract, checklist must have a revision" in done.stdout
     assert "changed=0" in done.stdout
 
