@@ -38,6 +38,8 @@ EVERY = ()
 ON_A_GPU = ("cuda_keyring", "dcgm", "dcgm_exporter", "gpu_host", "laboratory", "production_engine")
 BARE = "bare"
 LONG = {"debian13": EVERY, "debian11": EVERY, BARE: ON_A_GPU}
+# Debian's alertmanager, which the laboratory packs as upstream does, needs a newer libc.
+NOT_ON = {"debian11": ("watch",)}
 IN_FULL = "debian13"
 # Scenarios of the role vllm that make sense on a bare machine alone, and the GiB of disk that each needs.
 ENGINE_ON_BARE = {"gpu_host": 3, "production_engine": 14}
@@ -137,6 +139,7 @@ def chosen(wanted: list[str], platform: str, among: tuple[str, ...] = EVERY) -> 
     if unknown:
         sys.exit(f"There is no scenario {', '.join(sorted(unknown))}; there are: {', '.join(sorted(known))}.")
     names = [name for name in known if platform == BARE or name not in ENGINE_ON_BARE]
+    names = [name for name in names if name not in NOT_ON.get(platform, ())]
     return [name for name in names if name in (wanted or names) and name in (among or names)]
 
 

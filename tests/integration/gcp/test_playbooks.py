@@ -166,7 +166,7 @@ def test_the_inventory_says_what_does_not_run_and_where_it_would_be(cloud, playb
     assert running["all"]["vars"]["gcp_not_running"] == []
     groups = {name for name in absent["groups"] if "llm-server" in running[name]["hosts"]}
     assert groups == set(absent["groups"]) == {
-        "ai_server", "monitoring", "vllm", "gpu", "swap", "watchdog", "housekeeping", "host_tuning", "backup",
+        "ai_server", "monitoring", "vllm", "gpu", "swap", "watch", "watchdog", "housekeeping", "host_tuning", "backup",
     }  # fmt: skip
     cloud.unreachable = {"asia-northeast3-a"}
     done = playbook("stop")
