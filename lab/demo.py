@@ -15,6 +15,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+from dashboards import to_vmui
 from lab import host, machine, services
 
 NAME = "demo"
@@ -71,11 +72,14 @@ def show(offered: dict, seconds: float) -> None:
     metrics, logs, alerts = (f"http://127.0.0.1:{port}" for port in PAGES.values())
     print(f"""
 Open
-  {metrics}/vmui/#/dashboards       dashboards of server, engine and host (docs/dashboards.md)
-  {logs}/select/vmui?query=%7Bservice.name%3D%22vllm%22%7D   the engine's log
-  {alerts}/vmalert/alerts          what fires; {offered["slack"]} shows the messages, as Slack would
-  {base}/metrics                ai-server: its metrics (docs/ai-server.md lists the endpoints)
-  {base}/health                 its state and the engine's
+  {to_vmui.address(metrics)}
+                         dashboards (docs/dashboards.md)
+  {logs}/select/vmui?query=%7Bservice.name%3D%22vllm%22%7D
+                         the engine's log
+  {alerts}/vmalert/alerts
+                         alerts that fire; {offered["slack"]} shows the messages, as Slack would
+  {base}/metrics         ai-server: its metrics (docs/ai-server.md lists the endpoints)
+  {base}/health          its state and the engine's
 
 Make an alert fire, within three minutes, and end
   .venv/bin/python -m lab ssh {NAME} -- sudo systemctl stop vllm
