@@ -69,7 +69,7 @@ def engine_stopped(bed: Bed, stage: Stage) -> Row:
     served.sh("systemctl stop vllm")
     fires = served.until(lambda: told(stage, "FIRING", "vllm", SERVED, since=before), WITHIN, "no message came")
     served.sh("systemctl start vllm")
-    ends = served.until(lambda: told(stage, "RESOLVED", "vllm", SERVED, since=before), WITHIN, "it does not end")
+    ends = served.until(lambda: told(stage, "resolved: vllm", SERVED, since=before), WITHIN, "it does not end")
     seen = f"a message after {fires:.0f} s, and that it is over {ends:.0f} s after the start"
     return Row("the engine of a watched host stopped", "Slack is told within 5 min, and of the end", seen, True)
 
