@@ -214,9 +214,10 @@ def main() -> int:
     else:
         steps = perform(touched_first(long_steps(options.names), changed_files()), SIDE_BY_SIDE)
         if not options.names:
-            # Alone: it measures for how long a server does not answer.
-            drill = [sys.executable, "-m", "lab", "drill", "--quick"]
-            steps += perform([Step("drill-quick", drill, optional=True)], 1)
+            # Alone: they measure for how long a server does not answer, and how late an alert is.
+            drill = [sys.executable, "-m", "lab", "drill"]
+            last = {"drill-quick": [*drill, "--quick"], "drill-watched": [*drill, "--bed", "watched"]}
+            steps += perform([Step(name, argv, optional=True) for name, argv in last.items()], 1)
     ran = [step for step in steps if not step.left_out]
     for reason in dict.fromkeys(step.left_out for step in steps if step.left_out):
         print(f"Not run, because {reason}: {', '.join(step.name for step in steps if step.left_out == reason)}")

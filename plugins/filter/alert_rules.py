@@ -28,4 +28,4 @@ def rule_file(patterns: list, variable: str, limits: dict | None = None, hosts: 
 
 class FilterModule:
     def filters(self):
-        return {"rule_file": rule_file}
+        return {"pushing_hosts": alert_rules.pushing, "rule_file": rule_file}

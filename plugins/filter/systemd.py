@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
@@ -15,6 +16,8 @@ if UTILS not in ansible.module_utils.__path__:
 from ansible.module_utils import systemd_unit
 from ansible.module_utils.quiet_module import secrets_of
 
+# Flags of Go programs whose value is a secret; those that name its file end in File.
+SECRET_FLAG = re.compile(r"(password|token|secret|authkey|accesskey|secretkey|headers)$", re.IGNORECASE)
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -72,6 +75,13 @@ def go_flags(arguments: dict) -> list[str]:
         for name, values in sorted(arguments.items())
         for value in (values if isinstance(values, list) else [values])
     ]
+
+
+def flag_secrets(arguments: dict) -> list[str]:
+    """Return the names of ``arguments`` whose value is a secret as it stands, and not the file that has it."""
+    return sorted(
+        name for name, value in arguments.items() if SECRET_FLAG.search(name) and not str(value).startswith("file://")
+    )
 
 
 def flag_clashes(wanted: dict) -> list[str]:
@@ -194,6 +204,7 @@ class FilterModule:
             "exec_line": exec_line,
             "flag_clashes": flag_clashes,
             "flags": flags,
+            "flag_secrets": flag_secrets,
             "go_flags": go_flags,
             "host_port": host_port,
             "listen_address": listen_address,

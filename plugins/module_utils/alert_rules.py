@@ -10,12 +10,14 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import yaml
 
 LIMIT = "llm_limit_"  # a series of this name and the limit's own is what rules compare with
 INVENTORY = "inventory"  # the group of rules that the inventory makes
 EXPECTED = "expected_host"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 WILDCARD = re.compile(r"[*?\[]")
 
 
@@ -83,6 +85,21 @@ def inventory(hosts: Iterable[str]) -> list[dict]:
     """Return the group that records one series for each host that must send metrics; none without hosts."""
     rules = [{"record": EXPECTED, "expr": "vector(1)", "labels": {"host": host}} for host in sorted(set(hosts))]
     return [{"name": INVENTORY, "rules": rules}] if rules else []
+
+
+def pushing(names: Iterable[str], variables: Mapping, here: str) -> list[str]:
+    """Return the label ``host`` of each host that pushes to the store on ``here``, by each host's variables.
+
+    A host without `vmagent_url` is scraped by somebody else; one that pushes to loopback keeps its metrics itself.
+    """
+    found = []
+    for name in names:
+        known = variables[name]
+        store = urlsplit(str(known.get("vmagent_url") or ""))
+        elsewhere = name != here and store.hostname in LOOPBACK
+        if store.hostname and not elsewhere and known.get("vmagent_state") != "absent":
+            found.append(str(known.get("vmagent_host_label") or name))
+    return found
 
 
 def text(held: list[dict]) -> str:

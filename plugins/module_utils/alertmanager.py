@@ -18,6 +18,7 @@ ALWAYS = "DeadMansSwitch"
 # data/alerts/services.yml: whoever is not heard from has no other news.
 HOST_DOWN = "HostMissing"
 SECRETS = "/etc/alertmanager/secrets"
+HOOKS = ("api_url", "webhook_url")  # addresses that whoever knows them may post to
 
 TITLE = (
     '{{ if eq .Status "firing" }}FIRING{{ else }}resolved{{ end }}'
@@ -117,7 +118,7 @@ def problems(settings: Mapping) -> list[str]:
     known = {*names, *OWN}
     for number, one in enumerate(settings["routes"]):
         told += [
-            f"alertmanager_routes[{number}] names the receiver {receiver}, which there is not; there are "
+            f"alertmanager_routes[{number}] names an unknown receiver {receiver}; known are "
             f"{', '.join(sorted(known - {HEARTBEAT, NOBODY}))}."
             for receiver in sorted(_receivers(one) - known)
         ]
@@ -125,12 +126,12 @@ def problems(settings: Mapping) -> list[str]:
 
 
 def _secret_keys(value) -> set[str]:
-    """Return the keys of a receiver whose value is a secret as it stands; Slack's ``api_url`` is one."""
+    """Return the keys of a receiver whose value is a secret as it stands; the address of a webhook is one."""
     if isinstance(value, Mapping):
         own = {
             key
             for key, one in value.items()
-            if isinstance(one, str) and one and not key.endswith("_file") and (key == "api_url" or names_secret(key))
+            if isinstance(one, str) and one and not key.endswith("_file") and (key in HOOKS or names_secret(key))
         }
         return own.union(*(_secret_keys(one) for one in value.values()))
     return set().union(*map(_secret_keys, value)) if isinstance(value, list) else set()

@@ -79,7 +79,7 @@ def exported(tmp_path_factory, exporter):
     inventory = folder / "hosts.yml"
     inventory.write_text(yaml.safe_dump({"monitoring": {"hosts": hosts}}))
     own = {"export_watch_interval": "1s", "export_watch_alertmanagers": [f"127.0.0.1:{port}"]}
-    own |= {"vmalert_limits": {"ttft_seconds": 3}, "export_watch_pages": "https://git.example.com"}
+    own |= {"vmalert_limits": {"ttft_seconds": 3}, "vmalert_pages": "https://git.example.com"}
     done = export(folder, inventory, **own)
     assert done.returncode == 0, done.stdout + done.stderr
     return {"folder": folder, "inventory": inventory, "variables": own, "alertmanager": port}

@@ -75,8 +75,8 @@ def test_routes_of_a_user_come_after_the_heartbeat():
             "alertmanager_receivers[0] has routing_key in it",
         ),
         ({"receivers": [{"name": "x", "slack_configs": [{"api_url": "canary"}]}]}, "has api_url in it"),
-        ({"receivers": [HOOK], "routes": [{"receiver": "hock"}]}, "names the receiver hock, which there is not"),
-        ({"receivers": [HOOK], "routes": [{"routes": [{"receiver": "hock"}]}]}, "there are default, hook."),
+        ({"receivers": [HOOK], "routes": [{"receiver": "hock"}]}, "names an unknown receiver hock; known are"),
+        ({"receivers": [HOOK], "routes": [{"routes": [{"receiver": "hock"}]}]}, "known are default, hook."),
     ],
 )
 def test_what_cannot_be_is_one_sentence_without_the_secret(settings, sentence):

@@ -267,6 +267,17 @@ def test_flags_as_go_takes_them():
     ]
 
 
+def test_flags_that_would_show_a_secret_are_named():
+    shown = {"datasource.basicAuth.password": "x", "remoteWrite.bearerToken": "x", "remoteWrite.headers": "A: b"}
+    fine = {
+        "remoteWrite.basicAuth.passwordFile": "/etc/x",
+        "httpAuth.password": "file:///etc/x",
+        "search.maxTokens": 5,
+        "remoteWrite.rateLimit": 9,
+    }
+    assert SYSTEMD["flag_secrets"]({**shown, **fine}) == sorted(shown)
+
+
 def test_json_files_of_the_controller_become_live_files(tmp_path):
     files = load("live_files")["json_files"]
     for name, text in (("b.json", "[]"), ("a.json", '{"title": "é"}'), ("c.txt", "no")):

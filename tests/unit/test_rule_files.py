@@ -73,3 +73,15 @@ def test_a_file_that_is_not_there_is_refused_and_a_pattern_may_find_nothing(tmp_
     with pytest.raises(alert_rules.RulesError, match=r"rules: there is no file .*/none\.yml"):
         alert_rules.found([f"{tmp_path}/none.yml"], "rules")
     assert alert_rules.found([f"{tmp_path}/*.yml"], "rules") == []
+
+
+def test_hosts_that_push_here_are_expected_by_their_label():
+    variables = {
+        "here": {"vmagent_url": "http://127.0.0.1:8428"},
+        "far": {"vmagent_url": "http://10.0.0.5:8428", "vmagent_host_label": "gpu-1"},
+        "alone": {"vmagent_url": "http://127.0.0.1:8428"},
+        "scraped": {},
+        "left": {"vmagent_url": "http://10.0.0.5:8428", "vmagent_state": "absent"},
+    }
+    assert alert_rules.pushing(variables, variables, "here") == ["here", "gpu-1"]
+    assert alert_rules.pushing(["alone"], variables, "alone") == ["alone"]
