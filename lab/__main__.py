@@ -70,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
     drilled = commands.add_parser("drill", help="do to a server whatever could break it, and say what came of it")
     drilled.add_argument("--quick", action="store_true", help="what fits into eight minutes")
     drilled.add_argument("--seed", type=int, help="repeat the random choices of an earlier drill")
-    drilled.add_argument("--bed", nargs="*", default=[], help="these beds: server, interrupted, fleet, moved, virtual")
+    drilled.add_argument(
+        "--bed", nargs="*", default=[], help="these beds: server, interrupted, fleet, moved, watched, virtual"
+    )
     drilled.add_argument("--only", nargs="*", default=[], metavar="LINE", help="these lines, by the names in lab/drill")
 
     seen = commands.add_parser("pictures", help="look at the dashboards with a headless browser; say what is wrong")

@@ -135,7 +135,8 @@ def run(quick: bool, seed: int | None, on: list[str], only: list[str]) -> int:
     print(f"Seed {seed}, {took / 60:.0f} min.")
     print(f"{len(rows) - failed} passed, {failed} failed")
     known = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    if not quick and known:
+    # A part that was drilled by itself on a machine that knows no more is no page.
+    if not quick and known and (not on or known.keys() >= {bed.name for bed, *_ in every}):
         PAGE.write_text(page(known, [bed.name for bed, *_ in every]))
     return int(failed > 0)
 
@@ -217,7 +218,8 @@ def page(known: dict[str, dict[str, Any]], beds: list[str]) -> str:
     about = textwrap.fill(
         "Written by `make drill`, which does all this to machines of the laboratory: a server with the real engine on "
         "the processor; one with the engine's light stand-in, for runs that are interrupted again and again; a fleet "
-        "of five; a lost machine and its replacement; and a virtual machine with a kernel of its own. "
+        "of five; a lost machine and its replacement; a served machine and one that watches it; and a virtual machine with "
+        "a kernel of its own. "
         "Meanwhile the server is asked for one token four times a second; *not answering* is for how "
         "long it gave none. `make drill-quick` is what fits into eight "
         f"minutes. `SEED={seeds[0]}` repeats the random choices of this page.",

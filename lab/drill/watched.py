@@ -33,7 +33,7 @@ VARIABLES: dict[str, Any] = {
 
 
 def told(stage: Stage, *words: str, since: int) -> bool:
-    """Tell whether a message came after the first ``since`` that has all the words."""
+    """Return whether a message after the first ``since`` has all the words."""
     with urllib.request.urlopen(f"{stage.offered['slack']}/messages", timeout=10) as answer:
         messages = json.load(answer)[since:]
     return any(all(word in each["text"] for word in words) for each in messages)
@@ -71,7 +71,9 @@ def engine_stopped(bed: Bed, stage: Stage) -> Row:
     served.sh("systemctl start vllm")
     ends = served.until(lambda: told(stage, "resolved: vllm", SERVED, since=before), WITHIN, "it does not end")
     seen = f"a message after {fires:.0f} s, and that it is over {ends:.0f} s after the start"
-    return Row("the engine of a watched host stopped", "Slack is told within 5 min, and of the end", seen, True)
+    return Row(
+        "the engine of a watched host stopped", "a message in Slack within 5 min, and one at the end", seen, True
+    )
 
 
 def stores_away(bed: Bed, stage: Stage) -> Row:
@@ -104,4 +106,4 @@ def host_gone(bed: Bed, stage: Stage) -> Row:
     box = machine.container(bed.hosts[0].name)
     subprocess.run(["podman", "stop", "--time", "5", box], check=True, capture_output=True)
     fires = bed.hosts[1].until(lambda: told(stage, "HostMissing", SERVED, since=before), WITHIN, "no message came")
-    return Row("a watched host switched off", "Slack is told within 5 min", f"a message after {fires:.0f} s", True)
+    return Row("a watched host switched off", "a message in Slack within 5 min", f"a message after {fires:.0f} s", True)
