@@ -218,8 +218,8 @@ def page(known: dict[str, dict[str, Any]], beds: list[str]) -> str:
     about = textwrap.fill(
         "Written by `make drill`, which does all this to machines of the laboratory: a server with the real engine on "
         "the processor; one with the engine's light stand-in, for runs that are interrupted again and again; a fleet "
-        "of five; a lost machine and its replacement; a served machine and one that watches it; and a virtual machine with "
-        "a kernel of its own. "
+        "of five; a lost machine and its replacement; a served machine and one that watches it; and a virtual "
+        "machine with a kernel of its own. "
         "Meanwhile the server is asked for one token four times a second; *not answering* is for how "
         "long it gave none. `make drill-quick` is what fits into eight "
         f"minutes. `SEED={seeds[0]}` repeats the random choices of this page.",
