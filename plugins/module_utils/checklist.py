@@ -381,20 +381,22 @@ def collector_queue(url: str, watched: float = 5) -> tuple[str, bool]:
 
 def collector_journal(
     url: str, host: str, job: str, unit: str, service: str, metrics: str,
-    user: str = "", password: str = "", bearer: str = "", wait: float = 20,
+    user: str = "", password: str = "", bearer: str = "", authorities: str = "", wait: float = 20,
 ) -> tuple[str, bool | None]:  # fmt: skip
     """A line that is written now in the name of ``unit`` reaches ``url``; see `log_shipping.collected_unit`."""
-    receiver, collector = log_shipping.Receiver(url, user, password, bearer), log_shipping.Collector(metrics)
+    receiver = log_shipping.Receiver(url, user, password, bearer, authorities)
+    collector = log_shipping.Collector(metrics)
     attributes = {"host.name": host, "service.name": service, "job": job}
     return log_shipping.collected_unit(receiver, collector, job, unit, attributes, wait)
 
 
 def collector_files(
     url: str, host: str, job: str, path: str, service: str, metrics: str,
-    user: str = "", password: str = "", bearer: str = "", wait: float = 20,
+    user: str = "", password: str = "", bearer: str = "", authorities: str = "", wait: float = 20,
 ) -> tuple[str, bool | None]:  # fmt: skip
     """The last line of the newest file of a glob reached ``url``; see `log_shipping.collected_files`."""
-    receiver, collector = log_shipping.Receiver(url, user, password, bearer), log_shipping.Collector(metrics)
+    receiver = log_shipping.Receiver(url, user, password, bearer, authorities)
+    collector = log_shipping.Collector(metrics)
     attributes = {"host.name": host, "service.name": service, "job": job}
     return log_shipping.collected_files(receiver, collector, job, path, attributes, wait)
 

@@ -9,7 +9,6 @@ Sources: "Native Journal Protocol" of systemd, unix(7), Loki's HTTP API, promtai
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -52,8 +51,7 @@ class Loki:
 
     @property
     def headers(self) -> dict:
-        pair = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
-        known = {"Authorization": f"Basic {pair}" if self.user else "", "X-Scope-OrgID": self.tenant}
+        known = {**probes.login(self.user, self.password), "X-Scope-OrgID": self.tenant}
         return {name: value for name, value in known.items() if value}
 
 
@@ -65,6 +63,7 @@ class Receiver:
     user: str = ""
     password: str = ""
     bearer: str = ""
+    authorities: str = ""
 
     @property
     def answers(self) -> bool:
@@ -76,9 +75,10 @@ class Receiver:
         begin = f"{max(start, time.time() - WEEK):.3f}"
         asked = {"query": f"{chosen} {json.dumps(text, ensure_ascii=False)}", "start": begin, "limit": 10}
         url = f"{self.url.partition('/insert/')[0]}/select/logsql/query?{urllib.parse.urlencode(asked)}"
-        pair = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
-        headers = {"Authorization": f"Basic {pair}"} if self.user else {}
-        status, said = probes.ask(url, self.bearer or None, timeout=timeout, headers=headers)
+        headers = probes.login(self.user, self.password)
+        status, said = probes.ask(
+            url, self.bearer or None, timeout=timeout, headers=headers, authorities=self.authorities
+        )
         return status, [json.loads(line) for line in said.splitlines() if line] if status == 200 else [said]
 
 

@@ -29,9 +29,10 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def ask(
-    url: str, bearer: str | None = None, body: dict | None = None, timeout: float = 5, headers: dict | None = None
-) -> tuple[int, str]:
-    """Return ``(status, text)`` of one request.
+    url: str, bearer: str | None = None, body: dict | None = None, timeout: float = 5, headers: dict | None = None,
+    authorities: str = "",
+) -> tuple[int, str]:  # fmt: skip
+    """Return ``(status, text)`` of one request; ``authorities`` is a file of those to trust, the system's when empty.
 
     Errors: `OSError` whose text is one cause without a stack (connection refused, time-out, TLS, bad URL).
     """
@@ -43,7 +44,7 @@ def ask(
         data, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
     try:
         request = urllib.request.Request(url, data=data, headers=headers)
-        with DIRECT.open(request, timeout=timeout) as answer:
+        with _opener(authorities).open(request, timeout=timeout) as answer:
             return answer.status, answer.read().decode(errors="replace")
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode(errors="replace")
@@ -55,6 +56,13 @@ def ask(
         raise OSError(str(error)) from None
     except (OSError, ssl.SSLError) as error:
         raise OSError(_cause(error)) from None
+
+
+def _opener(authorities: str) -> urllib.request.OpenerDirector:
+    if not authorities:
+        return DIRECT
+    trusted = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=authorities))
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}), trusted)
 
 
 def login(user: str, password: str) -> dict:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
+import subprocess
+import threading
 import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from ansible.module_utils import nvidia_smi, probes
@@ -193,3 +197,23 @@ def test_a_password_is_read_from_its_file_when_the_question_is_asked(server, tmp
     assert server.asked[-1][1] == "Basic cmVhZGVyOm9wZW46c2VzYW1l"
     file.unlink()
     assert "No such file" in probes.first_failure([probe])
+
+
+def test_an_authority_of_ones_own_is_trusted_where_it_is_named(tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=here"]
+    words += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(words, check=True, capture_output=True)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"https://127.0.0.1:{server.server_port}/"
+    try:
+        assert probes.ask(url, authorities=str(certificate))[0] == 200
+        with pytest.raises(OSError, match="certificate"):
+            probes.ask(url)
+    finally:
+        server.shutdown()
+        server.server_close()
