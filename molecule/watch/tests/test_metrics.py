@@ -183,16 +183,20 @@ def test_a_store_that_is_away_loses_nothing(host, seconds):
     await_series(host, "count(up)")
     sent(host)
     until = now(host)
-    time.sleep(3)  # what was taken is found a moment later
-    seen = [
-        begun,
-        *(one for one in times(host, 'node_memory_MemTotal_bytes{host="machine"}', begun) if one < until),
-        until,
-    ]
-    gaps = [later - earlier for earlier, later in itertools.pairwise(seen)]
+
+    def gaps():
+        known = times(host, 'node_memory_MemTotal_bytes{host="machine"}', begun)
+        seen = [begun, *(one for one in known if one < until), until]
+        return [later - earlier for earlier, later in itertools.pairwise(seen)]
+
+    # A block that is tried again counts as neither waiting nor sent: it comes when its pause, a minute at most, is over.
+    deadline = time.monotonic() + 75
+    while max(gaps()) >= 5 and time.monotonic() < deadline:
+        time.sleep(1)
     # A sample a second; the machine is shared, so one may come late.
-    assert len(seen) >= (until - begun) * 0.7
-    assert max(gaps) < 5, gaps
+    found = gaps()
+    assert max(found) < 5, found
+    assert len(found) >= (until - begun) * 0.7
 
 
 def test_the_checklist_names_a_target_that_is_gone_and_nothing_else(host, converge):
