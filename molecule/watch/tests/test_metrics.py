@@ -189,7 +189,7 @@ def test_a_store_that_is_away_loses_nothing(host, seconds):
         seen = [begun, *(one for one in known if one < until), until]
         return [later - earlier for earlier, later in itertools.pairwise(seen)]
 
-    # A block that is tried again counts as neither waiting nor sent: it comes when its pause, a minute at most, is over.
+    # A block that is tried again counts as neither waiting nor sent: it comes after a pause of a minute at most.
     deadline = time.monotonic() + 75
     while max(gaps()) >= 5 and time.monotonic() < deadline:
         time.sleep(1)
