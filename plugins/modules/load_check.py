@@ -29,7 +29,7 @@ options:
       unit: {description: The engine's unit; program and settings are read from it., type: str, required: true}
       metrics: {description: Address of the engine's metrics., type: str, required: true}
       url:
-        description: Base URL of the requests, without C(/v1): the engine or a server in front of it.
+        description: "Base URL of the requests, without C(/v1): the engine or a server in front of it."
         type: str
         required: true
       key: {description: API key of the requests., type: str, required: true}
