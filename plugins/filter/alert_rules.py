@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import ansible.module_utils
-from ansible.errors import AnsibleFilterError
+from ansible.errors import AnsibleError, AnsibleFilterError
+from jinja2 import UndefinedError
 
 UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
 if UTILS not in ansible.module_utils.__path__:
@@ -26,6 +28,22 @@ def rule_file(patterns: list, variable: str, limits: dict | None = None, hosts: 
         raise AnsibleFilterError(str(error)) from None
 
 
+def pushing_hosts(names: list, hostvars: Mapping, here: str) -> list[str]:
+    """Return the label ``host`` of each host that pushes its metrics to the store on ``here``."""
+    keys = ("vmagent_url", "vmagent_state", "vmagent_host_label")
+    return alert_rules.pushing(
+        names, {name: {key: _value(hostvars[name], key) for key in keys} for name in names}, here
+    )
+
+
+def _value(variables: Mapping, name: str):
+    try:
+        return str(variables[name]) if name in variables else ""
+    except (AnsibleError, UndefinedError):
+        # It is built on variables of further hosts, which hostvars does not resolve: so it is not this host itself.
+        return "http://elsewhere.invalid"
+
+
 class FilterModule:
     def filters(self):
-        return {"pushing_hosts": alert_rules.pushing, "rule_file": rule_file}
+        return {"pushing_hosts": pushing_hosts, "rule_file": rule_file}

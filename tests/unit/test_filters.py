@@ -12,6 +12,7 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils import checklist, probes
+from jinja2 import UndefinedError
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins" / "filter"
 
@@ -276,6 +277,19 @@ def test_flags_that_would_show_a_secret_are_named():
         "remoteWrite.rateLimit": 9,
     }
     assert SYSTEMD["flag_secrets"]({**shown, **fine}) == sorted(shown)
+
+
+def test_a_host_whose_address_is_built_on_another_one_pushes_elsewhere_than_to_itself():
+    class Unresolved(dict):
+        def __getitem__(self, name):
+            raise UndefinedError("'hostvars' is undefined")
+
+    variables = {
+        "far": Unresolved(vmagent_url="http://{{ hostvars.here.address }}:8428"),
+        "here": {"vmagent_url": "http://127.0.0.1:8428"},
+        "scraped": {},
+    }
+    assert load("alert_rules")["pushing_hosts"](["far", "here", "scraped"], variables, "here") == ["far", "here"]
 
 
 def test_json_files_of_the_controller_become_live_files(tmp_path):
