@@ -75,6 +75,7 @@ def test_routes_of_a_user_come_after_the_heartbeat():
             "alertmanager_receivers[0] has routing_key in it",
         ),
         ({"receivers": [{"name": "x", "slack_configs": [{"api_url": "canary"}]}]}, "has api_url in it"),
+        ({"receivers": [{"name": "x", "msteams_configs": [{"webhook_url": "canary"}]}]}, "has webhook_url in it"),
         ({"receivers": [HOOK], "routes": [{"receiver": "hock"}]}, "names an unknown receiver hock; known are"),
         ({"receivers": [HOOK], "routes": [{"routes": [{"receiver": "hock"}]}]}, "known are default, hook."),
     ],
