@@ -52,6 +52,11 @@ def engine_services(listed: list[dict], defaults: dict) -> list[dict]:
     return services
 
 
+def together_checks(resolved: list[dict], gpu: bool) -> list[dict]:
+    """Return the rows of the checklist about all serving engines of a host together."""
+    return engines.together_checks(resolved, gpu)
+
+
 class FilterModule:
     """The filters by name."""
 
@@ -61,6 +66,7 @@ class FilterModule:
             "planned_engine": planned_engine,
             "free_at_start": free_at_start,
             "engines_before": engines_before,
+            "together_checks": together_checks,
             "listed_engine": listed_engine,
             "engine_services": engine_services,
         }
