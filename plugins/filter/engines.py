@@ -38,6 +38,11 @@ def listed_engine(resolved: dict) -> dict:
     return {"name": resolved["name"], "kind": resolved["kind"], "group": resolved["group"] or None}
 
 
+def engine_table(resolved: list[dict]) -> list[dict]:
+    """Return the table by which ai-server finds the engine of a model; [] where there is one engine."""
+    return engines.table(resolved)
+
+
 def engine_services(listed: list[dict], defaults: dict) -> list[dict]:
     """Return the services of a host's engines as ``{name, unit, metrics}``.
 
@@ -67,6 +72,7 @@ class FilterModule:
             "free_at_start": free_at_start,
             "engines_before": engines_before,
             "together_checks": together_checks,
+            "engine_table": engine_table,
             "listed_engine": listed_engine,
             "engine_services": engine_services,
         }

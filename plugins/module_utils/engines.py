@@ -274,3 +274,15 @@ def together_checks(engines: list[dict], gpu: bool) -> list[dict]:
         "cure": "Run nvidia-smi: stop what else uses the GPU, or plan again with playbooks/plan.yml.",
     }
     return [*checks, memory] if gpu else checks
+
+
+def table(engines: list[dict]) -> list[dict]:
+    """Return the engines of `resolved` as ai-server takes them: ``name``, ``url``, ``api_key``, ``models``, ``group``."""
+    if len(engines) < 2:
+        return []
+    rows = []
+    for one in engines:
+        row = {"name": one["name"], "url": f"{one['url']}/v1", "models": one["served"]}
+        row["api_key"] = one["settings"][f"{ROLES[one['kind']]}_api_key"]
+        rows.append(row | ({"group": one["group"]} if one["group"] else {}))
+    return rows
