@@ -38,11 +38,12 @@ def ai_server_engine_problems(
         problems.append(
             f"ai_server_engines: the model {model} is there twice; leave it at the engine that is to serve it."
         )
+    served = ", ".join(dict.fromkeys(models))
     for variable, model in named.items():
         if model not in models:
             problems.append(
-                f"{variable} is {model}, which no engine of ai_server_engines serves ({', '.join(models)}); choose one "
-                "of these or add it to the models of one."
+                f"{variable} is {model}, which no engine of ai_server_engines serves ({served}); choose one of these or "
+                "add it to the models of one."
             )
     return problems
 

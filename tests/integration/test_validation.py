@@ -211,7 +211,7 @@ def test_engines_of_the_application_are_looked_at_together():
         "ai_server_engines: chat has a caller's key as its api_key",
         "ai_server_engines: chat is there twice",
         "ai_server_engines: the model a is there twice",
-        "ai_server_lora_adapter_checklist is checklist, which no engine of ai_server_engines serves (a, a)",
+        "ai_server_lora_adapter_checklist is checklist, which no engine of ai_server_engines serves (a)",
     ):
         assert any(said in text for text in problems), (said, problems)
     code, problems = validate({"ai_server_engines": [{**chat, "api_key": 5744368105847}]})
