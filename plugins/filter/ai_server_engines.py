@@ -42,8 +42,8 @@ def ai_server_engine_problems(
     for variable, model in named.items():
         if model not in models:
             problems.append(
-                f"{variable} is {model}, which no engine of ai_server_engines serves ({served}); choose one of these or "
-                "add it to the models of one."
+                f"{variable} is {model}, which no engine of ai_server_engines serves ({served}); choose one of these "
+                "or add it to the models of one."
             )
     return problems
 
