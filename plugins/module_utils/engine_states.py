@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from . import host_text, nvidia_smi, probes, systemd_unit
+from .engines import resting
 
 NOTE = "/var/lib/llm-server/engines.json"
 # For node_exporter: what is away on purpose is no alert.
@@ -170,8 +171,8 @@ def change(host: Host, wanted: Wanted) -> Change:
 def carry_out(host: Host, wanted: Wanted, planned: Change) -> str:
     """Do what is to be done; return a warning or "".
 
-    `EngineStateError` where it fails, with who still holds memory of a GPU. An engine that does not wake is stopped: its
-    role starts it anew.
+    `EngineStateError` where it fails, with who still holds memory of a GPU. An engine that does not wake is stopped:
+    its role starts it anew.
     """
     warning = ""
     held = host.gpus() if {"stop", "sleep"} & set(planned.steps) else []
@@ -298,70 +299,99 @@ def still_held(unit: str, before: list[dict], now: list[dict], kept_mib: int = 0
 # -- a group ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Switch:
-    """What a switch does: the engine that is to serve, the one that serves now, and those that make room for it."""
+def switched(engines: list[dict], note: Mapping, groups: Mapping, to: str) -> dict:
+    """Return what switching to the engine ``to`` of a host does; ``engines`` are those of `engines.resolved`.
 
-    to: dict
-    back: dict | None
-    others: list[dict] = field(default_factory=list)
-
-
-def chosen(members: list[dict], note: Mapping) -> dict:
-    """Return which of a group serves: the first in the list that is not noted, or the first where all are."""
-    return next((each for each in members if each["name"] not in note), members[0])
-
-
-def not_serving(engines: list[dict], note: Mapping) -> dict[str, str]:
-    """Return ``{name: name of the one that serves instead}`` of all engines that are not to serve now."""
-    away = {}
-    for group in dict.fromkeys(each["group"] for each in engines if each.get("group")):
-        members = [each for each in engines if each.get("group") == group]
-        serves = chosen(members, note)["name"]
-        away |= {each["name"]: serves for each in members if each["name"] != serves}
-    return away
-
-
-def switch(engines: list[dict], note: Mapping, to: str) -> Switch:
-    """Return what switching to the engine ``to`` of a host does."""
+    ``to`` and ``back`` are the engine that is to serve and the one that serves now, None where that is the same.
+    ``others`` make room, as ``{name, url, sleep, stop}``: their level of sleep, 0 to stop, and the seconds that it may
+    take. ``planned`` and ``planned_back`` are the planner's questions about all that serve with the one and the other.
+    """
     target = next(each for each in engines if each["name"] == to)
     members = [each for each in engines if each["group"] == target["group"]]
-    now = chosen(members, note)
-    return Switch(target, None if now == target else now, [each for each in members if each != target])
+    level = (groups.get(target["group"]) or {}).get("sleep", 0)
+    now = serving(members, note)
+    back = None if now == target else now
+    others = [
+        {"name": each["name"], "url": each["url"], "sleep": level, "stop": stop_seconds(each)}
+        for each in members
+        if each != target
+    ]
+    return {
+        "to": target,
+        "back": back,
+        "others": others,
+        "members": [each["name"] for each in members],
+        "planned": _planned(engines, note, members, target),
+        "planned_back": _planned(engines, note, members, back or target),
+    }
+
+
+def stop_seconds(engine: Mapping) -> int:
+    """Return how long stopping an engine's unit may take: its own limit, and what systemd takes to kill it."""
+    return int(engine["settings"].get(f"{engine['kind']}_stop_timeout", 30)) + 90
+
+
+def serving(members: list[dict], note: Mapping) -> dict:
+    """Return which of a group serves."""
+    rest = resting(members, note)
+    return next(each for each in members if each["name"] not in rest)
+
+
+def _planned(engines: list[dict], note: Mapping, members: list[dict], serves: dict) -> list[dict]:
+    rest = resting(engines, note)
+    return [each["plan"] for each in engines if each == serves or (each not in members and each["name"] not in rest)]
+
+
+def resting_instead(engines: list[dict], note: Mapping) -> list[dict]:
+    """Return ``{name, instead}`` of the engines that are not to serve now."""
+    rest, found = resting(engines, note), []
+    for each in engines:
+        if each["name"] in rest:
+            members = [one for one in engines if one["group"] == each["group"]]
+            found.append({"name": each["name"], "instead": serving(members, note)["name"]})
+    return found
 
 
 def refused(hosts: Mapping[str, list[dict]], to: str) -> str:
     """Return why no host can switch to the engine ``to``, "" where one can; ``hosts`` has the engines of each."""
     engines = [each for one in hosts.values() for each in one]
-    grouped = list(dict.fromkeys(f"{each['name']} ({each['group']})" for each in engines if each.get("group")))
+    grouped = list(dict.fromkeys(f"{each['name']} ({each['group']})" for each in engines if each["group"]))
     if not grouped:
-        return "no engine of this inventory has a group; write group: NAME to those in engines that take turns."
+        return "No engine of this inventory has a group; write group: NAME to those in engines that take turns."
     cure = f"give one of {', '.join(grouped)}, such as -e to={grouped[0].split(' ')[0]}."
     if not to:
         return f"to is missing; {cure}"
     mine = [each for each in engines if each["name"] == to]
     if not mine:
         return f"to is {to}, which is no engine of this inventory; {cure}"
-    if not any(each.get("group") for each in mine):
+    if not any(each["group"] for each in mine):
         return f"to is {to}, which has no group, so it always serves; {cure}"
     return ""
 
 
-def rows(engines: list[dict], note: Mapping, active: Mapping[str, bool], memory: Mapping[str, int]) -> list[dict]:
+def group_refused(hosts: Mapping[str, list[dict]], group: str) -> str:
+    """Return why no host has engines of ``group``, "" where one has."""
+    groups = list(dict.fromkeys(each["group"] for one in hosts.values() for each in one if each["group"]))
+    if not groups:
+        return "No engine of this inventory has a group; write group: NAME to those in engines that take turns."
+    if group in groups:
+        return ""
+    said = f"group is {group}, which no engine of this inventory has" if group else "group is missing"
+    return f"{said}; give one of {', '.join(groups)}, such as -e group={groups[0]}."
+
+
+def rows(names: list[str], note: Mapping, active: Mapping[str, bool], memory: Mapping[str, int]) -> list[dict]:
     """Return the engines of a group as rows of the checklist; ``memory`` in MiB, {} without a GPU."""
     told = []
-    for each in engines:
-        name = each["name"]
-        mine = note.get(name)
+    for name in names:
+        mine, runs_now = note.get(name), active.get(name, False)
         held = f", {memory[name]} MiB on the GPU" if name in memory else ""
-        if mine:
-            running = active.get(name, False)
-            state = f"{mine['state']} since {mine['since']}, {mine['instead']} serves instead"
-            good = running == (mine["state"] == "asleep")
-            wrong = "" if good else f"; its unit {'runs' if running else 'does not run'}"
-            # After a boot one that slept is stopped.
-            told.append({"what": name, "measured": f"{state}{wrong}{held}", "ok": False if running and not good else None})
-        else:
-            serves = active.get(name, False)
-            told.append({"what": name, "measured": ("serves" if serves else "does not run") + held, "ok": serves})
+        if not mine:
+            told.append({"what": name, "measured": ("serves" if runs_now else "does not run") + held, "ok": runs_now})
+            continue
+        asleep = mine["state"] == "asleep"
+        state = f"{mine['state']} since {mine['since']}, {mine['instead']} serves instead"
+        # After a boot one that slept is stopped.
+        wrong = "; its unit runs" if runs_now and not asleep else ""
+        told.append({"what": name, "measured": f"{state}{wrong}{held}", "ok": False if wrong else None})
     return told

@@ -9,8 +9,8 @@ short_description: Stop an engine or put it to sleep in favour of another one of
 description:
   - Keeps C(/var/lib/llm-server/engines.json), which names the engines of the host that are not to serve. The role
     ai_server and the watchdog read it. An engine that it does not name serves.
-  - V(stopped) and V(asleep) write the note first, then stop the unit or put the engine to sleep, and wait until the memory
-    that it held is free on the GPU. Who still holds it is named. A host without a GPU has nothing to wait for.
+  - V(stopped) and V(asleep) write the note first, then stop the unit or put the engine to sleep, and wait until the
+    memory that it held is free on the GPU. Who still holds it is named. Without a GPU there is nothing to wait for.
   - V(serving) wakes an engine that sleeps and takes the note away. It starts no unit; the role of the engine does.
   - The unit of an engine that is not to serve is disabled, so no boot starts it.
   - "Sources: vLLM 0.15.1 and 0.32.0, routes C(/sleep), C(/wake_up), C(/is_sleeping), C(/collective_rpc)."
@@ -26,7 +26,10 @@ options:
     default: read
   engines: {description: Names of the engines to look at with V(read)., type: list, elements: str, default: []}
   instead: {description: Name of the engine that serves instead., type: str, default: ""}
-  url: {description: "Root of the engine, such as C(http://127.0.0.1:8002), to put it to sleep or to wake it.", type: str, default: ""}
+  url:
+    description: Root of the engine, such as C(http://127.0.0.1:8002), to put it to sleep or to wake it.
+    type: str
+    default: ""
   level:
     description: Level of vLLM's sleep. At 1 the weights wait in the host's memory, at 2 they are loaded again.
     type: int
@@ -68,7 +71,8 @@ steps:
   returned: success
   sample: [note, stop]
 states:
-  description: The note. It has the engines that are not to serve, with C(state), C(instead), C(since) and, of one asleep, C(level).
+  description: The note. It has the engines that are not to serve, with C(state), C(instead), C(since) and, of one
+    asleep, C(level).
   type: dict
   returned: success
   sample: {chat: {state: stopped, instead: feedback, since: "2026-11-27T02:00:00Z"}}
@@ -88,7 +92,15 @@ from contextlib import nullcontext
 
 from ansible.module_utils import host_text
 from ansible.module_utils.engine_states import (
-    EngineStateError, Host, Wanted, carry_out, change, memory_of, noted, runs, text_of,
+    EngineStateError,
+    Host,
+    Wanted,
+    carry_out,
+    change,
+    memory_of,
+    noted,
+    runs,
+    text_of,
 )  # fmt: skip
 from ansible.module_utils.host_module import HostModule
 from ansible.module_utils.service_release import Refused, Service

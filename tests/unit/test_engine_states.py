@@ -264,22 +264,40 @@ class TestMemory:
         assert engine_states.still_held("b.service", self.BEFORE, self.BEFORE) == ""
 
 
-CHAT, FEEDBACK, JUDGE = ({"name": name, "kind": "vllm", "group": "evaluation"} for name in ("chat", "feedback", "judge"))
-CODE = {"name": "code", "kind": "llama_cpp", "group": ""}
+def engine(name, group="evaluation", **settings):
+    return {
+        "name": name, "kind": "vllm", "group": group, "url": f"http://127.0.0.1/{name}", "plan": {"name": name},
+        "settings": {"vllm_stop_timeout": 30, **settings},
+    }  # fmt: skip
+
+
+CODE, CHAT, FEEDBACK, JUDGE = engine("code", ""), engine("chat"), engine("feedback"), engine("judge")
 ENGINES = [CODE, CHAT, FEEDBACK, JUDGE]
 
 
-class TestGroup:
-    def test_the_first_of_a_group_serves_until_another_is_chosen(self):
-        assert engine_states.not_serving(ENGINES, {}) == {"feedback": "chat", "judge": "chat"}
-        note = {"chat": {}, "judge": {}}
-        assert engine_states.not_serving(ENGINES, note) == {"chat": "feedback", "judge": "feedback"}
+def switched(note=None, to="feedback", groups=None):
+    return engine_states.switched(ENGINES, note or {}, groups or {}, to)
 
-    def test_a_switch_leaves_engines_outside_the_group_alone(self):
-        assert engine_states.switch(ENGINES, {}, "feedback") == engine_states.Switch(FEEDBACK, CHAT, [CHAT, JUDGE])
+
+class TestGroup:
+    def test_a_switch_touches_the_group_alone_and_plans_what_serves_after_it(self):
+        found = switched()
+        assert (found["to"], found["back"]) == (FEEDBACK, CHAT)
+        assert [each["name"] for each in found["others"]] == ["chat", "judge"]
+        assert found["planned"] == [{"name": "code"}, {"name": "feedback"}]
+        assert found["planned_back"] == [{"name": "code"}, {"name": "chat"}]
+
+    def test_who_makes_room_sleeps_where_the_group_says_so_and_takes_no_secret_along(self):
+        (other, _) = switched(groups={"evaluation": {"sleep": 2}})["others"]
+        assert other == {"name": "chat", "url": "http://127.0.0.1/chat", "sleep": 2, "stop": 120}
 
     def test_a_switch_to_the_one_that_serves_has_nothing_to_go_back_to(self):
-        assert engine_states.switch(ENGINES, {}, "chat").back is None
+        assert switched(to="chat")["back"] is None
+        assert switched({"chat": {}, "judge": {}})["back"] is None
+
+    def test_each_that_rests_is_told_with_the_one_that_serves(self):
+        found = engine_states.resting_instead(ENGINES, {"chat": {}})
+        assert found == [{"name": "chat", "instead": "feedback"}, {"name": "judge", "instead": "feedback"}]
 
     @pytest.mark.parametrize(
         ("to", "expected"),
@@ -294,13 +312,29 @@ class TestGroup:
         found = engine_states.refused({"gpu1": ENGINES, "gpu2": [CODE]}, to)
         assert found.startswith(expected) and bool(found) == bool(expected)
 
+    @pytest.mark.parametrize(
+        ("group", "expected"),
+        [
+            ("evaluation", ""),
+            ("", "group is missing; give one of evaluation, such as -e group=evaluation."),
+            (
+                "x",
+                "group is x, which no engine of this inventory has; give one of evaluation, such as -e group=evaluation.",
+            ),
+        ],
+    )
+    def test_a_group_that_nobody_has_is_refused(self, group, expected):
+        assert engine_states.group_refused({"gpu1": ENGINES}, group) == expected
+
     def test_without_a_group_there_is_nothing_to_switch(self):
-        assert engine_states.refused({"gpu1": [CODE]}, "code").startswith("no engine of this inventory has a group;")
+        assert engine_states.refused({"gpu1": [CODE]}, "code").startswith("No engine of this inventory has a group;")
+        assert engine_states.group_refused({"gpu1": [CODE]}, "x").startswith("No engine of this inventory has a group;")
 
     def test_the_table_tells_name_state_and_memory(self):
         note = {"chat": {**STOPPED["chat"], "state": "asleep", "level": 1}, "judge": STOPPED["chat"]}
         active = {"chat": True, "feedback": True, "judge": True}
-        told = engine_states.rows([CHAT, FEEDBACK, JUDGE], note, active, {"chat": 925, "feedback": 7600, "judge": 5})
+        memory = {"chat": 925, "feedback": 7600, "judge": 5}
+        told = engine_states.rows(["chat", "feedback", "judge"], note, active, memory)
         since = "since 2026-11-27T02:00:00Z, feedback serves instead"
         assert [(each["what"], each["measured"], each["ok"]) for each in told] == [
             ("chat", f"asleep {since}, 925 MiB on the GPU", None),
@@ -309,5 +343,5 @@ class TestGroup:
         ]
 
     def test_one_that_is_to_serve_and_does_not_run_is_red(self):
-        (row,) = engine_states.rows([CHAT], {}, {"chat": False}, {})
+        (row,) = engine_states.rows(["chat"], {}, {"chat": False}, {})
         assert row == {"what": "chat", "measured": "does not run", "ok": False}
