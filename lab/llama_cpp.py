@@ -23,8 +23,8 @@ CHECKSUM = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 INSIDE = "llama_cpp_python-0.3.36/vendor/llama.cpp/"
 VERSION = "0c1e57098"  # the commit of the copy
 SAYS = "0.5.0-dev"
-# What a build does not need: documents, vocabularies, pictures and the sources of the web interface.
-LEFT_OUT = ("docs/", "models/", "media/", "benches/", "tools/ui/", ".git", ".github/", ".devops/", ".pi/", ".gemini/")
+# What a build does not need.
+LEFT_OUT = ("docs/", "models/", "media/", "benches/", ".git", ".github/", ".devops/", ".pi/", ".gemini/")
 REPOSITORY = "github.com/ggml-org/llama.cpp"
 PROGRAMS = {"cmake": "cmake", "g++": "g++", "ninja": "ninja-build", "strip": "binutils"}
 # Every virtual machine that the laboratory may run on has these; some advertise more than they allow.
@@ -119,7 +119,7 @@ def fetch(target: Path) -> None:
 
 
 def wanted_members(packed: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Return the entries of the copy of llama.cpp that a build needs, below one folder as upstream's archive has them."""
+    """Return the entries of the copy that a build needs, below one folder as in upstream's archive."""
     for member in packed:
         inside = member.name.removeprefix(INSIDE)
         if inside == member.name or inside.startswith(LEFT_OUT):
