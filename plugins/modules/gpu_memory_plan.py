@@ -150,7 +150,8 @@ verdict:
   sample: fits
 plan:
   description: The plan in plain types, sizes in MiB, with C(start_order), the names in the order in which most of them
-    run, and C(counted), those whose memory is held together. C(services) has for each its verdict, group, whether it runs, its message, cures, assumptions,
+    run, and C(counted), those whose memory is held together. C(services) has for each its
+    verdict, group, whether it runs, its message, cures, assumptions,
     concurrency, what must be free when it is started (C(free_at_start_mib) on the first C(gpus)) and C(figures), each
     with value, low, high, origin (read, computed, estimated), unit and note.
   returned: always

@@ -36,6 +36,7 @@ ARGUMENTS = {
         "default": [],
         "options": {
             "name": {"type": "str", "required": True},
+            "kind": {"type": "str"},
             "unit": {"type": "str"},
             "metrics": {"type": "str"},
         },
@@ -301,7 +302,8 @@ def _service(name: str, given: dict) -> dict:
         states += _program(unit, shown)
         states += missing_paths(unit, shown)
         states += _model(shown)
-    return {"unit": unit, "running": running, "failing": failing, "begun": begun, "lines": found, "states": states}
+    told = {"unit": unit, "running": running, "failing": failing, "begun": begun, "lines": found, "states": states}
+    return {**told, "kind": given.get("kind") or name}
 
 
 def _answers(name: str, unit: str, running: bool) -> list[dict]:
@@ -500,8 +502,9 @@ def _engine_load(url: str) -> list[dict]:
 def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None = None) -> dict:
     """Return all evidence: by service, of the host, and what could not be looked at.
 
-    A service has `name`, perhaps `unit` and `metrics` (the address of an engine's). Services that a run of this project
-    put here are looked at whether they are given or not. `upstreams` are {service, url, bearer}.
+    A service has `name`, perhaps `kind` (what runs, where its name does not say it), `unit` and `metrics` (the address
+    of an engine's). Services that a run of this project put here are looked at whether they are given or not.
+    `upstreams` are {service, url, bearer}.
     """
     begun = time.monotonic()
     known = {path.name for path in service_release.STORE.glob("*") if (path / "state.json").exists()}
