@@ -473,6 +473,7 @@ def prepare(service: Service, wanted: dict, new_user: bool, directories: list[di
         service.add_user(wanted["user"], wanted["home"])
     for entry in directories:
         service.put_directory(entry)
+    service.need(wanted["user"], wanted["directories"])
 
 
 def shown(difference: dict) -> dict:

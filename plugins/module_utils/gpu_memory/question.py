@@ -32,6 +32,8 @@ SERVICE = {
 OPTIONS = {
     "services": {"type": "list", "elements": "dict", "required": True, "options": SERVICE},
     "gpu": {"type": "dict", "options": {"name": _TEXT, "total_mib": _NUMBER, "free_mib": _NUMBER, "wsl": _FLAG}},
+    "service": _TEXT,
+    "leaving": {"type": "list", "elements": "str", "default": []},
     "gpu_index": _NUMBER,
     "hub_url": _TEXT,
     "hub_token": {"type": "str", "no_log": True},

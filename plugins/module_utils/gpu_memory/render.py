@@ -51,15 +51,15 @@ def as_json(result: dict) -> dict:
     }
 
 
-def as_metrics(result: dict) -> str:
-    """What each service is planned to hold on its GPU after the start, for node_exporter's textfile collector.
+def as_metrics(result: dict, only: str | None = None) -> str:
+    """What each service, or one of them, is to hold on its GPU, for node_exporter's textfile collector.
 
     The label `group` is the service's own name where it has no group: an alert counts the largest of each group.
     """
     planned = [
         (f'group="{s["group"] or s["name"]}", service="{s["name"]}"', s["figures"]["used_after_start"])
         for s in result["services"]
-        if "used_after_start" in s["figures"]
+        if "used_after_start" in s["figures"] and only in (None, s["name"])
     ]
     lines = []
     for name, text, value in (
