@@ -42,7 +42,7 @@ class ActionModule(ActionBase):
         if resolved and not found:
             asked = engines.asked(resolved, str(values.get("ai_server_vllm_base_url", "")))
             sound |= {engines.ROLES[asked["kind"]]}
-            defaults.update(asked.pop("defaults"))
+            defaults.update(self._read(ROLES / engines.ROLES[asked["kind"]] / "defaults/main.yml"))
             values.update(asked["settings"])
         between = [
             rule for rule in task_vars.get(self._task.args.get("between"), []) if sound.issuperset(rule["roles"])
@@ -74,13 +74,13 @@ class ActionModule(ActionBase):
         extra = load_extra_vars(self._loader)
         resolved = []
         for entry in listed:
-            role, defaults, values = engines.ROLES[entry["kind"]], {}, {}
+            role, values = engines.ROLES[entry["kind"]], {}
             own = {name: value for name, value in engines.overlay(entry).items() if name not in extra}
             own |= engines.by_group(entry, groups)
-            found = self._examine(role, {**task_vars, **own}, defaults, values)
+            found = self._examine(role, {**task_vars, **own}, {}, values)
             single = listed == [engines.SINGLE]
             problems += found if single else [f"engines: {entry['name']}: {text}" for text in found]
-            resolved.append(engines.resolved(entry, values) | {"defaults": defaults, "single": single})
+            resolved.append(engines.resolved(entry, values) | {"single": single})
         return resolved, problems
 
     @staticmethod

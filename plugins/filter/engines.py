@@ -39,7 +39,7 @@ def listed_engine(resolved: dict) -> dict:
 
 
 def engine_services(listed: list[dict], defaults: dict) -> list[dict]:
-    """Return the services of a host's engines as ``{name, kind, unit, url, metrics}``.
+    """Return the services of a host's engines as ``{name, unit, metrics}``.
 
     ``defaults`` has, for each kind, the inventory's ``host`` and ``port``, for what an entry leaves out. ``metrics`` is
     the address of the engine's metrics.
@@ -48,15 +48,7 @@ def engine_services(listed: list[dict], defaults: dict) -> list[dict]:
     for one in listed:
         told = {**defaults[one["kind"]], **one}
         url = local_url(told["host"], told["port"])
-        services.append(
-            {
-                "name": one["name"],
-                "kind": one["kind"],
-                "unit": f"{one['name']}.service",
-                "url": url,
-                "metrics": f"{url}/metrics",
-            }
-        )
+        services.append({"name": one["name"], "unit": f"{one['name']}.service", "metrics": f"{url}/metrics"})
     return services
 
 
