@@ -87,6 +87,8 @@ class Service:
         self.store = STORE / name
         self.environment = self.store / "environment"
         self.key = self.store / "key"
+        # Programs and environments that other services are about to be run on.
+        self.beside: list[str] = []
 
     # -- what is known ------------------------------------------------------------------------------------------
 
@@ -708,7 +710,7 @@ class Service:
         kept, gone = self._kept_and_gone()
         needed = [*kept.values(), *(wanted or [])]
         found = {Path(link["target"]) for release in gone.values() for link in release["links"]}
-        targets = {Path(link["target"]) for release in needed for link in release["links"]}
+        targets = {Path(link["target"]) for release in needed for link in release["links"]} | set(map(Path, self.beside))
         for parent in {target.parent for target in targets if target.parent.is_dir()}:
             found |= {place for place in parent.iterdir() if any((place / marker).is_file() for marker in BUILT)}
         # Services may build in one directory.
