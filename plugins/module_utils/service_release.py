@@ -710,7 +710,9 @@ class Service:
         kept, gone = self._kept_and_gone()
         needed = [*kept.values(), *(wanted or [])]
         found = {Path(link["target"]) for release in gone.values() for link in release["links"]}
-        targets = {Path(link["target"]) for release in needed for link in release["links"]} | set(map(Path, self.beside))
+        targets = {Path(link["target"]) for release in needed for link in release["links"]} | set(
+            map(Path, self.beside)
+        )
         for parent in {target.parent for target in targets if target.parent.is_dir()}:
             found |= {place for place in parent.iterdir() if any((place / marker).is_file() for marker in BUILT)}
         # Services may build in one directory.

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .. import nvidia_smi, probes, service_release, systemd_unit
+from .. import engine_states, nvidia_smi, probes, service_release, systemd_unit
 from . import failures, lines
 from .judge import starts
 
@@ -508,6 +508,9 @@ def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None =
     """
     begun = time.monotonic()
     known = {path.name for path in service_release.STORE.glob("*") if (path / "state.json").exists()}
+    # An engine that does not run while another one of its group serves is as it should be.
+    resting = set(engine_states.resting())
+    known, services = known - resting, [each for each in services if each["name"] not in resting]
     named = {each["name"]: each for each in [*({"name": name} for name in sorted(known)), *services]}
     jobs = {f"the unit of {name}": (lambda name=name: _service(name, named[name])) for name in named}
     jobs |= {"the kernel's log": _kernel, "disks": _disks, "memory": _memory, "changes": _changes, "the clock": _clock}
