@@ -63,8 +63,12 @@ def _split(value: object) -> object:
 
 
 def _http_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is none, or half an IPv6 address
+        usable = False
+    if not usable or parts.query or parts.fragment:
         raise ValueError(f"is {url!r}, which is not an http:// or https:// address without a query")
     return url.rstrip("/")
 

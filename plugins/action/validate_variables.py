@@ -29,12 +29,15 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         problems, sound, defaults, values = [], set(), {}, {}
         self.advice = []
-        for role in self._task.args.get("roles", []):
-            found = self._examine(role, task_vars, defaults, values)
-            problems += found
-            sound |= set() if found else {role}
         resolved, found = self._engines(task_vars)
         problems += found
+        if resolved and not found and not self._task.args.get("only"):
+            # As the playbook of the application has it.
+            task_vars = {"engines_table": engines.table(resolved), **task_vars}
+        for role in self._task.args.get("roles", []):
+            wrong = self._examine(role, task_vars, defaults, values)
+            problems += wrong
+            sound |= set() if wrong else {role}
         roles = [*self._task.args.get("roles", []), *sorted({engines.ROLES[one["kind"]] for one in resolved})]
         problems += self._misspelt(roles, task_vars)
         problems += self._examine_own(task_vars)

@@ -51,6 +51,11 @@ def listed_engine(engine: dict) -> dict:
     return {"name": engine["name"], "kind": engine["kind"], "group": engine.get("group") or None}
 
 
+def engine_table(resolved: list[dict]) -> list[dict]:
+    """Return the table by which ai-server finds the engine of a model; [] where there is one engine."""
+    return engines.table(resolved)
+
+
 def engine_services(listed: list[dict], defaults: dict) -> list[dict]:
     """Return the services of a host's engines as ``{name, kind, unit}``, and ``metrics``, their address, of vLLM's.
 
@@ -127,7 +132,8 @@ def engine_load_targets(resolved: list[dict], application: str, key: str, models
     """Return ``load_targets`` of the engines that vLLM's own tool can load, which are vLLM's.
 
     ``application`` is the address of the server in front of them, and ``key`` its caller's; where it is empty the
-    engines are asked with their own keys. Of ``models``, where there are any, each engine is asked for those that it serves.
+    engines are asked with their own keys. Of ``models``, where there are any, each engine is asked for those that it
+    serves.
     """
     targets = []
     for one in (each for each in resolved if each["kind"] == "vllm"):
@@ -147,6 +153,11 @@ def engine_load_targets(resolved: list[dict], application: str, key: str, models
     return targets
 
 
+def together_checks(resolved: list[dict], gpu: bool) -> list[dict]:
+    """Return the rows of the checklist about all serving engines of a host together."""
+    return engines.together_checks(resolved, gpu)
+
+
 class FilterModule:
     """The filters by name."""
 
@@ -156,6 +167,8 @@ class FilterModule:
             "planned_engine": planned_engine,
             "free_at_start": free_at_start,
             "engines_before": engines_before,
+            "together_checks": together_checks,
+            "engine_table": engine_table,
             "listed_engine": listed_engine,
             "engine_services": engine_services,
             "engine_targets": engine_targets,

@@ -30,6 +30,7 @@ from . import (
 LATELY = 10  # minutes
 CRASHES = 3
 LATE = 30  # seconds that a look of the watchdog may take
+PLANS = Path("/var/lib/llm-server/metrics")
 LISTED = 4  # sockets or targets named in a row
 REMOTE_WRITE = ("blocks_sent_total", "pending_data_bytes", "packets_dropped_total")
 
@@ -87,6 +88,48 @@ def completion(
     return f"{shortened(answer['choices'][0]['text'])!r} in {time.monotonic() - start:.2f} s", bool(
         answer["usage"]["completion_tokens"]
     )
+
+
+def at_once(questions: list[dict]) -> tuple[str, bool]:
+    """Every engine answers a prompt while the others do; a question has the options of the probe ``completion``.
+
+    Its key is read from ``bearer_file`` and ``bearer_variable``.
+    """
+    start = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(len(questions)) as pool:
+        failures = list(pool.map(lambda asked: probes.first_failure([{"completion": asked}]), questions))
+    told = next(filter(None, failures), None)
+    return (told, False) if told else (f"{len(questions)} answered within {time.monotonic() - start:.2f} s", True)
+
+
+def gpu_memory(units: list[str], others_mib: int) -> tuple[str, bool]:
+    """What each of the ``units`` holds on the GPUs is within its plan, and all others hold less than ``others_mib``.
+
+    The plan is what the roles wrote for node_exporter; a unit without one is only told.
+    """
+    try:
+        found = nvidia_smi.read()["gpus"]
+    except nvidia_smi.GpuError as error:
+        return str(error), False
+    held = {unit: sum(nvidia_smi.memory_of_units(card, [unit]) for card in found) for unit in units}
+    others = sum(card["used_mib"] or 0 for card in found) - sum(held.values())
+    told, good = [f"others {others} MiB"], others < others_mib
+    for unit, used in held.items():
+        name = unit.removesuffix(".service")
+        most = planned_max_mib(name)
+        good = good and (most is None or used <= most)
+        told.append(f"{name} {used} MiB" + (f" of at most {most:.0f}" if most is not None else ""))
+    return "; ".join(told), good
+
+
+def planned_max_mib(name: str, folder: Path = PLANS) -> float | None:
+    """Return the most MiB that an engine was planned to hold on its GPU, or None where it has no plan."""
+    try:
+        page = (folder / f"gpu_memory_{name}.prom").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    total = probes.total(page, "llm_gpu_planned_max_bytes")
+    return total / (1 << 20) if total else None
 
 
 def chat(
@@ -457,9 +500,9 @@ def disk(free_mib: int) -> tuple[str, bool]:
 
 
 _CHECKS = (
-    http, models, completion, chat, metric, unit, sockets, pushes, remote_write, journal_job, file_job, collector_queue,
-    collector_journal, collector_files, gpu, driver, device_nodes, swap, tuning, disk, watchdog, timer, backup, rules,
-    notices,
+    http, models, completion, at_once, gpu_memory, chat, metric, unit, sockets, pushes, remote_write, journal_job,
+    file_job, collector_queue, collector_journal, collector_files, gpu, driver, device_nodes, swap, tuning, disk,
+    watchdog, timer, backup, rules, notices,
 )  # fmt: skip
 KINDS = {function.__name__: function for function in _CHECKS}
 

@@ -18,6 +18,8 @@ from .role_variables import ENGINE_NAME
 ROLES = {"vllm": "vllm", "llama_cpp": "llama_cpp"}
 # The only engine of a host that has no list; its unit, paths and port are those of the role's defaults.
 SINGLE = {"name": "vllm", "kind": "vllm"}
+# Where the key of an engine stands in its /etc/NAME/secrets.env.
+KEY_VARIABLES = {"vllm": "VLLM_API_KEY", "llama_cpp": "API_KEY"}
 OWN_KEYS = ("name", "kind", "group")
 # What is written shorter in an entry than in the role.
 ALIASES = {"vllm": {"revision": "model_revision"}, "llama_cpp": {}}
@@ -178,9 +180,9 @@ def by_group(entry: Mapping, groups: Mapping) -> dict:
 def resolved(entry: Mapping, settings: Mapping) -> dict:
     """Return one engine as the playbooks use it.
 
-    It has ``name``, ``kind``, ``group`` ("" where it has none), ``unit``, ``port``, ``url`` (without a path),
-    ``state`` (present, absent), ``served`` (names of its models), ``settings`` (all variables of the role, with its
-    secrets) and ``plan`` (see `planned`).
+    It has ``name``, ``kind``, ``group`` ("" where it has none), ``unit``, ``port``, ``url`` (without a path), ``key``
+    (where its key stands on the host), ``state`` (present, absent), ``served`` (names of its models), ``settings`` (all
+    variables of the role, with its secrets) and ``plan`` (see `planned`).
     """
     kind, name = entry["kind"], entry["name"]
     address, port = (settings.get(f"{ROLES[kind]}_{key}", "") for key in ("host", "port"))
@@ -190,6 +192,7 @@ def resolved(entry: Mapping, settings: Mapping) -> dict:
         "group": entry.get("group", ""),
         "unit": f"{name}.service",
         "port": port,
+        "key": {"bearer_file": f"/etc/{name}/secrets.env", "bearer_variable": KEY_VARIABLES[kind]},
         "state": settings.get(f"{ROLES[kind]}_state", "present"),
         "url": local_url(address, port),
         "served": _served(kind, settings),
@@ -246,3 +249,40 @@ def gone(present: Iterable[str], noted: Iterable[Mapping], served_before: bool) 
     """
     there = [dict(one) for one in noted] or ([dict(SINGLE)] if served_before else [])
     return [{"name": one["name"], "kind": one["kind"]} for one in there if one["name"] not in set(present)]
+
+
+OTHERS_MIB = 1000  # of a GPU's memory, before the first engine and beside all of them
+
+
+def together_checks(engines: list[dict], gpu: bool) -> list[dict]:
+    """Return the rows of the checklist about all serving engines of a host together; see module_utils/checklist.py."""
+    if len(engines) < 2:
+        return []
+    questions = [{**one["key"], "url": f"{one['url']}/v1", "model": one["served"][0]} for one in engines]
+    checks = [
+        {
+            "what": "engines: answer at the same time",
+            "kind": "at_once",
+            "options": {"questions": questions},
+            "cure": "Run playbooks/diagnose.yml: it says which engine does not answer, and why.",
+        }
+    ]
+    memory = {
+        "what": "engines: GPU memory",
+        "kind": "gpu_memory",
+        "options": {"units": [one["unit"] for one in engines], "others_mib": OTHERS_MIB},
+        "cure": "Run nvidia-smi: stop what else uses the GPU, or plan again with playbooks/plan.yml.",
+    }
+    return [*checks, memory] if gpu else checks
+
+
+def table(engines: list[dict]) -> list[dict]:
+    """Return the engines of `resolved` as ai-server takes them: ``name``, ``url``, ``api_key``, ``models``, ``group``."""
+    if len(engines) < 2:
+        return []
+    rows = []
+    for one in engines:
+        row = {"name": one["name"], "url": f"{one['url']}/v1", "models": one["served"]}
+        row["api_key"] = one["settings"][f"{ROLES[one['kind']]}_api_key"]
+        rows.append(row | ({"group": one["group"]} if one["group"] else {}))
+    return rows
