@@ -197,7 +197,7 @@ def resolved(entry: Mapping, settings: Mapping) -> dict:
         "url": local_url(address, port),
         "served": _served(kind, settings),
         "settings": dict(settings),
-        "plan": planned(name, kind, settings),
+        "plan": planned(name, kind, settings) | ({"group": entry["group"]} if entry.get("group") else {}),
     }
 
 
