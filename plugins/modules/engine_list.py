@@ -9,8 +9,7 @@ short_description: Keep the list of a host's engines, and find those that left i
 description:
   - Compares the engines that a host is to have with those that the last run noted on it. Which of them a switch stopped
     or put to sleep is read too.
-  - The list is C(/var/lib/llm-server/engine_list.json). It has names, kinds and groups, no settings. With it is written
-    which engines are not to serve, for node_exporter's textfile collector, so that nobody is alarmed about them.
+  - The list is C(/var/lib/llm-server/engine_list.json). It has names and kinds, no settings.
 options:
   engines:
     description: The engines that the host is to have, in their order of start.
@@ -55,11 +54,22 @@ resting:
 """
 
 import json
+from pathlib import Path
 
 from ansible.module_utils import engine_states, engines
-from ansible.module_utils.engine_states import LIST, STATES, read
 from ansible.module_utils.quiet_module import QuietModule
 from ansible.module_utils.service_release import STORE, write
+
+LIST = STORE.parent / "engine_list.json"
+
+
+def read(path: Path) -> list[dict]:
+    """Return the list that the last run left; [] where there is none, or it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return found if isinstance(found, list) else []
 
 
 def main() -> None:
@@ -72,20 +82,16 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    wanted, noted = module.params["engines"], read(LIST, [])
-    # A group is left out where there is none.
-    names = [{key: each[key] for key in ("name", "kind", "group") if each[key]} for each in wanted]
-    page, told = engine_states.metrics(names, read(STATES, {})), engine_states.METRICS
-    shown = told.read_text(encoding="utf-8") if told.exists() else ""
-    changed = module.params["state"] == "noted" and (noted != names or shown != page)
+    wanted, noted = module.params["engines"], read(LIST)
+    names = [{"name": each["name"], "kind": each["kind"]} for each in wanted]
+    changed = module.params["state"] == "noted" and noted != names
     if changed and not module.check_mode:
         write(LIST, json.dumps(names, indent=1) + "\n", 0o644)
-        write(told, page, 0o644)
     served_before = (STORE / engines.SINGLE["name"] / "state.json").exists()
     module.exit_json(
         changed=changed,
         gone=engines.gone([each["name"] for each in wanted], noted, served_before),
-        resting=engines.resting(wanted, read(STATES, {})),
+        resting=engines.resting(wanted, engine_states.away()),
     )
 
 

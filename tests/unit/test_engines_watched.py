@@ -103,29 +103,13 @@ def test_a_load_check_asks_each_engine_of_vllm_for_its_own_models():
     assert engines.engine_load_targets(RESOLVED[:1], "", "", ["alias"])[0]["models"] == ["alias"]
 
 
-@pytest.fixture
-def noted(monkeypatch, tmp_path):
-    monkeypatch.setattr(engine_states, "LIST", tmp_path / "engine_list.json")
-    monkeypatch.setattr(engine_states, "STATES", tmp_path / "engines.json")
-    return tmp_path
-
-
-def test_what_rests_is_read_from_the_host(noted):
-    assert engine_states.resting() == []
-    judge = {"name": "judge", "kind": "vllm", "group": "evaluation"}
-    listed = [engines.listed_engine(one) for one in (LISTED[0], LISTED[1], judge)]
-    (noted / "engine_list.json").write_text(json.dumps(listed))
-    assert engine_states.resting() == ["judge"]
-    (noted / "engines.json").write_text(json.dumps({"feedback": {"state": "stopped", "instead": "judge"}}))
-    assert engine_states.resting() == ["feedback"]
-    (noted / "engines.json").write_text("{broken")
-    assert engine_states.resting() == ["judge"]
-    page = engine_states.metrics(listed, {"feedback": {}})
-    assert page.splitlines()[2:] == [
-        'llm_engine_resting{service="vllm"} 0',
-        'llm_engine_resting{service="feedback"} 1',
-        'llm_engine_resting{service="judge"} 0',
-    ]
+def test_what_is_away_is_read_from_the_host(tmp_path):
+    host = engine_states.Host(tmp_path)
+    assert engine_states.away(host) == []
+    engine_states.write(host, {"feedback": {"state": "stopped", "instead": "judge", "since": "2026-01-01T00:00:00Z"}})
+    assert engine_states.away(host) == ["feedback"]
+    host.write(engine_states.NOTE, "{broken")
+    assert engine_states.away(host) == []
 
 
 def test_every_variable_that_is_filled_from_the_list_is_a_role_s_and_gives_way_to_the_inventory():

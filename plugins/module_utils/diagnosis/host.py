@@ -509,7 +509,7 @@ def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None =
     begun = time.monotonic()
     known = {path.name for path in service_release.STORE.glob("*") if (path / "state.json").exists()}
     # An engine that does not run while another one of its group serves is as it should be.
-    resting = set(engine_states.resting())
+    resting = set(engine_states.away())
     known, services = known - resting, [each for each in services if each["name"] not in resting]
     named = {each["name"]: each for each in [*({"name": name} for name in sorted(known)), *services]}
     jobs = {f"the unit of {name}": (lambda name=name: _service(name, named[name])) for name in named}

@@ -61,7 +61,8 @@ def known(services: list[dict]) -> dict[str, dict]:
     stored = sorted(path.name for path in service_release.STORE.glob("*") if path.is_dir())
     named = {each["name"]: each for each in [*({"name": name} for name in stored), *services]}
     # An engine that does not run while another one of its group serves is as it should be.
-    return {name: each for name, each in named.items() if name not in engine_states.resting()}
+    away = engine_states.away()
+    return {name: each for name, each in named.items() if name not in away}
 
 
 def unit_of(name: str, given: dict) -> str:
