@@ -21,6 +21,7 @@ from lab import (
     exporter_repository,
     host,
     image,
+    llama_cpp,
     machine,
     model,
     nvidia_repository,
@@ -88,6 +89,9 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("action", choices=["up", "down", "show"])
 
     commands.add_parser("nvidia", help="make the stand-ins of NVIDIA's repositories in the mirror, and describe them")
+
+    llama = commands.add_parser("llama-cpp", help="have the source of llama.cpp on the mirror, and describe it")
+    llama.add_argument("--program", action="store_true", help="also a release archive, built here (12 minutes of CPU)")
 
     tiny = commands.add_parser("model", help="make the tiny model and its adapters in a folder")
     tiny.add_argument("folder", type=Path)
@@ -165,6 +169,8 @@ def act(options: argparse.Namespace) -> Any:
             return model.make(options.folder, options.misfits)
         case "nvidia":
             return {**nvidia_repository.ensure(), "exporter": exporter_repository.ensure()}
+        case "llama-cpp":
+            return llama_cpp.ensure(options.program)
         case "demo":
             return demo.up(options.arguments)
         case "demo-gcp":

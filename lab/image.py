@@ -23,6 +23,8 @@ class Platform:
     laid_over: ModuleType | None = None
     python: str = "/usr/bin/python3"  # the interpreter that roles are given
     capabilities: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()  # what every machine needs and the suite's packages do not bring by themselves
+    unified_control_groups: bool = False  # its systemd does not run on the first version of control groups
 
 
 PLATFORMS = {
@@ -32,6 +34,8 @@ PLATFORMS = {
     "debian13": Platform("trixie"),
     # A host of an image for accelerators: a driver, and nothing to build with.
     "bare": Platform("bookworm", nvidia_driver, capabilities=("MKNOD",)),
+    # Debian's next release, in testing: the first one with a package of llama.cpp.
+    "forky": Platform("forky", packages=("mount", "passwd"), unified_control_groups=True),
 }
 
 # What a cloud image has, and nothing that the roles must bring themselves (python3-venv, compilers, curl).
@@ -178,7 +182,7 @@ def recipe(platform: str) -> Recipe:
         platform=platform,
         sources=sources(platform, archive_addresses(targets)),
         apt_options=apt_options(host.run(["apt-config", "dump"])),
-        packages=tuple(PACKAGES),
+        packages=(*PACKAGES, *PLATFORMS[platform].packages),
         script=CUSTOMIZE + (CERTIFICATES if certificates else ""),
         certificates=tuple(path.read_text() for path in certificates),
         laid_over=laid_over.recipe() if laid_over else "",

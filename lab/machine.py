@@ -41,6 +41,10 @@ PROGRAMS = {
 # still have the first version of control groups; elsewhere it means nothing.
 INIT = "mount --make-rshared / && exec /sbin/init SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"
 
+# On a host that has the first version of control groups, a second one lies beside it, without controllers. systemd from
+# 258 on runs on that alone, and accepts limits of memory and CPU without keeping them.
+UNIFIED_INIT = f"umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && {INIT}"
+
 # SYS_ADMIN: mount namespaces of hardened units. SYS_PTRACE: root reads the environment of other users' processes.
 # AUDIT_WRITE: sudo. The container is not privileged: no devices, no loading of modules, /proc/sys read-only.
 CAPABILITIES = ("SYS_ADMIN", "SYS_PTRACE", "AUDIT_WRITE")
@@ -124,6 +128,7 @@ def create_command(
         *("--network", NETWORK, "--ip", address, "--mac-address", hardware_address(address)),
         # Named, not left to the default: the other common runtime fails on hosts with mixed control groups.
         *("--runtime", "runc", "--systemd", "always", "--stop-signal", "SIGRTMIN+3"),
+        *(("--cgroupns", "private") if kind.unified_control_groups else ()),
         *("--cap-add", ",".join((*CAPABILITIES, *kind.capabilities))),
         *("--security-opt", "apparmor=unconfined", "--security-opt", "label=disable"),
         # Podman's defaults are higher than what a host without CAP_SYS_RESOURCE may hand on.
@@ -137,7 +142,7 @@ def create_command(
         *(word for mount in mounts for word in ("--volume", mount)),
         *(word for port in publish for word in ("--publish", port)),
         tag,
-        *("/bin/sh", "-c", INIT),
+        *("/bin/sh", "-c", UNIFIED_INIT if kind.unified_control_groups else INIT),
     ]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from lab import host
+from lab import gguf, host
 from lab.host import CACHE
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 64, 128, 2, 2, 1, 32
@@ -189,6 +190,27 @@ def write_misfit(folder: Path, kind: str) -> None:
         (folder / "adapter_model.safetensors").unlink()
 
 
+def write_gguf(folder: Path) -> dict[str, str]:
+    """Write the model and the adapters of the folder as GGUF files, and a second model; returns their paths by name."""
+    target = folder / "gguf"
+    target.mkdir(exist_ok=True)
+    gguf.write_model(folder / "tiny", target / "tiny.gguf", "tiny")
+    with tempfile.TemporaryDirectory() as other:
+        write_model(Path(other), seed=3)
+        gguf.write_model(Path(other), target / "code.gguf", "code")
+    for name in ADAPTERS:
+        gguf.write_adapter(folder / "adapters" / name, target / f"{name}.gguf", HEADS, KV_HEADS)
+    return {path.stem: str(path) for path in sorted(target.iterdir())}
+
+
+def write_gguf_misfits(folder: Path) -> None:
+    """Write GGUF files that must be refused: one cut off, a page of HTML, and an adapter of a wider model."""
+    whole = (folder / "gguf" / "tiny.gguf").read_bytes()
+    (folder / "misfits" / "cut.gguf").write_bytes(whole[: len(whole) // 2])
+    (folder / "misfits" / "page.gguf").write_text("<!doctype html>\n")
+    gguf.write_adapter(folder / "misfits" / "shape", folder / "misfits" / "shape.gguf", HEADS, KV_HEADS)
+
+
 def readable(folder: Path) -> None:
     """Let every user read the files: tensors are saved with mode 0600, and the engine runs as a user of its own."""
     folder.chmod(0o755)
@@ -199,7 +221,8 @@ def readable(folder: Path) -> None:
 def make(folder: Path, misfits: bool = False) -> dict[str, Any]:
     """Write model and adapters below a folder; returns their paths.
 
-    tiny/ is the model, adapters/NAME/ the adapters, misfits/KIND/ those that must be refused.
+    tiny/ is the model, adapters/NAME/ the adapters, misfits/KIND/ those that must be refused. gguf/ has the model
+    (tiny), another one of its shape (code) and the adapters as GGUF files.
     """
     write_model(folder / "tiny", seed=1)
     for number, (name, rank) in enumerate(ADAPTERS.items()):
@@ -208,9 +231,11 @@ def make(folder: Path, misfits: bool = False) -> dict[str, Any]:
         "model": str(folder / "tiny"),
         "adapters": {name: str(folder / "adapters" / name) for name in ADAPTERS},
     }
+    made["gguf"] = write_gguf(folder)
     if misfits:
         for kind in MISFITS:
             write_misfit(folder / "misfits" / kind, kind)
+        write_gguf_misfits(folder)
         made["misfits"] = {kind: str(folder / "misfits" / kind) for kind in MISFITS}
     for path in (folder, *(item for item in folder.iterdir() if item.is_dir())):
         path.chmod(0o755)
@@ -219,7 +244,8 @@ def make(folder: Path, misfits: bool = False) -> dict[str, Any]:
 
 def ensure() -> Path:
     """Make sure the cache has model, adapters and misfits, as this file makes them; returns their folder."""
-    folder = CACHE / "models" / hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    sources = Path(__file__).read_bytes() + Path(gguf.__file__).read_bytes()
+    folder = CACHE / "models" / hashlib.sha256(sources).hexdigest()[:12]
     with host.lock("models"):
         if not folder.exists():
             with host.step("Making the tiny model and its adapters", "1 s"):

@@ -37,10 +37,15 @@ DEADLINE = float(os.environ.get("TEST_DEADLINE") or "inf")
 EVERY = ()
 ON_A_GPU = ("cuda_keyring", "dcgm", "dcgm_exporter", "gpu_host", "laboratory", "production_engine")
 BARE = "bare"
-LONG = {"debian13": EVERY, "debian11": EVERY, BARE: ON_A_GPU}
+FORKY = "forky"
+# Scenarios that run on one platform alone, whatever is asked for: only that suite has the package of llama.cpp.
+PLACED = {"llama_cpp": FORKY}
+# Its build from source takes 12 minutes of CPU, so it is no daily one.
+RARE = {"llama_cpp_build": "debian13"}
+LONG = {"debian13": EVERY, "debian11": EVERY, BARE: ON_A_GPU, FORKY: tuple(PLACED)}
 # Debian's alertmanager, which the laboratory packs as upstream does, needs a newer libc.
 NOT_ON = {"debian11": ("watch",)}
-IN_FULL = "debian13"
+IN_FULL = ("debian13", FORKY)
 # Scenarios of the role vllm that make sense on a bare machine alone, and the GiB of disk that each needs.
 ENGINE_ON_BARE = {"gpu_host": 3, "production_engine": 14}
 # Seconds before the deadline by which a step must have begun: in full it takes half an hour, on a slow day twice that.
@@ -140,13 +145,22 @@ def chosen(wanted: list[str], platform: str, among: tuple[str, ...] = EVERY) -> 
         sys.exit(f"There is no scenario {', '.join(sorted(unknown))}; there are: {', '.join(sorted(known))}.")
     names = [name for name in known if platform == BARE or name not in ENGINE_ON_BARE]
     names = [name for name in names if name not in NOT_ON.get(platform, ())]
+    names = [name for name in names if {**PLACED, **RARE}.get(name, platform) == platform]
     return [name for name in names if name in (wanted or names) and name in (among or names)]
+
+
+def daily_scenarios(wanted: list[str], platform: str) -> list[tuple[str, str]]:
+    """Return scenarios with their platforms: the one asked for, or the only one that a scenario runs on."""
+    others = {*PLACED.values(), *(RARE[name] for name in RARE if name in wanted)} - {platform}
+    placed = [(name, other) for other in sorted(others) for name in chosen(wanted, other) if name in {**PLACED, **RARE}]
+    own = [(name, platform) for name in chosen(wanted, platform) if name not in RARE or name in wanted]
+    return own + [one for one in placed if one[0] not in RARE or one[0] in wanted]
 
 
 def long_steps(wanted: list[str]) -> list[Step]:
     """Return the steps of the long part in their fixed order."""
     steps = [
-        scenario(name, platform, FULL=str(int(platform == IN_FULL)))
+        scenario(name, platform, FULL=str(int(platform in IN_FULL)))
         for platform, among in LONG.items()
         for name in chosen(wanted, platform, among)
     ]
@@ -210,7 +224,7 @@ def main() -> int:
     elif options.part == "roles":
         daily = BARE if set(options.names) & ENGINE_ON_BARE.keys() else "debian12"
         platform = os.environ.get("PLATFORM") or daily
-        steps = perform([scenario(name, platform) for name in chosen(options.names, platform)], SIDE_BY_SIDE)
+        steps = perform([scenario(*one) for one in daily_scenarios(options.names, platform)], SIDE_BY_SIDE)
     else:
         steps = perform(touched_first(long_steps(options.names), changed_files()), SIDE_BY_SIDE)
         if not options.names:

@@ -70,15 +70,15 @@ class Routes:
             return Relay(engine, "POST", path, body)
         if handler == MODELS and caller.models is None and engines.alone:
             return Relay(engines.alone, "GET", "/models")
-        listed = await while_connected(receive, engines.models())
-        allowed = [model for model in listed if caller.models is None or model["id"] in caller.models]
         if handler == MODELS:
+            listed = await while_connected(receive, engines.models())
+            allowed = [model for model in listed if caller.models is None or model["id"] in caller.models]
             return JSONResponse({"object": "list", "data": allowed})
-        # Engines have the list, and no page for each.
         name = scope["path"].removeprefix(MODEL)
-        found = next((model for model in allowed if model.get("id") == name), None)
+        may_name(caller, name)
+        # Engines have the list, and no page for each.
+        listed = await while_connected(receive, engines.find(name).models())
+        found = next((model for model in listed if model.get("id") == name), None)
         if found is None:
-            may_name(caller, name)
-            engines.find(name)  # says so where its engine is switched off
             raise Problem(404, f"The model {name[:100]!r} does not exist.")
         return JSONResponse(found)

@@ -302,6 +302,7 @@ def test_an_engine_that_is_away_is_named_and_the_other_serves(two, file):
             assert answer.json()["error"]["message"].startswith("feedback is not reachable")
         assert client.post(CHAT, json=body("hello")).status_code == 200
         assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["base"]
+        assert client.get("/v1/models/small").status_code == 503
         health, ready = client.get("/health"), client.get("/health/ready")
         assert (health.status_code, health.json()["status"], ready.status_code) == (200, "degraded", 200)
         assert health.json()["engines"] == {"chat": "ok", "feedback": "away: ConnectError"}

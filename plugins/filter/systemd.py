@@ -144,6 +144,21 @@ def astray(urls: list, address: str, port: int | str) -> list[str]:
     return [url for url in urls if _asks_itself(url) and not _reaches(urlsplit(url), address, int(port))]
 
 
+def sources_astray(sources: list[dict], engines: list[dict]) -> list[str]:
+    """Return the addresses of those ``sources`` of an engine's series by which a host asks none of its ``engines``.
+
+    An engine has ``host`` and ``port``; on a host without one, nothing is known.
+    """
+    urls = [one["url"] for one in sources if any(":" in name for name in one["counters"] + one["gauges"])]
+    return [url for url in urls if engines and all(astray([url], one["host"], one["port"]) for one in engines)]
+
+
+def engines_unasked(engines: list[dict], sources: list[dict]) -> list[str]:
+    """Return the names of the ``engines`` at whose port none of the ``sources`` asks."""
+    asked = {urlsplit(one["url"]).port for one in sources}
+    return [one["name"] for one in engines if int(one["port"]) not in asked]
+
+
 def elsewhere(urls: list) -> list[str]:
     """Return the ``urls`` that lead to another machine, of which an address filter for this one would know nothing."""
     return [url for url in urls if url and not _asks_itself(url)]
@@ -178,6 +193,7 @@ class FilterModule:
         return {
             "astray": astray,
             "elsewhere": elsewhere,
+            "engines_unasked": engines_unasked,
             "environment_lines": environment_lines,
             "exec_line": exec_line,
             "flag_clashes": flag_clashes,
@@ -189,6 +205,7 @@ class FilterModule:
             "local_url": local_url,
             "memory_mib": memory_mib,
             "peers": peers,
+            "sources_astray": sources_astray,
             "secret_environment": secret_environment,
             "unit_text": unit_text,
         }

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from . import (
+    engine_states,
     host_tuning,
     leftovers,
     log_shipping,
@@ -54,7 +55,7 @@ def remote_write(url: str, watched: float = 20, timeout: float = 5) -> tuple[str
     deadline, dropped = time.monotonic() + watched, None
     while True:
         told = json.loads(probes.ask(f"{url}/api/v1/targets", timeout=timeout)[1])["data"]["activeTargets"]
-        down = [target["labels"]["job"] for target in told if target["health"] != "up"]
+        down = [target["labels"]["job"] for target in told if target["health"] != "up" and not _away(target)]
         page = probes.ask(f"{url}/metrics", timeout=timeout)[1]
         sent, waiting, lost = (probes.total(page, f"vmagent_remotewrite_{name}") for name in REMOTE_WRITE)
         dropped = lost if dropped is None else dropped
@@ -64,6 +65,11 @@ def remote_write(url: str, watched: float = 20, timeout: float = 5) -> tuple[str
         time.sleep(0.5)
     measured = f"{len(told)} targets, {sent:.0f} blocks sent, {waiting / (1 << 10):.0f} KiB wait, {lost:.0f} dropped"
     return measured + f"; not scraped: {', '.join(sorted(set(down))[:LISTED])}" * bool(down), good
+
+
+def _away(target: dict) -> bool:
+    """Say whether a target is an engine that another one of its group serves instead of."""
+    return target["labels"].get("service") in engine_states.away()
 
 
 def models(

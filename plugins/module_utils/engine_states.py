@@ -115,6 +115,14 @@ def noted(host: host_text.Tree) -> dict[str, dict]:
     )
 
 
+def away(host: host_text.Tree | None = None) -> list[str]:
+    """Return the names of the engines that are not to serve; [] where the note says nothing that can be read."""
+    try:
+        return sorted(noted(host or Host()))
+    except EngineStateError:
+        return []
+
+
 def text_of(note: Mapping) -> str:
     """Return the text of the note, empty where every engine serves."""
     return json.dumps(note, indent=1, sort_keys=True) + "\n" if note else ""

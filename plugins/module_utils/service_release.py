@@ -33,6 +33,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -716,8 +717,7 @@ class Service:
         for parent in {target.parent for target in targets if target.parent.is_dir()}:
             found |= {place for place in parent.iterdir() if any((place / marker).is_file() for marker in BUILT)}
         # Services may build in one directory.
-        for path in {*STORE.glob("*/releases/*.json")} - {*self.store.glob("releases/*.json")}:
-            targets |= {Path(link["target"]) for link in json.loads(path.read_text())["links"]}
+        targets |= linked(STORE.glob("*/releases/*.json"), but=self.store)
         return sorted(place for place in found - targets if place.is_dir() and not place.is_symlink())
 
     def earlier(self, to: str | None = None) -> str:
@@ -892,6 +892,17 @@ class Service:
 def _holds(path: str, needed: list[str]) -> bool:
     """Say whether a directory is one of those ``needed`` or above one."""
     return any(Path(one).is_relative_to(path) for one in needed)
+
+
+def linked(releases: Iterable[Path], but: Path | None = None) -> set[Path]:
+    """Return the directories to which the links of stored ``releases`` point, without those of the store ``but``."""
+    files = [path for path in releases if but is None or path.parent.parent != but]
+    return {Path(link["target"]) for path in files for link in json.loads(path.read_text())["links"]}
+
+
+def in_use() -> set[Path]:
+    """Return the directories to which a stored release of any service links, such as versions of a program."""
+    return linked(STORE.glob("*/releases/*.json"))
 
 
 def unit_text(release: dict) -> str:

@@ -56,21 +56,20 @@ resting:
 import json
 from pathlib import Path
 
-from ansible.module_utils import engines
+from ansible.module_utils import engine_states, engines
 from ansible.module_utils.quiet_module import QuietModule
 from ansible.module_utils.service_release import STORE, write
 
 LIST = STORE.parent / "engine_list.json"
-STATES = STORE.parent / "engines.json"
 
 
-def read(path: Path, empty):
-    """Return what a file of JSON holds; ``empty`` where there is none, or it is damaged."""
+def read(path: Path) -> list[dict]:
+    """Return the list that the last run left; [] where there is none, or it is damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return empty
-    return found if isinstance(found, type(empty)) else empty
+        return []
+    return found if isinstance(found, list) else []
 
 
 def main() -> None:
@@ -83,7 +82,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    wanted, noted = module.params["engines"], read(LIST, [])
+    wanted, noted = module.params["engines"], read(LIST)
     names = [{"name": each["name"], "kind": each["kind"]} for each in wanted]
     changed = module.params["state"] == "noted" and noted != names
     if changed and not module.check_mode:
@@ -92,7 +91,7 @@ def main() -> None:
     module.exit_json(
         changed=changed,
         gone=engines.gone([each["name"] for each in wanted], noted, served_before),
-        resting=engines.resting(wanted, read(STATES, {})),
+        resting=engines.resting(wanted, engine_states.away()),
     )
 
 

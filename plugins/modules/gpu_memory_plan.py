@@ -11,7 +11,8 @@ description:
     engine's version and options, and what is free on the GPU.
   - The verdict is C(fits), C(tight) or C(refused), with the message the engine would give and the change that would
     make it fit. Every figure says whether it was read, computed or estimated; estimates have a range.
-  - Several services are one plan, in their order of start.
+  - Several services are one plan, in their order of start. Of services with the same O(services[].group) at most one
+    runs at a time, and the largest of them counts.
   - Memory that the units of the planned services hold now counts as free, because their start replaces them; what
     others hold does not.
   - With O(gpu) given and the task on the controller the plan is made by the action, without starting the module.
@@ -31,6 +32,9 @@ options:
         type: str
         choices: [vllm, llamacpp, reserved]
         default: vllm
+      group:
+        description: Services of one group are never in memory together. Each must start while all others run.
+        type: str
       version: {description: "Version of the engine, needed for vLLM.", type: str}
       model:
         description: A directory or GGUF file by its path, else a model's name in the cache or on the hub.
@@ -154,7 +158,8 @@ verdict:
   sample: fits
 plan:
   description: The plan in plain types, sizes in MiB, with C(start_order), the names in the order in which most of them
-    run. C(services) has for each its verdict, whether it runs, its message, cures, assumptions,
+    run, and C(counted), those whose memory is held together. C(services) has for each its
+    verdict, group, whether it runs, its message, cures, assumptions,
     concurrency, what must be free when it is started (C(free_at_start_mib) on the first C(gpus)) and C(figures), each
     with value, low, high, origin (read, computed, estimated), unit and note.
   returned: always

@@ -23,6 +23,11 @@ options:
     description: Name of the service; its unit is C(<name>.service).
     type: str
     required: true
+  kind:
+    description:
+      - What runs in it, such as V(vllm) or V(llama_cpp), where its name does not say it. The causes of a failure are
+        looked for among those of its kind.
+    type: str
   state:
     description:
       - V(prepared) makes the user and the directories, for what must be there before the release can be described.
@@ -345,6 +350,7 @@ PROBES = {
 
 ARGUMENTS = {
     "name": {"type": "str", "required": True},
+    "kind": {"type": "str"},
     "state": {"type": "str", "choices": ["prepared", "present", "absent", "previous", "out"], "default": "present"},
     "release": {"type": "str"},
     "purge": {"type": "bool", "default": False},

@@ -51,6 +51,9 @@ def repository(tmp_path, monkeypatch):
 def test_every_scenario_runs_on_both_other_systems_and_those_of_a_gpu_on_the_bare_one():
     found = set(names(suite.long_steps([])))
     every = {path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml")} - suite.ENGINE_ON_BARE.keys()
+    placed = {**suite.PLACED, **suite.RARE}
+    assert {f"{name}-{platform}" for name, platform in placed.items()} <= found
+    every -= placed.keys()
     left_out = {f"{name}-{platform}" for platform, without in suite.NOT_ON.items() for name in without}
     assert {f"{name}-{platform}" for name in every for platform in ("debian13", "debian11")} - left_out <= found
     assert left_out == {"watch-debian11"} and not left_out & found
@@ -68,6 +71,16 @@ def test_every_scenario_runs_on_both_other_systems_and_those_of_a_gpu_on_the_bar
 def test_only_the_newest_runs_in_full():
     assert {step.environment["FULL"] for step in suite.long_steps(["swap"]) if "debian13" in step.name} == {"1"}
     assert {step.environment["FULL"] for step in suite.long_steps(["swap"]) if "debian13" not in step.name} == {"0"}
+
+
+def test_a_scenario_of_one_platform_runs_there_whatever_is_asked_for():
+    for platform in ("debian12", "debian13"):
+        daily = suite.daily_scenarios([], platform)
+        assert ("llama_cpp", "forky") in daily and ("swap", platform) in daily
+        assert "llama_cpp_build" not in dict(daily), "it takes too long for every day"
+        assert suite.daily_scenarios(["llama_cpp"], platform) == [("llama_cpp", "forky")]
+        assert suite.daily_scenarios(["llama_cpp_build"], platform) == [("llama_cpp_build", "debian13")]
+    assert suite.daily_scenarios(["swap"], "debian12") == [("swap", "debian12")]
 
 
 def test_a_scenario_has_a_folder_for_each_platform():

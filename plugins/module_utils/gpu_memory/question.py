@@ -17,7 +17,9 @@ SERVICE = {
         "options": dict.fromkeys(("name", "source", "revision", "path"), _TEXT),
     },
     "engine_arguments": {"type": "dict"},
-    **dict.fromkeys(("version", "model", "revision", "unit", "dtype", "quantization", "kv_cache_dtype"), _TEXT),
+    **dict.fromkeys(
+        ("version", "group", "model", "revision", "unit", "dtype", "quantization", "kv_cache_dtype"), _TEXT
+    ),
     **dict.fromkeys(("enforce_eager", "flash_attention"), _FLAG),
     **dict.fromkeys(
         (

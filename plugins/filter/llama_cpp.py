@@ -1,0 +1,68 @@
+"""Filters that turn the variables of the llama_cpp role into what llama-server reads."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+
+def llama_cpp_words(arguments: dict) -> list[str]:
+    """Return ``arguments`` as words of the command line: true is ``--name``, false ``--no-name``, a list repeats one.
+
+    Null leaves an argument out. The program takes a value as a word of its own, not by ``=``.
+    """
+    words: list[str] = []
+    for name, values in arguments.items():
+        plain = name.lstrip("-").replace("_", "-")
+        for value in values if isinstance(values, list) else [values]:
+            if isinstance(value, bool):
+                words.append(f"--{plain}" if value else f"--no-{plain}")
+            elif value is not None:
+                words += [f"--{plain}", str(value)]
+    return words
+
+
+def llama_cpp_names(arguments: dict) -> list[str]:
+    """Return the names of ``arguments`` as the program's page of help has them: ``no-`` before what is turned off."""
+    return [
+        f"no-{plain}" if value is False else plain
+        for plain, value in ((name.lstrip("-").replace("_", "-"), value) for name, value in arguments.items())
+        if value is not None
+    ]
+
+
+def llama_cpp_loras(adapters: list, paths: dict) -> str | None:
+    """Return the value of ``--lora-scaled``: each adapter's file with its scale, 0 where none is given; None for none.
+
+    With 0 an adapter is loaded and has no effect until a request names it. ``--lora-init-without-apply`` does not do
+    that in 0.7.0.
+    """
+    scaled = [f"{paths[each['name']]}:{float(each.get('scale', 0)):g}" for each in adapters]
+    return ",".join(scaled) or None
+
+
+def llama_cpp_kv_types(kv_type: str) -> dict:
+    """Return the arguments for a type of the KV cache: one, or two as ``key/value``."""
+    key, _, value = kv_type.partition("/")
+    return {"cache-type-k": key.strip(), "cache-type-v": (value or key).strip()}
+
+
+def llama_cpp_supported(arguments: dict, known: list) -> dict:
+    """Return those of ``arguments`` that the program knows; all of them where nothing is known of it yet."""
+    return {name: value for name, value in arguments.items() if not known or name in known}
+
+
+def llama_cpp_alias(model: str, file: str) -> str:
+    """Return the name that a model is served under by default: the file's without its ending."""
+    return PurePosixPath(file or model).name.removesuffix(".gguf")
+
+
+class FilterModule:
+    def filters(self):
+        return {
+            "llama_cpp_alias": llama_cpp_alias,
+            "llama_cpp_kv_types": llama_cpp_kv_types,
+            "llama_cpp_loras": llama_cpp_loras,
+            "llama_cpp_names": llama_cpp_names,
+            "llama_cpp_supported": llama_cpp_supported,
+            "llama_cpp_words": llama_cpp_words,
+        }

@@ -1,0 +1,67 @@
+"""Ask a llama-server what it is and which arguments it takes; nothing is loaded or started.
+
+The program changes its arguments from version to version, so what a role gives it depends on the page of help of the
+one that is installed. Plain Python.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import signal
+
+from . import unprivileged
+
+# `-c,    --ctx-size N    size of …`, `--metrics    …`, and lines that end with a comma and go on below.
+NAME = re.compile(r"(?<![\w-])--([a-zA-Z][\w.-]*)")
+ENTRY = re.compile(r"^-")
+VERSION = re.compile(r"^version: (?P<version>.+)$", re.MULTILINE)
+
+
+class ProgramError(RuntimeError):
+    """The program does not run here; the text is one sentence with the cure."""
+
+
+def names(page: str) -> set[str]:
+    """Return the long names of the arguments on a page of help, without their dashes."""
+    found: set[str] = set()
+    for line in page.splitlines():
+        if ENTRY.match(line):
+            found |= set(NAME.findall(re.split(r"\s{2,}(?=[^-\s])", line)[0]))
+    return found
+
+
+def version(said: str) -> str:
+    """Return the version that ``--version`` tells, such as ``0.7.0 (build 11669, commit Debian)``; "" without one."""
+    found = VERSION.search(said)
+    return found["version"].strip() if found else ""
+
+
+def unknown(wanted: list[str], known: set[str], variable: str) -> list[str]:
+    """Return one sentence for each name of ``wanted`` that the program does not know; ``no-`` takes a switch away."""
+    problems = []
+    for name in wanted:
+        plain = name.lstrip("-").replace("_", "-")
+        if plain not in known:
+            near = difflib.get_close_matches(plain, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else "; llama-server --help lists them."
+            problems.append(f"{variable}: this version has no argument {plain}{hint}")
+    return problems
+
+
+def ask(program: str, argument: str, user: str | None) -> str:
+    """Return what the program says to ``--help`` or ``--version``, run as ``user``."""
+    try:
+        return unprivileged.run("/bin/sh", "-c", 'exec "$0" "$1" 2>&1', program, argument, user=user)
+    except unprivileged.CommandError as error:
+        said = str(error).partition(": ")[2] or "it leaves without a word"
+        if died_of(program, argument, user) == signal.SIGILL:
+            said = "this processor lacks instructions that it was built for; build it on the host, or for an older one"
+        raise ProgramError(f"{program} does not run here: {said}") from None
+
+
+def died_of(program: str, argument: str, user: str | None) -> int:
+    """Return the number of the signal that ends the program, 0 where none does."""
+    ask_shell = '"$0" "$1" >/dev/null 2>&1; echo $?'
+    code = int(unprivileged.run("/bin/sh", "-c", ask_shell, program, argument, user=user).strip() or 0)
+    return code - 128 if code > 128 else 0

@@ -1,0 +1,41 @@
+"""Ask the installed llama-server whether it takes its arguments; say in one line what it does not.
+
+    check_arguments.py PROGRAM [ARGUMENT …]
+
+With --help at the end it reads all its arguments, loads nothing and starts nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+ERROR = re.compile(r'error while handling argument "(?P<name>[^"]+)": (?:error: )?(?P<why>.*)|error: (?P<plain>.*)')
+CONVERSIONS = {"stoi": "it must be a whole number", "stof": "it must be a number", "stol": "it must be a whole number"}
+
+
+def complaint(said: str) -> str:
+    """Return what the program finds wrong, in one sentence."""
+    for line in said.splitlines():
+        found = ERROR.match(line)
+        if found and found["name"]:
+            why = CONVERSIONS.get(found["why"].strip(), found["why"].strip()).rstrip(".")
+            return f"llama-server refuses {found['name']}: {why}; correct its variable."
+        if found:
+            why = found["plain"].strip().rstrip(".")
+            return f"llama-server refuses its arguments: {why}; correct llama_cpp_arguments."
+    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it leaves without a word")
+    return f"llama-server refuses its arguments: {last}"
+
+
+def main() -> None:
+    done = subprocess.run(
+        [*sys.argv[1:], "--help"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    if done.returncode:
+        sys.exit(complaint(done.stdout))
+
+
+if __name__ == "__main__":
+    main()
