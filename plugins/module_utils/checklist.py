@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from . import (
+    engine_states,
     host_tuning,
     leftovers,
     log_shipping,
@@ -49,12 +50,14 @@ def remote_write(url: str, watched: float = 20, timeout: float = 5) -> tuple[str
     """The vmagent at the base ``url`` scrapes every target, and what it scrapes arrives; nothing waits or is dropped.
 
     It has ``watched`` seconds for that: after a start a target has its first scrape within the interval. What was
-    dropped in the past is told, but only what is dropped while this looks makes the row red.
+    dropped in the past is told, but only what is dropped while this looks makes the row red. An engine that another one
+    of its group runs instead of is no target now.
     """
-    deadline, dropped = time.monotonic() + watched, None
+    deadline, dropped, away = time.monotonic() + watched, None, engine_states.away()
     while True:
         told = json.loads(probes.ask(f"{url}/api/v1/targets", timeout=timeout)[1])["data"]["activeTargets"]
-        down = [target["labels"]["job"] for target in told if target["health"] != "up"]
+        told = [target for target in told if target["labels"].get("service") not in away]
+        down = [each["labels"].get("service", each["labels"]["job"]) for each in told if each["health"] != "up"]
         page = probes.ask(f"{url}/metrics", timeout=timeout)[1]
         sent, waiting, lost = (probes.total(page, f"vmagent_remotewrite_{name}") for name in REMOTE_WRITE)
         dropped = lost if dropped is None else dropped

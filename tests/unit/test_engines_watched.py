@@ -1,10 +1,8 @@
 """What looks at a host from outside the roles takes from the list of its engines."""
 
 import importlib.util
-import json
 from pathlib import Path
 
-import pytest
 import yaml
 from ansible.module_utils import engine_states
 
