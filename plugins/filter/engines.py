@@ -158,6 +158,16 @@ def together_checks(resolved: list[dict], gpu: bool) -> list[dict]:
     return engines.together_checks(resolved, gpu)
 
 
+def with_model(plan: dict, prepared: dict) -> dict:
+    """Return the question to gpu_memory_plan with the file of the model that the host has."""
+    return engines.with_model(plan, prepared)
+
+
+def planned_together(resolved: list[dict], prepared: dict) -> list[dict]:
+    """Return the questions to gpu_memory_plan about all engines of a host that use its GPU, in their order."""
+    return engines.planned_together(resolved, prepared)
+
+
 class FilterModule:
     """The filters by name."""
 
@@ -169,6 +179,8 @@ class FilterModule:
             "engines_before": engines_before,
             "together_checks": together_checks,
             "engine_table": engine_table,
+            "with_model": with_model,
+            "planned_together": planned_together,
             "listed_engine": listed_engine,
             "engine_services": engine_services,
             "engine_targets": engine_targets,

@@ -50,14 +50,12 @@ def remote_write(url: str, watched: float = 20, timeout: float = 5) -> tuple[str
     """The vmagent at the base ``url`` scrapes every target, and what it scrapes arrives; nothing waits or is dropped.
 
     It has ``watched`` seconds for that: after a start a target has its first scrape within the interval. What was
-    dropped in the past is told, but only what is dropped while this looks makes the row red. An engine that another one
-    of its group runs instead of is no target now.
+    dropped in the past is told, but only what is dropped while this looks makes the row red.
     """
-    deadline, dropped, away = time.monotonic() + watched, None, engine_states.away()
+    deadline, dropped = time.monotonic() + watched, None
     while True:
         told = json.loads(probes.ask(f"{url}/api/v1/targets", timeout=timeout)[1])["data"]["activeTargets"]
-        told = [target for target in told if target["labels"].get("service") not in away]
-        down = [each["labels"].get("service", each["labels"]["job"]) for each in told if each["health"] != "up"]
+        down = [target["labels"]["job"] for target in told if target["health"] != "up" and not _away(target)]
         page = probes.ask(f"{url}/metrics", timeout=timeout)[1]
         sent, waiting, lost = (probes.total(page, f"vmagent_remotewrite_{name}") for name in REMOTE_WRITE)
         dropped = lost if dropped is None else dropped
@@ -67,6 +65,11 @@ def remote_write(url: str, watched: float = 20, timeout: float = 5) -> tuple[str
         time.sleep(0.5)
     measured = f"{len(told)} targets, {sent:.0f} blocks sent, {waiting / (1 << 10):.0f} KiB wait, {lost:.0f} dropped"
     return measured + f"; not scraped: {', '.join(sorted(set(down))[:LISTED])}" * bool(down), good
+
+
+def _away(target: dict) -> bool:
+    """Say whether a target is an engine that another one of its group serves instead of."""
+    return target["labels"].get("service") in engine_states.away()
 
 
 def models(

@@ -24,7 +24,7 @@ OWN_KEYS = ("name", "kind", "group")
 # What is written shorter in an entry than in the role.
 ALIASES = {"vllm": {"revision": "model_revision"}, "llama_cpp": {}}
 # Neither per engine nor to be set by an entry: removing one is leaving it out of the list.
-NOT_IN_AN_ENTRY = ("name", "state", "memory_services", "earlier")
+NOT_IN_AN_ENTRY = ("name", "state", "purge", "memory_services", "earlier")
 
 
 def variable(kind: str, key: str) -> str:
@@ -127,14 +127,14 @@ PLANNED = {
         "version", "dtype", "gpu_memory_utilization", "max_model_len", "enforce_eager", "max_lora_rank",
         "engine_arguments", "quantization",
     ),
-    "llama_cpp": ("gpu_layers", "context", "batch", "parallel"),
+    "llama_cpp": ("gpu_layers", "context", "batch", "ubatch", "parallel"),
 }  # fmt: skip
 
 
 # And what `planned` puts into the planner's words.
 TRANSLATED = {
     "vllm": ("model", "model_path", "model_revision", "root", "lora_adapters"),
-    "llama_cpp": ("model", "version"),
+    "llama_cpp": ("model", "model_file", "version", "revision", "flash_attention", "kv_cache_type"),
 }
 
 
@@ -168,7 +168,31 @@ def planned(name: str, kind: str, settings: Mapping) -> dict:
 
 
 def _planned_llama_cpp(own) -> dict:
-    return {"engine": "llamacpp", "model": own("model"), "version": str(own("version") or "")}
+    file = own("model_file")
+    return {
+        "engine": "llamacpp",
+        "model": f"{own('model')}/{file}" if file else own("model"),
+        "version": str(own("version") or ""),
+        "revision": own("revision") or "",
+        "flash_attention": own("flash_attention") != "off",
+        "kv_cache_dtype": own("kv_cache_type"),
+    }
+
+
+def with_model(plan: Mapping, prepared: Mapping) -> dict:
+    """Return the question with the file that the host has, from what a role ``prepared``.
+
+    In check mode on a new host the file is not there yet (it stands in ``fetched``): then the hub is asked.
+    """
+    if prepared.get("model") and "fetched" in prepared and not prepared["fetched"]:
+        return {**plan, "model": prepared["model"]}
+    return dict(plan)
+
+
+def planned_together(engines: list[dict], prepared: Mapping) -> list[dict]:
+    """Return the questions about all engines that use the GPU, in order; ``prepared`` is what roles prepared, by name."""
+    on_gpu = [one for one in engines if one["settings"].get(f"{ROLES[one['kind']]}_gpu", True)]
+    return [with_model(one["plan"], prepared.get(one["name"]) or {}) for one in on_gpu]
 
 
 def by_group(entry: Mapping, groups: Mapping) -> dict:
@@ -288,7 +312,7 @@ def together_checks(engines: list[dict], gpu: bool) -> list[dict]:
 
 
 def table(engines: list[dict]) -> list[dict]:
-    """Return the engines of `resolved` as ai-server takes them: ``name``, ``url``, ``api_key``, ``models``, ``group``."""
+    """Return the engines of `resolved` as ai-server takes them: name, url, api_key, models, and the group if any."""
     if len(engines) < 2:
         return []
     rows = []

@@ -24,7 +24,8 @@ SERVICE = {
     **dict.fromkeys(
         (
             "model_size_mib", "memory_mib", "asleep_mib", "max_model_len", "max_num_seqs", "max_num_batched_tokens",
-            "max_loras", "tensor_parallel_size", "max_lora_rank", "gpu_layers", "context", "batch", "ubatch", "parallel",
+            "max_loras", "tensor_parallel_size", "max_lora_rank", "gpu_layers", "context", "batch", "ubatch",
+            "parallel",
         ),
         _NUMBER,
     ),
