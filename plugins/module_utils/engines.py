@@ -190,7 +190,7 @@ def with_model(plan: Mapping, prepared: Mapping) -> dict:
 
 
 def planned_together(engines: list[dict], prepared: Mapping) -> list[dict]:
-    """Return the questions about all engines that use the GPU, in order; ``prepared`` is what roles prepared, by name."""
+    """Return the questions about all engines that use the GPU, in order; ``prepared`` is what roles prepared."""
     on_gpu = [one for one in engines if one["settings"].get(f"{ROLES[one['kind']]}_gpu", True)]
     return [with_model(one["plan"], prepared.get(one["name"]) or {}) for one in on_gpu]
 
@@ -221,8 +221,19 @@ def resolved(entry: Mapping, settings: Mapping) -> dict:
         "url": local_url(address, port),
         "served": _served(kind, settings),
         "settings": dict(settings),
-        "plan": planned(name, kind, settings) | ({"group": entry["group"]} if entry.get("group") else {}),
+        "plan": planned(name, kind, settings) | _turns(entry, settings),
     }
+
+
+# GPU memory that an engine asleep keeps, in MiB; 925 were measured (docs/gpu-memory.md, "Sleep mode").
+ASLEEP_MIB = 1024
+
+
+def _turns(entry: Mapping, settings: Mapping) -> dict:
+    """Return what the planner is told of an engine that takes turns with its group."""
+    if not entry.get("group"):
+        return {}
+    return {"group": entry["group"], **({"asleep_mib": ASLEEP_MIB} if settings.get("vllm_sleep_mode") else {})}
 
 
 def _served(kind: str, settings: Mapping) -> list[str]:

@@ -35,6 +35,7 @@ options:
       group:
         description: Services of one group are never in memory together. Each must start while all others run.
         type: str
+      asleep_mib: {description: What it keeps while another of its group runs; 0 where it is stopped., type: int}
       version: {description: "Version of the engine, needed for vLLM.", type: str}
       model:
         description: A directory or GGUF file by its path, else a model's name in the cache or on the hub.

@@ -253,6 +253,7 @@ def test_of_two_large_models_only_the_smaller_runs_alone():
     assert round(result["gpu"].total / GIB, 2) == 39.39
     first, second = result["services"]
     assert (first["verdict"], second["verdict"]) == ("fits", "refused")
+    assert first["used"] == pytest.approx(36.6 * GIB, rel=0.002)
     # What one process held is what the 14B weighs, with the CUDA context and what it was working on.
     assert 27 * GIB < first["figures"]["weights"].value < 29.35 * GIB
     assert second["message"].startswith("Free memory on device")
@@ -273,7 +274,7 @@ def test_two_large_models_in_four_bits_run_one_at_a_time():
     apart = plan([{**one, "group": "evaluation"} for one in both], A100)
     assert apart["verdict"] == "fits"
     assert apart["counted"] == ["32b"]
-    assert apart["used"] == apart["services"][1]["used"] < apart["gpu"].total
+    assert apart["used"] == apart["services"][1]["used"] == pytest.approx(36.8 * GIB, rel=0.002)
     assert apart["cures"] == []
 
 
@@ -294,6 +295,21 @@ def test_a_group_takes_what_its_largest_takes():
     assert told["counted"] == ["chat", "large", "after"]
     # The largest counts wherever it stands, for those before it too.
     assert plan([large_one, small, after, chat], L4)["used"] == pytest.approx(result["used"])
+
+
+def test_one_that_sleeps_keeps_something():
+    small = {"name": "small", "engine": "reserved", "memory_mib": 4000, "group": "g", "asleep_mib": 1000}
+    large_one = {**small, "name": "large", "memory_mib": 9000}
+    last = {"name": "last", "engine": "reserved", "memory_mib": 12500}
+    result = plan([small, large_one, last], L4)
+    assert result["used"] == 22500 * MIB
+    assert "with what the others keep while they sleep" in render.as_text(result)
+    assert [s["asleep_mib"] for s in render.as_json(result)["services"]] == [1000, 1000, 0]
+    # Stopped they keep nothing; asleep they do when their turn comes, too.
+    assert plan([{**small, "asleep_mib": 0}, {**large_one, "asleep_mib": 0}, last], L4)["used"] == 21500 * MIB
+    full = plan([small, {**large_one, "memory_mib": 22000}], L4)
+    assert [s["runs"] for s in full["services"]] == [True, False]
+    assert "21568 MiB are free" in full["services"][1]["message"]
 
 
 def test_a_service_of_a_group_must_start_while_all_others_run():
@@ -333,7 +349,9 @@ def test_feedback_beside_chat_on_an_l4():
     assert full["verdict"] == "tight"
     assert full["services"][0]["used"] == pytest.approx(16.4 * GIB, rel=0.01)
     chat = service(name="chat", quantization="bitsandbytes", gpu_memory_utilization=0.45, max_model_len=8192)
-    assert plan([chat, {**feedback, "gpu_memory_utilization": 0.35, "max_model_len": 4096}], L4)["verdict"] == "fits"
+    both = plan([chat, {**feedback, "gpu_memory_utilization": 0.35, "max_model_len": 4096}], L4)
+    assert both["verdict"] == "fits"
+    assert both["used"] == pytest.approx(19.7 * GIB, rel=0.005)
 
 
 def test_sliding_windows_share_blocks_with_full_layers():

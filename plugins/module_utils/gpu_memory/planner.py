@@ -69,7 +69,7 @@ def plan(services: list[dict], gpu: dict, hub_url: str = "", hub_token: str = ""
 
     Returns `verdict` (the worst of them), `services` (one plan each with `runs` and `group`, figures as Figure),
     `order` (the names in the order to start them in), `counted` (those whose memory is held together: of a group the
-    largest), `gpu`, `used` and `free_after` (bytes of these) and `reasons`. PlanError for input that cannot be used.
+    largest), `gpu`, `used` and `free_after` (bytes) and `reasons`. PlanError for input that cannot be used.
     """
     if not services:
         raise PlanError("services is empty: name at least one service to plan.")
@@ -87,14 +87,13 @@ def plan(services: list[dict], gpu: dict, hub_url: str = "", hub_token: str = ""
     if not all(p["runs"] for p in plans):
         order = best_order(prepared, card_now, plans)
         cures = smaller_shares(prepared, card_now, plans) + one_at_a_time(prepared, card_now)
-    held = counted(plans)
-    used = sum(p["used"] for p in held)
+    used = held(plans)
     return {
         "verdict": max((p["verdict"] for p in plans), key=VERDICTS.index),
         "gpu": card_now,
         "services": plans,
         "order": order,
-        "counted": [p["name"] for p in held],
+        "counted": [p["name"] for p in counted(plans)],
         "used": used,
         "held_by_others": card_now.total - card_now.free,
         "free_after": card_now.free - used,
@@ -120,10 +119,11 @@ def in_turn(prepared: list[Prepared], card_now: Gpu) -> list[dict]:
 
 def _planned(plan_on: Prepared, card_now: Gpu, others: list[dict]) -> dict:
     """The plan of one service on what `others` leave, of which those of its own group do not run."""
-    beside = [p for p in others if not plan_on.group or p["group"] != plan_on.group]
-    taken = sum(p["used"] for p in counted(beside))
+    mates = [p for p in others if plan_on.group and p["group"] == plan_on.group]
+    taken = held([p for p in others if p not in mates]) + sum(p["asleep"] for p in mates if p["name"] != plan_on.name)
     one = plan_on(replace(card_now, free=int(max(0.0, card_now.free - taken))))
-    return {**one, "group": plan_on.group, "runs": one["verdict"] != REFUSED}
+    runs = one["verdict"] != REFUSED
+    return {**one, "group": plan_on.group, "runs": runs, "asleep": plan_on.asleep if runs else 0}
 
 
 def counted(plans: list[dict]) -> list[dict]:
@@ -134,6 +134,12 @@ def counted(plans: list[dict]) -> list[dict]:
         if key not in largest or one["used"] > largest[key]["used"]:
             largest[key] = one
     return list(largest.values())
+
+
+def held(plans: list[dict]) -> float:
+    """The bytes that the services hold together: of each group its largest, and what the others of it keep asleep."""
+    running = counted(plans)
+    return sum(p["used"] for p in running) + sum(p["asleep"] for p in plans if p not in running)
 
 
 def one_at_a_time(prepared: list[Prepared], card_now: Gpu) -> list[str]:
@@ -186,6 +192,7 @@ def _reasons(plans: list[dict], names: list[str], order: list[str]) -> list[str]
         reasons.append(
             f"one of {', '.join(p['name'] for p in members)} runs at a time (group {group}): "
             f"{largest['name']} takes the most and is counted"
+            + (", with what the others keep while they sleep" if any(p["asleep"] for p in members) else "")
         )
     if any(p["engine"] == "vllm" for p in plans):
         reasons.append("start one after the other: engines that start together mis-size each other's KV cache")
@@ -217,7 +224,9 @@ class Prepared:
 
     planned: Callable[..., dict]
     service: VllmService | None = None
+    name: str = ""
     group: str = ""
+    asleep: int = 0  # bytes that it keeps while another service of its group runs
 
     def __call__(self, gpu: Gpu) -> dict:
         return self.planned(gpu) if self.service is None else self.planned(self.service, gpu)
@@ -237,12 +246,13 @@ def prepare(given: dict, hub_url: str, hub_token: str, history: dict) -> Prepare
     if engine not in ENGINES:
         raise PlanError(f"{given['name']}: engine {engine} is not known: use one of {', '.join(ENGINES)}.")
     group = str(given.get("group") or "")
+    turns = {"name": given["name"], "group": group, "asleep": (_whole(given, "asleep_mib") or 0) * MIB if group else 0}
     if engine == "reserved":
-        return Prepared(partial(_reserved, given), group=group)
+        return Prepared(partial(_reserved, given), **turns)
     if engine == "llamacpp":
         llama = _llama(given, hub_url, hub_token)
-        return Prepared(lambda gpu: plan_llamacpp(llama, gpu) | {"fingerprint": _fingerprint(given)}, group=group)
-    return Prepared(partial(_planned_vllm, given, history), _vllm(given, hub_url, hub_token), group)
+        return Prepared(lambda gpu: plan_llamacpp(llama, gpu) | {"fingerprint": _fingerprint(given)}, **turns)
+    return Prepared(partial(_planned_vllm, given, history), _vllm(given, hub_url, hub_token), **turns)
 
 
 def _planned_vllm(given: dict, history: dict, service: VllmService, gpu: Gpu) -> dict:

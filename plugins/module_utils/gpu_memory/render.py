@@ -24,11 +24,12 @@ def as_json(result: dict) -> dict:
     gpu = result["gpu"]
     services = []
     for service in result["services"]:
-        left_out = ("figures", "needed", "used", "context", "free_at_start")
+        left_out = ("figures", "needed", "used", "asleep", "context", "free_at_start")
         entry = {k: v for k, v in service.items() if k not in left_out}
         if "free_at_start" in service:
             entry["free_at_start_mib"] = math.ceil(service["free_at_start"] / MIB)
         entry.pop("uncorrected_kv_cache", None)
+        entry["asleep_mib"] = round(service["asleep"] / MIB)
         entry["used_mib"] = round(service["used"] / MIB)
         entry["figures"] = {name: figure.as_dict() for name, figure in service["figures"].items()}
         services.append(entry)
