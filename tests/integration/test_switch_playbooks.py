@@ -52,10 +52,16 @@ def test_an_engine_that_cannot_be_switched_to_is_refused(run, given, says):
     ("given", "says"),
     [
         ({"command": "true"}, "group is missing; give one of evaluation, such as -e group=evaluation."),
-        ({"command": "true", "group": "x"}, "group is x, which no engine of this inventory has; give one of evaluation"),
+        (
+            {"command": "true", "group": "x"},
+            "group is x, which no engine of this inventory has; give one of evaluation",
+        ),
         ({"group": "evaluation"}, 'command is ""; give a program with its arguments'),
-        ({"group": "evaluation", "command": "echo 'a"}, "command is \"echo 'a\"; give a program with its arguments"),
-        ({"group": "evaluation", "command": "true", "run_on": "moon"}, 'run_on is "moon"; it must be one of controller, host.'),
+        ({"group": "evaluation", "command": "echo 'a"}, 'command is "echo \'a"; give a program with its arguments'),
+        (
+            {"group": "evaluation", "command": "true", "run_on": "moon"},
+            'run_on is "moon"; it must be one of controller, host.',
+        ),
         ({"group": "evaluation", "command": "true", "run_timeout": 0}, "run_timeout is 0"),
         ({"group": "x", "command": "true", "engines": []}, NO_GROUP),
     ],
