@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from ansible.module_utils.gguf_files import (
@@ -150,8 +151,6 @@ def test_a_file_by_path_is_compared_once(store, files, tmp_path):
 
 
 def test_home_directories_are_hidden_from_the_service(store, tmp_path):
-    from pathlib import Path
-
     assert "move it below /srv" in store.unreadable(Path("/root/model.gguf"))
 
 

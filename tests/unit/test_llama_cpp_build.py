@@ -95,7 +95,7 @@ def test_what_cmake_misses_is_told_with_its_reason_and_looked_for_again(shop, ar
 
 def test_another_archive_is_not_unpacked(shop, archive):
     path, _ = archive()
-    with pytest.raises(BuildError, match="expected sha256:0000.*do not use it"):
+    with pytest.raises(BuildError, match=r"expected sha256:0000.*do not use it"):
         shop.make(Build("b1", f"sha256:{'0' * 64}"), giving(path, []))
     assert list(shop.home.iterdir()) == []
 
