@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +28,7 @@ from pydantic import (
     field_validator,
 )
 
-LOOK_AGAIN_SEC = 1.0
+from app.watched import Watched
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +107,11 @@ def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def read(path: Path, forbidden: str, listed: list[bytes]) -> list[_Held]:
+def read(path: Path, forbidden: str, listed: list[bytes], engine_keys: Iterable[str] = ()) -> list[_Held]:
     """Return the file's keys; raise CallersError with the reason.
 
     forbidden: vLLM's own key, which no caller has. listed: digests of AI_SERVER_API_KEYS, whose callers have no bounds.
+    engine_keys: those of ENGINES_FILE, which no caller has either.
     """
     try:
         file = _File.model_validate_json(path.read_bytes())
@@ -125,6 +126,8 @@ def read(path: Path, forbidden: str, listed: list[bytes]) -> list[_Held]:
     ]
     if any(one.digest == digest(forbidden) for one in held):
         raise CallersError(f"{path} has VLLM_API_KEY among its keys: give the callers keys of their own")
+    if {one.digest for one in held} & set(map(digest, engine_keys)):
+        raise CallersError(f"{path} has an engine's key among its keys: give the callers keys of their own")
     if any(one.digest in listed for one in held):
         raise CallersError(f"{path} has one of AI_SERVER_API_KEYS among its keys: keep it in one of the two places")
     return held
@@ -134,7 +137,7 @@ class Callers:
     """The callers' keys, kept as digests. keys: those of AI_SERVER_API_KEYS; file: CALLERS_FILE, where there is one.
 
     The file is read when this is made, which raises CallersError, and again when it changes: one that cannot be used
-    leaves what was known, and `trouble` says so.
+    leaves what was known, and `trouble` says so. engine_keys: returns the keys of ENGINES_FILE, once that is read.
     """
 
     def __init__(
@@ -148,7 +151,8 @@ class Callers:
         self._listed = [_Held(one, float("inf"), Caller(one.hex()[:8])) for one in listed]
         self._file, self._forbidden, self._clock = file, forbidden, clock
         self.trouble = ""
-        self._looked, self._mark = clock(), self._look()
+        self.engine_keys: Callable[[], Iterable[str]] = tuple
+        self._watched = Watched(file, clock) if file else None
         self._held = self._listed + (read(file, forbidden, listed) if file else [])
 
     def find(self, authorization: str) -> Caller | None:
@@ -171,22 +175,16 @@ class Callers:
         found = self.find(authorization)
         return found and found.name
 
-    def _look(self) -> tuple | None:
-        try:
-            seen = self._file.stat() if self._file else None
-        except OSError:
-            return ()
-        return seen and (seen.st_mtime_ns, seen.st_ino, seen.st_size)
+    def have(self, key: str) -> bool:
+        """Whether a caller has this key, one that has ended too."""
+        return digest(key) in {one.digest for one in self._held}
 
     def _read_again(self) -> None:
-        if self._file is None or abs(self._clock() - self._looked) < LOOK_AGAIN_SEC:
+        if self._watched is None or not self._watched.changed():
             return
-        self._looked, mark = self._clock(), self._look()
-        if mark == self._mark:
-            return
-        self._mark = mark
         try:
-            self._held = self._listed + read(self._file, self._forbidden, [one.digest for one in self._listed])
+            listed = [one.digest for one in self._listed]
+            self._held = self._listed + read(self._file, self._forbidden, listed, self.engine_keys())
         except CallersError as error:
             self.trouble = f"{error}; the callers of before count on"
             logger.error("the file of callers cannot be used: %s", error)

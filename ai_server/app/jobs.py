@@ -16,7 +16,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -173,18 +173,27 @@ class Store:
         )
         return self.get(caller, ident)
 
-    def callers(self, state: str) -> list[str]:
-        """Return the callers who have a job due in this state, the one whose job is due for longest first."""
-        due = f"SELECT caller FROM jobs WHERE state = ? AND {DUE} GROUP BY caller ORDER BY min(due)"
-        now = self._clock()
-        return [caller for (caller,) in self._db.execute(due, (state, now, now))]
+    def callers(self, state: str, but: Sequence[str] = ()) -> list[str]:
+        """Return the callers who have a job due in this state, the one whose job is due for longest first.
 
-    def claim(self, state: str, caller: str, busy: set[tuple[str, str]], first_backoff: float) -> Job | None:
-        """Return the caller's job that is due for longest in this state and not busy, its new attempt counted."""
+        but: kinds of jobs that are not meant.
+        """
+        due = f"SELECT caller FROM jobs WHERE state = ? AND {DUE} AND {_none_of(but)} GROUP BY caller ORDER BY min(due)"
         now = self._clock()
+        return [caller for (caller,) in self._db.execute(due, (state, now, now, *but))]
+
+    def claim(
+        self, state: str, caller: str, busy: set[tuple[str, str]], first_backoff: float, but: Sequence[str] = ()
+    ) -> Job | None:
+        """Return the caller's job that is due for longest in this state and not busy, its new attempt counted.
+
+        but: kinds of jobs that are not meant.
+        """
+        now = self._clock()
+        chosen = f"state = ? AND caller = ? AND {DUE} AND {_none_of(but)}"
         due = self._db.execute(
-            f"SELECT id, attempts FROM jobs WHERE state = ? AND caller = ? AND {DUE} ORDER BY due LIMIT ?",
-            (state, caller, now, now, len(busy) + 1),
+            f"SELECT id, attempts FROM jobs WHERE {chosen} ORDER BY due LIMIT ?",
+            (state, caller, now, now, *but, len(busy) + 1),
         ).fetchall()
         ident, attempts = next((row for row in due if (caller, row[0]) not in busy), (None, 0))
         if ident is None:
@@ -273,13 +282,20 @@ class Backend:
 class Phase:
     """The jobs in one state that are worked on now, `size` at most; the callers take turns, those that are `ready`.
 
+    waits: returns the kinds of jobs that are not begun now, and of which no try is counted.
     One caller has one fewer than all (and one where that is all), so that another caller's job begins at once.
     """
 
     def __init__(
-        self, store: Store, state: str, size: int, first_backoff: float, ready: Callable[[str], bool] = lambda _: True
+        self,
+        store: Store,
+        state: str,
+        size: int,
+        first_backoff: float,
+        ready: Callable[[str], bool] = lambda _: True,
+        waits: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        self._store, self._state, self._backoff, self._ready = store, state, first_backoff, ready
+        self._store, self._state, self._backoff, self._ready, self._waits = store, state, first_backoff, ready, waits
         self._most = max(1, size - 1)
         self._served: dict[str, int] = {}  # caller -> number of its last turn: callers are few, as their keys are
         self._numbers = itertools.count(1)
@@ -290,11 +306,12 @@ class Phase:
         """Return the next job, its new attempt counted; None when there is none."""
         busy = {job.name for job in self.running}
         have = [caller for caller, _ in busy]
-        callers = [caller for caller in self._store.callers(self._state) if have.count(caller) < self._most]
+        waits = self._waits()
+        callers = [caller for caller in self._store.callers(self._state, waits) if have.count(caller) < self._most]
         for caller in sorted(callers, key=lambda each: (have.count(each), self._served.get(each, 0))):
             if not self._ready(caller):  # it waits, and no try is counted
                 continue
-            job = self._store.claim(self._state, caller, busy, self._backoff)
+            job = self._store.claim(self._state, caller, busy, self._backoff, waits)
             if job:
                 self._served[caller] = next(self._numbers)
                 return job
@@ -305,8 +322,8 @@ class Worker:
     """Takes jobs from the store until it is cancelled: answers and callbacks, neither waiting for the other.
 
     perform: a job's kind, work and caller -> its result; raises Problem. ready: may this caller's jobs be answered now?
-    Of several processes on one store, the one
-    that holds the lock works; the others only accept.
+    waits: returns the kinds of jobs that cannot be answered now. Of several processes on one store, the one that holds
+    the lock works; the others only accept.
     """
 
     def __init__(
@@ -317,11 +334,12 @@ class Worker:
         uploads: Uploads,
         perform: Callable[[str, dict, str], Awaitable[dict]],
         ready: Callable[[str], bool],
+        waits: Callable[[], Sequence[str]],
     ) -> None:
         self._settings, self._store, self._backend = settings, store, backend
         self._uploads, self._perform = uploads, perform
         self._phases = [
-            Phase(store, "queued", settings.job_concurrency, settings.job_backoff_sec, ready),
+            Phase(store, "queued", settings.job_concurrency, settings.job_backoff_sec, ready, waits),
             Phase(store, "delivering", settings.job_callback_concurrency, settings.job_backoff_sec),
         ]
         self._lock = (settings.state_directory / "worker.lock").open("w")
@@ -440,6 +458,11 @@ def _migrate(db: sqlite3.Connection) -> None:
             for statement in MIGRATION if there else SCHEMA:
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _none_of(kinds: Sequence[str]) -> str:
+    """Return the condition, with a mark for each, that a job is of none of these kinds."""
+    return f"kind NOT IN ({', '.join('?' * len(kinds))})"
 
 
 def _digest(kind: str, work: dict) -> str:

@@ -143,6 +143,7 @@ class AccessLog:
             if scope["path"] not in QUIET or status >= 400 or not status:
                 details = {"method": scope["method"][:MAX_METHOD], "path": scope["path"][:MAX_PATH]}
                 details |= {"status": status or 500, "seconds": round(seconds, 3), "caller": scope.get("caller")}
+                details |= {"engine": scope["engine"]} if "engine" in scope else {}
                 logger.info("request", extra=details)
             if span:
                 tracing.end(span, scope, status or 500)

@@ -24,6 +24,7 @@ from app import connections, errors, logs, settings, tracing
 from app.body import read_object
 from app.callers import Callers, CallersError
 from app.disk import Disk
+from app.engines import Engines
 from app.errors import Problem
 from app.jobs import STATES, Backend, Store, Worker
 from app.limits import RATE_HEADERS, Gate, Limits, Methods, media_type
@@ -32,8 +33,9 @@ from app.ocr import HttpOcr
 from app.policy import Policy, may_name
 from app.routes import Routes
 from app.settings import Settings
+from app.table import Table, TableError
 from app.uploads import Uploads
-from app.upstream import ClientLeft, Vllm, client_left, while_connected
+from app.upstream import ClientLeft, client_left, while_connected
 from app.usage import Usage
 
 logger = logging.getLogger(__name__)
@@ -74,13 +76,13 @@ class Service:
     Made inside the running event loop; `close` ends what it holds.
     """
 
-    def __init__(self, config: Settings, callers: Callers, limits: Limits) -> None:
-        # kind (in paths, jobs and callbacks) -> the adapter's name in vLLM, the instruction it is given
+    def __init__(self, config: Settings, callers: Callers, table: Table | None, limits: Limits) -> None:
+        # kind (in paths, jobs and callbacks) -> the adapter's name in its engine, the instruction it is given
         self._adapters = {
             "easy-contract": (config.vllm_lora_adapter_easycontract, config.easycontract_prompt),
             "checklist": (config.vllm_lora_adapter_checklist, config.checklist_prompt),
         }
-        self.vllm = Vllm(config)
+        self.engines = Engines(config, table)
         self.ocr = HttpOcr(config)
         self.uploads = Uploads(config, self.ocr)
         self.store = Store(config.state_directory)
@@ -91,14 +93,14 @@ class Service:
         self.usage = Usage(config.state_directory, limits.rates)
         self._writing = asyncio.create_task(self.usage.run())
         self.disk = Disk(config.state_directory, config.resources_directory)
-        worker = Worker(config, self.store, self.backend, self.uploads, self.perform, self._has_tokens)
+        worker = Worker(config, self.store, self.backend, self.uploads, self.perform, self._has_tokens, self._off)
         self._working = asyncio.create_task(worker.run())
 
     async def close(self) -> None:
         for task in (self._working, self._writing):
             task.cancel()
         await asyncio.wait({self._working, self._writing})
-        for part in (self.vllm, self.ocr, self.backend):
+        for part in (self.engines, self.ocr, self.backend):
             await part.close()
         self.store.close()
         self.usage.close()
@@ -110,10 +112,10 @@ class Service:
     def model(self, kind: str) -> str:
         return self._adapters[kind][0]
 
-    def account(self, caller: str, model: str, usage: dict | None) -> None:
+    def account(self, caller: str, model: str, engine: str, usage: dict | None) -> None:
         """Put a request's tokens to its caller's account and the metrics; an engine may tell none."""
         prompt, completion = token_counts(usage)
-        generations(model, caller).used(prompt, completion)
+        generations(model, caller, engine).used(prompt, completion)
         self.usage.add(caller, model, prompt, completion)
         self.limits.used(self.callers.named(caller), prompt + completion)
 
@@ -125,14 +127,19 @@ class Service:
             return False
         return True
 
+    def _off(self) -> list[str]:
+        """Return the kinds of jobs whose engine is switched off now."""
+        return [kind for kind, (model, _) in self._adapters.items() if self.engines.is_off(model)]
+
     async def perform(self, kind: str, work: dict, caller: str) -> dict:
-        """work: `{"text": str}` or `{"upload": name}`, and `max_tokens` perhaps. Returns what Vllm.complete does."""
+        """work: `{"text": str}` or `{"upload": name}`, and `max_tokens` perhaps. Returns what Engine.complete does."""
         model, instruction = self._adapters[kind]
+        engine = self.engines.find_for_us(model)
         text = work["text"] if "text" in work else await self.uploads.text(work["upload"], caller)
         options = {"max_tokens": work["max_tokens"]} if work.get("max_tokens") else {}
-        with generations(model, caller).measured() as first:
-            used = partial(self.account, caller, model)
-            return await self.vllm.complete(model, instruction, text, options, first, used)
+        with generations(model, caller, engine.name).measured() as first:
+            used = partial(self.account, caller, model, engine.name)
+            return await engine.complete(model, instruction, text, options, first, used)
 
 
 def create_app(config: Settings) -> ASGIApp:
@@ -142,9 +149,10 @@ def create_app(config: Settings) -> ASGIApp:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         connections.bound(config)
         tracing.start()
-        app.state.service = Service(config, callers, limits)
-        logger.info("ai-server is ready", extra={"environment": config.app_env, "vllm": config.vllm_base_url})
-        if not app.state.service.backend.enabled:
+        app.state.service = service = Service(config, callers, table, limits)
+        behind = {"engines": service.engines.names} if table else {"vllm": config.vllm_base_url}
+        logger.info("ai-server is ready", extra={"environment": config.app_env, **behind})
+        if not service.backend.enabled:
             logger.warning("jobs are refused: BACKEND_INTERNAL_TOKEN is not set")
         # What is here now stays: to look through it again would stop every stream for tens of milliseconds.
         gc.collect()
@@ -152,12 +160,12 @@ def create_app(config: Settings) -> ASGIApp:
         try:
             yield
         finally:
-            await app.state.service.close()
+            await service.close()
             await asyncio.to_thread(tracing.stop)
             logger.info("ai-server has stopped")
 
     logs.configure(config.log_directory)
-    callers, limits = _callers(config), Limits(config)
+    (callers, table), limits = _files(config), Limits(config)
     # A redirect to the address without the slash would be made from what a proxy passes on: http, and a host inside.
     app = FastAPI(title="ai-server", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, errors.answer)
@@ -168,15 +176,15 @@ def create_app(config: Settings) -> ASGIApp:
 
     @app.api_route("/health", methods=["GET", "HEAD"])
     async def health(request: Request) -> JSONResponse:
-        """Whether this process is sound. That vLLM is away is told, at 200: restarting this one would not help."""
+        """Whether this process is sound. That an engine is away is told, at 200: restarting this one would not help."""
         service = request.app.state.service
-        return JSONResponse(await _health(service, config), 200 if service.working else 503)
+        return JSONResponse((await _health(service, config))[0], 200 if service.working else 503)
 
     @app.api_route("/health/ready", methods=["GET", "HEAD"])
     async def ready(request: Request) -> JSONResponse:
-        """Whether a request sent here now would be answered: 503 while vLLM is away."""
-        state = await _health(request.app.state.service, config)
-        return JSONResponse(state, 200 if state["vllm"] == "ok" else 503)
+        """Whether a request sent here now would be answered: 503 while no engine is there for it."""
+        state, ready = await _health(request.app.state.service, config)
+        return JSONResponse(state, 200 if ready else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -232,27 +240,42 @@ def create_app(config: Settings) -> ASGIApp:
     return logs.AccessLog(Methods(gate))
 
 
-def _callers(config: Settings) -> Callers:
-    """Return who may ask; leave the process with one line where the file of callers cannot be used."""
+def _files(config: Settings) -> tuple[Callers, Table | None]:
+    """Return who may ask, and which engines there are; leave the process with one line where a file cannot be used."""
     keys = [key.get_secret_value() for key in config.ai_server_api_keys]
+    callers, table, problems = None, None, []
     try:
-        return Callers(keys, config.callers_file, config.vllm_api_key.get_secret_value())
+        callers = Callers(keys, config.callers_file, config.vllm_api_key.get_secret_value())
     except CallersError as error:
-        settings.refuse(f"settings refused: CALLERS_FILE: {error}")
+        problems.append(f"CALLERS_FILE: {error}")
+    of_a_caller = callers.have if callers else keys.__contains__
+    try:
+        if config.engines_file:
+            table = Table(config.engines_file, config.engine_states_file, of_a_caller)
+    except TableError as error:
+        problems.append(f"ENGINES_FILE: {error}")
+    if problems:
+        settings.refuse(f"settings refused: {'; '.join(problems)}")
+    if table:
+        callers.engine_keys = table.keys
+    return callers, table
 
 
-async def _health(service: Service, config: Settings) -> dict:
-    vllm = await service.vllm.health()
+async def _health(service: Service, config: Settings) -> tuple[dict, bool]:
+    """Return what is told, and whether there is an engine for a request."""
+    engines = await service.engines.health()
     store, uploads = [await service.disk.state(each) for each in (config.state_directory, config.resources_directory)]
-    return {
-        "status": "ok" if vllm == store == uploads == "ok" and service.working else "degraded",
-        "vllm": vllm,
+    told = {
+        "status": "ok" if engines.sound and store == uploads == "ok" and service.working else "degraded",
+        **engines.told,
+        **({"engines_file": service.engines.trouble} if service.engines.trouble else {}),
         **({"callers": service.callers.trouble} if service.callers.trouble else {}),
         "store": store,
         "uploads": uploads,
         "jobs": _counts(service.store) if service.working else "stopped",
         "callbacks": "on" if service.backend.enabled else "off: BACKEND_INTERNAL_TOKEN is not set",
     }
+    return told, engines.ready
 
 
 def _counts(store: Store) -> dict[str, int] | str:

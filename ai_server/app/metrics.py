@@ -14,28 +14,32 @@ OTHER = "other"
 MAX_TOKENS = 2**40  # of one answer: more is no count of tokens
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 300)
-BOTH = ("model", "caller")
+LABELS = ("model", "caller", "engine")
 
 requests = Counter("http_requests", "Requests by path, method and class of status", ["handler", "method", "status"])
 durations = Histogram(
     "http_request_duration_seconds", "From a request to the end of its answer", ["handler", "method"], buckets=SECONDS
 )
 first_token = Histogram(
-    "ai_server_first_token_seconds", "From a request to the first piece of vLLM's answer", BOTH, buckets=FIRST
+    "ai_server_first_token_seconds", "From a request to the first piece of the engine's answer", LABELS, buckets=FIRST
 )
 generation = Histogram(
-    "ai_server_generation_seconds", "From a request to the end of vLLM's answer", BOTH, buckets=SECONDS
+    "ai_server_generation_seconds", "From a request to the end of the engine's answer", LABELS, buckets=SECONDS
 )
-tokens = Counter("ai_server_tokens", "Tokens as in the callers' accounts; kind: prompt or completion", [*BOTH, "kind"])
-in_flight = Gauge("ai_server_in_flight", "Requests that vLLM works on for us", BOTH)
-upstream_errors = Counter("ai_server_upstream_errors", "vLLM's failures and refusals, by status", [*BOTH, "status"])
+tokens = Counter(
+    "ai_server_tokens", "Tokens as in the callers' accounts; kind: prompt or completion", [*LABELS, "kind"]
+)
+in_flight = Gauge("ai_server_in_flight", "Requests that the engine works on for us", LABELS)
+upstream_errors = Counter(
+    "ai_server_upstream_errors", "The engine's failures and refusals, by status", [*LABELS, "status"]
+)
 
 
 class Generations:
-    """The metrics of one model and caller. Found once: to find each of them costs more than to count."""
+    """The metrics of one model, caller and engine. Found once: to find each of them costs more than to count."""
 
-    def __init__(self, model: str, caller: str) -> None:
-        self._labels = (model, caller)
+    def __init__(self, model: str, caller: str, engine: str) -> None:
+        self._labels = (model, caller, engine)
         self.first_token = first_token.labels(*self._labels)
         self.seconds = generation.labels(*self._labels)
         self.in_flight = in_flight.labels(*self._labels)

@@ -1,4 +1,4 @@
-"""The endpoints that are vLLM's own: found by one look, passed on by as few layers as there can be.
+"""The endpoints that are the engines' own: found by one look, passed on by as few layers as there can be.
 
 FastAPI answers everything else: there a request passes more layers than it needs here.
 """
@@ -10,17 +10,18 @@ from starlette.types import Receive, Scope, Send
 
 from app.body import read_object
 from app.callers import Caller
+from app.engines import Engines
 from app.errors import Problem, answer
 from app.policy import Policy, may_name
 from app.settings import Settings
-from app.upstream import ClientLeft, Relay, Vllm, client_left, while_connected
+from app.upstream import ClientLeft, Relay, client_left, while_connected
 
 MODELS, MODEL = "/v1/models", "/v1/models/"
 GENERATES = {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"}
 
 
 class Routes:
-    """ASGI middleware right around the FastAPI application: answer vLLM's own endpoints, the ones on the list."""
+    """ASGI middleware right around the FastAPI application: answer the engines' own endpoints, the ones on the list."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         self.app = app
@@ -42,18 +43,20 @@ class Routes:
             if scope["method"] != method:
                 raise Problem(405, f"{handler} takes {method}.", {"Allow": method})
             service = self.app.state.service
-            response = await self._response(service.vllm, service.policy, handler, scope, receive)
+            response = await self._response(service.engines, service.policy, handler, scope, receive)
             try:
                 await response(scope, receive, send)
             finally:
                 if "usage" in scope:
-                    service.account(scope["caller"], scope["model"], scope["usage"])
+                    service.account(scope["caller"], scope["model"], scope["engine"], scope["usage"])
         except Problem as problem:
             await (await answer(Request(scope), problem))(scope, receive, send)
         except (ClientLeft, ClientDisconnect) as left:
             await (await client_left(Request(scope), left))(scope, receive, send)
 
-    async def _response(self, vllm: Vllm, policy: Policy, handler: str, scope: Scope, receive: Receive) -> Response:
+    async def _response(
+        self, engines: Engines, policy: Policy, handler: str, scope: Scope, receive: Receive
+    ) -> Response:
         caller: Caller = scope["caller_bounds"]
         if handler in GENERATES:
             path = handler.removeprefix("/v1")
@@ -62,20 +65,20 @@ class Routes:
                 body["model"] = self._model
             policy.check(path, body)
             may_name(caller, body["model"])
-            scope["model"] = vllm.known(body["model"])
-            return Relay(vllm, "POST", path, body)
-        if handler == MODELS and caller.models is None:
-            return Relay(vllm, "GET", "/models")
-        listed = await while_connected(receive, vllm.models())
-        allowed = [model for model in listed if caller.models is None or model["id"] in caller.models]
+            engine = engines.find(body["model"])
+            scope["model"], scope["engine"] = engine.known(body["model"]), engine.name
+            return Relay(engine, "POST", path, body)
+        if handler == MODELS and caller.models is None and engines.alone:
+            return Relay(engines.alone, "GET", "/models")
         if handler == MODELS:
+            listed = await while_connected(receive, engines.models())
+            allowed = [model for model in listed if caller.models is None or model["id"] in caller.models]
             return JSONResponse({"object": "list", "data": allowed})
-        return JSONResponse(_model(allowed, scope["path"].removeprefix(MODEL)))
-
-
-def _model(listed: list[dict], name: str) -> dict:
-    """Return one model of the list: vLLM has the list, and no page for each."""
-    found = next((model for model in listed if model.get("id") == name), None)
-    if found is None:
-        raise Problem(404, f"The model {name[:100]!r} does not exist.")
-    return found
+        name = scope["path"].removeprefix(MODEL)
+        may_name(caller, name)
+        # Engines have the list, and no page for each.
+        listed = await while_connected(receive, engines.find(name).models())
+        found = next((model for model in listed if model.get("id") == name), None)
+        if found is None:
+            raise Problem(404, f"The model {name[:100]!r} does not exist.")
+        return JSONResponse(found)

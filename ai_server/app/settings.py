@@ -63,8 +63,12 @@ def _split(value: object) -> object:
 
 
 def _http_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is none, or half an IPv6 address
+        usable = False
+    if not usable or parts.query or parts.fragment:
         raise ValueError(f"is {url!r}, which is not an http:// or https:// address without a query")
     return url.rstrip("/")
 
@@ -99,6 +103,7 @@ def _not_blank(text: str) -> str:
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Prompt = Annotated[str, AfterValidator(_not_blank)]  # to the letter
 Url = Annotated[Text, AfterValidator(_http_url)]
+EngineUrl = Annotated[Url, AfterValidator(_engine_url)]
 Secret = Annotated[SecretStr, Field(min_length=1), AfterValidator(_header_value)]
 Directory = Annotated[Path, AfterValidator(_writable)]
 
@@ -109,13 +114,17 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_file_encoding=ENCODING, env_ignore_empty=True, extra="ignore", frozen=True)
 
     app_env: Text = Field(description="the name of the environment, such as production")
-    vllm_base_url: Annotated[Url, AfterValidator(_engine_url)] = Field(
-        description="vLLM's address with its prefix, such as http://localhost:8001/v1"
-    )
+    vllm_base_url: EngineUrl = Field(description="vLLM's address with its prefix, such as http://localhost:8001/v1")
     vllm_api_key: Secret = Field(description="the key that vLLM was started with")
     vllm_model: Text = Field(description="the base model's name as /v1/models lists it")
     vllm_lora_adapter_easycontract: Text = Field(description="the easy-contract adapter's name as /v1/models lists it")
     vllm_lora_adapter_checklist: Text = Field(description="the checklist adapter's name as /v1/models lists it")
+    engines_file: Path | None = Field(
+        default=None, description="a JSON file of several engines and their models, read again when it changes"
+    )
+    engine_states_file: Path | None = Field(
+        default=None, description="a JSON file of the engines that are switched off, read again when it changes"
+    )
     backend_callback_base_url: Annotated[Url, AfterValidator(_callback_url)] = Field(
         description="the backend's address without a version, such as https://backend.example/api"
     )
@@ -239,6 +248,12 @@ class Settings(BaseSettings):
                 "AI_SERVER_API_KEYS is empty (needed: "
                 f"{type(self).model_fields['ai_server_api_keys'].description}; or CALLERS_FILE)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _states_are_of_engines(self) -> "Settings":
+        if self.engine_states_file and not self.engines_file:
+            raise ValueError("ENGINE_STATES_FILE has no effect without ENGINES_FILE: set both, or neither")
         return self
 
 

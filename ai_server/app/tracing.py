@@ -127,6 +127,7 @@ def end(span: Any, scope: Scope, status: int) -> None:
     told = {
         "http.response.status_code": status,
         "caller": scope.get("caller"),
+        "engine": scope.get("engine"),
         "gen_ai.request.model": scope.get("model"),
         "gen_ai.usage.input_tokens": usage.get("prompt_tokens") if isinstance(usage, dict) else None,
         "gen_ai.usage.output_tokens": usage.get("completion_tokens") if isinstance(usage, dict) else None,

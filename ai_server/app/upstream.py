@@ -1,7 +1,7 @@
-"""vLLM: requests passed through as they are, and whole answers for the endpoints of our own.
+"""An engine, such as vLLM: requests passed through as they are, and whole answers for the endpoints of our own.
 
-A client that leaves takes its request in vLLM with it: `while_connected` cancels the call, the connection is closed,
-and vLLM aborts the generation when it sees that.
+A client that leaves takes its request in the engine with it: `while_connected` cancels the call, the connection is
+closed, and the engine aborts the generation when it sees that.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from app import http1, metrics, sse, tracing
 from app.body import no_json
 from app.errors import Permanent, Problem, no_such_path
 from app.http1 import ConnectError, Failure, ReadTimeout
-from app.settings import Settings
+from app.table import Entry
 from app.text import well_formed
 from app.whole import STREAMED, Whole, can_stream
 
@@ -77,27 +77,25 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         leaving.cancel()
 
 
-class Vllm:
-    """The engine behind VLLM_BASE_URL, asked with VLLM_API_KEY. Made inside the running event loop.
+class Engine:
+    """One engine, asked with its key. Made inside the running event loop.
 
-    Every method raises Problem: 503 when the engine is away, 504 when it stays silent for HTTP_TIMEOUT_SEC, 502
-    when it refuses our key.
+    timeout: seconds of silence (HTTP_TIMEOUT_SEC). title: its name in sentences. key: where its key is set.
+
+    Every method raises Problem: 503 when the engine is away, 504 when it stays silent for too long, 502 when it
+    refuses our key.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._base = settings.vllm_base_url
-        self._names = {
-            settings.vllm_model,
-            settings.vllm_lora_adapter_easycontract,
-            settings.vllm_lora_adapter_checklist,
-        }
+    def __init__(self, entry: Entry, timeout: float, title: str, key: str) -> None:
+        self.entry, self.name, self.title, self._key = entry, entry.name, title, key
+        self._names = set(entry.models)
         self._listed, self._listing = float("-inf"), None
         headers = {
-            "Authorization": f"Bearer {settings.vllm_api_key.get_secret_value()}",
+            "Authorization": f"Bearer {entry.api_key}",
             "Accept-Encoding": "identity",  # nothing is won by it on one machine
             "User-Agent": "ai-server",
         }
-        self._http = http1.Client(self._base.removesuffix("/v1"), headers, settings.http_timeout_sec)
+        self._http = http1.Client(entry.url.removesuffix("/v1"), headers, timeout)
 
     async def close(self) -> None:
         if self._listing:
@@ -105,7 +103,7 @@ class Vllm:
         await self._http.close()
 
     async def health(self) -> str:
-        """Return "ok", or why vLLM cannot serve."""
+        """Return "ok", or why the engine cannot serve."""
         try:
             response = await self._http.request("GET", "/health", timeout=HEALTH_TIMEOUT_SEC)
         except Failure as error:
@@ -117,12 +115,12 @@ class Vllm:
     async def models(self) -> list[dict]:
         """Return the engine's list of models. Raises Problem 502 for what is no list, besides the others."""
         async with self.stream("GET", "/models") as response:
-            content = await _read(response)
+            content = await self.read(response)
             try:
                 listed = json.loads(content)["data"]
                 self._names |= {model["id"] for model in listed if isinstance(model["id"], str)}
             except (ValueError, LookupError, TypeError, RecursionError):
-                raise Problem(502, "vLLM's list of models cannot be read.") from None
+                raise Problem(502, f"{self.title}'s list of models cannot be read.") from None
         return listed
 
     def known(self, model: object) -> str:
@@ -150,11 +148,11 @@ class Vllm:
         """Return `{"model": str, "result": str, "finish_reason": str, "usage": {…}}`, generated at temperature 0.
 
         options: further fields of a chat completion, such as max_tokens. first: called when the first piece is here.
-        used: told the usage, or the pieces that came where it ends before. A refusal by vLLM is raised with vLLM's own
-        status and sentence.
+        used: told the usage, or the pieces that came where it ends before. A refusal by the engine is raised with the
+        engine's own status and sentence.
         """
         messages = [{"role": "system", "content": instruction}, {"role": "user", "content": text}]
-        # Streamed, so that HTTP_TIMEOUT_SEC limits vLLM's silence and not the length of its answer.
+        # Streamed, so that HTTP_TIMEOUT_SEC limits the engine's silence and not the length of its answer.
         how = {"temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
         answer: dict[str, Any] = {"model": model, "result": "", "finish_reason": None, "usage": None}
         body = {"model": model, "messages": messages, **how, **options}
@@ -162,19 +160,19 @@ class Vllm:
         try:
             async with self.stream("POST", "/chat/completions", body) as response:
                 if response.status_code != 200:
-                    raise _refusal(response.status_code, await response.aread(), model, response.headers)
+                    raise self._refusal(response.status_code, await response.aread(), model, response.headers)
                 if response.headers.get("content-type", STREAM).startswith(STREAM):
                     async for kind, data in sse.events(response.aiter_bytes()):
                         if not pieces:
                             first()
                         pieces += 1
-                        _add(answer, kind, data)
+                        self._add(answer, kind, data)
                 else:  # a whole answer, an error, or a page of something else
-                    _add(answer, "message", (await response.aread()).decode(errors="replace"))
+                    self._add(answer, "message", (await response.aread()).decode(errors="replace"))
         finally:
             used(answer["usage"] or {"completion_tokens": pieces})
         if answer["finish_reason"] in UNFINISHED:
-            raise Problem(502, "vLLM's answer broke off.")
+            raise self.unfinished()
         return answer | {"result": well_formed(answer["result"])}
 
     @asynccontextmanager
@@ -192,68 +190,104 @@ class Vllm:
             with tracing.asking(method, "/v1" + path) as trace:
                 response = await self._http.request(method, "/v1" + path, content, {**fields, **trace})
                 if response.status_code in (401, 403):
-                    raise _refused_key()
+                    raise self._refused_key()
                 yield response
         except ConnectError as error:
-            raise _away(error) from None
+            raise self._away(error) from None
         except Failure as error:
             if response is not None:
-                raise broken_off(error) from None
+                raise self.broken_off(error) from None
             if not isinstance(error, ReadTimeout):
-                raise _away(error) from None
-            logger.warning("vLLM was silent for too long", extra={"error": type(error).__name__, "path": path})
-            raise Problem(504, "vLLM did not answer in time.", NO_RETRY) from None
+                raise self._away(error) from None
+            told = {"error": type(error).__name__, "path": path, "engine": self.name}
+            logger.warning("%s was silent for too long", self.title, extra=told)
+            raise Problem(504, f"{self.title} did not answer in time.", NO_RETRY) from None
         finally:
             if response is not None:
                 response.release()  # ends the generation, unless all of it is here
 
+    async def read(self, response: http1.Response) -> bytes:
+        try:
+            return await response.aread()
+        except Failure as error:
+            raise self.broken_off(error) from None
 
-async def _read(response: http1.Response) -> bytes:
-    try:
-        return await response.aread()
-    except Failure as error:
-        raise broken_off(error) from None
+    def event(self, kind: str, data: str, model: str) -> dict | None:
+        """Return an event of a streamed completion (or a whole one); None for what is neither words nor an error.
 
+        Raises Problem: the engine's own for an error, Permanent for what cannot be read.
+        """
+        if data.strip() == "[DONE]":
+            return None
+        try:
+            event = DECODE(data)
+        except (ValueError, RecursionError):
+            event = None
+        fields = event if isinstance(event, dict) else {}
+        if kind == "error" or fields.get("error") or ("choices" not in fields and _sentence(fields)):
+            raise self._refusal(_status(fields), data.encode(), model)
+        if kind != "message" and "choices" not in fields:
+            return None  # such as the pings of a gateway
+        if not isinstance(event, dict):
+            raise self.no_completion()
+        return event
 
-def _event(kind: str, data: str, model: str) -> dict | None:
-    """Return an event of a streamed completion (or a whole one); None for what is neither words nor an error.
+    def no_completion(self) -> Problem:
+        return Permanent(502, f"{self.title}'s answer is not a chat completion.")
 
-    Raises Problem: the engine's own for an error, Permanent for what cannot be read.
-    """
-    if data.strip() == "[DONE]":
-        return None
-    try:
-        event = DECODE(data)
-    except (ValueError, RecursionError):
-        event = None
-    fields = event if isinstance(event, dict) else {}
-    if kind == "error" or fields.get("error") or ("choices" not in fields and _sentence(fields)):
-        raise _refusal(_status(fields), data.encode(), model)
-    if kind != "message" and "choices" not in fields:
-        return None  # such as the pings of a gateway
-    if not isinstance(event, dict):
-        raise _no_completion()
-    return event
+    def unfinished(self) -> Problem:
+        return Problem(502, f"{self.title}'s answer broke off.")
 
+    def broken_off(self, error: Failure) -> Problem:
+        """Return what is told when the connection ends, or no more comes, after the answer has begun."""
+        told = {"error": type(error).__name__, "engine": self.name}
+        logger.warning("%s's answer broke off", self.title, extra=told)
+        if isinstance(error, ReadTimeout):
+            return Problem(504, f"{self.title}'s answer broke off: no more of it came in time.", NO_RETRY)
+        return Problem(502, f"{self.title}'s answer broke off: the connection was lost.")
 
-def _no_completion() -> Problem:
-    return Permanent(502, "vLLM's answer is not a chat completion.")
+    def _add(self, answer: dict, kind: str, data: str) -> None:
+        """Put one event of a streamed chat completion (or a whole completion) to the answer so far; raises as event."""
+        event = self.event(kind, data, answer["model"])
+        if event is None:
+            return
+        try:
+            for choice in event["choices"]:
+                if not choice.get("index"):  # one was asked for; a second one's words do not belong between its own
+                    said = choice.get("delta") or choice.get("message") or {}
+                    answer["result"] += said.get("content") or said.get("refusal") or ""
+                    answer["finish_reason"] = str(choice.get("finish_reason") or "") or answer["finish_reason"]
+            answer["usage"] = event.get("usage") or answer["usage"]
+        except (LookupError, TypeError, AttributeError):
+            raise self.no_completion() from None
 
+    def _refusal(self, status: int, content: bytes, model: str, headers: Mapping[str, str] | None = None) -> Problem:
+        """Return its refusal with its status and sentence, but for what only this server's operator can mend."""
+        if status in (401, 403):
+            return self._refused_key()
+        if status == 404:
+            return Problem(502, f"{self.title} does not serve {model!r}; the operator has to load it.")
+        if not 400 <= status < 600:
+            return Permanent(502, f"{self.title} answered {status}, which is not a chat completion.")
+        try:
+            said = _sentence(json.loads(content))
+        except (ValueError, RecursionError):
+            text = " ".join(content.decode(errors="replace").split())
+            page = text.startswith("<")  # of a proxy
+            said = f"{self.title} said: {text[:MAX_TOLD]}" if text and not page else ""
+        wait = (headers or {}).get("retry-after")
+        return Problem(status, said or f"{self.title} answered {status}.", {"Retry-After": wait} if wait else None)
 
-def _add(answer: dict, kind: str, data: str) -> None:
-    """Put one event of a streamed chat completion (or a whole completion) to the answer so far; raises as _event."""
-    event = _event(kind, data, answer["model"])
-    if event is None:
-        return
-    try:
-        for choice in event["choices"]:
-            if not choice.get("index"):  # one was asked for; a second one's words do not belong between its own
-                said = choice.get("delta") or choice.get("message") or {}
-                answer["result"] += said.get("content") or said.get("refusal") or ""
-                answer["finish_reason"] = str(choice.get("finish_reason") or "") or answer["finish_reason"]
-        answer["usage"] = event.get("usage") or answer["usage"]
-    except (LookupError, TypeError, AttributeError):
-        raise _no_completion() from None
+    def _refused_key(self) -> Problem:
+        started = f"give it the key that {self.title} was started with"
+        logger.error("%s refused %s: %s", self.title, self._key, started, extra={"engine": self.name})
+        return Problem(502, f"{self.title} refused this server's key; its operator has to mend {self._key}.")
+
+    def _away(self, error: Failure) -> Problem:
+        told = {"error": f"{type(error).__name__}: {error}", "engine": self.name}
+        logger.warning("%s is away", self.title, extra=told)
+        why = f"{self.title} is not reachable or is just starting; try again later."
+        return Problem(503, why, {"Retry-After": "10"})
 
 
 DECODE = json.JSONDecoder(parse_constant=no_json).decode
@@ -277,41 +311,6 @@ def _status(body: dict) -> int:
     if re.fullmatch("[45][0-9][0-9]", code):
         return int(code)
     return 400 if error.get("type") in ("BadRequestError", "invalid_request_error") else 502
-
-
-def _refusal(status: int, content: bytes, model: str, headers: Mapping[str, str] | None = None) -> Problem:
-    """Return vLLM's refusal with its status and sentence, but for what only this server's operator can mend."""
-    if status in (401, 403):
-        return _refused_key()
-    if status == 404:
-        return Problem(502, f"vLLM does not serve {model!r}; the operator has to load it.")
-    if not 400 <= status < 600:
-        return Permanent(502, f"vLLM answered {status}, which is not a chat completion.")
-    try:
-        said = _sentence(json.loads(content))
-    except (ValueError, RecursionError):
-        text = " ".join(content.decode(errors="replace").split())
-        said = f"vLLM said: {text[:MAX_TOLD]}" if text and not text.startswith("<") else ""  # no page of a proxy
-    wait = (headers or {}).get("retry-after")
-    return Problem(status, said or f"vLLM answered {status}.", {"Retry-After": wait} if wait else None)
-
-
-def _refused_key() -> Problem:
-    logger.error("vLLM refused VLLM_API_KEY: give it the key that vLLM was started with")
-    return Problem(502, "vLLM refused this server's key; its operator has to mend VLLM_API_KEY.")
-
-
-def broken_off(error: Failure) -> Problem:
-    """Return what is told when the connection ends, or no more comes, after the answer has begun."""
-    logger.warning("vLLM's answer broke off", extra={"error": type(error).__name__})
-    if isinstance(error, ReadTimeout):
-        return Problem(504, "vLLM's answer broke off: no more of it came in time.", NO_RETRY)
-    return Problem(502, "vLLM's answer broke off: the connection was lost.")
-
-
-def _away(error: Failure) -> Problem:
-    logger.warning("vLLM is away", extra={"error": f"{type(error).__name__}: {error}"})
-    return Problem(503, "vLLM is not reachable or is just starting; try again later.", {"Retry-After": "10"})
 
 
 class Pulse:
@@ -348,16 +347,16 @@ class Pulse:
 
 
 class Relay(Response):
-    """A response that is vLLM's own: its status and its bytes, each chunk sent on when it arrives.
+    """A response that is the engine's own: its status and its bytes, each chunk sent on when it arrives.
 
     body: the request's, or None. A completion that is asked for whole is streamed inside and answered whole, so that
-    HTTP_TIMEOUT_SEC limits vLLM's silence and not the length of its answer. While vLLM computes the first token of a
-    long text, or the next one, comments tell proxies that a stream still lives.
+    HTTP_TIMEOUT_SEC limits the engine's silence and not the length of its answer. While the engine computes the first
+    token of a long text, or the next one, comments tell proxies that a stream still lives.
     """
 
-    def __init__(self, vllm: Vllm, method: str, path: str, body: dict | None = None) -> None:
+    def __init__(self, engine: Engine, method: str, path: str, body: dict | None = None) -> None:
         super().__init__()
-        self._vllm, self._method, self._path, self._body = vllm, method, path, body
+        self._engine, self._method, self._path, self._body = engine, method, path, body
         self._started, self._pieces = False, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -372,7 +371,7 @@ class Relay(Response):
                 await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send)
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send, body: dict) -> None:
-        self._metrics = metrics.generations(scope["model"], scope["caller"])
+        self._metrics = metrics.generations(scope["model"], scope["caller"], self._engine.name)
         self._usage: object = None
         try:
             with self._metrics.measured() as self._first:
@@ -382,15 +381,15 @@ class Relay(Response):
                     work = self._whole(scope, send, body)
                 await while_connected(receive, work)
         finally:
-            # For the account. Who leaves before the end, where vLLM tells the usage, is charged what came.
+            # For the account. Who leaves before the end, where the engine tells the usage, is charged what came.
             scope["usage"] = self._usage or {"completion_tokens": self._pieces}
 
     async def _whole(self, scope: Scope, send: Send, body: dict) -> None:
         """Stream inside, answer whole."""
         streamed = body | {"stream": True, "stream_options": {"include_usage": True}}
-        async with self._vllm.stream("POST", self._path, _written(streamed), passed_on(scope)) as upstream:
+        async with self._engine.stream("POST", self._path, _written(streamed), passed_on(scope)) as upstream:
             if upstream.status_code != 200 or not upstream.headers.get("content-type", STREAM).startswith(STREAM):
-                content = await _read(upstream)
+                content = await self._engine.read(upstream)
                 if not (upstream.status_code == 400 and b"stream" in content.lower()):
                     await self._answer(send, upstream, content)
                     return
@@ -412,14 +411,14 @@ class Relay(Response):
                     self._first()
                     first = False
                 for kind, data in reader.feed(chunk):
-                    self._add(whole, _event(kind, data, model))
+                    self._add(whole, self._engine.event(kind, data, model))
             for kind, data in reader.end():
-                self._add(whole, _event(kind, data, model))
+                self._add(whole, self._engine.event(kind, data, model))
             if whole.reasons() & UNFINISHED:
-                raise Problem(502, "vLLM's answer broke off.")
+                raise self._engine.unfinished()
             return json.dumps(whole.answer()).encode()
         except (LookupError, TypeError, AttributeError):
-            raise _no_completion() from None
+            raise self._engine.no_completion() from None
 
     def _add(self, whole: Whole, event: dict | None) -> None:
         if event is not None:
@@ -427,14 +426,14 @@ class Relay(Response):
             self._usage = event.get("usage") or self._usage
 
     async def _relay(self, scope: Scope, send: Send, body: dict | None) -> None:
-        """Pass vLLM's own answer on."""
+        """Pass the engine's own answer on."""
         content, ours = None, False
         if body is not None:
             ours = self._path in STREAMED and bool(body.get("stream")) and _wants_no_usage(body)
             if ours:
                 body = body | {"stream_options": (body.get("stream_options") or {}) | {"include_usage": True}}
             content = _written(body)
-        async with self._vllm.stream(self._method, self._path, content, passed_on(scope)) as upstream:
+        async with self._engine.stream(self._method, self._path, content, passed_on(scope)) as upstream:
             if not upstream.headers.get("content-type", "application/json").startswith(STREAM):
                 # One piece anyway. Read before it is answered, so that a failure still finds its status.
                 answer = await upstream.aread()
@@ -446,7 +445,7 @@ class Relay(Response):
             await self._pass_on(send, upstream, ours)
 
     async def _pass_on(self, send: Send, upstream: http1.Response, ours: bool) -> None:
-        """Send the stream on. ours: that vLLM counts the tokens was our wish, so the caller does not see it."""
+        """Send the stream on. ours: that the engine counts the tokens was our wish, so the caller does not see it."""
         kind = upstream.headers["content-type"].encode("latin-1")
         headers = [(b"content-type", kind), *UNBUFFERED, *_kept(upstream)]
         self._started = True
@@ -463,7 +462,7 @@ class Relay(Response):
             if chunk := count.rest():
                 await pulse.send(chunk)
         except Failure as error:
-            problem = broken_off(error)
+            problem = self._engine.broken_off(error)
             if self._body is not None:
                 self._metrics.failed(problem.status_code)
             await pulse.send(sse.error(problem.body))
@@ -473,7 +472,7 @@ class Relay(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _answer(self, send: Send, upstream: http1.Response, content: bytes) -> None:
-        """Answer with vLLM's own status and what it said."""
+        """Answer with the engine's own status and what it said."""
         if upstream.status_code == 404 and not _says_error(content):
             raise no_such_path(f"/v1{self._path}", "the engine has no such endpoint")
         if self._body is not None and upstream.status_code >= 400:
@@ -549,9 +548,9 @@ def _written(body: dict) -> bytes:
 
 
 def passed_on(scope: Scope) -> dict[str, str]:
-    """Return the request headers for vLLM: the request ID.
+    """Return the request headers for the engine: the request ID.
 
-    Callers choose ids, and vLLM must not meet one twice at the same time: each is made unique by its end.
+    Callers choose ids, and an engine must not meet one twice at the same time: each is made unique by its end.
     """
     ident = scope.get("request_id")
     return {"X-Request-Id": f"{ident}-{uuid.uuid4().hex[:8]}"} if ident else {}

@@ -92,6 +92,8 @@ def test_required(refused, name, value):
         ("VLLM_BASE_URL", "http://localhost:8001", "does not end in /v1"),
         ("VLLM_BASE_URL", "http://localhost:8001/v1/chat/completions", "does not end in /v1"),
         ("VLLM_BASE_URL", "localhost:8001/v1", "not an http:// or https:// address"),
+        ("VLLM_BASE_URL", "http://localhost:80010/v1", "not an http:// or https:// address"),
+        ("VLLM_BASE_URL", "http://[::1:8001/v1", "not an http:// or https:// address"),
         ("VLLM_API_KEY", "with space", "an HTTP header cannot carry"),
         ("BACKEND_INTERNAL_TOKEN", "ключ", "an HTTP header cannot carry"),
         ("BACKEND_CALLBACK_BASE_URL", "https://backend.example/api/v1", "ends in /v1"),

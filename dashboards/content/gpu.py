@@ -46,7 +46,10 @@ DASHBOARD = Dashboard(
                     BYTES,
                     (
                         (f"{each('DCGM_FI_DEV_FB_USED')} * 1048576", GPU),
-                        ("sum by (host) (llm_gpu_planned_max_bytes{$host})", "{{host}} planned at most"),
+                        (
+                            "sum by (host) (max by (host, group) (llm_gpu_planned_max_bytes{$host}))",
+                            "{{host}} planned at most",
+                        ),
                     ),
                     about="More than was planned: something else holds memory, or the plan was wrong.",
                     needs=NEEDS,

@@ -184,7 +184,7 @@ class Host:
         self.node.set("llm_watchdog_last_look_seconds", now)
         self.node.set("llm_release_info", 1, unit="vllm.service", release="4f1c09", program="0.32.0")
         self.node.set("llm_release_info", 1, unit="ai-server.service", release="77ab10", program="1.4.0")
-        self.node.set("llm_gpu_planned_max_bytes", MIB_OF_AN_L4 * 0.78 * 1048576, unit="vllm.service")
+        self.node.set("llm_gpu_planned_max_bytes", MIB_OF_AN_L4 * 0.78 * 1048576, group="vllm", service="vllm")
         self.node.set("llm_backup_last_success_seconds", time.time() // 86400 * 86400 + 3600 * 2)
         self.collector.set("otelcol_exporter_queue_size", max(0, self.random.gauss(400, 300)))
         self.collector.set("otelcol_exporter_queue_capacity", 200000)

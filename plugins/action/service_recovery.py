@@ -63,7 +63,7 @@ class ActionModule(ActionBase):
 
     def _causes(self, name: str, task_vars: dict) -> list[dict]:
         """Return what the diagnosis names for a service, the most likely first."""
-        services = [{"name": name, "metrics": self._task.args.get("metrics")}]
+        services = [{"name": name, "kind": self._task.args.get("kind"), "metrics": self._task.args.get("metrics")}]
         evidence = self._module("diagnose", {"services": services}, task_vars).get("evidence")
         found = report.of_host(evidence)["causes"] if evidence else []
         return [each for each in found if each["service"] == name]
@@ -71,7 +71,7 @@ class ActionModule(ActionBase):
     def _releases(self, name: str, more: dict):
         """Return the action plugin service_release for this host and service."""
         task = self._task.copy()
-        task.args = {"name": name, **more}
+        task.args = {"name": name, "kind": self._task.args.get("kind"), **more}
         return self._shared_loader_obj.action_loader.get(
             "service_release", task=task, connection=self._connection, play_context=self._play_context,
             loader=self._loader, templar=self._templar, shared_loader_obj=self._shared_loader_obj,

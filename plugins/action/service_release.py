@@ -64,7 +64,7 @@ class ActionModule(ActionBase):
         stays = "it is the release that served last, so it is left as it is"
         if new_secrets:
             stays = "it is left as it is: only its secrets are new, and those before them are kept nowhere"
-        return failure(service, {**result, **seen}, stays)
+        return self._failure(service, {**result, **seen}, stays)
 
     def phase(self, phase, task_vars, **extra):
         # The target's log hides a secret of one line, but not the text of a file that has several.
@@ -99,13 +99,18 @@ class ActionModule(ActionBase):
         earlier = back["rolled_back_to"]
         if not earlier:
             serves = "there was no earlier release, so it is stopped; its files stay for inspection"
-            return failure(service, {**result, **back}, serves)
+            return self._failure(service, {**result, **back}, serves)
         again = self.wait(service, host, earlier, task_vars, back.pop("start_timeout", None))
         if not again.get("ready"):
             why = again.get("why") or again.get("msg")
-            return failure(service, {**result, **back}, f"release {earlier} was put back and does not serve: {why}")
+            now = f"release {earlier} was put back and does not serve: {why}"
+            return self._failure(service, {**result, **back}, now)
         self.phase("confirm", task_vars, release=earlier)
-        return {**failure(service, {**result, **back}, f"release {earlier} serves again"), "serves": True}
+        now = f"release {earlier} serves again"
+        return {**self._failure(service, {**result, **back}, now), "serves": True}
+
+    def _failure(self, service, result, now):
+        return failure(service, result, now, self._task.args.get("kind"))
 
     def _leave_rotation(self, service, host, task_vars):
         """Take the host out of rotation where this task will interrupt a service that served; see ``take_out``."""
@@ -173,9 +178,9 @@ def command(argv: list[str] | None) -> str | None:
     return said[-1].rstrip(".") if done.returncode else None
 
 
-def failure(service: str, result: dict, now: str) -> dict:
+def failure(service: str, result: dict, now: str, kind: str = "") -> dict:
     """Return the result of a task whose release does not serve: the cause first, then how things stand now."""
-    verdict = judge.judge(lines.read(result["journal"]), causes.load(), service, stopping=True)
+    verdict = judge.judge(lines.read(result["journal"]), causes.load(), kind or service, stopping=True, name=service)
     why = result["why"]
     if verdict.cause or verdict.exception:
         why = render.sentence(verdict) if verdict.cause else f"{why}; {render.sentence(verdict)}"

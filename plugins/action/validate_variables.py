@@ -9,10 +9,12 @@ from pathlib import Path
 import ansible.module_utils
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
+from ansible.utils.vars import load_extra_vars
 
 UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
 if UTILS not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(UTILS)
+from ansible.module_utils import engines
 from ansible.module_utils.quiet_module import without_credentials
 from ansible.module_utils.role_variables import kind_problems, typed
 
@@ -27,13 +29,24 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         problems, sound, defaults, values = [], set(), {}, {}
         self.advice = []
+        resolved, found = self._engines(task_vars)
+        problems += found
+        if resolved and not found and not self._task.args.get("only"):
+            # As the playbook of the application has it.
+            task_vars = {"engines_table": engines.table(resolved), **task_vars}
         for role in self._task.args.get("roles", []):
-            found = self._examine(role, task_vars, defaults, values)
-            problems += found
-            sound |= set() if found else {role}
-        problems += self._misspelt(self._task.args.get("roles", []), task_vars)
+            wrong = self._examine(role, task_vars, defaults, values)
+            problems += wrong
+            sound |= set() if wrong else {role}
+        roles = [*self._task.args.get("roles", []), *sorted({engines.ROLES[one["kind"]] for one in resolved})]
+        problems += self._misspelt(roles, task_vars)
         problems += self._examine_own(task_vars)
-        problems += self._clashes({name: port for name, port in values.items() if name.endswith("_port")})
+        problems += self._clashes(self._ports(values, resolved))
+        if resolved and not found:
+            asked = engines.asked(resolved, str(values.get("ai_server_vllm_base_url", "")))
+            sound |= {engines.ROLES[asked["kind"]]}
+            defaults.update(self._read(ROLES / engines.ROLES[asked["kind"]] / "defaults/main.yml"))
+            values.update(asked["settings"])
         between = [
             rule for rule in task_vars.get(self._task.args.get("between"), []) if sound.issuperset(rule["roles"])
         ]
@@ -45,7 +58,48 @@ class ActionModule(ActionBase):
         if problems:
             numbered = [f"({n}) {text}" for n, text in enumerate(problems, 1)] if len(problems) > 1 else problems
             result.update(failed=True, msg=" ".join(numbered))
+        elif self._task.args.get("engines"):
+            # The settings have keys, so nothing shows this result.
+            result.update(engines=resolved, _ansible_no_log=True)
         return result
+
+    def _engines(self, task_vars):
+        """Return ``(the engines of the host with all variables of their roles, problems)``; see the module's RETURN."""
+        listed = self._task.args.get("engines") or []
+        specs = {kind: self._declared(role) for kind, role in engines.ROLES.items()}
+        others = set(self._task.args.get("services") or []) - {one["name"] for one in listed if "name" in one}
+        problems = engines.list_problems(listed, specs, others)
+        if problems:
+            return [], problems
+        groups = self._task.args.get("engine_groups") or {}
+        problems += engines.group_problems(listed, groups)
+        # As everywhere, -e goes before the inventory.
+        extra = load_extra_vars(self._loader)
+        resolved = []
+        for entry in listed:
+            role, values = engines.ROLES[entry["kind"]], {}
+            own = {name: value for name, value in engines.overlay(entry).items() if name not in extra}
+            own |= engines.by_group(entry, groups)
+            found = self._examine(role, {**task_vars, **own}, {}, values)
+            single = listed == [engines.SINGLE]
+            problems += found if single else [f"engines: {entry['name']}: {text}" for text in found]
+            resolved.append(engines.resolved(entry, values) | {"single": single})
+        return resolved, problems
+
+    @staticmethod
+    def _ports(values, resolved):
+        """Return ``{what a person calls it: TCP port}`` of the roles and the engines of the host."""
+        ports = {name: port for name, port in values.items() if name.endswith("_port")}
+        for one in resolved:
+            for name, port in one["settings"].items():
+                if name.endswith("_port"):
+                    ports[name if one["single"] else f"engines: {one['name']}: {name}"] = port
+        return ports
+
+    def _declared(self, role):
+        """Return the options of a role's argument specs."""
+        specs = self._read(ROLES / role / "meta/argument_specs.yml").get("argument_specs", {})
+        return specs.get("main", {}).get("options") or {}
 
     @staticmethod
     def _clashes(ports):
@@ -81,11 +135,9 @@ class ActionModule(ActionBase):
     def _examine(self, role, task_vars, all_defaults, all_values):
         """Return the role's problems; add its defaults, and the values of right type in that type, to those given."""
         home = ROLES / role
-        specs = self._read(home / "meta/argument_specs.yml").get("argument_specs", {})
         # For a task that needs but a few variables: others may be missing; what only a deployment must have is said.
         only = self._task.args.get("only")
-        declared = specs.get("main", {}).get("options") or {}
-        options = {name: spec for name, spec in declared.items() if only is None or name in only}
+        options = {name: spec for name, spec in self._declared(role).items() if only is None or name in only}
         private, defaults = self._read(home / "vars/main.yml"), self._read(home / "defaults/main.yml")
         scope = {**defaults, **task_vars, **private, "role_path": str(home)}
         values, problems = self._typed(options, scope)

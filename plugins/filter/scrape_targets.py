@@ -24,6 +24,16 @@ def scraped(groups: list, variables: Mapping, facts: Mapping, part: str) -> list
     return scrape_targets.targets(programs, list(groups), variables, defaults, facts or {})
 
 
+def engine_keys(engines: list) -> list:
+    """Return the files of vmagent's service with the keys that metrics of ``engines`` ask for."""
+    owned = {"owner": "vmagent", "group": "vmagent", "mode": "0400", "whole": True}
+    return [
+        {"path": scrape_targets.bearer_file(one["name"]), "content": one["key"], **owned}
+        for one in engines
+        if one.get("key")
+    ]
+
+
 def _defaults(role: str) -> dict:
     path = ROLES / role / "defaults" / "main.yml"
     return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
@@ -33,6 +43,8 @@ class FilterModule:
     def filters(self):
         return {
             "scraped": scraped,
+            "with_engines": scrape_targets.with_engines,
+            "engine_keys": engine_keys,
             "scrape_configuration": scrape_targets.configuration,
             "scrape_login": scrape_targets.login,
             "scrape_problems": scrape_targets.problems,

@@ -14,11 +14,11 @@ UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
 if UTILS not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(UTILS)
 from ansible.module_utils import systemd_unit
+from ansible.module_utils.addresses import host_port, is_ip, local_url
 from ansible.module_utils.quiet_module import secrets_of
 
 # Flags of Go programs whose value is a secret; those that name its file end in File.
 SECRET_FLAG = re.compile(r"(password|token|secret|authkey|accesskey|secretkey|headers)$", re.IGNORECASE)
-LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def exec_line(argv: list) -> str:
@@ -115,7 +115,7 @@ def _escaped(word: str) -> str:
 
 def listen_address(value: str, facts: dict, variable: str) -> str:
     """Return the IP address that ``value`` stands for: itself, or the IPv4 address of the interface of that name."""
-    if _is_ip(value):
+    if is_ip(value):
         return str(ipaddress.ip_address(value))
     interface = facts.get(value.replace("-", "_")) or {}
     address = (interface.get("ipv4") or {}).get("address")
@@ -125,11 +125,6 @@ def listen_address(value: str, facts: dict, variable: str) -> str:
             f"{variable}: {value!r} is neither an IP address nor an interface with one (interfaces here: {known})"
         )
     return address
-
-
-def host_port(address: str, port: int | str) -> str:
-    """Return ``address:port``, with the brackets that an IPv6 address needs."""
-    return f"[{address}]:{port}" if ":" in str(address) else f"{address}:{port}"
 
 
 def peers(address: str, clients: list | None = None) -> list:
@@ -144,18 +139,24 @@ def peers(address: str, clients: list | None = None) -> list:
     return ["localhost", *own, *clients] if clients else []
 
 
-def local_url(address: str, port: int | str) -> str:
-    """Return the URL at which this host reaches a service of its own that listens on ``address``.
-
-    One that listens on every address is asked by loopback.
-    """
-    address = str(ipaddress.ip_address(address)) if _is_ip(address) else address
-    return f"http://{host_port(LOOPBACK.get(address, address), port)}"
-
-
 def astray(urls: list, address: str, port: int | str) -> list[str]:
     """Return the ``urls`` by which a host asks itself, but not where a service listens on ``address`` and ``port``."""
     return [url for url in urls if _asks_itself(url) and not _reaches(urlsplit(url), address, int(port))]
+
+
+def sources_astray(sources: list[dict], engines: list[dict]) -> list[str]:
+    """Return the addresses of those ``sources`` of an engine's series by which a host asks none of its ``engines``.
+
+    An engine has ``host`` and ``port``; on a host without one, nothing is known.
+    """
+    urls = [one["url"] for one in sources if any(":" in name for name in one["counters"] + one["gauges"])]
+    return [url for url in urls if engines and all(astray([url], one["host"], one["port"]) for one in engines)]
+
+
+def engines_unasked(engines: list[dict], sources: list[dict]) -> list[str]:
+    """Return the names of the ``engines`` at whose port none of the ``sources`` asks."""
+    asked = {urlsplit(one["url"]).port for one in sources}
+    return [one["name"] for one in engines if int(one["port"]) not in asked]
 
 
 def elsewhere(urls: list) -> list[str]:
@@ -165,13 +166,13 @@ def elsewhere(urls: list) -> list[str]:
 
 def _asks_itself(url: str) -> bool:
     host = urlsplit(url).hostname or ""
-    return host == "localhost" or (_is_ip(host) and ipaddress.ip_address(host).is_loopback)
+    return host == "localhost" or (is_ip(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def _reaches(asked: SplitResult, address: str, port: int) -> bool:
     if (asked.port or 80) != port:
         return False
-    if not _is_ip(asked.hostname) or not _is_ip(address):  # a name may stand for either family
+    if not is_ip(asked.hostname) or not is_ip(address):  # a name may stand for either family
         return True
     bound = ipaddress.ip_address(address)
     return bound.is_unspecified or bound == ipaddress.ip_address(asked.hostname)
@@ -187,19 +188,12 @@ def memory_mib(limit: str) -> float:
     return float("inf") if str(limit).endswith("%") else systemd_unit.memory_mib(str(limit))
 
 
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
 class FilterModule:
     def filters(self):
         return {
             "astray": astray,
             "elsewhere": elsewhere,
+            "engines_unasked": engines_unasked,
             "environment_lines": environment_lines,
             "exec_line": exec_line,
             "flag_clashes": flag_clashes,
@@ -211,6 +205,7 @@ class FilterModule:
             "local_url": local_url,
             "memory_mib": memory_mib,
             "peers": peers,
+            "sources_astray": sources_astray,
             "secret_environment": secret_environment,
             "unit_text": unit_text,
         }

@@ -50,16 +50,19 @@ def completion_probes(models: list, url: str, key: dict, timeout: float) -> list
     return [{"completion": {**key, "url": url, "model": name, "timeout": timeout}} for name in models]
 
 
-def completion_checks(models: list, url: str, bearer: str, timeout: float) -> list:
-    """Return one row of the checklist a model: its answer to a prompt; see module_utils/checklist.py."""
+def completion_checks(models: list, url: str, bearer: str, timeout: float, label: str, unit: str) -> list:
+    """Return one row of the checklist for each model, its answer to a prompt; see module_utils/checklist.py.
+
+    ``label`` is what the checklist calls the engine, ``unit`` the name of its service.
+    """
     options = {"url": url, "prompt": "Write one short sentence about a rented home:", "timeout": timeout}
     return [
         {
-            "what": f"vLLM: {name} answers",
+            "what": f"{label}: {name} answers",
             "kind": "completion",
             "bearer": bearer,
             "options": {**options, "model": name},
-            "cure": "Read journalctl -u vllm, then run the playbook again.",
+            "cure": f"Read journalctl -u {unit}, then run the playbook again.",
         }
         for name in models
     ]

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from . import (
+    engine_states,
     host_tuning,
     leftovers,
     log_shipping,
@@ -30,6 +31,7 @@ from . import (
 LATELY = 10  # minutes
 CRASHES = 3
 LATE = 30  # seconds that a look of the watchdog may take
+PLANS = Path("/var/lib/llm-server/metrics")
 LISTED = 4  # sockets or targets named in a row
 REMOTE_WRITE = ("blocks_sent_total", "pending_data_bytes", "packets_dropped_total")
 
@@ -53,7 +55,7 @@ def remote_write(url: str, watched: float = 20, timeout: float = 5) -> tuple[str
     deadline, dropped = time.monotonic() + watched, None
     while True:
         told = json.loads(probes.ask(f"{url}/api/v1/targets", timeout=timeout)[1])["data"]["activeTargets"]
-        down = [target["labels"]["job"] for target in told if target["health"] != "up"]
+        down = [target["labels"]["job"] for target in told if target["health"] != "up" and not _away(target)]
         page = probes.ask(f"{url}/metrics", timeout=timeout)[1]
         sent, waiting, lost = (probes.total(page, f"vmagent_remotewrite_{name}") for name in REMOTE_WRITE)
         dropped = lost if dropped is None else dropped
@@ -63,6 +65,11 @@ def remote_write(url: str, watched: float = 20, timeout: float = 5) -> tuple[str
         time.sleep(0.5)
     measured = f"{len(told)} targets, {sent:.0f} blocks sent, {waiting / (1 << 10):.0f} KiB wait, {lost:.0f} dropped"
     return measured + f"; not scraped: {', '.join(sorted(set(down))[:LISTED])}" * bool(down), good
+
+
+def _away(target: dict) -> bool:
+    """Say whether a target is an engine that another one of its group serves instead of."""
+    return target["labels"].get("service") in engine_states.away()
 
 
 def models(
@@ -87,6 +94,48 @@ def completion(
     return f"{shortened(answer['choices'][0]['text'])!r} in {time.monotonic() - start:.2f} s", bool(
         answer["usage"]["completion_tokens"]
     )
+
+
+def at_once(questions: list[dict]) -> tuple[str, bool]:
+    """Every engine answers a prompt while the others do; a question has the options of the probe ``completion``.
+
+    Its key is read from ``bearer_file`` and ``bearer_variable``.
+    """
+    start = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(len(questions)) as pool:
+        failures = list(pool.map(lambda asked: probes.first_failure([{"completion": asked}]), questions))
+    told = next(filter(None, failures), None)
+    return (told, False) if told else (f"{len(questions)} answered within {time.monotonic() - start:.2f} s", True)
+
+
+def gpu_memory(units: list[str], others_mib: int) -> tuple[str, bool]:
+    """What each of the ``units`` holds on the GPUs is within its plan, and all others hold less than ``others_mib``.
+
+    The plan is what the roles wrote for node_exporter; a unit without one is only told.
+    """
+    try:
+        found = nvidia_smi.read()["gpus"]
+    except nvidia_smi.GpuError as error:
+        return str(error), False
+    held = {unit: sum(nvidia_smi.memory_of_units(card, [unit]) for card in found) for unit in units}
+    others = sum(card["used_mib"] or 0 for card in found) - sum(held.values())
+    told, good = [f"others {others} MiB"], others < others_mib
+    for unit, used in held.items():
+        name = unit.removesuffix(".service")
+        most = planned_max_mib(name)
+        good = good and (most is None or used <= most)
+        told.append(f"{name} {used} MiB" + (f" of at most {most:.0f}" if most is not None else ""))
+    return "; ".join(told), good
+
+
+def planned_max_mib(name: str, folder: Path = PLANS) -> float | None:
+    """Return the most MiB that an engine was planned to hold on its GPU, or None where it has no plan."""
+    try:
+        page = (folder / f"gpu_memory_{name}.prom").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    total = probes.total(page, "llm_gpu_planned_max_bytes")
+    return total / (1 << 20) if total else None
 
 
 def chat(
@@ -457,9 +506,9 @@ def disk(free_mib: int) -> tuple[str, bool]:
 
 
 _CHECKS = (
-    http, models, completion, chat, metric, unit, sockets, pushes, remote_write, journal_job, file_job, collector_queue,
-    collector_journal, collector_files, gpu, driver, device_nodes, swap, tuning, disk, watchdog, timer, backup, rules,
-    notices,
+    http, models, completion, at_once, gpu_memory, chat, metric, unit, sockets, pushes, remote_write, journal_job,
+    file_job, collector_queue, collector_journal, collector_files, gpu, driver, device_nodes, swap, tuning, disk,
+    watchdog, timer, backup, rules, notices,
 )  # fmt: skip
 KINDS = {function.__name__: function for function in _CHECKS}
 

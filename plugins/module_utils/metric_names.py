@@ -1,4 +1,4 @@
-"""Which metrics an engine has, by its version: data/vllm/metrics.yml, asked. Plain Python."""
+"""Which metrics an engine has: data/vllm/metrics.yml, by its version, and data/llama_cpp/metrics.yml. Plain Python."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "data/vllm/metrics.yml"
+LLAMA_CPP = ROOT / "data/llama_cpp/metrics.yml"
 ENGINES = ROOT / "data/vllm/versions.yml"
 SHOWN = {"gauge": ("",), "counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 SERIES = re.compile(r"\bvllm:[a-zA-Z_][a-zA-Z0-9_]*")
+LLAMA_CPP_SERIES = re.compile(r"\bllamacpp:([a-zA-Z_][a-zA-Z0-9_]*)")
 
 
 def vllm_series_in(expression: str) -> set[str]:
@@ -47,6 +49,13 @@ def problems(expression: str, versions: list[str] | None = None) -> list[str]:
             new = renamed.get(name) or renamed.get(base)
             found.append(f"{name} is not in vLLM {', '.join(missing)}" + (f"; it became {new}." if new else "."))
     return found
+
+
+def llama_cpp_problems(expression: str) -> list[str]:
+    """Return one sentence for each series of ``expression`` that llama.cpp does not have."""
+    names = {row["name"] for row in yaml.safe_load(LLAMA_CPP.read_text(encoding="utf-8"))["metrics"]}
+    asked = sorted(set(LLAMA_CPP_SERIES.findall(expression)))
+    return [f"llamacpp:{name} is not in llama.cpp." for name in asked if name not in names]
 
 
 @cache

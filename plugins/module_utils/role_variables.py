@@ -36,6 +36,7 @@ INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 ARGUMENT = re.compile(r"-{0,2}[A-Za-z][\w.-]*", re.ASCII)
 MEMORY_MAX = re.compile(r"infinity|[1-9]\d*[KMGT]?|(100|[1-9]\d?)%")
+ENGINE_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -111,6 +112,7 @@ KINDS: dict[str, tuple[Callable, str]] = {
         lambda value: ACCOUNT.fullmatch(value) and value != "root",
         "the name of a system user of its own: at most 32 of a-z 0-9 _ -, a letter or _ first, and not root",
     ),
+    "engine_name": (ENGINE_NAME.fullmatch, "a small letter, then at most 30 small letters, digits and dashes"),
     "served_name": (
         SERVED_NAME.fullmatch,
         "a name of letters, digits and . _ - : @ + /, each part with a letter or digit first",

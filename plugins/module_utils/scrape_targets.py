@@ -43,6 +43,8 @@ PROGRAMS = (
     _program("vmagent", "monitoring"),
     _program("dcgm_exporter", "gpu", service="dcgm-exporter"),
 )
+# The job of an engine is its kind. Where the list of engines is given, it takes the place of the row above.
+ENGINES = {"vllm": "vllm", "llama_cpp": "llamacpp"}
 # One of them ships the logs of a host: the one that the inventory names, else the first.
 SHIPPER, SHIPPERS = "log_shipper", ("promtail", "otel_collector")
 # Those of a watching host are scraped by victoria_metrics itself, so that they are seen where no agent runs.
@@ -78,11 +80,37 @@ def targets(programs: tuple[Program, ...], groups: list, variables: Mapping, def
             continue
         # With TLS the machine itself goes on asking by loopback, without.
         listens = "" if variables.get(f"{program.role}_tls_certificate_path") else known.get(program.address)
-        address = _reached(str(listens or "127.0.0.1"), facts)
-        port = int(known[program.port])
-        place = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        place = _place(listens or "127.0.0.1", int(known[program.port]), facts)
         found.append({"job": program.job, "service": program.service, "target": place})
     return found
+
+
+def with_engines(found: list, engines: list, facts: Mapping) -> list:
+    """Return ``found`` with the host's ``engines`` instead of the one without a list.
+
+    They are ``{name, kind, host, port, key}``. One with a key has ``bearer``, the file with it.
+    """
+    if not engines:
+        return found
+    told = []
+    for one in engines:
+        target = {
+            "job": ENGINES[one["kind"]],
+            "service": one["name"],
+            "target": _place(one["host"], one["port"], facts),
+        }
+        told.append(target | ({"bearer": bearer_file(one["name"])} if one.get("key") else {}))
+    return told + [each for each in found if each["job"] not in ENGINES.values()]
+
+
+def bearer_file(name: str) -> str:
+    """Return the file with the key that an engine's metrics ask for."""
+    return f"/etc/vmagent/{name}.key"
+
+
+def _place(listens: str, port, facts: Mapping) -> str:
+    address = _reached(str(listens), facts)
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _given(program: Program, variables: Mapping) -> dict:
@@ -103,17 +131,26 @@ def _reached(listens: str, facts: Mapping) -> str:
 def configuration(found: list, host: str, interval: str, extra: list, access: Mapping | None = None) -> dict:
     """Return a scrape configuration: one job a program of ``found``, then those of ``extra``.
 
+    An engine is a job of its own, too; all of a kind have the same label ``job``.
+
     Every series has the label ``host``, and those of ``found`` have ``service``, the unit's name. ``access`` has more
     keys of a job by its name, such as those for a password.
     """
-    jobs = [
-        {
-            "job_name": each["job"],
+    jobs = []
+    for each in found:
+        named = (
+            each["job"] if each["job"] not in (job["job_name"] for job in jobs) else f"{each['job']}-{each['service']}"
+        )
+        job = {
+            "job_name": named,
             "static_configs": [{"targets": [each["target"]], "labels": {"service": each["service"]}}],
             **((access or {}).get(each["job"]) or {}),
         }
-        for each in found
-    ]
+        if named != each["job"]:
+            job["relabel_configs"] = [{"target_label": "job", "replacement": each["job"]}]
+        if each.get("bearer"):
+            job["authorization"] = {"credentials_file": each["bearer"]}
+        jobs.append(job)
     return {
         "global": {
             "scrape_interval": interval,

@@ -88,6 +88,8 @@ class Service:
         self.store = STORE / name
         self.environment = self.store / "environment"
         self.key = self.store / "key"
+        # Programs and environments that other services are about to be run on.
+        self.beside: list[str] = []
 
     # -- what is known ------------------------------------------------------------------------------------------
 
@@ -112,7 +114,8 @@ class Service:
         """Return what earlier runs noted.
 
         ``current``, ``verified`` (newest last) and ``failed`` are releases; ``created`` is what was made for the
-        service; ``since`` is when a start began to be awaited, in seconds of the clock since boot, which nobody sets;
+        service, and ``needs`` what it lives in, whoever made it;
+        ``since`` is when a start began to be awaited, in seconds of the clock since boot, which nobody sets;
         ``restarts`` is systemd's count at that time, ``told_after`` where the journal begins to be about this process;
         ``altered``: the process may have been started while others had changed its unit;
         ``blocked`` is what did not hold before its start; ``out`` says that a run took the host out of rotation and did
@@ -123,6 +126,7 @@ class Service:
             "verified": [],
             "failed": None,
             "created": {"user": None, "directories": []},
+            "needs": {"user": None, "directories": []},
             "since": 0,
             "restarts": 0,
             "told_after": 0,
@@ -707,7 +711,9 @@ class Service:
         kept, gone = self._kept_and_gone()
         needed = [*kept.values(), *(wanted or [])]
         found = {Path(link["target"]) for release in gone.values() for link in release["links"]}
-        targets = {Path(link["target"]) for release in needed for link in release["links"]}
+        targets = {Path(link["target"]) for release in needed for link in release["links"]} | set(
+            map(Path, self.beside)
+        )
         for parent in {target.parent for target in targets if target.parent.is_dir()}:
             found |= {place for place in parent.iterdir() if any((place / marker).is_file() for marker in BUILT)}
         # Services may build in one directory.
@@ -781,7 +787,7 @@ class Service:
         if self._own_unit():
             self.unit_path.unlink()
             systemd_unit.run("systemctl", "daemon-reload")
-        created = state["created"]
+        created = self._bequeath(state["created"])
         for entry in reversed(created["directories"]):
             if self._goes(entry, kept):
                 shutil.rmtree(entry["path"], ignore_errors=True)
@@ -802,7 +808,31 @@ class Service:
                 path.rmdir()
         return changed
 
+    def _bequeath(self, created: dict) -> dict:
+        """Leave what other services need to the first of them; return what is this service's alone."""
+        own = {**created, "directories": list(created["directories"])}
+        for path in sorted({*STORE.glob("*/state.json")} - {self.store / "state.json"}):
+            heir = Service(path.parent.name)
+            state = heir.state()
+            user, needed = state["needs"]["user"], state["needs"]["directories"]
+            heirs = {**state["created"], "directories": list(state["created"]["directories"])}
+            left = [entry for entry in own["directories"] if _holds(entry["path"], needed)]
+            heirs["directories"] = left + heirs["directories"]
+            own["directories"] = [entry for entry in own["directories"] if entry not in left]
+            if user and user == own["user"]:
+                heirs |= {"user": user, "group": own.get("group", user)}
+                own["user"] = None
+            if heirs != state["created"]:
+                heir.note(created=heirs)
+        return own
+
     # -- what the process lives in --------------------------------------------------------------------------------
+
+    def need(self, user: str | None, directories: list[dict]) -> None:
+        """Note what the service lives in, so that it stays when another service that made it goes."""
+        needs = {"user": user, "directories": sorted({entry["path"] for entry in directories})}
+        if self.state()["needs"] != needs:
+            self.note(needs=needs)
 
     def missing_user(self, user: str | None) -> bool:
         return bool(user) and user not in accounts()
@@ -857,6 +887,11 @@ class Service:
         path.mkdir(exist_ok=True)
         path.chmod(int(entry["mode"], 8))
         shutil.chown(path, entry["owner"], entry["group"])
+
+
+def _holds(path: str, needed: list[str]) -> bool:
+    """Say whether a directory is one of those ``needed`` or above one."""
+    return any(Path(one).is_relative_to(path) for one in needed)
 
 
 def linked(releases: Iterable[Path], but: Path | None = None) -> set[Path]:

@@ -22,6 +22,7 @@ options:
     default: []
     suboptions:
       name: {description: Name of the service., type: str, required: true}
+      kind: {description: "What runs in it, such as C(vllm) or C(llama_cpp); its name when absent.", type: str}
       unit: {description: Its unit; C(<name>.service) when absent., type: str}
       metrics: {description: Address of an engine's metrics, which tell of a queue and a full KV cache., type: str}
   gpu:

@@ -11,7 +11,8 @@ description:
     engine's version and options, and what is free on the GPU.
   - The verdict is C(fits), C(tight) or C(refused), with the message the engine would give and the change that would
     make it fit. Every figure says whether it was read, computed or estimated; estimates have a range.
-  - Several services are one plan, in their order of start.
+  - Several services are one plan, in their order of start. Of services with the same O(services[].group) at most one
+    runs at a time, and the largest of them counts.
   - Memory that the units of the planned services hold now counts as free, because their start replaces them; what
     others hold does not.
   - With O(gpu) given and the task on the controller the plan is made by the action, without starting the module.
@@ -31,6 +32,10 @@ options:
         type: str
         choices: [vllm, llamacpp, reserved]
         default: vllm
+      group:
+        description: Services of one group are never in memory together. Each must start while all others run.
+        type: str
+      asleep_mib: {description: What it keeps while another of its group runs; 0 where it is stopped., type: int}
       version: {description: "Version of the engine, needed for vLLM.", type: str}
       model:
         description: A directory or GGUF file by its path, else a model's name in the cache or on the hub.
@@ -72,6 +77,14 @@ options:
       ubatch: {description: "llama.cpp: physical batch size.", type: int}
       flash_attention: {description: "llama.cpp: whether flash attention is on.", type: bool}
       parallel: {description: "llama.cpp: slots.", type: int}
+  service:
+    description: Name of the service that O(compare) and O(metrics_path) are about; all of them when absent.
+    type: str
+  leaving:
+    description: Units whose memory counts as free too, because they are taken away before the first start.
+    type: list
+    elements: str
+    default: []
   gpu:
     description: The GPU by hand; measured by nvidia-smi when absent.
     type: dict
@@ -146,7 +159,8 @@ verdict:
   sample: fits
 plan:
   description: The plan in plain types, sizes in MiB, with C(start_order), the names in the order in which most of them
-    run. C(services) has for each its verdict, whether it runs, its message, cures, assumptions,
+    run, and C(counted), those whose memory is held together. C(services) has for each its
+    verdict, group, whether it runs, its message, cures, assumptions,
     concurrency, what must be free when it is started (C(free_at_start_mib) on the first C(gpus)) and C(figures), each
     with value, low, high, origin (read, computed, estimated), unit and note.
   returned: always
@@ -177,13 +191,13 @@ from ansible.module_utils.quiet_module import QuietModule
 JOURNAL_LINES = 20000
 
 
-def measured_gpu(services: list[dict], index: int | None) -> dict:
+def measured_gpu(services: list[dict], index: int | None, leaving: list[str]) -> dict:
     """The GPU as nvidia-smi shows it; what the services' own units hold counts as free."""
     gpus = nvidia_smi.read()["gpus"]
     ranks = max([1, *(int(planner.with_arguments(s).get("tensor_parallel_size") or 1) for s in services)])
     if ranks > len(gpus):
         raise PlanError(f"tensor_parallel_size {ranks} needs {ranks} GPUs, this host has {len(gpus)}: lower it.")
-    units = [s.get("unit") or "" for s in services]
+    units = [*(s.get("unit") or "" for s in services), *leaving]
     if ranks > 1 and index is None:
         # All ranks get the share of the fullest one.
         chosen = min((nvidia_smi.usable(g) for g in gpus[:ranks]), key=lambda g: g["free_mib"])
@@ -236,7 +250,7 @@ def compare(module: QuietModule, result: dict) -> tuple[dict, bool]:
     history = journal.read_history(path or "")
     found, changed = {}, False
     for given, service in zip(module.params["services"], result["services"], strict=True):
-        if not given.get("unit"):
+        if not given.get("unit") or module.params["service"] not in (None, service["name"]):
             continue
         log = unit_log(given["unit"])
         rows = journal.compare(service, log)
@@ -250,7 +264,7 @@ def compare(module: QuietModule, result: dict) -> tuple[dict, bool]:
 
 def tell(module: QuietModule, result: dict) -> bool:
     """Writes the metrics of a plan; whether they changed."""
-    path, text = module.params["metrics_path"], render.as_metrics(result)
+    path, text = module.params["metrics_path"], render.as_metrics(result, module.params["service"])
     known = Path(path).read_text(encoding="utf-8") if Path(path).is_file() else None
     if known != text and not module.check_mode:
         write(path, text)
@@ -261,7 +275,7 @@ def main() -> None:
     module = QuietModule(argument_spec=question.OPTIONS, supports_check_mode=True)
     p = module.params
     try:
-        gpu = p["gpu"] or measured_gpu(question.services_of(p), p["gpu_index"])
+        gpu = p["gpu"] or measured_gpu(question.services_of(p), p["gpu_index"], p["leaving"])
         result, answer = question.ask(p, gpu)
         changed = False
         if p["compare"]:

@@ -26,6 +26,7 @@ options:
     default: []
     suboptions:
       name: {description: Name of the service., type: str, required: true}
+      kind: {description: "What runs in it, as the module diagnose takes it.", type: str}
       unit: {description: Its unit; C(<name>.service) when absent., type: str}
       metrics: {description: Address of its metrics., type: str}
   logs:

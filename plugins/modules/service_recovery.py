@@ -22,6 +22,9 @@ options:
     description: Name of the service.
     type: str
     required: true
+  kind:
+    description: What runs in it, such as V(vllm) or V(llama_cpp); its name when absent.
+    type: str
   metrics:
     description: Address of an engine's metrics, which tell a busy one from one that hangs.
     type: str
@@ -85,6 +88,7 @@ def main() -> None:
     module = HostModule(
         argument_spec={
             "name": {"type": "str", "required": True},
+            "kind": {"type": "str"},
             "metrics": {"type": "str"},
             "take_out": {"type": "list", "elements": "str", "default": []},
             "put_back": {"type": "list", "elements": "str", "default": []},

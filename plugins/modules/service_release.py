@@ -23,6 +23,11 @@ options:
     description: Name of the service; its unit is C(<name>.service).
     type: str
     required: true
+  kind:
+    description:
+      - What runs in it, such as V(vllm) or V(llama_cpp), where its name does not say it. The causes of a failure are
+        looked for among those of its kind.
+    type: str
   state:
     description:
       - V(prepared) makes the user and the directories, for what must be there before the release can be described.
@@ -135,6 +140,13 @@ options:
         description: Directory it points to; removed when no kept release points there any more.
         type: path
         required: true
+  beside:
+    description:
+      - Programs and environments that this run built for other services which are started after this one. They are
+        kept, though no release refers to them yet.
+    type: list
+    elements: path
+    default: []
   inputs:
     description:
       - Named values that the process depends on and that stand in none of its files, such as the digest of data that it
@@ -338,6 +350,7 @@ PROBES = {
 
 ARGUMENTS = {
     "name": {"type": "str", "required": True},
+    "kind": {"type": "str"},
     "state": {"type": "str", "choices": ["prepared", "present", "absent", "previous", "out"], "default": "present"},
     "release": {"type": "str"},
     "purge": {"type": "bool", "default": False},
@@ -357,6 +370,7 @@ ARGUMENTS = {
     "files": listed(file_options("0644", secret=False)),
     "secrets": {**listed(file_options("0600", secret=True)), "no_log": False},
     "links": listed({"path": {"type": "path", "required": True}, "target": {"type": "path", "required": True}}),
+    "beside": {"type": "list", "elements": "path", "default": []},
     "inputs": {"type": "dict", "default": {}},
     "unit": {"type": "dict", "default": {}},
     "limits": {
@@ -467,6 +481,7 @@ def prepare(service: Service, wanted: dict, new_user: bool, directories: list[di
         service.add_user(wanted["user"], wanted["home"])
     for entry in directories:
         service.put_directory(entry)
+    service.need(wanted["user"], wanted["directories"])
 
 
 def shown(difference: dict) -> dict:
@@ -484,6 +499,7 @@ def shown(difference: dict) -> dict:
 def main() -> None:
     module = QuietModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     wanted, service = module.params, Service(module.params["name"])
+    service.beside = wanted["beside"]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", wanted["name"]):
         module.fail_json(msg=f"name is {wanted['name']!r}; it must be a service's, such as vllm or ai-server")
     try:

@@ -127,7 +127,8 @@ def test_what_was_planned_is_told_to_node_exporter_and_stays(monkeypatch, tmp_pa
     assert not page.exists()
     assert run(monkeypatch, gpu_memory_plan, **arguments)["changed"]
     told = dict(line.rsplit(" ", 1) for line in page.read_text().splitlines() if not line.startswith("#"))
-    assert list(told) == ['llm_gpu_planned_bytes{service="vllm"}', 'llm_gpu_planned_max_bytes{service="vllm"}']
+    labels = '{group="vllm", service="vllm"}'
+    assert list(told) == [f"llm_gpu_planned_bytes{labels}", f"llm_gpu_planned_max_bytes{labels}"]
     planned, most = (int(value) for value in told.values())
     assert 19000 << 20 < planned <= most < 22569 << 20
     assert page.stat().st_mode & 0o777 == 0o644

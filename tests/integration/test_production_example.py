@@ -71,9 +71,11 @@ def test_the_unit_has_the_limits_of_the_guide_and_sees_the_gpu(rendered):
     assert "ProtectClock" not in text  # on Ubuntu 22.04 it would close the GPU's devices
 
 
-def test_the_unit_has_nothing_that_only_the_wait_for_the_start_needs(rendered):
-    """Type=simple knows no start that could take too long: there it would only restart the engine when it changes."""
-    assert "TimeoutStartSec" not in systemd_unit.render(rendered["unit"])
+def test_the_unit_waits_for_the_engines_before_it_and_no_timeout_of_the_inventory_is_in_it(rendered):
+    """Type=simple knows no start that could take too long: a variable there would only restart the engine."""
+    lines = systemd_unit.render(rendered["unit"]).splitlines()
+    assert "ExecStartPre=+/usr/bin/python3 -I -B /etc/vllm/await_turn.py /etc/vllm/turn.json" in lines
+    assert [line for line in lines if line.startswith("TimeoutStartSec")] == ["TimeoutStartSec=3600"]
 
 
 def test_the_probes_name_their_key_and_the_length_and_have_neither_key(rendered):
@@ -92,7 +94,9 @@ def test_the_gpus_memory_must_be_free_before_the_engine_starts(rendered):
 def test_the_memory_plan_asks_for_what_the_engine_will_be_given(rendered):
     (service,) = rendered["plan"]
     config = rendered["config"]
-    assert service["model"] == config["model"]
+    assert service["model"] == "LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct"
+    assert service["revision"] == "e949c91dec92095908d34e6b560af77dd0c993f8"
+    assert service["hf_home"] == "/app/vllm-server/.cache/huggingface"
     assert float(service["gpu_memory_utilization"]) == config["gpu-memory-utilization"]
     assert int(service["max_model_len"]) == config["max-model-len"]
     assert int(service["max_loras"]) == config["max-loras"] == 2
@@ -104,8 +108,8 @@ def test_all_that_is_missing_is_said_at_once(tmp_path):
     done = playbook("playbooks/validate.yml")
     assert done.returncode != 0
     said = re.findall(r"^    - '?(\w+)", done.stdout.partition("problems:")[2], re.MULTILINE)
-    secrets = ["ai_server_api_keys", "ai_server_vllm_api_key", "ai_server_ocr_api", "vllm_api_key"]
-    assert said == [*secrets, "vllm_lora_adapters", "alertmanager_receivers"], done.stdout
+    secrets = ["ai_server_api_keys", "ai_server_vllm_api_key", "ai_server_ocr_api"]
+    assert said == ["vllm_api_key", "vllm_lora_adapters", *secrets, "alertmanager_receivers"], done.stdout
     assert "easycontract, checklist must have a revision" in done.stdout
     assert "changed=0" in done.stdout
 

@@ -198,6 +198,28 @@ def test_each_is_one_sentence_and_all_are_said_at_once(variables, told):
     assert not [text for text in problems if text.endswith("..") or "Traceback" in text]
 
 
+def test_engines_of_the_application_are_looked_at_together():
+    chat = {"name": "chat", "url": "http://127.0.0.1:8001/v1", "api_key": "canary-key-1", "models": ["a"]}
+    wrong = [chat, {**chat, "url": "http://127.0.0.1:8002", "api_key": "caller-key-0123456789"}, {**chat, "port": 1}]
+    code, problems = validate({"ai_server_engines": wrong})
+    assert code != 0
+    assert any("ai_server_engines" in text and "port" in text for text in problems), problems
+    code, problems = validate({"ai_server_engines": wrong[:2]})
+    assert code != 0
+    for said in (
+        "ai_server_engines: chat needs a url that is an http(s) address and ends in /v1",
+        "ai_server_engines: chat has a caller's key as its api_key",
+        "ai_server_engines: chat is there twice",
+        "ai_server_engines: the model a is there twice",
+        "ai_server_lora_adapter_checklist is checklist, which no engine of ai_server_engines serves (a)",
+    ):
+        assert any(said in text for text in problems), (said, problems)
+    code, problems = validate({"ai_server_engines": [{**chat, "api_key": 5744368105847}]})
+    assert code != 0 and any("is a number and not text; write it in quotes." in text for text in problems), problems
+    for secret in ("canary", "caller-key", "5744368105847"):
+        assert secret not in str(problems)
+
+
 def test_each_value_has_one_place_and_no_secret_is_told():
     told = {
         "vllm_environment.X is true or false and not text": {"vllm_environment": {"X": True, "Y": ["a"]}},

@@ -14,6 +14,12 @@ EXAONE = {
     "num_key_value_heads": 8, "head_dim": 80, "intermediate_size": 7168, "vocab_size": 102400,
     "max_position_embeddings": 32768, "torch_dtype": "bfloat16", "tie_word_embeddings": True,
 }  # fmt: skip
+QWEN_14B = {
+    "architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 48, "hidden_size": 5120, "num_attention_heads": 40,
+    "num_key_value_heads": 8, "intermediate_size": 13824, "vocab_size": 152064, "max_position_embeddings": 32768,
+    "torch_dtype": "bfloat16", "tie_word_embeddings": False,
+}  # fmt: skip
+QWEN_32B = {**QWEN_14B, "num_hidden_layers": 64, "intermediate_size": 27648}
 TINY = {
     "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 32, "intermediate_size": 128, "vocab_size": 384,
@@ -141,6 +147,7 @@ def qwen_gguf(path: Path, size: str) -> int:
     layers, hidden, heads, kv, wide, vocab, tied = {
         "3B": (36, 2048, 16, 2, 11008, 151936, True),
         "7B": (28, 3584, 28, 4, 18944, 152064, False),
+        "14B": (48, 5120, 40, 8, 13824, 152064, False),
     }[size]
     metadata = {
         "general.architecture": "qwen2", "qwen2.block_count": layers, "qwen2.embedding_length": hidden,

@@ -19,7 +19,7 @@ ALWAYS = {"DeadMansSwitch"}
 ABSENT = {"LimitsMissing"}
 METRIC = re.compile(
     r"\b(?:(?:llm|node|DCGM|otelcol|promtail|vmalert|vmagent|vm|vl|prometheus|alertmanager|http)_\w+"
-    r"|vllm:\w+|up|expected_host)\b"
+    r"|(?:vllm|llamacpp):\w+|up|expected_host)\b"
 )
 
 
@@ -111,11 +111,12 @@ def test_what_this_project_measures_is_measured():
     watchdog = (ROOT / "roles/watchdog/files/watchdog.py").read_text()
     backup = (ROOT / "roles/backup/files/backup.py").read_text()
     plan = (ROOT / "plugins/module_utils/gpu_memory/render.py").read_text()
+    resting = (ROOT / "plugins/module_utils/engine_states.py").read_text()
     counters = (ROOT / "roles/dcgm_exporter/defaults/main.yml").read_text()
     for name in re.findall(r"\bllm_(?!limit_)\w+", text):
         told = re.sub(r"llm_(watchdog|backup)_", "", name)
         assert any(f'"{told}"' in source or f"{name} " in source or f'"{name}"' in source or f"{name}{{" in source
-                   for source in (watchdog, backup, plan)), name  # fmt: skip
+                   for source in (watchdog, backup, plan, resting)), name  # fmt: skip
     fields = set(re.findall(r"\bDCGM_\w+", text))
     # What DCGM 3 calls throttle reasons, later ones call event reasons.
     assert all(f"field: {field}," in counters for field in fields - {"DCGM_FI_DEV_CLOCKS_EVENT_REASONS"})

@@ -320,3 +320,31 @@ def test_swap_whatever_bytes_other_swap_has(tmp_path, monkeypatch):
     monkeypatch.setattr(checklist.swap_file, "Host", lambda: host(tmp_path))
     assert checklist.swap("/swap file", 4) == ("4 MiB", True)
     assert checklist.swap("/swapfile", 4) == ("/swapfile is not in use", False)
+
+
+def test_engines_that_answer_at_the_same_time(server):
+    server.pages["/v1/completions"] = (200, '{"usage": {"completion_tokens": 3}}')
+    questions = [{"url": f"{server.url}/v1", "model": name} for name in ("chat", "code")]
+    measured, ok = checklist.at_once(questions)
+    assert ok
+    assert measured.startswith("2 answered within ")
+    measured, ok = checklist.at_once([*questions, {"url": "http://127.0.0.1:9/v1", "model": "gone"}])
+    assert not ok
+    assert measured == "http://127.0.0.1:9/v1: connection refused"
+
+
+@pytest.mark.parametrize(
+    ("used", "planned_mib", "measured", "ok"),
+    [
+        (8900, 3072, "others 900 MiB; vllm 5000 MiB; feedback 3000 MiB of at most 3072", True),
+        (9000, 3072, "others 1000 MiB; vllm 5000 MiB; feedback 3000 MiB of at most 3072", False),
+        (8900, 2048, "others 900 MiB; vllm 5000 MiB; feedback 3000 MiB of at most 2048", False),
+    ],
+)
+def test_gpu_memory_of_the_engines_and_of_others(tmp_path, monkeypatch, used, planned_mib, measured, ok):
+    processes = [{"unit": "vllm.service", "used_mib": 5000}, {"unit": "feedback.service", "used_mib": 3000}]
+    monkeypatch.setattr(checklist.nvidia_smi, "read", lambda: {"gpus": [{"used_mib": used, "processes": processes}]})
+    monkeypatch.setattr(checklist.planned_max_mib, "__defaults__", (tmp_path,))
+    page = f'llm_gpu_planned_max_bytes{{service="feedback"}} {planned_mib << 20}\n'
+    (tmp_path / "gpu_memory_feedback.prom").write_text(page)
+    assert checklist.gpu_memory(["vllm.service", "feedback.service"], 1000) == (measured, ok)

@@ -67,6 +67,8 @@ def said(text, service=None, **options):
         ("  [2025-01-30 23:43:08.909] INFO  (uvicorn.error) :: Waiting", None, "info", ""),
         ('level=warn ts=2021 caller=c.go:3 msg="x"', 'level=warn ts=2021 caller=c.go:3 msg="x"', "warning", ""),
         ('{"MESSAGE": "x: bad", "PRIORITY": "3", "_SYSTEMD_UNIT": "a.service"}', "x: bad", "error", ""),
+        ("0.00.123.456 E gguf_init_from_file: bad", "gguf_init_from_file: bad", "error", ""),
+        ("1.12.001.002 I srv  llama_server: model loaded", "srv  llama_server: model loaded", "info", ""),
         ('{"log": "ERROR 02-26 17:41:39 [core.py:9] bad\\n", "stream": "stderr"}', "bad", "error", ""),
         ("E1024 11:12:13.000000 12 server.go:33] bad", "bad", "error", ""),
         ("12:30:00 is a time", "12:30:00 is a time", None, ""),
@@ -300,6 +302,28 @@ def test_a_limit_of_memory_that_was_reached_names_its_variable(service, variable
     assert found.cause.id == "unit_memory_limit"
     assert found.says == f"{service} reached its own memory limit, and the kernel killed it (work)."
     assert found.cure == f"Raise {variable}_memory_max, or make it need less."
+
+
+def test_a_cure_names_the_service_that_it_is_of():
+    dead = lines.read("EngineDeadError: EngineCore encountered an issue")
+    assert "journalctl -u vllm)" in judge.judge(dead, TABLE).cause.cure
+    assert "journalctl -u feedback)" in judge.judge(dead, TABLE, "vllm", name="feedback").cause.cure
+
+
+def test_the_variables_of_an_engine_stand_in_its_entry():
+    rank = lines.read("ValueError: LoRA rank 256 is greater than max_lora_rank 16")
+    assert judge.judge(rank, TABLE, "vllm", name="vllm").cause.cure == "Raise vllm_max_lora_rank."
+    said_to_feedback = judge.judge(rank, TABLE, "vllm", name="feedback").cause.cure
+    assert (
+        said_to_feedback == "Raise vllm_max_lora_rank. The entry feedback of engines has such variables without vllm_."
+    )
+    full = lines.read("srv    load_model: failed to load model, '/models/x.gguf'")
+    told = judge.judge(full, TABLE, "llama_cpp", name="code").cause
+    assert told.says == "the model cannot be loaded (/models/x.gguf)."
+    assert told.cure.endswith("The entry code of engines has such variables without llama_cpp_.")
+    # Another service's row names the engine's variables too, and says no more.
+    asked = lines.read("python: can't open file '/usr/lib/python3.12/venv'\nNo module named ensurepip")
+    assert "entry" not in getattr(judge.judge(asked, TABLE, "ai-server", name="ai-server").cause, "cure", "")
 
 
 def test_an_unknown_key_of_a_row_is_refused():

@@ -25,7 +25,7 @@ def load(name):
 
 
 SETTINGS = load("settings")["setting_problems"]
-CALLERS = load("callers")
+CALLERS, ENGINES = load("callers"), load("ai_server_engines")
 RELEASES, SYSTEMD, VLLM = load("releases"), load("systemd"), load("vllm")
 URL = "https://github.com/grafana/loki/releases/download/v3.4.2/promtail-linux-amd64.zip"
 TABLE = {"3.4.2": {"amd64": "sha256:aa"}, "3.4.1": {"amd64": "sha256:bb", "arm64": "sha256:cc"}}
@@ -452,6 +452,62 @@ def test_the_file_of_callers_has_digests_and_no_key():
 def test_callers_that_cannot_be_used_are_named_and_their_keys_are_not(callers, says):
     (sentence,) = CALLERS["caller_problems"](callers, ["a-listed-key-012345"], "the-engines-own-key")
     assert says in sentence and KEY not in sentence and "engines-own" not in sentence
+
+
+def engine(name, **fields):
+    return {"name": name, "url": "http://127.0.0.1:8002/v1", "api_key": f"key-of-{name}", "models": [name], **fields}
+
+
+def engine_problems(*engines, named=None):
+    callers = [{"name": "a", "keys": [{"key": KEY}, {"sha256": hashlib.sha256(b"canary-key").hexdigest()}]}]
+    problems = ENGINES["ai_server_engine_problems"](list(engines), ["a-listed-key-012345"], callers, named or {})
+    assert "key-of" not in str(problems) and KEY not in str(problems) and "canary" not in str(problems)
+    return problems
+
+
+def test_the_file_of_engines_has_what_is_given():
+    engines = [engine("chat", group="evaluation"), engine("code", group=None)]
+    assert engine_problems(*engines, named={"ai_server_vllm_model": "chat"}) == []
+    assert engine_problems(named={"ai_server_vllm_model": "chat"}) == []
+    first, second = json.loads(ENGINES["ai_server_engines_file"](engines))["engines"]
+    assert first == engines[0] and second == engine("code")
+
+
+@pytest.mark.parametrize(
+    ("engines", "says"),
+    [
+        ([engine("Chat")], "ai_server_engines: Chat needs a name of small letters"),
+        ([engine(None)], "number 1 needs a name"),
+        ([engine("a" * 32)], "at most 31 characters"),
+        ([engine("a", url="http://127.0.0.1:8002")], "a needs a url that is an http(s) address and ends in /v1"),
+        ([engine("a", url="127.0.0.1/v1")], "a needs a url"),
+        ([engine("a", api_key="a b")], "a needs an api_key of visible characters"),
+        ([engine("a", api_key="")], "a needs an api_key of visible characters"),
+        *(([engine("a", api_key=key)], "a has a caller's key") for key in (KEY, "canary-key", "a-listed-key-012345")),
+        ([engine("a", models=[])], "a has no models; name what it is asked for."),
+        ([engine("a", group="A B")], "a has the group A B; use small letters"),
+        ([engine("a"), engine("a", models=["b"])], "a is there twice; give each engine a name of its own."),
+        (
+            [engine("a"), engine("b", models=["a"])],
+            "the model a is there twice; leave it at the engine that is to serve",
+        ),
+    ],
+)
+def test_engines_that_cannot_be_used_are_named_and_their_keys_are_not(engines, says):
+    (sentence,) = engine_problems(*engines)
+    assert says in sentence and sentence.endswith(".")
+
+
+def test_a_model_that_no_engine_serves_is_named_by_its_variable():
+    (sentence,) = engine_problems(engine("chat"), named={"ai_server_vllm_model": "base", "x": "chat"})
+    assert sentence.startswith("ai_server_vllm_model is base, which no engine of ai_server_engines serves (chat); ")
+
+
+def test_engines_of_a_group_are_not_started_with_the_application():
+    units, engines = ENGINES["ai_server_engine_units"], [engine("chat", group="evaluation"), engine("code")]
+    assert units(engines, "after") == ["chat.service", "code.service"]
+    assert units(engines, "wants") == ["code.service"]
+    assert units([], "wants") == units([], "after") == ["vllm.service"]
 
 
 def test_a_further_path_of_a_back_up_is_its_own_name():

@@ -15,6 +15,7 @@ from ansible.module_utils.gpu_memory.figures import GIB, MIB
 from ansible.module_utils.gpu_memory.llamacpp import LlamaService, plan_llamacpp
 from ansible.module_utils.gpu_memory.planner import gpu_from, plan
 from ansible.module_utils.gpu_memory.quantization import kept_parts, quantized_bits, usually_kept
+from ansible.module_utils.gpu_memory.question import refusal
 from ansible.module_utils.gpu_memory.shape import shape_from_config
 from ansible.module_utils.gpu_memory.verdicts import VERDICTS
 from ansible.module_utils.gpu_memory.vllm import plan_vllm
@@ -136,7 +137,7 @@ def llama(name, path, layers):
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
     directory = tmp_path_factory.mktemp("gguf")
-    for size in ("3B", "7B"):
+    for size in ("3B", "7B", "14B"):
         samples.qwen_gguf(directory / f"{size}.gguf", size)
     return directory
 
@@ -144,8 +145,11 @@ def qwen(tmp_path_factory):
 # Two llama.cpp servers on a 6 GB card; the field's own estimate for 20 layers was too low, 25 layers do not fit.
 @pytest.mark.parametrize(
     ("first", "second", "layers", "fits"),
-    [("7B", "7B", 999, False), ("3B", "7B", 999, False), ("3B", "7B", 20, True), ("3B", "7B", 25, False)],
-)
+    [
+        ("7B", "7B", 999, False), ("7B", "7B", 20, False), ("3B", "7B", 999, False), ("3B", "7B", 20, True),
+        ("3B", "7B", 25, False),
+    ],
+)  # fmt: skip
 def test_two_servers_on_six_gigabytes(qwen, first, second, layers, fits):
     gpu = {"name": "RTX 4050", "total_mib": 6141, "free_mib": 5900}
     result = plan([llama("chat", qwen / f"{first}.gguf", 999), llama("code", qwen / f"{second}.gguf", layers)], gpu)
@@ -155,6 +159,26 @@ def test_two_servers_on_six_gigabytes(qwen, first, second, layers, fits):
         assert code["figures"]["weights"].value == pytest.approx(3.1e9, rel=0.03)
     else:
         assert "gpu_layers" in code["cures"][0]
+
+
+def test_what_the_field_estimated_for_six_gigabytes(qwen):
+    """Its 2.2 GB for the 3B hold, its 2.5 GB for 20 of the 7B's 28 layers do not, and so not its 4.7 GB for both."""
+    gpu = {"name": "RTX 4050", "total_mib": 6141, "free_mib": 5900}
+
+    def used(layers, context=1024):
+        code = {**llama("code", qwen / "7B.gguf", layers), "context": context}
+        result = plan([{**llama("chat", qwen / "3B.gguf", 999), "context": context}, code], gpu)
+        assert result["verdict"] == "fits"
+        return [s["used"] / 1e9 for s in result["services"]]
+
+    chat, code = used(20)
+    assert chat == pytest.approx(2.5, abs=0.1)  # of it 0.39 of a CUDA context, which the field counted once
+    assert code == pytest.approx(3.6, abs=0.1)
+    # What to do when it runs out of memory: 15 layers, then half of the context, which saves little.
+    assert used(15)[1] == pytest.approx(code - 0.7, abs=0.1)
+    assert 0 < code - used(20, 512)[1] < 0.1
+    alone = only(plan([llama("large", qwen / "14B.gguf", 999)], gpu))
+    assert alone["verdict"] == "refused"
 
 
 def test_fewer_layers_is_a_cure_that_cures(qwen):
@@ -207,11 +231,127 @@ def test_one_after_the_other_takes_what_is_left():
     assert result["free_after"] == pytest.approx(result["gpu"].free - result["services"][0]["used"])
 
 
-def test_a_chat_model_and_a_feedback_model_on_an_l4():
-    chat = service(name="chat", gpu_memory_utilization=0.85, max_model_len=8192)
+@pytest.mark.parametrize("utilization", [0.85, 0.9])
+def test_a_chat_model_and_a_feedback_model_on_an_l4(utilization):
+    """20 GB and 7 GB of 23 in the field's words."""
+    chat = service(name="chat", gpu_memory_utilization=utilization, max_model_len=8192)
     result = plan([chat, {"name": "feedback", "engine": "reserved", "memory_mib": 7000}], L4)
     assert result["verdict"] == "refused"
     assert "7000 MiB are asked for" in result["services"][1]["message"]
+
+
+# The crash: 39.39 GiB, 14B and 32B in memory at once, "Process 206315 has 29.35 GiB memory in use".
+A100 = {"name": "A100-SXM4-40GB", "total_mib": 40960}
+
+
+def large(name, config, **changes):
+    return service(name=name, config=config, max_model_len=8192, **changes)
+
+
+def test_of_two_large_models_only_the_smaller_runs_alone():
+    result = plan([large("14b", samples.QWEN_14B), large("32b", samples.QWEN_32B)], A100)
+    assert round(result["gpu"].total / GIB, 2) == 39.39
+    first, second = result["services"]
+    assert (first["verdict"], second["verdict"]) == ("fits", "refused")
+    assert first["used"] == pytest.approx(36.6 * GIB, rel=0.002)
+    # What one process held is what the 14B weighs, with the CUDA context and what it was working on.
+    assert 27 * GIB < first["figures"]["weights"].value < 29.35 * GIB
+    assert second["message"].startswith("Free memory on device")
+    alone = only(plan([large("32b", samples.QWEN_32B)], A100))
+    assert alone["figures"]["weights"].value == pytest.approx(61.2 * GIB, rel=0.01)
+    assert "a smaller or quantized model, more GPUs" in alone["cures"][0]
+    assert not any("one at a time" in cure for cure in result["cures"])
+
+
+def test_two_large_models_in_four_bits_run_one_at_a_time():
+    both = [
+        large("14b", samples.QWEN_14B, quantization="bitsandbytes"),
+        large("32b", samples.QWEN_32B, quantization="bitsandbytes"),
+    ]
+    together = plan(both, A100)
+    assert [s["runs"] for s in together["services"]] == [True, False]
+    assert together["cures"][-1] == "run one at a time: give them one group, for each of them runs alone"
+    apart = plan([{**one, "group": "evaluation"} for one in both], A100)
+    assert apart["verdict"] == "fits"
+    assert apart["counted"] == ["32b"]
+    assert apart["used"] == apart["services"][1]["used"] == pytest.approx(36.8 * GIB, rel=0.002)
+    assert apart["cures"] == []
+
+
+def test_a_group_takes_what_its_largest_takes():
+    chat = service(name="chat", config=samples.EXAONE, gpu_memory_utilization=0.3, max_model_len=4096)
+    small = {"name": "small", "engine": "reserved", "memory_mib": 4000, "group": "evaluation"}
+    large_one = {**small, "name": "large", "memory_mib": 8000}
+    after = {"name": "after", "engine": "reserved", "memory_mib": 5000}
+    result = plan([chat, small, large_one, after], L4)
+    assert result["verdict"] == "fits"
+    assert result["counted"] == ["chat", "large", "after"]
+    assert result["used"] == result["services"][0]["used"] + 13000 * MIB
+    text, told = render.as_text(result), render.as_json(result)
+    assert "one of small, large runs at a time (group evaluation): large takes the most and is counted" in text
+    assert "small  runs, alone of group evaluation" in text
+    assert "small" not in render.bar(result)
+    assert [s["group"] for s in told["services"]] == ["", "evaluation", "evaluation", ""]
+    assert told["counted"] == ["chat", "large", "after"]
+    # The largest counts wherever it stands, for those before it too.
+    assert plan([large_one, small, after, chat], L4)["used"] == pytest.approx(result["used"])
+
+
+def test_one_that_sleeps_keeps_something():
+    small = {"name": "small", "engine": "reserved", "memory_mib": 4000, "group": "g", "asleep_mib": 1000}
+    large_one = {**small, "name": "large", "memory_mib": 9000}
+    last = {"name": "last", "engine": "reserved", "memory_mib": 12500}
+    result = plan([small, large_one, last], L4)
+    assert result["used"] == 22500 * MIB
+    assert "with what the others keep while they sleep" in render.as_text(result)
+    assert [s["asleep_mib"] for s in render.as_json(result)["services"]] == [1000, 1000, 0]
+    # Stopped they keep nothing; asleep they do when their turn comes, too.
+    assert plan([{**small, "asleep_mib": 0}, {**large_one, "asleep_mib": 0}, last], L4)["used"] == 21500 * MIB
+    full = plan([small, {**large_one, "memory_mib": 22000}], L4)
+    assert [s["runs"] for s in full["services"]] == [True, False]
+    assert "21568 MiB are free" in full["services"][1]["message"]
+
+
+def test_a_service_of_a_group_must_start_while_all_others_run():
+    """When it is switched to, those that stand behind it in the list run already."""
+    first = service(name="first", config=samples.EXAONE, gpu_memory_utilization=0.3, max_model_len=4096, group="g")
+    second = {**first, "name": "second", "gpu_memory_utilization": 0.8}
+    result = plan([first, second, {"name": "after", "engine": "reserved", "memory_mib": 6000}], L4)
+    assert [s["runs"] for s in result["services"]] == [True, True, False]
+    assert refusal(result).startswith("after would not start")
+    late = plan([first, {"name": "after", "engine": "reserved", "memory_mib": 6000}, second], L4)
+    assert [s["runs"] for s in late["services"]] == [True, True, False]
+    assert late["services"][2]["message"].startswith("Free memory on device")
+
+
+def test_the_later_engine_needs_its_share_free():
+    """0.45 and 0.35 of an L4: the second looks for 0.35 of the whole card in what the first left of it."""
+    chat = service(name="chat", config=samples.EXAONE, gpu_memory_utilization=0.45, max_model_len=8192)
+    feedback = service(name="feedback", quantization="bitsandbytes", gpu_memory_utilization=0.35, max_model_len=4096)
+    result = plan([chat, feedback], L4)
+    assert result["verdict"] == "fits"
+    alone = only(plan([feedback], L4))
+    assert result["services"][1]["figures"]["kv_cache"].value == alone["figures"]["kv_cache"].value
+    # Another process leaves the second less than its share, though not less than it would use.
+    crowded = plan([chat, feedback], {**L4, "free_mib": 18000})
+    assert [s["runs"] for s in crowded["services"]] == [True, False]
+    assert "(0.35, 7.71 GiB)" in crowded["services"][1]["message"]
+    # Before 0.9.1 an engine takes what the first holds for its own and has nothing left for a cache.
+    older = plan([{**chat, "version": "0.9.0"}, {**feedback, "version": "0.9.0"}], L4)
+    assert [s["runs"] for s in older["services"]] == [True, False]
+    assert older["services"][1]["message"].startswith("No available memory for the cache blocks")
+
+
+def test_feedback_beside_chat_on_an_l4():
+    """In the field both went to vLLM in the end: both in 4 bits fit, beside a full chat model there is hardly room."""
+    feedback = service(name="feedback", quantization="bitsandbytes", gpu_memory_utilization=0.25, max_model_len=2048)
+    full = plan([service(name="chat", gpu_memory_utilization=0.7, max_model_len=2048), feedback], L4)
+    assert full["verdict"] == "tight"
+    assert full["services"][0]["used"] == pytest.approx(16.4 * GIB, rel=0.01)
+    chat = service(name="chat", quantization="bitsandbytes", gpu_memory_utilization=0.45, max_model_len=8192)
+    both = plan([chat, {**feedback, "gpu_memory_utilization": 0.35, "max_model_len": 4096}], L4)
+    assert both["verdict"] == "fits"
+    assert both["used"] == pytest.approx(19.7 * GIB, rel=0.005)
 
 
 def test_sliding_windows_share_blocks_with_full_layers():

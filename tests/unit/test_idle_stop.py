@@ -118,3 +118,15 @@ def test_people_with_any_bytes_in_their_names_are_counted(tmp_path, monkeypatch)
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert idle_stop.logged_in() == 1
+
+
+def test_metrics_that_ask_for_a_key_get_it(tmp_path):
+    """The only secret of a file of variables that is sent is the key."""
+    (tmp_path / "secrets.env").write_text("LLAMA_API_KEY=a,a\nAPI_KEY=the-key\n")
+    assert idle_stop.key_in(tmp_path / "secrets.env") == "the-key"
+    assert idle_stop.key_in(tmp_path / "absent") == ""
+    asked = []
+    source = {**SETTINGS["sources"][0], "bearer_file": "/etc/code/secrets.env"}
+    idle_stop.look(source, lambda *how: asked.append(how) or metrics(1))
+    idle_stop.look(SETTINGS["sources"][0], lambda *how: asked.append(how) or metrics(1))
+    assert asked == [("http://one/metrics", "/etc/code/secrets.env"), ("http://one/metrics",)]

@@ -22,6 +22,7 @@ from plugins.module_utils.load import tool
 
 KEY = "key-of-the-tests"
 CHECK = Path(__file__).resolve().parents[2] / "roles/vllm/files/check_arguments.py"
+GUARD = CHECK.with_name("guard.py")
 READY_WITHIN = 20
 
 
@@ -72,19 +73,19 @@ def config(models, tmp_path):
     return write
 
 
-def environment(site):
-    return {**os.environ, "PYTHONPATH": str(site), "VLLM_API_KEY": KEY}
+def environment(site, **more):
+    return {**os.environ, "PYTHONPATH": str(site), "VLLM_API_KEY": KEY, **more}
 
 
 class Running:
     """A started engine and how to ask it."""
 
-    def __init__(self, site, file):
+    def __init__(self, site, file, **variables):
         program = "from vllm.entrypoints.cli.main import main; main()"
         self.log = file.with_suffix(".log").open("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-c", program, "serve", "--config", str(file)],
-            env=environment(site), stdout=self.log, stderr=subprocess.STDOUT,
+            env=environment(site, **variables), stdout=self.log, stderr=subprocess.STDOUT,
         )  # fmt: skip
         self.url = f"http://127.0.0.1:{yaml.safe_load(file.read_text())['port']}"
 
@@ -124,8 +125,8 @@ class Running:
 def start(sites):
     started = []
 
-    def run(version, file):
-        started.append(Running(sites[version], file))
+    def run(version, file, **variables):
+        started.append(Running(sites[version], file, **variables))
         return started[-1]
 
     yield run
@@ -140,6 +141,28 @@ def test_it_ends_where_its_port_is_taken(start, config):
         engine = start("0.32.0", config(port=taken.getsockname()[1]))
         assert engine.process.wait(READY_WITHIN) == 1
     assert "Address already in use" in engine.text()
+
+
+def test_it_sleeps_and_wakes_and_the_guard_asks_for_the_key(start, config, sites, tmp_path):
+    (tmp_path / "llm_server_guard.py").write_text(GUARD.read_text())
+    given = {"enable-sleep-mode": True, "middleware": ["llm_server_guard.Guard"]}
+    engine = start(
+        "0.32.0", config(**given), VLLM_SERVER_DEV_MODE="1", LLM_SERVER_OPEN_ROUTES="/health",
+        PYTHONPATH=f"{sites['0.32.0']}:{tmp_path}",
+    ).wait_for(200)  # fmt: skip
+    asleep = ["/sleep?level=2", "/wake_up?tags=weights", "/collective_rpc", "/wake_up?tags=kv_cache"]
+    for path in (*asleep, "/sleep?level=1", "/wake_up"):
+        assert engine.ask(path, {"method": "reload_weights"}, key="")[0] == 401
+        assert engine.ask(path, {"method": "reload_weights"})[0] == 200
+        expected = path in (*asleep[:-1], "/sleep?level=1")
+        assert json.loads(engine.ask("/is_sleeping")[1]) == {"is_sleeping": expected}
+    assert engine.ask("/is_sleeping", key="")[0] == 401
+
+
+def test_without_its_development_routes_it_does_not_sleep(start, config):
+    engine = start("0.32.0", config()).wait_for(200)
+    assert engine.ask("/is_sleeping")[0] == 404
+    assert engine.ask("/sleep", {"level": 1})[0] == 404
 
 
 def test_it_serves_base_and_adapter_and_asks_for_its_key(start, config, models):

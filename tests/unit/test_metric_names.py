@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ ASKING = sorted(
     for pattern in ("data/alerts/**/*.yml", "dashboards/**/*.py", "dashboards/**/*.json", "roles/**/*.yml",
                     "roles/**/*.py", "plugins/**/*.py")
     for path in ROOT.glob(pattern)
-    if "vllm:" in path.read_text(encoding="utf-8") and path.name != "metric_names.py"
+    if re.search("vllm:|llamacpp:", path.read_text(encoding="utf-8")) and path.name != "metric_names.py"
 )  # fmt: skip
 
 
@@ -58,4 +59,9 @@ def test_what_is_asked_for_exists_in_every_supported_version(path):
     text = path.read_text(encoding="utf-8")
     # A JSON file may escape what is no plain text; read, it is text again.
     text = json.dumps(json.loads(text), ensure_ascii=False) if path.suffix == ".json" else text
-    assert metric_names.problems(text) == []
+    assert metric_names.problems(text) + metric_names.llama_cpp_problems(text) == []
+
+
+def test_a_name_that_llama_cpp_lacks_is_said():
+    asked = "llamacpp:requests_deferred > 0 or llamacpp:kv_cache_usage_ratio > 0.9"
+    assert metric_names.llama_cpp_problems(asked) == ["llamacpp:kv_cache_usage_ratio is not in llama.cpp."]

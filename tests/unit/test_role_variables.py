@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible.module_utils import engines
 from ansible.module_utils.quiet_module import without_credentials
 from ansible.module_utils.role_variables import KINDS, MAPPINGS, kind_problems, typed
 
@@ -257,7 +258,14 @@ def test_the_roles_use_only_what_is_looked_at():
 
 
 def test_the_plan_looks_at_every_variable_that_it_reads():
+    """It looks at what `planned` puts into its question, and the address of the hub."""
     text = (ROLES.parent / "playbooks/plan.yml").read_text()
     looked_at = yaml.safe_load(text)[0]["tasks"][0]["validate_variables"]["only"]
-    read = set(re.findall(r"\bvllm_\w+(?= [|] default)", text))
-    assert read == {*looked_at, "vllm_huggingface_token"}  # a secret that only a model behind a gate needs
+    for kind, role in engines.ROLES.items():
+        assert f"('{kind}' | planned_variables)" in looked_at
+        options = yaml.safe_load((ROLES / role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"][
+            "options"
+        ]
+        assert set(engines.planned_variables(kind)) <= set(options)
+    read = set(re.findall(r"\b(?:vllm|llama_cpp)_\w+(?= [|] default)", text))
+    assert read - {"vllm_huggingface_token"} <= set(re.findall(r"'(\w+)'", looked_at))  # a secret is asked of no one

@@ -156,3 +156,38 @@ def test_a_password_is_named_by_its_file():
 )
 def test_what_cannot_be_is_said_by_the_variable_and_without_the_secret(extra, sentences):
     assert problems(extra, FOUND, "x") == sentences
+
+
+ENGINES = [
+    {"name": "vllm", "kind": "vllm", "host": "127.0.0.1", "port": 8001},
+    {"name": "feedback", "kind": "vllm", "host": "eth0", "port": 8002},
+    {"name": "code", "kind": "llama_cpp", "host": "0.0.0.0", "port": 8004, "key": "geheim"},
+    {"name": "chat", "kind": "llama_cpp", "host": "127.0.0.1", "port": 8005, "key": "geheim"},
+]
+
+
+def test_engines_of_a_list_take_the_place_of_the_one_without():
+    found = door.scraped(["vllm", "monitoring"], {}, FACTS, "served")
+    assert scrape_targets.with_engines(found, [], FACTS) == found
+    told = scrape_targets.with_engines(found, ENGINES, FACTS)
+    assert [(one["job"], one["service"], one["target"]) for one in told[:4]] == [
+        ("vllm", "vllm", "127.0.0.1:8001"),
+        ("vllm", "feedback", "10.0.0.4:8002"),
+        ("llamacpp", "code", "127.0.0.1:8004"),
+        ("llamacpp", "chat", "127.0.0.1:8005"),
+    ]
+    assert {one["job"] for one in told[4:]} == {"node_exporter", "promtail", "vmagent"}
+
+
+def test_engines_of_one_kind_are_one_job_to_who_asks():
+    """A name of a job may be there once; the label is what rules and dashboards ask for."""
+    jobs = configuration(scrape_targets.with_engines([], ENGINES, FACTS), "gpu-1", "15s", [])["scrape_configs"]
+    assert [job["job_name"] for job in jobs] == ["vllm", "vllm-feedback", "llamacpp", "llamacpp-chat"]
+    assert [job.get("relabel_configs", [{}])[0].get("replacement") for job in jobs] == [None, "vllm", None, "llamacpp"]
+    assert jobs[2]["authorization"] == {"credentials_file": "/etc/vmagent/code.key"}
+    assert "authorization" not in jobs[0]
+    assert "geheim" not in str(jobs)
+    assert [(one["path"], one["content"], one["mode"]) for one in door.engine_keys(ENGINES)] == [
+        ("/etc/vmagent/code.key", "geheim", "0400"),
+        ("/etc/vmagent/chat.key", "geheim", "0400"),
+    ]

@@ -940,6 +940,15 @@ class TestLeftovers:
         serve(host, self.release(host, newer))
         assert older.exists() and newer.exists() and not refused.exists()
 
+    def test_one_that_another_service_is_about_to_run_on_stays(self, host):
+        good, coming = self.build(host, "good"), self.build(host, "coming")
+        host.service.beside = [str(coming)]
+        serve(host, self.release(host, good))
+        assert coming.exists()
+        host.service.beside = []
+        serve(host, self.release(host, good, text="a: 2\n"))
+        assert not coming.exists()
+
     def test_the_one_that_failed_stays_for_inspection_and_the_one_before_it_goes(self, host):
         good, first, second = (self.build(host, name) for name in ("good", "first", "second"))
         (host.root / "mine").mkdir()

@@ -57,3 +57,38 @@ def test_what_others_put_into_a_parent_stays(service, tmp_path):
     (tmp_path / "srv/other").touch()
     assert remove(service, purge=True)
     assert [path.name for path in (tmp_path / "srv").iterdir()] == ["other"]
+
+
+@pytest.fixture
+def other(service):
+    """A second service that lives in what the first one made."""
+    made = service_release.Service("other")
+    with made.lock():
+        made.note(created={"user": None, "directories": []})
+    return made
+
+
+def test_what_another_service_needs_becomes_its_own(service, other, tmp_path):
+    with other.lock():
+        other.need("nobody", [{"path": str(tmp_path / "srv/root/program")}])
+    assert remove(service, purge=True)
+    assert (tmp_path / "srv/root/program/file").exists()
+    assert not (tmp_path / "srv/root/data").exists()
+    inherited = [entry["path"] for entry in other.state()["created"]["directories"]]
+    assert inherited == [str(tmp_path / name) for name in ("srv", "srv/root", "srv/root/program")]
+    assert remove(other, purge=True)
+    assert not (tmp_path / "srv").exists()
+
+
+def test_a_user_that_another_service_runs_as_stays_and_goes_with_it(service, other, monkeypatch):
+    ran = []
+    monkeypatch.setattr(service_release.systemd_unit, "run", lambda *argv, **_: ran.append(argv))
+    with service.lock():
+        service.note(created={"user": "nobody", "group": "nobody", "directories": []})
+    with other.lock():
+        other.need("nobody", [])
+    assert not remove(service, purge=True)
+    assert ("userdel", "nobody") not in ran
+    assert other.state()["created"]["user"] == "nobody"
+    remove(other, purge=True)
+    assert ("userdel", "nobody") in ran

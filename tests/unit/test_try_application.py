@@ -83,6 +83,42 @@ def test_in_check_mode_the_file_of_callers_need_not_be_there(tmp_path):
     assert status == 1 and "CALLERS_FILE" in said
 
 
+def table(tmp_path, *engines):
+    """Write ENGINES_FILE beside the .env; return its path."""
+    file = tmp_path / "engines.json"
+    file.write_text(json.dumps({"engines": engines}))
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    "page, models, says",
+    [
+        ((200, SERVED), ["base"], ""),
+        (
+            (200, SERVED),
+            ["base", "other"],
+            "the engine code at {} serves base, easycontract and not other; correct its",
+        ),
+        ((401, "no"), ["base"], "the engine code at {} refuses the key; give its api_key in ai_server_engines"),
+        ((503, "loading"), ["other"], ""),
+    ],
+)
+def test_each_engine_of_a_table_is_asked_instead(server, tmp_path, page, models, says):
+    server.pages["/v1/models"] = page
+    away = {"name": "away", "url": "http://127.0.0.1:9/v1", "api_key": "x", "models": ["x"]}
+    code = {"name": "code", "url": f"{server.url}/v1", "api_key": KEY, "models": models}
+    file = table(tmp_path, away, code)
+    status, said = tried(tmp_path, "http://127.0.0.1:9", ENGINES_FILE=file, VLLM_MODEL="not-asked-for")
+    assert (status == 0) == (not says) and says.format(code["url"]) in said, said
+    assert [asked[1] for asked in server.asked] == [f"Bearer {KEY}"]
+
+
+def test_in_check_mode_the_file_of_engines_need_not_be_there(tmp_path):
+    reads = "import json, os\nassert json.load(open(os.environ['ENGINES_FILE']))['engines'][0]['models'] == ['none']"
+    file = str(tmp_path / "none.json")
+    assert tried(tmp_path, "http://127.0.0.1:9", main=reads, engine="alone", ENGINES_FILE=file) == (0, "")
+
+
 def test_an_application_that_cannot_be_imported_is_refused(tmp_path):
     status, said = tried(tmp_path, "http://127.0.0.1:9", main="import no_such_package")
     assert status == 1 and "No module named 'no_such_package'; declare what is missing" in said

@@ -500,3 +500,20 @@ class TestWhatIsHere:
         assert 'llm_certificate_end_seconds{path="/etc/a.pem"} 1800000000\n' in page
         watchdog.Watchdog(own).tell()
         assert "llm_certificate" not in (tmp_path / "page").read_text()
+
+
+def test_metrics_that_ask_for_a_key_get_it(monkeypatch, tmp_path):
+    (tmp_path / "secrets.env").write_text("LLAMA_API_KEY=a,a\nAPI_KEY='the-key'\n")
+    assert watchdog.key_in(tmp_path / "secrets.env") == "the-key"
+    sent = []
+
+    class Opener:
+        def open(self, request, timeout):
+            sent.append((request.full_url, request.get_header("Authorization")))
+            raise OSError
+
+    monkeypatch.setattr(watchdog, "_DIRECT", Opener())
+    url = "http://127.0.0.1:8004/metrics"
+    assert watchdog.metrics_of({"metrics": url, "bearer_file": str(tmp_path / "secrets.env")}) == (0, "")
+    assert watchdog.metrics_of({"metrics": url}) == (0, "")
+    assert sent == [(url, "Bearer the-key"), (url, None)]

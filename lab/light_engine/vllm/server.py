@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ from threading import Thread
 
 from vllm import __version__, gpu
 from vllm.engine import Engine, EngineDeadError
+
+DEVELOPMENT = os.environ.get("VLLM_SERVER_DEV_MODE") == "1"
 
 
 def log(text: str, level: str = "INFO") -> None:
@@ -47,6 +50,7 @@ def run(args) -> None:
     engine = Engine()
     Handler.engine, Handler.cards = engine, cards
     Handler.key = args.api_key or os.environ.get("VLLM_API_KEY", "")
+    Handler.guards = [middleware(path) for path in args.middleware]
     try:
         server = Server((args.host, args.port), Handler)
     except OSError:
@@ -66,6 +70,12 @@ def run(args) -> None:
     server.shutdown()
     server.server_close()  # waits for the answers that are under way
     fail("EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause.")
+
+
+def middleware(path: str) -> object:
+    """Return the middleware of an import path; of what it does the stand-in asks only whether a request passes."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)(None)
 
 
 def stop(*_) -> None:
@@ -119,6 +129,8 @@ class Handler(BaseHTTPRequestHandler):
     engine: Engine
     cards: dict[str, dict]
     key: str
+    guards: list
+    asleep = False
     counted = dict.fromkeys(("prompt_tokens_total", "generation_tokens_total", "request_success_total"), 0)
 
     def do_GET(self) -> None:
@@ -134,6 +146,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, "\n".join([*rows, ""]))
         elif self.path == "/v1/models":
             self.answer(200, {"object": "list", "data": list(self.cards.values())})
+        elif self.path == "/is_sleeping" and DEVELOPMENT:
+            self.answer(200, {"is_sleeping": Handler.asleep})
         else:
             self.answer(404, {"detail": "Not Found"})
 
@@ -141,7 +155,13 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
         if self.refused():
             return
-        if self.path not in ("/v1/completions", "/v1/chat/completions"):
+        path, _, query = self.path.partition("?")
+        if DEVELOPMENT and path in ("/sleep", "/wake_up", "/collective_rpc"):
+            # Awake are the weights first, then the cache.
+            partly = path == "/collective_rpc" or query == "tags=weights"
+            Handler.asleep = path == "/sleep" or (Handler.asleep and partly)
+            self.answer(200, {"status": "sleeping" if Handler.asleep else "awake"})
+        elif path not in ("/v1/completions", "/v1/chat/completions"):
             self.answer(404, {"detail": "Not Found"})
         elif asked.get("model") not in self.cards:
             said = f"The model `{asked.get('model')}` does not exist."
@@ -157,11 +177,18 @@ class Handler(BaseHTTPRequestHandler):
         """Answer a request that is not to be served; tell whether it was one."""
         if not self.engine.ready:
             self.answer(503, "")
-        elif self.path.startswith("/v1") and self.key and self.headers.get("Authorization") != f"Bearer {self.key}":
+        elif not all(guard.passes(self.scope()) for guard in self.guards) or (
+            self.path.startswith("/v1") and self.key and self.headers.get("Authorization") != f"Bearer {self.key}"
+        ):
             self.answer(401, {"error": "Unauthorized"})
         else:
             return False
         return True
+
+    def scope(self) -> dict:
+        """Return the request as ASGI tells it."""
+        headers = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
+        return {"type": "http", "method": self.command, "path": self.path.partition("?")[0], "headers": headers}
 
     def complete(self, asked: dict, chat: bool) -> None:
         """Answer a prompt or a conversation, whole or as a stream."""

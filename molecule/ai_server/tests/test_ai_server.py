@@ -240,6 +240,40 @@ def test_callers_come_and_go_without_a_restart(host, converge):
     assert not file.exists and answers(new, 401)
 
 
+def test_a_table_of_engines_changes_without_a_restart(host, converge):
+    def engines(model: str) -> dict:
+        chat = {"name": "chat", "url": "http://127.0.0.1:8001/v1", "api_key": "canary-key-of-chat"}
+        feedback = {"name": "feedback", "url": "http://127.0.0.1:8002/v1", "api_key": "canary-key-of-feedback"}
+        models = ["lab/tiny-llama", "easycontract", "checklist"]
+        return {
+            "ai_server_engines": [{**chat, "models": models}, {**feedback, "models": [model], "group": "evaluation"}]
+        }
+
+    write = "ai_server : Write the engines"
+    assert converge(engines("small"), check=True).code == 0
+    outcome = converge(engines("small"), verbose=True)
+    assert (outcome.code, outcome.changed) == (0, [write, SERVICE]), outcome.message
+    before = pid(host)
+    assert set(json.loads(ask(host, "/health")[1])["engines"]) == {"chat", "feedback"}
+    after, wants = (
+        host.check_output("systemctl show ai-server --property %s --value", name).split() for name in ("After", "Wants")
+    )
+    assert {"chat.service", "feedback.service"} <= {*after} and "vllm.service" not in after
+    assert "chat.service" in wants and "feedback.service" not in wants, "it would start what the switch stopped"
+    assert converge(engines("other"), check=True).changed == [write]
+    assert converge(engines("other")).changed == [write]
+    assert converge(engines("other")).changed == []
+    assert pid(host) == before
+    file = host.file(f"{ROOT}/engines.json")
+    assert (file.mode, file.user, file.group) == (0o640, "root", "ai-server")
+    journal = host.check_output("journalctl --no-pager --quiet").splitlines()
+    # sudo writes down how this test asks.
+    written = [line for line in journal if " sudo[" not in line]
+    assert "canary" not in "".join([outcome.text, *written])
+    assert converge().code == 0
+    assert not file.exists
+
+
 def test_it_serves_by_ipv6_and_reads_what_was_written(host, converge):
     written = {"CHECKLIST_PROMPT": PROMPT}
     changed = {

@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--service", help="the service that it is of, such as vllm: other services' causes are left out"
     )
+    parser.add_argument("--name", help="what the service is called, where a host has several, such as feedback")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
     try:
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{given.file}: {error.strerror}", file=sys.stderr)
         return 2
     read = lines.read(content.decode("utf-8", errors="replace"))
-    verdict = judge.judge(read, causes.load(), given.service, tuple(judge.load_of_engine(read)))
+    verdict = judge.judge(read, causes.load(), given.service, tuple(judge.load_of_engine(read)), name=given.name or "")
     if given.json:
         print(json.dumps(facts(verdict), indent=1))
     else:

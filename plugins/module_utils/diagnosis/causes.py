@@ -14,6 +14,8 @@ AREAS = ("host", "gpu", "unit", "files", "engine", "client")
 RANKS = ("cause", "general", "effect")
 PATTERNS = ("unless", "after", "unless_after", "until", "frame")
 TABLE = Path(__file__).resolve().parents[3] / "data" / "diagnosis"
+# Services of which a host may have several, each with the name of the one that needs none.
+ENGINES = {"vllm": "vllm", "llama_cpp": "llama-cpp"}
 JOINED = 4  # lines that a program breaks one message into
 INNERMOST = 4  # frames of a traceback that tell where it was raised
 LONGEST = 4000  # characters of a line that are looked at
@@ -148,8 +150,11 @@ def _quoted(lines: list[Line]) -> set[int]:
     return found
 
 
-def found(lines: list[Line], table: Table, service: str | None = None) -> list[Found]:
-    """Return the rows that lines agree with, in the order of the lines; `service` leaves out other services' rows."""
+def found(lines: list[Line], table: Table, service: str | None = None, name: str = "") -> list[Found]:
+    """Return the rows that lines agree with, in the order of the lines; `service` leaves out other services' rows.
+
+    `service` is what runs, such as vllm; `name` is what this one is called, where several of them run on a host.
+    """
     rows = [row for row in table.causes if not service or not row.services or service in row.services]
     by_level = {level: [row for row in rows if level in row.levels] for level in (INFO, WARNING)}
     agreeing, known, firsts = [], {}, {}
@@ -176,7 +181,7 @@ def found(lines: list[Line], table: Table, service: str | None = None) -> list[F
                 continue
             if row.until and any(row.until.search(each.text) for each in lines[index + 1 :]):
                 continue
-            agreeing.append(_found(row, match, line, index))
+            agreeing.append(_found(row, match, line, index, service or "", name))
     return agreeing
 
 
@@ -206,17 +211,23 @@ def _frames(lines: list[Line], index: int) -> list[str]:
     return frames
 
 
-def _found(row: Cause, match: re.Match, line: Line, index: int) -> Found:
+def _found(row: Cause, match: re.Match, line: Line, index: int, service: str, name: str) -> Found:
     # A group of another pattern of the row is not there, or empty: then nothing is said of it.
     values = [value.strip(" .,;:\"'") if value else "" for value in match.groups()]
 
+    service = service or next(iter(row.services), "")
+    name, cure = name or ENGINES.get(service, service), row.cure
+    if service in ENGINES and name != ENGINES[service] and f"{service}_" in cure:
+        cure += f" The entry {name} of engines has such variables without {service}_."
+
     def fill(text: str) -> str:
+        text = text.replace("{service}", name)
         for number, value in enumerate(values, 1):
             text = text.replace(f"\\{number}", value)
         text = re.sub(r"\\\d", "", text)
         return re.sub(r" ?\(\W*\)", "", re.sub(r"\s+", " ", text)).replace(" .", ".").strip()
 
-    return Found(row, fill(row.says), fill(row.cure), line, index, tuple(values))
+    return Found(row, fill(row.says), fill(cure), line, index, tuple(values))
 
 
 def phase(journal: list[str], folder: Path = TABLE) -> str | None:

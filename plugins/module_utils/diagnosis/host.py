@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .. import nvidia_smi, probes, service_release, systemd_unit
+from .. import engine_states, nvidia_smi, probes, service_release, systemd_unit
 from . import failures, lines
 from .judge import starts
 
@@ -36,6 +36,7 @@ ARGUMENTS = {
         "default": [],
         "options": {
             "name": {"type": "str", "required": True},
+            "kind": {"type": "str"},
             "unit": {"type": "str"},
             "metrics": {"type": "str"},
         },
@@ -301,7 +302,8 @@ def _service(name: str, given: dict) -> dict:
         states += _program(unit, shown)
         states += missing_paths(unit, shown)
         states += _model(shown)
-    return {"unit": unit, "running": running, "failing": failing, "begun": begun, "lines": found, "states": states}
+    told = {"unit": unit, "running": running, "failing": failing, "begun": begun, "lines": found, "states": states}
+    return {**told, "kind": given.get("kind") or name}
 
 
 def _answers(name: str, unit: str, running: bool) -> list[dict]:
@@ -500,11 +502,15 @@ def _engine_load(url: str) -> list[dict]:
 def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None = None) -> dict:
     """Return all evidence: by service, of the host, and what could not be looked at.
 
-    A service has `name`, perhaps `unit` and `metrics` (the address of an engine's). Services that a run of this project
-    put here are looked at whether they are given or not. `upstreams` are {service, url, bearer}.
+    A service has `name`, perhaps `kind` (what runs, where its name does not say it), `unit` and `metrics` (the address
+    of an engine's). Services that a run of this project put here are looked at whether they are given or not.
+    `upstreams` are {service, url, bearer}.
     """
     begun = time.monotonic()
     known = {path.name for path in service_release.STORE.glob("*") if (path / "state.json").exists()}
+    # An engine that does not run while another one of its group serves is as it should be.
+    resting = set(engine_states.away())
+    known, services = known - resting, [each for each in services if each["name"] not in resting]
     named = {each["name"]: each for each in [*({"name": name} for name in sorted(known)), *services]}
     jobs = {f"the unit of {name}": (lambda name=name: _service(name, named[name])) for name in named}
     jobs |= {"the kernel's log": _kernel, "disks": _disks, "memory": _memory, "changes": _changes, "the clock": _clock}

@@ -16,6 +16,7 @@ _NEW_START = re.compile(
 # It serves: what was said before on the way there is over.
 _SERVES = re.compile(
     r"Application startup complete|Uvicorn running on|Listening on|server is listening on|Starting Promtail"
+    r"|srv +\S+: listening on"
 )
 _LASTING = ("host", "gpu", "client")  # areas whose causes last, whatever a service says afterwards
 # A requested stop: by systemd, or by a signal that vLLM logs.
@@ -73,13 +74,18 @@ def judge(
     service: str | None = None,
     states: tuple = (),
     stopping: bool = False,
+    name: str = "",
 ) -> Verdict:
-    """Return what explains the lines; `stopping` asks only for causes that keep a service from running."""
+    """Return what explains the lines; `stopping` asks only for causes that keep a service from running.
+
+    `service` and `name` as in `causes.found`.
+    """
     parts = _since_it_served([_without_the_stop(part) for part in starts(lines)], table)
     lines = [line for part in parts for line in part]
     chosen, others = None, []
     for part in reversed(parts):
-        agreeing = _standing([each for each in found(part, table, service) if each.cause.stops or not stopping], part)
+        told = found(part, table, service, name)
+        agreeing = _standing([each for each in told if each.cause.stops or not stopping], part)
         if not agreeing:
             continue
         best = min(agreeing, key=lambda each: each.cause.order)

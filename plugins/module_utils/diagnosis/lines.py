@@ -1,7 +1,7 @@
 """Reads log lines of any origin: takes away what stands before the message, and keeps who said it and how loudly.
 
-Understands the journal's text and JSON, syslog, dmesg, Docker and Compose, klog, logfmt, and the forms of vLLM, uvicorn
-and Python's logging, one inside the other.
+Understands the journal's text and JSON, syslog, dmesg, Docker and Compose, klog, logfmt, and the forms of vLLM,
+llama.cpp, uvicorn and Python's logging, one inside the other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 DEBUG, INFO, WARNING, ERROR = "debug", "info", "warning", "error"
 
 _LEVELS = {
-    **dict.fromkeys(("debug", "trace"), DEBUG),
+    **dict.fromkeys(("debug", "trace", "d"), DEBUG),
     **dict.fromkeys(("info", "notice", "information", "i"), INFO),
     **dict.fromkeys(("warning", "warn", "w"), WARNING),
     **dict.fromkeys(("error", "err", "critical", "crit", "fatal", "panic", "alert", "emerg", "e", "f"), ERROR),
@@ -40,6 +40,7 @@ _PREFIXES = [
         r"\((?P<process>[A-Za-z][\w ]*?) pid=\d+(?:, ip=[^)]*)?\) ?",
         r"\[rank\d+\]:? ?",
         rf"{_WORD} +\d\d-\d\d {_CLOCK} +(?:\[[^\]]+\]|[\w./]+:\d+\]) ?",  # vLLM
+        r"\d+\.\d\d\.\d{3}\.\d{3} (?P<level>[IWED]) ",  # llama.cpp
         rf"(?P<level>[IWEF])\d{{4}} {_CLOCK} +\d+ [^\]]+\] ?",  # klog, torch
         rf"\[?{_WORD}\]?(?:: +| +(?=\()|  +| (?=\S+ \[Errno))",  # uvicorn
     )

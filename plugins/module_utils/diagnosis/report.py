@@ -17,7 +17,8 @@ def of_host(evidence: dict, table: causes.Table | None = None) -> dict:
     verdicts = []
     for name, unit in evidence["services"].items():
         states = _states(unit["states"])
-        verdict = judge.judge(_lines(unit["lines"]), table, name, states=(*states, *host_states))
+        kind = unit.get("kind") or name
+        verdict = judge.judge(_lines(unit["lines"]), table, kind, states=(*states, *host_states), name=name)
         # What is true of the host stands once, with the host; with a service only where its own lines agree.
         seen = tuple(state for state in verdict.seen if state in states)
         verdicts.append((name, replace(verdict, seen=seen), unit))

@@ -65,11 +65,11 @@ def gpu_from(given: dict) -> Gpu:
 
 
 def plan(services: list[dict], gpu: dict, hub_url: str = "", hub_token: str = "", history_path: str = "") -> dict:
-    """The plan of all `services` on one GPU, in their order of start.
+    """The plan of all `services` on one GPU, in their order of start; of those of one `group` at most one runs.
 
-    Returns `verdict` (the worst of them), `services` (one plan each with `runs`, figures as Figure), `order` (the names
-    in the order to start them in), `gpu`, `used` and `free_after` (bytes) and `reasons`. PlanError for input that
-    cannot be used.
+    Returns `verdict` (the worst of them), `services` (one plan each with `runs` and `group`, figures as Figure),
+    `order` (the names in the order to start them in), `counted` (those whose memory is held together: of a group the
+    largest), `gpu`, `used` and `free_after` (bytes) and `reasons`. PlanError for input that cannot be used.
     """
     if not services:
         raise PlanError("services is empty: name at least one service to plan.")
@@ -86,13 +86,14 @@ def plan(services: list[dict], gpu: dict, hub_url: str = "", hub_token: str = ""
     order, cures = names, []
     if not all(p["runs"] for p in plans):
         order = best_order(prepared, card_now, plans)
-        cures = smaller_shares(prepared, card_now, plans)
-    used = sum(p["used"] for p in plans)
+        cures = smaller_shares(prepared, card_now, plans) + one_at_a_time(prepared, card_now)
+    used = held(plans)
     return {
         "verdict": max((p["verdict"] for p in plans), key=VERDICTS.index),
         "gpu": card_now,
         "services": plans,
         "order": order,
+        "counted": [p["name"] for p in counted(plans)],
         "used": used,
         "held_by_others": card_now.total - card_now.free,
         "free_after": card_now.free - used,
@@ -102,13 +103,52 @@ def plan(services: list[dict], gpu: dict, hub_url: str = "", hub_token: str = ""
 
 
 def in_turn(prepared: list[Prepared], card_now: Gpu) -> list[dict]:
-    """The plans of services that start one after the other, each on what those before it leave."""
-    free, plans = float(card_now.free), []
+    """The plans of services that start one after the other, each on what those before it leave.
+
+    A service of a group does not share the GPU with its group, but it must also start when all others run already: that
+    is when it is switched to.
+    """
+    plans: list[dict] = []
     for plan_on in prepared:
-        one = plan_on(replace(card_now, free=int(free)))
-        plans.append({**one, "runs": one["verdict"] != REFUSED})
-        free = max(0.0, free - one["used"])
-    return plans
+        plans.append(_planned(plan_on, card_now, plans))
+    return [
+        _planned(plan_on, card_now, plans) if plan_on.group else one
+        for plan_on, one in zip(prepared, plans, strict=True)
+    ]
+
+
+def _planned(plan_on: Prepared, card_now: Gpu, others: list[dict]) -> dict:
+    """The plan of one service on what `others` leave, of which those of its own group do not run."""
+    mates = [p for p in others if plan_on.group and p["group"] == plan_on.group]
+    taken = held([p for p in others if p not in mates]) + sum(p["asleep"] for p in mates if p["name"] != plan_on.name)
+    one = plan_on(replace(card_now, free=int(max(0.0, card_now.free - taken))))
+    runs = one["verdict"] != REFUSED
+    return {**one, "group": plan_on.group, "runs": runs, "asleep": plan_on.asleep if runs else 0}
+
+
+def counted(plans: list[dict]) -> list[dict]:
+    """The plans whose memory is held together: of each group its largest."""
+    largest: dict[tuple[str, str], dict] = {}
+    for one in plans:
+        key = (one["group"], "" if one["group"] else one["name"])
+        if key not in largest or one["used"] > largest[key]["used"]:
+            largest[key] = one
+    return list(largest.values())
+
+
+def held(plans: list[dict]) -> float:
+    """The bytes that the services hold together: of each group its largest, and what the others of it keep asleep."""
+    running = counted(plans)
+    return sum(p["used"] for p in running) + sum(p["asleep"] for p in plans if p not in running)
+
+
+def one_at_a_time(prepared: list[Prepared], card_now: Gpu) -> list[str]:
+    """Whether services that do not fit together fit one at a time."""
+    apart = in_turn([replace(one, group="one at a time") for one in prepared], card_now)
+    ours = all(p["runs"] and p["engine"] != "reserved" for p in apart)
+    if len(apart) < 2 or not ours:
+        return []
+    return ["run one at a time: give them one group, for each of them runs alone"]
 
 
 def smaller_shares(prepared: list[Prepared], card_now: Gpu, plans: list[dict]) -> list[str]:
@@ -146,6 +186,14 @@ def _reasons(plans: list[dict], names: list[str], order: list[str]) -> list[str]
     reasons = [f"start in this order: {', '.join(order)}"]
     if order != names:
         reasons[0] += " (more of them run then than in the order given)"
+    for group in dict.fromkeys(p["group"] for p in plans if p["group"]):
+        members = [p for p in plans if p["group"] == group]
+        largest = max(members, key=lambda p: p["used"])
+        reasons.append(
+            f"one of {', '.join(p['name'] for p in members)} runs at a time (group {group}): "
+            f"{largest['name']} takes the most and is counted"
+            + (", with what the others keep while they sleep" if any(p["asleep"] for p in members) else "")
+        )
     if any(p["engine"] == "vllm" for p in plans):
         reasons.append("start one after the other: engines that start together mis-size each other's KV cache")
     return reasons
@@ -176,6 +224,9 @@ class Prepared:
 
     planned: Callable[..., dict]
     service: VllmService | None = None
+    name: str = ""
+    group: str = ""
+    asleep: int = 0  # bytes that it keeps while another service of its group runs
 
     def __call__(self, gpu: Gpu) -> dict:
         return self.planned(gpu) if self.service is None else self.planned(self.service, gpu)
@@ -194,12 +245,14 @@ def prepare(given: dict, hub_url: str, hub_token: str, history: dict) -> Prepare
     engine = str(given.get("engine") or "vllm")
     if engine not in ENGINES:
         raise PlanError(f"{given['name']}: engine {engine} is not known: use one of {', '.join(ENGINES)}.")
+    group = str(given.get("group") or "")
+    turns = {"name": given["name"], "group": group, "asleep": (_whole(given, "asleep_mib") or 0) * MIB if group else 0}
     if engine == "reserved":
-        return Prepared(partial(_reserved, given))
+        return Prepared(partial(_reserved, given), **turns)
     if engine == "llamacpp":
         llama = _llama(given, hub_url, hub_token)
-        return Prepared(lambda gpu: plan_llamacpp(llama, gpu) | {"fingerprint": _fingerprint(given)})
-    return Prepared(partial(_planned_vllm, given, history), _vllm(given, hub_url, hub_token))
+        return Prepared(lambda gpu: plan_llamacpp(llama, gpu) | {"fingerprint": _fingerprint(given)}, **turns)
+    return Prepared(partial(_planned_vllm, given, history), _vllm(given, hub_url, hub_token), **turns)
 
 
 def _planned_vllm(given: dict, history: dict, service: VllmService, gpu: Gpu) -> dict:

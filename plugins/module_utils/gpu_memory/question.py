@@ -17,12 +17,15 @@ SERVICE = {
         "options": dict.fromkeys(("name", "source", "revision", "path"), _TEXT),
     },
     "engine_arguments": {"type": "dict"},
-    **dict.fromkeys(("version", "model", "revision", "unit", "dtype", "quantization", "kv_cache_dtype"), _TEXT),
+    **dict.fromkeys(
+        ("version", "group", "model", "revision", "unit", "dtype", "quantization", "kv_cache_dtype"), _TEXT
+    ),
     **dict.fromkeys(("enforce_eager", "flash_attention"), _FLAG),
     **dict.fromkeys(
         (
-            "model_size_mib", "memory_mib", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_loras",
-            "tensor_parallel_size", "max_lora_rank", "gpu_layers", "context", "batch", "ubatch", "parallel",
+            "model_size_mib", "memory_mib", "asleep_mib", "max_model_len", "max_num_seqs", "max_num_batched_tokens",
+            "max_loras", "tensor_parallel_size", "max_lora_rank", "gpu_layers", "context", "batch", "ubatch",
+            "parallel",
         ),
         _NUMBER,
     ),
@@ -30,6 +33,8 @@ SERVICE = {
 OPTIONS = {
     "services": {"type": "list", "elements": "dict", "required": True, "options": SERVICE},
     "gpu": {"type": "dict", "options": {"name": _TEXT, "total_mib": _NUMBER, "free_mib": _NUMBER, "wsl": _FLAG}},
+    "service": _TEXT,
+    "leaving": {"type": "list", "elements": "str", "default": []},
     "gpu_index": _NUMBER,
     "hub_url": _TEXT,
     "hub_token": {"type": "str", "no_log": True},

@@ -24,11 +24,12 @@ def as_json(result: dict) -> dict:
     gpu = result["gpu"]
     services = []
     for service in result["services"]:
-        left_out = ("figures", "needed", "used", "context", "free_at_start")
+        left_out = ("figures", "needed", "used", "asleep", "context", "free_at_start")
         entry = {k: v for k, v in service.items() if k not in left_out}
         if "free_at_start" in service:
             entry["free_at_start_mib"] = math.ceil(service["free_at_start"] / MIB)
         entry.pop("uncorrected_kv_cache", None)
+        entry["asleep_mib"] = round(service["asleep"] / MIB)
         entry["used_mib"] = round(service["used"] / MIB)
         entry["figures"] = {name: figure.as_dict() for name, figure in service["figures"].items()}
         services.append(entry)
@@ -45,15 +46,21 @@ def as_json(result: dict) -> dict:
         "free_after_mib": round(result["free_after"] / MIB),
         "reasons": result["reasons"],
         "start_order": result["order"],
+        "counted": result["counted"],
         "cures": result["cures"],
         "services": services,
     }
 
 
-def as_metrics(result: dict) -> str:
-    """What each service is planned to hold on its GPU after the start, for node_exporter's textfile collector."""
+def as_metrics(result: dict, only: str | None = None) -> str:
+    """What each service, or one of them, is to hold on its GPU, for node_exporter's textfile collector.
+
+    The label `group` is the service's own name where it has no group: an alert counts the largest of each group.
+    """
     planned = [
-        (s["name"], s["figures"]["used_after_start"]) for s in result["services"] if "used_after_start" in s["figures"]
+        (f'group="{s["group"] or s["name"]}", service="{s["name"]}"', s["figures"]["used_after_start"])
+        for s in result["services"]
+        if "used_after_start" in s["figures"] and only in (None, s["name"])
     ]
     lines = []
     for name, text, value in (
@@ -62,7 +69,7 @@ def as_metrics(result: dict) -> str:
     ):
         lines += [f"# HELP {name} {text}", f"# TYPE {name} gauge"] if planned else []
         # To the MiB: what comes behind it is no knowledge.
-        lines += [f'{name}{{service="{service}"}} {round(value(figure) / MIB) * MIB}' for service, figure in planned]
+        lines += [f"{name}{{{labels}}} {round(value(figure) / MIB) * MIB}" for labels, figure in planned]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -105,11 +112,17 @@ def _service_lines(service: dict) -> list[str]:
     return lines
 
 
+def _runs(service: dict) -> str:
+    if not service["runs"]:
+        return "does not run"
+    return f"runs, alone of group {service['group']}" if service["group"] else "runs"
+
+
 def bar(result: dict) -> str:
-    """The GPU's memory as one line of letters and the legend below it."""
+    """The GPU's memory as one line of letters and the legend below it; of a group its largest service."""
     total = result["gpu"].total
     parts = [("x", "held by others", result["held_by_others"])]
-    for number, service in enumerate(result["services"]):
+    for number, service in enumerate(s for s in result["services"] if s["name"] in result["counted"]):
         letter = "ABCDEFGHIJKLMNOPQRSTUVW"[number % 23]
         parts.append((letter, service["name"], service["used"]))
     line = ""
@@ -130,7 +143,7 @@ def as_text(result: dict) -> str:
     if len(result["services"]) > 1:
         wide = max(len(service["name"]) for service in result["services"])
         for service in result["services"]:
-            lines.append(f"{service['name']:<{wide}}  {'runs' if service['runs'] else 'does not run'}")
+            lines.append(f"{service['name']:<{wide}}  {_runs(service)}")
     lines += [f"note: {reason}" for reason in result["reasons"]]
     lines += [f"cure: {cure}" for cure in result["cures"]]
     lines.append(f"verdict: {result['verdict']}")

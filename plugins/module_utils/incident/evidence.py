@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .. import probes, service_release, systemd_unit
+from .. import engine_states, probes, service_release, systemd_unit
 from ..diagnosis import host
 from ..redaction import Redaction
 
@@ -59,7 +59,10 @@ def several(*commands: tuple[str, ...]) -> str:
 def known(services: list[dict]) -> dict[str, dict]:
     """Return the services to look at by name: those that are given and those that a run of this project put here."""
     stored = sorted(path.name for path in service_release.STORE.glob("*") if path.is_dir())
-    return {each["name"]: each for each in [*({"name": name} for name in stored), *services]}
+    named = {each["name"]: each for each in [*({"name": name} for name in stored), *services]}
+    # An engine that does not run while another one of its group serves is as it should be.
+    away = engine_states.away()
+    return {name: each for name, each in named.items() if name not in away}
 
 
 def unit_of(name: str, given: dict) -> str:
@@ -233,7 +236,8 @@ def pieces(services: dict[str, dict], logs: list[str]) -> dict[str, Piece]:
 def gather(
     services: list[dict], gpu_wanted: bool, upstreams: list[dict], logs: list[str], secrets: list[str] | None = None
 ) -> dict:
-    """Return ``files`` (name to text, without secrets), ``answers``, ``diagnosis``, ``problems`` and ``seconds``.
+    """Return ``files`` (name to text, without secrets), ``kinds`` (of services), ``answers``, ``diagnosis``,
+    ``problems`` and ``seconds``.
 
     `services` and `upstreams` are those of `diagnosis.host.look`, whose evidence is ``diagnosis``.
     """
@@ -246,6 +250,7 @@ def gather(
     found, problems = host.side_by_side(jobs, LIMIT, WORKERS)
     return {
         "files": {name: clipped(redaction(found[name])) for name in texts if name in found},
+        "kinds": {name: here[name].get("kind") or name for name in here},
         "answers": {name: _without_secrets(found.get(f"answer of {name}"), redaction) for name in here},
         "diagnosis": _without_secrets(found.get("diagnosis"), redaction),
         "problems": [redaction(problem) for problem in problems],

@@ -19,7 +19,8 @@ def found(host: str, gathered: dict, report: dict | None) -> list[dict]:
     rows = []
     for name, answer in gathered["answers"].items():
         told = answer or {"ok": False, "says": "it could not be asked"}
-        following = f"{RECOVER} -l {host}" if told["ok"] is False and name in RECOVERABLE else ""
+        recoverable = gathered.get("kinds", {}).get(name, name) in RECOVERABLE
+        following = f"{RECOVER} -l {host}" if told["ok"] is False and recoverable else ""
         rows.append(row(name, told["says"], told["ok"], following))
     if report:
         first = report["causes"][0] if report["causes"] else None
@@ -29,8 +30,8 @@ def found(host: str, gathered: dict, report: dict | None) -> list[dict]:
     return rows
 
 
-# What step=recover restarts, in this order.
-RECOVERABLE = ("vllm", "ai-server")
+# What step=recover restarts: engines of these kinds, and the application.
+RECOVERABLE = ("vllm", "llama_cpp", "ai-server")
 
 
 def unreachable(host: str, why: str) -> list[dict]:

@@ -1,8 +1,9 @@
 #!/usr/bin/python3
 """Power the machine off when no request came for some time. One look; a timer repeats it.
 
-Settings (JSON file): minutes, interval, sources [{url, counters, gauges}], sessions, command. State: what the counters
-said at the last look, when that was and since when nothing has happened, in seconds of the clock that runs since boot.
+Settings (JSON file): minutes, interval, sources [{url, counters, gauges, bearer_file}], sessions, command. State: what
+the counters said at the last look, when that was and since when nothing has happened, in seconds of the clock that runs
+since boot.
 """
 
 import json
@@ -35,7 +36,7 @@ def read_metrics(text, names):
 def look(source, fetch):
     """Return (counters, busy) of one source; ({}, False) where it does not answer."""
     try:
-        text = fetch(source["url"])
+        text = fetch(source["url"], *filter(None, [source.get("bearer_file")]))
     except (OSError, ValueError):
         return {}, False
     gauges = source.get("gauges") or []
@@ -61,8 +62,18 @@ def decide(settings, state, now, fetch, sessions):
     return {"since": since, "looked": now, "counters": [new or old for new, old in pairs]}, now - since
 
 
-def fetch(url):
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+def key_in(path):
+    """Return the key that a file of variables holds as API_KEY; "" where there is none."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition("=")[2].strip("\"'") for line in lines if line.startswith("API_KEY=")), "")
+
+
+def fetch(url, bearer_file=""):
+    headers = {"Authorization": f"Bearer {key_in(bearer_file)}"} if bearer_file else {}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
         return answer.read().decode("utf-8", "replace")
 
 

@@ -154,16 +154,31 @@ class Service:
 # -- looking ----------------------------------------------------------------------------------------------------------
 
 
-def fetch(url):
+def key_in(path):
+    """Return the key that a file of variables holds as API_KEY; "" where there is none."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition("=")[2].strip("\"'") for line in lines if line.startswith("API_KEY=")), "")
+
+
+def fetch(url, bearer_file=""):
     """Return ``(status, text)``; the status is 0 where nothing answers in time."""
     try:
-        with _DIRECT.open(url, timeout=TIMEOUT) as answer:
+        headers = {"Authorization": f"Bearer {key_in(bearer_file)}"} if bearer_file else {}
+        with _DIRECT.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
             return answer.status, answer.read().decode("utf-8", "replace")
     except urllib.error.HTTPError as error:
         with error:
             return error.code, ""
     except (OSError, ValueError, HTTPException):
         return 0, ""
+
+
+def metrics_of(settings):
+    """Return ``(status, text)`` of a service's metrics."""
+    return fetch(settings["metrics"], *filter(None, [settings.get("bearer_file")]))
 
 
 def total(page, names):
@@ -245,7 +260,7 @@ def look(settings):
         return Seen(None)
     seen = Seen(process_of(state), by_systemd=int(state.get("NRestarts") or 0) > 0)
     seen.answers = fetch(settings["health"])[0] == 200
-    status, page = fetch(settings["metrics"]) if settings["metrics"] else (0, "")
+    status, page = metrics_of(settings) if settings["metrics"] else (0, "")
     if status == 200:
         seen.pending = total(page, settings["pending"])
         seen.progress = total(page, settings["progress"])
@@ -264,7 +279,7 @@ def keep_evidence(settings, directory, limit_mib):
     pieces = {
         "unit.txt": lambda: run("systemctl", "status", "--no-pager", "--full", "--lines", "0", unit),
         "journal.txt": lambda: run("journalctl", "--unit", unit, "--lines", str(JOURNAL_LINES), "--no-pager"),
-        "metrics.txt": lambda: fetch(settings["metrics"])[1] if settings["metrics"] else "",
+        "metrics.txt": lambda: metrics_of(settings)[1] if settings["metrics"] else "",
         "threads.txt": lambda: threads(unit),
         "stacks.txt": lambda: stacks(unit, pid),
         "memory.txt": lambda: Path("/proc/meminfo").read_text(encoding="utf-8"),

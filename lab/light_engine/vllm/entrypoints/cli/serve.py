@@ -14,8 +14,11 @@ VALUES = {
     **dict.fromkeys(("kv-cache-memory-bytes", "swap-space"), int),
     "gpu-memory-utilization": float,
 }
-LISTS = ("served-model-name", "lora-modules", "allowed-media-domains")
-SWITCHES = ("enable-lora", "enforce-eager", "trust-remote-code", "disable-fastapi-docs", "enable-prefix-caching")
+LISTS = ("served-model-name", "lora-modules", "allowed-media-domains", "middleware")
+SWITCHES = (
+    *("enable-lora", "enforce-eager", "trust-remote-code", "disable-fastapi-docs", "enable-prefix-caching"),
+    "enable-sleep-mode",
+)
 
 
 class ServeSubcommand:

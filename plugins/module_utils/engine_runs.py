@@ -1,0 +1,59 @@
+"""Runs a command against an engine: its environment, its output without the key, its end. Plain Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+HIDDEN = "********"
+OUT_OF_TIME, NOT_STARTED = 124, 127
+OUTPUT_LIMIT = 16 << 20  # bytes of each of stdout and stderr that are kept
+
+
+def run(argv: list, engine: str, url: str, model: str, key: str, timeout: float) -> dict:
+    """Return ``{rc, seconds, stdout, stderr}`` of a command; the key is taken out of what it said."""
+    own = {"ENGINE_NAME": engine, "ENGINE_URL": f"{url}/v1", "ENGINE_MODEL": model, "ENGINE_API_KEY": key}
+    begun = time.monotonic()
+    try:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **own},
+            start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        return {"rc": NOT_STARTED, "seconds": 0.0, "stdout": "", "stderr": f"{argv[0]}: {error.strerror}\n"}
+    try:
+        said, rc = process.communicate(timeout=timeout), process.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        said, rc = process.communicate(), OUT_OF_TIME
+    except BaseException:  # such as Ctrl-C: nothing is left behind
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    out, err = (hidden(each[-OUTPUT_LIMIT:].decode("utf-8", "replace"), key) for each in said)
+    return {"rc": rc, "seconds": round(time.monotonic() - begun, 1), "stdout": out, "stderr": err}
+
+
+def hidden(text: str, key: str) -> str:
+    """Return ``text`` without the key."""
+    return text.replace(key, HIDDEN) if key else text
+
+
+def sentence(told: dict, timeout: float) -> str:
+    """Return what came of a command."""
+    if told["rc"] == 0:
+        return f"done after {told['seconds']:.0f} s"
+    if told["rc"] == OUT_OF_TIME and told["seconds"] >= timeout:
+        return f"ended after {timeout:.0f} s, which run_timeout allows"
+    last = (told["stderr"].strip() or told["stdout"].strip()).split("\n")[-1].strip()
+    return f"exit code {told['rc']} after {told['seconds']:.0f} s" + (f": {last[:200]}" if last else "")
+
+
+def log_of(told: dict, argv: list, engine: str, model: str) -> str:
+    """Return the text of a run's log file."""
+    head = {"engine": engine, "model": model, "command": argv, "rc": told["rc"], "seconds": told["seconds"]}
+    lines = [f"{name}: {json.dumps(value)}" for name, value in head.items()]
+    parts = ["\n".join(lines), f"\n--- stdout\n{told['stdout']}", f"\n--- stderr\n{told['stderr']}"]
+    return "\n".join(part.rstrip("\n") for part in parts) + "\n"

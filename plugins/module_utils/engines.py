@@ -1,0 +1,323 @@
+"""The engines of one host: from the list that a user writes to the variables of the roles that run them.
+
+An entry has a name, a kind, perhaps a group of engines of which one runs at a time, and any variable of its kind's role
+without the role's prefix. What an entry leaves out is the inventory's ``vllm_*`` or ``llama_cpp_*``.
+
+Plain Python, tested alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+
+from .addresses import local_url
+from .role_variables import ENGINE_NAME
+
+ROLES = {"vllm": "vllm", "llama_cpp": "llama_cpp"}
+# The only engine of a host that has no list; its unit, paths and port are those of the role's defaults.
+SINGLE = {"name": "vllm", "kind": "vllm"}
+# Where the key of an engine stands in its /etc/NAME/secrets.env.
+KEY_VARIABLES = {"vllm": "VLLM_API_KEY", "llama_cpp": "API_KEY"}
+OWN_KEYS = ("name", "kind", "group")
+# What is written shorter in an entry than in the role.
+ALIASES = {"vllm": {"revision": "model_revision"}, "llama_cpp": {}}
+# Neither per engine nor to be set by an entry: removing one is leaving it out of the list.
+NOT_IN_AN_ENTRY = ("name", "state", "purge", "memory_services", "earlier")
+
+
+def variable(kind: str, key: str) -> str:
+    """Return the role's variable that ``key`` of an entry sets."""
+    return f"{ROLES[kind]}_{ALIASES[kind].get(key, key)}"
+
+
+def overlay(entry: Mapping) -> dict:
+    """Return the role's variables that an entry sets, and its name."""
+    kind = entry["kind"]
+    own = {variable(kind, key): value for key, value in entry.items() if key not in OWN_KEYS}
+    return {**own, f"{ROLES[kind]}_name": entry["name"]}
+
+
+def list_problems(entries: object, options: Mapping[str, Iterable[str]], units: Iterable[str] = ()) -> list[str]:
+    """Return one sentence for each thing that keeps ``entries`` from being a list of engines.
+
+    ``options`` are the variables of each kind's role, and ``units`` the services that other roles of the host run.
+    """
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        return ["engines is not a list of mappings, each with name, kind and what its role takes; write it so."]
+    problems: list[str] = []
+    names: set[str] = set()
+    for number, entry in enumerate(entries):
+        name, kind = entry.get("name"), entry.get("kind")
+        at = f"engines: {name}" if isinstance(name, str) else f"engines[{number}]"
+        if not isinstance(name, str) or not ENGINE_NAME.fullmatch(name):
+            problems.append(f"{at} needs a name: a small letter, then at most 30 small letters, digits and dashes.")
+        elif name in names:
+            problems.append(f"{at} is there twice; give each engine a name of its own.")
+        elif name in units:
+            problems.append(f"{at} has the name of another service of this host; choose another name.")
+        if isinstance(name, str):
+            names.add(name)
+        if kind not in ROLES:
+            problems.append(f"{at} is of the kind {kind}; it must be one of {', '.join(ROLES)}.")
+            continue
+        if "group" in entry and not (isinstance(entry["group"], str) and ENGINE_NAME.fullmatch(entry["group"])):
+            problems.append(f"{at} has the group {entry['group']}; it must be a name like an engine's.")
+        problems += _unknown_keys(at, kind, entry, set(options[kind]))
+    return problems
+
+
+def _unknown_keys(at: str, kind: str, entry: Mapping, known: set[str]) -> list[str]:
+    prefix = f"{ROLES[kind]}_"
+    free = {name.removeprefix(prefix) for name in known} - set(NOT_IN_AN_ENTRY)
+    words = {*free, *ALIASES[kind], "group"}
+    problems = []
+    for key in entry:
+        if key in OWN_KEYS or key in words:
+            continue
+        if str(key).removeprefix(prefix) in words:
+            problems.append(f"{at} has {key}; in an entry it is {str(key).removeprefix(prefix)}.")
+            continue
+        near = difflib.get_close_matches(str(key), words, 1)
+        told = f"; did you mean {near[0]}?" if near else f"; it takes the variables of the role {ROLES[kind]}."
+        problems.append(f"{at} has {key}, which is not known{told}")
+    return problems
+
+
+def group_problems(entries: list[Mapping], groups: object) -> list[str]:
+    """Return what is wrong with ``engine_groups``, the options of the groups that ``entries`` name."""
+    if not isinstance(groups, Mapping) or not all(isinstance(one, Mapping) for one in groups.values()):
+        return ["engine_groups is not a mapping of groups, such as {evaluation: {sleep: 1}}; write it so."]
+    problems = []
+    used = {entry.get("group") for entry in entries}
+    for name, options in groups.items():
+        if name not in used:
+            problems.append(f"engine_groups has {name}, which is no engine's group on this host; correct one of them.")
+        for key in options:
+            if key != "sleep":
+                problems.append(f"engine_groups.{name} has {key}, which is not known; it takes sleep.")
+        level = options.get("sleep", 0)
+        if isinstance(level, bool) or level not in (0, 1, 2):
+            problems.append(f"engine_groups.{name}.sleep is {level}; it must be 0 (stop), or vLLM's level 1 or 2.")
+        elif level and any(entry.get("kind") != "vllm" for entry in entries if entry.get("group") == name):
+            problems.append(f"engine_groups.{name}.sleep is {level}, but only vLLM can sleep; set it to 0.")
+    return problems
+
+
+def resting(entries: list[Mapping], noted: Iterable[str]) -> list[str]:
+    """Return the names of the engines that are not to serve: of each group all but one.
+
+    The one is the first of the group that is not among ``noted``, those that a switch stopped or put to sleep.
+    """
+    serving: dict[str, str] = {}
+    for entry in entries:
+        group = entry.get("group")
+        if group and group not in serving and entry["name"] not in noted:
+            serving[group] = entry["name"]
+    for entry in entries:  # where a switch was interrupted between the two, the first one serves
+        if entry.get("group"):
+            serving.setdefault(entry["group"], entry["name"])
+    return [e["name"] for e in entries if e.get("group") and serving[e["group"]] != e["name"]]
+
+
+# What decides about memory: the planner calls these as the role does, without its prefix.
+PLANNED = {
+    "vllm": (
+        "version", "dtype", "gpu_memory_utilization", "max_model_len", "enforce_eager", "max_lora_rank",
+        "engine_arguments", "quantization",
+    ),
+    "llama_cpp": ("gpu_layers", "context", "batch", "ubatch", "parallel"),
+}  # fmt: skip
+
+
+# And what `planned` puts into the planner's words.
+TRANSLATED = {
+    "vllm": ("model", "model_path", "model_revision", "root", "lora_adapters"),
+    "llama_cpp": ("model", "model_file", "version", "revision", "flash_attention", "kv_cache_type"),
+}
+
+
+def planned_variables(kind: str) -> list[str]:
+    """Return the names of the role's variables that decide about an engine's memory."""
+    return [f"{ROLES[kind]}_{key}" for key in (*PLANNED[kind], *TRANSLATED[kind])]
+
+
+def planned(name: str, kind: str, settings: Mapping) -> dict:
+    """Return the question to the memory planner about one engine; see the module gpu_memory_plan for its keys.
+
+    ``settings`` are the variables of the role, at least those that decide about memory.
+    """
+
+    def own(key: str):
+        return settings.get(f"{ROLES[kind]}_{key}")
+
+    told = {"name": name, "unit": f"{name}.service"}
+    told |= {key: own(key) for key in PLANNED[kind] if own(key) not in (None, "")}
+    if kind == "llama_cpp":
+        return told | _planned_llama_cpp(own)
+    return told | {
+        "engine": "vllm",
+        "model": own("model_path") or own("model"),
+        "revision": own("model_revision"),
+        "hf_home": f"{own('root')}/.cache/huggingface",
+        # One slot per adapter, as in the engine's configuration.
+        "max_loras": len(own("lora_adapters") or []),
+        "adapters": own("lora_adapters") or [],
+    }
+
+
+def _planned_llama_cpp(own) -> dict:
+    file = own("model_file")
+    return {
+        "engine": "llamacpp",
+        "model": f"{own('model')}/{file}" if file else own("model"),
+        "version": str(own("version") or ""),
+        "revision": own("revision") or "",
+        "flash_attention": own("flash_attention") != "off",
+        "kv_cache_dtype": own("kv_cache_type"),
+    }
+
+
+def with_model(plan: Mapping, prepared: Mapping) -> dict:
+    """Return the question with the file that the host has, from what a role ``prepared``.
+
+    In check mode on a new host the file is not there yet (it stands in ``fetched``): then the hub is asked.
+    """
+    if prepared.get("model") and "fetched" in prepared and not prepared["fetched"]:
+        return {**plan, "model": prepared["model"]}
+    return dict(plan)
+
+
+def planned_together(engines: list[dict], prepared: Mapping) -> list[dict]:
+    """Return the questions about all engines that use the GPU, in order; ``prepared`` is what roles prepared."""
+    on_gpu = [one for one in engines if one["settings"].get(f"{ROLES[one['kind']]}_gpu", True)]
+    return [with_model(one["plan"], prepared.get(one["name"]) or {}) for one in on_gpu]
+
+
+def by_group(entry: Mapping, groups: Mapping) -> dict:
+    """Return the role's variables that the options of an engine's group set."""
+    level = (groups.get(entry.get("group")) or {}).get("sleep", 0)
+    return {"vllm_sleep_mode": True} if level and entry["kind"] == "vllm" else {}
+
+
+def resolved(entry: Mapping, settings: Mapping) -> dict:
+    """Return one engine as the playbooks use it.
+
+    It has ``name``, ``kind``, ``group`` ("" where it has none), ``unit``, ``port``, ``url`` (without a path), ``key``
+    (where its key stands on the host), ``state`` (present, absent), ``served`` (names of its models), ``settings`` (all
+    variables of the role, with its secrets) and ``plan`` (see `planned`).
+    """
+    kind, name = entry["kind"], entry["name"]
+    address, port = (settings.get(f"{ROLES[kind]}_{key}", "") for key in ("host", "port"))
+    return {
+        "name": name,
+        "kind": kind,
+        "group": entry.get("group", ""),
+        "unit": f"{name}.service",
+        "port": port,
+        "key": {"bearer_file": f"/etc/{name}/secrets.env", "bearer_variable": KEY_VARIABLES[kind]},
+        "state": settings.get(f"{ROLES[kind]}_state", "present"),
+        "url": local_url(address, port),
+        "served": _served(kind, settings),
+        "settings": dict(settings),
+        "plan": planned(name, kind, settings) | _turns(entry, settings),
+    }
+
+
+# GPU memory that an engine asleep keeps, in MiB; 925 were measured (docs/gpu-memory.md, "Sleep mode").
+ASLEEP_MIB = 1024
+
+
+def _turns(entry: Mapping, settings: Mapping) -> dict:
+    """Return what the planner is told of an engine that takes turns with its group."""
+    if not entry.get("group"):
+        return {}
+    return {"group": entry["group"], **({"asleep_mib": ASLEEP_MIB} if settings.get("vllm_sleep_mode") else {})}
+
+
+def _served(kind: str, settings: Mapping) -> list[str]:
+    if kind == "llama_cpp":
+        return [settings.get("llama_cpp_alias") or settings.get("llama_cpp_model", "")]
+    return [settings.get("vllm_model", ""), *(one["name"] for one in settings.get("vllm_lora_adapters") or [])]
+
+
+def asked(engines: list[dict], address: str) -> dict:
+    """Return the engine to whose port the application's ``address`` leads, or the first one."""
+    ports = [str(one["port"]) for one in engines]
+    wanted = re.search(r":(\d+)(/|$)", address)
+    return engines[ports.index(wanted[1])] if wanted and wanted[1] in ports else engines[0]
+
+
+def free_at_start(plan: Mapping, name: str) -> dict:
+    """Return ``{mib, gpus}``: what an engine of a plan needs free on each of so many GPUs; {} where it is unknown."""
+    for service in plan.get("services") or []:
+        if service["name"] == name and service.get("runs", True):
+            return {"mib": service["free_at_start_mib"], "gpus": service["gpus"]}
+    return {}
+
+
+def before(engines: list[dict], name: str) -> list[dict]:
+    """Return the engines of `resolved` that start before ``name``, in order: ``unit``, ``url`` that answers 200 once it
+    serves, and ``seconds`` that it may take.
+    """
+    earlier = []
+    for one in engines:
+        if one["name"] == name:
+            break
+        prefix = ROLES[one["kind"]]
+        earlier.append(
+            {
+                "unit": one["unit"],
+                "url": f"{one['url']}/health",
+                "seconds": one["settings"].get(f"{prefix}_start_timeout", 600),
+            }
+        )
+    return earlier
+
+
+def gone(present: Iterable[str], noted: Iterable[Mapping], served_before: bool) -> list[dict]:
+    """Return the engines, as ``{name, kind}``, that the host has and the list has no more.
+
+    ``noted`` is what the run before left on the host. Before there was such a note the only engine was `SINGLE`, which
+    ``served_before`` says is there.
+    """
+    there = [dict(one) for one in noted] or ([dict(SINGLE)] if served_before else [])
+    return [{"name": one["name"], "kind": one["kind"]} for one in there if one["name"] not in set(present)]
+
+
+OTHERS_MIB = 1000  # of a GPU's memory, before the first engine and beside all of them
+
+
+def together_checks(engines: list[dict], gpu: bool) -> list[dict]:
+    """Return the rows of the checklist about all serving engines of a host together; see module_utils/checklist.py."""
+    if len(engines) < 2:
+        return []
+    questions = [{**one["key"], "url": f"{one['url']}/v1", "model": one["served"][0]} for one in engines]
+    checks = [
+        {
+            "what": "engines: answer at the same time",
+            "kind": "at_once",
+            "options": {"questions": questions},
+            "cure": "Run playbooks/diagnose.yml: it says which engine does not answer, and why.",
+        }
+    ]
+    memory = {
+        "what": "engines: GPU memory",
+        "kind": "gpu_memory",
+        "options": {"units": [one["unit"] for one in engines], "others_mib": OTHERS_MIB},
+        "cure": "Run nvidia-smi: stop what else uses the GPU, or plan again with playbooks/plan.yml.",
+    }
+    return [*checks, memory] if gpu else checks
+
+
+def table(engines: list[dict]) -> list[dict]:
+    """Return the engines of `resolved` as ai-server takes them: name, url, api_key, models, and the group if any."""
+    if len(engines) < 2:
+        return []
+    rows = []
+    for one in engines:
+        row = {"name": one["name"], "url": f"{one['url']}/v1", "models": one["served"]}
+        row["api_key"] = one["settings"][f"{ROLES[one['kind']]}_api_key"]
+        rows.append(row | ({"group": one["group"]} if one["group"] else {}))
+    return rows

@@ -1,0 +1,99 @@
+#!/usr/bin/python
+"""Door to ansible.module_utils.engines: which engines a host has, and which are no longer in its list."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: engine_list
+short_description: Keep the list of a host's engines, and find those that left it
+description:
+  - Compares the engines that a host is to have with those that the last run noted on it. Which of them a switch stopped
+    or put to sleep is read too.
+  - The list is C(/var/lib/llm-server/engine_list.json). It has names and kinds, no settings.
+options:
+  engines:
+    description: The engines that the host is to have, in their order of start.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name: {description: Name of the engine and its service., type: str, required: true}
+      kind: {description: What runs it., type: str, required: true}
+      group: {description: Group of engines of which one serves at a time., type: str}
+  state:
+    description: V(compared) only reads; V(noted) writes the list.
+    type: str
+    choices: [compared, noted]
+    default: compared
+attributes:
+  check_mode: {description: Says whether the list would be written and writes nothing., support: full}
+author: The llm-server maintainers
+"""
+
+EXAMPLES = r"""
+- name: Find the engines that are no longer in the list
+  engine_list:
+    engines:
+      - {name: vllm, kind: vllm}
+      - {name: feedback, kind: vllm, group: evaluation}
+"""
+
+RETURN = r"""
+gone:
+  description: Engines that the host has and the list has no more.
+  returned: always
+  type: list
+  elements: dict
+  sample: [{"name": "code", "kind": "llama_cpp"}]
+resting:
+  description: Names of the engines that are not to serve, since another one of their group does.
+  returned: always
+  type: list
+  elements: str
+  sample: [feedback]
+"""
+
+import json
+from pathlib import Path
+
+from ansible.module_utils import engine_states, engines
+from ansible.module_utils.quiet_module import QuietModule
+from ansible.module_utils.service_release import STORE, write
+
+LIST = STORE.parent / "engine_list.json"
+
+
+def read(path: Path) -> list[dict]:
+    """Return the list that the last run left; [] where there is none, or it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return found if isinstance(found, list) else []
+
+
+def main() -> None:
+    text = {"type": "str", "required": True}
+    one = {"name": text, "kind": text, "group": {"type": "str"}}
+    module = QuietModule(
+        argument_spec={
+            "engines": {"type": "list", "elements": "dict", "required": True, "options": one},
+            "state": {"type": "str", "choices": ["compared", "noted"], "default": "compared"},
+        },
+        supports_check_mode=True,
+    )
+    wanted, noted = module.params["engines"], read(LIST)
+    names = [{"name": each["name"], "kind": each["kind"]} for each in wanted]
+    changed = module.params["state"] == "noted" and noted != names
+    if changed and not module.check_mode:
+        write(LIST, json.dumps(names, indent=1) + "\n", 0o644)
+    served_before = (STORE / engines.SINGLE["name"] / "state.json").exists()
+    module.exit_json(
+        changed=changed,
+        gone=engines.gone([each["name"] for each in wanted], noted, served_before),
+        resting=engines.resting(wanted, engine_states.away()),
+    )
+
+
+if __name__ == "__main__":
+    main()
