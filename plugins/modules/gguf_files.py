@@ -45,7 +45,7 @@ EXAMPLES = r"""
     file: qwen2.5-coder-7b-instruct-q4_k_m.gguf
     revision: <40 hexadecimal digits>
     sha256: <64 hexadecimal digits>
-    cache: /app/llama-cpp/llama-cpp/models
+    cache: /app/llama-cpp/models
     user: llama-cpp
 """
 

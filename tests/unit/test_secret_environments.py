@@ -39,7 +39,7 @@ def test_the_modules_that_take_an_environment_are_known():
         "model_files",
         "python_environment",
     ]
-    assert len(CALLS) >= 8
+    assert len(CALLS) >= 7
 
 
 def test_no_task_has_an_environment_of_its_own():

@@ -167,7 +167,7 @@ def test_removal_takes_all_but_the_models(host, converge):
     assert converge({"llama_cpp_state": "absent"}).code == 0
     assert not host.file(f"/etc/systemd/system/{NAME}.service").exists
     assert not host.file(f"/etc/{NAME}").exists and not host.file("/usr/bin/llama-server").exists
-    assert host.file("/app/llama-cpp/llama-cpp/models").exists
+    assert host.file("/app/llama-cpp/models").exists
     assert not converge({"llama_cpp_state": "absent"}).changed
     assert converge({"llama_cpp_state": "absent", "llama_cpp_purge": True}).code == 0
     assert not host.file("/app/llama-cpp").exists and not host.user("llama-cpp").exists
