@@ -63,6 +63,13 @@ def command_words(command: str | list) -> list:
         return []
 
 
+def reason_of(result: dict, engine: str) -> str:
+    """Return why a task failed, of a loop the items that did, without the engine's name before it and the full stop."""
+    each = [one for one in result.get("results") or [] if one.get("failed")] or [result]
+    said = "; ".join(str(one.get("msg") or "it failed").strip() for one in each)
+    return said.removeprefix(f"{engine}: ").rstrip(".")
+
+
 def turn_of(result: dict, engine: str) -> dict:
     """Return ``{engine, ok, rc, seconds, says, told, log}`` of a result, or of what failed before.
 
@@ -70,7 +77,7 @@ def turn_of(result: dict, engine: str) -> dict:
     """
     failed = result.get("failed", False)
     skipped = result.get("skipped", False)
-    says = "nothing is run in check mode" if skipped else result.get("says") or result.get("msg") or "it does not serve"
+    says = "nothing is run in check mode" if skipped else result.get("says") or reason_of(result, engine)
     return {
         "engine": engine,
         "ok": None if skipped else not failed and result.get("rc") == 0,
@@ -105,6 +112,7 @@ class FilterModule:
             "engine_serving": engine_serving,
             "engine_switch": engine_switch,
             "group_refused": group_refused,
+            "reason_of": reason_of,
             "switch_refused": switch_refused,
             "turn_of": turn_of,
             "turn_rows": turn_rows,

@@ -226,3 +226,22 @@ def test_the_release_to_go_back_to(host, noted, age, causes, target):
     host.service.noted |= noted
     written(host, age)
     assert recovery.to_go_back_to(host.service, causes, 1e9)["target"] == target
+
+
+def test_an_engine_that_another_one_serves_instead_of_is_left_alone(host, monkeypatch):
+    host.why = "connection refused"
+    monkeypatch.setattr(recovery, "other_serves", lambda name: "it is stopped, feedback serves instead")
+    told = recover(host)
+    assert told["serves"] is None and told["found"] == "it is stopped, feedback serves instead"
+    assert not host.service.done
+
+
+def test_what_serves_instead_of_an_engine_is_read_from_the_note(tmp_path):
+    tree = recovery.host_text.Tree(tmp_path)
+    assert recovery.other_serves("chat", tree) == ""
+    note = {"chat": {"state": "asleep", "instead": "feedback", "since": "2026-11-27T02:00:00Z", "level": 1}}
+    tree.write(recovery.engine_states.NOTE, recovery.engine_states.text_of(note))
+    assert recovery.other_serves("chat", tree) == "it is asleep, feedback serves instead"
+    assert recovery.other_serves("feedback", tree) == ""
+    tree.write(recovery.engine_states.NOTE, "not JSON")
+    assert recovery.other_serves("chat", tree) == ""

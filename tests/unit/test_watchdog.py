@@ -440,6 +440,7 @@ class TestHandsOff:
     def places(self, tmp_path, monkeypatch):
         monkeypatch.setattr(watchdog, "STORE", tmp_path)
         monkeypatch.setattr(watchdog, "LOCKS", tmp_path)
+        monkeypatch.setattr(watchdog, "AWAY", tmp_path / "engines.json")
         (tmp_path / "vllm").mkdir()
 
     def test_a_service_that_nobody_works_on_may_be_touched(self):
@@ -449,6 +450,13 @@ class TestHandsOff:
         with watchdog.held("vllm") as free:
             assert free
             assert watchdog.hands_off("vllm.service") == "a run of Ansible is at work on it"
+        assert watchdog.hands_off("vllm.service") is None
+
+    def test_an_engine_that_another_one_serves_instead_of(self, tmp_path):
+        (tmp_path / "engines.json").write_text(json.dumps({"vllm": {"state": "asleep", "instead": "feedback"}}))
+        assert watchdog.hands_off("vllm.service") == "it is asleep, feedback serves instead"
+        assert watchdog.hands_off("feedback.service") is None
+        (tmp_path / "engines.json").write_text("not JSON")
         assert watchdog.hands_off("vllm.service") is None
 
     def test_a_host_that_is_out_of_rotation(self, tmp_path):

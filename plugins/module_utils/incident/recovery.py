@@ -11,7 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from .. import probes, systemd_unit
+from .. import engine_states, host_text, probes, systemd_unit
 from ..service_release import Refused, Service
 
 WATCHDOG = (
@@ -45,6 +45,9 @@ def recover(service: Service, metrics: str | None, check_mode: bool) -> dict:
     }
     if not release:
         return {**told, "serves": None, "found": "no run of this project put it here"}
+    away = other_serves(service.name)
+    if away:
+        return {**told, "serves": None, "found": away}
     start_timeout = service.proof_of(state["current"])["start_timeout"] or START_TIMEOUT
     told["start_timeout"] = start_timeout
     before = produced(metrics)
@@ -72,6 +75,15 @@ def recover(service: Service, metrics: str | None, check_mode: bool) -> dict:
     if not granted["granted"]:
         return {**told, "did": f"no restart: {granted['why']}"}
     return {**told, **restarted(service, granted)}
+
+
+def other_serves(name: str, host: host_text.Tree | None = None) -> str:
+    """Return a sentence about an engine that another one of its group serves instead of, "" of any other service."""
+    try:
+        note = engine_states.noted(host or host_text.Tree()).get(name)
+    except engine_states.EngineStateError:
+        return ""
+    return f"it is {note['state']}, {note['instead']} serves instead" if note else ""
 
 
 def restarted(service: Service, granted: dict) -> dict:

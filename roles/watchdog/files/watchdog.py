@@ -35,6 +35,7 @@ from pathlib import Path
 
 STORE = Path("/var/lib/llm-server/services")  # notes of the module service_release
 LOCKS = Path("/run")  # its locks, too
+AWAY = Path("/var/lib/llm-server/engines.json")  # engines that another one serves instead of
 TIMEOUT = 5  # s for one question
 COLLECT_TIMEOUT = 10  # s for one piece of evidence
 RESTART_TIMEOUT = 300  # s, longer than a unit takes to stop
@@ -219,7 +220,7 @@ def process_of(state):
 
 def hands_off(unit):
     """Return why a service must not be touched now, or None."""
-    out = out_of_rotation(unit)
+    out = out_of_rotation(unit) or away(unit)
     if out:
         return out
     with held(unit.removesuffix(".service")) as free:
@@ -233,6 +234,15 @@ def out_of_rotation(unit):
     except (OSError, ValueError):
         return None
     return "its host is out of rotation" if note.get("out") else None
+
+
+def away(unit):
+    """Return a message if another engine serves instead of this one, or None: a restart would wake one that sleeps."""
+    try:
+        note = json.loads(AWAY.read_text(encoding="utf-8"))[unit.removesuffix(".service")]
+        return f"it is {note['state']}, {note['instead']} serves instead"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class held:
