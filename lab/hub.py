@@ -27,7 +27,8 @@ LIGHT_VERSIONS = ("0.32.0", "0.23.0", "0.32.0+hangs", "0.32.0+dies")
 def publish() -> dict[str, dict[str, str]]:
     """Publish the tiny model and its adapters on the hub's stand-in; returns repository -> {"main": …, "older": …}.
 
-    `lab/tiny-llama` has two revisions with different weights, `lab/gated-llama` asks for GATED_TOKEN.
+    `lab/tiny-llama` has two revisions with different weights, `lab/gated-llama` asks for GATED_TOKEN, and
+    `lab/tiny-llama-GGUF` has the files for llama.cpp.
     """
     made = model.ensure()
     published = {}
@@ -41,6 +42,7 @@ def publish() -> dict[str, dict[str, str]]:
         }
     for name in model.ADAPTERS:
         published[f"{OWNER}/{name}"] = {"main": commit(name, made / "adapters" / name)}
+    published[f"{OWNER}/tiny-llama-GGUF"] = {"main": commit("tiny-llama-GGUF", made / "gguf")}
     (HUB / OWNER / "gated-llama" / ".token").write_text(GATED_TOKEN)
     return published
 

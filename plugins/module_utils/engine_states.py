@@ -172,7 +172,7 @@ def change(host: Host, wanted: Wanted) -> Change:
         steps.append("disable")
     if not asleep and (enabled or running):
         steps.append("stop")
-    entry["since"] = mine["since"] if same else host.now()
+    entry["since"] = mine["since"] if mine and mine["state"] == entry["state"] else host.now()
     return Change(tuple(steps), before, {**rest, wanted.name: entry})
 
 

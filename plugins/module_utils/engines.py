@@ -190,7 +190,7 @@ def with_model(plan: Mapping, prepared: Mapping) -> dict:
 
 
 def planned_together(engines: list[dict], prepared: Mapping) -> list[dict]:
-    """Return the questions about all engines that use the GPU, in order; ``prepared`` is what roles prepared, by name."""
+    """Return the questions about all engines that use the GPU, in order; ``prepared`` is what roles prepared."""
     on_gpu = [one for one in engines if one["settings"].get(f"{ROLES[one['kind']]}_gpu", True)]
     return [with_model(one["plan"], prepared.get(one["name"]) or {}) for one in on_gpu]
 

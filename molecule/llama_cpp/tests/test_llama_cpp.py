@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 import pytest
 from server import KEY, LOG, NAME, ask, pid, say
 
@@ -143,12 +140,11 @@ def test_it_is_there_again_after_a_reboot(host, restart):
 
 
 def test_a_model_of_the_hub_is_fetched_whole_once(host, converge, inventory, services, asked):
-    file = Path(services["gguf"]["archive"])
     model = {
         "llama_cpp_model": "lab/tiny-llama-GGUF",
-        "llama_cpp_model_file": file.name,
+        "llama_cpp_model_file": "tiny.gguf",
         "llama_cpp_revision": services["repositories"]["lab/tiny-llama-GGUF"]["main"],
-        "llama_cpp_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "llama_cpp_sha256": host.file("/srv/models/gguf/tiny.gguf").sha256sum,
         "llama_cpp_hub_url": inventory["lab_hub"],
         "llama_cpp_alias": "tiny",
     }
