@@ -77,8 +77,9 @@ def _engines_of(name: str, variables: Mapping, defaults: Callable[[str], Mapping
         )
         if role == "llama_cpp":
             yield (
-                f"{name}: the metrics of {one['name']} ask for its key, which is not written into a file of targets. Give "
-                f"your Prometheus a job of its own for TCP port {port}, with authorization and the label job: llamacpp."
+                f"{name}: the metrics of {one['name']} ask for its key, which is not written into a file of targets. "
+                f"Give your Prometheus a job of its own for TCP port {port}, with authorization and the label job: "
+                "llamacpp."
             )
             continue
         labels = {"job": scrape_targets.ENGINES[role], "host": name, "service": one["name"]}

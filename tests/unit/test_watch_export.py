@@ -51,8 +51,8 @@ def test_each_engine_of_a_list_is_a_target_of_its_own():
     assert found["told"] == [
         "gpu1: feedback listens on 127.0.0.1 alone. Set host of feedback in engines to an internal address of the host "
         "and let the firewall take TCP port 8002 from your Prometheus; or set vmagent_url and open nothing.",
-        "gpu1: the metrics of code ask for its key, which is not written into a file of targets. Give your Prometheus a "
-        "job of its own for TCP port 8004, with authorization and the label job: llamacpp.",
+        "gpu1: the metrics of code ask for its key, which is not written into a file of targets. Give your Prometheus "
+        "a job of its own for TCP port 8004, with authorization and the label job: llamacpp.",
     ]
 
 
