@@ -125,6 +125,7 @@ def wanted_members(packed: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         if inside == member.name or inside.startswith(LEFT_OUT):
             continue
         member.name = f"llama.cpp-{VERSION}/{inside}"
+        member.pax_headers = {}  # a long name stands here too
         member.uid = member.gid = 0
         member.uname = member.gname = "root"
         yield member

@@ -209,6 +209,8 @@ def write_gguf_misfits(folder: Path) -> None:
     (folder / "misfits" / "cut.gguf").write_bytes(whole[: len(whole) // 2])
     (folder / "misfits" / "page.gguf").write_text("<!doctype html>\n")
     gguf.write_adapter(folder / "misfits" / "shape", folder / "misfits" / "shape.gguf", HEADS, KV_HEADS)
+    for path in (folder / "misfits").glob("*.gguf"):
+        path.chmod(0o644)
 
 
 def readable(folder: Path) -> None:

@@ -39,7 +39,7 @@ ON_A_GPU = ("cuda_keyring", "dcgm", "dcgm_exporter", "gpu_host", "laboratory", "
 BARE = "bare"
 FORKY = "forky"
 # Scenarios that run on one platform alone, whatever is asked for: only that suite has the package of llama.cpp.
-PLACED = {"llama_cpp": FORKY}
+PLACED = {"engines": FORKY, "llama_cpp": FORKY}
 # Its build from source takes 12 minutes of CPU, so it is no daily one.
 RARE = {"llama_cpp_build": "debian13"}
 LONG = {"debian13": EVERY, "debian11": EVERY, BARE: ON_A_GPU, FORKY: tuple(PLACED)}

@@ -16,6 +16,8 @@ from dashboards.model import (
     vllm,
 )
 
+LLAMA_CPP = "an engine of llama.cpp"
+
 
 def quantiles(histogram: str) -> tuple[tuple[str, str], ...]:
     """Return the queries of what half, 95 % and 99 % of the requests stay under."""
@@ -218,6 +220,43 @@ DASHBOARD = Dashboard(
                         ),
                     ),
                     about="The process that answers HTTP; the engine's own processes are not in it.",
+                ),
+            ),
+        ),
+        Row(
+            "llama.cpp",
+            (
+                Panel(
+                    "Requests in llama.cpp",
+                    COUNT,
+                    (
+                        (
+                            "sum by (host, service) (llamacpp:requests_processing{$service})",
+                            "{{host}} {{service}} running",
+                        ),
+                        (
+                            "sum by (host, service) (llamacpp:requests_deferred{$service})",
+                            "{{host}} {{service}} waiting",
+                        ),
+                    ),
+                    about="As many run at once as it has slots.",
+                    needs=LLAMA_CPP,
+                ),
+                Panel(
+                    "Tokens of llama.cpp",
+                    PER_SECOND,
+                    (
+                        (rate("llamacpp:prompt_tokens_total"), "{{host}} {{service}} read"),
+                        (rate("llamacpp:tokens_predicted_total"), "{{host}} {{service}} written"),
+                    ),
+                    needs=LLAMA_CPP,
+                ),
+                Panel(
+                    "Steps of llama.cpp",
+                    PER_SECOND,
+                    ((rate("llamacpp:n_decode_total"), "{{host}} {{service}}"),),
+                    about="None while requests run: it hangs.",
+                    needs=LLAMA_CPP,
                 ),
             ),
         ),

@@ -174,11 +174,13 @@ class Workshop:
         for path in [work, *work.rglob("*")]:
             if not path.is_symlink():
                 path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
-                unprivileged.own(path, self.user)
         (work / "unpacked").touch()
 
     def _compile(self, build: Build, work: Path) -> None:
         source, made = work / "source", work / "build"
+        for path in [work, *work.rglob("*")]:  # what another user began
+            if not path.is_symlink():
+                unprivileged.own(path, self.user)
         try:
             self._run(work, "cmake", "-S", str(source), "-B", str(made), *build.flags)
         except BuildError:

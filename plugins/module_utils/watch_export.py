@@ -51,8 +51,10 @@ def targets(hosts: Mapping, defaults: Callable[[str], Mapping]) -> dict:
 
 def _targets_of(name: str, variables: Mapping, defaults: Callable[[str], Mapping]):
     """Yield a group of file_sd for each program of a host that can be reached, a sentence for each that cannot."""
-    outer = str(variables.get("ansible_host") or name)
+    yield from _engines_of(name, variables, defaults)
     for program in scrape_targets.PROGRAMS:
+        if program.job in scrape_targets.ENGINES and variables.get("engines"):
+            continue
         own = defaults(program.role)
         seen = scrape_targets.targets(
             (program,), variables.get("group_names") or [], variables, {program.role: own}, {}
@@ -61,17 +63,41 @@ def _targets_of(name: str, variables: Mapping, defaults: Callable[[str], Mapping
             continue
         port = int(variables.get(program.port) or own[program.port])
         listens = str(variables.get(program.address) or own.get(program.address) or ANYWHERE[0])
-        if listens.startswith(LOOPBACK):
+        labels = {"job": program.job, "host": name, "service": program.service}
+        yield _reached(variables, labels, program.job, listens, port, program.address)
+
+
+def _engines_of(name: str, variables: Mapping, defaults: Callable[[str], Mapping]):
+    """Yield the same for each entry of a list of engines."""
+    for one in variables.get("engines") or []:
+        role = one["kind"]
+        listens, port = (
+            one.get(key) or variables.get(f"{role}_{key}") or defaults(role).get(f"{role}_{key}")
+            for key in ("host", "port")
+        )
+        if role == "llama_cpp":
             yield (
-                f"{name}: {program.job} listens on {listens} alone. Set {program.address} to an internal address of "
-                f"the host and let the firewall take TCP port {port} from your Prometheus; or set {PUSHES} and open "
-                "nothing."
+                f"{name}: the metrics of {one['name']} ask for its key, which is not written into a file of targets. "
+                f"Give your Prometheus a job of its own for TCP port {port}, with authorization and the label job: "
+                "llamacpp."
             )
             continue
-        # The name of an interface is known on the host alone; what is reached is the address that Ansible uses.
-        address = listens if ADDRESS.fullmatch(listens) and listens not in ANYWHERE else outer
-        target = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-        yield {"targets": [target], "labels": {"job": program.job, "host": name, "service": program.service}}
+        labels = {"job": scrape_targets.ENGINES[role], "host": name, "service": one["name"]}
+        yield _reached(variables, labels, one["name"], str(listens), int(port), f"host of {one['name']} in engines")
+
+
+def _reached(variables: Mapping, labels: dict, who: str, listens: str, port: int, variable: str) -> dict | str:
+    """Return a group of file_sd, or a sentence where a program listens on loopback alone."""
+    name = labels["host"]
+    if listens.startswith(LOOPBACK):
+        return (
+            f"{name}: {who} listens on {listens} alone. Set {variable} to an internal address of the host and let the "
+            f"firewall take TCP port {port} from your Prometheus; or set {PUSHES} and open nothing."
+        )
+    # The name of an interface is known on the host alone; what is reached is the address that Ansible uses.
+    outer = str(variables.get("ansible_host") or name)
+    address = listens if ADDRESS.fullmatch(listens) and listens not in ANYWHERE else outer
+    return {"targets": [f"[{address}]:{port}" if ":" in address else f"{address}:{port}"], "labels": labels}
 
 
 def prometheus(interval: str, alertmanagers: list[str]) -> dict:

@@ -74,7 +74,7 @@ def test_the_unit_has_the_limits_of_the_guide_and_sees_the_gpu(rendered):
 def test_the_unit_waits_for_the_engines_before_it_and_no_timeout_of_the_inventory_is_in_it(rendered):
     """Type=simple knows no start that could take too long: a variable there would only restart the engine."""
     lines = systemd_unit.render(rendered["unit"]).splitlines()
-    assert "ExecStartPre=+/usr/bin/python3 -I -B /etc/vllm/await_turn.py /etc/vllm/turn.json" in lines
+    assert "ExecStartPre=-+/usr/bin/python3 -I -B /etc/vllm/await_turn.py /etc/vllm/turn.json" in lines
     assert [line for line in lines if line.startswith("TimeoutStartSec")] == ["TimeoutStartSec=3600"]
 
 

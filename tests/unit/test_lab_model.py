@@ -7,6 +7,8 @@ import zipfile
 
 import numpy as np
 import pytest
+from ansible.module_utils.gpu_memory.sources import LocalSource
+from ansible.module_utils.gpu_memory.tensors import gguf_header
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
@@ -85,3 +87,15 @@ def test_wheel_says_it_is_vllm_for_the_processor(tmp_path, monkeypatch):
         wheel.extractall(tmp_path / "site")
     (found,) = importlib.metadata.distributions(path=[str(tmp_path / "site")])
     assert (found.name, found.version) == ("vllm", "0.32.0+cpu")
+
+
+def test_the_gguf_files_have_the_models_tensors_and_end_where_their_header_says(made):
+    base = gguf_header(LocalSource(str(made / "gguf")), "tiny.gguf")
+    assert base.metadata["general.architecture"] == "llama" and len(base.tensors) == len(
+        load_file(made / "tiny" / "model.safetensors")
+    )
+    assert base.tensors["blk.1.attn_k.weight"].shape == (32, 64)
+    for name in model.ADAPTERS:
+        adapter = gguf_header(LocalSource(str(made / "gguf")), f"{name}.gguf")
+        assert {tensor.partition(".weight.")[2] for tensor in adapter.tensors} == {"lora_a", "lora_b"}
+    assert (made / "gguf/code.gguf").read_bytes() != (made / "gguf/tiny.gguf").read_bytes()

@@ -74,3 +74,12 @@ def test_the_recipe_follows_what_is_laid_over(monkeypatch):
     monkeypatch.setattr(cpython, "CHECKSUM", "another")
     after = nvidia_driver.recipe(), cpython.recipe()
     assert all(old != new for old, new in zip(before, after, strict=True))
+
+
+def test_a_suite_without_the_old_control_groups_gets_the_new_ones():
+    def command(platform):
+        return machine.create_command("m", platform, "tag", "10.0.0.2", "1g", [], [], Path("/models"))
+
+    unified = {platform for platform in image.PLATFORMS if "mount -t cgroup2" in command(platform)[-1]}
+    assert unified == {platform for platform in image.PLATFORMS if "--cgroupns" in command(platform)} == {"forky"}
+    assert all(machine.INIT in command(platform)[-1] for platform in image.PLATFORMS)

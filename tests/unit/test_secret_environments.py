@@ -26,12 +26,19 @@ CALLS = [
     (f"{path.parents[1].name}: {task['name']}", task)
     for path in sorted((ROOT / "roles").glob("*/tasks/*.yml"))
     for task in tasks(yaml.safe_load(path.read_text()))
-    if set(MODULES) & task.keys()
+    if any("environment" in task.get(name, {}) for name in MODULES)
 ]
 
 
 def test_the_modules_that_take_an_environment_are_known():
-    assert MODULES == ["application_source", "go_program", "model_files", "python_environment"]
+    assert MODULES == [
+        "application_source",
+        "gguf_files",
+        "go_program",
+        "llama_cpp_build",
+        "model_files",
+        "python_environment",
+    ]
     assert len(CALLS) >= 7
 
 

@@ -38,6 +38,24 @@ def test_what_listens_on_loopback_is_told_with_what_opens_it():
     ]
 
 
+def test_each_engine_of_a_list_is_a_target_of_its_own():
+    listed = [
+        {"name": "vllm", "kind": "vllm"},
+        {"name": "feedback", "kind": "vllm", "port": 8002, "host": "127.0.0.1"},
+        {"name": "code", "kind": "llama_cpp", "port": 8004},
+    ]
+    found = exported(gpu1=host(group_names=["engines"], vllm_host="10.0.0.7", engines=listed))
+    assert found["targets"] == [
+        {"targets": ["10.0.0.7:8001"], "labels": {"job": "vllm", "host": "gpu1", "service": "vllm"}},
+    ]
+    assert found["told"] == [
+        "gpu1: feedback listens on 127.0.0.1 alone. Set host of feedback in engines to an internal address of the host "
+        "and let the firewall take TCP port 8002 from your Prometheus; or set vmagent_url and open nothing.",
+        "gpu1: the metrics of code ask for its key, which is not written into a file of targets. Give your Prometheus "
+        "a job of its own for TCP port 8004, with authorization and the label job: llamacpp.",
+    ]
+
+
 def test_a_host_that_pushes_is_not_scraped_too():
     found = exported(gpu1=host(vmagent_url="http://prometheus:9090"))
     assert found["targets"] == [] and found["expected"] == ["gpu1"]
