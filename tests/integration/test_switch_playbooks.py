@@ -68,3 +68,11 @@ def test_an_engine_that_cannot_be_switched_to_is_refused(run, given, says):
 )
 def test_a_run_that_cannot_be_meant_is_refused(run, given, says):
     assert says in run("one_after_another", **given)
+
+
+def test_words_that_ansible_would_lose_are_refused(tmp_path):
+    inventory = tmp_path / "hosts.json"
+    inventory.write_text(json.dumps({"engines": {"hosts": {"dead": {**DEAD, "engines": ENGINES}}}}))
+    words = ["--extra-vars", "command=python3 evaluate.py"]
+    given = playbook.command(inventory, "playbooks/one_after_another.yml", {"group": "evaluation"}, *words)
+    assert 'command is "python3"; give a program with its arguments, in quotes' in playbook.run(given, ROOT).message
