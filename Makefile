@@ -30,7 +30,7 @@ gpu-check: venv ## On a host of yours with a GPU: converge, reboot and test it (
 	@test -n "$(HOST)" || { echo "Name the host: make gpu-check HOST=user@address" >&2; exit 2; }
 	@$(PYTHON) tests/gpu_check.py $(HOST) $(if $(VARIABLES),--variables $(VARIABLES))
 
-demo: venv ## Boot a machine, converge it, show it serving
+demo: venv ## Boot a machine, converge it, show it serving (ENGINES=two: vLLM and llama.cpp behind one door)
 	@$(PYTHON) -m lab demo
 
 demo-down: venv ## Take the demo away

@@ -23,15 +23,26 @@ FACTS = host.STATE / "demo.json"
 PORT = int(os.environ.get("DEMO_PORT", "8000"))
 # The pages of the watching side, on the same ports as on the machine.
 PAGES = {"metrics": 8428, "logs": 9428, "alerts": 8880}
+# `make demo ENGINES=two`: vLLM and llama.cpp, whose package is in Debian's next release alone.
+ENGINES = os.environ.get("ENGINES") or "one"
+PLATFORMS = {"one": "debian12", "two": "forky"}
+SERVED = ["lab/tiny-llama", "easycontract", "checklist"]
+MODELS = {"one": SERVED, "two": [*SERVED, "code"]}
 PROMPT = "Write one short sentence about a rented home."
 
 
 def up(arguments: list[str]) -> int:
     """Boot, converge and show; returns the exit code of the run."""
     begin = time.monotonic()
+    if ENGINES not in PLATFORMS:
+        raise host.Problem(f"ENGINES is {ENGINES}; it must be {' or '.join(PLATFORMS)}.")
+    if FACTS.exists() and json.loads(FACTS.read_text()).get("engines", "one") != ENGINES:
+        raise host.Problem("The demo runs with other engines on another platform; take it away with make demo-down.")
     offered = services.up()
     booted = machine.up(
-        NAME, publish=[f"127.0.0.1:{PORT}:8000", *(f"127.0.0.1:{page}:{page}" for page in PAGES.values())]
+        NAME,
+        PLATFORMS[ENGINES],
+        publish=[f"127.0.0.1:{PORT}:8000", *(f"127.0.0.1:{page}:{page}" for page in PAGES.values())],
     )
     FACTS.write_text(json.dumps(facts(booted, offered), indent=1))
     FACTS.chmod(0o600)
@@ -51,9 +62,17 @@ def facts(booted: dict, offered: dict) -> dict:
     for program in offered["programs"]:
         sums.setdefault(program["name"], {}).setdefault(program["version"], {})["amd64"] = program["checksum"]
     earlier = json.loads(FACTS.read_text())["secrets"] if FACTS.exists() else {}
-    names = ("vllm_api_key", "ai_server_api_key", "backend_internal_token", "ocr_api", "backup_password")
+    names = (
+        "vllm_api_key",
+        "llama_cpp_api_key",
+        "ai_server_api_key",
+        "backend_internal_token",
+        "ocr_api",
+        "backup_password",
+    )
     return {
         "machine": booted,
+        "engines": ENGINES,
         "services": {"mirror": offered["mirror"], "slack": offered["slack"]},
         "checksums": sums,
         "uv_cache": machine.SHARED_UV_CACHE,
@@ -67,7 +86,7 @@ def show(offered: dict, seconds: float) -> None:
     key = json.loads(FACTS.read_text())["secrets"]["ai_server_api_key"]
     base = f"http://127.0.0.1:{PORT}"
     print(f"\nServing after {seconds:.0f} s. Through ai-server, to {PROMPT!r} (a tiny random model: expect no sense):")
-    for name in ("lab/tiny-llama", "easycontract", "checklist"):
+    for name in MODELS[ENGINES]:
         print(f"  {name:<16}{answer(base, key, name)!r}")
     metrics, logs, alerts = (f"http://127.0.0.1:{port}" for port in PAGES.values())
     print(f"""
