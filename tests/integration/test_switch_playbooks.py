@@ -52,13 +52,27 @@ def test_an_engine_that_cannot_be_switched_to_is_refused(run, given, says):
     ("given", "says"),
     [
         ({"command": "true"}, "group is missing; give one of evaluation, such as -e group=evaluation."),
-        ({"command": "true", "group": "x"}, "group is x, which no engine of this inventory has; give one of evaluation"),
+        (
+            {"command": "true", "group": "x"},
+            "group is x, which no engine of this inventory has; give one of evaluation",
+        ),
         ({"group": "evaluation"}, 'command is ""; give a program with its arguments'),
-        ({"group": "evaluation", "command": "echo 'a"}, "command is \"echo 'a\"; give a program with its arguments"),
-        ({"group": "evaluation", "command": "true", "run_on": "moon"}, 'run_on is "moon"; it must be one of controller, host.'),
+        ({"group": "evaluation", "command": "echo 'a"}, 'command is "echo \'a"; give a program with its arguments'),
+        (
+            {"group": "evaluation", "command": "true", "run_on": "moon"},
+            'run_on is "moon"; it must be one of controller, host.',
+        ),
         ({"group": "evaluation", "command": "true", "run_timeout": 0}, "run_timeout is 0"),
         ({"group": "x", "command": "true", "engines": []}, NO_GROUP),
     ],
 )
 def test_a_run_that_cannot_be_meant_is_refused(run, given, says):
     assert says in run("one_after_another", **given)
+
+
+def test_words_that_ansible_would_lose_are_refused(tmp_path):
+    inventory = tmp_path / "hosts.json"
+    inventory.write_text(json.dumps({"engines": {"hosts": {"dead": {**DEAD, "engines": ENGINES}}}}))
+    words = ["--extra-vars", "command=python3 evaluate.py"]
+    given = playbook.command(inventory, "playbooks/one_after_another.yml", {"group": "evaluation"}, *words)
+    assert 'command is "python3"; give a program with its arguments, in quotes' in playbook.run(given, ROOT).message
