@@ -128,6 +128,7 @@ def test_one_that_does_not_serve_gives_way_to_the_one_before(host, switch):
     assert not host.service("turn-three").is_running and not host.service("turn-three").is_enabled
 
 
+@pytest.mark.full
 def test_the_choice_outlives_a_reboot(host, switch, restart):
     assert switch("turn-two").code == 0
     restart()
@@ -138,6 +139,7 @@ def test_the_choice_outlives_a_reboot(host, switch, restart):
     assert not host.service("turn-one").is_running
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("run_on", ["controller", "host"])
 def test_a_command_runs_against_each_and_the_one_before_serves_again(host, turns, converge, tmp_path, run_on):
     script = tmp_path / "evaluate.py"
@@ -161,6 +163,7 @@ def test_a_command_runs_against_each_and_the_one_before_serves_again(host, turns
     assert states(host) == {"turn-one": "stopped", "turn-three": "stopped"}
 
 
+@pytest.mark.full
 class TestSleep:
     def test_one_falls_asleep_and_wakes_as_the_same_process(self, host, switch):
         assert switch("turn-one").code == 0
