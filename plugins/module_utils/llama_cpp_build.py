@@ -107,7 +107,7 @@ def complaint(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     first = next((number for number, line in enumerate(lines) if TOLD.search(line)), None)
     # cmake tells the reason below the place.
-    told = lines[first : first + 3] if first is not None and "CMake Error" in lines[first] else lines[first or 0 :][:1]
+    told = lines[first : first + 4] if first is not None and "CMake Error" in lines[first] else lines[first or 0 :][:1]
     said = " | ".join(told if first is not None else lines[-3:]) or "it says nothing"
     return said + ("; the memory was not enough: lower llama_cpp_build_jobs" if MEMORY.search(output) else "")
 
