@@ -141,7 +141,10 @@ def test_the_choice_outlives_a_reboot(host, switch, restart):
 
 @pytest.mark.full
 @pytest.mark.parametrize("run_on", ["controller", "host"])
-def test_a_command_runs_against_each_and_the_one_before_serves_again(host, turns, converge, tmp_path, run_on):
+def test_a_command_runs_against_each_and_the_one_before_serves_again(
+    host, turns, switch, converge, tmp_path, run_on
+):  # fmt: skip
+    assert switch("turn-two").code == 0
     script = tmp_path / "evaluate.py"
     script.write_text(EVALUATE)
     if run_on == "host":
@@ -158,7 +161,6 @@ def test_a_command_runs_against_each_and_the_one_before_serves_again(host, turns
     summary = json.loads((folder / "summary.json").read_text())
     assert {each["engine"]: each["rc"] for each in summary["engines"]} == {NAMES[0]: 0, NAMES[1]: 3, NAMES[2]: 0}
     assert KEY not in outcome.text + (folder / "summary.json").read_text()
-    # turn-two served before.
     assert status(host, "turn-two", "/v1/models") == 200
     assert states(host) == {"turn-one": "stopped", "turn-three": "stopped"}
 
