@@ -130,7 +130,7 @@ def text_of(note: Mapping) -> str:
 
 def metrics_of(note: Mapping) -> str:
     """Return the page of metrics about the note."""
-    lines = ["# HELP llm_engine_away 1 for an engine that another one of its group runs instead of.",
+    lines = ["# HELP llm_engine_away 1 for an engine that is off because another engine of its group serves.",
              "# TYPE llm_engine_away gauge"]  # fmt: skip
     lines += [f'llm_engine_away{{service="{name}",state="{note[name]["state"]}"}} 1' for name in sorted(note)]
     return "\n".join(lines) + "\n" if note else ""
@@ -191,7 +191,7 @@ def carry_out(host: Host, wanted: Wanted, planned: Change) -> str:
             try:
                 _wake(host, wanted, planned.before[wanted.name].get("level", wanted.level))
             except EngineStateError as error:
-                warning = f"{error}; it did not wake and is started anew"
+                warning = f"{error}; it did not wake up and will be restarted"
                 host.run("systemctl", "stop", wanted.unit, timeout=wanted.timeout)
         elif step == "sleep":
             _fall_asleep(host, wanted)
@@ -237,7 +237,7 @@ def _sleeps(host: Host, wanted: Wanted) -> bool:
     try:
         return bool(json.loads(_ask(host, wanted, "/is_sleeping", post=False))["is_sleeping"])
     except (ValueError, KeyError, TypeError):
-        raise EngineStateError(f"{wanted.name}: {wanted.url}/is_sleeping answered in no form that is known") from None
+        raise EngineStateError(f"{wanted.name}: {wanted.url}/is_sleeping gave an unexpected answer") from None
 
 
 def _fall_asleep(host: Host, wanted: Wanted) -> None:

@@ -52,15 +52,17 @@ def list_problems(entries: object, options: Mapping[str, Iterable[str]], units: 
         name, kind = entry.get("name"), entry.get("kind")
         at = f"engines: {name}" if isinstance(name, str) else f"engines[{number}]"
         if not isinstance(name, str) or not ENGINE_NAME.fullmatch(name):
-            problems.append(f"{at} needs a name: a small letter, then at most 30 small letters, digits and dashes.")
+            problems.append(
+                f"{at} needs a name: a lowercase letter, then at most 30 lowercase letters, digits and dashes."
+            )
         elif name in names:
-            problems.append(f"{at} is there twice; give each engine a name of its own.")
+            problems.append(f"{at} appears twice; give each engine a name of its own.")
         elif name in units:
             problems.append(f"{at} has the name of another service of this host; choose another name.")
         if isinstance(name, str):
             names.add(name)
         if kind not in ROLES:
-            problems.append(f"{at} is of the kind {kind}; it must be one of {', '.join(ROLES)}.")
+            problems.append(f"{at} has no valid kind ({kind}); set kind to one of {', '.join(ROLES)}.")
             continue
         if "group" in entry and not (isinstance(entry["group"], str) and ENGINE_NAME.fullmatch(entry["group"])):
             problems.append(f"{at} has the group {entry['group']}; it must be a name like an engine's.")
@@ -93,7 +95,9 @@ def group_problems(entries: list[Mapping], groups: object) -> list[str]:
     used = {entry.get("group") for entry in entries}
     for name, options in groups.items():
         if name not in used:
-            problems.append(f"engine_groups has {name}, which is no engine's group on this host; correct one of them.")
+            problems.append(
+                f"engine_groups names {name}, but no engine on this host has that group; correct one of them."
+            )
         for key in options:
             if key != "sleep":
                 problems.append(f"engine_groups.{name} has {key}, which is not known; it takes sleep.")

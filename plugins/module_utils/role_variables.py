@@ -112,7 +112,7 @@ KINDS: dict[str, tuple[Callable, str]] = {
         lambda value: ACCOUNT.fullmatch(value) and value != "root",
         "the name of a system user of its own: at most 32 of a-z 0-9 _ -, a letter or _ first, and not root",
     ),
-    "engine_name": (ENGINE_NAME.fullmatch, "a small letter, then at most 30 small letters, digits and dashes"),
+    "engine_name": (ENGINE_NAME.fullmatch, "a lowercase letter, then at most 30 lowercase letters, digits and dashes"),
     "served_name": (
         SERVED_NAME.fullmatch,
         "a name of letters, digits and . _ - : @ + /, each part with a letter or digit first",

@@ -234,7 +234,7 @@ class TestServing:
         machine.make("asleep")
         machine.wakes = False
         assert machine.make("serving")
-        assert "answered 500 instead of 200: out of memory; it did not wake and is started anew" in machine.warning
+        assert "answered 500 instead of 200: out of memory; it did not wake up and will be restarted" in machine.warning
         assert machine.active == set() and machine.note == {}
 
 

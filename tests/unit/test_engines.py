@@ -28,9 +28,9 @@ def test_a_list_that_is_right_has_no_problems():
     ("entry", "told"),
     [
         ({"kind": "vllm"}, "engines[0] needs a name"),
-        ({"name": "Chat_1", "kind": "vllm"}, "engines: Chat_1 needs a name: a small letter"),
-        ({"name": "chat", "kind": "tgi"}, "engines: chat is of the kind tgi; it must be one of vllm, llama_cpp"),
-        ({"name": "chat"}, "engines: chat is of the kind None"),
+        ({"name": "Chat_1", "kind": "vllm"}, "engines: Chat_1 needs a name: a lowercase letter"),
+        ({"name": "chat", "kind": "tgi"}, "engines: chat has no valid kind (tgi); set kind to one of vllm, llama_cpp"),
+        ({"name": "chat"}, "engines: chat has no valid kind (None)"),
         ({"name": "ai-server", "kind": "vllm"}, "engines: ai-server has the name of another service of this host"),
         ({**CHAT, "prot": 1}, "engines: vllm has prot, which is not known; did you mean port?"),
         ({**CHAT, "vllm_port": 1}, "engines: vllm has vllm_port; in an entry it is port."),
@@ -52,8 +52,8 @@ def test_what_is_no_list_of_mappings_is_refused(listed):
 def test_names_are_unique_and_all_problems_are_told_at_once():
     found = problems(CHAT, {**CHAT, "port": 2}, {"name": "code", "kind": "x"})
     assert [text.split(";")[0] for text in found] == [
-        "engines: vllm is there twice",
-        "engines: code is of the kind x",
+        "engines: vllm appears twice",
+        "engines: code has no valid kind (x)",
     ]
 
 
@@ -74,7 +74,7 @@ def test_an_entry_sets_the_variables_of_its_role():
     [
         ([], "engine_groups is not a mapping"),
         ({"evaluation": 1}, "engine_groups is not a mapping"),
-        ({"other": {}}, "engine_groups has other, which is no engine's group"),
+        ({"other": {}}, "engine_groups names other, but no engine"),
         ({"evaluation": {"nap": 1}}, "engine_groups.evaluation has nap"),
         ({"evaluation": {"sleep": 3}}, "engine_groups.evaluation.sleep is 3"),
         ({"evaluation": {"sleep": True}}, "engine_groups.evaluation.sleep is True"),
