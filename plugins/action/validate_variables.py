@@ -58,7 +58,7 @@ class ActionModule(ActionBase):
         if problems:
             numbered = [f"({n}) {text}" for n, text in enumerate(problems, 1)] if len(problems) > 1 else problems
             result.update(failed=True, msg=" ".join(numbered))
-        elif self._task.args.get("engines"):
+        elif "engines" in self._task.args:
             # The settings have keys, so nothing shows this result.
             result.update(engines=resolved, _ansible_no_log=True)
         return result
@@ -67,8 +67,7 @@ class ActionModule(ActionBase):
         """Return ``(the engines of the host with all variables of their roles, problems)``; see the module's RETURN."""
         listed = self._task.args.get("engines") or []
         specs = {kind: self._declared(role) for kind, role in engines.ROLES.items()}
-        others = set(self._task.args.get("services") or []) - {one["name"] for one in listed if "name" in one}
-        problems = engines.list_problems(listed, specs, others)
+        problems = engines.list_problems(listed, specs, self._task.args.get("services") or [])
         if problems:
             return [], problems
         groups = self._task.args.get("engine_groups") or {}

@@ -86,11 +86,14 @@ def ai_server_engines_file(engines: list[dict]) -> str:
 def ai_server_engine_units(engines: list[dict], directive: str) -> list[str]:
     """Return the units for ``after`` or ``wants`` of ai-server's unit; where no engines are named, vllm's.
 
-    An engine of a group is not wanted: it would be started with ai-server, beside the one that runs in its place.
+    An engine of a group is not wanted: it would be started with ai-server, beside the one that runs in its place. Only
+    the first one is waited for: the others start in their turn, which may take minutes.
     """
     if not engines:
         return ["vllm.service"]
-    return [f"{engine['name']}.service" for engine in engines if directive == "after" or not engine.get("group")]
+    if directive == "after":
+        return [f"{engines[0]['name']}.service"]
+    return [f"{engine['name']}.service" for engine in engines if not engine.get("group")]
 
 
 class FilterModule:

@@ -312,7 +312,7 @@ def switched(engines: list[dict], note: Mapping, groups: Mapping, to: str) -> di
 
     ``to`` and ``back`` are the engine that is to serve and the one that serves now, None where that is the same.
     ``others`` make room, as ``{name, url, sleep, stop}``: their level of sleep, 0 to stop, and the seconds that it may
-    take. ``planned`` and ``planned_back`` are the planner's questions about all that serve with the one and the other.
+    take. ``members`` are the names of all engines of the group.
     """
     target = next(each for each in engines if each["name"] == to)
     members = [each for each in engines if each["group"] == target["group"]]
@@ -329,8 +329,6 @@ def switched(engines: list[dict], note: Mapping, groups: Mapping, to: str) -> di
         "back": back,
         "others": others,
         "members": [each["name"] for each in members],
-        "planned": _planned(engines, note, members, target),
-        "planned_back": _planned(engines, note, members, back or target),
     }
 
 
@@ -343,11 +341,6 @@ def serving(members: list[dict], note: Mapping) -> dict:
     """Return which of a group serves."""
     rest = resting(members, note)
     return next(each for each in members if each["name"] not in rest)
-
-
-def _planned(engines: list[dict], note: Mapping, members: list[dict], serves: dict) -> list[dict]:
-    rest = resting(engines, note)
-    return [each["plan"] for each in engines if each == serves or (each not in members and each["name"] not in rest)]
 
 
 def resting_instead(engines: list[dict], note: Mapping) -> list[dict]:

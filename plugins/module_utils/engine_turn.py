@@ -22,7 +22,10 @@ import urllib.request
 from pathlib import Path
 
 POLL_SECONDS = 1.0
+MOST_SECONDS = 3000.0  # less than the unit's TimeoutStartSec, with the wait for the GPU
 ANSWER_SECONDS = 5.0
+# When the host is up, whoever restarts an engine waits for the end of this.
+UP_SECONDS = 120.0
 GPU_SECONDS = 60.0  # what a process held is free soon after it left, or stuck
 
 
@@ -32,6 +35,13 @@ def coming(unit: str) -> bool:
     shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout
     state = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
     return state.get("ActiveState") in ("active", "activating", "reloading") or state.get("Job", "0") not in ("", "0")
+
+
+def boots() -> bool:
+    """Say whether the host is still starting; source: systemctl(1), is-system-running."""
+    command = ["systemctl", "is-system-running"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout
+    return told.strip() in ("initializing", "starting")
 
 
 def serves(url: str) -> bool:
@@ -87,7 +97,12 @@ def main(path: str) -> None:
         turn = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
-    told = [await_engine(one["unit"], one["url"], float(one["seconds"])) for one in turn["earlier"]]
+    booting = boots()
+    end = time.monotonic() + (MOST_SECONDS if booting else UP_SECONDS)
+    told = []
+    for one in turn["earlier"]:
+        seconds = min(float(one["seconds"]), max(0.0, end - time.monotonic()))
+        told.append(await_engine(one["unit"], one["url"], seconds))
     if turn.get("gpu"):
         told.append(await_gpu(turn["gpu"]["mib"], turn["gpu"]["gpus"]))
     for line in filter(None, told):

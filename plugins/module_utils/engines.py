@@ -194,9 +194,14 @@ def with_model(plan: Mapping, prepared: Mapping) -> dict:
 
 
 def planned_together(engines: list[dict], prepared: Mapping) -> list[dict]:
-    """Return the questions about all engines that use the GPU, in order; ``prepared`` is what roles prepared."""
-    on_gpu = [one for one in engines if one["settings"].get(f"{ROLES[one['kind']]}_gpu", True)]
-    return [with_model(one["plan"], prepared.get(one["name"]) or {}) for one in on_gpu]
+    """Return the questions about the engines that use the GPU, in order; ``prepared`` is what roles prepared."""
+    return [with_model(one["plan"], prepared.get(one["name"]) or {}) for one in engines if _in_plan(one)]
+
+
+def _in_plan(one: Mapping) -> bool:
+    """Say whether an engine uses the GPU and is planned: what one that is not holds counts as held by others."""
+    role, settings = ROLES[one["kind"]], one["settings"]
+    return settings.get(f"{role}_gpu", True) and settings.get(f"{role}_memory_plan") != "off"
 
 
 def by_group(entry: Mapping, groups: Mapping) -> dict:
@@ -278,6 +283,23 @@ def before(engines: list[dict], name: str) -> list[dict]:
             }
         )
     return earlier
+
+
+def taken(wanted: list[dict], noted: Iterable[Mapping], foreign: Iterable[str]) -> list[str]:
+    """Return a sentence for each of ``wanted`` whose name the host has for something else.
+
+    ``noted`` are the engines that it has, ``foreign`` the names of units of its distribution.
+    """
+    kinds = {one["name"]: one["kind"] for one in noted}
+    problems = [f"engines: {name} is the name of a service of this host; choose another name." for name in foreign]
+    for one in wanted:
+        kind = kinds.get(one["name"], one["kind"])
+        if kind != one["kind"]:
+            problems.append(
+                f"engines: {one['name']} is of the kind {kind} on this host and {one['kind']} in the list; give the "
+                "new one another name."
+            )
+    return problems
 
 
 def gone(present: Iterable[str], noted: Iterable[Mapping], served_before: bool) -> list[dict]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from . import alertmanager, scrape_targets
+from . import alertmanager, engines, scrape_targets
 
 LOOPBACK = ("127.", "::1", "localhost")
 ANYWHERE = ("0.0.0.0", "::", "*")
@@ -53,7 +53,7 @@ def _targets_of(name: str, variables: Mapping, defaults: Callable[[str], Mapping
     """Yield a group of file_sd for each program of a host that can be reached, a sentence for each that cannot."""
     yield from _engines_of(name, variables, defaults)
     for program in scrape_targets.PROGRAMS:
-        if program.job in scrape_targets.ENGINES and variables.get("engines"):
+        if program.job in scrape_targets.ENGINES and _listed(variables):
             continue
         own = defaults(program.role)
         seen = scrape_targets.targets(
@@ -67,9 +67,17 @@ def _targets_of(name: str, variables: Mapping, defaults: Callable[[str], Mapping
         yield _reached(variables, labels, program.job, listens, port, program.address)
 
 
+def _listed(variables: Mapping) -> list[dict]:
+    """Return the engines of a host that has a list of them; a group variable may reach hosts that run none."""
+    groups = set(variables.get("group_names") or [])
+    if "engines" in groups:
+        return variables.get("engines") or [engines.SINGLE]
+    return (variables.get("engines") or []) if "vllm" in groups else []
+
+
 def _engines_of(name: str, variables: Mapping, defaults: Callable[[str], Mapping]):
     """Yield the same for each entry of a list of engines."""
-    for one in variables.get("engines") or []:
+    for one in _listed(variables):
         role = one["kind"]
         listens, port = (
             one.get(key) or variables.get(f"{role}_{key}") or defaults(role).get(f"{role}_{key}")

@@ -21,9 +21,12 @@ options:
       kind: {description: What runs it., type: str, required: true}
       group: {description: Group of engines of which one serves at a time., type: str}
   state:
-    description: V(compared) only reads; V(noted) writes the list.
+    description:
+      - V(compared) only reads. V(begun) adds the engines to the list, before a run touches the first one, so that none
+        that a failed run started is forgotten. V(noted) writes the list as it is to be, at the end of a good run.
+      - V(begun) refuses a name that the host has for something else.
     type: str
-    choices: [compared, noted]
+    choices: [compared, begun, noted]
     default: compared
 attributes:
   check_mode: {description: Says whether the list would be written and writes nothing., support: full}
@@ -60,6 +63,7 @@ from ansible.module_utils import engine_states, engines
 from ansible.module_utils.quiet_module import QuietModule
 from ansible.module_utils.service_release import STORE, write
 
+DISTRIBUTION = (Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"))
 LIST = STORE.parent / "engine_list.json"
 
 
@@ -72,25 +76,37 @@ def read(path: Path) -> list[dict]:
     return found if isinstance(found, list) else []
 
 
+def foreign(name: str) -> bool:
+    """Say whether a unit of that name is the distribution's, such as ssh."""
+    return any((folder / f"{name}.service").exists() for folder in DISTRIBUTION)
+
+
 def main() -> None:
     text = {"type": "str", "required": True}
     one = {"name": text, "kind": text, "group": {"type": "str"}}
     module = QuietModule(
         argument_spec={
             "engines": {"type": "list", "elements": "dict", "required": True, "options": one},
-            "state": {"type": "str", "choices": ["compared", "noted"], "default": "compared"},
+            "state": {"type": "str", "choices": ["compared", "begun", "noted"], "default": "compared"},
         },
         supports_check_mode=True,
     )
-    wanted, noted = module.params["engines"], read(LIST)
+    wanted, noted, state = module.params["engines"], read(LIST), module.params["state"]
     names = [{"name": each["name"], "kind": each["kind"]} for each in wanted]
-    changed = module.params["state"] == "noted" and noted != names
+    served_before = (STORE / engines.SINGLE["name"] / "state.json").exists()
+    gone = engines.gone([each["name"] for each in wanted], noted, served_before)
+    if state == "begun":
+        taken = engines.taken(names, noted, [name for each in names if (name := each["name"]) and foreign(name)])
+        if taken:
+            module.fail_json(msg=" ".join(taken))
+        names = gone + names
+    # A host with nothing new is not written to: one that is to lose an engine keeps it in the list until it is gone.
+    changed = state != "compared" and sorted(noted, key=str) != sorted(names, key=str)
     if changed and not module.check_mode:
         write(LIST, json.dumps(names, indent=1) + "\n", 0o644)
-    served_before = (STORE / engines.SINGLE["name"] / "state.json").exists()
     module.exit_json(
-        changed=changed,
-        gone=engines.gone([each["name"] for each in wanted], noted, served_before),
+        changed=changed and state == "noted",
+        gone=gone,
         resting=engines.resting(wanted, engine_states.away()),
     )
 

@@ -40,6 +40,11 @@ options:
     type: str
     choices: [present, absent]
     default: present
+  beside:
+    description: With O(state=absent), directories that are kept, since a service is about to run on them.
+    type: list
+    elements: path
+    default: []
 attributes:
   check_mode: {description: Says whether it would build; asks nothing of the network., support: full}
 """
@@ -87,13 +92,14 @@ def main() -> None:
             "ca_path": {"type": "path"},
             "root": {"type": "path", "default": "/opt/llama.cpp"},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "beside": {"type": "list", "elements": "path", "default": []},
         },
         required_if=[("state", "present", ("version", "url", "checksum"))],
         supports_check_mode=True,
     )
     wanted = module.params
     if wanted["state"] == "absent":
-        remove(module, Path(wanted["root"]))
+        remove(module, Path(wanted["root"]), wanted["beside"])
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", wanted["checksum"]):
         module.fail_json(msg=f"checksum must be sha256: and 64 hexadecimal digits, not {wanted['checksum']!r}")
     build = Build(wanted["version"], wanted["checksum"], wanted["cuda"], tuple(wanted["options"]))
@@ -119,9 +125,9 @@ def main() -> None:
     module.exit_json(changed=changed, path=str(directory), diff=diff)
 
 
-def remove(module: QuietModule, home: Path) -> None:
+def remove(module: QuietModule, home: Path, beside: list[str]) -> None:
     """Remove what no release needs, and the directory of all builds where nothing is left in it."""
-    gone = unused(home, in_use())
+    gone = unused(home, in_use() | {Path(place) for place in beside})
     if gone and not module.check_mode:
         for place in gone:
             shutil.rmtree(place)

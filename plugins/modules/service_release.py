@@ -273,6 +273,7 @@ rotation: {description: Whether the host was put back into rotation., type: str,
 
 import re
 
+from ansible.module_utils import engine_states
 from ansible.module_utils.probes import first_failure
 from ansible.module_utils.quiet_module import QuietModule
 from ansible.module_utils.service_release import Refused, Service, digest, digest_before
@@ -564,6 +565,8 @@ def act(service: Service, wanted: dict) -> dict:
         prepare(service, wanted, new_user, directories)
         return {"changed": bool(new_user or directories)}
     if wanted["state"] == "previous":
+        if service.name in engine_states.away():
+            raise Refused(f"{service.name} is off because another engine of its group serves; switch to it first")
         way = way_back(service, service.earlier(wanted["release"]))
         service.check_unit(service.release(way["release"]), check_mode=False)
         return {

@@ -282,12 +282,11 @@ def switched(note=None, to="feedback", groups=None):
 
 
 class TestGroup:
-    def test_a_switch_touches_the_group_alone_and_plans_what_serves_after_it(self):
+    def test_a_switch_touches_the_group_alone(self):
         found = switched()
         assert (found["to"], found["back"]) == (FEEDBACK, CHAT)
         assert [each["name"] for each in found["others"]] == ["chat", "judge"]
-        assert found["planned"] == [{"name": "code"}, {"name": "feedback"}]
-        assert found["planned_back"] == [{"name": "code"}, {"name": "chat"}]
+        assert found["members"] == ["chat", "feedback", "judge"]
 
     def test_who_makes_room_sleeps_where_the_group_says_so_and_takes_no_secret_along(self):
         (other, _) = switched(groups={"evaluation": {"sleep": 2}})["others"]

@@ -91,8 +91,36 @@ def test_the_fullest_of_the_gpus_counts(monkeypatch, tmp_path):
     assert engine_turn.free_mib(2) == 400
 
 
+@pytest.mark.parametrize(
+    ("told", "booting"),
+    [("starting", True), ("initializing", True), ("running", False), ("degraded", False), ("", False)],
+)
+def test_systemd_says_whether_the_host_boots(monkeypatch, tmp_path, told, booting):
+    put(tmp_path, "systemctl", f"echo {told}; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert engine_turn.boots() is booting
+
+
+@pytest.mark.parametrize(("booting", "seconds"), [(True, [600.0, 600.0]), (False, [120.0, 0.0])])
+def test_on_a_host_that_is_up_the_wait_is_short_in_all(monkeypatch, tmp_path, clock, booting, seconds):
+    asked = []
+
+    def wait(unit, url, most):
+        asked.append(most)
+        clock[0] += most
+        return ""
+
+    monkeypatch.setattr(engine_turn, "await_engine", wait)
+    monkeypatch.setattr(engine_turn, "boots", lambda: booting)
+    turn = {"earlier": [{"unit": f"{name}.service", "url": "http://x", "seconds": 600} for name in "ab"], "gpu": {}}
+    (tmp_path / "turn.json").write_text(json.dumps(turn))
+    engine_turn.main(str(tmp_path / "turn.json"))
+    assert asked == seconds
+
+
 def test_what_is_waited_for_stands_in_its_file(monkeypatch, tmp_path, capsys):
     asked = []
+    monkeypatch.setattr(engine_turn, "boots", lambda: True)
     monkeypatch.setattr(engine_turn, "await_engine", lambda *told: asked.append(told) or "")
     monkeypatch.setattr(engine_turn, "await_gpu", lambda mib, gpus: f"{mib} MiB on {gpus}")
     turn = {"earlier": [{"unit": "a.service", "url": "http://x", "seconds": 5}], "gpu": {"mib": 10, "gpus": 1}}

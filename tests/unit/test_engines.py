@@ -201,3 +201,27 @@ def test_no_engine_can_have_the_name_of_a_service_of_another_role():
     services = set(re.findall(r"service_release:\n\s+name: ([\w-]+)\n", text))
     assert services
     assert services <= set(taken)
+
+
+def test_a_name_that_the_host_has_for_something_else_is_refused():
+    noted = [{"name": "code", "kind": "vllm"}, {"name": "vllm", "kind": "vllm"}]
+    wanted = [{"name": "code", "kind": "llama_cpp"}, {"name": "vllm", "kind": "vllm"}, {"name": "ssh", "kind": "vllm"}]
+    assert [text.split(";")[0] for text in engines.taken(wanted, noted, ["ssh"])] == [
+        "engines: ssh is the name of a service of this host",
+        "engines: code is of the kind vllm on this host and llama_cpp in the list",
+    ]
+    assert engines.taken(wanted[1:2], noted, []) == []
+
+
+def test_engines_without_a_gpu_or_a_plan_are_not_planned():
+    def one(name, kind, **settings):
+        return {"name": name, "kind": kind, "settings": settings, "plan": {"name": name, "model": "owner/model"}}
+
+    asked = [one("a", "vllm"), one("b", "llama_cpp", llama_cpp_gpu=False), one("c", "vllm", vllm_memory_plan="off")]
+    asked += [one("d", "llama_cpp", llama_cpp_gpu=True)]
+    prepared = {"d": {"model": "/models/d.gguf", "fetched": []}}
+    told = engines.planned_together(asked, prepared)
+    assert told == [{"name": "a", "model": "owner/model"}, {"name": "d", "model": "/models/d.gguf"}]
+    # In check mode the file is not there yet.
+    prepared["d"]["fetched"] = ["d.gguf"]
+    assert engines.planned_together(asked, prepared)[1]["model"] == "owner/model"
