@@ -198,6 +198,41 @@ def test_each_is_one_sentence_and_all_are_said_at_once(variables, told):
     assert not [text for text in problems if text.endswith("..") or "Traceback" in text]
 
 
+CODE = {"name": "code", "kind": "llama_cpp", "model": "/srv/code.gguf", "gpu": False, "source": "package"}
+VLLM = {"name": "vllm", "kind": "vllm"}
+
+
+def test_engines_of_two_kinds_pass_and_their_keys_are_not_shown():
+    variables = {"engines": [VLLM, CODE], "llama_cpp_api_key": "canary-llama-27182818"}
+    done = playbook("playbooks/validate.yml", {**GOOD, **HERE, **variables}, "-vvv")
+    assert done.returncode == 0, done.stdout
+    shown = [line for line in done.stdout.splitlines() if "canary-llama" in line and "extra" not in line.lower()]
+    assert not shown, shown
+
+
+@pytest.mark.parametrize(
+    ("engines", "told"),
+    [
+        ([{"name": "vmagent", "kind": "vllm"}], "engines: vmagent has the name of another service of this host"),
+        ([VLLM, {**VLLM, "name": "b"}], "engines: b: vllm_port and engines: vllm: vllm_port are both 8001"),
+        ([{**VLLM, "max_model_len": 0}], "engines: vllm: vllm_max_model_len is 0; it must be more than 0"),
+        ([VLLM, CODE], "engines: code: llama_cpp_api_key must be set"),
+        ([{**VLLM, "group": "a"}, {**CODE, "group": "a"}], "engine_groups.a.sleep is 1, but only vLLM can sleep"),
+        ("vllm", "engines is not a list of mappings"),
+    ],
+)
+def test_a_list_of_engines_that_is_wrong_is_refused_with_the_name_of_the_engine(engines, told):
+    groups = {"engine_groups": {"a": {"sleep": 1}}} if "sleep" in told else {}
+    code, problems = validate({"engines": engines, **groups})
+    assert code != 0
+    assert any(told in text for text in problems), problems
+
+
+def test_a_host_may_have_no_engine():
+    code, said = validate({"engines": []})
+    assert code == 0, said
+
+
 def test_engines_of_the_application_are_looked_at_together():
     chat = {"name": "chat", "url": "http://127.0.0.1:8001/v1", "api_key": "canary-key-1", "models": ["a"]}
     wrong = [chat, {**chat, "url": "http://127.0.0.1:8002", "api_key": "caller-key-0123456789"}, {**chat, "port": 1}]

@@ -148,7 +148,8 @@ def test_a_command_runs_against_each_and_the_one_before_serves_again(
     script = tmp_path / "evaluate.py"
     script.write_text(EVALUATE)
     if run_on == "host":
-        host.check_output("printf %%s %s > /srv/evaluate.py", EVALUATE)
+        # The login user runs it.
+        host.check_output("printf %%s %s > /srv/evaluate.py && chmod 644 /srv/evaluate.py", EVALUATE)
     program = str(script) if run_on == "controller" else "/srv/evaluate.py"
     given = {"group": "turns", "command": f"python3 {program} turn-two", "run_on": run_on}
     outcome = converge(turns(**given, run_directory=str(tmp_path / "runs")), playbook="one_after_another.yml")
