@@ -95,7 +95,7 @@ def others(host):
     """Return the processes of the scenario's own engines."""
     listed = host.file("/var/lib/llm-server/engine_list.json")
     names = [each["name"] for each in json.loads(listed.content_string)] if listed.exists else []
-    return pids(host, *names)
+    return pids(host, *(name for name in names if name not in NAMES))
 
 
 def test_a_switch_starts_one_and_stops_the_rest_and_twice_changes_nothing(host, switch):
