@@ -33,6 +33,8 @@ FRAME = re.compile(r"^\s*(\x1b\[[\d;]*m)*│?(\x1b\[[\d;]*m)*\s?|\x1b\[[\d;]*m")
 FAILURE = re.compile(r"(FAILED|ERROR|E  |fatal:|\[ERROR\])")
 DEADLINE = float(os.environ.get("TEST_DEADLINE") or "inf")
 
+# Two scenarios run side by side, so these begin first.
+LONGEST = ("engines", "swap", "vllm")
 # The scenarios of the long part, by platform. Debian 12 is the daily one: `make test` has it.
 EVERY = ()
 ON_A_GPU = ("cuda_keyring", "dcgm", "dcgm_exporter", "gpu_host", "laboratory", "production_engine")
@@ -125,7 +127,7 @@ def failures(log: Path) -> tuple[str, ...]:
 def known_scenarios() -> list[str]:
     """Return the names of the scenarios; those that take longest first, because two run side by side."""
     names = [path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml")]
-    return sorted(names, key=lambda name: (name not in ("vllm", "swap"), name))
+    return sorted(names, key=lambda name: (name not in LONGEST, name))
 
 
 def scenario(name: str, platform: str, **environment: str) -> Step:
@@ -154,7 +156,8 @@ def daily_scenarios(wanted: list[str], platform: str) -> list[tuple[str, str]]:
     others = {*PLACED.values(), *(RARE[name] for name in RARE if name in wanted)} - {platform}
     placed = [(name, other) for other in sorted(others) for name in chosen(wanted, other) if name in {**PLACED, **RARE}]
     own = [(name, platform) for name in chosen(wanted, platform) if name not in RARE or name in wanted]
-    return own + [one for one in placed if one[0] not in RARE or one[0] in wanted]
+    own += [one for one in placed if one[0] not in RARE or one[0] in wanted]
+    return sorted(own, key=lambda one: one[0] not in LONGEST)
 
 
 def long_steps(wanted: list[str]) -> list[Step]:
