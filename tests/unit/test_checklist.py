@@ -104,6 +104,16 @@ def test_an_agent_that_pushes(server, figures, measured, ok):
     assert checklist.remote_write(server.url, watched=0) == (measured, ok)
 
 
+def test_an_engine_that_is_off_on_purpose_is_no_lost_target(server, monkeypatch):
+    target = {"labels": {"job": "vllm", "service": "feedback"}, "health": "down"}
+    agent(server, sent=9)
+    server.pages["/api/v1/targets"] = (200, json.dumps({"data": {"activeTargets": [target]}}))
+    monkeypatch.setattr(checklist.engine_states, "away", lambda: ["feedback"])
+    assert checklist.remote_write(server.url, watched=0)[1] is True
+    monkeypatch.setattr(checklist.engine_states, "away", list)
+    assert checklist.remote_write(server.url, watched=0)[1] is False
+
+
 def test_an_agent_is_given_a_moment_to_send(server, monkeypatch):
     agent(server, sent=9, waiting=4096, vllm="up")
     monkeypatch.setattr(checklist.time, "sleep", lambda _: agent(server, sent=10, vllm="up"))

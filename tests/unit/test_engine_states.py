@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from ansible.module_utils import engine_states
 from ansible.module_utils.engine_states import EngineStateError, Host, Wanted
 from ansible.module_utils.systemd_unit import SystemdError
+
+from plugins.modules import service_release as release_door
 
 URL = "http://127.0.0.1:8001"
 
@@ -347,3 +350,12 @@ class TestGroup:
     def test_one_that_is_to_serve_and_does_not_run_is_red(self):
         (row,) = engine_states.rows(["chat"], {}, {"chat": False}, {})
         assert row == {"what": "chat", "measured": "does not run", "ok": False}
+
+
+def test_an_engine_that_is_off_is_not_rolled_back(monkeypatch):
+    """A rollback would start it beside the one that serves."""
+    monkeypatch.setattr(release_door.engine_states, "away", lambda: ["feedback"])
+    wanted = {"phase": "apply", "state": "previous", "release": None, "secrets": []}
+    service = SimpleNamespace(name="feedback", clean=lambda _: None)
+    with pytest.raises(release_door.Refused, match="feedback is off because another engine of its group serves"):
+        release_door.act(service, wanted)

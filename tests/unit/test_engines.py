@@ -225,3 +225,10 @@ def test_engines_without_a_gpu_or_a_plan_are_not_planned():
     # In check mode the file is not there yet.
     prepared["d"]["fetched"] = ["d.gguf"]
     assert engines.planned_together(asked, prepared)[1]["model"] == "owner/model"
+
+
+def test_the_application_gets_a_table_where_there_are_several():
+    resolved = [engines.resolved(one, {**SETTINGS, "vllm_api_key": "key"}) for one in (CHAT, FEEDBACK)]
+    row = {"url": "http://127.0.0.1:8002/v1", "models": ["owner/model", "easycontract"], "api_key": "key"}
+    assert engines.table(resolved) == [{**row, "name": "vllm"}, {**row, "name": "feedback", "group": "evaluation"}]
+    assert engines.table(resolved[:1]) == []

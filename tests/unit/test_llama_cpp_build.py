@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import tarfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from ansible.module_utils import released_program
 from ansible.module_utils.llama_cpp_build import Build, BuildError, Workshop, built, complaint, jobs, place, unused
+
+from plugins.modules import llama_cpp_build as door
 
 # Stands in for cmake: the first step notes its flags, the second makes a program, unless the source is broken.
 CMAKE = """#!/bin/sh
@@ -151,3 +154,14 @@ def test_a_compiler_that_was_killed_names_the_cure():
     )
     assert complaint(said).endswith("the memory was not enough: lower llama_cpp_build_jobs")
     assert complaint("") == "it says nothing"
+
+
+def test_removal_keeps_what_another_engine_is_about_to_run_on(tmp_path, monkeypatch):
+    gone, coming = tmp_path / "b1-cpu", tmp_path / "b2-cpu"
+    for folder in (gone, coming):
+        folder.mkdir()
+        (folder / ".build.json").write_text("{}")
+    monkeypatch.setattr(door, "in_use", set)
+    door.remove(SimpleNamespace(check_mode=False, exit_json=lambda **_: None), tmp_path, [str(coming)])
+    assert not gone.exists()
+    assert coming.exists()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 LINK = "/opt/llama.cpp/current-llama-cpp"
 
 
@@ -32,12 +30,33 @@ def test_a_build_that_fails_changes_nothing(host, converge):
     assert not outcome.code and not outcome.changed, outcome.message or outcome.changed
 
 
-def test_a_release_takes_its_place_and_gives_it_back(host, converge, inventory):
-    if "program" not in inventory["lab_llama_cpp"]:
-        pytest.skip("the release is made by `python -m lab llama-cpp --program`")
-    outcome = converge({"llama_cpp_source": "archive"})
+PACK = """
+import hashlib, pathlib, sys, tarfile
+program, archive = map(pathlib.Path, sys.argv[1:])
+archive.parent.mkdir(parents=True)
+with tarfile.open(archive, "w:gz") as packed:
+    packed.add(program, arcname=f"llama/{program.name}")
+print("sha256:" + hashlib.sha256(archive.read_bytes()).hexdigest())
+"""
+
+
+def test_what_was_built_once_serves_as_a_release_and_gives_way_again(host, converge, inventory):
+    version = inventory["lab_llama_cpp"]["version"]
+    folder, name = "/srv/releases", f"llama-{version}.tar.gz"
+    built = host.check_output("readlink -f %s", f"{LINK}/llama-server")
+    checksum = host.check_output("python3 -c %s %s %s", PACK, built, f"{folder}/{name}")
+    serve = "systemd-run --quiet --unit releases python3 -m http.server --bind 127.0.0.1 --directory %s 8090"
+    host.check_output(serve, folder)
+    release = {
+        "llama_cpp_source": "archive",
+        "llama_cpp_mirror": "",
+        "llama_cpp_url": f"http://127.0.0.1:8090/{name}",
+        "llama_cpp_checksums": {version: {"amd64": checksum}},
+    }
+    outcome = converge(release)
     assert outcome.code == 0, outcome.message
-    assert host.check_output("readlink -f %s", LINK) == f"/opt/llama.cpp/{inventory['lab_llama_cpp']['version']}"
+    assert host.check_output("readlink -f %s", LINK) == f"/opt/llama.cpp/{version}"
+    host.check_output("systemctl stop releases && rm -r %s", folder)
     outcome = converge()
     assert outcome.code == 0 and not any("Build" in task for task in outcome.changed), (
         outcome.message or outcome.changed
