@@ -18,6 +18,8 @@ PYTHON = re.compile(r"^python[\d.]*$|^pypy[\d.]*$")
 # A process that embeds Python maps its library.
 LIBRARY = re.compile(r"/libpython[\d.]*\.so")
 RESTRICTED = Path("/proc/sys/kernel/yama/ptrace_scope")
+# py-spy 0.4 counts only threads that run, and writes no graph of none.
+IDLE = "No stack counts found"
 
 
 class ProfileError(Exception):
@@ -66,10 +68,17 @@ def record(program: str, pid: int, seconds: int, rate: int, output: Path) -> str
         done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=seconds + LATE_S)
     except subprocess.TimeoutExpired:
         raise ProfileError(f"py-spy has not finished {LATE_S} s after the recording of {seconds} s.") from None
-    said = " ".join((done.stderr or done.stdout).split())
+    if IDLE in done.stderr:
+        raise ProfileError(
+            f"Process {pid} was idle for all {seconds} s, so there is no graph; send it requests meanwhile or raise "
+            "profile_seconds."
+        )
+    said = done.stderr or done.stdout
     if done.returncode or not output.is_file():
-        raise ProfileError(f"py-spy could not record process {pid}: {said[-300:]}")
-    return said[-300:]
+        # A backtrace of Rust follows the reason.
+        reason = " ".join(said.split("Stack backtrace:")[0].split())[-300:]
+        raise ProfileError(f"py-spy could not record process {pid} (exit status {done.returncode}): {reason}")
+    return " ".join(said.split())[-300:]
 
 
 def samples(svg: str) -> int:

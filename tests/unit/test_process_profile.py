@@ -78,10 +78,22 @@ def test_processes_are_not_stopped_and_children_are_recorded(tmp_path):
 
 
 def test_a_tool_that_fails_is_quoted(tmp_path):
-    tool = script(tmp_path / "py-spy", "echo 'Error: Permission Denied' >&2; exit 1")
+    tool = script(
+        tmp_path / "py-spy", "printf 'Error: Permission Denied\\n\\nStack backtrace:\\n 0: main\\n' >&2; exit 1"
+    )
     with pytest.raises(
-        process_profile.ProfileError, match=r"^py-spy could not record process 812: Error: Permission Denied$"
+        process_profile.ProfileError,
+        match=r"^py-spy could not record process 812 \(exit status 1\): Error: Permission Denied$",
     ):
+        process_profile.record(tool, 812, 5, 100, tmp_path / "out.svg")
+
+
+def test_an_idle_process_has_no_graph_and_is_told_so(tmp_path):
+    said = (
+        "[ERROR inferno::flamegraph] No stack counts found\\nError: Failed to write flamegraph: No stack counts found"
+    )
+    tool = script(tmp_path / "py-spy", f"printf '{said}' >&2; exit 1")
+    with pytest.raises(process_profile.ProfileError, match=r"^Process 812 was idle for all 5 s, .* profile_seconds"):
         process_profile.record(tool, 812, 5, 100, tmp_path / "out.svg")
 
 

@@ -426,7 +426,11 @@ def test_a_profile_of_the_hardened_unit_is_brought_and_nothing_stays(host, conve
     wanted = {"profile_unit": "ai-server.service", "profile_seconds": 2, "profile_directory": str(tmp_path)}
     assert converge(wanted, check=True, playbook=PROFILE).changed == []
     assert not list(tmp_path.iterdir())
+    # An idle server has no graph.
+    requests = "import urllib.request as r; any(not r.urlopen('http://127.0.0.1:8000/health') for _ in iter(int, 1))"
+    host.check_output(f'systemd-run --unit requests python3 -c "{requests}"')
     outcome = converge(wanted, playbook=PROFILE)
+    host.check_output("systemctl stop requests")
     assert outcome.code == 0, outcome.message
     (brought,) = tmp_path.iterdir()
     assert brought.name.startswith("machine-ai-server.service-")
