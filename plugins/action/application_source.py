@@ -5,12 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import ansible.module_utils
 from ansible.plugins.action import ActionBase
-
-UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
 
 
 class ActionModule(ActionBase):
@@ -19,7 +14,7 @@ class ActionModule(ActionBase):
     TRANSFERS_FILES = True
 
     def run(self, tmp=None, task_vars=None):
-        from ansible.module_utils.application_source import EXCLUDED, pack, tree_digest
+        from ..module_utils.application_source import EXCLUDED, pack, tree_digest
 
         super().run(tmp, task_vars)
         arguments = dict(self._task.args)
@@ -46,4 +41,6 @@ class ActionModule(ActionBase):
             self._remove_tmp_path(remote)
 
     def _module(self, arguments, task_vars):
-        return self._execute_module(module_name="application_source", module_args=arguments, task_vars=task_vars)
+        return self._execute_module(
+            module_name="llm.server.application_source", module_args=arguments, task_vars=task_vars
+        )

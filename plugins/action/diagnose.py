@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import ansible.module_utils
 from ansible.plugins.action import ActionBase
 
-UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
-from ansible.module_utils.diagnosis import report
+from ..module_utils.diagnosis import report
 
 
 class ActionModule(ActionBase):
@@ -20,6 +14,6 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         # The target's log would tell the login in an address.
         quiet = {**(task_vars or {}), "ansible_no_target_syslog": True}
-        seen = self._execute_module(module_name="diagnose", module_args=self._task.args, task_vars=quiet)
+        seen = self._execute_module(module_name="llm.server.diagnose", module_args=self._task.args, task_vars=quiet)
         evidence = seen.pop("evidence", None)
         return seen if evidence is None else {**seen, **report.of_host(evidence)}

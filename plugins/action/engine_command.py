@@ -10,14 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import ansible.module_utils
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
-from ansible.module_utils import engine_runs
+from ..module_utils import engine_runs
 
 display = Display()
 

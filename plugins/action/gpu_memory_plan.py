@@ -7,17 +7,12 @@ of what such a question took. The table is printed by the action, since a result
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-import ansible.module_utils
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 
-UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
-from ansible.module_utils.gpu_memory.errors import PlanError
-from ansible.module_utils.gpu_memory.question import OPTIONS, ask, refusal
+from ..module_utils.gpu_memory.errors import PlanError
+from ..module_utils.gpu_memory.question import OPTIONS, ask, refusal
 
 
 class ActionModule(ActionBase):

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 
-UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
-from ansible.module_utils.diagnosis import report
-from ansible.module_utils.incident import archive, summary
-from ansible.module_utils.redaction import Redaction
+from ..module_utils.diagnosis import report
+from ..module_utils.incident import archive, summary
+from ..module_utils.redaction import Redaction
 
 
 class ActionModule(ActionBase):
@@ -31,7 +27,7 @@ class ActionModule(ActionBase):
         # The target's log would tell the login in an address.
         quiet = {**task_vars, "ansible_no_target_syslog": True}
         try:
-            seen = self._execute_module(module_name="incident_evidence", module_args=args, task_vars=quiet)
+            seen = self._execute_module(module_name="llm.server.incident_evidence", module_args=args, task_vars=quiet)
         except AnsibleConnectionFailure as error:
             seen = {"msg": str(error)}
         told = made(host, seen)

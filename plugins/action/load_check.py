@@ -8,15 +8,11 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import ansible.module_utils
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
-from ansible.module_utils.load import judge, page, search, watch
-from ansible.module_utils.load.plan import PlanError, checked
+from ..module_utils.load import judge, page, search, watch
+from ..module_utils.load.plan import PlanError, checked
 
 display = Display()
 
@@ -157,7 +153,7 @@ class ActionModule(ActionBase):
 
     def _execute(self, phase: str, state: dict) -> dict:
         args = {**self._task.args, "phase": phase, "state": state}
-        return self._execute_module(module_name="load_check", module_args=args, task_vars=self._vars)
+        return self._execute_module(module_name="llm.server.load_check", module_args=args, task_vars=self._vars)
 
     def _phase(self, phase: str, state: dict | None = None) -> dict:
         seen = self._execute(phase, state or {})

@@ -5,16 +5,10 @@ The module of the same name decides on the machine and restarts; an earlier rele
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import ansible.module_utils
 from ansible.plugins.action import ActionBase
 
-UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
-from ansible.module_utils.diagnosis import report
-from ansible.module_utils.incident import summary
+from ..module_utils.diagnosis import report
+from ..module_utils.incident import summary
 
 
 class ActionModule(ActionBase):
@@ -59,7 +53,7 @@ class ActionModule(ActionBase):
     def _module(self, module: str, args: dict, task_vars: dict) -> dict:
         quiet = {**task_vars, "ansible_no_target_syslog": True}
         own = self._task.args if module == "service_recovery" else {}
-        return self._execute_module(module_name=module, module_args={**own, **args}, task_vars=quiet)
+        return self._execute_module(module_name=f"llm.server.{module}", module_args={**own, **args}, task_vars=quiet)
 
     def _causes(self, name: str, task_vars: dict) -> list[dict]:
         """Return what the diagnosis names for a service, the most likely first."""
@@ -73,7 +67,7 @@ class ActionModule(ActionBase):
         task = self._task.copy()
         task.args = {"name": name, "kind": self._task.args.get("kind"), **more}
         return self._shared_loader_obj.action_loader.get(
-            "service_release", task=task, connection=self._connection, play_context=self._play_context,
+            "llm.server.service_release", task=task, connection=self._connection, play_context=self._play_context,
             loader=self._loader, templar=self._templar, shared_loader_obj=self._shared_loader_obj,
         )  # fmt: skip
 

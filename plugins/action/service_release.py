@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-from pathlib import Path
 
-import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
-from ansible.module_utils.diagnosis import causes, judge, lines, render
+from ..module_utils.diagnosis import causes, judge, lines, render
 
 display = Display()
 
@@ -70,7 +65,9 @@ class ActionModule(ActionBase):
         # The target's log hides a secret of one line, but not the text of a file that has several.
         quiet = {**task_vars, "ansible_no_target_syslog": True}
         return self._execute_module(
-            module_name="service_release", module_args={**self._task.args, "phase": phase, **extra}, task_vars=quiet
+            module_name="llm.server.service_release",
+            module_args={**self._task.args, "phase": phase, **extra},
+            task_vars=quiet,
         )
 
     def wait(self, service, host, release, task_vars, limit=None):

@@ -6,17 +6,13 @@ import difflib
 import re
 from pathlib import Path
 
-import ansible.module_utils
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.vars import load_extra_vars
 
-UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
-from ansible.module_utils import engines
-from ansible.module_utils.quiet_module import without_credentials
-from ansible.module_utils.role_variables import kind_problems, typed
+from ..module_utils import engines
+from ..module_utils.quiet_module import without_credentials
+from ..module_utils.role_variables import kind_problems, typed
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 NEARLY = 0.88  # how alike two names must be for one to be taken for the other, mistyped

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-import ansible.module_utils
 from ansible.errors import AnsibleError, AnsibleFilterError
 from jinja2 import UndefinedError
 
-UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
-from ansible.module_utils import alert_rules
+from ..module_utils import alert_rules
 
 
 def rule_file(patterns: list, variable: str, limits: dict | None = None, hosts: list | None = None) -> str:

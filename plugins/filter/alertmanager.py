@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-import ansible.module_utils
 import yaml
 
-UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
-from ansible.module_utils import alertmanager
+from ..module_utils import alertmanager
 
 
 def alertmanager_configuration(settings: dict) -> str:

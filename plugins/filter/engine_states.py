@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 
-import ansible.module_utils
-
-UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
-from ansible.module_utils import engine_states
+from ..module_utils import engine_states
 
 
 def engine_switch(engines: list, note: dict, groups: dict, to: str) -> dict:

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import ansible.module_utils
-
-UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
-from ansible.module_utils import engines
-from ansible.module_utils.addresses import local_url
+from ..module_utils import engines
+from ..module_utils.addresses import local_url
 
 # The series that tell of an engine's work: counters that grow with it, and gauges that are above zero during it.
 # Sources: data/vllm/metrics.yml, data/llama_cpp/metrics.yml.

@@ -5,13 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import ansible.module_utils
 from ansible.errors import AnsibleFilterError
 
-UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
-from ansible.module_utils import alert_rules
+from ..module_utils import alert_rules
 
 
 def json_files(patterns: list, directory: str, group: str, variable: str) -> list:

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from pathlib import Path
 
-import ansible.module_utils
 from ansible.errors import AnsibleFilterError
 
-UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
-from ansible.module_utils import otel_collector
+from ..module_utils import otel_collector
 
 
 def collector_configuration(settings: dict) -> str:

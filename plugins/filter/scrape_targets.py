@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import ansible.module_utils
 import yaml
 
-UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
-from ansible.module_utils import scrape_targets
+from ..module_utils import scrape_targets
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 PARTS = {"served": scrape_targets.PROGRAMS, "watching": scrape_targets.WATCHING}

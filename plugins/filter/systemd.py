@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-import ansible.module_utils
 from ansible.errors import AnsibleFilterError
 
-UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
-from ansible.module_utils import systemd_unit
-from ansible.module_utils.addresses import host_port, is_ip, local_url
-from ansible.module_utils.quiet_module import secrets_of
+from ..module_utils import systemd_unit
+from ..module_utils.addresses import host_port, is_ip, local_url
+from ..module_utils.quiet_module import secrets_of
 
 # Flags of Go programs whose value is a secret; those that name its file end in File.
 SECRET_FLAG = re.compile(r"(password|token|secret|authkey|accesskey|secretkey|headers)$", re.IGNORECASE)

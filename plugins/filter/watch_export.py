@@ -6,13 +6,9 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-import ansible.module_utils
 import yaml
 
-UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
-from ansible.module_utils import watch_export
+from ..module_utils import watch_export
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 

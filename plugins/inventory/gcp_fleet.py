@@ -33,7 +33,6 @@ compose:
 
 from pathlib import Path
 
-import ansible.module_utils
 from ansible.errors import AnsibleParserError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.text.converters import to_native
@@ -44,11 +43,8 @@ from ansible.vars.plugins import get_vars_from_inventory_sources
 
 display = Display()
 
-UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
 
-from ansible.module_utils import gcp_declared
+from ..module_utils import gcp_declared
 
 # The module gives its parameters the same types, so a range written as text means the same to both.
 VARIABLES = {
@@ -106,7 +102,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         return typed.validated_parameters
 
     def _fill(self, settings, path):
-        from ansible.module_utils.gcp_client import Client, GcpError, credentials_for, project_sentence
+        from ..module_utils.gcp_client import Client, GcpError, credentials_for, project_sentence
 
         project = settings["gcp_project"]
         if not project:

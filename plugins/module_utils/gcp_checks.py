@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 
-from ansible.module_utils import gcp_declared as declared
-from ansible.module_utils.gcp_client import GcpError, project_sentence
+from . import gcp_declared as declared
+from .gcp_client import GcpError, project_sentence
 
 RULE_PERMISSIONS = (
     "compute.firewalls.create",

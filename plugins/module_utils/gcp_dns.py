@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ansible.module_utils import gcp_declared as declared
-from ansible.module_utils.gcp_client import DNS, GcpError
-from ansible.module_utils.gcp_declared import Change
+from . import gcp_declared as declared
+from .gcp_client import DNS, GcpError
+from .gcp_declared import Change
 
 TTL = 300  # s for which others may keep an address
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from ansible.module_utils import gcp_declared as declared
-from ansible.module_utils.gcp_checks import Checks
-from ansible.module_utils.gcp_client import Client, GcpError, credentials_for, not_understood
-from ansible.module_utils.gcp_declared import Change
-from ansible.module_utils.gcp_dns import Records
-from ansible.module_utils.gcp_policies import KINDS, Policies, name_of, schedule_problems, view
+from . import gcp_declared as declared
+from .gcp_checks import Checks
+from .gcp_client import Client, GcpError, credentials_for, not_understood
+from .gcp_declared import Change
+from .gcp_dns import Records
+from .gcp_policies import KINDS, Policies, name_of, schedule_problems, view
 
 SIDE_BY_SIDE = 8
 ADDRESS_TIMEOUT = 60  # s until a machine that runs has its external address

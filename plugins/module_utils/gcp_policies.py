@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from datetime import datetime, timezone
 
-from ansible.module_utils import gcp_declared as declared
-from ansible.module_utils.gcp_client import GcpError
-from ansible.module_utils.gcp_declared import Change
+from . import gcp_declared as declared
+from .gcp_client import GcpError
+from .gcp_declared import Change
 
 ON_MACHINE, ON_DISK = "instances", "disks"
 # kind -> (the policy's field in the API, what it is attached to). The kind ends the policy's name.

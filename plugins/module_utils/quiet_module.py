@@ -9,8 +9,9 @@ import re
 from urllib.parse import unquote
 
 from ansible.module_utils.common.parameters import remove_values
-from ansible.module_utils.host_module import HostModule
-from ansible.module_utils.redaction import HIDDEN, names_secret
+
+from .host_module import HostModule
+from .redaction import HIDDEN, names_secret
 
 _USERINFO = re.compile(r"(?<=://)[^/\s]+@")
 _QUERY = re.compile(r"://[^\s?]*\?(\S+)")

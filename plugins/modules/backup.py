@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to ansible.module_utils.backup."""
+"""Door to module_utils.backup."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ import json
 import platform
 import re
 
-from ansible.module_utils import backup
-from ansible.module_utils.host_module import HostModule
+from ..module_utils import backup
+from ..module_utils.host_module import HostModule
 
 
 def main() -> None:

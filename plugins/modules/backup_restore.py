@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to ansible.module_utils.backup."""
+"""Door to module_utils.backup."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ rows:
 
 import json
 
-from ansible.module_utils import backup
-from ansible.module_utils.host_module import HostModule
-from ansible.module_utils.service_release import Refused
-from ansible.module_utils.systemd_unit import SystemdError
+from ..module_utils import backup
+from ..module_utils.host_module import HostModule
+from ..module_utils.service_release import Refused
+from ..module_utils.systemd_unit import SystemdError
 
 
 def main() -> None:

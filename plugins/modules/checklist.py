@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to ansible.module_utils.checklist."""
+"""Door to module_utils.checklist."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ rows:
   sample: [{what: node_exporter answers, measured: "1 series asked for, all there", ok: true, cure: ""}]
 """
 
-from ansible.module_utils.checklist import KINDS, run
-from ansible.module_utils.host_module import HostModule
+from ..module_utils.checklist import KINDS, run
+from ..module_utils.host_module import HostModule
 
 
 def main() -> None:

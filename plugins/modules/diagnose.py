@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to ansible.module_utils.diagnosis.host."""
+"""Door to module_utils.diagnosis.host."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ seconds:
   type: float
 """
 
-from ansible.module_utils.diagnosis import host
-from ansible.module_utils.host_module import HostModule
+from ..module_utils.diagnosis import host
+from ..module_utils.host_module import HostModule
 
 
 def main() -> None:

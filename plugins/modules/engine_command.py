@@ -58,8 +58,8 @@ log:
   type: str
 """
 
-from ansible.module_utils.engine_runs import run
-from ansible.module_utils.host_module import HostModule
+from ..module_utils.engine_runs import run
+from ..module_utils.host_module import HostModule
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to ansible.module_utils.engine_states."""
+"""Door to module_utils.engine_states."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ memory_mib:
 
 from contextlib import nullcontext
 
-from ansible.module_utils import host_text
-from ansible.module_utils.engine_states import (
+from ..module_utils import host_text
+from ..module_utils.engine_states import (
     EngineStateError,
     Host,
     Wanted,
@@ -102,9 +102,9 @@ from ansible.module_utils.engine_states import (
     runs,
     text_of,
 )  # fmt: skip
-from ansible.module_utils.host_module import HostModule
-from ansible.module_utils.service_release import Refused, Service
-from ansible.module_utils.systemd_unit import SystemdError
+from ..module_utils.host_module import HostModule
+from ..module_utils.service_release import Refused, Service
+from ..module_utils.systemd_unit import SystemdError
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to ansible.module_utils.gcp_fleet."""
+"""Door to module_utils.gcp_fleet."""
 
 from __future__ import annotations
 
@@ -300,12 +300,13 @@ import traceback
 
 import yaml
 from ansible.module_utils.basic import missing_required_lib
-from ansible.module_utils.gcp_declared import RULE, cost_sentences
-from ansible.module_utils.host_module import HostModule
+
+from ..module_utils.gcp_declared import RULE, cost_sentences
+from ..module_utils.host_module import HostModule
 
 try:
-    from ansible.module_utils.gcp_client import GcpError, not_understood
-    from ansible.module_utils.gcp_fleet import Fleet
+    from ..module_utils.gcp_client import GcpError, not_understood
+    from ..module_utils.gcp_fleet import Fleet
 
     MISSING = None
 except ImportError:

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to ansible.module_utils.gguf_files."""
+"""Door to module_utils.gguf_files."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ fingerprint:
 
 from pathlib import Path
 
-from ansible.module_utils.gguf_files import (
+from ..module_utils.gguf_files import (
     FileError,
     Store,
     Wanted,
@@ -71,8 +71,8 @@ from ansible.module_utils.gguf_files import (
     header,
     model_problem,
 )
-from ansible.module_utils.quiet_module import QuietModule
-from ansible.module_utils.unprivileged import UnknownUser
+from ..module_utils.quiet_module import QuietModule
+from ..module_utils.unprivileged import UnknownUser
 
 SOURCE = {
     "file": {"type": "str", "default": ""},

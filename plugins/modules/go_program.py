@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to ansible.module_utils.go_program."""
+"""Door to module_utils.go_program."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ path:
 import re
 from pathlib import Path
 
-from ansible.module_utils.go_program import Build, BuildError, Workshop
-from ansible.module_utils.quiet_module import QuietModule
+from ..module_utils.go_program import Build, BuildError, Workshop
+from ..module_utils.quiet_module import QuietModule
 
 
 def main() -> None:

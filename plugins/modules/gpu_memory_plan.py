@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to ansible.module_utils.gpu_memory: plans a GPU's memory, and compares a start with its plan."""
+"""Door to module_utils.gpu_memory: plans a GPU's memory, and compares a start with its plan."""
 
 from __future__ import annotations
 
@@ -183,10 +183,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from ansible.module_utils import nvidia_smi
-from ansible.module_utils.gpu_memory import journal, planner, question, render
-from ansible.module_utils.gpu_memory.errors import PlanError
-from ansible.module_utils.quiet_module import QuietModule
+from ..module_utils import nvidia_smi
+from ..module_utils.gpu_memory import journal, planner, question, render
+from ..module_utils.gpu_memory.errors import PlanError
+from ..module_utils.quiet_module import QuietModule
 
 JOURNAL_LINES = 20000
 

@@ -110,8 +110,8 @@ unmet:
 
 import time
 
-from ansible.module_utils import nvidia_smi
-from ansible.module_utils.host_module import HostModule
+from ..module_utils import nvidia_smi
+from ..module_utils.host_module import HostModule
 
 WISHES = ("count", "name", "minimum_total_mib", "minimum_free_mib", "maximum_used_mib")
 

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to ansible.module_utils.incident.evidence."""
+"""Door to module_utils.incident.evidence."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ seconds:
   type: float
 """
 
-from ansible.module_utils.diagnosis import host
-from ansible.module_utils.host_module import HostModule
-from ansible.module_utils.incident import evidence
+from ..module_utils.diagnosis import host
+from ..module_utils.host_module import HostModule
+from ..module_utils.incident import evidence
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to ansible.module_utils.incident.notice."""
+"""Door to module_utils.incident.notice."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ told: {description: What was done as a sentence., type: str, returned: always, s
 
 from pathlib import Path
 
-from ansible.module_utils.host_module import HostModule
-from ansible.module_utils.incident import notice
+from ..module_utils.host_module import HostModule
+from ..module_utils.incident import notice
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to ansible.module_utils.leftovers."""
+"""Door to module_utils.leftovers."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ report:
     - "/: 120 MiB free, then 9220"
 """
 
-from ansible.module_utils import host_text
-from ansible.module_utils.host_module import HostModule
-from ansible.module_utils.leftovers import clean, mib
+from ..module_utils import host_text
+from ..module_utils.host_module import HostModule
+from ..module_utils.leftovers import clean, mib
 
 
 def main() -> None:

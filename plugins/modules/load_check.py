@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to ansible.module_utils.load.host; the action plugin of the same name calls it phase by phase."""
+"""Door to module_utils.load.host; the action plugin of the same name calls it phase by phase."""
 
 from __future__ import annotations
 
@@ -106,9 +106,9 @@ files:
 
 import time
 
-from ansible.module_utils.host_module import HostModule
-from ansible.module_utils.load import host, watch
-from ansible.module_utils.systemd_unit import SystemdError
+from ..module_utils.host_module import HostModule
+from ..module_utils.load import host, watch
+from ..module_utils.systemd_unit import SystemdError
 
 TARGET = {
     **{name: {"type": "str", "required": True} for name in ("name", "unit", "metrics", "url")},

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to ansible.module_utils.python_environment."""
+"""Door to module_utils.python_environment."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ path: {description: The environment., type: str, returned: always, sample: /app/
 
 from pathlib import Path
 
-from ansible.module_utils.python_environment import Builder, BuildError, complete, digest
-from ansible.module_utils.quiet_module import QuietModule
-from ansible.module_utils.unprivileged import CommandError
+from ..module_utils.python_environment import Builder, BuildError, complete, digest
+from ..module_utils.quiet_module import QuietModule
+from ..module_utils.unprivileged import CommandError
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to ansible.module_utils.released_program."""
+"""Door to module_utils.released_program."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ansible.module_utils.downloads import download
-from ansible.module_utils.quiet_module import QuietModule
-from ansible.module_utils.released_program import ReleaseError, install, installed_checksum, place
-from ansible.module_utils.unprivileged import ANYONE, barred, open_up
+from ..module_utils.downloads import download
+from ..module_utils.quiet_module import QuietModule
+from ..module_utils.released_program import ReleaseError, install, installed_checksum, place
+from ..module_utils.unprivileged import ANYONE, barred, open_up
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to ansible.module_utils.incident.recovery; the action plugin of the same name calls it phase by phase."""
+"""Door to module_utils.incident.recovery; the action plugin of the same name calls it phase by phase."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ restarted:
 
 import time
 
-from ansible.module_utils.host_module import HostModule
-from ansible.module_utils.incident import recovery
-from ansible.module_utils.service_release import Refused, Service
-from ansible.module_utils.systemd_unit import SystemdError
+from ..module_utils.host_module import HostModule
+from ..module_utils.incident import recovery
+from ..module_utils.service_release import Refused, Service
+from ..module_utils.systemd_unit import SystemdError
 
 
 def main() -> None:

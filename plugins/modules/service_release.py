@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to ansible.module_utils.service_release; the action plugin of the same name calls it phase by phase."""
+"""Door to module_utils.service_release; the action plugin of the same name calls it phase by phase."""
 
 from __future__ import annotations
 
@@ -273,12 +273,12 @@ rotation: {description: Whether the host was put back into rotation., type: str,
 
 import re
 
-from ansible.module_utils import engine_states
-from ansible.module_utils.probes import first_failure
-from ansible.module_utils.quiet_module import QuietModule
-from ansible.module_utils.service_release import Refused, Service, digest, digest_before
-from ansible.module_utils.systemd_unit import SystemdError
-from ansible.module_utils.unprivileged import group_of
+from ..module_utils import engine_states
+from ..module_utils.probes import first_failure
+from ..module_utils.quiet_module import QuietModule
+from ..module_utils.service_release import Refused, Service, digest, digest_before
+from ..module_utils.systemd_unit import SystemdError
+from ..module_utils.unprivileged import group_of
 
 
 def file_options(mode: str, secret: bool) -> dict:

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to ansible.module_utils.system_packages."""
+"""Door to module_utils.system_packages."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ versions:
   sample: {datacenter-gpu-manager: "1:3.3.9"}
 """
 
-from ansible.module_utils.host_module import HostModule
-from ansible.module_utils.system_packages import PackageError, Packages, Wanted, matching, plan
+from ..module_utils.host_module import HostModule
+from ..module_utils.system_packages import PackageError, Packages, Wanted, matching, plan
 
 
 def main() -> None:

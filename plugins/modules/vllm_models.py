@@ -98,8 +98,8 @@ kind:
 
 import time
 
-from ansible.module_utils import vllm_api
-from ansible.module_utils.host_module import HostModule
+from ..module_utils import vllm_api
+from ..module_utils.host_module import HostModule
 
 # Waiting does not cure these.
 FINAL = ("unauthorized", "tls")

@@ -40,7 +40,7 @@ written:
 import tempfile
 from pathlib import Path
 
-from ansible.module_utils.quiet_module import QuietModule
+from ..module_utils.quiet_module import QuietModule
 
 ARGUMENTS = {
     "directory": {"type": "path", "required": True},

@@ -7,8 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.gpu_memory.errors import PlanError
-from ansible.module_utils.gpu_memory.planner import plan
+
+from plugins.module_utils.gpu_memory.errors import PlanError
+from plugins.module_utils.gpu_memory.planner import plan
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from ansible.module_utils import alertmanager
+
+from plugins.module_utils import alertmanager
 
 NOTHING = {
     "slack": False, "slack_channel": "", "email_to": [], "email_from": "", "email_smarthost": "", "email_user": "",

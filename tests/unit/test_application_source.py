@@ -7,7 +7,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from ansible.module_utils import application_source as source
+
+from plugins.module_utils import application_source as source
 
 UV = shutil.which("uv") or str(Path(__file__).resolve().parents[2] / ".venv/bin/uv")
 

@@ -7,7 +7,8 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
-from ansible.module_utils import checklist, systemd_unit
+
+from plugins.module_utils import checklist, systemd_unit
 
 
 @pytest.fixture

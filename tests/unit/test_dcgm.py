@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,14 +10,13 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
-from ansible.module_utils import dcgm, systemd_unit
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
+from plugins.filter import dcgm as filters
+from plugins.module_utils import dcgm, systemd_unit
+
 ROOT = Path(__file__).resolve().parents[2]
-SPEC = importlib.util.spec_from_file_location("dcgm_filter", ROOT / "plugins/filter/dcgm.py")
-filters = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(filters)
 TABLE = yaml.safe_load((ROOT / "data/dcgm/exporters.yml").read_text())
 
 BOTH = """\
@@ -77,9 +76,7 @@ def test_a_hung_dcgmi_is_no_engine_with_a_sentence_of_its_own(tmp_path):
 
 @pytest.mark.parametrize(("state", "reason"), [("active", None), ("inactive", "it was not running (inactive, dead)")])
 def test_a_running_engine_is_not_restarted_for_one_missed_window(tmp_path, monkeypatch, state, reason):
-    spec = importlib.util.spec_from_file_location("dcgm_engine", ROOT / "plugins/modules/dcgm_engine.py")
-    engine = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(engine)
+    engine = importlib.import_module("plugins.modules.dcgm_engine")
     live = {"ActiveState": state, "SubState": "dead", "UnitFileState": "enabled"}
     monkeypatch.setattr(systemd_unit, "show", lambda unit: live)
     tools = Path(shutil.which("wc")).parent

@@ -1,17 +1,12 @@
 """What is written into a .env comes out of its reader again, or is refused."""
 
-import importlib.util
 import io
-from pathlib import Path
 
 import dotenv
 import pytest
 from ansible.errors import AnsibleFilterError
 
-PLUGIN = Path(__file__).resolve().parents[2] / "plugins/filter/dotenv.py"
-spec = importlib.util.spec_from_file_location("dotenv_filter", PLUGIN)
-plugin = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(plugin)
+from plugins.filter import dotenv as plugin
 
 
 @pytest.mark.parametrize(

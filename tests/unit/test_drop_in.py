@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 
 import pytest
-from ansible.module_utils import host_text
-from ansible.module_utils.drop_in import carry_out, change
+
+from plugins.module_utils import host_text
+from plugins.module_utils.drop_in import carry_out, change
 
 PATH, UNIT, TEXT = "/etc/systemd/journald.conf.d/x.conf", "systemd-journald.service", "[Journal]\n"
 

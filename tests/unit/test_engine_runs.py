@@ -7,10 +7,10 @@ import stat
 import sys
 
 import pytest
-from ansible.module_utils import engine_runs
 
 from plugins.action import engine_command
 from plugins.filter import engine_states as filters
+from plugins.module_utils import engine_runs
 
 KEY = "canary-key-31415926"
 SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], {k: v for k, v in os.environ.items() if 'ENGINE' in k}]))"

@@ -6,10 +6,10 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from ansible.module_utils import engine_states
-from ansible.module_utils.engine_states import EngineStateError, Host, Wanted
-from ansible.module_utils.systemd_unit import SystemdError
 
+from plugins.module_utils import engine_states
+from plugins.module_utils.engine_states import EngineStateError, Host, Wanted
+from plugins.module_utils.systemd_unit import SystemdError
 from plugins.modules import service_release as release_door
 
 URL = "http://127.0.0.1:8001"

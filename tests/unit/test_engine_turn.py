@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from ansible.module_utils import engine_turn
+
+from plugins.module_utils import engine_turn
 
 
 @pytest.fixture(autouse=True)

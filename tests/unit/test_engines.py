@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible.module_utils import engines
+
+from plugins.module_utils import engines
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {"vllm": ["vllm_name", "vllm_port", "vllm_model", "vllm_model_revision"], "llama_cpp": ["llama_cpp_context"]}

@@ -1,18 +1,17 @@
 """What looks at a host from outside the roles takes from the list of its engines."""
 
-import importlib.util
+import importlib
 from pathlib import Path
 
 import yaml
-from ansible.module_utils import engine_states
+
+from plugins.module_utils import engine_states
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def door(name):
-    spec = importlib.util.spec_from_file_location(f"{name}_door", ROOT / f"plugins/filter/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.import_module(f"plugins.filter.{name}")
     return module
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible.module_utils import python_environment
-from ansible.module_utils.swap_file import fstab_with
+
+from plugins.module_utils import python_environment
+from plugins.module_utils.swap_file import fstab_with
 
 ROOT = Path(__file__).resolve().parents[2]
 UV = ROOT / ".venv/bin/uv"

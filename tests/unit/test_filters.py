@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib
 import json
 import re
 from pathlib import Path
@@ -11,16 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
-from ansible.module_utils import checklist, probes
 from jinja2 import UndefinedError
+
+from plugins.module_utils import checklist, probes
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins" / "filter"
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(f"filter_{name}", PLUGINS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.import_module(f"plugins.filter.{name}")
     return module.FilterModule().filters()
 
 
@@ -311,7 +310,7 @@ def test_json_files_of_the_controller_become_live_files(tmp_path):
 
 def test_node_exporter_hands_its_arguments_to_that_filter():
     role = yaml.safe_load((PLUGINS.parents[1] / "roles/node_exporter/vars/main.yml").read_text())
-    assert "node_exporter_arguments | flags" in role["__node_exporter_argv"]
+    assert "node_exporter_arguments | llm.server.flags" in role["__node_exporter_argv"]
 
 
 TABLE_OF_ENGINES = yaml.safe_load((PLUGINS.parents[1] / "data/vllm/versions.yml").read_text())

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.flag_trial import complaint
+
+from plugins.module_utils.flag_trial import complaint
 
 TRIAL = Path(__file__).resolve().parents[2] / "plugins/module_utils/flag_trial.py"
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible.module_utils import gcp_declared as declared
 
 from lab.compute_api import schema
+from plugins.module_utils import gcp_declared as declared
 
 RULE = {
     "name": "allow-ai-server-ports",

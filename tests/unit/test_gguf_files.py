@@ -9,7 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.gguf_files import (
+
+from lab import model
+from plugins.module_utils.gguf_files import (
     FileError,
     Store,
     Wanted,
@@ -18,8 +20,6 @@ from ansible.module_utils.gguf_files import (
     header,
     model_problem,
 )
-
-from lab import model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -4,11 +4,12 @@ import json
 
 import gpu_memory_samples as samples
 import pytest
-from ansible.module_utils.gpu_memory.checks import check_adapter, check_model, own_model_type
-from ansible.module_utils.gpu_memory.errors import PlanError
-from ansible.module_utils.gpu_memory.shape import LINEAR, SLIDING, shape_from_config, shape_from_gguf
-from ansible.module_utils.gpu_memory.sources import LocalSource, cached_snapshot, open_model
-from ansible.module_utils.gpu_memory.tensors import INDEX, gguf_header, model_tensors, safetensors_header
+
+from plugins.module_utils.gpu_memory.checks import check_adapter, check_model, own_model_type
+from plugins.module_utils.gpu_memory.errors import PlanError
+from plugins.module_utils.gpu_memory.shape import LINEAR, SLIDING, shape_from_config, shape_from_gguf
+from plugins.module_utils.gpu_memory.sources import LocalSource, cached_snapshot, open_model
+from plugins.module_utils.gpu_memory.tensors import INDEX, gguf_header, model_tensors, safetensors_header
 
 ADAPTER_TENSORS = "adapter_model.safetensors"
 

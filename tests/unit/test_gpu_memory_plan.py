@@ -8,20 +8,21 @@ from dataclasses import replace
 
 import gpu_memory_samples as samples
 import pytest
-from ansible.module_utils.gpu_memory import journal, render
-from ansible.module_utils.gpu_memory.engines import CARDS, Gpu, capability, cuda_mib, parse_version, vllm_rules
-from ansible.module_utils.gpu_memory.errors import PlanError
-from ansible.module_utils.gpu_memory.figures import GIB, MIB
-from ansible.module_utils.gpu_memory.llamacpp import LlamaService, plan_llamacpp
-from ansible.module_utils.gpu_memory.planner import gpu_from, plan
-from ansible.module_utils.gpu_memory.quantization import kept_parts, quantized_bits, usually_kept
-from ansible.module_utils.gpu_memory.question import refusal
-from ansible.module_utils.gpu_memory.shape import shape_from_config
-from ansible.module_utils.gpu_memory.verdicts import VERDICTS
-from ansible.module_utils.gpu_memory.vllm import plan_vllm
-from ansible.module_utils.gpu_memory.vllm_budget import graph_count, lora_bytes
-from ansible.module_utils.gpu_memory.vllm_cache import CacheOptions, cache_pool
-from ansible.module_utils.gpu_memory.vllm_start import VllmService, on_second_runner
+
+from plugins.module_utils.gpu_memory import journal, render
+from plugins.module_utils.gpu_memory.engines import CARDS, Gpu, capability, cuda_mib, parse_version, vllm_rules
+from plugins.module_utils.gpu_memory.errors import PlanError
+from plugins.module_utils.gpu_memory.figures import GIB, MIB
+from plugins.module_utils.gpu_memory.llamacpp import LlamaService, plan_llamacpp
+from plugins.module_utils.gpu_memory.planner import gpu_from, plan
+from plugins.module_utils.gpu_memory.quantization import kept_parts, quantized_bits, usually_kept
+from plugins.module_utils.gpu_memory.question import refusal
+from plugins.module_utils.gpu_memory.shape import shape_from_config
+from plugins.module_utils.gpu_memory.verdicts import VERDICTS
+from plugins.module_utils.gpu_memory.vllm import plan_vllm
+from plugins.module_utils.gpu_memory.vllm_budget import graph_count, lora_bytes
+from plugins.module_utils.gpu_memory.vllm_cache import CacheOptions, cache_pool
+from plugins.module_utils.gpu_memory.vllm_start import VllmService, on_second_runner
 
 L4 = samples.L4
 

@@ -18,7 +18,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from ansible.module_utils import python_environment, unprivileged
+
+from plugins.module_utils import python_environment, unprivileged
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(ROOT.glob("plugins/modules/*.py"))
@@ -44,7 +45,6 @@ def run(module: str, arguments: dict, umask: int = 0o077) -> dict:
     """Run a module as Ansible does, below a login with ``umask``; return its result."""
     program = (
         f"import os, sys, runpy; os.umask({umask}); sys.path.insert(0, {str(ROOT)!r})\n"
-        f"import ansible.module_utils; ansible.module_utils.__path__.append({str(ROOT / 'plugins/module_utils')!r})\n"
         "from ansible.module_utils.testing import patch_module_args\n"
         f"with patch_module_args({arguments!r}): runpy.run_module('plugins.modules.{module}', run_name='__main__')\n"
     )

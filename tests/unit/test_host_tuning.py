@@ -8,8 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ansible.module_utils import checklist, host_tuning, nvidia_smi, systemd_unit
-from ansible.module_utils.host_tuning import (
+
+from plugins.module_utils import checklist, host_tuning, nvidia_smi, systemd_unit
+from plugins.module_utils.host_tuning import (
     HUGE_PAGES,
     NOTE,
     SYSCTL,

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible.module_utils import keyring_repository
-from ansible.module_utils.keyring_repository import (
+
+from plugins.module_utils import keyring_repository
+from plugins.module_utils.keyring_repository import (
     Apt,
     Repository,
     RepositoryError,

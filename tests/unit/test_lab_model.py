@@ -7,12 +7,12 @@ import zipfile
 
 import numpy as np
 import pytest
-from ansible.module_utils.gpu_memory.sources import LocalSource
-from ansible.module_utils.gpu_memory.tensors import gguf_header
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from lab import hub, model
+from plugins.module_utils.gpu_memory.sources import LocalSource
+from plugins.module_utils.gpu_memory.tensors import gguf_header
 
 
 @pytest.fixture(scope="module")

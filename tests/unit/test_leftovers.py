@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible.module_utils import checklist, leftovers, service_release
-from ansible.module_utils.leftovers import A_DAY, clean
+
+from plugins.module_utils import checklist, leftovers, service_release
+from plugins.module_utils.leftovers import A_DAY, clean
 
 OLD = time.time()
 RELEASED = OLD + 5 * A_DAY

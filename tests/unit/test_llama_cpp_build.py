@@ -8,9 +8,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from ansible.module_utils import released_program
-from ansible.module_utils.llama_cpp_build import Build, BuildError, Workshop, built, complaint, jobs, place, unused
 
+from plugins.module_utils import released_program
+from plugins.module_utils.llama_cpp_build import Build, BuildError, Workshop, built, complaint, jobs, place, unused
 from plugins.modules import llama_cpp_build as door
 
 # Stands in for cmake: the first step notes its flags, the second makes a program, unless the source is broken.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.llama_cpp_program import ProgramError, ask, names, unknown, version
+
+from plugins.module_utils.llama_cpp_program import ProgramError, ask, names, unknown, version
 
 ROOT = Path(__file__).resolve().parents[2]
 # Lines of 0.7.0's own page.
@@ -29,9 +30,7 @@ PAGE = """----- common params -----
 
 
 def filters():
-    spec = importlib.util.spec_from_file_location("llama_cpp_filter", ROOT / "plugins/filter/llama_cpp.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.import_module("plugins.filter.llama_cpp")
     return module.FilterModule().filters()
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.log_rotation import RotationError, check, files_read, first_error, overlap, patterns
+
+from plugins.module_utils.log_rotation import RotationError, check, files_read, first_error, overlap, patterns
 
 OURS = "/var/log/app/*.log"
 SAID = "\nHandling 1 logs\n\nrotating pattern: {}  weekly (4 rotations)\nempty log files are rotated\n"

@@ -11,10 +11,10 @@ import urllib.request
 from urllib.error import HTTPError
 
 import pytest
-from ansible.module_utils import checklist, log_shipping
 
 from lab import services
 from lab.stand_ins import loki as stand_in
+from plugins.module_utils import checklist, log_shipping
 
 LABELS = {"host": "h", "job": "app"}
 

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.model_files import Hub
+
+from plugins.module_utils.model_files import Hub
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from ansible.module_utils import night
+
+from plugins.module_utils import night
 
 FLEET = [f"gpu-{number}" for number in range(1, 6)]
 

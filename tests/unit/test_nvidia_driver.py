@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from ansible.module_utils import nvidia_driver, nvidia_smi
-from ansible.module_utils.nvidia_smi import GpuError
+
+from plugins.module_utils import nvidia_driver, nvidia_smi
+from plugins.module_utils.nvidia_smi import GpuError
 
 
 def cache(folder, version: str | None) -> str:

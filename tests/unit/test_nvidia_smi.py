@@ -4,7 +4,8 @@ import stat
 from pathlib import Path
 
 import pytest
-from ansible.module_utils import nvidia_smi
+
+from plugins.module_utils import nvidia_smi
 
 DATA = Path(__file__).parent / "data" / "nvidia_smi"
 

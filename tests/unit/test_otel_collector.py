@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible.module_utils import otel_collector as collector
 
-PLUGIN = Path(__file__).resolve().parents[2] / "plugins/filter/otel_collector.py"
-SPEC = importlib.util.spec_from_file_location("filter_otel_collector", PLUGIN)
-plugin = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(plugin)
+from plugins.filter import otel_collector as plugin
+from plugins.module_utils import otel_collector as collector
+
 FILTERS = plugin.FilterModule().filters()
 STAMP = "(EngineCore_DP0 pid=7) ERROR 11-26 20:00:00 [core.py:710]"
 

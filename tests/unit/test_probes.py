@@ -11,7 +11,8 @@ import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from ansible.module_utils import nvidia_smi, probes
+
+from plugins.module_utils import nvidia_smi, probes
 
 METRICS = '# TYPE up gauge\nup 1\nDCGM_FI_DEV_GPU_TEMP{gpu="0"} 41\n'
 CARDS = [{"id": "base", "max_model_len": 8192}, {"id": "easycontract", "parent": "base"}]

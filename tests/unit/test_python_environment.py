@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from ansible.module_utils import python_environment
-from ansible.module_utils.python_environment import Builder, BuildError, complete, digest, existing
+
+from plugins.module_utils import python_environment
+from plugins.module_utils.python_environment import Builder, BuildError, complete, digest, existing
 
 INPUTS = {
     "requirements": "uvicorn==0.30.0\n",

@@ -10,8 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ansible.module_utils import downloads, released_program
-from ansible.module_utils.released_program import ReleaseError, install, installed_checksum, place, sha256
+
+from plugins.module_utils import downloads, released_program
+from plugins.module_utils.released_program import ReleaseError, install, installed_checksum, place, sha256
 
 PROGRAM = b"#!/bin/sh\necho hello\n"
 

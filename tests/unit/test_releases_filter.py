@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 from ansible.errors import AnsibleFilterError
 
-PLUGIN = Path(__file__).resolve().parents[2] / "plugins" / "filter" / "releases.py"
-specification = importlib.util.spec_from_file_location("releases", PLUGIN)
-releases = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(releases)
+from plugins.filter import releases
 
 TABLE = {"1.1-1": {"debian12-x86_64": "sha256:aa"}}
 

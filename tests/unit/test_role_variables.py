@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible.module_utils import engines
-from ansible.module_utils.quiet_module import without_credentials
-from ansible.module_utils.role_variables import KINDS, MAPPINGS, kind_problems, typed
+
+from plugins.module_utils import engines
+from plugins.module_utils.quiet_module import without_credentials
+from plugins.module_utils.role_variables import KINDS, MAPPINGS, kind_problems, typed
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 ADAPTERS = {
@@ -260,7 +261,7 @@ def test_the_roles_use_only_what_is_looked_at():
 def test_the_plan_looks_at_every_variable_that_it_reads():
     """It looks at what `planned` puts into its question, and the address of the hub."""
     text = (ROLES.parent / "playbooks/plan.yml").read_text()
-    looked_at = yaml.safe_load(text)[0]["tasks"][0]["validate_variables"]["only"]
+    looked_at = yaml.safe_load(text)[0]["tasks"][0]["llm.server.validate_variables"]["only"]
     for kind, role in engines.ROLES.items():
         assert f"('{kind}' | planned_variables)" in looked_at
         options = yaml.safe_load((ROLES / role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"][

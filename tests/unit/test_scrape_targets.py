@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import yaml
-from ansible.module_utils import scrape_targets
-from ansible.module_utils.scrape_targets import PROGRAMS, WATCHING, configuration, problems
+
+from plugins.filter import scrape_targets as door
+from plugins.module_utils import scrape_targets
+from plugins.module_utils.scrape_targets import PROGRAMS, WATCHING, configuration, problems
 
 ROOT = Path(__file__).resolve().parents[2]
-SPEC = importlib.util.spec_from_file_location("scraped", ROOT / "plugins/filter/scrape_targets.py")
-door = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(door)
 
 FACTS = {"eth0": {"ipv4": {"address": "10.0.0.4"}}, "eth_1": {"ipv4": {"address": "10.0.0.5"}}}
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible.module_utils import basic
-from ansible.module_utils.quiet_module import QuietModule, masked
+
+from plugins.module_utils.quiet_module import QuietModule, masked
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTION = '"environment": {"type": "dict"'
@@ -26,7 +27,7 @@ CALLS = [
     (f"{path.parents[1].name}: {task['name']}", task)
     for path in sorted((ROOT / "roles").glob("*/tasks/*.yml"))
     for task in tasks(yaml.safe_load(path.read_text()))
-    if any("environment" in task.get(name, {}) for name in MODULES)
+    if any("environment" in task.get(f"llm.server.{name}", {}) for name in MODULES)
 ]
 
 

@@ -7,9 +7,9 @@ import pwd
 from types import SimpleNamespace
 
 import pytest
-from ansible.module_utils import service_release, systemd_unit, unprivileged
-from ansible.module_utils.service_release import Refused, Service
 
+from plugins.module_utils import service_release, systemd_unit, unprivileged
+from plugins.module_utils.service_release import Refused, Service
 from plugins.modules import service_release as module
 
 

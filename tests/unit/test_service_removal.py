@@ -1,7 +1,8 @@
 """A service that goes away leaves its data, and nothing else."""
 
 import pytest
-from ansible.module_utils import service_release
+
+from plugins.module_utils import service_release
 
 
 @pytest.fixture

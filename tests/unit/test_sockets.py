@@ -6,9 +6,9 @@ import os
 import socket
 
 import pytest
-from ansible.module_utils import checklist, systemd_unit
 
 from plugins.filter.systemd import peers
+from plugins.module_utils import checklist, systemd_unit
 
 FILTERED = {"allowed": ["127.0.0.0/8", "::1/128"], "in_force": True}
 OPEN = {"allowed": None, "in_force": True}

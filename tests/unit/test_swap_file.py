@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from ansible.module_utils import sysctl
-from ansible.module_utils.host_text import printable
-from ansible.module_utils.swap_file import (
+
+from plugins.module_utils import sysctl
+from plugins.module_utils.host_text import printable
+from plugins.module_utils.swap_file import (
     DISK_RESERVE,
     SIGNATURE,
     File,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from ansible.module_utils import sysctl
-from ansible.module_utils.host_text import Tree
+
+from plugins.module_utils import sysctl
+from plugins.module_utils.host_text import Tree
 
 OWN = "/etc/sysctl.d/99-zz-own.conf"
 SETTINGS = {"net.core.rmem_max": "100", "net.ipv4.tcp_rmem": "1 2 3"}

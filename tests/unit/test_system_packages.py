@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible.module_utils import system_packages
-from ansible.module_utils.system_packages import (
+
+from plugins.module_utils import system_packages
+from plugins.module_utils.system_packages import (
     Installed,
     PackageError,
     Packages,

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ansible.module_utils import systemd_unit
+
+from plugins.module_utils import systemd_unit
 
 
 @pytest.mark.parametrize("after, place", [("s=1;i=2", ["--after-cursor", "s=1;i=2"]), (5.0, ["--since", "@5.000"])])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,14 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from plugins.filter import dotenv as plugin
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "roles/ai_server/files/try_application.py"
 KEY = "it's-#a\\${key}'\\"
 SERVED = json.dumps({"data": [{"id": "base"}, {"id": "easycontract"}]})
-
-spec = importlib.util.spec_from_file_location("dotenv_filter", ROOT / "plugins/filter/dotenv.py")
-plugin = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(plugin)
 
 
 def tried(tmp_path, url, main="", engine="ask", **settings):

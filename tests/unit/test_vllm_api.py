@@ -7,7 +7,8 @@ import urllib.error
 from http.client import IncompleteRead, InvalidURL
 
 import pytest
-from ansible.module_utils import vllm_api
+
+from plugins.module_utils import vllm_api
 
 URL = "http://127.0.0.1:8001/v1/models"
 

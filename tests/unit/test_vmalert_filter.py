@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
+from plugins.filter import vmalert
+
 ROOT = Path(__file__).resolve().parents[2]
-SPEC = importlib.util.spec_from_file_location("vmalert_filter", ROOT / "plugins/filter/vmalert.py")
-vmalert = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(vmalert)
 
 SETTINGS = {
     "program": "/vmalert", "rules": "/rules.yml", "listen": "127.0.0.1:8880", "interval": "30s", "delay": "10s",

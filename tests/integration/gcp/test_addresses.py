@@ -1,8 +1,9 @@
 """Reserved addresses: kept over stop and start, told while they cost, given back when that is said."""
 
 import pytest
-from ansible.module_utils import gcp_declared as declared
 from gcp_runs import ZONE_A, ZONE_B, made, run, what
+
+from plugins.module_utils import gcp_declared as declared
 
 REGION = "asia-northeast3"
 pytestmark = pytest.mark.usefixtures("server")

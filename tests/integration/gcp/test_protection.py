@@ -1,8 +1,9 @@
 """What a machine may do in the project, what it boots, and what may not be done to it."""
 
 import pytest
-from ansible.module_utils import gcp_declared as declared
 from gcp_runs import made, run, what
+
+from plugins.module_utils import gcp_declared as declared
 
 pytestmark = pytest.mark.usefixtures("server")
 ACCOUNT = {

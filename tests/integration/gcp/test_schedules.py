@@ -1,8 +1,9 @@
 """Schedules that Google keeps, snapshots that are taken and made machines of, and how long a machine may run."""
 
 import pytest
-from ansible.module_utils import gcp_declared as declared
 from gcp_runs import ZONE_A, made, run, what
+
+from plugins.module_utils import gcp_declared as declared
 
 REGION = "asia-northeast3"
 HOURS = {"start": "0 8 * * 1-5", "stop": "0 20 * * 1-5", "time_zone": "Asia/Seoul"}
