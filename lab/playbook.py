@@ -16,6 +16,7 @@ from typing import Any
 
 TIMEOUT = 900
 TASK_BEGINS = "v2_playbook_on_task_start"
+COLLECTION = "llm.server."  # stands before the role in the name of a task
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Outcome:
     """How a run ended."""
 
     code: int
-    changed: list[str]  # names of the tasks that changed something
+    changed: list[str]  # names of the tasks that changed something, such as "vllm : Run vLLM"
     message: str  # what the failed task said; empty when none failed
     warnings: list[str]
     text: str  # everything that was printed
@@ -88,7 +89,7 @@ def read(code: int, text: str) -> Outcome:
             if event["_event"] in ("v2_runner_on_failed", "v2_runner_on_unreachable"):
                 message = str(result.get("msg", ""))
             elif event["_event"] == "v2_runner_on_ok" and result.get("changed"):
-                changed.append(event["task"]["name"])
+                changed.append(event["task"]["name"].removeprefix(COLLECTION))
     if code and not message:
         said = [line for line in text.splitlines() if not line.startswith("{") and line.strip()]
         message = said[-1] if said else ""

@@ -76,7 +76,7 @@ def main() -> int:
         **os.environ,
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-        "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
+        "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"),
         "MOLECULE_PROJECT_DIRECTORY": str(ROOT),
         "MOLECULE_SCENARIO_DIRECTORY": str(SCENARIO),
         "MOLECULE_EPHEMERAL_DIRECTORY": str(FOLDER),

@@ -134,7 +134,7 @@ class ActionModule(ActionBase):
         only = self._task.args.get("only")
         options = {name: spec for name, spec in self._declared(role).items() if only is None or name in only}
         private, defaults = self._read(home / "vars/main.yml"), self._read(home / "defaults/main.yml")
-        scope = {**defaults, **task_vars, **private, "role_path": str(home)}
+        scope = {**defaults, **task_vars, **private}
         values, problems = self._typed(options, scope)
         rules = [rule for rule in private.get(f"__{role}_rules") or [] if rule["variable"] in options]
         unkind = self._unkind([rule for rule in rules if "kind" in rule and rule["variable"] in values], values)
