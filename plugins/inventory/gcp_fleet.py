@@ -20,7 +20,7 @@ author: The llm-server maintainers
 extends_documentation_fragment: [constructed]
 requirements: [google-auth, requests]
 options:
-  plugin: {description: The name of this plugin., type: str, required: true, choices: [gcp_fleet]}
+  plugin: {description: The name of this plugin., type: str, required: true, choices: [llm.server.gcp_fleet]}
 """
 
 EXAMPLES = r"""

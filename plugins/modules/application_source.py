@@ -39,7 +39,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Have the application
-  application_source:
+  llm.server.application_source:
     root: /app/ai-server/releases
     repository: https://git.example.com/ai-server.git
     version: v1.4.0

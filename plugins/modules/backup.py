@@ -28,7 +28,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Take a backup
-  backup:
+  llm.server.backup:
     reason: before-rollback
   register: __backup
 """

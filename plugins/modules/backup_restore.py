@@ -28,7 +28,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Restore the data of another host
-  backup_restore:
+  llm.server.backup_restore:
     of: ai-server-l4
 """
 

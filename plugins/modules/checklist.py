@@ -36,7 +36,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Measure
-  checklist:
+  llm.server.checklist:
     checks:
       - what: node_exporter answers
         kind: metric

@@ -28,7 +28,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Run the engine
-  dcgm_engine:
+  llm.server.dcgm_engine:
     version: "1:3.3.9"
 """
 

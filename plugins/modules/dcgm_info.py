@@ -18,7 +18,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Ask DCGM
-  dcgm_info:
+  llm.server.dcgm_info:
   register: dcgm
 """
 

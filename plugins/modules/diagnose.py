@@ -46,7 +46,7 @@ notes:
 
 EXAMPLES = r"""
 - name: Look for what is wrong
-  diagnose:
+  llm.server.diagnose:
     services: [{name: vllm, metrics: "http://127.0.0.1:8001/metrics"}, {name: ai-server}]
     gpu: true
   register: diagnosis

@@ -26,7 +26,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Limit the journal
-  drop_in:
+  llm.server.drop_in:
     path: /etc/systemd/journald.conf.d/housekeeping.conf
     content: |
       [Journal]

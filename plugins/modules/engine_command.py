@@ -30,7 +30,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Run the evaluation
-  engine_command:
+  llm.server.engine_command:
     argv: [python3, evaluate.py, --all]
     engine: chat
     url: http://127.0.0.1:8001

@@ -35,7 +35,7 @@ author: The llm-server maintainers
 
 EXAMPLES = r"""
 - name: Find the engines that are no longer in the list
-  engine_list:
+  llm.server.engine_list:
     engines:
       - {name: vllm, kind: vllm}
       - {name: feedback, kind: vllm, group: evaluation}

@@ -45,20 +45,20 @@ attributes:
 
 EXAMPLES = r"""
 - name: Make room for the other engine
-  engine_state:
+  llm.server.engine_state:
     name: chat
     state: stopped
     instead: feedback
 
 - name: Put an engine to sleep
-  engine_state:
+  llm.server.engine_state:
     name: chat
     state: asleep
     instead: feedback
     url: http://127.0.0.1:8001
 
 - name: See which engines serve
-  engine_state:
+  llm.server.engine_state:
     engines: [chat, feedback]
   register: __engine_states
 """

@@ -220,7 +220,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Make both rules and the machine
-  gcp_fleet:
+  llm.server.gcp_fleet:
     project: my-project
     rules:
       - name: allow-ai-server-ports

@@ -40,7 +40,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Have the model
-  gguf_files:
+  llm.server.gguf_files:
     model: Qwen/Qwen2.5-Coder-7B-Instruct-GGUF
     file: qwen2.5-coder-7b-instruct-q4_k_m.gguf
     revision: <40 hexadecimal digits>

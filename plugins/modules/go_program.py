@@ -35,7 +35,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Build dcgm-exporter
-  go_program:
+  llm.server.go_program:
     name: dcgm_exporter
     program: dcgm-exporter
     version: 3.3.9-3.6.1

@@ -131,7 +131,7 @@ author: The llm-server maintainers
 
 EXAMPLES = r"""
 - name: Refuse a start that cannot succeed
-  gpu_memory_plan:
+  llm.server.gpu_memory_plan:
     services:
       - name: vllm
         version: 0.23.0
@@ -144,7 +144,7 @@ EXAMPLES = r"""
     refuse: true
 
 - name: What if the model ran on an L4
-  gpu_memory_plan:
+  llm.server.gpu_memory_plan:
     gpu: {name: L4, total_mib: 23034}
     hub_url: https://hub.example.org
     services:

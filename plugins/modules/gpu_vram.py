@@ -53,16 +53,16 @@ author: The maintainers of this repository
 
 EXAMPLES = r"""
 - name: Read the GPUs
-  gpu_vram:
+  llm.server.gpu_vram:
   register: gpu
 
 - name: Wait until the last model has left the GPU
-  gpu_vram:
+  llm.server.gpu_vram:
     maximum_used_mib: 1024
     wait_timeout: 120
 
 - name: Refuse a machine that is not what was ordered
-  gpu_vram:
+  llm.server.gpu_vram:
     count: 1
     name: L4
     minimum_total_mib: 23000

@@ -43,7 +43,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Set up the kernel and the GPUs
-  host_tuning:
+  llm.server.host_tuning:
     socket_buffer_mib: 128
     transparent_hugepages: madvise
     gpu_persistence: true

@@ -37,7 +37,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Tell the people on call
-  incident_notice:
+  llm.server.incident_notice:
     url: "{{ incident_webhook_url }}"
     text: "{{ __incident_evidence.summary }}"
     rows: "{{ __incident_evidence.rows }}"

@@ -40,7 +40,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Register NVIDIA's repository
-  keyring_repository:
+  llm.server.keyring_repository:
     package: cuda-keyring
     version: 1.1-1
     url: https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2204/x86_64/cuda-keyring_1.1-1_all.deb

@@ -29,7 +29,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Remove what no release refers to
-  leftovers:
+  llm.server.leftovers:
 """
 
 RETURN = r"""

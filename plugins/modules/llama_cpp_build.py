@@ -51,7 +51,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Build llama-server
-  llama_cpp_build:
+  llm.server.llama_cpp_build:
     version: b11669
     url: https://github.com/ggml-org/llama.cpp/archive/b11669.tar.gz
     checksum: sha256:<64 hexadecimal digits>

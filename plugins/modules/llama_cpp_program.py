@@ -20,7 +20,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Ask the program
-  llama_cpp_program:
+  llm.server.llama_cpp_program:
     path: /usr/bin/llama-server
     user: llama-cpp
     arguments: [cache-reuse]

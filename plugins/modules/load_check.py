@@ -67,7 +67,7 @@ notes:
 
 EXAMPLES = r"""
 - name: Ten callers for half an hour
-  load_check:
+  llm.server.load_check:
     targets:
       - name: vllm
         unit: vllm.service

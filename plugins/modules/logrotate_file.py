@@ -23,7 +23,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Rotate the log files
-  logrotate_file:
+  llm.server.logrotate_file:
     path: /etc/logrotate.d/ai-server
     content: "{{ lookup('ansible.builtin.template', 'logrotate.j2') }}"
 """

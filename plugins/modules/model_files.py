@@ -43,7 +43,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Have the model and its adapters
-  model_files:
+  llm.server.model_files:
     model: LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct
     revision: e949c91dec92095908d34e6b560af77dd0c993f8
     cache: /app/vllm-server/.cache/huggingface/hub

@@ -19,7 +19,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Check the NVIDIA driver
-  nvidia_driver:
+  llm.server.nvidia_driver:
 """
 
 RETURN = r"""

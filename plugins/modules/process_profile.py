@@ -23,7 +23,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Profile the engine
-  process_profile:
+  llm.server.process_profile:
     unit: vllm.service
     program: /var/lib/llm-profile/3f2a9b01c4de/bin/py-spy
     seconds: 30

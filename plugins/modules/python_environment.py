@@ -32,7 +32,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Build the environment
-  python_environment:
+  llm.server.python_environment:
     root: /app/ai-server/environments
     requirements: "{{ lookup('ansible.builtin.file', 'requirements.txt') }}"
     hashes: true

@@ -38,7 +38,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Install node_exporter
-  released_program:
+  llm.server.released_program:
     name: node_exporter
     version: 1.9.0
     url: https://github.com/prometheus/node_exporter/releases/download/v1.9.0/node_exporter-1.9.0.linux-amd64.tar.gz

@@ -54,7 +54,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Bring the engine back
-  service_recovery:
+  llm.server.service_recovery:
     name: vllm
     metrics: http://127.0.0.1:8001/metrics
   register: __service_recovery

@@ -245,7 +245,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Run node_exporter
-  service_release:
+  llm.server.service_release:
     name: node_exporter
     user: node_exporter
     links:

@@ -37,7 +37,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Have 32 GiB of swap
-  swap_file:
+  llm.server.swap_file:
     path: /swapfile
     size_mib: 32768
     swappiness: 10

@@ -58,7 +58,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Pin the 3.x package
-  system_packages:
+  llm.server.system_packages:
     name: dcgm
     packages:
       - {name: datacenter-gpu-manager, version: 3.3.9, hold: true}

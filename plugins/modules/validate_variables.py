@@ -38,7 +38,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Check the variables
-  validate_variables:
+  llm.server.validate_variables:
     roles: [vllm, ai_server]
 """
 

@@ -56,7 +56,7 @@ author: The maintainers of this repository
 
 EXAMPLES = r"""
 - name: The server serves the base model and both adapters
-  vllm_models:
+  llm.server.vllm_models:
     url: http://127.0.0.1:8001
     api_key: "{{ vllm_api_key }}"
     base: LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct

@@ -21,7 +21,7 @@ author: The llm-server maintainers
 
 EXAMPLES = r"""
 - name: Write targets and rules
-  watch_export:
+  llm.server.watch_export:
     directory: /srv/watch
     files: {prometheus/targets.yml: "[]\n"}
     copies: {grafana: dashboards/grafana}

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from ansible.module_utils import basic, nvidia_smi
+from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
 
 import gpu_memory_samples as samples
 
+from plugins.module_utils import nvidia_smi
 from plugins.modules import gpu_memory_plan, gpu_vram
 
 ROOT = Path(__file__).resolve().parents[2]

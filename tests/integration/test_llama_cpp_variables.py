@@ -26,7 +26,7 @@ PLAY = [
         "hosts": "localhost",
         "connection": "local",
         "gather_facts": False,
-        "tasks": [{"name": "Validate the role's variables", "validate_variables": {"roles": ["llama_cpp"]}}],
+        "tasks": [{"name": "Validate the role's variables", "llm.server.validate_variables": {"roles": ["llama_cpp"]}}],
     }
 ]
 

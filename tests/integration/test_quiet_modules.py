@@ -23,7 +23,7 @@ TELLS = '#!/bin/sh\necho "cannot read $PIP_INDEX_URL with $UV_INDEX_OWN_TOKEN by
 
 def play(tmp_path: Path, module: str, arguments: dict, *words: str) -> subprocess.CompletedProcess:
     """Run one task as people do, with all that a person can ask to see; the values come from the inventory."""
-    task = {"name": "Install", module: {name: "{{ given." + name + " }}" for name in arguments}}
+    task = {"name": "Install", f"llm.server.{module}": {name: "{{ given." + name + " }}" for name in arguments}}
     task["vars"] = {"ansible_no_target_syslog": True}
     book = {"name": "Install", "hosts": "localhost", "connection": "local", "gather_facts": False, "become": False}
     (tmp_path / "book.yml").write_text(json.dumps([{**book, "tasks": [task]}], indent=1))

@@ -263,7 +263,7 @@ def test_the_plan_looks_at_every_variable_that_it_reads():
     text = (ROLES.parent / "playbooks/plan.yml").read_text()
     looked_at = yaml.safe_load(text)[0]["tasks"][0]["llm.server.validate_variables"]["only"]
     for kind, role in engines.ROLES.items():
-        assert f"('{kind}' | planned_variables)" in looked_at
+        assert f"('{kind}' | llm.server.planned_variables)" in looked_at
         options = yaml.safe_load((ROLES / role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"][
             "options"
         ]
