@@ -45,7 +45,7 @@ plan: venv ## Show the GPU memory plan of the production example on an L4
 		-e gpu_memory_plan_config=$(CURDIR)/data/gpu_memory/exaone-3.5-2.4b-instruct.json
 
 ask: ## The same without Ansible (ARGUMENTS="--gpu L4 --model … --version …", --help lists them)
-	@python3 -m plugins.module_utils.gpu_memory $(or $(ARGUMENTS),--help)
+	@python3 -m plugins.module_utils.gpu.memory $(or $(ARGUMENTS),--help)
 
 plan-score: venv ## Score the planner against measured starts (DATA=DIR)
 	@$(PYTHON) tests/plan_score.py $(DATA)

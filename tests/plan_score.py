@@ -17,17 +17,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "plugins" / "module_utils"))
+sys.path.insert(0, str(ROOT))
 
-from gpu_memory.engines import Gpu, capability, card, cuda_mib, parse_version, vllm_rules  # noqa: E402
-from gpu_memory.errors import PlanError  # noqa: E402
-from gpu_memory.figures import GIB, MIB  # noqa: E402
-from gpu_memory.layers import SLIDING  # noqa: E402
-from gpu_memory.llamacpp import LlamaService, plan_llamacpp  # noqa: E402
-from gpu_memory.quantization import quantized_bits  # noqa: E402
-from gpu_memory.shape import Shape, shape_from_row  # noqa: E402
-from gpu_memory.vllm import plan_vllm  # noqa: E402
-from gpu_memory.vllm_start import VllmService  # noqa: E402
+from plugins.module_utils.gpu.memory.engines import Gpu, capability, card, cuda_mib, parse_version, vllm_rules  # noqa: E402
+from plugins.module_utils.gpu.memory.errors import PlanError  # noqa: E402
+from plugins.module_utils.gpu.memory.figures import GIB, MIB  # noqa: E402
+from plugins.module_utils.gpu.memory.layers import SLIDING  # noqa: E402
+from plugins.module_utils.gpu.memory.llamacpp import LlamaService, plan_llamacpp  # noqa: E402
+from plugins.module_utils.gpu.memory.quantization import quantized_bits  # noqa: E402
+from plugins.module_utils.gpu.memory.shape import Shape, shape_from_row  # noqa: E402
+from plugins.module_utils.gpu.memory.vllm import plan_vllm  # noqa: E402
+from plugins.module_utils.gpu.memory.vllm_start import VllmService  # noqa: E402
 
 OWN = ROOT / "data" / "gpu_memory"
 SMALL_BUDGET = 24 * GIB  # where total * utilization is below, an error under 0.5 GiB of KV memory counts as right

@@ -14,7 +14,7 @@ class ActionModule(ActionBase):
     TRANSFERS_FILES = True
 
     def run(self, tmp=None, task_vars=None):
-        from ..module_utils.application_source import EXCLUDED, pack, tree_digest
+        from ..module_utils.install.application_source import EXCLUDED, pack, tree_digest
 
         super().run(tmp, task_vars)
         arguments = dict(self._task.args)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ..module_utils import engine_runs
+from ..module_utils.engines import engine_runs
 
 display = Display()
 

@@ -11,8 +11,8 @@ import json
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 
-from ..module_utils.gpu_memory.errors import PlanError
-from ..module_utils.gpu_memory.question import OPTIONS, ask, refusal
+from ..module_utils.gpu.memory.errors import PlanError
+from ..module_utils.gpu.memory.question import OPTIONS, ask, refusal
 
 
 class ActionModule(ActionBase):

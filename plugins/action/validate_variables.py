@@ -10,7 +10,7 @@ from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.vars import load_extra_vars
 
-from ..module_utils import engines
+from ..module_utils.engines import engines
 from ..module_utils.quiet_module import without_credentials
 from ..module_utils.role_variables import kind_problems, typed
 

@@ -1,4 +1,4 @@
-"""Filters for rule files; see module_utils/alert_rules.py."""
+"""Filters for rule files; see module_utils/watch/alert_rules.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ansible.errors import AnsibleError, AnsibleFilterError
 from jinja2 import UndefinedError
 
-from ..module_utils import alert_rules
+from ..module_utils.watch import alert_rules
 
 
 def rule_file(patterns: list, variable: str, limits: dict | None = None, hosts: list | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Filters for the configuration of Alertmanager; see module_utils/alertmanager.py."""
+"""Filters for the configuration of Alertmanager; see module_utils/watch/alertmanager.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import yaml
 
-from ..module_utils import alertmanager
+from ..module_utils.watch import alertmanager
 
 
 def alertmanager_configuration(settings: dict) -> str:

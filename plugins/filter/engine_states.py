@@ -1,11 +1,11 @@
-"""Filters about engines that take turns; what they think with is module_utils/engine_states.py."""
+"""Filters about engines that take turns; what they think with is module_utils/engines/engine_states.py."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
 
-from ..module_utils import engine_states
+from ..module_utils.engines import engine_states
 
 
 def engine_switch(engines: list, note: dict, groups: dict, to: str) -> dict:

@@ -1,9 +1,9 @@
-"""Filters about the engines of a host; what they think with is module_utils/engines.py."""
+"""Filters about the engines of a host; what they think with is module_utils/engines/engines.py."""
 
 from __future__ import annotations
 
-from ..module_utils import engines
 from ..module_utils.addresses import local_url
+from ..module_utils.engines import engines
 
 # The series that tell of an engine's work: counters that grow with it, and gauges that are above zero during it.
 # Sources: data/vllm/metrics.yml, data/llama_cpp/metrics.yml.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ansible.errors import AnsibleFilterError
 
-from ..module_utils import alert_rules
+from ..module_utils.watch import alert_rules
 
 
 def json_files(patterns: list, directory: str, group: str, variable: str) -> list:

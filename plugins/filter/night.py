@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..module_utils import night
+from ..module_utils.cloud import night
 
 
 def night_slot(hosts: list, host: str, at: str, window: int, batch: int) -> dict:

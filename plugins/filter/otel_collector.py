@@ -1,4 +1,4 @@
-"""Filters of the role otel_collector; what they think with is in module_utils/otel_collector.py."""
+"""Filters of the role otel_collector; what they think with is in module_utils/watch/otel_collector.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from base64 import b64encode
 
 from ansible.errors import AnsibleFilterError
 
-from ..module_utils import otel_collector
+from ..module_utils.watch import otel_collector
 
 
 def collector_configuration(settings: dict) -> str:

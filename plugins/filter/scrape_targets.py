@@ -1,4 +1,4 @@
-"""Filters for what is scraped on a host; see module_utils/scrape_targets.py."""
+"""Filters for what is scraped on a host; see module_utils/watch/scrape_targets.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from ..module_utils import scrape_targets
+from ..module_utils.watch import scrape_targets
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 PARTS = {"served": scrape_targets.PROGRAMS, "watching": scrape_targets.WATCHING}

@@ -8,9 +8,9 @@ from urllib.parse import SplitResult, urlsplit
 
 from ansible.errors import AnsibleFilterError
 
-from ..module_utils import systemd_unit
 from ..module_utils.addresses import host_port, is_ip, local_url
 from ..module_utils.quiet_module import secrets_of
+from ..module_utils.release import systemd_unit
 
 # Flags of Go programs whose value is a secret; those that name its file end in File.
 SECRET_FLAG = re.compile(r"(password|token|secret|authkey|accesskey|secretkey|headers)$", re.IGNORECASE)

@@ -46,12 +46,12 @@ def length_told(length: int, arguments: dict) -> int | None:
 
 
 def completion_probes(models: list, url: str, key: dict, timeout: float) -> list:
-    """Return one ``completion`` probe a model; ``key`` says where the key stands, see module_utils/probes.py."""
+    """Return one ``completion`` probe a model; ``key`` says where the key stands (module_utils/release/probes.py)."""
     return [{"completion": {**key, "url": url, "model": name, "timeout": timeout}} for name in models]
 
 
 def completion_checks(models: list, url: str, bearer: str, timeout: float, label: str, unit: str) -> list:
-    """Return one row of the checklist for each model, its answer to a prompt; see module_utils/checklist.py.
+    """Return one row of the checklist for each model, its answer to a prompt; see module_utils/release/checklist.py.
 
     ``label`` is what the checklist calls the engine, ``unit`` the name of its service.
     """

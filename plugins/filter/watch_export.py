@@ -1,4 +1,4 @@
-"""Filters of playbooks/export_watch.yml; see module_utils/watch_export.py."""
+"""Filters of playbooks/export_watch.yml; see module_utils/watch/watch_export.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from ..module_utils import watch_export
+from ..module_utils.watch import watch_export
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 

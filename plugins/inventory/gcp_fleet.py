@@ -44,7 +44,7 @@ from ansible.vars.plugins import get_vars_from_inventory_sources
 display = Display()
 
 
-from ..module_utils import gcp_declared
+from ..module_utils.cloud import gcp_declared
 
 # The module gives its parameters the same types, so a range written as text means the same to both.
 VARIABLES = {
@@ -102,7 +102,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         return typed.validated_parameters
 
     def _fill(self, settings, path):
-        from ..module_utils.gcp_client import Client, GcpError, credentials_for, project_sentence
+        from ..module_utils.cloud.gcp_client import Client, GcpError, credentials_for, project_sentence
 
         project = settings["gcp_project"]
         if not project:

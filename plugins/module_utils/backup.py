@@ -20,7 +20,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from . import service_release, systemd_unit
+from .release import service_release, systemd_unit
 
 PROGRAM = Path("/usr/local/sbin/llm-backup")
 SETTINGS = Path("/etc/llm-backup/settings.json")

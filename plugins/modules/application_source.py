@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.application_source; the action plugin of the same name sends a tree where needed."""
+"""Door to module_utils.install.application_source; the action plugin of the same name sends a tree where needed."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ import os
 import tempfile
 from pathlib import Path
 
-from ..module_utils.application_source import EXCLUDED, SourceError, export, install, made, named
-from ..module_utils.downloads import download
+from ..module_utils.install.application_source import EXCLUDED, SourceError, export, install, made, named
+from ..module_utils.install.downloads import download
+from ..module_utils.install.released_program import ReleaseError, sha256
 from ..module_utils.quiet_module import QuietModule
-from ..module_utils.released_program import ReleaseError, sha256
 from ..module_utils.unprivileged import CommandError, barred, open_up
 
 UNKNOWN = "# known when the source is there\n"

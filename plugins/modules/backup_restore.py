@@ -44,8 +44,8 @@ import json
 
 from ..module_utils import backup
 from ..module_utils.host_module import HostModule
-from ..module_utils.service_release import Refused
-from ..module_utils.systemd_unit import SystemdError
+from ..module_utils.release.service_release import Refused
+from ..module_utils.release.systemd_unit import SystemdError
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.checklist."""
+"""Door to module_utils.release.checklist."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ options:
     suboptions:
       what: {description: Name of the row., type: str, required: true}
       kind:
-        description: Function of module_utils/checklist.py.
+        description: Function of module_utils/release/checklist.py.
         type: str
         required: true
         choices:
@@ -52,8 +52,8 @@ rows:
   sample: [{what: node_exporter answers, measured: "1 series asked for, all there", ok: true, cure: ""}]
 """
 
-from ..module_utils.checklist import KINDS, run
 from ..module_utils.host_module import HostModule
+from ..module_utils.release.checklist import KINDS, run
 
 
 def main() -> None:

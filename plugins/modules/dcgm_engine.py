@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.dcgm: the host engine runs, and is the version that is installed."""
+"""Door to module_utils.gpu.dcgm: the host engine runs, and is the version that is installed."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ restarted: {description: Why the engine was started; null when it was not., type
 
 import time
 
-from ..module_utils import dcgm, systemd_unit
+from ..module_utils.gpu import dcgm
 from ..module_utils.host_module import HostModule
+from ..module_utils.release import systemd_unit
 
 
 def main() -> None:

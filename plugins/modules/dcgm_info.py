@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.dcgm: which DCGM is here."""
+"""Door to module_utils.gpu.dcgm: which DCGM is here."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ promised:
 trouble: {description: Why dcgmi could not be asked; empty where it could., type: str, returned: always}
 """
 
-from ..module_utils import dcgm
+from ..module_utils.gpu import dcgm
+from ..module_utils.gpu.nvidia_smi import GpuError, read
 from ..module_utils.host_module import HostModule
-from ..module_utils.nvidia_smi import GpuError, read
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.drop_in."""
+"""Door to module_utils.release.drop_in."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ EXAMPLES = r"""
 RETURN = ""
 
 from ..module_utils import host_text
-from ..module_utils.drop_in import carry_out, change
 from ..module_utils.host_module import HostModule
-from ..module_utils.systemd_unit import SystemdError
+from ..module_utils.release.drop_in import carry_out, change
+from ..module_utils.release.systemd_unit import SystemdError
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ log:
   type: str
 """
 
-from ..module_utils.engine_runs import run
+from ..module_utils.engines.engine_runs import run
 from ..module_utils.host_module import HostModule
 
 

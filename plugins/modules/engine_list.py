@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.engines: which engines a host has, and which are no longer in its list."""
+"""Door to module_utils.engines.engines: which engines a host has, and which are no longer in its list."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ resting:
 import json
 from pathlib import Path
 
-from ..module_utils import engine_states, engines
+from ..module_utils.engines import engine_states, engines
 from ..module_utils.quiet_module import QuietModule
-from ..module_utils.service_release import STORE, write
+from ..module_utils.release.service_release import STORE, write
 
 DISTRIBUTION = (Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"))
 LIST = STORE.parent / "engine_list.json"

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.engine_states."""
+"""Door to module_utils.engines.engine_states."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ memory_mib:
 from contextlib import nullcontext
 
 from ..module_utils import host_text
-from ..module_utils.engine_states import (
+from ..module_utils.engines.engine_states import (
     EngineStateError,
     Host,
     Wanted,
@@ -103,8 +103,8 @@ from ..module_utils.engine_states import (
     text_of,
 )  # fmt: skip
 from ..module_utils.host_module import HostModule
-from ..module_utils.service_release import Refused, Service
-from ..module_utils.systemd_unit import SystemdError
+from ..module_utils.release.service_release import Refused, Service
+from ..module_utils.release.systemd_unit import SystemdError
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.gcp_fleet."""
+"""Door to module_utils.cloud.gcp_fleet."""
 
 from __future__ import annotations
 
@@ -301,12 +301,12 @@ import traceback
 import yaml
 from ansible.module_utils.basic import missing_required_lib
 
-from ..module_utils.gcp_declared import RULE, cost_sentences
+from ..module_utils.cloud.gcp_declared import RULE, cost_sentences
 from ..module_utils.host_module import HostModule
 
 try:
-    from ..module_utils.gcp_client import GcpError, not_understood
-    from ..module_utils.gcp_fleet import Fleet
+    from ..module_utils.cloud.gcp_client import GcpError, not_understood
+    from ..module_utils.cloud.gcp_fleet import Fleet
 
     MISSING = None
 except ImportError:

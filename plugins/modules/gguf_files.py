@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.gguf_files."""
+"""Door to module_utils.engines.gguf_files."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ fingerprint:
 
 from pathlib import Path
 
-from ..module_utils.gguf_files import (
+from ..module_utils.engines.gguf_files import (
     FileError,
     Store,
     Wanted,

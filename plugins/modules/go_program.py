@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.go_program."""
+"""Door to module_utils.install.go_program."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ path:
 import re
 from pathlib import Path
 
-from ..module_utils.go_program import Build, BuildError, Workshop
+from ..module_utils.install.go_program import Build, BuildError, Workshop
 from ..module_utils.quiet_module import QuietModule
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.gpu_memory: plans a GPU's memory, and compares a start with its plan."""
+"""Door to module_utils.gpu.memory: plans a GPU's memory, and compares a start with its plan."""
 
 from __future__ import annotations
 
@@ -183,9 +183,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from ..module_utils import nvidia_smi
-from ..module_utils.gpu_memory import journal, planner, question, render
-from ..module_utils.gpu_memory.errors import PlanError
+from ..module_utils.gpu import nvidia_smi
+from ..module_utils.gpu.memory import journal, planner, question, render
+from ..module_utils.gpu.memory.errors import PlanError
 from ..module_utils.quiet_module import QuietModule
 
 JOURNAL_LINES = 20000

@@ -110,7 +110,7 @@ unmet:
 
 import time
 
-from ..module_utils import nvidia_smi
+from ..module_utils.gpu import nvidia_smi
 from ..module_utils.host_module import HostModule
 
 WISHES = ("count", "name", "minimum_total_mib", "minimum_free_mib", "maximum_used_mib")

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.host_tuning."""
+"""Door to module_utils.host.host_tuning."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ overridden:
 """
 
 from ..module_utils import host_text
+from ..module_utils.host.host_tuning import Host, TuningError, Wanted, carry_out, change
 from ..module_utils.host_module import HostModule
-from ..module_utils.host_tuning import Host, TuningError, Wanted, carry_out, change
-from ..module_utils.systemd_unit import SystemdError
+from ..module_utils.release.systemd_unit import SystemdError
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.keyring_repository."""
+"""Door to module_utils.install.keyring_repository."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ from pathlib import Path
 from ansible.module_utils.urls import fetch_url
 
 from ..module_utils import host_text
-from ..module_utils.keyring_repository import Apt, Repository, RepositoryError, keyring_of
+from ..module_utils.install.keyring_repository import Apt, Repository, RepositoryError, keyring_of
 from ..module_utils.quiet_module import QuietModule
 
 SILENCE_LIMIT = 30  # seconds without a byte

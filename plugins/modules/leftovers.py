@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.leftovers."""
+"""Door to module_utils.release.leftovers."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ report:
 
 from ..module_utils import host_text
 from ..module_utils.host_module import HostModule
-from ..module_utils.leftovers import clean, mib
+from ..module_utils.release.leftovers import clean, mib
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.llama_cpp_build."""
+"""Door to module_utils.engines.llama_cpp_build."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ import re
 import shutil
 from pathlib import Path
 
-from ..module_utils.downloads import download
-from ..module_utils.llama_cpp_build import Build, BuildError, Workshop, jobs, place, unused
+from ..module_utils.engines.llama_cpp_build import Build, BuildError, Workshop, jobs, place, unused
+from ..module_utils.install.downloads import download
+from ..module_utils.install.released_program import ReleaseError
 from ..module_utils.quiet_module import QuietModule
-from ..module_utils.released_program import ReleaseError
-from ..module_utils.service_release import in_use
+from ..module_utils.release.service_release import in_use
 from ..module_utils.unprivileged import ANYONE
 
 

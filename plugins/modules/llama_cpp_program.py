@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.llama_cpp_program."""
+"""Door to module_utils.engines.llama_cpp_program."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ names:
 
 from pathlib import Path
 
+from ..module_utils.engines.llama_cpp_program import ProgramError, ask, names, unknown, version
 from ..module_utils.host_module import HostModule
-from ..module_utils.llama_cpp_program import ProgramError, ask, names, unknown, version
 
 
 def main() -> None:

@@ -108,7 +108,7 @@ import time
 
 from ..module_utils.host_module import HostModule
 from ..module_utils.load import host, watch
-from ..module_utils.systemd_unit import SystemdError
+from ..module_utils.release.systemd_unit import SystemdError
 
 TARGET = {
     **{name: {"type": "str", "required": True} for name in ("name", "unit", "metrics", "url")},

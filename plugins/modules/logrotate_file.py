@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.log_rotation."""
+"""Door to module_utils.release.log_rotation."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from pathlib import Path
 
 from ..module_utils import host_text
 from ..module_utils.host_module import HostModule
-from ..module_utils.log_rotation import LOGROTATE, RotationError, check
-from ..module_utils.service_release import attributes, write
+from ..module_utils.release.log_rotation import LOGROTATE, RotationError, check
+from ..module_utils.release.service_release import attributes, write
 
 MODE = ("0644", "root", "root")
 

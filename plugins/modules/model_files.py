@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.model_files."""
+"""Door to module_utils.engines.model_files."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ fingerprint:
 
 from pathlib import Path
 
-from ..module_utils.gpu_memory.checks import check_adapter, check_model, own_model_type
-from ..module_utils.model_files import Hub, ModelError
+from ..module_utils.engines.model_files import Hub, ModelError
+from ..module_utils.gpu.memory.checks import check_adapter, check_model, own_model_type
 from ..module_utils.quiet_module import QuietModule
 from ..module_utils.unprivileged import CommandError
 

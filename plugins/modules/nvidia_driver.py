@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.nvidia_driver."""
+"""Door to module_utils.gpu.nvidia_driver."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ kind:
   sample: library_mismatch
 """
 
+from ..module_utils.gpu.nvidia_driver import read
+from ..module_utils.gpu.nvidia_smi import GpuError
 from ..module_utils.host_module import HostModule
-from ..module_utils.nvidia_driver import read
-from ..module_utils.nvidia_smi import GpuError
 
 
 def main() -> None:

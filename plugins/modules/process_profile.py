@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.process_profile."""
+"""Door to module_utils.load.process_profile."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ samples: {description: Number of samples in the flame graph., type: int, returne
 
 from pathlib import Path
 
-from ..module_utils import process_profile
 from ..module_utils.host_module import HostModule
-from ..module_utils.systemd_unit import SystemdError
+from ..module_utils.load import process_profile
+from ..module_utils.release.systemd_unit import SystemdError
 
 
 def main() -> None:

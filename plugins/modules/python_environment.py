@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.python_environment."""
+"""Door to module_utils.install.python_environment."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ path: {description: The environment., type: str, returned: always, sample: /app/
 
 from pathlib import Path
 
-from ..module_utils.python_environment import Builder, BuildError, complete, digest
+from ..module_utils.install.python_environment import Builder, BuildError, complete, digest
 from ..module_utils.quiet_module import QuietModule
 from ..module_utils.unprivileged import CommandError
 

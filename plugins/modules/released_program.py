@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.released_program."""
+"""Door to module_utils.install.released_program."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ..module_utils.downloads import download
+from ..module_utils.install.downloads import download
+from ..module_utils.install.released_program import ReleaseError, install, installed_checksum, place
 from ..module_utils.quiet_module import QuietModule
-from ..module_utils.released_program import ReleaseError, install, installed_checksum, place
 from ..module_utils.unprivileged import ANYONE, barred, open_up
 
 

@@ -80,8 +80,8 @@ import time
 
 from ..module_utils.host_module import HostModule
 from ..module_utils.incident import recovery
-from ..module_utils.service_release import Refused, Service
-from ..module_utils.systemd_unit import SystemdError
+from ..module_utils.release.service_release import Refused, Service
+from ..module_utils.release.systemd_unit import SystemdError
 
 
 def main() -> None:

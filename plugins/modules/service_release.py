@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.service_release; the action plugin of the same name calls it phase by phase."""
+"""Door to module_utils.release.service_release; the action plugin of the same name calls it phase by phase."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ options:
   probes:
     description:
       - What must answer before the release counts as serving, in this order; the kinds and their options are those of
-        module_utils/probes.py.
+        module_utils/release/probes.py.
       - A key that a probe shows is named by C(bearer_file) and C(bearer_variable), one of the lines C(NAME=value) of a
         file of O(secrets), and read when the question is asked. So is the password of C(user), by C(password_file), a
         whole secret.
@@ -273,11 +273,11 @@ rotation: {description: Whether the host was put back into rotation., type: str,
 
 import re
 
-from ..module_utils import engine_states
-from ..module_utils.probes import first_failure
+from ..module_utils.engines import engine_states
 from ..module_utils.quiet_module import QuietModule
-from ..module_utils.service_release import Refused, Service, digest, digest_before
-from ..module_utils.systemd_unit import SystemdError
+from ..module_utils.release.probes import first_failure
+from ..module_utils.release.service_release import Refused, Service, digest, digest_before
+from ..module_utils.release.systemd_unit import SystemdError
 from ..module_utils.unprivileged import group_of
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.swap_file."""
+"""Door to module_utils.host.swap_file."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ foreign:
 """
 
 from ..module_utils import host_text
+from ..module_utils.host.swap_file import BRIDGE, Host, SwapError, carry_out, change
 from ..module_utils.host_module import HostModule
-from ..module_utils.swap_file import BRIDGE, Host, SwapError, carry_out, change
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.system_packages."""
+"""Door to module_utils.install.system_packages."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ versions:
 """
 
 from ..module_utils.host_module import HostModule
-from ..module_utils.system_packages import PackageError, Packages, Wanted, matching, plan
+from ..module_utils.install.system_packages import PackageError, Packages, Wanted, matching, plan
 
 
 def main() -> None:

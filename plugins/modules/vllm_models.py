@@ -98,7 +98,7 @@ kind:
 
 import time
 
-from ..module_utils import vllm_api
+from ..module_utils.engines import vllm_api
 from ..module_utils.host_module import HostModule
 
 # Waiting does not cure these.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils.gpu_memory.errors import PlanError
-from plugins.module_utils.gpu_memory.planner import plan
+from plugins.module_utils.gpu.memory.errors import PlanError
+from plugins.module_utils.gpu.memory.planner import plan
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
 

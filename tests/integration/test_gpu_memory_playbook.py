@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
 
 import gpu_memory_samples as samples
 
-from plugins.module_utils import nvidia_smi
+from plugins.module_utils.gpu import nvidia_smi
 from plugins.modules import gpu_memory_plan, gpu_vram
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -208,7 +208,7 @@ def test_the_playbook_prints_json_on_request(tmp_path):
     assert json.loads(text)["start_order"] == ["vllm"]
 
 
-COMMAND = (sys.executable, "-m", "plugins.module_utils.gpu_memory")
+COMMAND = (sys.executable, "-m", "plugins.module_utils.gpu.memory")
 
 
 def command(*arguments):
@@ -240,7 +240,7 @@ def test_the_command_line_needs_no_ansible_and_little_time(tmp_path):
     samples.write_model(tmp_path / "model", samples.EXAONE)
     arguments = ("--gpu", "L4", "--model", str(tmp_path / "model"), "--version", "0.23.0", "--max-model-len", "4096")
     blocked = "import sys; sys.modules['ansible'] = None; sys.modules['yaml'] = None\n"
-    script = blocked + "from plugins.module_utils.gpu_memory.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    script = blocked + "from plugins.module_utils.gpu.memory.__main__ import main; sys.exit(main(sys.argv[1:]))"
     before = os.times()
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True, check=False

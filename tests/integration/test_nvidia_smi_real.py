@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils import nvidia_smi
+from plugins.module_utils.gpu import nvidia_smi
 
 CACHE = Path(os.environ.get("LAB_CACHE", Path.home() / ".cache" / "llm-server-lab")) / "nvidia-smi"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"

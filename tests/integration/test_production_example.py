@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from plugins.module_utils import systemd_unit
+from plugins.module_utils.release import systemd_unit
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "canary-key-2718281828"

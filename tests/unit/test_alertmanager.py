@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from plugins.module_utils import alertmanager
+from plugins.module_utils.watch import alertmanager
 
 NOTHING = {
     "slack": False, "slack_channel": "", "email_to": [], "email_from": "", "email_smarthost": "", "email_user": "",

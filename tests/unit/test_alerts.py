@@ -110,8 +110,8 @@ def test_what_this_project_measures_is_measured():
     text = " ".join(rule["expr"] for rule in ALERTS)
     watchdog = (ROOT / "roles/watchdog/files/watchdog.py").read_text()
     backup = (ROOT / "roles/backup/files/backup.py").read_text()
-    plan = (ROOT / "plugins/module_utils/gpu_memory/render.py").read_text()
-    resting = (ROOT / "plugins/module_utils/engine_states.py").read_text()
+    plan = (ROOT / "plugins/module_utils/gpu/memory/render.py").read_text()
+    resting = (ROOT / "plugins/module_utils/engines/engine_states.py").read_text()
     counters = (ROOT / "roles/dcgm_exporter/defaults/main.yml").read_text()
     for name in re.findall(r"\bllm_(?!limit_)\w+", text):
         told = re.sub(r"llm_(watchdog|backup)_", "", name)

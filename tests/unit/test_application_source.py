@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils import application_source as source
+from plugins.module_utils.install import application_source as source
 
 UV = shutil.which("uv") or str(Path(__file__).resolve().parents[2] / ".venv/bin/uv")
 

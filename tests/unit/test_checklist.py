@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from plugins.module_utils import checklist, systemd_unit
+from plugins.module_utils.release import checklist, systemd_unit
 
 
 @pytest.fixture

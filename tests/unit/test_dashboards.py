@@ -129,7 +129,7 @@ def test_metrics_of_gpus_are_those_that_the_exporter_is_told():
         ("llm_watchdog_", "roles/watchdog/files/watchdog.py"),
         ("llm_backup_", "roles/backup/files/backup.py"),
         ("llm_release_", "roles/watchdog/files/watchdog.py"),
-        ("llm_gpu_", "plugins/module_utils/gpu_memory/render.py"),
+        ("llm_gpu_", "plugins/module_utils/gpu/memory/render.py"),
     ],
 )
 def test_textfile_metrics_are_written_by_the_program_that_has_them(prefix, source):

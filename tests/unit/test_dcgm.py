@@ -14,7 +14,8 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
 from plugins.filter import dcgm as filters
-from plugins.module_utils import dcgm, systemd_unit
+from plugins.module_utils.gpu import dcgm
+from plugins.module_utils.release import systemd_unit
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = yaml.safe_load((ROOT / "data/dcgm/exporters.yml").read_text())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from plugins.module_utils.diagnosis import causes, host, judge, report
-from plugins.module_utils.gpu_memory import checks
+from plugins.module_utils.gpu.memory import checks
 
 TABLE = causes.load()
 NOBODY = 65534

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from plugins.module_utils import host_text
-from plugins.module_utils.drop_in import carry_out, change
+from plugins.module_utils.release.drop_in import carry_out, change
 
 PATH, UNIT, TEXT = "/etc/systemd/journald.conf.d/x.conf", "systemd-journald.service", "[Journal]\n"
 

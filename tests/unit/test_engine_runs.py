@@ -10,7 +10,7 @@ import pytest
 
 from plugins.action import engine_command
 from plugins.filter import engine_states as filters
-from plugins.module_utils import engine_runs
+from plugins.module_utils.engines import engine_runs
 
 KEY = "canary-key-31415926"
 SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], {k: v for k, v in os.environ.items() if 'ENGINE' in k}]))"

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from plugins.module_utils import engine_states
-from plugins.module_utils.engine_states import EngineStateError, Host, Wanted
-from plugins.module_utils.systemd_unit import SystemdError
+from plugins.module_utils.engines import engine_states
+from plugins.module_utils.engines.engine_states import EngineStateError, Host, Wanted
+from plugins.module_utils.release.systemd_unit import SystemdError
 from plugins.modules import service_release as release_door
 
 URL = "http://127.0.0.1:8001"

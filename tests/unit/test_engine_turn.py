@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from plugins.module_utils import engine_turn
+from plugins.module_utils.engines import engine_turn
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from plugins.module_utils import engines
+from plugins.module_utils.engines import engines
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {"vllm": ["vllm_name", "vllm_port", "vllm_model", "vllm_model_revision"], "llama_cpp": ["llama_cpp_context"]}

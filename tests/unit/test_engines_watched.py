@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from plugins.module_utils import engine_states
+from plugins.module_utils.engines import engine_states
 
 ROOT = Path(__file__).resolve().parents[2]
 

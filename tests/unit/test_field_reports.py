@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from plugins.module_utils import python_environment
-from plugins.module_utils.swap_file import fstab_with
+from plugins.module_utils.host.swap_file import fstab_with
+from plugins.module_utils.install import python_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 UV = ROOT / ".venv/bin/uv"

@@ -13,7 +13,7 @@ import yaml
 from ansible.errors import AnsibleFilterError
 from jinja2 import UndefinedError
 
-from plugins.module_utils import checklist, probes
+from plugins.module_utils.release import checklist, probes
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins" / "filter"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils.flag_trial import complaint
+from plugins.module_utils.release.flag_trial import complaint
 
-TRIAL = Path(__file__).resolve().parents[2] / "plugins/module_utils/flag_trial.py"
+TRIAL = Path(__file__).resolve().parents[2] / "plugins/module_utils/release/flag_trial.py"
 
 
 @pytest.mark.parametrize(

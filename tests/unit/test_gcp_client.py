@@ -5,7 +5,7 @@ import datetime
 import pytest
 import requests
 
-from plugins.module_utils import gcp_client
+from plugins.module_utils.cloud import gcp_client
 
 PAGE = b"""<!DOCTYPE html><html><head><title>502 Server Error</title><style>body { color: red }</style></head>
 <body><h1>Error: Server Error</h1><p>Please try again in 30 seconds.</p></body></html>"""

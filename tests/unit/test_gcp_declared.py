@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from lab.compute_api import schema
-from plugins.module_utils import gcp_declared as declared
+from plugins.module_utils.cloud import gcp_declared as declared
 
 RULE = {
     "name": "allow-ai-server-ports",

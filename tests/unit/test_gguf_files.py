@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab import model
-from plugins.module_utils.gguf_files import (
+from plugins.module_utils.engines.gguf_files import (
     FileError,
     Store,
     Wanted,

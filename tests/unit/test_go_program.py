@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from plugins.module_utils import go_program
-from plugins.module_utils.go_program import Build, BuildError, Workshop
+from plugins.module_utils.install import go_program
+from plugins.module_utils.install.go_program import Build, BuildError, Workshop
 
 # Stands in for the toolchain: `go -C TREE build … -o TARGET …` writes a program that tells the tag's version.
 GO = """#!/bin/sh

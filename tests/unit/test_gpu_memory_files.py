@@ -5,11 +5,11 @@ import json
 import gpu_memory_samples as samples
 import pytest
 
-from plugins.module_utils.gpu_memory.checks import check_adapter, check_model, own_model_type
-from plugins.module_utils.gpu_memory.errors import PlanError
-from plugins.module_utils.gpu_memory.shape import LINEAR, SLIDING, shape_from_config, shape_from_gguf
-from plugins.module_utils.gpu_memory.sources import LocalSource, cached_snapshot, open_model
-from plugins.module_utils.gpu_memory.tensors import INDEX, gguf_header, model_tensors, safetensors_header
+from plugins.module_utils.gpu.memory.checks import check_adapter, check_model, own_model_type
+from plugins.module_utils.gpu.memory.errors import PlanError
+from plugins.module_utils.gpu.memory.shape import LINEAR, SLIDING, shape_from_config, shape_from_gguf
+from plugins.module_utils.gpu.memory.sources import LocalSource, cached_snapshot, open_model
+from plugins.module_utils.gpu.memory.tensors import INDEX, gguf_header, model_tensors, safetensors_header
 
 ADAPTER_TENSORS = "adapter_model.safetensors"
 

@@ -9,20 +9,20 @@ from dataclasses import replace
 import gpu_memory_samples as samples
 import pytest
 
-from plugins.module_utils.gpu_memory import journal, render
-from plugins.module_utils.gpu_memory.engines import CARDS, Gpu, capability, cuda_mib, parse_version, vllm_rules
-from plugins.module_utils.gpu_memory.errors import PlanError
-from plugins.module_utils.gpu_memory.figures import GIB, MIB
-from plugins.module_utils.gpu_memory.llamacpp import LlamaService, plan_llamacpp
-from plugins.module_utils.gpu_memory.planner import gpu_from, plan
-from plugins.module_utils.gpu_memory.quantization import kept_parts, quantized_bits, usually_kept
-from plugins.module_utils.gpu_memory.question import refusal
-from plugins.module_utils.gpu_memory.shape import shape_from_config
-from plugins.module_utils.gpu_memory.verdicts import VERDICTS
-from plugins.module_utils.gpu_memory.vllm import plan_vllm
-from plugins.module_utils.gpu_memory.vllm_budget import graph_count, lora_bytes
-from plugins.module_utils.gpu_memory.vllm_cache import CacheOptions, cache_pool
-from plugins.module_utils.gpu_memory.vllm_start import VllmService, on_second_runner
+from plugins.module_utils.gpu.memory import journal, render
+from plugins.module_utils.gpu.memory.engines import CARDS, Gpu, capability, cuda_mib, parse_version, vllm_rules
+from plugins.module_utils.gpu.memory.errors import PlanError
+from plugins.module_utils.gpu.memory.figures import GIB, MIB
+from plugins.module_utils.gpu.memory.llamacpp import LlamaService, plan_llamacpp
+from plugins.module_utils.gpu.memory.planner import gpu_from, plan
+from plugins.module_utils.gpu.memory.quantization import kept_parts, quantized_bits, usually_kept
+from plugins.module_utils.gpu.memory.question import refusal
+from plugins.module_utils.gpu.memory.shape import shape_from_config
+from plugins.module_utils.gpu.memory.verdicts import VERDICTS
+from plugins.module_utils.gpu.memory.vllm import plan_vllm
+from plugins.module_utils.gpu.memory.vllm_budget import graph_count, lora_bytes
+from plugins.module_utils.gpu.memory.vllm_cache import CacheOptions, cache_pool
+from plugins.module_utils.gpu.memory.vllm_start import VllmService, on_second_runner
 
 L4 = samples.L4
 

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils import python_environment, unprivileged
+from plugins.module_utils import unprivileged
+from plugins.module_utils.install import python_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(ROOT.glob("plugins/modules/*.py"))

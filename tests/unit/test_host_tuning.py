@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from plugins.module_utils import checklist, host_tuning, nvidia_smi, systemd_unit
-from plugins.module_utils.host_tuning import (
+from plugins.module_utils.gpu import nvidia_smi
+from plugins.module_utils.host import host_tuning
+from plugins.module_utils.host.host_tuning import (
     HUGE_PAGES,
     NOTE,
     SYSCTL,
@@ -23,6 +24,7 @@ from plugins.module_utils.host_tuning import (
     carry_out,
     change,
 )
+from plugins.module_utils.release import checklist, systemd_unit
 
 KERNEL = {
     "net/core/rmem_max": "212992",

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from plugins.module_utils import service_release, systemd_unit
 from plugins.module_utils.diagnosis import host
 from plugins.module_utils.incident import archive, evidence, summary
+from plugins.module_utils.release import service_release, systemd_unit
 
 KEY, TOKEN, CALLER = "canary-engine-key", "hf_canary0123456789", "canary-of-a-caller"
 HOOK = "https://hooks.slack.com/services/T0/B0/canaryhook"

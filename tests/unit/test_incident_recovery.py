@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from plugins.module_utils.incident import recovery
-from plugins.module_utils.service_release import Refused
+from plugins.module_utils.release.service_release import Refused
 
 
 class Service:

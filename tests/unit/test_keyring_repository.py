@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils import keyring_repository
-from plugins.module_utils.keyring_repository import (
+from plugins.module_utils.install import keyring_repository
+from plugins.module_utils.install.keyring_repository import (
     Apt,
     Repository,
     RepositoryError,

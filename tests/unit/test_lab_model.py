@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from lab import hub, model
-from plugins.module_utils.gpu_memory.sources import LocalSource
-from plugins.module_utils.gpu_memory.tensors import gguf_header
+from plugins.module_utils.gpu.memory.sources import LocalSource
+from plugins.module_utils.gpu.memory.tensors import gguf_header
 
 
 @pytest.fixture(scope="module")

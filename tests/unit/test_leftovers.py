@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils import checklist, leftovers, service_release
-from plugins.module_utils.leftovers import A_DAY, clean
+from plugins.module_utils.release import checklist, leftovers, service_release
+from plugins.module_utils.release.leftovers import A_DAY, clean
 
 OLD = time.time()
 RELEASED = OLD + 5 * A_DAY

@@ -9,8 +9,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from plugins.module_utils import released_program
-from plugins.module_utils.llama_cpp_build import Build, BuildError, Workshop, built, complaint, jobs, place, unused
+from plugins.module_utils.engines.llama_cpp_build import (
+    Build,
+    BuildError,
+    Workshop,
+    built,
+    complaint,
+    jobs,
+    place,
+    unused,
+)
+from plugins.module_utils.install import released_program
 from plugins.modules import llama_cpp_build as door
 
 # Stands in for cmake: the first step notes its flags, the second makes a program, unless the source is broken.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils.llama_cpp_program import ProgramError, ask, names, unknown, version
+from plugins.module_utils.engines.llama_cpp_program import ProgramError, ask, names, unknown, version
 
 ROOT = Path(__file__).resolve().parents[2]
 # Lines of 0.7.0's own page.

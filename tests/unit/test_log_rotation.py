@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils.log_rotation import RotationError, check, files_read, first_error, overlap, patterns
+from plugins.module_utils.release.log_rotation import RotationError, check, files_read, first_error, overlap, patterns
 
 OURS = "/var/log/app/*.log"
 SAID = "\nHandling 1 logs\n\nrotating pattern: {}  weekly (4 rotations)\nempty log files are rotated\n"

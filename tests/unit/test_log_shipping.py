@@ -14,7 +14,8 @@ import pytest
 
 from lab import services
 from lab.stand_ins import loki as stand_in
-from plugins.module_utils import checklist, log_shipping
+from plugins.module_utils.release import checklist
+from plugins.module_utils.watch import log_shipping
 
 LABELS = {"host": "h", "job": "app"}
 

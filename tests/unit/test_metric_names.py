@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from plugins.module_utils import metric_names
+from plugins.module_utils.watch import metric_names
 
 ROOT = Path(__file__).resolve().parents[2]
 # Whatever names a series of the engine: rules, panels, the watchdog's evidence, the roles, the load check.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils.model_files import Hub
+from plugins.module_utils.engines.model_files import Hub
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plugins.module_utils import night
+from plugins.module_utils.cloud import night
 
 FLEET = [f"gpu-{number}" for number in range(1, 6)]
 

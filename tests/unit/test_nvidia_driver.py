@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from plugins.module_utils import nvidia_driver, nvidia_smi
-from plugins.module_utils.nvidia_smi import GpuError
+from plugins.module_utils.gpu import nvidia_driver, nvidia_smi
+from plugins.module_utils.gpu.nvidia_smi import GpuError
 
 
 def cache(folder, version: str | None) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils import nvidia_smi
+from plugins.module_utils.gpu import nvidia_smi
 
 DATA = Path(__file__).parent / "data" / "nvidia_smi"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from plugins.module_utils import engines
+from plugins.module_utils.engines import engines
 from plugins.module_utils.incident import summary
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ import pytest
 from ansible.errors import AnsibleFilterError
 
 from plugins.filter import otel_collector as plugin
-from plugins.module_utils import otel_collector as collector
+from plugins.module_utils.watch import otel_collector as collector
 
 FILTERS = plugin.FilterModule().filters()
 STAMP = "(EngineCore_DP0 pid=7) ERROR 11-26 20:00:00 [core.py:710]"

@@ -12,7 +12,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from plugins.module_utils import nvidia_smi, probes
+from plugins.module_utils.gpu import nvidia_smi
+from plugins.module_utils.release import probes
 
 METRICS = '# TYPE up gauge\nup 1\nDCGM_FI_DEV_GPU_TEMP{gpu="0"} 41\n'
 CARDS = [{"id": "base", "max_model_len": 8192}, {"id": "easycontract", "parent": "base"}]

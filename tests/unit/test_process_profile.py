@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils import process_profile, systemd_unit
+from plugins.module_utils.load import process_profile
+from plugins.module_utils.release import systemd_unit
 
 SVG = "<svg><g><title>all (2,970 samples, 100%)</title></g></svg>"
 

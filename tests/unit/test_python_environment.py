@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils import python_environment
-from plugins.module_utils.python_environment import Builder, BuildError, complete, digest, existing
+from plugins.module_utils.install import python_environment
+from plugins.module_utils.install.python_environment import Builder, BuildError, complete, digest, existing
 
 INPUTS = {
     "requirements": "uvicorn==0.30.0\n",

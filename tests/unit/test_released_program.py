@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from plugins.module_utils import downloads, released_program
-from plugins.module_utils.released_program import ReleaseError, install, installed_checksum, place, sha256
+from plugins.module_utils.install import downloads, released_program
+from plugins.module_utils.install.released_program import ReleaseError, install, installed_checksum, place, sha256
 
 PROGRAM = b"#!/bin/sh\necho hello\n"
 

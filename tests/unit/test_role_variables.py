@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from plugins.module_utils import engines
+from plugins.module_utils.engines import engines
 from plugins.module_utils.quiet_module import without_credentials
 from plugins.module_utils.role_variables import KINDS, MAPPINGS, kind_problems, typed
 

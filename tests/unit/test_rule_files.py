@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from plugins.module_utils import alert_rules
+from plugins.module_utils.watch import alert_rules
 
 ONE = "groups: [{name: one, rules: [{record: llm_limit_ttft_seconds, expr: vector(5)}, {alert: A, expr: up == 0}]}]"
 TWO = "groups: [{name: two, interval: 5s, rules: [{alert: B, expr: up == 0}]}]"

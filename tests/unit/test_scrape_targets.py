@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from plugins.filter import scrape_targets as door
-from plugins.module_utils import scrape_targets
-from plugins.module_utils.scrape_targets import PROGRAMS, WATCHING, configuration, problems
+from plugins.module_utils.watch import scrape_targets
+from plugins.module_utils.watch.scrape_targets import PROGRAMS, WATCHING, configuration, problems
 
 ROOT = Path(__file__).resolve().parents[2]
 

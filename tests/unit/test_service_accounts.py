@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from plugins.module_utils import service_release, systemd_unit, unprivileged
-from plugins.module_utils.service_release import Refused, Service
+from plugins.module_utils import unprivileged
+from plugins.module_utils.release import service_release, systemd_unit
+from plugins.module_utils.release.service_release import Refused, Service
 from plugins.modules import service_release as module
 
 

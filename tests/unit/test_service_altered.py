@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from plugins.module_utils import checklist, service_release, systemd_unit
-from plugins.module_utils.service_release import Refused, Service, digest
+from plugins.module_utils.release import checklist, service_release, systemd_unit
+from plugins.module_utils.release.service_release import Refused, Service, digest
 
 UNIT = {"Service": {"User": "app", "ExecStart": "/opt/app --port=1", "Environment": ["A=1", "B=2"]}}
 

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from plugins.module_utils import service_release, systemd_unit
-from plugins.module_utils.service_release import Refused, Service, digest
+from plugins.module_utils.release import service_release, systemd_unit
+from plugins.module_utils.release.service_release import Refused, Service, digest
 from plugins.modules import service_release as module
 
 UNIT = {"Service": {"User": "app", "ExecStart": "/opt/app/current/app"}}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from plugins.module_utils import service_release
+from plugins.module_utils.release import service_release
 
 
 @pytest.fixture

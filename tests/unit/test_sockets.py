@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from plugins.filter.systemd import peers
-from plugins.module_utils import checklist, systemd_unit
+from plugins.module_utils.release import checklist, systemd_unit
 
 FILTERED = {"allowed": ["127.0.0.0/8", "::1/128"], "in_force": True}
 OPEN = {"allowed": None, "in_force": True}

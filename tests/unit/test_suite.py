@@ -93,7 +93,7 @@ def test_what_a_change_is_about_comes_first_and_the_rest_keeps_its_order():
     ordered = suite.touched_first(steps, ["roles/idle_stop/tasks/main.yml", "docs/drill.md"])
     assert names(ordered)[:2] == ["idle_stop-debian13", "idle_stop-debian11"]
     assert names(ordered)[2:] == [name for name in names(steps) if not name.startswith("idle_stop")]
-    assert names(suite.touched_first(steps, ["plugins/module_utils/swap_file.py"]))[2] == "unit-python3.10"
+    assert names(suite.touched_first(steps, ["plugins/module_utils/host/swap_file.py"]))[2] == "unit-python3.10"
 
 
 def test_a_change_of_nothing_known_keeps_the_fixed_order():

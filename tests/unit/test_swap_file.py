@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils import sysctl
-from plugins.module_utils.host_text import printable
-from plugins.module_utils.swap_file import (
+from plugins.module_utils.host import sysctl
+from plugins.module_utils.host.swap_file import (
     DISK_RESERVE,
     SIGNATURE,
     File,
@@ -25,6 +24,7 @@ from plugins.module_utils.swap_file import (
     memory_problem,
     plan,
 )
+from plugins.module_utils.host_text import printable
 
 MIB = 1 << 20
 OLD_LINE = "/swapfile none swap sw 0 0\n"

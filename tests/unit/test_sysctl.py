@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plugins.module_utils import sysctl
+from plugins.module_utils.host import sysctl
 from plugins.module_utils.host_text import Tree
 
 OWN = "/etc/sysctl.d/99-zz-own.conf"

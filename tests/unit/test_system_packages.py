@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from plugins.module_utils import system_packages
-from plugins.module_utils.system_packages import (
+from plugins.module_utils.install import system_packages
+from plugins.module_utils.install.system_packages import (
     Installed,
     PackageError,
     Packages,

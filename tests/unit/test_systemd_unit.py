@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from plugins.module_utils import systemd_unit
+from plugins.module_utils.release import systemd_unit
 
 
 @pytest.mark.parametrize("after, place", [("s=1;i=2", ["--after-cursor", "s=1;i=2"]), (5.0, ["--since", "@5.000"])])

@@ -8,7 +8,7 @@ from http.client import IncompleteRead, InvalidURL
 
 import pytest
 
-from plugins.module_utils import vllm_api
+from plugins.module_utils.engines import vllm_api
 
 URL = "http://127.0.0.1:8001/v1/models"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plugins.module_utils import watch_export
+from plugins.module_utils.watch import watch_export
 
 DEFAULTS = {
     "vllm": {"vllm_host": "127.0.0.1", "vllm_port": 8001},

@@ -24,7 +24,9 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .. import engine_states, nvidia_smi, probes, service_release, systemd_unit
+from ..engines import engine_states
+from ..gpu import nvidia_smi
+from ..release import probes, service_release, systemd_unit
 from . import failures, lines
 from .judge import starts
 
@@ -216,7 +218,7 @@ def missing_paths(unit: str, shown: dict) -> list[dict]:
 
 def model_files(config: str) -> list[dict]:
     """Return what is missing or damaged of an engine's model and adapters, by the text of its --config file."""
-    from ..gpu_memory import checks  # here, so that a host that cannot read models loses this look alone
+    from ..gpu.memory import checks  # here, so that a host that cannot read models loses this look alone
 
     model = re.search(r"^[\"']?model[\"']?: *[\"']?(/[^\s\"']+)", config, re.MULTILINE)
     if not model:

@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .. import engine_states, probes, service_release, systemd_unit
 from ..diagnosis import host
+from ..engines import engine_states
 from ..redaction import Redaction
+from ..release import probes, service_release, systemd_unit
 
 COMMAND_LIMIT = 8  # seconds a command may take
 LIMIT = 30  # seconds for everything together

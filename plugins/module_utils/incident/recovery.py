@@ -11,8 +11,10 @@ import subprocess
 import time
 from pathlib import Path
 
-from .. import engine_states, host_text, probes, systemd_unit
-from ..service_release import Refused, Service
+from .. import host_text
+from ..engines import engine_states
+from ..release import probes, systemd_unit
+from ..release.service_release import Refused, Service
 
 WATCHDOG = (
     "/usr/bin/python3", "-I", "/usr/local/lib/llm-watchdog/watchdog.py", "/etc/llm-watchdog/settings.json",

@@ -16,7 +16,8 @@ import time
 import urllib.request
 from pathlib import Path
 
-from .. import probes, systemd_unit, unprivileged
+from .. import unprivileged
+from ..release import probes, systemd_unit
 from . import tool, watch
 
 ROOT = Path("/var/lib/llm-load")

@@ -8,8 +8,9 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from .. import nvidia_smi, probes, systemd_unit
 from ..diagnosis.host import OUT_OF_MEMORY
+from ..gpu import nvidia_smi
+from ..release import probes, systemd_unit
 
 EVERY_S = 1.5
 PAGE_TIMEOUT_S = 3

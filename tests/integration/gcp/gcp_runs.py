@@ -1,6 +1,6 @@
 """One run of the fleet, as the tests ask for it."""
 
-from plugins.module_utils.gcp_fleet import Fleet
+from plugins.module_utils.cloud.gcp_fleet import Fleet
 
 ZONE_A, ZONE_B = "asia-northeast3-a", "asia-northeast3-b"
 

@@ -5,10 +5,10 @@ import copy
 import pytest
 from gcp_runs import ZONE_A, ZONE_B, made, run, what
 
-from plugins.module_utils import gcp_client
-from plugins.module_utils import gcp_declared as declared
-from plugins.module_utils.gcp_client import Client, GcpError
-from plugins.module_utils.gcp_fleet import Fleet
+from plugins.module_utils.cloud import gcp_client
+from plugins.module_utils.cloud import gcp_declared as declared
+from plugins.module_utils.cloud.gcp_client import Client, GcpError
+from plugins.module_utils.cloud.gcp_fleet import Fleet
 
 OTHER = declared.mark("other")
 pytestmark = pytest.mark.usefixtures("server")

@@ -9,9 +9,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from gcp_runs import ZONE_A, ZONE_B, made, run, what
 
 from lab.compute_api import Refused, schema
-from plugins.module_utils import gcp_declared as declared
-from plugins.module_utils.gcp_client import Client, GcpError, credentials_for
-from plugins.module_utils.gcp_fleet import Fleet
+from plugins.module_utils.cloud import gcp_declared as declared
+from plugins.module_utils.cloud.gcp_client import Client, GcpError, credentials_for
+from plugins.module_utils.cloud.gcp_fleet import Fleet
 
 
 @pytest.mark.usefixtures("server")

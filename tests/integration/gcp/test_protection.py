@@ -3,7 +3,7 @@
 import pytest
 from gcp_runs import made, run, what
 
-from plugins.module_utils import gcp_declared as declared
+from plugins.module_utils.cloud import gcp_declared as declared
 
 pytestmark = pytest.mark.usefixtures("server")
 ACCOUNT = {

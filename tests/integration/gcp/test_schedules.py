@@ -3,7 +3,7 @@
 import pytest
 from gcp_runs import ZONE_A, made, run, what
 
-from plugins.module_utils import gcp_declared as declared
+from plugins.module_utils.cloud import gcp_declared as declared
 
 REGION = "asia-northeast3"
 HOURS = {"start": "0 8 * * 1-5", "stop": "0 20 * * 1-5", "time_zone": "Asia/Seoul"}

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from . import unprivileged
+from .. import unprivileged
 
 NEEDED_MIB = 2048  # sources, modules, caches and objects of one build
 

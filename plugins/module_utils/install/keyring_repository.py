@@ -20,7 +20,7 @@ from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from . import host_text
+from .. import host_text
 from .system_packages import dpkg_failure
 
 ENTRY = re.compile(r"^\s*deb(?:-src)?\s+(?:\[[^\]]*\]\s+)?(\S+)\s")

@@ -14,7 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import host_text, nvidia_smi, sysctl, systemd_unit
+from .. import host_text
+from ..gpu import nvidia_smi
+from ..release import systemd_unit
+from . import sysctl
 
 NOTE = "/var/lib/llm-server/host_tuning.json"
 # After 99-sysctl.conf, the link to /etc/sysctl.conf: the last file wins at every boot.

@@ -10,7 +10,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from . import systemd_unit
+from ..release import systemd_unit
 
 SECONDS = 600
 LATE_S = 60  # to start, to finish and to draw

@@ -37,7 +37,9 @@ from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import application_source, probes, python_environment, released_program, systemd_unit, unprivileged
+from .. import unprivileged
+from ..install import application_source, python_environment, released_program
+from . import probes, systemd_unit
 
 STORE = Path("/var/lib/llm-server/services")
 UNITS = Path("/etc/systemd/system")

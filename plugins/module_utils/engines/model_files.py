@@ -13,7 +13,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from . import unprivileged
+from .. import unprivileged
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -23,7 +23,8 @@ import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 
-from . import nvidia_smi, vllm_api
+from ..engines import vllm_api
+from ..gpu import nvidia_smi
 
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 

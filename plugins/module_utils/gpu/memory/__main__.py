@@ -1,4 +1,4 @@
-"""The planner on a command line, without Ansible: `python3 -m plugins.module_utils.gpu_memory --help`.
+"""The planner on a command line, without Ansible: `python3 -m plugins.module_utils.gpu.memory --help`.
 
 Any option of a service in the module's documentation is an option here, with dashes.
 """
@@ -21,7 +21,7 @@ _READ = {"str": str, "path": str, "int": int, "float": float}
 def parser() -> argparse.ArgumentParser:
     """The options: the GPU, one service by its own options or several in a file, and how to answer."""
     out = argparse.ArgumentParser(
-        prog="python3 -m plugins.module_utils.gpu_memory",
+        prog="python3 -m plugins.module_utils.gpu.memory",
         description="Will the engine start on this GPU, and with how much room? Lengths in tokens, sizes in MiB.",
     )
     out.add_argument("--gpu", required=True, metavar="NAME", help="the card, such as L4, or any name with --total-mib")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .redaction import names_secret
+from ..redaction import names_secret
 
 DEFAULT = "default"
 HEARTBEAT = "heartbeat"

@@ -16,7 +16,8 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import host_text, sysctl
+from .. import host_text
+from . import sysctl
 
 BRIDGE, PART = ".bridge", ".part"
 SIGNATURE = b"SWAPSPACE2"

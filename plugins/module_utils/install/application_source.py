@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from . import unprivileged
+from .. import unprivileged
 from .released_program import ReleaseError, unpack
 
 MARKER = ".source.json"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from . import alertmanager, engines, scrape_targets
+from ..engines import engines
+from . import alertmanager, scrape_targets
 
 LOOPBACK = ("127.", "::1", "localhost")
 ANYWHERE = ("0.0.0.0", "::", "*")

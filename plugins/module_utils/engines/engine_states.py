@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from . import host_text, nvidia_smi, probes, systemd_unit
+from .. import host_text
+from ..gpu import nvidia_smi
+from ..release import probes, systemd_unit
 from .engines import resting
 
 NOTE = "/var/lib/llm-server/engines.json"

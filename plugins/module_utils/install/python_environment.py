@@ -16,7 +16,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import unprivileged
+from .. import unprivileged
 
 MARKER = ".environment.json"
 LOCKS = Path("/run")

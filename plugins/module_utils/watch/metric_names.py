@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TABLE = ROOT / "data/vllm/metrics.yml"
 LLAMA_CPP = ROOT / "data/llama_cpp/metrics.yml"
 ENGINES = ROOT / "data/vllm/versions.yml"

@@ -20,7 +20,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import probes, systemd_unit
+from ..release import probes, systemd_unit
 
 JOURNAL = "/run/systemd/journal/socket"
 CLOSED = (401, 403, 404, 405)  # a gateway that takes lines and answers no questions

@@ -16,10 +16,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import released_program, unprivileged
-from .gpu_memory.errors import PlanError
-from .gpu_memory.sources import LocalSource
-from .gpu_memory.tensors import Gguf, gguf_header
+from .. import unprivileged
+from ..gpu.memory.errors import PlanError
+from ..gpu.memory.sources import LocalSource
+from ..gpu.memory.tensors import Gguf, gguf_header
+from ..install import released_program
 from .model_files import COMMIT, HIDDEN
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)

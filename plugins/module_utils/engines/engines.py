@@ -12,8 +12,8 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 
-from .addresses import local_url
-from .role_variables import ENGINE_NAME
+from ..addresses import local_url
+from ..role_variables import ENGINE_NAME
 
 ROLES = {"vllm": "vllm", "llama_cpp": "llama_cpp"}
 # The only engine of a host that has no list; its unit, paths and port are those of the role's defaults.
@@ -316,7 +316,7 @@ OTHERS_MIB = 1000  # of a GPU's memory, before the first engine and beside all o
 
 
 def together_checks(engines: list[dict], gpu: bool) -> list[dict]:
-    """Return the rows of the checklist about all serving engines of a host together; see module_utils/checklist.py."""
+    """Return the checklist rows about all serving engines of a host together; see release/checklist.py."""
     if len(engines) < 2:
         return []
     questions = [{**one["key"], "url": f"{one['url']}/v1", "model": one["served"][0]} for one in engines]

@@ -10,7 +10,7 @@ import difflib
 import re
 import signal
 
-from . import unprivileged
+from .. import unprivileged
 
 # `-c,    --ctx-size N    size of …`, `--metrics    …`, and lines that end with a comma and go on below.
 NAME = re.compile(r"(?<![\w-])--([a-zA-Z][\w.-]*)")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from . import host_text, systemd_unit
+from .. import host_text
+from . import systemd_unit
 
 
 @dataclass(frozen=True)

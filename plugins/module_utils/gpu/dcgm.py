@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from . import system_packages
+from ..install import system_packages
 
 PATIENCE = 5.0  # s; dcgmi gives the engine 100 ms, and on a busy host one such window is missed
 PAUSE = 0.2

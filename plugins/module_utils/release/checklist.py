@@ -14,19 +14,11 @@ import socket
 import time
 from pathlib import Path
 
-from . import (
-    engine_states,
-    host_tuning,
-    leftovers,
-    log_shipping,
-    nvidia_driver,
-    nvidia_smi,
-    probes,
-    service_release,
-    swap_file,
-    systemd_unit,
-    vllm_api,
-)
+from ..engines import engine_states, vllm_api
+from ..gpu import nvidia_driver, nvidia_smi
+from ..host import host_tuning, swap_file
+from ..watch import log_shipping
+from . import leftovers, probes, service_release, systemd_unit
 
 LATELY = 10  # minutes
 CRASHES = 3

@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from . import released_program, unprivileged
+from .. import unprivileged
+from ..install import released_program
 
 MARKER = ".build.json"
 MADE = (MARKER, released_program.MARKER)

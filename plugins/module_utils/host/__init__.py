@@ -1,0 +1,1 @@
+"""Settings of a host: swap and kernel parameters."""

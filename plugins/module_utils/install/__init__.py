@@ -1,0 +1,1 @@
+"""What roles install: released programs, environments, sources, packages."""

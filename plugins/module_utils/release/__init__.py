@@ -1,0 +1,1 @@
+"""Services as releases: write, start, prove, roll back; units, probes and the checklist."""
