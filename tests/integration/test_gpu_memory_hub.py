@@ -11,7 +11,7 @@ import pytest
 from plugins.module_utils.gpu.memory.errors import PlanError
 from plugins.module_utils.gpu.memory.planner import plan
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit" / "gpu"))
 
 import gpu_memory_samples as samples
 
