@@ -25,7 +25,7 @@ options:
         choices:
           [http, models, completion, at_once, gpu_memory, chat, metric, unit, sockets, pushes, remote_write,
           journal_job, file_job, collector_queue, collector_journal, collector_files, gpu, driver, device_nodes, swap,
-          tuning, disk, watchdog, timer, backup, rules, notices]
+          apt_repository, tuning, disk, watchdog, timer, backup, rules, notices]
       options: {description: Options of the kind., type: dict, required: true}
       bearer: {description: Key for requests of this check., type: str}
       password: {description: Password for requests of this check., type: str}

@@ -50,6 +50,15 @@ def test_a_run_that_changes_nothing_asks_nothing(host, converge, asked):
     assert host.check_output("stat -c '%n %Y' /var/lib/apt/lists/*") == index
 
 
+def test_the_checklist_sees_a_missing_index(host, converge):
+    assert converge(playbook="checklist.yml").code == 0
+    host.check_output("mkdir /root/lists && mv /var/lib/apt/lists/*_Packages* /root/lists/")
+    outcome = converge(playbook="checklist.yml")
+    host.check_output("mv /root/lists/* /var/lib/apt/lists/ && rmdir /root/lists")
+    assert outcome.code != 0
+    assert "NVIDIA's repository: apt has no index of" in outcome.message
+
+
 def test_a_missing_index_is_fetched_again(host, converge):
     host.check_output("find /var/lib/apt/lists -name '*nvidia*' -delete")
     assert converge().changed == ["cuda_keyring : Register NVIDIA's repository"]

@@ -31,6 +31,15 @@ def test_the_unit_is_hardened(host):
     assert float(score.split(":")[1].split()[0]) < 3.0, score
 
 
+def test_the_checklist_sees_a_timer_that_was_stopped(host, converge):
+    assert converge(playbook="checklist.yml").code == 0
+    host.check_output("systemctl stop idle-stop.timer")
+    outcome = converge(playbook="checklist.yml")
+    host.check_output("systemctl start idle-stop.timer")
+    assert outcome.code != 0
+    assert outcome.message.startswith("idle stop: timer: inactive")
+
+
 def test_no_time_at_all_is_refused(converge):
     outcome = converge({"idle_stop_minutes": 0})
     assert outcome.code != 0

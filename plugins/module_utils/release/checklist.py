@@ -17,6 +17,7 @@ from pathlib import Path
 from ..engines import engine_states, vllm_api
 from ..gpu import nvidia_driver, nvidia_smi
 from ..host import host_tuning, swap_file
+from ..install import keyring_repository
 from ..watch import log_shipping
 from . import leftovers, probes, service_release, systemd_unit
 
@@ -24,6 +25,7 @@ LATELY = 10  # minutes
 CRASHES = 3
 LATE = 30  # seconds that a look of the watchdog may take
 PLANS = Path("/var/lib/llm-server/metrics")
+APT_LISTS = Path("/var/lib/apt/lists")
 LISTED = 4  # sockets or targets named in a row
 REMOTE_WRITE = ("blocks_sent_total", "pending_data_bytes", "packets_dropped_total")
 
@@ -481,6 +483,18 @@ def swap(path: str, megabytes: int) -> tuple[str, bool]:
     return f"{sizes[path]} MiB", abs(sizes[path] - megabytes) <= 1
 
 
+def apt_repository(source: str, uri: str) -> tuple[str, bool]:
+    """The apt source file ``source`` registers the repository at ``uri``, and apt has its index."""
+    try:
+        text = Path(source).read_text()
+    except OSError:
+        return f"{source} is not there", False
+    if not any((entry := keyring_repository.ENTRY.match(line)) and entry[1] == uri for line in text.splitlines()):
+        return f"{uri} is not in {source}", False
+    ages = [path.stat().st_mtime for path in APT_LISTS.glob(f"{keyring_repository.list_name(uri)}Packages*")]
+    return (f"registered, index of {_ago(max(ages))}", True) if ages else (f"apt has no index of {uri}", False)
+
+
 def tuning(**wanted) -> tuple[str, bool]:
     """The settings of kernel and GPU, options of `host_tuning.Wanted`, are in force and will be at the next boot."""
     try:
@@ -499,8 +513,8 @@ def disk(free_mib: int) -> tuple[str, bool]:
 
 _CHECKS = (
     http, models, completion, at_once, gpu_memory, chat, metric, unit, sockets, pushes, remote_write, journal_job,
-    file_job, collector_queue, collector_journal, collector_files, gpu, driver, device_nodes, swap, tuning, disk,
-    watchdog, timer, backup, rules, notices,
+    file_job, collector_queue, collector_journal, collector_files, gpu, driver, device_nodes, swap, apt_repository,
+    tuning, disk, watchdog, timer, backup, rules, notices,
 )  # fmt: skip
 KINDS = {function.__name__: function for function in _CHECKS}
 

@@ -359,3 +359,36 @@ def test_gpu_memory_of_the_engines_and_of_others(tmp_path, monkeypatch, used, pl
     page = f'llm_gpu_planned_max_bytes{{service="feedback"}} {planned_mib << 20}\n'
     (tmp_path / "gpu_memory_feedback.prom").write_text(page)
     assert checklist.gpu_memory(["vllm.service", "feedback.service"], 1000) == (measured, ok)
+
+
+@pytest.fixture
+def apt(tmp_path, monkeypatch):
+    """A folder with apt's source file and its index of a repository."""
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    monkeypatch.setattr(checklist, "APT_LISTS", lists)
+    (tmp_path / "cuda.list").write_text(
+        "# by cuda-keyring\ndeb [signed-by=/k.gpg] https://mirror.test/debian12/x86_64/ /\n"
+    )
+    (lists / "mirror.test_debian12_x86%5f64_Packages").write_text("")
+    return tmp_path
+
+
+REPOSITORY = "https://mirror.test/debian12/x86_64/"
+
+
+def test_a_repository_that_apt_knows(apt):
+    assert checklist.apt_repository(str(apt / "cuda.list"), REPOSITORY) == ("registered, index of 0 min ago", True)
+
+
+def test_a_repository_that_is_not_registered(apt):
+    measured, ok = checklist.apt_repository(str(apt / "none.list"), REPOSITORY)
+    assert not ok and measured == f"{apt}/none.list is not there"
+    (apt / "cuda.list").write_text(f"# deb [signed-by=/k.gpg] {REPOSITORY} /\n")
+    measured, ok = checklist.apt_repository(str(apt / "cuda.list"), REPOSITORY)
+    assert not ok and measured == f"{REPOSITORY} is not in {apt}/cuda.list"
+
+
+def test_a_repository_whose_index_never_came(apt):
+    (checklist.APT_LISTS / "mirror.test_debian12_x86%5f64_Packages").unlink()
+    assert checklist.apt_repository(str(apt / "cuda.list"), REPOSITORY) == (f"apt has no index of {REPOSITORY}", False)

@@ -1,0 +1,34 @@
+"""The one table of which roles the groups of an inventory bring: every role is in it, and has rows in the checklist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+VARIABLES = yaml.safe_load((ROOT / "playbooks/vars/groups.yml").read_text())
+# Monitoring is a template: it has one of two log shippers.
+MONITORING = ["node_exporter", "promtail", "otel_collector", "vmagent"]
+ROLES = [
+    role
+    for group, roles in VARIABLES["roles_of_groups"].items()
+    for role in (MONITORING if group == "monitoring" else roles)
+]
+ENGINES = ["llama_cpp", "vllm"]
+# Roles that other roles include.
+PARTS = ["released_service", "uv"]
+
+
+def test_every_role_is_brought_by_a_group_once():
+    assert sorted([*ROLES, *ENGINES, *PARTS]) == sorted(path.name for path in (ROOT / "roles").iterdir())
+    assert all(role in VARIABLES["roles_of_groups"]["monitoring"] for role in ("node_exporter", "promtail", "vmagent"))
+
+
+@pytest.mark.parametrize("role", [*ROLES, *ENGINES])
+def test_every_role_has_rows_in_the_checklist(role):
+    tasks = yaml.safe_load((ROOT / "roles" / role / "tasks/checklist.yml").read_text())
+    (measure,) = (task for task in tasks if task.get("register") == f"__{role}_checklist")
+    assert "llm.server.checklist" in measure
+    assert measure["check_mode"] is False
