@@ -313,7 +313,7 @@ def test_a_host_that_cannot_be_reached_ends_the_run_before_anything_is_changed(t
     assert done.returncode != 0
     assert 'remote host "127.0.0.1". Make sure this host can be reached over ssh' in done.stdout + done.stderr
     assert "away" in done.stdout and "unreachable=1" in done.stdout
-    assert "TASK [Reach every host]" in done.stdout
+    assert "TASK [Gather facts of every host]" in done.stdout
     assert "TASK [swap" not in done.stdout and "changed=1" not in done.stdout
 
 

@@ -358,7 +358,7 @@ def test_the_source_goes_up_and_down_and_an_archive_serves_too(host, converge, c
     current = host.file(f"{ROOT}/current").linked_to
     (copy / "app/version.py").write_text('VERSION = "2"\n')
     assert converge({"ai_server_source_path": str(copy)}).changed == [
-        "ai_server : Have the application beside the one that runs",
+        "ai_server : Stage the application release",
         SERVICE,
     ]
     assert host.file(f"{ROOT}/current/app/version.py").exists

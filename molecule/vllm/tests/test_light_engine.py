@@ -10,7 +10,7 @@ from engine import BASE, KEY, LOAD_TARGET, ask, pid, say
 
 pytestmark = pytest.mark.full
 
-BUILD, RUN = "vllm : Build the engine's environment beside the one that runs", "vllm : Run vLLM"
+BUILD, RUN = "vllm : Build the engine's environment beside the running one", "vllm : Run vLLM"
 STORE = "/var/lib/llm-server/services/vllm"
 STAND_IN = Path(__file__).resolve().parents[3] / "lab/stand_ins/nvidia-smi"
 LARGE = "/srv/large"
