@@ -39,6 +39,11 @@ ONLY_RUN = {
     "ansible": "the collections that the playbooks call",
     "ansible-core": "runs the playbooks",
     "ansible-lint": "linter",
+    "antsibull-changelog": "writes CHANGELOG.md",
+    "antsibull-docs-parser": "a part of antsibull-changelog",
+    "antsibull-docutils": "a part of antsibull-changelog",
+    "antsibull-fileutils": "a part of antsibull-changelog",
+    "docutils": "a part of antsibull-changelog; public domain and BSD but for a mode of Emacs",
     "yamllint": "linter",
 }
 
