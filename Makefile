@@ -15,7 +15,7 @@ venv: .venv/.locked ## Make the tools' virtual environment from the lock
 	@bash lab/bootstrap.sh $(LOCK)
 	@touch $@
 
-check: venv ## Linters and all tests that need no machine (8 min)
+check: venv ## Linters and all tests that need no machine (9 min)
 	@$(PYTHON) tests/suite.py check
 
 test: check ## Everything about every role, on booted machines (ROLE=vllm, PLATFORM=debian13)

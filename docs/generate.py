@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Put the table of variables into each role's page, from the role's argument specs.
 
 `python docs/generate.py` writes, `--check` only says which pages are old (exit code 1). A page is docs/roles/<role>.md:

@@ -64,6 +64,7 @@ CHECKS = {
     "google-cloud": [str(BIN / "pytest"), "-q", "-p", "no:cacheprovider", GCP],
     "integration": [str(BIN / "pytest"), "-q", "-p", "no:cacheprovider", "tests/integration", "--ignore", GCP],
     "unit": [str(BIN / "pytest"), "-q", "-p", "no:cacheprovider", "tests/unit"],
+    "sanity": [sys.executable, "tests/sanity.py"],
     "application": [str(BIN / "pytest"), "-q", "-p", "no:cacheprovider", "--rootdir=ai_server", "ai_server/tests"],
     "ansible-lint": [str(BIN / "ansible-lint"), "--offline", "--strict"],
 }

@@ -16,7 +16,7 @@ description:
   - Host variables are C(gcp_external_address), C(gcp_internal_address), C(gcp_zone), C(gcp_machine_type), C(gcp_id),
     C(gcp_tags) (a list), C(gcp_labels) (a dictionary) and C(gcp_open_ports), the ports that the declared firewall rules
     open on it.
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 extends_documentation_fragment: [constructed]
 requirements: [google-auth, requests]
 options:

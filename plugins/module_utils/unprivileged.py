@@ -31,7 +31,7 @@ def run(*argv: str, user: str | None = None, environment: dict | None = None) ->
     with tempfile.TemporaryDirectory(prefix="home-") as home:
         own(Path(home), user)
         done = subprocess.run(
-            argv, capture_output=True, text=True, errors="replace", cwd="/", umask=0o022,
+            argv, capture_output=True, text=True, errors="replace", check=False, cwd="/", umask=0o022,
             env={**variables, "HOME": home, **(environment or {})}, **identity(user),
         )  # fmt: skip
     if done.returncode:

@@ -9,11 +9,11 @@ short_description: Have one version of an application's source in a directory of
 description:
   - Makes C(<root>/<digest>) from a tree of the controller, an archive or a git repository; the directory is whole or
     absent, belongs to root and is never changed in place. The service is switched to it by a link; see
-    M(service_release).
+    M(llm.server.service_release).
   - One that is there, and that its user can read, is left alone; nothing is sent and nothing is asked of the network.
   - The application has C(app/main.py), and its requirements with hashes in C(uv.lock) (with C(pyproject.toml)) or in
     C(requirements.txt).
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   root: {description: Directory of the sources., type: path, required: true}
   path: {description: The tree on the controller., type: path}

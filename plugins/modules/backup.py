@@ -7,9 +7,9 @@ DOCUMENTATION = r"""
 module: backup
 short_description: Take a backup of this host, or prepare its repository
 description:
-  - Calls the program that the role P(backup#role) installs. On a host without a repository it does nothing and reports
-    that.
-author: The llm-server maintainers
+  - Calls the program that the role P(llm.server.backup#role) installs. On a host without a repository it does nothing
+    and reports that.
+author: The llm-server maintainers (@llm-server)
 options:
   state:
     description:

@@ -12,7 +12,7 @@ description:
   - The previous data comes back if a service does not answer afterwards.
   - Settings, keys and release records are also in a snapshot but not restored, since C(site.yml) writes them from the
     inventory.
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   snapshot:
     description: The snapshot, given by the start of its ID, or V(latest).

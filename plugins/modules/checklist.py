@@ -9,7 +9,7 @@ short_description: Measure a finished server, one row a check
 description:
   - Asks what a user would ask of a server and reports what was measured; changes nothing and fails for nothing, so that
     one red row does not hide the others.
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   checks:
     description: The checks, in the order of the table.

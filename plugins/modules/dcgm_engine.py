@@ -12,7 +12,7 @@ description:
   - C(dcgmi -v) gives the engine 100 ms, so an active unit's engine is asked for 5 s before it counts as silent.
   - Waits until the engine answers, then compares what the installed client and the running engine say.
   - "Source: C(dcgmi -v)."
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   version: {description: "Version of the package, with or without epoch and revision.", type: str}
   unit: {description: The unit., type: str, default: nvidia-dcgm.service}

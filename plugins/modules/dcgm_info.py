@@ -9,7 +9,7 @@ short_description: Ask which DCGM is installed and which one runs
 description:
   - Asks the installed client and the running host engine for their versions. Changes nothing.
   - "Sources: C(dcgmi -v), C(nvidia-smi -q -x)."
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   gpu_required: {description: Fail on a host without a GPU that answers., type: bool, default: false}
 attributes:

@@ -12,7 +12,7 @@ description:
   - Changes nothing and fails for nothing it finds. What cannot be looked at is said, and the rest goes on.
   - The action plugin of the same name weighs the evidence on the controller, where the table of causes is
     (data/diagnosis); the evidence itself stays out of the result.
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   services:
     description:
@@ -24,7 +24,7 @@ options:
       name: {description: Name of the service., type: str, required: true}
       kind: {description: "What runs in it, such as C(vllm) or C(llama_cpp); its name when absent.", type: str}
       unit: {description: Its unit; C(<name>.service) when absent., type: str}
-      metrics: {description: Address of an engine's metrics, which tell of a queue and a full KV cache., type: str}
+      metrics: {description: "Address of an engine's metrics, which tell of a queue and a full KV cache.", type: str}
   gpu:
     description: Whether the host is to have a GPU.
     type: bool

@@ -8,7 +8,7 @@ module: drop_in
 short_description: Keep a drop-in file of a program of systemd, and have its service read it
 description:
   - Writes or removes the file, and restarts the service where it has not read it since.
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   path: {description: "The file, in the program's C(.conf.d).", type: path, required: true}
   content: {description: Its whole text., type: str, required: true}

@@ -11,7 +11,7 @@ description:
     C(ENGINE_MODEL) and C(ENGINE_API_KEY) in its environment. The key is never an argument.
   - On the controller it reaches an engine on the host's loopback by an SSH tunnel, closed when it ends.
   - A command that fails does not fail the task; RV(rc) tells. A key in its output is not kept.
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   argv: {description: Program and arguments., type: list, elements: str, required: true}
   engine: {description: Name of the engine., type: str, required: true}

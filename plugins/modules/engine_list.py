@@ -30,7 +30,7 @@ options:
     default: compared
 attributes:
   check_mode: {description: Says whether the list would be written and writes nothing., support: full}
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 """
 
 EXAMPLES = r"""

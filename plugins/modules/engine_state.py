@@ -14,7 +14,7 @@ description:
   - V(serving) wakes an engine that sleeps and takes the note away. It starts no unit; the role of the engine does.
   - The unit of an engine that is not to serve is disabled, so no boot starts it.
   - "Sources: vLLM 0.15.1 and 0.32.0, routes C(/sleep), C(/wake_up), C(/is_sleeping), C(/collective_rpc)."
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   name: {description: Name of the engine; its unit is C(<name>.service). Not with V(read)., type: str}
   state:

@@ -15,8 +15,8 @@ description:
     carries it without being declared is told by every run.
   - Authenticates with E(GCP_ACCESS_TOKEN) where it is set, else with O(service_account_file), else with application
     default credentials. E(HTTPS_PROXY) and E(REQUESTS_CA_BUNDLE) are honoured.
-author: The llm-server maintainers
-requirements: [google-auth, requests]
+author: The llm-server maintainers (@llm-server)
+requirements: [google-auth, requests, PyYAML]
 options:
   state:
     description:
@@ -81,7 +81,7 @@ options:
     type: list
     elements: dict
     default: []
-    options:
+    suboptions:
       name: {description: Name of the rule., type: str, required: true}
       ports: {description: TCP ports that it opens., type: list, elements: int, required: true}
       source_ranges: {description: Networks that may reach them (CIDR)., type: list, elements: str, default: []}
@@ -103,7 +103,7 @@ options:
     type: list
     elements: dict
     required: true
-    options:
+    suboptions:
       name: {description: Name of the machine., type: str, required: true}
       zones:
         description: Zones to make it in; a further one is tried when those before have no capacity.
@@ -115,21 +115,21 @@ options:
         description: GPU of the machine.
         type: dict
         required: true
-        options:
+        suboptions:
           type: {description: Accelerator type., type: str, required: true}
           count: {description: "How many, 0 for none.", type: int, required: true}
       image:
         description: Image of the boot disk.
         type: dict
         required: true
-        options:
+        suboptions:
           project: {description: Project of the image., type: str, required: true}
           family: {description: Image family., type: str, required: true}
       disk:
         description: Boot disk.
         type: dict
         required: true
-        options:
+        suboptions:
           size_gb: {description: Size (GB)., type: int, required: true}
           type: {description: Disk type., type: str, required: true}
           labels: {description: Labels; those that are there are left alone when left out., type: dict}
@@ -151,14 +151,14 @@ options:
           - When the machine is started and stopped, by Google and whatever the controller does. The project's Compute
             Engine service agent needs the role Compute Instance Admin (v1) for it.
         type: dict
-        options:
+        suboptions:
           start: {description: Five fields of cron., type: str, default: ""}
           stop: {description: Five fields of cron., type: str, default: ""}
           time_zone: {description: Time zone of both., type: str, default: UTC}
       snapshots:
         description: Schedule of the boot disk's snapshots, which outlive the disk.
         type: dict
-        options:
+        suboptions:
           at: {description: "Time in UTC, one of 00:00 04:00 08:00 12:00 16:00 20:00.", type: str, default: "20:00"}
           every_days: {description: Days from one to the next., type: int, default: 1}
           keep_days: {description: Days that each is kept., type: int, default: 14}
@@ -176,14 +176,14 @@ options:
       service_account:
         description: Service account that programs on the machine act as, and for what; none when left out.
         type: dict
-        options:
+        suboptions:
           email: {description: Its whole address., type: str, required: true}
           scopes: {description: Access scopes (whole addresses)., type: list, elements: str, required: true}
       deletion_protection: {description: Refuse to delete the machine., type: bool, default: false}
       shielded:
         description: Shielded VM. Secure boot loads signed kernel modules only, so NVIDIA's driver must be signed.
         type: dict
-        options:
+        suboptions:
           secure_boot: {description: Load signed boot code and modules only., type: bool, default: false}
           vtpm: {description: Virtual trusted platform module., type: bool, default: true}
           integrity_monitoring: {description: Compare each boot with the first., type: bool, default: true}
@@ -298,13 +298,14 @@ problems:
 
 import traceback
 
-import yaml
 from ansible.module_utils.basic import missing_required_lib
 
 from ..module_utils.cloud.gcp_declared import RULE, cost_sentences
 from ..module_utils.host_module import HostModule
 
 try:
+    import yaml
+
     from ..module_utils.cloud.gcp_client import GcpError, not_understood
     from ..module_utils.cloud.gcp_fleet import Fleet
 
@@ -420,7 +421,7 @@ def main():
         required_if=[("state", "absent", ("names",))],
     )
     if MISSING:
-        module.fail_json(msg=missing_required_lib("google-auth and requests"), exception=MISSING)
+        module.fail_json(msg=missing_required_lib("google-auth, requests and PyYAML"), exception=MISSING)
     fleet = Fleet(module.params, check_mode=module.check_mode)
     state = module.params["state"]
     estimates, to_start, machines, problems, trace = [], [], [], [], None

@@ -11,7 +11,7 @@ description:
     they are. A file that was compared before is not read or asked for again, so a repeated run needs no network.
   - Reads the headers of all files and refuses one that is cut off or damaged, an adapter that does not fit the model,
     and files that O(user) cannot read.
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   model: {description: "Absolute path of a file, or a repository as owner/name.", type: str, required: true}
   file: {description: "The file, for a repository.", type: str, default: ""}

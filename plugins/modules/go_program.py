@@ -11,7 +11,7 @@ description:
     C(<root>/<name>/<version>-<digest>) in one step. The digest covers everything that decides the build.
   - A build that is there, and that its user can run, is left alone and nothing is asked of the network.
   - Only the finished program stays; sources, modules and caches of the build are removed.
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   name: {description: "The program, and its directory below O(root).", type: str, required: true}
   version: {description: The tag., type: str, required: true}

@@ -124,9 +124,8 @@ options:
     choices: [nothing, table, json]
     default: nothing
 attributes:
-  check_mode:
-    support: full
-author: The llm-server maintainers
+  check_mode: {description: Plans and compares; writes no file., support: full}
+author: The llm-server maintainers (@llm-server)
 """
 
 EXAMPLES = r"""

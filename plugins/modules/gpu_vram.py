@@ -46,9 +46,8 @@ notes:
   - A host without GPU or driver, a driver that hangs, a library mismatch, a GPU that fell off the bus, MIG and C(N/A)
     fields each fail with a sentence of their own; RV(kind) tells them apart.
 attributes:
-  check_mode:
-    support: full
-author: The maintainers of this repository
+  check_mode: {description: It changes nothing in any mode; in check mode it asks once., support: full}
+author: The llm-server maintainers (@llm-server)
 """
 
 EXAMPLES = r"""

@@ -11,7 +11,7 @@ description:
   - Sets up the GPUs by a unit that runs before the engines. What a GPU does not take is refused before anything is set.
   - What was found before the first change is noted, and comes back for what is not wanted any more.
   - "Sources: sysctl.d(5), tmpfiles.d(5), tcp(7), the kernel's documentation of transparent huge pages, nvidia-smi(1)."
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   socket_buffer_mib: {description: Largest buffer of a socket; 0 leaves it as found., type: int, default: 0}
   open_files: {description: Least value of fs.nr_open and fs.file-max; 0 leaves them., type: int, default: 0}

@@ -12,7 +12,7 @@ description:
   - Changes nothing on the host, and fails for nothing it finds. What cannot be looked at is said, and the rest goes on.
   - Secrets are taken out on the host, by the values that stand in its files of secrets and by their form, and again on
     the controller, by O(secrets).
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   directory:
     description: Directory of the controller for the archives; made with mode 0700 where it is missing.

@@ -10,7 +10,7 @@ description:
   - Posts a text to a webhook. How things stand is not sent twice within half an hour.
   - The webhook's address is a secret; it appears in no result, log or error.
   - Belongs on the controller, by C(delegate_to).
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   url:
     description: Address of the webhook, from the vault.

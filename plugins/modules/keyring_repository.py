@@ -13,7 +13,7 @@ description:
     stops at conflicting values of Signed-By; O(state=absent) gives them back.
   - Asks nothing of the network when nothing is to be changed.
   - "Source: sources.list(5)."
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   package: {description: The keyring package., type: str, required: true}
   version: {description: Its version., type: str, required: true}

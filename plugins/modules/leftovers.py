@@ -8,11 +8,11 @@ module: leftovers
 short_description: Remove what no release of a service refers to any more
 description:
   - Finds programs and environments, installations and downloads that did not end, compiled code and caches of downloads
-    that no kept release of M(service_release) refers to, and on request revisions of models.
+    that no kept release of M(llm.server.service_release) refers to, and on request revisions of models.
   - What a process has open or was started with stays, and what a unit names, and all of a service that another run is
     changing now.
   - Nothing is written, so it works on a full disk.
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   age_hours:
     description: What changed within so many hours stays.

@@ -11,7 +11,7 @@ description:
     C(<root>/<version>-<cpu|cuda>) in one step. Another recipe of a version that is there goes beside it.
   - A build that is there, and that its user can run, is left alone and nothing is asked of the network.
   - An interrupted build goes on where it was; a failed one leaves its log in C(<root>/.work-*).
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   version: {description: The version that the directory is named by., type: str}
   url: {description: The archive of the source (.tar.gz)., type: str}

@@ -9,7 +9,7 @@ short_description: Ask an installed llama-server for its version and its argumen
 description:
   - Runs C(llama-server --version) and C(--help), and refuses names of arguments that this version does not have.
   - Changes nothing.
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   path: {description: The program., type: path, required: true}
   user: {description: User who runs it; the module's own when left out., type: str}

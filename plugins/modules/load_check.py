@@ -17,7 +17,7 @@ description:
     of units, and out-of-memory messages of the kernel and the engines.
   - The action plugin of the same name shows progress, writes a JSON file and a self-contained HTML page on the
     controller, and returns failures if a limit is exceeded, a unit restarted, or memory ran out.
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   targets:
     description: The engines.

@@ -10,13 +10,14 @@ description:
   - Asks logrotate about the file and about its whole configuration before the file is written, and refuses one of whose
     logs another file rotates too, since logrotate then passes over one of them and says so to nobody.
   - The file belongs to root and can be written by root alone; logrotate ignores any other.
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   path: {description: "The file, in a directory that logrotate includes.", type: path, required: true}
   content: {description: Its whole text., type: str, required: true}
 attributes:
   check_mode:
-    description: Asks what can be asked already; before logrotate or the user of the logs is there, nothing can.
+    description: Asks logrotate about the file and shows it; writes nothing.
+    details: Before logrotate or the user of the logs is there, nothing can be asked.
     support: partial
   diff_mode: {description: Shows the file., support: full}
 """

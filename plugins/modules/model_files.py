@@ -11,7 +11,7 @@ description:
     paths as they are. A snapshot that is there is not asked for again, so a repeated run needs no network.
   - Reads the headers of all files and refuses a model that is not whole, an adapter that does not fit it, and files
     that O(user) cannot read.
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   model: {description: "Name on the hub, or absolute path.", type: str, required: true}
   revision: {description: Commit of the model (40 hexadecimal digits); not used for a path., type: str}

@@ -11,7 +11,7 @@ description:
     not answer, with the cause and the cure. Changes nothing.
   - Warns where the kernel that the next boot starts has no NVIDIA module.
   - "Sources: C(/sys/module/nvidia/version), C(ldconfig -p), C(nvidia-smi -q -x), C(/boot), C(/lib/modules)."
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options: {}
 attributes:
   check_mode: {description: It changes nothing in any mode., support: full}

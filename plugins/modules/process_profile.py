@@ -10,7 +10,7 @@ description:
   - Samples the main process of a unit and its children with py-spy for some seconds and writes a flame graph. The
     processes keep running.
   - Fails if the unit is not running or not Python.
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   unit: {description: The unit., type: str, required: true}
   program: {description: Path of py-spy on the host; without it the module only inspects the unit., type: path}

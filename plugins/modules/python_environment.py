@@ -10,8 +10,9 @@ description:
   - Makes C(<root>/<digest>) from a set of requirements, as the user who will run it, and reports its path; the digest
     covers everything the environment is made from.
   - One that is there already, and that its user can run, is left alone and nothing is asked of an index. Nothing is
-    changed in place, so a service goes on running on the old one until its link is switched; see M(service_release).
-author: The llm-server maintainers
+    changed in place, so a service goes on running on the old one until its link is switched; see
+    M(llm.server.service_release).
+author: The llm-server maintainers (@llm-server)
 options:
   root: {description: Directory of the environments., type: path, required: true}
   requirements: {description: Text of a requirements file., type: str, required: true}

@@ -11,8 +11,8 @@ description:
     that C(<root>/<name>/<version>) is whole or absent. Another archive of a version that is there goes beside it.
   - A version that is there with the same checksum, and that anyone can run, is left alone and nothing is asked of the
     network.
-  - Old versions are left to the service that runs them; see M(service_release).
-author: The llm-server maintainers
+  - Old versions are left to the service that runs them; see M(llm.server.service_release).
+author: The llm-server maintainers (@llm-server)
 options:
   name: {description: The program., type: str, required: true}
   version: {description: "Its version, the name of its directory.", type: str}

@@ -12,11 +12,11 @@ description:
   - Otherwise it is restarted once, within the budget of the role watchdog and with its evidence kept, after the
     conditions of its release hold, such as free GPU memory. A host without the watchdog has no budget.
   - Where it does not serve then, and the newest release is to blame, the last verified release before it comes back, as
-    with O(service_release#module:state=previous). It is to blame where it has never served, or where it is less than a
-    day old and the diagnosis names a cause in what a release is made of. A release that was left this way is not gone
-    back to.
+    with O(llm.server.service_release#module:state=previous). It is to blame where it has never served, or where it is
+    less than a day old and the diagnosis names a cause in what a release is made of. A release that was left this way
+    is not gone back to.
   - Never fails because a service does not serve; C(serves) tells.
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   name:
     description: Name of the service.
@@ -29,12 +29,13 @@ options:
     description: Address of an engine's metrics, which tell a busy one from one that hangs.
     type: str
   take_out:
-    description: Command that takes the host out of rotation before a release goes back, as in M(service_release).
+    description:
+      - Command that takes the host out of rotation before a release goes back, as in M(llm.server.service_release).
     type: list
     elements: str
     default: []
   put_back:
-    description: Command that puts the host back into rotation, as in M(service_release).
+    description: Command that puts the host back into rotation, as in M(llm.server.service_release).
     type: list
     elements: str
     default: []

@@ -17,7 +17,7 @@ description:
   - Waits until the probes answer. When they do not, the last verified release is put back and started, and the task
     fails with the cause taken from the journal.
   - "Source of the unit's defaults: systemd.exec(5)."
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   name:
     description: Name of the service; its unit is C(<name>.service).
@@ -196,14 +196,65 @@ options:
     default: []
   probes:
     description:
-      - What must answer before the release counts as serving, in this order; the kinds and their options are those of
-        module_utils/release/probes.py.
+      - What must answer before the release counts as serving, in this order; each is one probe of one kind.
       - A key that a probe shows is named by C(bearer_file) and C(bearer_variable), one of the lines C(NAME=value) of a
         file of O(secrets), and read when the question is asked. So is the password of C(user), by C(password_file), a
         whole secret.
     type: list
     elements: dict
     default: []
+    suboptions: &probes
+      http:
+        description: The URL answers.
+        type: dict
+        suboptions:
+          url: &url {description: Address that is asked., type: str, required: true}
+          bearer_file: &file {description: File with the key that is shown., type: path}
+          bearer_variable: &variable {description: Name of the key in that file., type: str}
+          timeout: &timeout {description: Seconds to wait for the answer; 5 when left out., type: float}
+          status: {description: Status of the answer; 200 when left out., type: int}
+          contains: {description: Text that the answer has., type: str}
+          user: {description: User who logs in., type: str}
+          password_file: {description: File whose whole text is the password., type: path}
+      metric:
+        description: The URL is a page of Prometheus metrics.
+        type: dict
+        suboptions:
+          url: *url
+          timeout: *timeout
+          series: {description: Names of series that it has., type: list, elements: str, required: true}
+      models:
+        description: An engine lists exactly these models.
+        type: dict
+        suboptions:
+          url: *url
+          bearer_file: *file
+          bearer_variable: *variable
+          timeout: *timeout
+          expected:
+            description: Names of the models, the base model before its adapters.
+            type: list
+            elements: str
+            required: true
+          max_model_len: {description: Longest text in tokens that the base model has., type: int}
+      completion:
+        description: An engine completes a prompt.
+        type: dict
+        suboptions:
+          url: *url
+          bearer_file: *file
+          bearer_variable: *variable
+          timeout: {description: Seconds to wait for the answer; 60 when left out., type: float}
+          model: {description: Name of the model., type: str, required: true}
+          prompt: {description: The prompt; Hello when left out., type: str}
+          max_tokens: {description: Longest answer in tokens; 8 when left out., type: int}
+      gpu_free:
+        description: GPUs have memory free.
+        type: dict
+        suboptions:
+          mib: {description: Free memory that each must have (MiB)., type: int, required: true}
+          gpus: {description: "How many, counted from the first; 1 when left out.", type: int}
+          timeout: {description: Seconds to wait for nvidia-smi., type: float}
   before_start:
     description:
       - Probes that must hold between the process before and the new one, such as C(gpu_free). Where one does not within
@@ -211,6 +262,7 @@ options:
     type: list
     elements: dict
     default: []
+    suboptions: *probes
   start_timeout:
     description: Seconds until the probes must have answered. It is about the wait alone and restarts nothing.
     type: int
@@ -264,7 +316,7 @@ RETURN = r"""
 release: {description: Digest of the release that was asked for., type: str, returned: always, sample: 1f0c9a7be2d34c55}
 restarted: {description: Why the service was started anew; null when it was not., type: str, returned: always}
 elapsed: {description: Seconds from the start until the probes answered., type: float, returned: when it was started}
-cause: {description: Cause named in the journal, with its cure., type: dict, returned: on failure}
+cause: {description: "Cause named in the journal, with its cure.", type: dict, returned: on failure}
 journal: {description: Last lines of the service's journal., type: list, elements: str, returned: on failure}
 rolled_back_to: {description: Release that serves again; null where there was none., type: str, returned: on failure}
 rotation: {description: Whether the host was put back into rotation., type: str, returned: when hooks ran, sample: back}
@@ -340,7 +392,7 @@ PROBES = {
             **PROBE,
             "model": {"type": "str", "required": True},
             "prompt": {"type": "str"},
-            "max_tokens": {"type": "int"},
+            "max_tokens": {"type": "int", "no_log": False},
         },
     },
     "gpu_free": {

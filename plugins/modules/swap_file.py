@@ -16,7 +16,7 @@ description:
   - A line of fstab that is there for O(path) keeps its options but for C(noauto), and a file that is made anew is
     switched on with them. Where a unit of the host switches it on at boot, no line is added.
   - "Sources: swapon(8), fstab(5), sysctl.d(5)."
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   path: {description: The swap file., type: path, default: /swapfile}
   size_mib: {description: Its size in MiB; asked for with O(state=present)., type: int}

@@ -12,7 +12,7 @@ description:
   - Refuses a transaction that would remove anything else.
   - When everything is there, apt is not run and nothing is asked of the network.
   - "Sources: apt-get(8), apt-mark(8), deb-version(7)."
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   name:
     description: Under which name is noted what came and what is wanted, so that O(state=absent) removes exactly what

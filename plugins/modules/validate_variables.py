@@ -17,7 +17,7 @@ description:
     users and passwords of addresses.
   - A secret that cannot be decrypted is named here instead of failing where it is first used.
   - Works on the controller; asks nothing of the host.
-author: The llm-server maintainers
+author: The llm-server maintainers (@llm-server)
 options:
   roles: {description: Names of the roles that the host will get., type: list, elements: str}
   between:

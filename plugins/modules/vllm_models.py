@@ -49,9 +49,8 @@ options:
     type: bool
     default: true
 attributes:
-  check_mode:
-    support: full
-author: The maintainers of this repository
+  check_mode: {description: It changes nothing in any mode; in check mode it asks once., support: full}
+author: The llm-server maintainers (@llm-server)
 """
 
 EXAMPLES = r"""

@@ -14,9 +14,8 @@ options:
   files: {description: "Texts by their paths below the folder.", type: dict, required: true}
   copies: {description: "Folders whose files are copied, by their paths below the folder.", type: dict, default: {}}
 attributes:
-  check_mode:
-    support: full
-author: The llm-server maintainers
+  check_mode: {description: Says which files would be written; writes nothing., support: full}
+author: The llm-server maintainers (@llm-server)
 """
 
 EXAMPLES = r"""

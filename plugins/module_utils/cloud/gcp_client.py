@@ -76,9 +76,9 @@ class GcpError(Exception):
         return self.status == 404 or bool(ABSENT.intersection(self.reasons))
 
 
-def credentials_for(service_account_file=None, environ=os.environ):
+def credentials_for(service_account_file=None, environ=None):
     """Choose credentials: GCP_ACCESS_TOKEN, else the service account file, else application default credentials."""
-    token = environ.get("GCP_ACCESS_TOKEN", "").strip()
+    token = (os.environ if environ is None else environ).get("GCP_ACCESS_TOKEN", "").strip()
     if token and not TOKEN.fullmatch(token):
         raise GcpError(
             "GCP_ACCESS_TOKEN is not one word: it has a line break, a blank or another character that no token has; "

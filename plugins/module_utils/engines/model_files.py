@@ -121,7 +121,7 @@ class Hub:
         done = subprocess.run(
             [self.python, "-c", _FETCH],
             input=json.dumps({"repo": source, "revision": revision, "cache": str(self.cache)}),
-            capture_output=True, text=True, errors="replace", cwd="/",
+            capture_output=True, text=True, errors="replace", check=False, cwd="/",
             **unprivileged.identity(self.user), env={**os.environ, **self.environment}, umask=0o022,
         )  # fmt: skip
         try:

@@ -60,7 +60,7 @@ def svg(report: dict) -> str:
     moments = [x for panel in panels for _, points in panel["lines"] for x, _ in points]
     if not moments:
         return ""
-    begin, end = min(moments), max(max(moments), min(moments) + 1)
+    begin, end = min(moments), max(*moments, min(moments) + 1)
     drawn = [_drawn(panel, number, begin, end) for number, panel in enumerate(panels)]
     height = len(panels) * (HEIGHT + TOP + BOTTOM)
     return (
@@ -80,7 +80,7 @@ def _panels(report: dict) -> list[dict]:
         joined: dict[str, list] = {}
         for name, run in zip(names, runs, strict=True):
             joined.setdefault(name, []).extend((one["time"], one[key]) for one in run["curve"] if one[key] is not None)
-        return [(name, points) for name, points in joined.items()]
+        return list(joined.items())
 
     samples = _while_loaded(report["samples"], runs)
     engines = sorted({name for each in samples for name in each["engines"]})

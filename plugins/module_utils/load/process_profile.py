@@ -64,8 +64,9 @@ def record(program: str, pid: int, seconds: int, rate: int, output: Path) -> str
         )
     words = [program, "record", "--pid", str(pid), "--subprocesses", "--nonblocking", "--duration", str(seconds)]
     words += ["--rate", str(rate), "--format", "flamegraph", "--output", str(output)]
+    limit = seconds + LATE_S
     try:
-        done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=seconds + LATE_S)
+        done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False, timeout=limit)
     except subprocess.TimeoutExpired:
         raise ProfileError(f"py-spy has not finished {LATE_S} s after the recording of {seconds} s.") from None
     if IDLE in done.stderr:

@@ -73,7 +73,7 @@ def _meet(one: list[str], other: list[str]) -> bool:
     if one[0] == "*":
         return _meet(one[1:], other) or _meet(one, other[1:])
     if other[0] == "*":
-        return _meet(other, one)
+        return _meet(one=other, other=one)
     # A class of characters counts as any of them.
     same = one[0] == other[0] or any(token == "?" or len(token) > 2 for token in (one[0], other[0]))
     return same and _meet(one[1:], other[1:])

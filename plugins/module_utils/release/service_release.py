@@ -470,7 +470,7 @@ class Service:
         try:
             done = subprocess.run(
                 [part.replace("%s", str(staged)) for part in argv],
-                capture_output=True, text=True, errors="replace", timeout=180, cwd="/",
+                capture_output=True, text=True, errors="replace", check=False, timeout=180, cwd="/",
                 **unprivileged.identity(account),
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:

@@ -200,8 +200,9 @@ def run(*argv: str, check: bool = True, timeout: float = 120) -> subprocess.Comp
     """Run ``argv`` with untranslated messages; raise `SystemdError` with its last line when it fails."""
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, errors="replace", timeout=timeout, env={**os.environ, "LC_ALL": "C"}
-        )
+            argv, capture_output=True, text=True, errors="replace", check=False, timeout=timeout,
+            env={**os.environ, "LC_ALL": "C"},
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise SystemdError(f"{' '.join(argv)}: no end after {timeout:.0f} s") from None
     if check and done.returncode:

@@ -23,12 +23,12 @@ SERVICE = {
     **dict.fromkeys(("enforce_eager", "flash_attention"), _FLAG),
     **dict.fromkeys(
         (
-            "model_size_mib", "memory_mib", "asleep_mib", "max_model_len", "max_num_seqs", "max_num_batched_tokens",
-            "max_loras", "tensor_parallel_size", "max_lora_rank", "gpu_layers", "context", "batch", "ubatch",
-            "parallel",
+            "model_size_mib", "memory_mib", "asleep_mib", "max_model_len", "max_num_seqs", "max_loras",
+            "tensor_parallel_size", "max_lora_rank", "gpu_layers", "context", "batch", "ubatch", "parallel",
         ),
         _NUMBER,
     ),
+    "max_num_batched_tokens": {**_NUMBER, "no_log": False},
 }  # fmt: skip
 OPTIONS = {
     "services": {"type": "list", "elements": "dict", "required": True, "options": SERVICE},

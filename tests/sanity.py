@@ -1,0 +1,75 @@
+"""Run ansible-test's sanity tests on the collection as it is built and installed.
+
+Its environments of linters are kept in the laboratory's cache, in a home of their own. The files in tests/sanity list the
+findings that are accepted, each with its reason. Words are those of `ansible-test sanity`, such as `--test pylint`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import yaml
+from ansible_test._internal.python_requirements import get_venv_packages
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from lab import host  # noqa: E402
+
+BIN = Path(sys.executable).parent
+HOME = host.CACHE / "sanity"
+GALAXY = yaml.safe_load((ROOT / "galaxy.yml").read_text())
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+# ansible-test would download get-pip.py from a host of its own; the pip that comes with Python does the same.
+BOOTSTRAP = """\
+import subprocess
+import sys
+
+subprocess.check_call([sys.executable, "-m", "ensurepip"])
+words = [word for word in sys.argv[1:] if word not in ("--no-setuptools", "--no-wheel")]
+sys.exit(subprocess.call([sys.executable, "-m", "pip", "install", *words]))
+"""
+
+
+def prepare_home() -> None:
+    """Put in place what ansible-test would download, and the user's configuration of pip."""
+    cache = HOME / ".ansible" / "test" / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    version = get_venv_packages(SimpleNamespace(version=PYTHON))["pip"]
+    (cache / f"get_pip_{version.replace('.', '_')}.py").write_text(BOOTSTRAP)
+    configuration = HOME / ".config" / "pip"
+    configuration.parent.mkdir(exist_ok=True)
+    configuration.unlink(missing_ok=True)
+    configuration.symlink_to(Path("~/.config/pip").expanduser())
+
+
+def install(folder: Path) -> Path:
+    """Build the collection and install it below ``folder``; return where it is, with the findings that are accepted."""
+    galaxy = [str(BIN / "ansible-galaxy"), "collection"]
+    own = {"HOME": str(HOME)}
+    host.run([*galaxy, "build", str(ROOT), "--output-path", str(folder)], env=own, cwd=folder)
+    archive = folder / f"{GALAXY['namespace']}-{GALAXY['name']}-{GALAXY['version']}.tar.gz"
+    host.run([*galaxy, "install", str(archive), "--no-deps", "--collections-path", str(folder)], env=own, cwd=folder)
+    place = folder / "ansible_collections" / GALAXY["namespace"] / GALAXY["name"]
+    shutil.copytree(ROOT / "tests" / "sanity", place / "tests" / "sanity")
+    return place
+
+
+def main() -> int:
+    with host.lock("sanity"), tempfile.TemporaryDirectory(prefix="sanity-") as folder:
+        prepare_home()
+        place = install(Path(folder))
+        words = ["sanity", "--python", PYTHON, "--color", "no", *sys.argv[1:]]
+        variables = {**os.environ, "HOME": str(HOME), "PATH": f"{BIN}:{os.environ['PATH']}"}
+        return subprocess.run([str(BIN / "ansible-test"), *words], cwd=place, env=variables).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
