@@ -1,11 +1,12 @@
 """Run ansible-test's sanity tests on the collection as it is built and installed.
 
-Its environments of linters are kept in the laboratory's cache, in a home of their own. The files in tests/sanity list the
-findings that are accepted, each with its reason. Words are those of `ansible-test sanity`, such as `--test pylint`.
+Its linters' environments are kept in the laboratory's cache, in a home of their own. The files in tests/sanity list the
+accepted findings, each with its reason. Arguments are those of `ansible-test sanity`, such as `--test pylint`.
 """
 
 from __future__ import annotations
 
+import configparser
 import os
 import shutil
 import subprocess
@@ -39,15 +40,20 @@ sys.exit(subprocess.call([sys.executable, "-m", "pip", "install", *words]))
 
 
 def prepare_home() -> None:
-    """Put in place what ansible-test would download, and the user's configuration of pip."""
+    """Write what ansible-test would download, and the user's settings of pip."""
     cache = HOME / ".ansible" / "test" / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     version = get_venv_packages(SimpleNamespace(version=PYTHON))["pip"]
     (cache / f"get_pip_{version.replace('.', '_')}.py").write_text(BOOTSTRAP)
-    configuration = HOME / ".config" / "pip"
-    configuration.parent.mkdir(exist_ok=True)
-    configuration.unlink(missing_ok=True)
-    configuration.symlink_to(Path("~/.config/pip").expanduser())
+    # It hands on no variables: what the user has set for pip, such as another index, goes by a file.
+    settings = configparser.RawConfigParser()
+    settings.read(Path("~/.config/pip/pip.conf").expanduser())
+    given = {name[4:].lower().replace("_", "-"): value for name, value in os.environ.items() if name.startswith("PIP_")}
+    settings.read_dict({"global": {name: " ".join(value.split()) for name, value in given.items()}})
+    folder = HOME / ".config" / "pip"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "pip.conf").open("w") as handle:
+        settings.write(handle)
 
 
 def install(folder: Path) -> Path:
