@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help venv check test test-all demo demo-down demo-gcp plan ask plan-score diagnosis diagnosis-score bench \
-	gpu-check drill drill-quick lock dashboards pictures docs clean
+	gpu-check drill drill-quick lock dashboards pictures docs site clean
 
 PYTHON := .venv/bin/python
 LOCK := requirements/dev.txt
@@ -75,6 +75,9 @@ pictures: venv ## Look at the dashboards in a headless browser and write docs/pi
 
 docs: venv ## Write the tables of the role pages from the argument specs
 	@$(PYTHON) docs/generate.py
+
+site: venv ## Build the documentation as a site (open .lab/site/index.html)
+	@.venv/bin/mkdocs build --strict --quiet && echo .lab/site/index.html
 
 lock: venv ## Compile the lock files anew
 	@bash requirements/compile.sh

@@ -67,6 +67,7 @@ CHECKS = {
     "sanity": [sys.executable, "tests/sanity.py"],
     "application": [str(BIN / "pytest"), "-q", "-p", "no:cacheprovider", "--rootdir=ai_server", "ai_server/tests"],
     "ansible-lint": [str(BIN / "ansible-lint"), "--offline", "--strict"],
+    "site": [str(BIN / "mkdocs"), "build", "--strict", "--quiet"],
 }
 
 

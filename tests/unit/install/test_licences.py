@@ -61,7 +61,7 @@ def licence_of(name):
     """Return what an installed distribution says of its licence: expression, first line of the text, or classifiers."""
     told = metadata.metadata(name)
     classified = [text.rpartition(" :: ")[2] for text in told.get_all("Classifier") or [] if text.startswith("License")]
-    lines = (told.get("License") or "").splitlines()
+    lines = (told.get("License") or "").replace("UNKNOWN", "").splitlines()
     return told.get("License-Expression") or (lines[0] if lines else "") or " AND ".join(classified)
 
 

@@ -1,0 +1,146 @@
+"""Hooks of mkdocs: pages from outside docs/, a page for each module from its documentation, and the navigation."""
+
+from __future__ import annotations
+
+import ast
+import posixpath
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mkdocs.structure.files import File
+
+sys.path.insert(0, str(Path(__file__).parent))
+import generate
+
+ROOT = generate.ROOT
+# Pages that stand beside what they describe: path in the repository → path in the site.
+ELSEWHERE = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "lab/README.md": "laboratory.md",
+    "data/diagnosis/README.md": "reference/diagnosis.md",
+    "data/gpu_memory/README.md": "reference/gpu-memory.md",
+}
+CONCEPTS = ("architecture", "engines", "gpu-memory", "gpu-host", "ai-server", "watching", "dashboards", "diagnosis")
+RUNNING = ("operations", "google-cloud", "load", "export-watch")
+FIGURES = ("benchmarks", "drill", "field-reports")
+LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
+MARKED = re.compile(r"\b[PMLRU]\(([^(),]+)[^()]*\)")
+
+
+def modules() -> dict[str, Path]:
+    """Return the modules by their full name."""
+    return {f"llm.server.{path.stem}": path for path in sorted((ROOT / "plugins/modules").glob("*.py"))}
+
+
+def documentation(path: Path) -> dict[str, Any]:
+    """Return a module's DOCUMENTATION, EXAMPLES and RETURN, by name; the examples as text."""
+    found = {}
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            found[node.targets[0].id] = node.value.value
+    read = {name: yaml.safe_load(found[name]) for name in ("DOCUMENTATION", "RETURN") if name in found}
+    return {**read, "EXAMPLES": found.get("EXAMPLES", "")}
+
+
+def text_of(value: str | list[str]) -> str:
+    """Return a description as Markdown, on one line."""
+    return generate.plain([MARKED.sub(r"`\1`", part) for part in ([value] if isinstance(value, str) else value)])
+
+
+def nested(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options in the form of a role's: suboptions and contained values under ``options``."""
+    return {
+        name: {
+            **option,
+            "description": text_of(option["description"]),
+            "options": nested(option.get("suboptions") or option.get("contains") or {}),
+        }
+        for name, option in options.items()
+    }
+
+
+def module_page(name: str, path: Path) -> str:
+    """Return the page of a module."""
+    about = documentation(path)
+    described = about["DOCUMENTATION"]
+    lines = [f"# {name}", "", f"{text_of(described['short_description'])}.", ""]
+    paragraphs = described["description"]
+    lines += [f"- {text_of(part)}" for part in ([paragraphs] if isinstance(paragraphs, str) else paragraphs)]
+    check = described.get("attributes", {}).get("check_mode", {})
+    if check:
+        lines += ["", f"Check mode: {text_of(check['description'])}"]
+    lines += ["", "## Options", "", "| option | type | default | meaning |", "| --- | --- | --- | --- |"]
+    lines += generate.rows(nested(described.get("options") or {}))
+    lines += ["", "## Examples", "", "```yaml", about["EXAMPLES"].strip(), "```", ""]
+    if about.get("RETURN"):
+        lines += ["## Returned values", "", "| value | type | returned | meaning |", "| --- | --- | --- | --- |"]
+        for key, value in about["RETURN"].items():
+            cells = (
+                f"`{key}`",
+                value.get("type", ""),
+                text_of(value.get("returned", "")),
+                text_of(value["description"]),
+            )
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def on_config(config: Any) -> Any:
+    """Set the navigation, so that a new page is in it by its folder."""
+
+    def folder(name: str) -> list[str]:
+        return [path.relative_to(ROOT / "docs").as_posix() for path in sorted((ROOT / "docs" / name).glob("*.md"))]
+
+    deeper = [{"Symptoms": folder("operations")}, {"Alerts": folder("operations/alerts")}]
+    reference = ["reference/diagnosis.md", "reference/gpu-memory.md"]
+    config.nav = [
+        {"Start": ["index.md", "laboratory.md"]},
+        {"Concepts": [f"{name}.md" for name in CONCEPTS]},
+        {"Roles": folder("roles")},
+        {"Operations": [*(f"{name}.md" for name in RUNNING), *deeper]},
+        {
+            "Reference": [
+                {"Modules": [{path.stem: f"reference/modules/{name}.md"} for name, path in modules().items()]},
+                *reference,
+            ]
+        },
+        {"Figures": [f"{name}.md" for name in FIGURES]},
+        {"Contributing": ["contributing.md", "changelog.md"]},
+    ]
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the pages from elsewhere and those of the modules."""
+    for source, place in ELSEWHERE.items():
+        files.append(File.generated(config, place, abs_src_path=str(ROOT / source)))
+    for name, path in modules().items():
+        files.append(File.generated(config, f"reference/modules/{name}.md", content=module_page(name, path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Point links at the site's pages; a link to a file that is not in the site becomes its name."""
+    place = page.file.src_uri
+    here = {site: source for source, site in ELSEWHERE.items()}.get(place, f"docs/{place}")
+
+    def link(match: re.Match[str]) -> str:
+        image, label, target = match.groups()
+        if re.match(r"[a-z]+:|#", target):
+            return match[0]
+        path, mark, anchor = target.partition("#")
+        wanted = posixpath.normpath(posixpath.join(posixpath.dirname(here), path))
+        if wanted.rstrip("/") == "docs/roles":
+            wanted = "docs/roles/vllm.md"
+        site = ELSEWHERE.get(wanted) or (wanted.removeprefix("docs/") if wanted.startswith("docs/") else "")
+        if not site and (ROOT / wanted).exists():
+            return f"{label} (`{wanted}`)" if f"`{wanted}`" != label else label
+        return f"{image}[{label}]({posixpath.relpath(site or wanted, posixpath.dirname(place) or '.')}{mark}{anchor})"
+
+    parts = re.split(r"(^```.*?^```$)", markdown, flags=re.MULTILINE | re.DOTALL)
+    return "".join(part if part.startswith("```") else LINK.sub(link, part) for part in parts)
