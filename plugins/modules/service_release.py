@@ -328,6 +328,7 @@ import re
 from ..module_utils.engines import engine_states
 from ..module_utils.quiet_module import QuietModule
 from ..module_utils.release.probes import first_failure
+from ..module_utils.release.probes import options as probe_options
 from ..module_utils.release.service_release import Refused, Service, digest, digest_before
 from ..module_utils.release.systemd_unit import SystemdError
 from ..module_utils.unprivileged import group_of
@@ -352,54 +353,6 @@ def file_options(mode: str, secret: bool) -> dict:
 def listed(options: dict) -> dict:
     return {"type": "list", "elements": "dict", "default": [], "options": options}
 
-
-PROBE = {
-    "url": {"type": "str", "required": True},
-    "bearer_file": {"type": "path"},
-    "bearer_variable": {"type": "str"},
-    "timeout": {"type": "float"},
-}
-PROBES = {
-    "http": {
-        "type": "dict",
-        "options": {
-            **PROBE,
-            "status": {"type": "int"},
-            "contains": {"type": "str"},
-            "user": {"type": "str"},
-            "password_file": {"type": "path", "no_log": False},
-        },
-    },
-    "metric": {
-        "type": "dict",
-        "options": {
-            "url": PROBE["url"],
-            "timeout": PROBE["timeout"],
-            "series": {"type": "list", "elements": "str", "required": True},
-        },
-    },
-    "models": {
-        "type": "dict",
-        "options": {
-            **PROBE,
-            "expected": {"type": "list", "elements": "str", "required": True},
-            "max_model_len": {"type": "int"},
-        },
-    },
-    "completion": {
-        "type": "dict",
-        "options": {
-            **PROBE,
-            "model": {"type": "str", "required": True},
-            "prompt": {"type": "str"},
-            "max_tokens": {"type": "int", "no_log": False},
-        },
-    },
-    "gpu_free": {
-        "type": "dict",
-        "options": {"mib": {"type": "int", "required": True}, "gpus": {"type": "int"}, "timeout": {"type": "float"}},
-    },
-}
 
 ARGUMENTS = {
     "name": {"type": "str", "required": True},
@@ -437,8 +390,8 @@ ARGUMENTS = {
         {"script": {"type": "str", "required": True}, "argv": {"type": "list", "elements": "str", "required": True}}
     ),
     "listens": {"type": "list", "elements": "int", "default": []},
-    "probes": listed(PROBES),
-    "before_start": listed(PROBES),
+    "probes": listed(probe_options()),
+    "before_start": listed(probe_options()),
     "start_timeout": {"type": "int", "default": 60},
     "take_out": {"type": "list", "elements": "str", "default": []},
     "put_back": {"type": "list", "elements": "str", "default": []},

@@ -148,7 +148,34 @@ def gpu_free(mib: int, gpus: int = 1, timeout: float = nvidia_smi.TIMEOUT_S):
         return str(error).rstrip(".")
 
 
+# What stands for a secret in a stored probe.
+STORED = {
+    "bearer": {"bearer_file": {"type": "path"}, "bearer_variable": {"type": "str"}},
+    "password": {"password_file": {"type": "path", "no_log": False}},
+}
 KINDS = {function.__name__: function for function in (http, metric, models, completion, gpu_free)}
+
+
+def options() -> dict:
+    """Return the kinds and their options as part of a module's argument spec.
+
+    A key and a password are not options: a probe names the file, and the variable in it, that has them.
+    """
+    spec = {}
+    for kind, probe in KINDS.items():
+        of_kind = spec[kind] = {"type": "dict", "options": {}}
+        for name, parameter in inspect.signature(probe).parameters.items():
+            if name in STORED:
+                of_kind["options"].update(STORED[name])
+                continue
+            what = parameter.annotation.removesuffix(" | None")
+            option = {"type": "list", "elements": "str"} if what == "list[str]" else {"type": what}
+            if parameter.default is parameter.empty:
+                option["required"] = True
+            if "tokens" in name:
+                option["no_log"] = False  # a number
+            of_kind["options"][name] = option
+    return spec
 
 
 def secret(file: str, variable: str) -> str:
