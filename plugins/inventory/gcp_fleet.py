@@ -117,7 +117,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
             machine = merge_hash(settings["gcp_machine_defaults"], one)
             machines[machine.get("name")] = machine
         try:
-            found, dark = client.aggregated("aggregated/instances", "instances")
+            found, unreached = client.aggregated("aggregated/instances", "instances")
         except GcpError as error:
             raise GcpError(project_sentence(project, error)) from error
         there = {}
@@ -129,16 +129,16 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
             if ours and zone in (machines[name].get("zones") or []):
                 there[name] = instance
             elif instance.get("status") == "RUNNING":
-                said = f"is in zone {zone}, which gcp_machines does not name" if ours else gcp_declared.maker(instance)
+                said = f"is in zone {zone}, which gcp_machines does not name" if ours else gcp_declared.origin(instance)
                 display.warning(f"{name} in {zone} {said}; it is left out of the inventory.")
         idle = []
         for name, machine in machines.items():
             if name in there and there[name].get("status") == "RUNNING":
                 self._add(there[name], there[name]["scope"], rules)
                 continue
-            if name not in there and set(machine.get("zones") or []) & set(dark):
+            if name not in there and set(machine.get("zones") or []) & set(unreached):
                 raise GcpError(
-                    f"The Compute API cannot reach zone {gcp_declared.listed(dark)} at present (UNREACHABLE), so it is "
+                    f"The Compute API cannot reach zone {gcp_declared.listed(unreached)} at present (UNREACHABLE), so it is "
                     f"not known whether {name} runs: try later."
                 )
             status = there[name].get("status") if name in there else "absent"

@@ -305,7 +305,7 @@ from ..module_utils.cloud.gcp_declared import RULE, cost_sentences
 from ..module_utils.host_module import HostModule
 
 try:
-    from ..module_utils.cloud.gcp_client import GcpError, not_understood
+    from ..module_utils.cloud.gcp_client import GcpError, unexpected_answer
     from ..module_utils.cloud.gcp_fleet import Fleet
 
     MISSING = None
@@ -436,7 +436,7 @@ def main():
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         # Only what the API answers is of unknown form here.
         trace = traceback.format_exc()
-        problems = [*problems, f"{not_understood('The Compute API')} ({type(error).__name__}: {error})"]
+        problems = [*problems, f"{unexpected_answer('The Compute API')} ({type(error).__name__}: {error})"]
     remarks = list(dict.fromkeys(fleet.remarks))
     prices = module.params["prices"]
     costs = cost_sentences(estimates, prices.get("hours_per_month", 730), prices.get("as_of", ""))

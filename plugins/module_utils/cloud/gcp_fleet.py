@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from . import gcp_declared as declared
 from .gcp_checks import Checks
-from .gcp_client import Client, GcpError, credentials_for, not_understood
+from .gcp_client import Client, GcpError, credentials_for, unexpected_answer
 from .gcp_declared import Change
 from .gcp_dns import Records
 from .gcp_policies import KINDS, Policies, name_of, schedule_problems, view
 
-SIDE_BY_SIDE = 8
+PARALLEL_MACHINES = 8
 ADDRESS_TIMEOUT = 60  # s until a machine that runs has its external address
-MOVING = {
+TRANSITIONAL = {
     "DEPROVISIONING",
     "PENDING",
     "PENDING_STOP",
@@ -24,7 +24,7 @@ MOVING = {
     "STOPPING",
     "SUSPENDING",
 }
-PASSING = {"CREATING", "DELETING"}  # states of a disk that end by themselves
+TRANSITIONAL_DISK = {"CREATING", "DELETING"}  # states of a disk that end by themselves
 
 
 class Fleet:
@@ -41,11 +41,11 @@ class Fleet:
         known = [one["name"] for one in options["machines"]]
         self.limited = declared.limited(known, options["limit"], options["limit_hosts"])
         self.machines = [one for one in options["machines"] if self._chosen(one["name"])]
-        self.rules, self.without, self.rule_problems, self.remarks = declared.effective_rules(
+        self.rules, self.absent_rules, self.rule_problems, self.remarks = declared.effective_rules(
             options["rules"], options["open_to_world"], options["open_to_world_ports"]
         )
         self.changes, self.refused = [], []
-        self.dark = []  # zones that the list of instances could not ask
+        self.unreached = []  # zones that the list of instances could not ask
         self._credentials = None
         self.policies = Policies(self)
         self.records = Records(self, options["dns_zone"])
@@ -74,9 +74,9 @@ class Fleet:
 
     def instances(self):
         """Return all instances of the project, each with the name of its zone, in every zone."""
-        found, self.dark = self.client().aggregated("aggregated/instances", "instances")
+        found, self.unreached = self.client().aggregated("aggregated/instances", "instances")
         if not all(isinstance(one.get("status"), str) for one in found):
-            raise not_understood("GET aggregated/instances")
+            raise unexpected_answer("GET aggregated/instances")
         return [{**one, "zone": one["scope"]} for one in found]
 
     def firewalls(self):
@@ -101,7 +101,7 @@ class Fleet:
                 return one
         if here:
             raise GcpError(
-                f"{name} in {here[0]['zone']} {declared.maker(here[0])} and is left alone: give the machine of "
+                f"{name} in {here[0]['zone']} {declared.origin(here[0])} and is left alone: give the machine of "
                 f"gcp_machines another name, or take that one over as it is (gcp_adopt: [{name}])."
             )
         moved = [one["zone"] for one in same if declared.made_by(one, self.fleet)]
@@ -110,14 +110,14 @@ class Fleet:
                 f"{name} exists in zone {moved[0]}, which its zones in gcp_machines do not name: add {moved[0]} "
                 "there, or remove that machine first."
             )
-        dark = [zone for zone in machine["zones"] if zone in self.dark]
-        if dark:
+        unreached = [zone for zone in machine["zones"] if zone in self.unreached]
+        if unreached:
             raise GcpError(
-                f"{name}: the Compute API cannot reach zone {declared.listed(dark)} at present (UNREACHABLE), so it is "
-                "not known whether the machine is there: nothing is done about it; try later."
+                f"{name}: the Compute API cannot reach zone {declared.listed(unreached)} at present (UNREACHABLE), so it "
+                "is not known whether the machine is there: nothing is done about it; try later."
             )
         for one in same:
-            self.remarks.append(f"{name} in {one['zone']} {declared.maker(one)} and is left alone.")
+            self.remarks.append(f"{name} in {one['zone']} {declared.origin(one)} and is left alone.")
         return None
 
     def declaration_problems(self):
@@ -189,21 +189,23 @@ class Fleet:
             # One that is declared for other zones is told where its machine is looked for.
             if declared.made_by(one, self.fleet)
             and (one["name"], one["zone"]) not in places
-            and (one["name"] not in names or self._twice(one, instances))
+            and (one["name"] not in names or self._has_declared_copy(one, instances))
         ]
-        known = {rule["name"] for rule in self.rules} | self.without
+        known = {rule["name"] for rule in self.rules} | self.absent_rules
         rules = [one for one in firewalls.values() if declared.made_by(one, self.fleet) and one["name"] not in known]
-        disks = [one for one in self._marked("disks") if not one.get("users") and one.get("status") not in PASSING]
+        disks = [
+            one for one in self._marked("disks") if not one.get("users") and one.get("status") not in TRANSITIONAL_DISK
+        ]
         return (
             machines,
             rules,
             disks,
-            self._left_addresses(instances),
-            self._left_policies(instances),
-            self._snapshots(),
+            self._undeclared_addresses(instances),
+            self._undeclared_policies(instances),
+            self._undeclared_snapshots(),
         )
 
-    def _twice(self, instance, instances):
+    def _has_declared_copy(self, instance, instances):
         """Say whether the machine of that name is there too, in a zone that is declared."""
         zones = [zone for one in self.options["machines"] if one["name"] == instance["name"] for zone in one["zones"]]
         same = [one for one in instances if one["name"] == instance["name"] and one["zone"] in zones]
@@ -223,23 +225,23 @@ class Fleet:
             return []
         return [one for one in found if declared.made_by(one, self.fleet)]
 
-    def _left_addresses(self, instances):
+    def _undeclared_addresses(self, instances):
         """Return the addresses with the mark that no declared machine is to have."""
-        wanted = self._places(instances, [one for one in self.options["machines"] if one["reserved_address"]])
+        wanted = self._machine_regions(instances, [one for one in self.options["machines"] if one["reserved_address"]])
         return [one for one in self._marked("addresses") if (one["name"], one["scope"]) not in wanted]
 
-    def _left_policies(self, instances):
+    def _undeclared_policies(self, instances):
         """Return the schedules with the mark of which there is no declared machine."""
-        machines = self._places(instances, self.options["machines"])
+        machines = self._machine_regions(instances, self.options["machines"])
         wanted = {(name_of(name, kind), region) for name, region in machines for kind in KINDS}
         return [one for one in self._marked("resourcePolicies") if (one["name"], one["scope"]) not in wanted]
 
-    def _snapshots(self):
+    def _undeclared_snapshots(self):
         """Return the snapshots that were taken here and are not what a declared machine is made from."""
         wanted = {one["snapshot"] for one in self.options["machines"]}
         return [one for one in self._marked("snapshots") if one["name"] not in wanted]
 
-    def _places(self, instances, machines):
+    def _machine_regions(self, instances, machines):
         """Return (name, region) of the places that machines are in or may be made in."""
         return {(one["name"], declared.region_of(zone)) for one in machines for zone in self._zones_of(one, instances)}
 
@@ -248,7 +250,7 @@ class Fleet:
         same = [one for one in instances if one["name"] == machine["name"] and one["zone"] in machine["zones"]]
         return [one["zone"] for one in same if self.ours(one)] or machine["zones"]
 
-    def _tell_undeclared(self, machines, rules, disks, addresses, policies, snapshots, deleted=()):
+    def _report_undeclared(self, machines, rules, disks, addresses, policies, snapshots, deleted=()):
         """Remark on what is left of what was made here and is not declared."""
         said = [(f"machine {one['name']} in {one['zone']} ({one['status']})", one) for one in machines]
         said += [(f"rule {one['name']}", one) for one in rules]
@@ -266,7 +268,7 @@ class Fleet:
         kept = [one for one in snapshots if one["name"] not in deleted]
         if kept:
             self.remarks.append(
-                f"Snapshots that were taken here and cost: {declared.listed(snapshot_words(one) for one in kept)}; "
+                f"Snapshots that were taken here and cost: {declared.listed(snapshot_text(one) for one in kept)}; "
                 f"{way}{','.join(one['name'] for one in kept)} deletes them."
             )
 
@@ -282,26 +284,26 @@ class Fleet:
         for one in rules:
             if one["name"] in names:
                 self._rule_absent(client, one)
-        _, problems = self._each(
-            self._delete,
+        _, problems = self._for_each_machine(
+            self._delete_machine,
             [({"name": one["name"], "zones": [one["zone"]]}, one) for one in machines if one["name"] in names],
         )
         for one in disks:
             if one["name"] in names:
                 what = f"delete disk {one['name']} in {one['scope']}"
                 shown = {"zone": one["scope"], "size_gb": one.get("sizeGb")}
-                self._do(client, what, shown, None, ("DELETE", f"zones/{one['scope']}/disks/{one['name']}"))
+                self._apply(client, what, shown, None, ("DELETE", f"zones/{one['scope']}/disks/{one['name']}"))
         for one in addresses:
             if one["name"] in names:
-                self._release(client, one["name"], one["scope"], one.get("address"))
+                self._release_address(client, one["name"], one["scope"], one.get("address"))
         for one in policies:
             if one["name"] in names:
                 path = f"regions/{one['scope']}/resourcePolicies/{one['name']}"
-                self._do(client, f"delete schedule {one['name']}", view(one), None, ("DELETE", path))
+                self._apply(client, f"delete schedule {one['name']}", view(one), None, ("DELETE", path))
         for one in snapshots:
             if one["name"] in names:
                 path = f"global/snapshots/{one['name']}"
-                self._do(
+                self._apply(
                     client, f"delete snapshot {one['name']}", {"size_gb": one.get("diskSizeGb")}, None, ("DELETE", path)
                 )
         return problems
@@ -314,12 +316,12 @@ class Fleet:
         orphans = self.undeclared(instances, firewalls)
         problems = self.foreign_rules(firewalls)
         if problems:
-            self._tell_undeclared(*orphans)
+            self._report_undeclared(*orphans)
             return [], problems
         problems += self._delete_undeclared(*orphans) if self.options["delete_undeclared"] else []
-        self._tell_undeclared(*orphans, deleted=self.options["delete_undeclared"])
+        self._report_undeclared(*orphans, deleted=self.options["delete_undeclared"])
         self._rules_present(firewalls)
-        results, more = self._each(
+        results, more = self._for_each_machine(
             lambda client, machine, result: self._machine_present(client, machine, instances, result)
         )
         return results, problems + more
@@ -332,7 +334,7 @@ class Fleet:
     def foreign_rules(self, firewalls):
         """Return a sentence for each declared rule in whose place another's is."""
         return [
-            f"rule {rule['name']} {declared.maker(firewalls[rule['name']])} and is left alone: give the rule of "
+            f"rule {rule['name']} {declared.origin(firewalls[rule['name']])} and is left alone: give the rule of "
             f"gcp_firewall_rules another name, or take that one over, with all that is declared "
             f"(-e gcp_adopt={rule['name']}; it is then deleted with the fleet's last machine)."
             for rule in self.wanted_rules()
@@ -343,7 +345,7 @@ class Fleet:
         client = self.client()
         for rule in self.wanted_rules():
             self._rule_present(client, rule, firewalls.get(rule["name"]))
-        for name in sorted(self.without) if self.everything else []:
+        for name in sorted(self.absent_rules) if self.everything else []:
             if name in firewalls:
                 self._rule_absent(client, firewalls[name])
 
@@ -352,7 +354,7 @@ class Fleet:
         after = declared.rule_view(self.project, body)
         path = f"global/firewalls/{rule['name']}"
         if firewall is None:
-            self._do(client, f"make rule {rule['name']}", None, after, ("POST", "global/firewalls", body))
+            self._apply(client, f"make rule {rule['name']}", None, after, ("POST", "global/firewalls", body))
             return
         before = declared.rule_view(self.project, firewall)
         patch, replace = declared.rule_patch(self.project, rule, firewall, self.fleet)
@@ -362,11 +364,11 @@ class Fleet:
             before["description"] = firewall.get("description", "")
             after["description"] = body["description"]
         if replace:
-            self._rule_anew(client, rule, before, after, body)
+            self._recreate_rule(client, rule, before, after, body)
         else:
-            self._do(client, f"mend rule {rule['name']}", before, after, ("PATCH", path, patch))
+            self._apply(client, f"mend rule {rule['name']}", before, after, ("PATCH", path, patch))
 
-    def _rule_anew(self, client, rule, before, after, body):
+    def _recreate_rule(self, client, rule, before, after, body):
         """Delete a rule and make it again; where the second step fails, tell that the first one happened."""
         name = rule["name"]
         if not self.check_mode:
@@ -386,35 +388,35 @@ class Fleet:
     def _rule_absent(self, client, firewall):
         name = firewall["name"]
         if not declared.made_by(firewall, self.fleet):
-            self.remarks.append(f"rule {name} {declared.maker(firewall)} and is left alone.")
+            self.remarks.append(f"rule {name} {declared.origin(firewall)} and is left alone.")
             return
         before = declared.rule_view(self.project, firewall)
-        self._do(client, f"delete rule {name}", before, None, ("DELETE", f"global/firewalls/{name}"))
+        self._apply(client, f"delete rule {name}", before, None, ("DELETE", f"global/firewalls/{name}"))
 
     def _machine_present(self, client, machine, instances, result):
         instance = self.find(machine, instances)
-        if instance is not None and instance["status"] in MOVING and not self.check_mode:
+        if instance is not None and instance["status"] in TRANSITIONAL and not self.check_mode:
             # It may be on its way out: a decommission that was interrupted goes on by itself.
-            instance = self._settled(client, instance["zone"], machine["name"])
+            instance = self._wait_until_settled(client, instance["zone"], machine["name"])
         if instance is None and self.check_mode:
             result.zone, result.status = machine["zones"][0], "would be made"
             if machine["reserved_address"]:
                 self._reserve(client, machine, declared.region_of(machine["zones"][0]), result)
-            result.changes.append(self._made(machine, machine["zones"][0]))
+            result.changes.append(self._creation(machine, machine["zones"][0]))
             self.policies.present(client, machine, machine["zones"][0], None, result)
             self.records.present(client, machine["name"], None, result)
             return
         if instance is None:
             instance = self._create(client, machine, result)
         if machine["reserved_address"]:
-            instance = self._keep_address(client, machine, instance, result)
-        instance = self._mend(client, machine, instance, result)
+            instance = self._assign_reserved_address(client, machine, instance, result)
+        instance = self._update_machine(client, machine, instance, result)
         self.policies.present(client, machine, instance["zone"], instance, result)
-        self._named(client, self._start(client, instance, result), result)
+        self._record_address(client, self._start(client, instance, result), result)
 
-    def _named(self, client, instance, result):
+    def _record_address(self, client, instance, result):
         """Note what an instance is now, and let its name lead to its address."""
-        result.seen(instance)
+        result.update_from(instance)
         # In check mode a machine that is to be started has no address yet.
         if result.address or result.status == "RUNNING" or not self.check_mode:
             self.records.present(client, result.name, result.address or result.internal_address, result)
@@ -433,7 +435,7 @@ class Fleet:
         found = client.get(f"regions/{region}/addresses/{machine['name']}", missing_ok=True)
         if found is not None and not self.ours({"name": machine["name"], **found}):
             raise GcpError(
-                f"{machine['name']}: an address of that name in {region} {declared.maker(found)} and is left alone: "
+                f"{machine['name']}: an address of that name in {region} {declared.origin(found)} and is left alone: "
                 f"give the machine another name, or take that one over (gcp_adopt: [{machine['name']}])."
             )
         return found and found.get("address")
@@ -449,11 +451,11 @@ class Fleet:
             self._send(client, "POST", f"regions/{region}/addresses", declared.address_body(name, self.fleet, current))
             there = self.reserved(client, machine, region)
             if not there:
-                raise not_understood(f"GET regions/{region}/addresses/{name}")
+                raise unexpected_answer(f"GET regions/{region}/addresses/{name}")
         result.changes.append(change)
         return there
 
-    def _keep_address(self, client, machine, instance, result):
+    def _assign_reserved_address(self, client, machine, instance, result):
         """Reserve the address of a machine that is there, and give it that one where it has another."""
         zone, name = instance["zone"], machine["name"]
         current, _ = declared.addresses(instance)
@@ -474,11 +476,11 @@ class Fleet:
         result.changes.append(change)
         return instance
 
-    def _release(self, client, name, region, address):
+    def _release_address(self, client, name, region, address):
         what = f"give address {name} in {region} back"
-        self._do(client, what, {"address": address}, None, ("DELETE", f"regions/{region}/addresses/{name}"))
+        self._apply(client, what, {"address": address}, None, ("DELETE", f"regions/{region}/addresses/{name}"))
 
-    def _reserved_left(self):
+    def _release_reserved(self):
         """After deletions: give the machines' reserved addresses back where that was said, else tell that they stay."""
         client = self.client()
         for machine in self.machines if self.has_reserved else []:
@@ -488,14 +490,14 @@ class Fleet:
                 if found is None or not declared.made_by(found, self.fleet):
                     continue
                 if self.options["release_addresses"]:
-                    self._release(client, machine["name"], region, found.get("address"))
+                    self._release_address(client, machine["name"], region, found.get("address"))
                 else:
                     self.remarks.append(
                         f"address {machine['name']} ({found.get('address')}) in {region} stays reserved and costs; "
                         "-e gcp_release_addresses=true gives it back."
                     )
 
-    def _made(self, machine, zone):
+    def _creation(self, machine, zone):
         view = declared.declared_view(machine)
         return Change(f"make {machine['name']} in {zone}", None, {"zone": zone, **view})
 
@@ -516,9 +518,9 @@ class Fleet:
                 result.tried.append({"zone": zone, "reason": str(error)})
                 zones += error.zones_available
                 continue
-            result.changes.append(self._made(machine, zone))
+            result.changes.append(self._creation(machine, zone))
             result.zone = zone
-            instance = self._settled(client, zone, machine["name"])
+            instance = self._wait_until_settled(client, zone, machine["name"])
             if instance is None:
                 raise GcpError(f"{machine['name']} was made in {zone} and is gone again: see who deleted it.")
             return instance
@@ -545,13 +547,15 @@ class Fleet:
                         return
                     raise
                 disk = client.get(f"zones/{zone}/disks/{name}", missing_ok=True)
-                if (disk is None or disk.get("status") in PASSING) and time.monotonic() < deadline:
+                if (disk is None or disk.get("status") in TRANSITIONAL_DISK) and time.monotonic() < deadline:
                     time.sleep(min(self.options["retry_pause"], 5))
                     continue
                 # The disk of a machine that was deleted without it is there under the same name.
-                raise GcpError(f"{error} {declared.left_disk(name, zone)}", error.status, error.reasons) from error
+                raise GcpError(
+                    f"{error} {declared.leftover_disk_cure(name, zone)}", error.status, error.reasons
+                ) from error
 
-    def _settled(self, client, zone, name):
+    def _wait_until_settled(self, client, zone, name):
         """Wait until an instance stands still and has the external address that it is to have; None once it is gone."""
         begin = time.monotonic()
         pause = min(self.options["retry_pause"], 0.5)
@@ -560,13 +564,13 @@ class Fleet:
             if instance is None:
                 return None
             if not isinstance(instance.get("status"), str):
-                raise not_understood(f"GET zones/{zone}/instances/{name}")
+                raise unexpected_answer(f"GET zones/{zone}/instances/{name}")
             instance["zone"] = zone
             interface = (instance.get("networkInterfaces") or [{}])[0]
             external, _ = declared.addresses(instance)
             lacks_address = instance["status"] == "RUNNING" and interface.get("accessConfigs") and not external
             elapsed = time.monotonic() - begin
-            if instance["status"] not in MOVING and (not lacks_address or elapsed > ADDRESS_TIMEOUT):
+            if instance["status"] not in TRANSITIONAL and (not lacks_address or elapsed > ADDRESS_TIMEOUT):
                 return instance
             if elapsed > self.options["operation_timeout"]:
                 raise GcpError(
@@ -576,11 +580,11 @@ class Fleet:
             time.sleep(pause)
             pause = min(pause * 1.5, 5)
 
-    def _mend(self, client, machine, instance, result):
+    def _update_machine(self, client, machine, instance, result):
         """Bring an instance to what is declared, as far as that is possible in its state."""
         zone, name = instance["zone"], machine["name"]
         stopped = instance["status"] in ("TERMINATED", "STOPPED")
-        disk, family = self._boot(client, zone, instance)
+        disk, family = self._boot_disk_and_image(client, zone, instance)
         wanted = declared.declared_view(machine)
         for difference in declared.differences(wanted, declared.actual_view(machine, instance, disk, family)):
             if difference.cure == declared.NEW or (difference.cure == declared.STOPPED and not stopped):
@@ -590,7 +594,7 @@ class Fleet:
             change = Change(f"mend {field} of {name}", {field: difference.actual}, {field: difference.declared})
             if not self.check_mode:
                 try:
-                    instance = self._mend_field(client, machine, zone, field) or instance
+                    instance = self._update_field(client, machine, zone, field) or instance
                 except GcpError as error:
                     if field == "scheduling" and error.status == 400 and not stopped:
                         difference.cure = declared.STOPPED
@@ -600,21 +604,25 @@ class Fleet:
             result.changes.append(change)
         return instance
 
-    def _boot(self, client, zone, instance):
+    def _boot_disk_and_image(self, client, zone, instance):
         """Return (Disk, "project/family") of the boot disk; None, with a remark, for what cannot be asked."""
         source = declared.boot_disk(instance).get("source")
         name = instance["name"]
-        disk = self.ask(client, f"zones/{zone}/disks/{declared.last(source)}", name, "disk") if source else None
+        disk = (
+            self.get_if_readable(client, f"zones/{zone}/disks/{declared.last(source)}", name, "disk")
+            if source
+            else None
+        )
         parts = declared.tail((disk or {}).get("sourceImage"), self.project).split("/")
         if len(parts) < 2:
             return disk, None
         # Google deletes old images; the disk made from one works on.
         family = parts[-1]
         if "family" not in parts:
-            family = (self.ask(client, "/".join(parts), name, "image") or {}).get("family")
+            family = (self.get_if_readable(client, "/".join(parts), name, "image") or {}).get("family")
         return disk, f"{parts[1]}/{family}" if family else None
 
-    def ask(self, client, path, who, what):
+    def get_if_readable(self, client, path, who, what):
         """Get what is only compared: None where it is not there, and with a remark where it may not be read."""
         try:
             return client.get(path, missing_ok=True)
@@ -624,7 +632,7 @@ class Fleet:
             self.remarks.append(f"{who}: its {what} is not compared: {error}")
             return None
 
-    def _mend_field(self, client, machine, zone, field):
+    def _update_field(self, client, machine, zone, field):
         """Send the one change that mends a field, with fresh fingerprints; return the instance as it is then."""
         path = f"zones/{zone}/instances/{machine['name']}"
         for attempt in (1, 2):
@@ -674,7 +682,7 @@ class Fleet:
             disk = f"zones/{zone}/disks/{declared.last(boot['source'])}"
             there = client.get(disk)
             google = {key: one for key, one in (there.get("labels") or {}).items() if key.startswith("goog-")}
-            labels = {**google, **declared.labels_text(machine["disk"]["labels"])}
+            labels = {**google, **declared.label_values(machine["disk"]["labels"])}
             yield "POST", f"{disk}/setLabels", {"labels": labels, "labelFingerprint": there["labelFingerprint"]}, {}
         elif field == "machine_type":
             yield "POST", f"{path}/setMachineType", {"machineType": body["machineType"]}, {}
@@ -702,27 +710,27 @@ class Fleet:
 
     def started(self):
         instances = self.instances()
-        self._tell_undeclared(*self.undeclared(instances, self.firewalls()))
+        self._report_undeclared(*self.undeclared(instances, self.firewalls()))
 
         def start(client, machine, result):
             instance = self.find(machine, instances)
             instance = instance and self._start(client, instance, result)
             if instance is None:
                 raise GcpError(f"{machine['name']} does not exist: make it with playbooks/provision.yml.")
-            self._named(client, instance, result)
+            self._record_address(client, instance, result)
 
-        return self._each(start)
+        return self._for_each_machine(start)
 
     def _start(self, client, instance, result):
         """Start an instance that does not run; return it as it is then, with its new address, None where it is gone."""
         zone, name = instance["zone"], instance["name"]
-        if instance["status"] in MOVING and not self.check_mode:
-            instance = self._settled(client, zone, name)
+        if instance["status"] in TRANSITIONAL and not self.check_mode:
+            instance = self._wait_until_settled(client, zone, name)
             if instance is None:
                 return None
-        if instance["status"] == "RUNNING" or instance["status"] in MOVING:
+        if instance["status"] == "RUNNING" or instance["status"] in TRANSITIONAL:
             if result.changes and not self.check_mode:
-                return self._settled(client, zone, name)
+                return self._wait_until_settled(client, zone, name)
             return instance
         change = Change(f"start {name}", {"status": instance["status"]}, {"status": "RUNNING"})
         if self.check_mode:
@@ -741,29 +749,29 @@ class Fleet:
                 ) from error
             raise
         result.changes.append(change)
-        return self._settled(client, zone, name)
+        return self._wait_until_settled(client, zone, name)
 
     def stopped(self):
         instances = self.instances()
-        self._tell_undeclared(*self.undeclared(instances, self.firewalls()))
+        self._report_undeclared(*self.undeclared(instances, self.firewalls()))
 
         def stop(client, machine, result):
             instance = self.find(machine, instances)
-            if instance is not None and instance["status"] in MOVING and not self.check_mode:
-                instance = self._settled(client, instance["zone"], instance["name"])
+            if instance is not None and instance["status"] in TRANSITIONAL and not self.check_mode:
+                instance = self._wait_until_settled(client, instance["zone"], instance["name"])
             if instance is None:
                 return
             zone, name = instance["zone"], instance["name"]
-            if instance["status"] in ("RUNNING", *MOVING):
+            if instance["status"] in ("RUNNING", *TRANSITIONAL):
                 change = Change(f"stop {name}", {"status": instance["status"]}, {"status": "TERMINATED"})
                 if not self.check_mode:
                     client.change("POST", f"zones/{zone}/instances/{name}/stop")
-                    instance = self._settled(client, zone, name)
+                    instance = self._wait_until_settled(client, zone, name)
                 result.changes.append(change)
             if instance is not None:
-                result.seen(instance)
+                result.update_from(instance)
 
-        return self._each(stop)
+        return self._for_each_machine(stop)
 
     def saved(self):
         """Take a snapshot of each machine's boot disk."""
@@ -774,9 +782,9 @@ class Fleet:
             if instance is None:
                 raise GcpError(f"{machine['name']} does not exist: there is no disk to take a snapshot of.")
             self.policies.save(client, instance, result)
-            result.seen(instance)
+            result.update_from(instance)
 
-        return self._each(save)
+        return self._for_each_machine(save)
 
     def absent(self):
         """Delete the named machines, then the rules that no remaining machine needs."""
@@ -798,32 +806,32 @@ class Fleet:
                 instance = self.find(machine, instances)
                 if instance is not None and not declared.made_by(instance, self.fleet):
                     raise GcpError(
-                        f"{machine['name']} in {instance['zone']} was adopted, {declared.maker(instance)} and is not "
+                        f"{machine['name']} in {instance['zone']} was adopted, {declared.origin(instance)} and is not "
                         f"deleted: gcloud compute instances delete {machine['name']} --zone={instance['zone']} would."
                     )
                 if instance is not None and instance.get("deletionProtection"):
-                    raise GcpError(protected(instance))
+                    raise GcpError(protection_sentence(instance))
                 found += [(machine, instance)] if instance is not None else []
             except GcpError as error:
                 problems.append(str(error))
-        problems += [protected(one) for one in strays if one.get("deletionProtection")]
+        problems += [protection_sentence(one) for one in strays if one.get("deletionProtection")]
         if problems:
             return [], problems
         found += [({"name": one["name"], "zones": [one["zone"]]}, one) for one in strays]
-        results, problems = self._each(self._delete, found)
+        results, problems = self._for_each_machine(self._delete_machine, found)
         gone = {(result.name, result.zone) for result in results}
         left = [one for one in instances if (one["name"], one["zone"]) not in gone]
-        self._unused_rules(firewalls, left)
+        self._delete_unused_rules(firewalls, left)
         if not problems:
-            self._reserved_left()
-        self._tell_undeclared([one for one in orphans if (one["name"], one["zone"]) not in gone], rules, *rest)
+            self._release_reserved()
+        self._report_undeclared([one for one in orphans if (one["name"], one["zone"]) not in gone], rules, *rest)
         absent = [one for one in self.machines if one["name"] not in {result.name for result in results}]
         return results + [Result(one["name"]) for one in absent if not problems], problems
 
-    def _unused_rules(self, firewalls, left):
+    def _delete_unused_rules(self, firewalls, left):
         """Delete the rules of which no remaining machine wears a tag."""
         client = self.client()
-        for name in sorted(self.without | {rule["name"] for rule in self.rules}):
+        for name in sorted(self.absent_rules | {rule["name"] for rule in self.rules}):
             firewall = firewalls.get(name)
             if firewall is None:
                 continue
@@ -831,22 +839,22 @@ class Fleet:
             users = [one["name"] for one in left if tags & set((one.get("tags") or {}).get("items") or [])]
             if users:
                 self.remarks.append(f"rule {name} stays: {declared.listed(users)} uses it.")
-            elif self.dark:
+            elif self.unreached:
                 self.remarks.append(
-                    f"rule {name} stays: zone {declared.listed(self.dark)} cannot be reached at present, and a machine "
-                    "there may use it."
+                    f"rule {name} stays: zone {declared.listed(self.unreached)} cannot be reached at present, and a "
+                    "machine there may use it."
                 )
             else:
                 self._rule_absent(client, firewall)
 
-    def _delete(self, client, found, result):
+    def _delete_machine(self, client, found, result):
         """Delete one instance, with the disks that go with it, whatever of that an earlier run has done."""
         _, instance = found
         zone, name = instance["zone"], instance["name"]
         result.zone = zone
         path = f"zones/{zone}/instances/{name}"
         gone, stay, _ = declared.disks_at_delete(instance, self.options["keep_boot_disk"], self.options["delete_disks"])
-        words = f"delete {name} in {zone}" + (f" and its {declared.disk_words(gone)}" if gone else "")
+        words = f"delete {name} in {zone}" + (f" and its {declared.disk_text(gone)}" if gone else "")
         shown = {
             "zone": zone,
             "machine_type": declared.last(instance.get("machineType")),
@@ -856,25 +864,25 @@ class Fleet:
         }
         if stay:
             verb = "would stay" if self.check_mode else "stays"
-            self.remarks.append(f"{name}: {declared.disk_words(stay)} in {zone} {verb} and costs.")
+            self.remarks.append(f"{name}: {declared.disk_text(stay)} in {zone} {verb} and costs.")
         if self.options["snapshot_before"]:
             self.policies.save(client, instance, result)
         if not self.check_mode:
-            self._deleted(client, zone, name, path)
+            self._delete_and_wait(client, zone, name, path)
         result.changes.append(Change(words, shown, None))
         self.policies.absent(client, instance, result)
         self.records.absent(client, name, result)
 
-    def _deleted(self, client, zone, name, path):
+    def _delete_and_wait(self, client, zone, name, path):
         """Set the disks' auto-delete, send the delete and wait until the instance is gone."""
         deadline = time.monotonic() + self.options["operation_timeout"]
         keep, named = self.options["keep_boot_disk"], self.options["delete_disks"]
         while time.monotonic() < deadline:
-            instance = self._settled(client, zone, name)
+            instance = self._wait_until_settled(client, zone, name)
             if instance is None:
                 return
             if not declared.made_by(instance, self.fleet):
-                raise GcpError(f"{name} in {zone} {declared.maker(instance)} and is left alone.")
+                raise GcpError(f"{name} in {zone} {declared.origin(instance)} and is left alone.")
             try:
                 for device, auto in declared.disks_at_delete(instance, keep, named)[2].items():
                     params = {"autoDelete": str(auto).lower(), "deviceName": device}
@@ -891,7 +899,7 @@ class Fleet:
 
     # --- the common part ----------------------------------------------------------------------------------------
 
-    def _do(self, client, what, before, after, request):
+    def _apply(self, client, what, before, after, request):
         if not self.check_mode:
             self._send(client, *request)
         self.changes.append(Change(what, before, after))
@@ -906,14 +914,14 @@ class Fleet:
             if not (error.exists if method == "POST" else method == "DELETE" and error.absent):
                 raise
 
-    def _each(self, action, things=None):
+    def _for_each_machine(self, action, things=None):
         """Do one thing for every machine, side by side. Returns (results, problems): one's failure stops no other.
 
         `things`: what the action is given instead of the chosen machines, pairs that begin with one.
         """
         results, problems = [], []
         things = self.machines if things is None else things
-        with ThreadPoolExecutor(max_workers=SIDE_BY_SIDE) as pool:
+        with ThreadPoolExecutor(max_workers=PARALLEL_MACHINES) as pool:
             begun = []
             for thing in things:
                 result = Result((thing[0] if isinstance(thing, tuple) else thing)["name"])
@@ -948,7 +956,7 @@ class Result:
         self.refused = []
         self.tried = []
 
-    def seen(self, instance):
+    def update_from(self, instance):
         self.zone = instance["zone"]
         self.status = instance["status"]
         self.address, self.internal_address = declared.addresses(instance)
@@ -973,12 +981,12 @@ class Result:
         }
 
 
-def snapshot_words(snapshot):
+def snapshot_text(snapshot):
     size = f" ({snapshot['diskSizeGb']} GB disk)" if snapshot.get("diskSizeGb") else ""
     return f"{snapshot['name']}{size}"
 
 
-def protected(instance):
+def protection_sentence(instance):
     return (
         f"{instance['name']} in {instance['zone']} is protected from deletion: declare deletion_protection: false "
         "for it and run playbooks/provision.yml first, or gcloud compute instances update --no-deletion-protection."
