@@ -1,9 +1,15 @@
-"""The firewall rules and machines of one project, brought to what is declared: looked at, planned, done."""
+"""Bring the firewall rules and machines of one project to their declared state.
+
+Instances, firewalls and other resources are dictionaries as the API returns them; each instance has the name of its
+zone as "zone". Machines and rules are the dictionaries that the module gcp_fleet documents.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 from . import gcp_declared as declared
 from .gcp_checks import Checks
@@ -11,9 +17,10 @@ from .gcp_client import Client, GcpError, credentials_for, unexpected_answer
 from .gcp_declared import Change
 from .gcp_dns import Records
 from .gcp_policies import KINDS, Policies, name_of, schedule_problems, view
+from .gcp_updates import Update, requests_for
 
 PARALLEL_MACHINES = 8
-ADDRESS_TIMEOUT = 60  # s until a machine that runs has its external address
+ADDRESS_TIMEOUT = 60  # seconds until a running machine has its external address
 TRANSITIONAL = {
     "DEPROVISIONING",
     "PENDING",
@@ -24,42 +31,58 @@ TRANSITIONAL = {
     "STOPPING",
     "SUSPENDING",
 }
-TRANSITIONAL_DISK = {"CREATING", "DELETING"}  # states of a disk that end by themselves
+TRANSITIONAL_DISK = {"CREATING", "DELETING"}
+
+
+class Undeclared(NamedTuple):
+    """Resources with the fleet's mark that are not declared, as the API returns them."""
+
+    machines: list[dict]
+    rules: list[dict]
+    disks: list[dict]
+    addresses: list[dict]
+    schedules: list[dict]
+    snapshots: list[dict]
 
 
 class Fleet:
-    """Everything one run needs. `options`: the parameters of the module gcp_fleet."""
+    """One run; `options`: the parameters of the module gcp_fleet.
 
-    def __init__(self, options, check_mode=False):
+    The methods named as the module's states do the run. It collects `changes`, `refused` (differences that are left as
+    they are) and `remarks`, sentences on what is worth knowing.
+    """
+
+    def __init__(self, options: dict, check_mode: bool = False) -> None:
         lists = ("names", "adopt", "delete_undeclared", "delete_disks")
         options = {**options, **{name: [one.strip() for one in options[name]] for name in lists}}
         self.options = options
         self.check_mode = check_mode
-        self.project = options["project"]
-        self.fleet = options["fleet"]
-        self.names = options["names"]
+        self.project: str = options["project"]
+        self.fleet: str = options["fleet"]
+        self.names: list[str] = options["names"]
         known = [one["name"] for one in options["machines"]]
         self.limited = declared.limited(known, options["limit"], options["limit_hosts"])
-        self.machines = [one for one in options["machines"] if self._chosen(one["name"])]
+        self.machines: list[dict] = [one for one in options["machines"] if self._chosen(one["name"])]
         self.rules, self.absent_rules, self.rule_problems, self.remarks = declared.effective_rules(
             options["rules"], options["open_to_world"], options["open_to_world_ports"]
         )
-        self.changes, self.refused = [], []
-        self.unreached = []  # zones that the list of instances could not ask
-        self._credentials = None
+        self.changes: list[Change] = []
+        self.refused: list[str] = []
+        self.unreached: list[str] = []  # zones that the list of instances does not include
+        self._credentials: Any = None
         self.policies = Policies(self)
         self.records = Records(self, options["dns_zone"])
 
-    def _chosen(self, name):
+    def _chosen(self, name: str) -> bool:
         return name in self.limited and (not self.names or name in self.names)
 
     @property
-    def everything(self):
-        """Whether the run is about all that is declared, and not about some of the machines."""
+    def everything(self) -> bool:
+        """Whether the run is about all declared machines."""
         return len(self.machines) == len(self.options["machines"])
 
-    def client(self):
-        """Make a client; threads do not share one, as its session is not made for that."""
+    def client(self) -> Client:
+        """Return a new client; threads cannot share one. Raises GcpError where there are no credentials."""
         if self._credentials is None:
             self._credentials = credentials_for(self.options["service_account_file"])
         return Client(
@@ -70,28 +93,28 @@ class Fleet:
             operation_timeout=self.options["operation_timeout"],
         )
 
-    # --- looking ----------------------------------------------------------------------------------------------
+    # --- reading ------------------------------------------------------------------------------------------------
 
-    def instances(self):
-        """Return all instances of the project, each with the name of its zone, in every zone."""
+    def instances(self) -> list[dict]:
+        """Return all instances of the project and note the zones that could not be reached."""
         found, self.unreached = self.client().aggregated("aggregated/instances", "instances")
         if not all(isinstance(one.get("status"), str) for one in found):
             raise unexpected_answer("GET aggregated/instances")
         return [{**one, "zone": one["scope"]} for one in found]
 
-    def firewalls(self):
-        """Return all rules of the project by name."""
+    def firewalls(self) -> dict[str, dict]:
+        """Return all firewall rules of the project by name."""
         return {one["name"]: one for one in self.client().list("global/firewalls")}
 
-    def ours(self, resource):
-        """Say whether a resource was made here, or is declared as adopted."""
+    def ours(self, resource: dict) -> bool:
+        """Return whether a resource has the fleet's mark or is adopted."""
         return declared.made_by(resource, self.fleet) or resource["name"] in self.options["adopt"]
 
-    def find(self, machine, instances):
-        """Return the instance of a machine or None: its name, its zone and the mark decide.
+    def find(self, machine: dict, instances: list[dict]) -> dict | None:
+        """Return the instance of a machine, found by name, zone and mark; None where it does not exist.
 
-        Raises GcpError where it is, but in no declared zone, where another's machine is in its place, and where a
-        zone that it may be in cannot be asked.
+        Raises GcpError where it is in a zone that is not declared, where an instance of another owner has its name, and
+        where one of its zones could not be reached.
         """
         name = machine["name"]
         same = [one for one in instances if one["name"] == name]
@@ -113,15 +136,16 @@ class Fleet:
         unreached = [zone for zone in machine["zones"] if zone in self.unreached]
         if unreached:
             raise GcpError(
-                f"{name}: the Compute API cannot reach zone {declared.listed(unreached)} at present (UNREACHABLE), so it "
-                "is not known whether the machine is there: nothing is done about it; try later."
+                f"{name}: the Compute API cannot reach zone {declared.listed(unreached)} at present (UNREACHABLE), so "
+                "it is not known whether the machine is there: nothing is done about it; try later."
             )
         for one in same:
             self.remarks.append(f"{name} in {one['zone']} {declared.origin(one)} and is left alone.")
         return None
 
-    def declaration_problems(self):
-        problems = []
+    def declaration_problems(self) -> list[str]:
+        """Return a sentence for each invalid value of the options; sends no request."""
+        problems: list[str] = []
         if not self.project:
             problems.append("gcp_project is empty: set it to the ID of your Google Cloud project.")
         if not declared.NAME.fullmatch(self.fleet):
@@ -159,10 +183,10 @@ class Fleet:
         ]
         return problems
 
-    # --- checked: before anything is made -----------------------------------------------------------------------
+    # --- checked: before anything is created --------------------------------------------------------------------
 
-    def checked(self):
-        """Ask all that must be right before creation. Returns (problems, estimates, machines to make or start)."""
+    def checked(self) -> tuple[list[str], list[dict], list[dict]]:
+        """Check everything that `present` needs. Returns (problems, cost estimates, machines to create or start)."""
         problems = self.declaration_problems()
         estimates = [
             {"name": one["name"], **declared.estimate(one, one["zones"][0], self.options["prices"])}
@@ -177,16 +201,16 @@ class Fleet:
             found, to_start = [str(error)], []
         return problems + found, estimates, to_start
 
-    # --- what was made here and is no longer declared ------------------------------------------------------------
+    # --- resources that are no longer declared ------------------------------------------------------------------
 
-    def undeclared(self, instances, firewalls):
-        """Return (instances, rules, disks, addresses, schedules, snapshots) with the fleet's mark, not declared."""
+    def undeclared(self, instances: list[dict], firewalls: dict[str, dict]) -> Undeclared:
+        """Return the resources with the fleet's mark that are not declared."""
         places = {(one["name"], zone) for one in self.options["machines"] for zone in one["zones"]}
         names = {one["name"] for one in self.options["machines"]}
         machines = [
             one
             for one in instances
-            # One that is declared for other zones is told where its machine is looked for.
+            # `find` reports one that is declared for other zones.
             if declared.made_by(one, self.fleet)
             and (one["name"], one["zone"]) not in places
             and (one["name"] not in names or self._has_declared_copy(one, instances))
@@ -196,23 +220,23 @@ class Fleet:
         disks = [
             one for one in self._marked("disks") if not one.get("users") and one.get("status") not in TRANSITIONAL_DISK
         ]
-        return (
+        return Undeclared(
             machines,
             rules,
             disks,
             self._undeclared_addresses(instances),
-            self._undeclared_policies(instances),
+            self._undeclared_schedules(instances),
             self._undeclared_snapshots(),
         )
 
-    def _has_declared_copy(self, instance, instances):
-        """Say whether the machine of that name is there too, in a zone that is declared."""
+    def _has_declared_copy(self, instance: dict, instances: list[dict]) -> bool:
+        """Return whether a machine of the same name is in one of its declared zones too."""
         zones = [zone for one in self.options["machines"] if one["name"] == instance["name"] for zone in one["zones"]]
         same = [one for one in instances if one["name"] == instance["name"] and one["zone"] in zones]
         return any(declared.made_by(one, self.fleet) for one in same)
 
-    def _marked(self, kind):
-        """Return the resources of a kind with the mark, wherever they are; where they cannot be listed, none."""
+    def _marked(self, kind: str) -> list[dict]:
+        """Return all resources of a kind with the fleet's mark, none where the account cannot list them."""
         client = self.client()
         try:
             if kind == "snapshots":
@@ -225,39 +249,39 @@ class Fleet:
             return []
         return [one for one in found if declared.made_by(one, self.fleet)]
 
-    def _undeclared_addresses(self, instances):
-        """Return the addresses with the mark that no declared machine is to have."""
+    def _undeclared_addresses(self, instances: list[dict]) -> list[dict]:
+        """Return the reserved addresses with the mark that no declared machine has."""
         wanted = self._machine_regions(instances, [one for one in self.options["machines"] if one["reserved_address"]])
         return [one for one in self._marked("addresses") if (one["name"], one["scope"]) not in wanted]
 
-    def _undeclared_policies(self, instances):
-        """Return the schedules with the mark of which there is no declared machine."""
+    def _undeclared_schedules(self, instances: list[dict]) -> list[dict]:
+        """Return the schedules with the mark that no declared machine has."""
         machines = self._machine_regions(instances, self.options["machines"])
         wanted = {(name_of(name, kind), region) for name, region in machines for kind in KINDS}
         return [one for one in self._marked("resourcePolicies") if (one["name"], one["scope"]) not in wanted]
 
-    def _undeclared_snapshots(self):
-        """Return the snapshots that were taken here and are not what a declared machine is made from."""
+    def _undeclared_snapshots(self) -> list[dict]:
+        """Return the snapshots with the mark that are not the source of a declared machine."""
         wanted = {one["snapshot"] for one in self.options["machines"]}
         return [one for one in self._marked("snapshots") if one["name"] not in wanted]
 
-    def _machine_regions(self, instances, machines):
-        """Return (name, region) of the places that machines are in or may be made in."""
+    def _machine_regions(self, instances: list[dict], machines: list[dict]) -> set[tuple[str, str]]:
+        """Return (name, region) of the regions that machines are in or can be created in."""
         return {(one["name"], declared.region_of(zone)) for one in machines for zone in self._zones_of(one, instances)}
 
-    def _zones_of(self, machine, instances):
-        """Return the zone that a machine is in, or those that it may be made in."""
+    def _zones_of(self, machine: dict, instances: list[dict]) -> list[str]:
+        """Return the zone that a machine is in, or the zones that it can be created in."""
         same = [one for one in instances if one["name"] == machine["name"] and one["zone"] in machine["zones"]]
         return [one["zone"] for one in same if self.ours(one)] or machine["zones"]
 
-    def _report_undeclared(self, machines, rules, disks, addresses, policies, snapshots, deleted=()):
-        """Remark on what is left of what was made here and is not declared."""
-        said = [(f"machine {one['name']} in {one['zone']} ({one['status']})", one) for one in machines]
-        said += [(f"rule {one['name']}", one) for one in rules]
-        said += [(f"disk {one['name']} in {one['scope']}", one) for one in disks]
-        said += [(f"address {one['name']} in {one['scope']} ({one.get('address')})", one) for one in addresses]
-        said += [(f"schedule {one['name']} in {one['scope']}", one) for one in policies]
-        left = [(text, one["name"]) for text, one in said if one["name"] not in deleted]
+    def _report_undeclared(self, found: Undeclared, deleted: Collection[str] = ()) -> None:
+        """Remark on undeclared resources, except those with a name in `deleted`."""
+        texts = [(f"machine {one['name']} in {one['zone']} ({one['status']})", one) for one in found.machines]
+        texts += [(f"rule {one['name']}", one) for one in found.rules]
+        texts += [(f"disk {one['name']} in {one['scope']}", one) for one in found.disks]
+        texts += [(f"address {one['name']} in {one['scope']} ({one.get('address')})", one) for one in found.addresses]
+        texts += [(f"schedule {one['name']} in {one['scope']}", one) for one in found.schedules]
+        left = [(text, one["name"]) for text, one in texts if one["name"] not in deleted]
         way = "playbooks/provision.yml -e gcp_delete_undeclared="
         if left:
             self.remarks.append(
@@ -265,42 +289,42 @@ class Fleet:
                 f"Declare it again, or have it deleted by {way}{','.join(dict.fromkeys(name for _, name in left))} (a "
                 "machine's disk with it)."
             )
-        kept = [one for one in snapshots if one["name"] not in deleted]
+        kept = [one for one in found.snapshots if one["name"] not in deleted]
         if kept:
             self.remarks.append(
                 f"Snapshots that were taken here and cost: {declared.listed(snapshot_text(one) for one in kept)}; "
                 f"{way}{','.join(one['name'] for one in kept)} deletes them."
             )
 
-    def _delete_undeclared(self, machines, rules, disks, addresses, policies, snapshots):
-        """Delete of what is not declared what gcp_delete_undeclared names. Returns problems."""
+    def _delete_undeclared(self, found: Undeclared) -> list[str]:
+        """Delete the undeclared resources that gcp_delete_undeclared names. Returns problems."""
         names = set(self.options["delete_undeclared"])
-        mine = {one["name"] for one in (*machines, *rules, *disks, *addresses, *policies, *snapshots)}
+        mine = {one["name"] for resources in found for one in resources}
         self.remarks += [
             f"gcp_delete_undeclared names '{name}': nothing of that name that was made here is left."
             for name in sorted(names - mine)
         ]
         client = self.client()
-        for one in rules:
+        for one in found.rules:
             if one["name"] in names:
                 self._rule_absent(client, one)
         _, problems = self._for_each_machine(
             self._delete_machine,
-            [({"name": one["name"], "zones": [one["zone"]]}, one) for one in machines if one["name"] in names],
+            [({"name": one["name"], "zones": [one["zone"]]}, one) for one in found.machines if one["name"] in names],
         )
-        for one in disks:
+        for one in found.disks:
             if one["name"] in names:
                 what = f"delete disk {one['name']} in {one['scope']}"
                 shown = {"zone": one["scope"], "size_gb": one.get("sizeGb")}
                 self._apply(client, what, shown, None, ("DELETE", f"zones/{one['scope']}/disks/{one['name']}"))
-        for one in addresses:
+        for one in found.addresses:
             if one["name"] in names:
                 self._release_address(client, one["name"], one["scope"], one.get("address"))
-        for one in policies:
+        for one in found.schedules:
             if one["name"] in names:
                 path = f"regions/{one['scope']}/resourcePolicies/{one['name']}"
                 self._apply(client, f"delete schedule {one['name']}", view(one), None, ("DELETE", path))
-        for one in snapshots:
+        for one in found.snapshots:
             if one["name"] in names:
                 path = f"global/snapshots/{one['name']}"
                 self._apply(
@@ -310,29 +334,29 @@ class Fleet:
 
     # --- present: rules, then machines --------------------------------------------------------------------------
 
-    def present(self):
-        """Make and mend the rules, then the machines side by side. Returns (results, problems)."""
+    def present(self) -> Outcome:
+        """Create and update the rules, then the machines in parallel."""
         instances, firewalls = self.instances(), self.firewalls()
         orphans = self.undeclared(instances, firewalls)
         problems = self.foreign_rules(firewalls)
         if problems:
-            self._report_undeclared(*orphans)
+            self._report_undeclared(orphans)
             return [], problems
-        problems += self._delete_undeclared(*orphans) if self.options["delete_undeclared"] else []
-        self._report_undeclared(*orphans, deleted=self.options["delete_undeclared"])
+        problems += self._delete_undeclared(orphans) if self.options["delete_undeclared"] else []
+        self._report_undeclared(orphans, deleted=self.options["delete_undeclared"])
         self._rules_present(firewalls)
         results, more = self._for_each_machine(
             lambda client, machine, result: self._machine_present(client, machine, instances, result)
         )
         return results, problems + more
 
-    def wanted_rules(self):
-        """Return the rules that the chosen machines wear, all of them where all machines are chosen."""
+    def wanted_rules(self) -> list[dict]:
+        """Return the rules that apply to the chosen machines; all rules where all machines are chosen."""
         tags = {tag for one in self.machines for tag in one["tags"]}
         return [rule for rule in self.rules if self.everything or tags & set(rule["target_tags"])]
 
-    def foreign_rules(self, firewalls):
-        """Return a sentence for each declared rule in whose place another's is."""
+    def foreign_rules(self, firewalls: dict[str, dict]) -> list[str]:
+        """Return a sentence for each declared rule whose name a rule of another owner has."""
         return [
             f"rule {rule['name']} {declared.origin(firewalls[rule['name']])} and is left alone: give the rule of "
             f"gcp_firewall_rules another name, or take that one over, with all that is declared "
@@ -341,7 +365,7 @@ class Fleet:
             if rule["name"] in firewalls and not self.ours(firewalls[rule["name"]])
         ]
 
-    def _rules_present(self, firewalls):
+    def _rules_present(self, firewalls: dict[str, dict]) -> None:
         client = self.client()
         for rule in self.wanted_rules():
             self._rule_present(client, rule, firewalls.get(rule["name"]))
@@ -349,7 +373,7 @@ class Fleet:
             if name in firewalls:
                 self._rule_absent(client, firewalls[name])
 
-    def _rule_present(self, client, rule, firewall):
+    def _rule_present(self, client: Client, rule: dict, firewall: dict | None) -> None:
         body = declared.rule_body(self.project, rule, self.fleet)
         after = declared.rule_view(self.project, body)
         path = f"global/firewalls/{rule['name']}"
@@ -368,8 +392,8 @@ class Fleet:
         else:
             self._apply(client, f"mend rule {rule['name']}", before, after, ("PATCH", path, patch))
 
-    def _recreate_rule(self, client, rule, before, after, body):
-        """Delete a rule and make it again; where the second step fails, tell that the first one happened."""
+    def _recreate_rule(self, client: Client, rule: dict, before: dict, after: dict, body: dict) -> None:
+        """Delete a rule and create it again. Raises GcpError; where the second step fails, with the state after it."""
         name = rule["name"]
         if not self.check_mode:
             self._send(client, "DELETE", f"global/firewalls/{name}")
@@ -385,7 +409,7 @@ class Fleet:
                 ) from error
         self.changes.append(Change(f"make rule {name} anew", before, after))
 
-    def _rule_absent(self, client, firewall):
+    def _rule_absent(self, client: Client, firewall: dict) -> None:
         name = firewall["name"]
         if not declared.made_by(firewall, self.fleet):
             self.remarks.append(f"rule {name} {declared.origin(firewall)} and is left alone.")
@@ -393,10 +417,11 @@ class Fleet:
         before = declared.rule_view(self.project, firewall)
         self._apply(client, f"delete rule {name}", before, None, ("DELETE", f"global/firewalls/{name}"))
 
-    def _machine_present(self, client, machine, instances, result):
+    def _machine_present(self, client: Client, machine: dict, instances: list[dict], result: Result) -> None:
+        """Create or update a machine and start it, with its address, schedules and DNS records."""
         instance = self.find(machine, instances)
         if instance is not None and instance["status"] in TRANSITIONAL and not self.check_mode:
-            # It may be on its way out: a decommission that was interrupted goes on by itself.
+            # It may be about to disappear: the deletion of an interrupted decommission continues.
             instance = self._wait_until_settled(client, instance["zone"], machine["name"])
         if instance is None and self.check_mode:
             result.zone, result.status = machine["zones"][0], "would be made"
@@ -412,10 +437,13 @@ class Fleet:
             instance = self._assign_reserved_address(client, machine, instance, result)
         instance = self._update_machine(client, machine, instance, result)
         self.policies.present(client, machine, instance["zone"], instance, result)
-        self._record_address(client, self._start(client, instance, result), result)
+        started = self._start(client, instance, result)
+        if started is None:
+            raise GcpError(f"{machine['name']} in {instance['zone']} is gone again: see who deleted it.")
+        self._record_address(client, started, result)
 
-    def _record_address(self, client, instance, result):
-        """Note what an instance is now, and let its name lead to its address."""
+    def _record_address(self, client: Client, instance: dict, result: Result) -> None:
+        """Note the instance's state in its result, and point its DNS name to its address."""
         result.update_from(instance)
         # In check mode a machine that is to be started has no address yet.
         if result.address or result.status == "RUNNING" or not self.check_mode:
@@ -424,13 +452,14 @@ class Fleet:
     # --- reserved addresses -------------------------------------------------------------------------------------
 
     @property
-    def has_reserved(self):
+    def has_reserved(self) -> bool:
+        """Whether a chosen machine has a reserved address."""
         return any(one["reserved_address"] for one in self.machines)
 
-    def reserved(self, client, machine, region):
-        """Return the address that is reserved for a machine in a region, None where none is.
+    def reserved(self, client: Client, machine: dict, region: str) -> str | None:
+        """Return the address that is reserved for a machine in a region, None where there is none.
 
-        Raises GcpError where another's has its name.
+        Raises GcpError where an address of another owner has the name.
         """
         found = client.get(f"regions/{region}/addresses/{machine['name']}", missing_ok=True)
         if found is not None and not self.ours({"name": machine["name"], **found}):
@@ -440,23 +469,28 @@ class Fleet:
             )
         return found and found.get("address")
 
-    def _reserve(self, client, machine, region, result, current=None):
-        """Return the address that is reserved for a machine; reserves one where there is none, or `current`."""
-        there = self.reserved(client, machine, region)
-        if there:
-            return there
+    def _reserve(
+        self, client: Client, machine: dict, region: str, result: Result, current: str | None = None
+    ) -> str | None:
+        """Return the reserved address of a machine; where there is none, reserve `current` or a new one.
+
+        None where check mode would reserve a new one.
+        """
+        address = self.reserved(client, machine, region)
+        if address:
+            return address
         name = machine["name"]
         change = Change(f"reserve address {name} in {region}", None, {"region": region, "address": current})
         if not self.check_mode:
             self._send(client, "POST", f"regions/{region}/addresses", declared.address_body(name, self.fleet, current))
-            there = self.reserved(client, machine, region)
-            if not there:
+            address = self.reserved(client, machine, region)
+            if not address:
                 raise unexpected_answer(f"GET regions/{region}/addresses/{name}")
         result.changes.append(change)
-        return there
+        return address
 
-    def _assign_reserved_address(self, client, machine, instance, result):
-        """Reserve the address of a machine that is there, and give it that one where it has another."""
+    def _assign_reserved_address(self, client: Client, machine: dict, instance: dict, result: Result) -> dict:
+        """Reserve the address of an existing instance, or assign it the reserved one; return the instance then."""
         zone, name = instance["zone"], machine["name"]
         current, _ = declared.addresses(instance)
         address = self._reserve(client, machine, declared.region_of(zone), result, current)
@@ -467,7 +501,7 @@ class Fleet:
         change = Change(f"give {name} its reserved address", {"address": current}, {"address": address})
         if not self.check_mode:
             path = f"zones/{zone}/instances/{name}"
-            nic = (instance.get("networkInterfaces") or [{}])[0]
+            nic = declared.first_interface(instance)
             params = {"networkInterface": nic.get("name", "nic0")}
             for access in nic.get("accessConfigs") or []:
                 client.change("POST", f"{path}/deleteAccessConfig", None, accessConfig=access["name"], **params)
@@ -476,12 +510,12 @@ class Fleet:
         result.changes.append(change)
         return instance
 
-    def _release_address(self, client, name, region, address):
+    def _release_address(self, client: Client, name: str, region: str, address: str | None) -> None:
         what = f"give address {name} in {region} back"
         self._apply(client, what, {"address": address}, None, ("DELETE", f"regions/{region}/addresses/{name}"))
 
-    def _release_reserved(self):
-        """After deletions: give the machines' reserved addresses back where that was said, else tell that they stay."""
+    def _release_reserved(self) -> None:
+        """Release the reserved addresses of deleted machines with release_addresses, else remark that they stay."""
         client = self.client()
         for machine in self.machines if self.has_reserved else []:
             regions = dict.fromkeys(declared.region_of(zone) for zone in machine["zones"])
@@ -497,16 +531,17 @@ class Fleet:
                         "-e gcp_release_addresses=true gives it back."
                     )
 
-    def _creation(self, machine, zone):
+    def _creation(self, machine: dict, zone: str) -> Change:
         view = declared.declared_view(machine)
         return Change(f"make {machine['name']} in {zone}", None, {"zone": zone, **view})
 
-    def _create(self, client, machine, result):
-        """Insert into the first declared zone that has capacity; return the instance once it stands still.
+    def _create(self, client: Client, machine: dict, result: Result) -> dict:
+        """Insert an instance into the first declared zone that has capacity; return it once it has settled.
 
-        One that appears meanwhile (an answer that got lost, another run) is as good: it is compared afterwards.
+        An instance that appears meanwhile (a lost answer, another run) is accepted: it is compared afterwards.
+        Raises GcpError where no zone has capacity.
         """
-        zones = []
+        zones: list[str] = []
         for zone in machine["zones"]:
             try:
                 region = declared.region_of(zone)
@@ -530,8 +565,8 @@ class Fleet:
             f"{result.tried[-1]['reason']}{elsewhere} Add a zone to its zones in gcp_machines, or try later."
         )
 
-    def _insert(self, client, machine, zone, address=None):
-        """Send the insert of a machine, again while its name is still held by what is being deleted there."""
+    def _insert(self, client: Client, machine: dict, zone: str, address: str | None = None) -> None:
+        """Insert an instance; retry while a resource that is being deleted still has its name."""
         name, deadline = machine["name"], time.monotonic() + self.options["operation_timeout"]
         body = declared.machine_body(self.project, zone, machine, self.fleet, address)
         while True:
@@ -550,13 +585,16 @@ class Fleet:
                 if (disk is None or disk.get("status") in TRANSITIONAL_DISK) and time.monotonic() < deadline:
                     time.sleep(min(self.options["retry_pause"], 5))
                     continue
-                # The disk of a machine that was deleted without it is there under the same name.
+                # The disk of a machine that was deleted without its disk has the name.
                 raise GcpError(
                     f"{error} {declared.leftover_disk_cure(name, zone)}", error.status, error.reasons
                 ) from error
 
-    def _wait_until_settled(self, client, zone, name):
-        """Wait until an instance stands still and has the external address that it is to have; None once it is gone."""
+    def _wait_until_settled(self, client: Client, zone: str, name: str) -> dict | None:
+        """Return an instance once its status is not transitional and it has its external address; None once deleted.
+
+        Raises GcpError where that takes longer than operation_timeout.
+        """
         begin = time.monotonic()
         pause = min(self.options["retry_pause"], 0.5)
         while True:
@@ -566,7 +604,7 @@ class Fleet:
             if not isinstance(instance.get("status"), str):
                 raise unexpected_answer(f"GET zones/{zone}/instances/{name}")
             instance["zone"] = zone
-            interface = (instance.get("networkInterfaces") or [{}])[0]
+            interface = declared.first_interface(instance)
             external, _ = declared.addresses(instance)
             lacks_address = instance["status"] == "RUNNING" and interface.get("accessConfigs") and not external
             elapsed = time.monotonic() - begin
@@ -574,14 +612,17 @@ class Fleet:
                 return instance
             if elapsed > self.options["operation_timeout"]:
                 raise GcpError(
-                    f"{name}: still {instance['status']} without rest after {self.options['operation_timeout']} s: "
-                    "look at it in the console, or raise gcp_operation_timeout."
+                    f"{name} did not settle within {self.options['operation_timeout']} s (status "
+                    f"{instance['status']}): look at it in the console, or raise gcp_operation_timeout."
                 )
             time.sleep(pause)
             pause = min(pause * 1.5, 5)
 
-    def _update_machine(self, client, machine, instance, result):
-        """Bring an instance to what is declared, as far as that is possible in its state."""
+    def _update_machine(self, client: Client, machine: dict, instance: dict, result: Result) -> dict:
+        """Change the fields that differ from the declaration, as far as the status allows; return the instance then.
+
+        The other differences go to the result as refused.
+        """
         zone, name = instance["zone"], machine["name"]
         stopped = instance["status"] in ("TERMINATED", "STOPPED")
         disk, family = self._boot_disk_and_image(client, zone, instance)
@@ -604,26 +645,21 @@ class Fleet:
             result.changes.append(change)
         return instance
 
-    def _boot_disk_and_image(self, client, zone, instance):
-        """Return (Disk, "project/family") of the boot disk; None, with a remark, for what cannot be asked."""
-        source = declared.boot_disk(instance).get("source")
-        name = instance["name"]
-        disk = (
-            self.get_if_readable(client, f"zones/{zone}/disks/{declared.last(source)}", name, "disk")
-            if source
-            else None
-        )
+    def _boot_disk_and_image(self, client: Client, zone: str, instance: dict) -> tuple[dict | None, str | None]:
+        """Return (Disk, "project/family") of the boot disk; None, with a remark, for what may not be read."""
+        name, source = instance["name"], declared.last(declared.boot_disk(instance).get("source"))
+        disk = self.get_if_readable(client, f"zones/{zone}/disks/{source}", name, "disk") if source else None
         parts = declared.tail((disk or {}).get("sourceImage"), self.project).split("/")
         if len(parts) < 2:
             return disk, None
-        # Google deletes old images; the disk made from one works on.
-        family = parts[-1]
+        # Google deletes old images; their disks keep working.
+        family: str | None = parts[-1]
         if "family" not in parts:
             family = (self.get_if_readable(client, "/".join(parts), name, "image") or {}).get("family")
         return disk, f"{parts[1]}/{family}" if family else None
 
-    def get_if_readable(self, client, path, who, what):
-        """Get what is only compared: None where it is not there, and with a remark where it may not be read."""
+    def get_if_readable(self, client: Client, path: str, who: str, what: str) -> dict | None:
+        """Return a resource that is only compared: None where it does not exist, or, with a remark, may not be read."""
         try:
             return client.get(path, missing_ok=True)
         except GcpError as error:
@@ -632,87 +668,30 @@ class Fleet:
             self.remarks.append(f"{who}: its {what} is not compared: {error}")
             return None
 
-    def _update_field(self, client, machine, zone, field):
-        """Send the one change that mends a field, with fresh fingerprints; return the instance as it is then."""
+    def _update_field(self, client: Client, machine: dict, zone: str, field: str) -> dict | None:
+        """Change a field, with fresh fingerprints; return the instance then."""
         path = f"zones/{zone}/instances/{machine['name']}"
+        body = declared.machine_body(self.project, zone, machine, self.fleet)
         for attempt in (1, 2):
             instance = {**client.get(path), "zone": zone}
             try:
-                for method, where, body, params in self._requests(client, machine, zone, instance, field, path):
-                    client.change(method, where, body, **params)
+                for request in requests_for(field, Update(client, machine, body, instance)):
+                    client.change(request.method, request.path, request.body, **request.params)
                 return {**client.get(path), "zone": zone}
             except GcpError as error:
-                # 412: somebody else changed it between our reading and writing.
+                # 412: somebody else changed it between the read and the write.
                 if error.status != 412 or attempt == 2:
                     raise
         return None
 
-    def _requests(self, client, machine, zone, instance, field, path):
-        """Yield (method, path, body, parameters) of the requests that mend one field."""
-        body = declared.machine_body(self.project, zone, machine, self.fleet)
-        boot = declared.boot_disk(instance)
-        nic = (instance.get("networkInterfaces") or [{}])[0]
-        if field == "tags":
-            tags = {"items": body["tags"]["items"], **fingerprint(instance.get("tags"))}
-            yield "POST", f"{path}/setTags", tags, {}
-        elif field == "labels":
-            google = {key: value for key, value in (instance.get("labels") or {}).items() if key.startswith("goog-")}
-            labels = {"labels": {**google, **body["labels"]}, "labelFingerprint": instance.get("labelFingerprint", "")}
-            yield "POST", f"{path}/setLabels", labels, {}
-        elif field == "metadata":
-            there = {one["key"]: one for one in (instance.get("metadata") or {}).get("items") or []}
-            there.update({one["key"]: one for one in body["metadata"]["items"]})
-            yield (
-                "POST",
-                f"{path}/setMetadata",
-                {"items": list(there.values()), **fingerprint(instance.get("metadata"))},
-                {},
-            )
-        elif field == "scheduling":
-            yield "POST", f"{path}/setScheduling", body["scheduling"], {}
-        elif field == "service_account":
-            account = (body["serviceAccounts"] or [{"email": "", "scopes": []}])[0]
-            yield "POST", f"{path}/setServiceAccount", account, {}
-        elif field == "deletion_protection":
-            protect = str(machine["deletion_protection"]).lower()
-            yield "POST", f"{path}/setDeletionProtection", None, {"deletionProtection": protect}
-        elif field == "shielded":
-            yield "PATCH", f"{path}/updateShieldedInstanceConfig", declared.shielded_body(machine["shielded"]), {}
-        elif field == "disk_labels":
-            disk = f"zones/{zone}/disks/{declared.last(boot['source'])}"
-            there = client.get(disk)
-            google = {key: one for key, one in (there.get("labels") or {}).items() if key.startswith("goog-")}
-            labels = {**google, **declared.label_values(machine["disk"]["labels"])}
-            yield "POST", f"{disk}/setLabels", {"labels": labels, "labelFingerprint": there["labelFingerprint"]}, {}
-        elif field == "machine_type":
-            yield "POST", f"{path}/setMachineType", {"machineType": body["machineType"]}, {}
-        elif field == "accelerator":
-            # A machine type that brings its GPUs along has mended this already.
-            if same_gpus(instance, body):
-                return
-            yield "POST", f"{path}/setMachineResources", {"guestAccelerators": body["guestAccelerators"]}, {}
-        elif field == "disk_size_gb":
-            disk = f"zones/{zone}/disks/{declared.last(boot['source'])}"
-            yield "POST", f"{disk}/resize", {"sizeGb": str(machine["disk"]["size_gb"])}, {}
-        elif field == "disk_auto_delete":
-            auto = str(machine["disk"]["auto_delete"]).lower()
-            params = {"autoDelete": auto, "deviceName": boot.get("deviceName", machine["name"])}
-            yield "POST", f"{path}/setDiskAutoDelete", None, params
-        elif field == "external_address":
-            if machine["external_address"]:
-                params = {"networkInterface": nic.get("name", "nic0")}
-                yield "POST", f"{path}/addAccessConfig", dict(declared.ACCESS), params
-            for access in [] if machine["external_address"] else nic.get("accessConfigs") or []:
-                params = {"networkInterface": nic.get("name", "nic0"), "accessConfig": access["name"]}
-                yield "POST", f"{path}/deleteAccessConfig", None, params
-
     # --- started, stopped, absent -------------------------------------------------------------------------------
 
-    def started(self):
+    def started(self) -> Outcome:
+        """Start the machines. Machines that do not exist are problems."""
         instances = self.instances()
-        self._report_undeclared(*self.undeclared(instances, self.firewalls()))
+        self._report_undeclared(self.undeclared(instances, self.firewalls()))
 
-        def start(client, machine, result):
+        def start(client: Client, machine: dict, result: Result) -> None:
             instance = self.find(machine, instances)
             instance = instance and self._start(client, instance, result)
             if instance is None:
@@ -721,13 +700,17 @@ class Fleet:
 
         return self._for_each_machine(start)
 
-    def _start(self, client, instance, result):
-        """Start an instance that does not run; return it as it is then, with its new address, None where it is gone."""
+    def _start(self, client: Client, instance: dict, result: Result) -> dict | None:
+        """Start or resume an instance unless it runs; return it then, with its new address, None where it was deleted.
+
+        Raises GcpError where its zone has no capacity.
+        """
         zone, name = instance["zone"], instance["name"]
         if instance["status"] in TRANSITIONAL and not self.check_mode:
-            instance = self._wait_until_settled(client, zone, name)
-            if instance is None:
+            settled = self._wait_until_settled(client, zone, name)
+            if settled is None:
                 return None
+            instance = settled
         if instance["status"] == "RUNNING" or instance["status"] in TRANSITIONAL:
             if result.changes and not self.check_mode:
                 return self._wait_until_settled(client, zone, name)
@@ -751,11 +734,12 @@ class Fleet:
         result.changes.append(change)
         return self._wait_until_settled(client, zone, name)
 
-    def stopped(self):
+    def stopped(self) -> Outcome:
+        """Stop the machines that run."""
         instances = self.instances()
-        self._report_undeclared(*self.undeclared(instances, self.firewalls()))
+        self._report_undeclared(self.undeclared(instances, self.firewalls()))
 
-        def stop(client, machine, result):
+        def stop(client: Client, machine: dict, result: Result) -> None:
             instance = self.find(machine, instances)
             if instance is not None and instance["status"] in TRANSITIONAL and not self.check_mode:
                 instance = self._wait_until_settled(client, instance["zone"], instance["name"])
@@ -773,11 +757,11 @@ class Fleet:
 
         return self._for_each_machine(stop)
 
-    def saved(self):
+    def saved(self) -> Outcome:
         """Take a snapshot of each machine's boot disk."""
         instances = self.instances()
 
-        def save(client, machine, result):
+        def save(client: Client, machine: dict, result: Result) -> None:
             instance = self.find(machine, instances)
             if instance is None:
                 raise GcpError(f"{machine['name']} does not exist: there is no disk to take a snapshot of.")
@@ -786,12 +770,12 @@ class Fleet:
 
         return self._for_each_machine(save)
 
-    def absent(self):
+    def absent(self) -> Outcome:
         """Delete the named machines, then the rules that no remaining machine needs."""
         instances, firewalls = self.instances(), self.firewalls()
-        orphans, rules, *rest = self.undeclared(instances, firewalls)
+        orphans = self.undeclared(instances, firewalls)
         known = {one["name"] for one in self.options["machines"]}
-        strays = [one for one in orphans if one["name"] in self.names and one["name"] not in known]
+        strays = [one for one in orphans.machines if one["name"] in self.names and one["name"] not in known]
         unknown = sorted(set(self.names) - known - {one["name"] for one in strays} - {""})
         if unknown:
             return [], [
@@ -799,8 +783,9 @@ class Fleet:
                 "here: nothing is deleted."
                 for name in unknown
             ]
-        # All are found before the first is deleted: one that is another's ends the run with all of them there.
-        found, problems = [], []
+        # All are found before the first is deleted: where one belongs to another owner, none is deleted.
+        found: list[tuple[dict, dict]] = []
+        problems: list[str] = []
         for machine in self.machines:
             try:
                 instance = self.find(machine, instances)
@@ -824,12 +809,13 @@ class Fleet:
         self._delete_unused_rules(firewalls, left)
         if not problems:
             self._release_reserved()
-        self._report_undeclared([one for one in orphans if (one["name"], one["zone"]) not in gone], rules, *rest)
+        kept = [one for one in orphans.machines if (one["name"], one["zone"]) not in gone]
+        self._report_undeclared(orphans._replace(machines=kept))
         absent = [one for one in self.machines if one["name"] not in {result.name for result in results}]
         return results + [Result(one["name"]) for one in absent if not problems], problems
 
-    def _delete_unused_rules(self, firewalls, left):
-        """Delete the rules of which no remaining machine wears a tag."""
+    def _delete_unused_rules(self, firewalls: dict[str, dict], left: list[dict]) -> None:
+        """Delete the rules that apply to none of the instances that are left, and remark on the others."""
         client = self.client()
         for name in sorted(self.absent_rules | {rule["name"] for rule in self.rules}):
             firewall = firewalls.get(name)
@@ -847,8 +833,11 @@ class Fleet:
             else:
                 self._rule_absent(client, firewall)
 
-    def _delete_machine(self, client, found, result):
-        """Delete one instance, with the disks that go with it, whatever of that an earlier run has done."""
+    def _delete_machine(self, client: Client, found: tuple[dict, dict], result: Result) -> None:
+        """Delete the instance of (machine, instance) with its disks, schedules and DNS records.
+
+        An earlier run may have done a part of it.
+        """
         _, instance = found
         zone, name = instance["zone"], instance["name"]
         result.zone = zone
@@ -873,8 +862,11 @@ class Fleet:
         self.policies.absent(client, instance, result)
         self.records.absent(client, name, result)
 
-    def _delete_and_wait(self, client, zone, name, path):
-        """Set the disks' auto-delete, send the delete and wait until the instance is gone."""
+    def _delete_and_wait(self, client: Client, zone: str, name: str, path: str) -> None:
+        """Set the disks' auto-delete, delete the instance and wait until it is gone.
+
+        Raises GcpError where it is another owner's or still exists after operation_timeout.
+        """
         deadline = time.monotonic() + self.options["operation_timeout"]
         keep, named = self.options["keep_boot_disk"], self.options["delete_disks"]
         while time.monotonic() < deadline:
@@ -889,7 +881,7 @@ class Fleet:
                     client.change("POST", f"{path}/setDiskAutoDelete", None, **params)
                 client.change("DELETE", path)
             except GcpError as error:
-                # Gone meanwhile, or on its way out: looked at again.
+                # Deleted meanwhile, or being deleted: read it again.
                 if not error.absent and "resourceNotReady" not in error.reasons:
                     raise
         raise GcpError(
@@ -897,45 +889,48 @@ class Fleet:
             "or raise gcp_operation_timeout."
         )
 
-    # --- the common part ----------------------------------------------------------------------------------------
+    # --- common -------------------------------------------------------------------------------------------------
 
-    def _apply(self, client, what, before, after, request):
+    def _apply(self, client: Client, what: str, before: dict | None, after: dict | None, request: tuple) -> None:
+        """Send a change, unless in check mode, and note it; `request`: the arguments of `_send`."""
         if not self.check_mode:
             self._send(client, *request)
         self.changes.append(Change(what, before, after))
 
     @staticmethod
-    def _send(client, method, path, body=None):
-        """Send a change that makes or deletes; what it is to bring about may be so already."""
+    def _send(client: Client, method: str, path: str, body: dict | None = None) -> None:
+        """Send a change; creating what exists and deleting what does not exist is no error."""
         try:
             client.change(method, path, body)
         except GcpError as error:
-            # Made or deleted meanwhile: an answer that got lost, or another run. The next run compares it.
+            # Created or deleted meanwhile: a lost answer, or another run. The next run compares it.
             if not (error.exists if method == "POST" else method == "DELETE" and error.absent):
                 raise
 
-    def _for_each_machine(self, action, things=None):
-        """Do one thing for every machine, side by side. Returns (results, problems): one's failure stops no other.
+    def _for_each_machine(
+        self, action: Callable[[Client, Any, Result], None], items: Sequence[Any] | None = None
+    ) -> Outcome:
+        """Run an action for all machines in parallel; a failure of one does not stop the others.
 
-        `things`: what the action is given instead of the chosen machines, pairs that begin with one.
+        `items`: the second argument of each action instead of the chosen machines, tuples that begin with a machine.
         """
-        results, problems = [], []
-        things = self.machines if things is None else things
+        results: list[Result] = []
+        problems: list[str] = []
         with ThreadPoolExecutor(max_workers=PARALLEL_MACHINES) as pool:
             begun = []
-            for thing in things:
-                result = Result((thing[0] if isinstance(thing, tuple) else thing)["name"])
-                begun.append((result, pool.submit(action, self.client(), thing, result)))
+            for item in self.machines if items is None else items:
+                result = Result((item[0] if isinstance(item, tuple) else item)["name"])
+                begun.append((result, pool.submit(action, self.client(), item, result)))
         for result, future in begun:
-            # What a machine went through before it failed has happened all the same.
+            # Changes made before a failure count too.
             self.changes += result.changes
             self.refused += result.refused
             self.remarks += [f"{result.name}: {one['zone']} has no capacity: {one['reason']}" for one in result.tried]
             try:
                 future.result()
             except GcpError as error:
-                said = str(error)
-                problems.append(said if said.startswith(result.name) else f"{result.name}: {said}")
+                sentence = str(error)
+                problems.append(sentence if sentence.startswith(result.name) else f"{result.name}: {sentence}")
                 continue
             results.append(result)
             if result.tried:
@@ -944,31 +939,37 @@ class Fleet:
 
 
 class Result:
-    """What became of one machine."""
+    """The state of one machine after its action.
 
-    def __init__(self, name):
+    `refused`: differences that are left as they are, `tried`: {zone, reason} of the zones without capacity.
+    """
+
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.zone = None
+        self.zone: str | None = None
         self.status = "absent"
-        self.address = None
-        self.internal_address = None
-        self.changes = []
-        self.refused = []
-        self.tried = []
+        self.address: str | None = None
+        self.internal_address: str | None = None
+        self.changes: list[Change] = []
+        self.refused: list[str] = []
+        self.tried: list[dict[str, str]] = []
 
-    def update_from(self, instance):
+    def update_from(self, instance: dict) -> None:
+        """Take zone, status and addresses from an instance."""
         self.zone = instance["zone"]
         self.status = instance["status"]
         self.address, self.internal_address = declared.addresses(instance)
 
-    def sentence(self):
+    def sentence(self) -> str:
+        """Return the machine's state as a sentence."""
         if self.status in ("absent", "would be made"):
             return f"{self.name}: {self.status}{f' in {self.zone}' if self.zone else ''}."
         where = f" at {self.address or 'no external address'} (internal {self.internal_address})"
         stays = ", without an external address; its disk stays and costs"
         return f"{self.name} in {self.zone} is {self.status}{where if self.status == 'RUNNING' else stays}."
 
-    def as_dict(self):
+    def as_dict(self) -> dict:
+        """Return the machine as the module gcp_fleet documents it."""
         return {
             "name": self.name,
             "zone": self.zone,
@@ -981,28 +982,19 @@ class Result:
         }
 
 
-def snapshot_text(snapshot):
+# Results of the machines whose action succeeded, and a sentence for each problem.
+Outcome = tuple[list[Result], list[str]]
+
+
+def snapshot_text(snapshot: dict) -> str:
+    """Return a snapshot's name and size as text for a sentence."""
     size = f" ({snapshot['diskSizeGb']} GB disk)" if snapshot.get("diskSizeGb") else ""
     return f"{snapshot['name']}{size}"
 
 
-def protection_sentence(instance):
+def protection_sentence(instance: dict) -> str:
+    """Return how to delete an instance that is protected from deletion."""
     return (
         f"{instance['name']} in {instance['zone']} is protected from deletion: declare deletion_protection: false "
         "for it and run playbooks/provision.yml first, or gcloud compute instances update --no-deletion-protection."
     )
-
-
-def fingerprint(part):
-    return {"fingerprint": part["fingerprint"]} if part and part.get("fingerprint") else {}
-
-
-def same_gpus(*resources):
-    kinds = [
-        {
-            declared.last(one["acceleratorType"]): one["acceleratorCount"]
-            for one in resource.get("guestAccelerators") or []
-        }
-        for resource in resources
-    ]
-    return kinds[0] == kinds[1]
