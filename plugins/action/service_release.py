@@ -1,7 +1,7 @@
-"""Lead a service from one release to the next, and tell what it is doing while it starts.
+"""Switch a service to a release, show its progress while it starts, and roll back where it fails.
 
-The module of the same name does each step on the machine; what only the controller can do is here: show progress,
-name the cause of a failure from the table of known ones, and decide to go back.
+The module of the same name does each phase on the host. This plugin does what needs the controller: it shows progress,
+finds the cause of a failure in the table of known causes, decides on a rollback, and runs the rotation commands.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from ..module_utils.diagnosis import causes, judge, lines, render
 
 display = Display()
 
-SHOWN_EVERY = 5.0
+SHOWN_EVERY = 5.0  # seconds between two lines of progress
 HOOK_TIMEOUT = 600  # seconds: a load balancer may drain connections for minutes
 
 
 class ActionModule(ActionBase):
-    """Run the phases apply, look, confirm or back of the module."""
+    """Runs the phases of the module, in order, on one host."""
 
-    def run(self, tmp=None, task_vars=None):
+    def run(self, tmp: str | None = None, task_vars: dict | None = None) -> dict:
+        """Return the result of the task, with the rotation of the host where the task changes it."""
         super().run(tmp, task_vars)
+        task_vars = task_vars or {}
         service, host = self._task.args["name"], task_vars["inventory_hostname"]
         if self._task.args.get("state") == "out":
             return self._stay_out(service, host, task_vars)
@@ -39,8 +41,8 @@ class ActionModule(ActionBase):
             result["msg"] = f"{result['msg']} The host stays out of rotation until a run ends well."
         return {**result, **left}
 
-    def _change(self, service, host, task_vars):
-        """Lead the service to its release, or back; ``out`` in the result: it serves, on a host out of rotation."""
+    def _change(self, service: str, host: str, task_vars: dict) -> dict:
+        """Switch the service to its release, or roll back; ``out``: it serves on a host that is out of rotation."""
         result = self.phase("apply", task_vars)
         gives_way, new_secrets = result.pop("gives_way", False), result.pop("new_secrets", False)
         if result.get("failed") or not result.pop("await", False):
@@ -61,8 +63,9 @@ class ActionModule(ActionBase):
             stays = "it is left as it is: only its secrets are new, and those before them are kept nowhere"
         return self._failure(service, {**result, **seen}, stays)
 
-    def phase(self, phase, task_vars, **extra):
-        # The target's log hides a secret of one line, but not the text of a file that has several.
+    def phase(self, phase: str, task_vars: dict, **extra) -> dict:
+        """Return the result of one phase of the module; ``extra``: arguments besides those of the task."""
+        # The host's syslog masks a secret of one line, but not a file of several lines.
         quiet = {**task_vars, "ansible_no_target_syslog": True}
         return self._execute_module(
             module_name="llm.server.service_release",
@@ -70,8 +73,11 @@ class ActionModule(ActionBase):
             task_vars=quiet,
         )
 
-    def wait(self, service, host, release, task_vars, limit=None):
-        """Ask again and again until the service is ready, dead or late; a line every few seconds says where it is."""
+    def wait(self, service: str, host: str, release: str, task_vars: dict, limit: int | None = None) -> dict:
+        """Poll until the service is ready or dead, or ``limit`` seconds are over; return what the last poll saw.
+
+        Without ``limit`` the task's start_timeout counts. Progress is shown every `SHOWN_EVERY` seconds.
+        """
         limit = limit or int(self._task.args.get("start_timeout") or 60)
         shown, elapsed = "", 0.0
         while True:
@@ -88,7 +94,8 @@ class ActionModule(ActionBase):
                 display.display(f"  {line}", color="cyan")
                 shown = line
 
-    def _go_back(self, service, host, result, task_vars):
+    def _go_back(self, service: str, host: str, result: dict, task_vars: dict) -> dict:
+        """Roll back to the release that served before; return the failure, with ``serves`` where that one serves."""
         display.display(f"  {host}: {service} does not serve; going back to what served before", color="yellow")
         back = self.phase("back", task_vars, release=result["release"])
         if back.get("failed"):
@@ -106,18 +113,21 @@ class ActionModule(ActionBase):
         now = f"release {earlier} serves again"
         return {**self._failure(service, {**result, **back}, now), "serves": True}
 
-    def _failure(self, service, result, now):
+    def _failure(self, service: str, result: dict, now: str) -> dict:
         return failure(service, result, now, self._task.args.get("kind"))
 
-    def _leave_rotation(self, service, host, task_vars):
-        """Take the host out of rotation where this task will interrupt a service that served; see ``take_out``."""
+    def _leave_rotation(self, service: str, host: str, task_vars: dict) -> dict:
+        """Take the host out of rotation where this task will interrupt a service that serves; see ``take_out``.
+
+        Return ``rotation`` where the host is out, the failure where that fails, else an empty result.
+        """
         args = self._task.args
         if not args.get("take_out") or args.get("state") == "prepared" or self._task.check_mode:
             return {}
         ahead = self.phase("ahead", task_vars)
         if ahead.get("failed") or not ahead["interrupts"]:
             return ahead if ahead.get("failed") else {}
-        # Noted before it is done: whoever comes next puts the host back, also when this run ends here.
+        # Noted first: the next run puts the host back if this one ends here.
         self.phase("out", task_vars)
         display.display(f"  {host}: out of rotation, {service} is going to be interrupted", color="cyan")
         problem = command(args["take_out"])
@@ -128,12 +138,12 @@ class ActionModule(ActionBase):
             }
         return {"rotation": "out"}
 
-    def _stay_out(self, service, host, task_vars):
-        """Take the host out of rotation until a run ends well, also where the host itself does not answer."""
+    def _stay_out(self, service: str, host: str, task_vars: dict) -> dict:
+        """Take the host out of rotation until a run succeeds, also where the host does not answer."""
         if not self._task.args.get("take_out"):
             return {"failed": True, "msg": "take_out must be given: the command that takes the host out of rotation."}
         try:
-            # Its own name: the phase "apply" of this state is a preview alone.
+            # In check mode the phase "apply" only previews this state.
             noted = self.phase("apply" if self._task.check_mode else "out", task_vars)
             lost = noted.get("msg") if noted.get("failed") else None
         except AnsibleConnectionFailure as error:
@@ -151,8 +161,8 @@ class ActionModule(ActionBase):
         unnoted = {"unnoted": f"nothing could be noted on the host: {lost}"} if lost else {}
         return {"changed": True, "rotation": "out", **unnoted}
 
-    def _rejoin_rotation(self, service, host, result, task_vars):
-        """Put a host that was taken out back into rotation, now that its service serves."""
+    def _rejoin_rotation(self, service: str, host: str, result: dict, task_vars: dict) -> dict:
+        """Put a host back into rotation once its service serves."""
         problem = command(self._task.args.get("put_back"))
         if problem:
             said = f"{result['msg']} And put_back" if result.get("failed") else f"{service} serves, but put_back"
@@ -162,8 +172,8 @@ class ActionModule(ActionBase):
         return {**result, "changed": True, "rotation": "back"}
 
 
-def command(argv: list[str] | None) -> str | None:
-    """Run a command on the controller; return None, or what went wrong in its own last words."""
+def command(argv: list[str] | str | None) -> str | None:
+    """Run a command on the controller; return None, or its last line of output where it fails."""
     if not argv:
         return None
     argv = shlex.split(argv) if isinstance(argv, str) else argv
@@ -175,8 +185,8 @@ def command(argv: list[str] | None) -> str | None:
     return said[-1].rstrip(".") if done.returncode else None
 
 
-def failure(service: str, result: dict, now: str, kind: str = "") -> dict:
-    """Return the result of a task whose release does not serve: the cause first, then how things stand now."""
+def failure(service: str, result: dict, now: str, kind: str | None = None) -> dict:
+    """Return the result of a task whose release does not serve; its message has the cause, then the state ``now``."""
     verdict = judge.judge(lines.read(result["journal"]), causes.load(), kind or service, stopping=True, name=service)
     why = result["why"]
     if verdict.cause or verdict.exception:

@@ -32,22 +32,24 @@ compose:
 """
 
 from pathlib import Path
+from typing import NoReturn
 
 from ansible.errors import AnsibleParserError
+from ansible.inventory.data import InventoryData
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.text.converters import to_native
+from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.inventory import BaseInventoryPlugin, Constructable
 from ansible.utils.display import Display
 from ansible.utils.vars import combine_vars, merge_hash
 from ansible.vars.plugins import get_vars_from_inventory_sources
 
-display = Display()
-
-
 from ..module_utils.cloud import gcp_declared
 
+display = Display()
+
 # The module gives its parameters the same types, so a range written as text means the same to both.
-VARIABLES = {
+VARIABLES: dict[str, dict] = {
     "gcp_project": {"type": "str", "required": True},
     "gcp_machines": {"type": "list", "elements": "dict", "required": True},
     "gcp_machine_defaults": {"type": "dict", "default": {}},
@@ -63,12 +65,16 @@ VARIABLES = {
 
 
 class InventoryModule(BaseInventoryPlugin, Constructable):
+    """Lists the declared machines that run; those that do not run are the variable gcp_not_running."""
+
     NAME = "gcp_fleet"
 
-    def verify_file(self, path):
+    def verify_file(self, path: str) -> bool:
+        """Return whether a file is one of this plugin: gcp.yml, or a name that ends so."""
         return super().verify_file(path) and path.endswith(("gcp.yml", "gcp.yaml"))
 
-    def parse(self, inventory, loader, path, cache=True):
+    def parse(self, inventory: InventoryData, loader: DataLoader, path: str, cache: bool = True) -> None:
+        """Fill the inventory; end the run with one sentence where that fails."""
         super().parse(inventory, loader, path, cache)
         self._read_config_data(path)
         try:
@@ -79,14 +85,17 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
             self._end(f"Google Cloud inventory: {to_native(error)}")
 
     @staticmethod
-    def _end(sentence):
-        """End the run: no other plugin reads this file, and their complaints would bury the sentence."""
+    def _end(sentence: str) -> NoReturn:
+        """End the run: other plugins would try this file too, and their errors would hide the sentence."""
         display.error(sentence)
         raise SystemExit(1)
 
-    def _settings(self, path):
-        """Return the variables that the inventory directory gives to all, extra variables on top."""
-        known = {}
+    def _settings(self, path: str) -> dict:
+        """Return the values of `VARIABLES` for the group all, extra variables over those of the inventory.
+
+        Raises AnsibleParserError where one is missing or of the wrong type.
+        """
+        known: dict = {}
         # Which of the two stages reads group_vars depends on the setting RUN_VARS_PLUGINS.
         for stage in ("inventory", "task"):
             entities = [self.inventory.groups["all"]]
@@ -101,7 +110,8 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
             raise AnsibleParserError(f"What is declared cannot be used: {'; '.join(typed.error_messages)}")
         return typed.validated_parameters
 
-    def _fill(self, settings, path):
+    def _fill(self, settings: dict, path: str) -> None:
+        """Add the machines that run, and the variable gcp_not_running. Raises AnsibleParserError and GcpError."""
         from ..module_utils.cloud.gcp_client import Client, GcpError, credentials_for, project_sentence
 
         project = settings["gcp_project"]
@@ -112,52 +122,53 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         rules, _, _, _ = gcp_declared.effective_rules(
             settings["gcp_firewall_rules"], settings["gcp_open_to_world"], settings["gcp_open_to_world_ports"]
         )
-        machines = {}
+        machines: dict[str, dict] = {}
         for one in settings["gcp_machines"]:
             machine = merge_hash(settings["gcp_machine_defaults"], one)
             machines[machine.get("name")] = machine
         try:
-            found, dark = client.aggregated("aggregated/instances", "instances")
+            found, unreached = client.aggregated("aggregated/instances", "instances")
         except GcpError as error:
             raise GcpError(project_sentence(project, error)) from error
-        there = {}
+        instances: dict[str, dict] = {}
         for instance in found:
             name, zone = instance["name"], instance["scope"]
             if name not in machines:
                 continue
             ours = gcp_declared.made_by(instance, settings["gcp_fleet_name"]) or name in settings["gcp_adopt"]
             if ours and zone in (machines[name].get("zones") or []):
-                there[name] = instance
+                instances[name] = instance
             elif instance.get("status") == "RUNNING":
-                said = f"is in zone {zone}, which gcp_machines does not name" if ours else gcp_declared.maker(instance)
-                display.warning(f"{name} in {zone} {said}; it is left out of the inventory.")
-        idle = []
+                why = f"is in zone {zone}, which gcp_machines does not name" if ours else gcp_declared.origin(instance)
+                display.warning(f"{name} in {zone} {why}; it is left out of the inventory.")
+        not_running = []
         for name, machine in machines.items():
-            if name in there and there[name].get("status") == "RUNNING":
-                self._add(there[name], there[name]["scope"], rules)
+            if name in instances and instances[name].get("status") == "RUNNING":
+                self._add(instances[name], instances[name]["scope"], rules)
                 continue
-            if name not in there and set(machine.get("zones") or []) & set(dark):
+            if name not in instances and set(machine.get("zones") or []) & set(unreached):
                 raise GcpError(
-                    f"The Compute API cannot reach zone {gcp_declared.listed(dark)} at present (UNREACHABLE), so it is "
-                    f"not known whether {name} runs: try later."
+                    f"The Compute API cannot reach zone {gcp_declared.listed(unreached)} at present (UNREACHABLE), so "
+                    f"it is not known whether {name} runs: try later."
                 )
-            status = there[name].get("status") if name in there else "absent"
+            status = instances[name].get("status") if name in instances else "absent"
             where = {"inventory_dir": str(Path(path).parent), "inventory_file": path}
-            idle.append({"name": name, "status": status, **where, **self._planned(machine, rules)})
-        self.inventory.set_variable("all", "gcp_not_running", idle)
+            not_running.append({"name": name, "status": status, **where, **self._planned(machine, rules)})
+        self.inventory.set_variable("all", "gcp_not_running", not_running)
 
-    def _planned(self, machine, rules):
-        """Return the groups that a machine will be in once it runs, and the ports that are open on it then."""
+    def _planned(self, machine: dict, rules: list[dict]) -> dict:
+        """Return {groups, open_ports} that a machine will have once it runs."""
         tags, labels = machine.get("tags") or [], machine.get("labels") or {}
         labels = {key: str(value) for key, value in labels.items()}
         variables = {**self._vars, "gcp_tags": tags, "gcp_labels": labels}
         groups = [name for name, that in self.get_option("groups").items() if self._compose(that, variables)]
         return {"groups": groups, "open_ports": gcp_declared.open_ports(rules, tags)}
 
-    def _add(self, instance, zone, rules):
+    def _add(self, instance: dict, zone: str, rules: list[dict]) -> None:
+        """Add an instance as a host with its variables and groups."""
         tags = (instance.get("tags") or {}).get("items") or []
         external, internal = gcp_declared.addresses(instance)
-        told = {
+        variables = {
             "gcp_id": str(instance["id"]),
             "gcp_zone": zone,
             "gcp_machine_type": gcp_declared.last(instance.get("machineType")),
@@ -169,8 +180,8 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         }
         name = instance["name"]
         self.inventory.add_host(name)
-        for key, value in told.items():
+        for key, value in variables.items():
             self.inventory.set_variable(name, key, value)
-        self._set_composite_vars(self.get_option("compose"), told, name, strict=True)
-        self._add_host_to_composed_groups(self.get_option("groups"), told, name, strict=True)
-        self._add_host_to_keyed_groups(self.get_option("keyed_groups"), told, name, strict=True)
+        self._set_composite_vars(self.get_option("compose"), variables, name, strict=True)
+        self._add_host_to_composed_groups(self.get_option("groups"), variables, name, strict=True)
+        self._add_host_to_keyed_groups(self.get_option("keyed_groups"), variables, name, strict=True)

@@ -300,21 +300,22 @@ import traceback
 
 from ansible.module_utils.basic import missing_required_lib
 
-from ..module_utils.cloud.gcp_declared import RULE, cost_sentences
+from ..module_utils.cloud.gcp_declared import RULE, Change, cost_sentences
 from ..module_utils.host_module import HostModule
 
 try:
     import yaml
 
-    from ..module_utils.cloud.gcp_client import GcpError, not_understood
-    from ..module_utils.cloud.gcp_fleet import Fleet
+    from ..module_utils.cloud.gcp_client import GcpError, unexpected_answer
+    from ..module_utils.cloud.gcp_fleet import Fleet, Result
 
     MISSING = None
 except ImportError:
     MISSING = traceback.format_exc()
 
 
-def strings(**names):
+def strings(**names: bool) -> dict[str, dict]:
+    """Return the argument specs of texts; the value says whether one is required."""
     return {name: {"type": "str", "required": required} for name, required in names.items()}
 
 
@@ -414,7 +415,8 @@ ARGUMENTS = {
 }
 
 
-def main():
+def main() -> None:
+    """Bring the fleet to the state, and exit with all changes and problems."""
     module = HostModule(
         ARGUMENTS,
         supports_check_mode=True,
@@ -424,7 +426,11 @@ def main():
         module.fail_json(msg=missing_required_lib("google-auth, requests and PyYAML"), exception=MISSING)
     fleet = Fleet(module.params, check_mode=module.check_mode)
     state = module.params["state"]
-    estimates, to_start, machines, problems, trace = [], [], [], [], None
+    estimates: list[dict] = []
+    to_start: list[dict] = []
+    machines: list[Result] = []
+    problems: list[str] = []
+    trace: str | None = None
     try:
         if state == "checked":
             problems, estimates, to_start = fleet.checked()
@@ -435,13 +441,13 @@ def main():
     except GcpError as error:
         problems = [*problems, str(error)]
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        # Only what the API answers is of unknown form here.
+        # The parameters are validated, so only an answer of the API can have an unknown form.
         trace = traceback.format_exc()
-        problems = [*problems, f"{not_understood('The Compute API')} ({type(error).__name__}: {error})"]
+        problems = [*problems, f"{unexpected_answer('The Compute API')} ({type(error).__name__}: {error})"]
     remarks = list(dict.fromkeys(fleet.remarks))
     prices = module.params["prices"]
     costs = cost_sentences(estimates, prices.get("hours_per_month", 730), prices.get("as_of", ""))
-    result = {
+    result: dict = {
         "changed": bool(fleet.changes),
         "changes": [change.what for change in fleet.changes],
         "machines": [one.as_dict() for one in machines],
@@ -454,12 +460,13 @@ def main():
     }
     if problems:
         done = [f"Done before: {'; '.join(result['changes'])}."] if result["changes"] and not module.check_mode else []
-        told = {"exception": trace} if trace else {}
-        module.fail_json(msg="\n".join([*problems, *done]), problems=problems, **told, **result)
+        exception = {"exception": trace} if trace else {}
+        module.fail_json(msg="\n".join([*problems, *done]), problems=problems, **exception, **result)
     module.exit_json(**result)
 
 
-def shown(change):
+def shown(change: Change) -> dict[str, str]:
+    """Return a change in the form of Ansible's diff."""
     before, after = change.only_differing()
     return {
         "before_header": change.what,

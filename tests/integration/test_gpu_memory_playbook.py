@@ -285,7 +285,7 @@ def test_the_playbook_says_that_a_host_is_not_reachable(tmp_path):
         ({"vllm_version": "latest"}, "Engine version 'latest' is not a version such as 0.23.0"),
         ({"vllm_gpu_memory_utilization": 0}, "vllm_gpu_memory_utilization is 0.0; it must be above 0 and at most 1."),
         ({"vllm_lora_adapters": [{"name": "a"}]}, "vllm_lora_adapters[0] lacks source; give it one."),
-        ({"vllm_max_model_length": 8192}, "vllm_max_model_length is no variable of a role, vllm_max_model_len is;"),
+        ({"vllm_max_model_length": 8192}, "Unknown variable vllm_max_model_length; did you mean vllm_max_model_len?"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_sentence(tmp_path, given, said):

@@ -153,7 +153,7 @@ def test_each_bad_value_is_named_with_its_cure():
                 "it must be one of auto, half, float16, bfloat16, float, float32.",
                 "vllm_root uses nowhere, which is undefined; define nowhere",
                 "vllm_environment uses vault_a, which is undefined",
-                "vllm_max_model_length is no variable of a role, vllm_max_model_len is; correct the name",
+                "Unknown variable vllm_max_model_length; did you mean vllm_max_model_len? Correct the name",
             ],
         ),
         (

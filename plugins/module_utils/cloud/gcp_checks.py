@@ -1,11 +1,16 @@
-"""All that is asked of the Compute API before anything is made: every finding at once, over all machines."""
+"""Check the declarations against the Compute API before anything is created, and report all problems at once."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from . import gcp_declared as declared
 from .gcp_client import GcpError, project_sentence
+
+if TYPE_CHECKING:
+    from .gcp_fleet import Fleet
 
 RULE_PERMISSIONS = (
     "compute.firewalls.create",
@@ -42,6 +47,7 @@ DNS_PERMISSIONS = (
 SNAPSHOT_PERMISSION = "compute.snapshots.useReadOnly"
 ADDRESS_PERMISSIONS = ("compute.addresses.create", "compute.addresses.use")
 
+# What to do besides asking for more quota; see `gcp_declared.quota_problem`.
 OTHER_GPUS = "stop other machines with a GPU, or choose another region"
 OTHER_DISKS = "delete disks that nobody needs, or set disk.size_gb so that all ask for at most {left:g}"
 OTHER_CPUS = "stop other machines, or choose a smaller machine_type or another region"
@@ -51,27 +57,57 @@ OTHER_RULES = "delete rules that nobody needs"
 
 
 class Checks:
-    """The questions of one run. `fleet`: the Fleet whose machines are to be made."""
+    """The checks of one run; `fleet`: the run. What is worth knowing but no problem goes to its remarks."""
 
-    def __init__(self, fleet):
+    def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
         self.client = fleet.client()
         self.remarks = fleet.remarks
-        self.cpus = {}  # machine type -> vCPUs
-        self.new_addresses = set()  # (name of a machine, region) of those to be reserved
+        self.cpus: dict[str, int | None] = {}  # {machine type: vCPUs}
+        self.new_addresses: set[tuple[str, str]] = set()  # (machine, region) of the addresses to reserve
 
-    def problems(self):
-        """Return (sentences of all that is wrong, machines that are to be made or started)."""
+    def problems(self) -> tuple[list[str], list[dict]]:
+        """Return (a sentence for each problem, machines to create or start)."""
         fleet = self.fleet
         try:
             about = self.client.get("")
             instances, firewalls = fleet.instances(), fleet.firewalls()
         except GcpError as error:
             return [project_sentence(fleet.project, error)], []
-        problems, missing, waiting = fleet.foreign_rules(firewalls), [], []
-        for machine in fleet.machines:
+        problems = fleet.foreign_rules(firewalls)
+        missing, waiting, not_found = self._machines_to_start(instances)
+        problems += not_found
+        self._remark_prerequisites(missing)
+        new_rules = [rule["name"] for rule in fleet.wanted_rules() if rule["name"] not in firewalls]
+        unknown_zones, with_known_zones = self._unknown_zones(missing)
+        problems += unknown_zones
+        checks: list[Callable[[], list[str]]] = [
+            lambda: self._permissions(missing, new_rules),
+            lambda: self._references(with_known_zones),
+            lambda: self._accelerators(with_known_zones),
+            lambda: self._images([one for one in missing if not one["snapshot"]]),
+            lambda: self._snapshots([one for one in missing if one["snapshot"]]),
+            lambda: self._leftover_disks(with_known_zones),
+            lambda: self._addresses(with_known_zones),
+            lambda: self._egress(with_known_zones),
+            self._dns,
+            lambda: self._quotas(with_known_zones, waiting, about, new_rules),
+        ]
+        for check in checks:
             try:
-                instance = fleet.find(machine, instances)
+                problems += check()
+            except GcpError as error:
+                problems.append(str(error))
+        return problems, [*missing, *(machine for machine, _ in waiting)]
+
+    def _machines_to_start(self, instances: list[dict]) -> tuple[list[dict], list[tuple[dict, dict]], list[str]]:
+        """Return (machines to create, (machine, instance) of those to start, problems)."""
+        missing: list[dict] = []
+        waiting: list[tuple[dict, dict]] = []
+        problems: list[str] = []
+        for machine in self.fleet.machines:
+            try:
+                instance = self.fleet.find(machine, instances)
             except GcpError as error:
                 problems.append(str(error))
                 continue
@@ -79,10 +115,14 @@ class Checks:
                 missing.append(machine)
             elif instance["status"] not in ("RUNNING", "PROVISIONING", "STAGING"):
                 waiting.append((machine, instance))
+        return missing, waiting, problems
+
+    def _remark_prerequisites(self, missing: list[dict]) -> None:
+        """Remark on what secure boot and schedules need and the API cannot tell."""
         self.remarks += [
             f"{one['name']}: secure boot loads signed kernel modules only: NVIDIA's driver must be signed (Ubuntu's "
             "prebuilt linux-modules-nvidia are, one that DKMS built is not), else there is no GPU."
-            for one in fleet.machines
+            for one in self.fleet.machines
             if one["shielded"]["secure_boot"] and one["accelerator"]["count"]
         ]
         self.remarks += [
@@ -91,30 +131,10 @@ class Checks:
             for one in missing
             if one["hours"]
         ]
-        new_rules = [rule["name"] for rule in fleet.wanted_rules() if rule["name"] not in firewalls]
-        whole, missing_in_known = self._zone_names(missing)
-        problems += whole
-        for check in (
-            lambda: self._permissions(missing, new_rules),
-            lambda: self._names(missing_in_known),
-            lambda: self._accelerators(missing_in_known),
-            lambda: self._images([one for one in missing if not one["snapshot"]]),
-            lambda: self._snapshots([one for one in missing if one["snapshot"]]),
-            lambda: self._left_disks(missing_in_known),
-            lambda: self._addresses(missing_in_known),
-            lambda: self._egress(missing_in_known),
-            self._dns,
-            lambda: self._quotas(missing_in_known, waiting, about, new_rules),
-        ):
-            try:
-                problems += check()
-            except GcpError as error:
-                problems.append(str(error))
-        return problems, [*missing, *(machine for machine, _ in waiting)]
 
-    def _zone_names(self, missing):
-        """Return (sentences about zones that there are not, the machines with those zones left out)."""
-        known = self._known("zones")
+    def _unknown_zones(self, missing: list[dict]) -> tuple[list[str], list[dict]]:
+        """Return (sentences about zones that do not exist, the machines without those zones)."""
+        known = self._known_names("zones")
         problems, usable = [], []
         for machine in missing:
             unknown = [zone for zone in machine["zones"] if known and zone not in known]
@@ -128,8 +148,8 @@ class Checks:
             usable.append({**machine, "zones": [zone for zone in machine["zones"] if zone not in unknown]})
         return problems, usable
 
-    def _permissions(self, missing, new_rules):
-        """Ask whether the account may do what is to be done; where that cannot be asked, say so."""
+    def _permissions(self, missing: list[dict], new_rules: list[str]) -> list[str]:
+        """Check that the account has the permissions for this run; remark where that cannot be asked."""
         needed = {*(RULE_PERMISSIONS if new_rules else ()), *(MACHINE_PERMISSIONS if missing else ())}
         needed |= {EXTERNAL_PERMISSION} if any(one["external_address"] for one in missing) else set()
         needed |= {ACCOUNT_PERMISSION} if any(one["service_account"] for one in missing) else set()
@@ -139,7 +159,7 @@ class Checks:
         needed |= set(DNS_PERMISSIONS if missing and self.fleet.options["dns_zone"] else ())
         if not needed:
             return []
-        lacking = self.client.lacking(needed)
+        lacking = self.client.missing_permissions(needed)
         if lacking is None:
             self.remarks.append(
                 "Whether the account has the permissions that are needed could not be asked (it takes the Cloud "
@@ -153,14 +173,14 @@ class Checks:
             f"Instance Admin (v1) and Compute Security Admin{dns}."
         ]
 
-    def _dns(self):
-        """See that there is the zone in which the machines get their names."""
+    def _dns(self) -> list[str]:
+        """Check that the DNS zone of the machines exists; GcpError where it does not."""
         if self.fleet.options["dns_zone"]:
             self.fleet.records.suffix(self.client)
         return []
 
-    def _accelerators(self, missing):
-        """See that every declared zone of a machine to be made offers its accelerator."""
+    def _accelerators(self, missing: list[dict]) -> list[str]:
+        """Check that every declared zone of a new machine offers its accelerator."""
         problems = []
         for machine in missing:
             gpu = machine["accelerator"]
@@ -183,8 +203,8 @@ class Checks:
                     )
         return problems
 
-    def _zones_with(self, accelerator):
-        """Name the zones that have an accelerator; a help in a sentence, so no answer is no error."""
+    def _zones_with(self, accelerator: str) -> list[str]:
+        """Return the zones that offer an accelerator, none where they cannot be listed: they are only suggestions."""
         try:
             found, _ = self.client.aggregated(
                 "aggregated/acceleratorTypes", "acceleratorTypes", filter=f'name = "{accelerator}"'
@@ -193,10 +213,12 @@ class Checks:
             return []
         return sorted({one["scope"] for one in found if one["name"] == accelerator})
 
-    def _names(self, missing):
-        """See that there is what rules and machines to be made name, before the first of them is made."""
+    def _references(self, missing: list[dict]) -> list[str]:
+        """Check that the networks, subnetworks, disk types and machine types of rules and new machines exist."""
         rules = self.fleet.wanted_rules()
-        named = [(f"rule {rule['name']}", "network", "global/networks", rule["network"], None) for rule in rules]
+        named: list[tuple[str, str, str, str, dict | None]] = [
+            (f"rule {rule['name']}", "network", "global/networks", rule["network"], None) for rule in rules
+        ]
         for one in missing:
             named.append((one["name"], "network", "global/networks", one["network"], None))
             for zone in one["zones"]:
@@ -205,48 +227,53 @@ class Checks:
                     named.append((one["name"], "subnetwork", subnetworks, one["subnetwork"], None))
                 named.append((one["name"], "disk.type", f"zones/{zone}/diskTypes", one["disk"]["type"], None))
                 named.append((one["name"], "machine_type", f"zones/{zone}/machineTypes", one["machine_type"], one))
-        problems, found = [], {}
+        problems: list[str] = []
+        found: dict[tuple[str, str], dict | None] = {}
         for who, field, where, name, machine in named:
             try:
                 if (where, name) not in found:
-                    found[where, name] = self.fleet.ask(self.client, f"{where}/{name}", who, field)
+                    found[where, name] = self.fleet.get_if_readable(self.client, f"{where}/{name}", who, field)
             except GcpError as error:
                 problems.append(f"{who}: {error}")
                 continue
             resource = found[where, name]
-            known = self._known(where) if resource is None else []
+            known = self._known_names(where) if resource is None else []
             if known and name not in known:
                 alike = declared.listed(difflib.get_close_matches(name, known) or known[:6])
                 problems.append(f"{who}: there is no '{name}' in {where}: set {field}, such as {alike}.")
             if machine and resource:
                 self.cpus[name] = resource.get("guestCpus")
-                problems += self._own_gpus(who, machine, resource)
+                problems += self._builtin_gpus(who, machine, resource)
         return list(dict.fromkeys(problems))
 
     @staticmethod
-    def _own_gpus(who, machine, resource):
-        """Compare the accelerators that a machine type brings along with those that are declared."""
+    def _builtin_gpus(who: str, machine: dict, resource: dict) -> list[str]:
+        """Return a sentence where the accelerators of a machine type differ from the declared ones.
+
+        `resource`: the API's MachineType.
+        """
         brings = resource.get("accelerators") or []
         own = {declared.last(one.get("guestAcceleratorType")): one.get("guestAcceleratorCount") for one in brings}
         asked = declared.declared_view(machine)["accelerator"]
-        # The same GPU with a licence for graphics.
+        # "-vws" is the same GPU with a licence for graphics workstations.
         if not own or own == {kind.removesuffix("-vws"): count for kind, count in asked.items()}:
             return []
         return [
-            f"{who}: {machine['machine_type']} comes with {counted(own)}, accelerator says {counted(asked)}: make them "
-            "agree."
+            f"{who}: {machine['machine_type']} comes with {gpu_text(own)}, accelerator says {gpu_text(asked)}: make "
+            "them agree."
         ]
 
-    def _known(self, where):
-        """Name all that a collection has; a help in a sentence, so no answer is no error."""
+    def _known_names(self, where: str) -> list[str]:
+        """Return the names in a collection, none where it cannot be listed: they are only suggestions."""
         try:
             return [one["name"] for one in self.client.list(where)]
         except GcpError:
             return []
 
-    def _images(self, missing):
-        """See that the image family exists and fits the machine."""
-        problems, images = [], {}
+    def _images(self, missing: list[dict]) -> list[str]:
+        """Check that the image family exists and fits the machine."""
+        problems: list[str] = []
+        images: dict[tuple[str, str], dict | None] = {}
         for machine in missing:
             project, family = machine["image"]["project"], machine["image"]["family"]
             who = f"{machine['name']}: image family {family} of project {project}"
@@ -277,15 +304,15 @@ class Checks:
                 )
         return problems
 
-    def _snapshots(self, missing):
-        """See that there is the snapshot that a boot disk is to be made from, and that it fits."""
+    def _snapshots(self, missing: list[dict]) -> list[str]:
+        """Check that the snapshot for a new boot disk exists and fits the disk."""
         problems = []
         for machine in missing:
             name, size = machine["snapshot"], machine["disk"]["size_gb"]
             who = f"{machine['name']}: snapshot {name}"
-            found = self.fleet.ask(self.client, f"global/snapshots/{name}", machine["name"], "snapshot")
+            found = self.fleet.get_if_readable(self.client, f"global/snapshots/{name}", machine["name"], "snapshot")
             if found is None:
-                known = self._known("global/snapshots")
+                known = self._known_names("global/snapshots")
                 alike = declared.listed(difflib.get_close_matches(name, known) or known[:6]) or "none at all"
                 problems.append(f"{who} is not in project {self.fleet.project}: there is {alike}.")
             elif found.get("status", "READY") != "READY":
@@ -296,21 +323,23 @@ class Checks:
                 )
         return problems
 
-    def _left_disks(self, missing):
-        """See that no disk is in the place of the boot disk of a machine to be made."""
+    def _leftover_disks(self, missing: list[dict]) -> list[str]:
+        """Check that no disk has the name of a new machine's boot disk."""
         problems = []
         for machine in missing:
             for zone in machine["zones"]:
-                disk = self.fleet.ask(self.client, f"zones/{zone}/disks/{machine['name']}", machine["name"], "disk")
+                disk = self.fleet.get_if_readable(
+                    self.client, f"zones/{zone}/disks/{machine['name']}", machine["name"], "disk"
+                )
                 if disk and disk.get("status") != "DELETING":
                     problems.append(
                         f"{machine['name']}: a disk of that name is in {zone}, where its boot disk would be made. "
-                        f"{declared.left_disk(machine['name'], zone)}"
+                        f"{declared.leftover_disk_cure(machine['name'], zone)}"
                     )
         return problems
 
-    def _addresses(self, missing):
-        """See that no address of another's is in the place of one to be reserved."""
+    def _addresses(self, missing: list[dict]) -> list[str]:
+        """Check that no address of another owner has the name of one to reserve."""
         problems = []
         for machine in missing if self.fleet.has_reserved else []:
             for region in dict.fromkeys(declared.region_of(zone) for zone in machine["zones"]):
@@ -323,10 +352,11 @@ class Checks:
                     self.new_addresses.add((machine["name"], region))
         return problems
 
-    def _egress(self, missing):
-        """See that a machine without an external address can fetch what is installed on it: by Cloud NAT."""
+    def _egress(self, missing: list[dict]) -> list[str]:
+        """Check that Cloud NAT lets machines without an external address download their software."""
         inner = [one for one in missing if not one["external_address"] and self.fleet.options["egress"] == "nat"]
-        problems, found = [], {}
+        problems: list[str] = []
+        found: dict[str, list[dict]] = {}
         for machine in inner:
             for region in dict.fromkeys(declared.region_of(zone) for zone in machine["zones"]):
                 try:
@@ -346,10 +376,14 @@ class Checks:
                     )
         return problems
 
-    def _quotas(self, missing, waiting, about, new_rules):
-        """Compare what is asked for with the quotas; what only a further zone would need is a remark."""
-        problems = []
-        certain, possible = {}, {}  # region -> [(machine, is it new)]
+    def _quotas(
+        self, missing: list[dict], waiting: list[tuple[dict, dict]], about: dict, new_rules: list[str]
+    ) -> list[str]:
+        """Check the quotas; what only a machine's further zones would exceed is a remark. `about`: the Project."""
+        problems: list[str] = []
+        # {region: [(machine, whether it is new)]}: in the first declared zones, and in all of them.
+        certain: dict[str, list[tuple[dict, bool]]] = {}
+        possible: dict[str, list[tuple[dict, bool]]] = {}
         for machine in missing:
             regions = list(dict.fromkeys(declared.region_of(zone) for zone in machine["zones"]))
             for region in regions:
@@ -357,35 +391,37 @@ class Checks:
             for region in regions[:1]:
                 certain.setdefault(region, []).append((machine, True))
         for machine, instance in waiting:
-            for asked in (certain, possible):
-                asked.setdefault(declared.region_of(instance["zone"]), []).append((machine, False))
-        for region, wanted in possible.items():
+            for machines in (certain, possible):
+                machines.setdefault(declared.region_of(instance["zone"]), []).append((machine, False))
+        for region, machines_there in possible.items():
             quotas = by_metric(self.client.get(f"regions/{region}", missing_ok=True) or {})
-            said, unknown = self._shortages(region, quotas, certain.get(region, []))
-            problems += said
+            shortages, unknown = self._shortages(region, quotas, certain.get(region, []))
+            problems += shortages
             if unknown:
                 self.remarks.append(f"region {region} does not tell its quota {declared.listed(unknown)}.")
-            if not said:
-                later, _ = self._shortages(region, quotas, wanted)
+            if not shortages:
+                later, _ = self._shortages(region, quotas, machines_there)
                 self.remarks += [f"Should the first zones have no capacity: {one}" for one in later]
         wanted = [*missing, *(machine for machine, _ in waiting)]
-        asked = {
+        asked: dict[tuple[str, str], dict[str, int]] = {
             ("GPUS_ALL_REGIONS", OTHER_GPUS): {one["name"]: one["accelerator"]["count"] for one in wanted},
             ("CPUS_ALL_REGIONS", OTHER_CPUS): {one["name"]: self._vcpus(one) or 0 for one in wanted},
             ("FIREWALLS", OTHER_RULES): {f"rule {name}": 1 for name in new_rules},
         }
         return problems + exceeded(f"project {self.fleet.project}", by_metric(about), asked)
 
-    def _vcpus(self, machine):
-        """Return the vCPUs of a machine's type; of one that was not looked up, what its name ends in."""
+    def _vcpus(self, machine: dict) -> int | None:
+        """Return the vCPUs of a machine's type; of one that was not read, the number at the end of its name."""
         ending = machine["machine_type"].rsplit("-", 1)[-1]
         return self.cpus.get(machine["machine_type"]) or (int(ending) if ending.isdigit() else None)
 
-    def _shortages(self, region, quotas, wanted):
-        """Return (sentences, metrics that the region does not tell). `wanted`: [(machine, is it new)]."""
-        totals = {}
+    def _shortages(
+        self, region: str, quotas: Mapping[str, dict], wanted: list[tuple[dict, bool]]
+    ) -> tuple[list[str], list[str]]:
+        """Return (sentences, metrics that the region does not tell); `wanted`: (machine, whether it is new)."""
+        totals: dict[tuple[str, str], dict[str, int]] = {}
 
-        def ask(metric, cure, machine, amount):
+        def ask(metric: str | None, cure: str, machine: dict, amount: int | None) -> None:
             if metric and amount:
                 totals.setdefault((metric, cure), {})[machine["name"]] = amount
 
@@ -404,19 +440,21 @@ class Checks:
         )
 
 
-def exceeded(where, quotas, asked):
-    """Return a sentence for each quota that is not enough. `asked`: (metric, cure) -> {who: how much}."""
-    said = []
+def exceeded(where: str, quotas: Mapping[str, dict], asked: Mapping[tuple[str, str], Mapping[str, int]]) -> list[str]:
+    """Return a sentence for each quota that is too low; `asked`: {(metric, cure): {who: amount}}."""
+    problems = []
     for (metric, cure), amounts in asked.items():
         who = {name: amount for name, amount in amounts.items() if amount}
         if who:
-            said.append(declared.quota_problem(where, quotas, metric, sum(who.values()), who, cure))
-    return [one for one in said if one]
+            problems.append(declared.quota_problem(where, quotas, metric, sum(who.values()), who, cure))
+    return [one for one in problems if one]
 
 
-def counted(accelerators):
+def gpu_text(accelerators: Mapping[str, int]) -> str:
+    """Return {accelerator type: count} as text for a sentence."""
     return declared.listed(f"{count} {kind}" for kind, count in accelerators.items()) or "none"
 
 
-def by_metric(resource):
+def by_metric(resource: dict) -> dict[str, dict]:
+    """Return the quotas of the API's Project or Region as {metric: {metric, limit, usage}}."""
     return {one["metric"]: one for one in resource.get("quotas") or []}

@@ -1,6 +1,7 @@
 """A small client of the Compute Engine API: authentication, retries, pages, operations with the API's reason.
 
-The requests library honours HTTPS_PROXY and REQUESTS_CA_BUNDLE, so nothing about the way is set here.
+The requests library reads HTTPS_PROXY and REQUESTS_CA_BUNDLE from the environment. Source of the answers' form:
+https://cloud.google.com/compute/docs/reference/rest/v1, and google.rpc.Status for errors.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import re
 import ssl
 import time
 import uuid
+from collections.abc import Generator, Iterable, Mapping
+from typing import Any
 
 import google.auth
 import google.auth.exceptions
@@ -31,13 +34,13 @@ SCOPES = (
 )
 TIMEOUT = (10, 60)  # seconds to connect, seconds between two bytes
 
-# Answers that say "later": too many requests, a conflict with another change, a server in trouble.
+# Statuses after which the same request may succeed: too many requests, a conflicting change, a server error.
 TRANSIENT = {409, 429, 500, 502, 503, 504}
-# Compute says the first two with status 403, and the last with 400 of a resource that another operation still holds.
+# Compute sends the first two with status 403, and the last with 400 while another operation holds the resource.
 LATER = {"rateLimitExceeded", "userRateLimitExceeded", "resourceNotReady"}
 ABSENT = {"notFound", "RESOURCE_NOT_FOUND"}
 TOKEN = re.compile(r"[!-~]+")
-JITTER = 0.25  # share of a pause that is added by chance, so that clients do not come back together
+JITTER = 0.25  # the largest random share added to a pause, so that clients do not retry together
 STOCKOUT = ("ZONE_RESOURCE_POOL_EXHAUSTED", "does not have enough resources", "resource_availability", "stockout")
 HINTS = {
     401: "the credentials are not accepted: renew GCP_ACCESS_TOKEN (gcloud auth print-access-token) or run "
@@ -46,38 +49,48 @@ HINTS = {
     "and see that its Compute Engine API is enabled",
 }
 
+# Client.list hides the built-in name from the annotations of its class.
+Items = list[dict]
+Names = list[str]
+
 
 class GcpError(Exception):
-    """One refusal of the API or of an operation.
+    """A request or an operation that failed; the text is one sentence with the cure.
 
-    Attributes: status (HTTP status, 0 where there is none), reasons (the API's codes), stockout (the zone has no
-    capacity), zones_available (zones that the API names as having some).
+    `status`: HTTP status, 0 where there is none, `reasons`: the API's codes, `zones_available`: the zones that the API
+    names as having capacity.
     """
 
-    def __init__(self, message, status=0, reasons=(), zones_available=()):
+    def __init__(
+        self, message: str, status: int = 0, reasons: Iterable[str] = (), zones_available: Iterable[str] = ()
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.reasons = tuple(reasons)
         self.zones_available = tuple(zones_available)
 
     @property
-    def stockout(self):
+    def stockout(self) -> bool:
+        """Whether the zone has no capacity."""
         said = " ".join((*self.reasons, str(self)))
         return any(word in said for word in STOCKOUT)
 
     @property
-    def exists(self):
-        """Whether what was to be made is there already."""
+    def exists(self) -> bool:
+        """Whether the resource to create exists already."""
         return bool({"alreadyExists", "RESOURCE_ALREADY_EXISTS"}.intersection(self.reasons))
 
     @property
-    def absent(self):
-        """Whether what was to be changed is not there."""
+    def absent(self) -> bool:
+        """Whether the resource to change does not exist."""
         return self.status == 404 or bool(ABSENT.intersection(self.reasons))
 
 
-def credentials_for(service_account_file=None, environ=None):
-    """Choose credentials: GCP_ACCESS_TOKEN, else the service account file, else application default credentials."""
+def credentials_for(service_account_file: str | None = None, environ: Mapping[str, str] | None = None) -> Any:
+    """Return credentials: GCP_ACCESS_TOKEN, else the service account file, else application default credentials.
+
+    Raises GcpError where the token is malformed or there are no credentials.
+    """
     token = (os.environ if environ is None else environ).get("GCP_ACCESS_TOKEN", "").strip()
     if token and not TOKEN.fullmatch(token):
         raise GcpError(
@@ -98,19 +111,25 @@ def credentials_for(service_account_file=None, environ=None):
 
 
 class Client:
-    """Requests within one project; `tries` counts attempts, `pause` (s) is the first wait between two of them."""
+    """Sends requests about one project. One client per thread: its session is not thread-safe.
 
-    def __init__(self, project, credentials, tries=6, pause=1.0, operation_timeout=900):
+    `tries`: attempts per request, `pause`: seconds before the second attempt, doubled for each further one,
+    `operation_timeout`: seconds an operation may take.
+    """
+
+    def __init__(
+        self, project: str, credentials: Any, tries: int = 6, pause: float = 1.0, operation_timeout: float = 900
+    ) -> None:
         self.project = project
         self.tries = max(tries, 1)
         self.pause = pause
         self.operation_timeout = operation_timeout
-        # google-auth renews what it can renew itself; of a token alone the API's own refusal is to be told.
+        # google-auth renews credentials itself. A token alone cannot be renewed: the API's own error is reported.
         token_alone = isinstance(credentials, oauth2.Credentials) and not credentials.refresh_token
         self.session = AuthorizedSession(credentials, **({"refresh_status_codes": ()} if token_alone else {}))
 
-    def get(self, path, missing_ok=False, root=ROOT, **params):
-        """Return the answer to GET of a path below the project; None for a 404 when missing_ok."""
+    def get(self, path: str, missing_ok: bool = False, root: str = ROOT, **params: Any) -> Any:
+        """Return the dictionary that GET of a path answers; None for a 404 with `missing_ok`. See `request`."""
         try:
             return self.request("GET", path, params=params, root=root)
         except GcpError as error:
@@ -118,35 +137,42 @@ class Client:
                 return None
             raise
 
-    def list(self, path, **params):
-        """Yield the items of every page, each an object with a name.
+    def list(self, path: str, **params: Any) -> Generator[dict, None, None]:
+        """Yield the items of all pages, dictionaries with a name.
 
-        Raises GcpError where a part of the list could not be reached: what is missing from it may be there.
+        Raises GcpError where a part of the list could not be reached: a resource missing from it may exist.
         """
         for page in self._pages(path, params):
             items = page.get("items") or []
             if unreachable(page):
                 raise GcpError(f"GET {path}: the Compute API reaches only a part of it (UNREACHABLE): try later.")
-            yield from named(items, f"GET {path}")
+            yield from checked_items(items, f"GET {path}")
 
-    def aggregated(self, path, kind, **params):
-        """Return (items of every zone or region with the scope's last name as "scope", scopes not reached)."""
-        found, dark = [], []
+    def aggregated(self, path: str, kind: str, **params: Any) -> tuple[Items, Names]:
+        """Return (items of all zones or regions, zones or regions that could not be reached, sorted).
+
+        `kind`: the field that has the items of one scope. Each item gets the name of its zone or region as "scope".
+        Raises GcpError where parts could not be reached and the API does not name them.
+        """
+        found: Items = []
+        unreached: Names = []
         for page in self._pages(path, params):
             scopes = page.get("items") or {}
             if not isinstance(scopes, dict):
-                raise not_understood(f"GET {path}")
-            dark += [last_part(one) for one in page.get("unreachables") or []]
+                raise unexpected_answer(f"GET {path}")
+            unreached += [last_part(one) for one in page.get("unreachables") or []]
             for scope, content in scopes.items():
                 if not isinstance(content, dict):
-                    raise not_understood(f"GET {path}")
-                dark += [last_part(scope)] if unreachable(content) else []
-                found += [{**one, "scope": last_part(scope)} for one in named(content.get(kind) or [], f"GET {path}")]
-            if unreachable(page) and not dark:
+                    raise unexpected_answer(f"GET {path}")
+                unreached += [last_part(scope)] if unreachable(content) else []
+                found += [
+                    {**one, "scope": last_part(scope)} for one in checked_items(content.get(kind) or [], f"GET {path}")
+                ]
+            if unreachable(page) and not unreached:
                 raise GcpError(f"GET {path}: the Compute API reaches only a part of it (UNREACHABLE): try later.")
-        return found, sorted(set(dark))
+        return found, sorted(set(unreached))
 
-    def _pages(self, path, params):
+    def _pages(self, path: str, params: dict) -> Generator[dict, None, None]:
         token = None
         while True:
             page = self.get(path, **params, **({"pageToken": token} if token else {}))
@@ -155,8 +181,8 @@ class Client:
             if not token:
                 return
 
-    def lacking(self, permissions):
-        """Return which of the permissions the account lacks on the project; None where that cannot be asked."""
+    def missing_permissions(self, permissions: Iterable[str]) -> Names | None:
+        """Return the permissions that the account lacks on the project, sorted; None where that cannot be asked."""
         try:
             answer = self.session.request(
                 "POST", PERMISSIONS.format(self.project), json={"permissions": sorted(permissions)}, timeout=TIMEOUT
@@ -166,8 +192,8 @@ class Client:
         except (OSError, ValueError, TypeError, AttributeError, google.auth.exceptions.GoogleAuthError):
             return None
 
-    def change(self, method, path, body=None, **params):
-        """Send a change and wait for its operation; return the finished operation."""
+    def change(self, method: str, path: str, body: dict | None = None, **params: Any) -> dict:
+        """Send a change, wait for its operation and return the finished operation. Raises GcpError where it fails."""
         # The same requestId in a repeated request lets the API recognize it, so nothing is done twice.
         operation = self.request(method, path, body, params={"requestId": str(uuid.uuid4()), **params})
         where = path.split("/")
@@ -175,12 +201,15 @@ class Client:
             operation, "/".join(where[:2]) if where[0] in ("zones", "regions") else "global", f"{method} {path}"
         )
 
-    def wait(self, operation, scope, what):
-        """Ask for an operation until it is done. `scope`: "global" or "zones/ZONE"."""
+    def wait(self, operation: dict, scope: str, what: str) -> dict:
+        """Poll an operation until it is done and return it; `scope`: "global", "zones/ZONE" or "regions/REGION".
+
+        Raises GcpError where it fails or is not done in time; `what`: the request, for the sentence.
+        """
         deadline = time.monotonic() + self.operation_timeout
         pause = min(self.pause, 0.5)
         if not isinstance(operation.get("name"), str) or not isinstance(operation.get("status"), str):
-            raise not_understood(what)
+            raise unexpected_answer(what)
         while operation.get("status") != "DONE":
             if time.monotonic() > deadline:
                 raise GcpError(
@@ -194,10 +223,12 @@ class Client:
             raise operation_error(operation, what)
         return operation
 
-    def request(self, method, path, body=None, params=None, root=ROOT):
-        """Send one request, again while the answer is transient; return the JSON body.
+    def request(
+        self, method: str, path: str, body: dict | None = None, params: dict | None = None, root: str = ROOT
+    ) -> dict:
+        """Send one request, again after transient errors, and return the JSON object of the answer.
 
-        `path` is relative to the project unless it begins with "projects/"; `root`: ROOT or DNS, the API that is asked.
+        `path`: relative to the project unless it begins with "projects/", `root`: the API (ROOT or DNS).
         Raises GcpError with the API's reason.
         """
         if not path.startswith("projects/"):
@@ -209,9 +240,9 @@ class Client:
             except google.auth.exceptions.RefreshError as error:
                 # google-auth tried to renew after a 401 and could not.
                 raise GcpError(f"{method} {path}: 401 {one_line(error)}; {HINTS[401]}.", status=401) from error
-            # All that requests raises is an OSError, as is a REQUESTS_CA_BUNDLE that is not there.
+            # All errors of requests are an OSError, and so is a missing REQUESTS_CA_BUNDLE.
             except (OSError, google.auth.exceptions.TransportError) as error:
-                if last or lasting(error):
+                if last or is_permanent(error):
                     raise GcpError(
                         f"{method} {path}: the Compute API cannot be reached ({one_line(error)}): check the network, "
                         "HTTPS_PROXY and REQUESTS_CA_BUNDLE."
@@ -220,24 +251,27 @@ class Client:
                 continue
             if answer.ok:
                 return read_json(answer, f"{method} {path}")
-            error = answer_error(answer, f"{method} {path}")
-            # Only the caller knows what an existing resource means, and a stockout is worth another zone, not time.
-            final = error.exists or error.stockout
-            later = answer.status_code in TRANSIENT or LATER.intersection(error.reasons)
+            refusal = answer_error(answer, f"{method} {path}")
+            # Only the caller knows what an existing resource means; a stockout needs another zone, not time.
+            final = refusal.exists or refusal.stockout
+            later = answer.status_code in TRANSIENT or LATER.intersection(refusal.reasons)
             asked = seconds_asked(answer.headers.get("Retry-After"))
             if last or final or not later or asked > self.operation_timeout:
-                raise error
+                raise refusal
             self._sleep(attempt, asked)
         raise AssertionError("unreachable")
 
-    def _sleep(self, attempt, asked=0):
-        """Wait before the next attempt, at least the seconds that the API asked for."""
+    def _sleep(self, attempt: int, asked: float = 0) -> None:
+        """Wait before the next attempt, at least the `asked` seconds of the API."""
         pause = max(min(self.pause * 2 ** (attempt - 1), 60), asked)
         time.sleep(pause * random.uniform(1, 1 + JITTER))
 
 
-def seconds_asked(text, now=None):
-    """Return the seconds that a Retry-After header asks for, given as a number or as a date; 0 for anything else."""
+def seconds_asked(text: str | None, now: datetime.datetime | None = None) -> float:
+    """Return the seconds that a Retry-After header asks for, given as a number or a date; 0 for anything else.
+
+    Source: RFC 9110, 10.2.3.
+    """
     text = (text or "").strip()
     if text.isdigit():
         return int(text)
@@ -250,34 +284,36 @@ def seconds_asked(text, now=None):
     return max((when - (now or datetime.datetime.now(datetime.timezone.utc))).total_seconds(), 0)
 
 
-def not_understood(what):
+def unexpected_answer(what: str) -> GcpError:
+    """Return the error for an answer that does not have the form that the API documents."""
     return GcpError(
         f"{what}: the answer is not what the Compute API says: see that nothing between here and Google (HTTPS_PROXY) "
         "changes it, and try again."
     )
 
 
-def unreachable(part):
-    """Say whether a list, or the part of a zone in it, tells that not everything could be asked."""
+def unreachable(part: dict) -> bool:
+    """Return whether a list, or its part of one zone, is incomplete because something could not be reached."""
     warning = part.get("warning")
     return isinstance(warning, dict) and warning.get("code") == "UNREACHABLE"
 
 
-def named(items, what):
-    """Return the items of a list; raises GcpError where one is no object with a name."""
+def checked_items(items: Any, what: str) -> list[dict]:
+    """Return the items of a list. Raises GcpError where one is not an object with a name."""
     if not isinstance(items, list) or not all(isinstance(one, dict) and one.get("name") for one in items):
-        raise not_understood(what)
+        raise unexpected_answer(what)
     return items
 
 
-def last_part(scope):
+def last_part(scope: object) -> str:
+    """Return the name of a scope: asia-northeast3-a of zones/asia-northeast3-a."""
     return str(scope).rstrip("/").rsplit("/", 1)[-1]
 
 
-def lasting(error):
-    """Say whether asking again is in vain, as with a proxy that is not there or a certificate that is not trusted.
+def is_permanent(error: Exception) -> bool:
+    """Return whether a retry is useless, as with a proxy that does not exist or a certificate that is not trusted.
 
-    A connection that breaks is worth another try, also behind a proxy, which urllib3 then blames for it.
+    A broken connection is retried, also behind a proxy, where urllib3 reports it as an error of the proxy.
     """
     reason = getattr(error.args[0] if error.args else None, "reason", None)
     cause = getattr(reason, "original_error", None) or next(iter(getattr(reason, "args", ())), None)
@@ -287,11 +323,13 @@ def lasting(error):
     return not isinstance(error, (*broken, google.auth.exceptions.TransportError))
 
 
-def one_line(value):
+def one_line(value: object) -> str:
+    """Return a value's text with all whitespace as single spaces."""
     return " ".join(str(value).split())
 
 
-def read_json(answer, what):
+def read_json(answer: requests.Response, what: str) -> dict:
+    """Return the JSON object of an answer. Raises GcpError where it is something else."""
     try:
         said = answer.json()
     except ValueError as error:
@@ -299,12 +337,12 @@ def read_json(answer, what):
             f"{what}: the answer is not JSON but {answer.headers.get('Content-Type')}: is HTTPS_PROXY a portal?"
         ) from error
     if not isinstance(said, dict):
-        raise not_understood(what)
+        raise unexpected_answer(what)
     return said
 
 
-def answer_error(answer, what):
-    """Make a GcpError from a refused request, whatever its body looks like."""
+def answer_error(answer: requests.Response, what: str) -> GcpError:
+    """Return the error for a refused request, whatever its body is."""
     status = answer.status_code
     try:
         error = answer.json()["error"]
@@ -312,7 +350,7 @@ def answer_error(answer, what):
         reasons = [one["reason"] for one in error.get("errors") or [] if one.get("reason")]
         details = error.get("details") or []
     except (ValueError, KeyError, TypeError, AttributeError):
-        # A page for people, as balancers and proxies send it, is told without its markup.
+        # An HTML page, as load balancers and proxies send it, is quoted without its markup.
         text = one_line(re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", answer.text, flags=re.DOTALL))
         message, reasons, details = text[:200] or answer.reason, [], []
     reasons += [one["reason"] for one in details if isinstance(one, dict) and one.get("reason")]
@@ -322,19 +360,19 @@ def answer_error(answer, what):
     return GcpError(f"{what}: {status}{said} {one_line(message).rstrip('.')}{hint}.", status, reasons)
 
 
-def project_sentence(project, error):
-    """Say what a refused first request means for the project; only there a 404 is the project's."""
+def project_sentence(project: str, error: GcpError) -> str:
+    """Return what a refused request about the project itself means; only there a 404 means the project."""
     if error.status == 404:
         return f"Project '{project}' does not exist or is not yours: set gcp_project to its ID ({error})"
     return str(error)
 
 
-def operation_error(operation, what):
-    """Make a GcpError from a finished operation that failed, whatever it says about it."""
+def operation_error(operation: dict, what: str) -> GcpError:
+    """Return the error for a finished operation that failed, whatever its details are."""
     error = operation["error"] if isinstance(operation["error"], dict) else {}
     errors = [one for one in error.get("errors") or [] if isinstance(one, dict)]
     errors = errors or [{"code": "UNKNOWN", "message": operation.get("httpErrorMessage", "")}]
-    zones = []
+    zones: list[str] = []
     for one in errors:
         for detail in one.get("errorDetails") or []:
             told = ((detail.get("errorInfo") or {}).get("metadatas") or {}).get("zonesAvailable", "")

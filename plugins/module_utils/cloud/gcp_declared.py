@@ -1,7 +1,8 @@
-"""What is declared for Google Cloud: checked, worded as the API wants it, and compared with what is there.
+"""Check what is declared for Google Cloud, convert it to the API's resources, and compare it with the existing ones.
 
-No requests here: dictionaries in, dictionaries and sentences out. A rule and a machine are the dictionaries that
-the module gcp_fleet documents.
+Plain Python without requests: dictionaries in, dictionaries and sentences out. A rule and a machine are the
+dictionaries that the module gcp_fleet documents. Resources (Instance, Disk, Firewall …) are those of the API; source:
+https://cloud.google.com/compute/docs/reference/rest/v1.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import fnmatch
 import ipaddress
 import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 URL = "https://www.googleapis.com/compute/v1/"
-# Written into the description of all that is made, with the name of the fleet, so that only that is taken away again.
+# The description of every resource that is made here, followed by the name of the fleet: only these are deleted again.
 # Releases before fleets had names wrote it alone.
 MARK = "Made by llm-server, playbooks/provision.yml"
 FLEET = ", fleet "
@@ -37,11 +39,15 @@ RULE = {
 
 MAX_RUN_HOURS = 120 * 24  # the API's own limit
 LIVE, STOPPED, NEW = "live", "stopped", "new"
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass
 class Difference:
-    """One field of a machine that is not as declared; `cure`: LIVE, STOPPED (mended on a stopped VM) or NEW."""
+    """One field of a machine that differs from its declaration.
+
+    `cure`: LIVE (changes at any time), STOPPED (changes on a stopped machine) or NEW (needs a new machine).
+    """
 
     field: str
     actual: object
@@ -50,89 +56,94 @@ class Difference:
 
 
 class Change:
-    """One thing done or to be done: a sentence, and what was there before and is after (None: nothing)."""
+    """One change, made or planned: a sentence, and the fields before and after it (None: no resource)."""
 
-    def __init__(self, what, before, after):
+    def __init__(self, what: str, before: dict | None, after: dict | None) -> None:
         self.what = what
         self.before = before
         self.after = after
 
-    def only_differing(self):
-        """Return (before, after): of a change the fields that differ, of what comes or goes those that are set."""
+    def only_differing(self) -> tuple[dict | None, dict | None]:
+        """Return (before, after) with the fields that differ; of a new or deleted resource, those that are set."""
         if self.before is None or self.after is None:
-            return tuple(
-                side and {key: value for key, value in side.items() if value} for side in (self.before, self.after)
-            )
+            return _set_fields(self.before), _set_fields(self.after)
         keys = [key for key in {**self.before, **self.after} if self.before.get(key) != self.after.get(key)]
-        return tuple({key: side[key] for key in keys if key in side} for side in (self.before, self.after))
+        before, after = ({key: side[key] for key in keys if key in side} for side in (self.before, self.after))
+        return before, after
 
 
-def region_of(zone):
+def _set_fields(fields: dict | None) -> dict | None:
+    return fields and {key: value for key, value in fields.items() if value}
+
+
+def region_of(zone: str) -> str:
+    """Return the region of a zone: asia-northeast3 of asia-northeast3-a."""
     return zone.rsplit("-", 1)[0]
 
 
-def last(url):
-    """Return the name at the end of a full or partial URL."""
+def last(url: str | None) -> str:
+    """Return the name at the end of a full or partial URL; "" where there is none."""
     return (url or "").rsplit("/", 1)[-1]
 
 
-def tail(url, project):
+def tail(url: str | None, project: str) -> str:
     """Return a resource URL from "projects/" on, so that full and partial forms compare equal."""
     url = re.sub(r"^https?://[^/]+/compute/[^/]+/", "", url or "")
     return url if not url or url.startswith("projects/") else f"projects/{project}/{url.lstrip('/')}"
 
 
-# --- what was made here ------------------------------------------------------------------------------------------
+# --- ownership --------------------------------------------------------------------------------------------------
 
 
-def mark(fleet):
+def mark(fleet: str) -> str:
+    """Return the description of the resources that are made for this fleet."""
     return f"{MARK}{FLEET}{fleet}"
 
 
-def made_by(resource, fleet):
-    """Say whether a resource carries the fleet's mark, or that of a release before fleets had names."""
+def made_by(resource: dict, fleet: str) -> bool:
+    """Return whether a resource has the fleet's mark, or that of a release before fleets had names."""
     return resource.get("description") in (MARK, mark(fleet))
 
 
-def maker(resource):
-    """Say in words whose a resource is that is not this fleet's."""
+def origin(resource: dict) -> str:
+    """Return how a resource that is not this fleet's was made, for a sentence that begins with its name."""
     text = str(resource.get("description") or "")
     if text.startswith(MARK + FLEET):
         return f"was made by another fleet ('{text.removeprefix(MARK + FLEET)}')"
     return "was not made by playbooks/provision.yml"
 
 
-def limited(names, patterns, matched):
-    """Return which names ansible's --limit leaves.
+def limited(names: Iterable[str], limit: str | None, matched: Collection[str]) -> list[str]:
+    """Return the names that ansible's --limit selects.
 
-    `patterns`: what was given to --limit, `matched`: the hosts of the inventory that it matched. A machine that is not
-    there yet is in no inventory, so patterns are held against its name. Without patterns, and where only localhost
-    is named, all are left.
+    `limit`: the value of --limit, `matched`: the hosts of the inventory that it matched. A machine that does not exist
+    yet is in no inventory, so the patterns are matched against its name. Without patterns, or with localhost alone,
+    all names are selected.
     """
-    patterns = [one for one in re.split(r"[,:\s]+", patterns or "") if one]
+    patterns = [one for one in re.split(r"[,:\s]+", limit or "") if one]
     wanted = [one for one in patterns if one[0] not in "!&" and one not in ("localhost", "127.0.0.1")]
     if not wanted and not any(one[0] in "!&" for one in patterns):
         return list(names)
-    without = [one[1:] for one in patterns if one[0] == "!"]
+    excluded = [one[1:] for one in patterns if one[0] == "!"]
     wanted = ["*" if one == "all" else one for one in wanted] or ["*"]
 
-    def left(name):
+    def selected(name: str) -> bool:
         if name in matched:
             return True
-        if any(one[0] == "&" for one in patterns) or any(fnmatch.fnmatchcase(name, one) for one in without):
+        if any(one[0] == "&" for one in patterns) or any(fnmatch.fnmatchcase(name, one) for one in excluded):
             return False
         return any(fnmatch.fnmatchcase(name, one) for one in wanted)
 
-    return [name for name in names if left(name)]
+    return [name for name in names if selected(name)]
 
 
-# --- what was declared, checked ---------------------------------------------------------------------------------
+# --- checks of the declarations ---------------------------------------------------------------------------------
 
 
-def machine_problems(machines, accelerators=None):
-    """Return a sentence for each declared value that cannot be meant.
+def machine_problems(machines: list[dict], accelerators: dict | None = None) -> list[str]:
+    """Return a sentence for each invalid value of the declared machines.
 
-    `accelerators`: which series a GPU goes with and in which numbers (data/gcp/accelerators.yml).
+    `accelerators`: the series and counts that each GPU can be attached in (data/gcp/accelerators.yml).
     """
     problems = name_problems("gcp_machines", machines)
     if not machines:
@@ -180,8 +191,8 @@ def machine_problems(machines, accelerators=None):
     return problems
 
 
-def account_problems(who, account):
-    """Return a sentence for each value of a machine's service account that cannot be meant."""
+def account_problems(who: str, account: dict | None) -> list[str]:
+    """Return a sentence for each invalid value of a machine's service account."""
     if account is None:
         return []
     problems = []
@@ -200,8 +211,8 @@ def account_problems(who, account):
     return problems
 
 
-def accelerator_problems(who, machine, accelerators):
-    """Return a sentence where a GPU cannot be had with the machine's series, or not in that number."""
+def accelerator_problems(who: str, machine: dict, accelerators: dict) -> list[str]:
+    """Return a sentence where the machine's series cannot have the GPU, or not in that count."""
     gpu = machine["accelerator"]
     if gpu["count"] < 0:
         return [f"{who}: accelerator.count {gpu['count']} must be 0 for none, or more."]
@@ -222,8 +233,8 @@ def accelerator_problems(who, machine, accelerators):
     return problems
 
 
-def name_problems(variable, declared):
-    """Return a sentence for each name of a list that is no name, or that is there twice."""
+def name_problems(variable: str, declared: list[dict]) -> list[str]:
+    """Return a sentence for each name of a list that is invalid or used twice."""
     names = [one["name"] for one in declared]
     problems = [
         f"{variable} names '{name}' more than once: give each a name of its own."
@@ -236,8 +247,8 @@ def name_problems(variable, declared):
     ]
 
 
-def rule_problems(rules):
-    """Return a sentence for each declared value that cannot be meant; `read_ranges` does so for the ranges."""
+def rule_problems(rules: list[dict]) -> list[str]:
+    """Return a sentence for each invalid value of the declared rules; `read_ranges` checks their ranges."""
     problems = name_problems("gcp_firewall_rules", rules)
     for rule in rules:
         who = f"rule {rule['name']}"
@@ -258,14 +269,18 @@ def rule_problems(rules):
     return problems
 
 
-def is_world(network):
-    """Say whether a range is, for the purpose of asking twice, the whole Internet."""
+def is_world(network: Network) -> bool:
+    """Return whether a range is so wide that it counts as the whole Internet."""
     return network.prefixlen < 8
 
 
-def read_ranges(rule):
-    """Return (networks that are the world, narrower ones, problems) of a rule's source ranges."""
-    networks, problems = [], []
+def read_ranges(rule: dict) -> tuple[list[Network], list[Network], list[str]]:
+    """Return (networks that are the whole Internet, narrower ones, problems) of a rule's source ranges.
+
+    Narrow ranges that together cover the Internet are in the first list.
+    """
+    networks: list[Network] = []
+    problems: list[str] = []
     for text in rule["source_ranges"]:
         try:
             networks.append(ipaddress.ip_network(text.strip()))
@@ -276,96 +291,124 @@ def read_ranges(rule):
     networks = list(dict.fromkeys(networks))
     world = [one for one in networks if is_world(one)]
     narrow = [one for one in networks if not is_world(one)]
-    # Narrow ones that together are the world are the world.
     for version in (4, 6):
-        if any(is_world(one) for one in ipaddress.collapse_addresses([n for n in narrow if n.version == version])):
-            world += [one for one in narrow if one.version == version]
+        family: list = [one for one in narrow if one.version == version]
+        if any(is_world(one) for one in ipaddress.collapse_addresses(family)):
+            world += family
             narrow = [one for one in narrow if one.version != version]
     return world, narrow, problems
 
 
-def effective_rules(rules, open_to_world, world_ports):
-    """Work out the rules that are really made.
+def effective_rules(
+    rules: list[dict], open_to_world: bool, world_ports: Collection[int]
+) -> tuple[list[dict], set[str], list[str], list[str]]:
+    """Return the firewall rules to create for the declared ones.
 
     A range that is the whole Internet opens `world_ports` only; the other ports of such a rule are opened to its
     narrower ranges, in a rule of their own (NAME-restricted), or to nobody. IPv6 ranges get one too (NAME-ipv6).
 
-    Returns (rules to have, names to be without, problems, remarks).
+    Returns (rules to create, names of rules that must not exist, problems, remarks).
     """
-    have, problems, remarks = [], [], []
+    effective: list[dict] = []
+    problems: list[str] = []
+    remarks: list[str] = []
     for rule in rules:
         if rule["state"] == "absent":
             continue
-        world, narrow, wrong = read_ranges(rule)
+        world, narrow, unreadable = read_ranges(rule)
+        wrong = unreadable or _source_problems(rule, world, narrow, open_to_world)
         problems += wrong
-        if not rule["source_ranges"]:
-            problems.append(
-                f"rule {rule['name']}: it has no source ranges: set gcp_source_ranges to the networks that may reach "
-                f"port {listed(rule['ports'])}, such as ['203.0.113.0/24']."
-            )
-        if wrong or not rule["source_ranges"]:
-            continue
-        if world and not open_to_world:
-            problems.append(
-                f"rule {rule['name']}: {listed(world)} is the whole Internet: name narrower gcp_source_ranges, or set "
-                "gcp_open_to_world: true if that is what you want."
-            )
-            continue
-        if all(one.version == 6 for one in world + narrow):
-            problems.append(
-                f"rule {rule['name']}: its source ranges are IPv6 only, and the machines have IPv4 addresses only: "
-                "name the IPv4 networks that may reach them."
-            )
-            continue
-        shut = [port for port in rule["ports"] if world and port not in world_ports]
-        open_ = [port for port in rule["ports"] if port not in shut]
-        if open_:
-            have += by_family({**rule, "ports": open_}, world + narrow)
-        if shut and narrow:
-            name = f"{rule['name']}-restricted" if open_ else rule["name"]
-            have += by_family({**rule, "name": name, "ports": shut}, narrow)
-        if shut:
-            remarks.append(
-                f"rule {rule['name']}: port {listed(shut)} stays closed to the Internet"
-                f"{f' and open to {listed(narrow)}' if narrow else ''}; gcp_open_to_world_ports would open it."
-            )
+        if not wrong:
+            split, closed = _split_by_port(rule, world, narrow, world_ports)
+            effective += split
+            remarks += closed
+    problems += _derived_name_problems(rules, effective)
+    wanted = {rule["name"] for rule in effective}
+    absent = {f"{rule['name']}{suffix}" for rule in rules for suffix in SUFFIXES} - wanted
+    return effective, absent, list(dict.fromkeys(problems)), remarks
+
+
+def _source_problems(rule: dict, world: list[Network], narrow: list[Network], open_to_world: bool) -> list[str]:
+    """Return a sentence where a rule's source ranges, valid each, cannot be used."""
+    if not rule["source_ranges"]:
+        return [
+            f"rule {rule['name']}: it has no source ranges: set gcp_source_ranges to the networks that may reach "
+            f"port {listed(rule['ports'])}, such as ['203.0.113.0/24']."
+        ]
+    if world and not open_to_world:
+        return [
+            f"rule {rule['name']}: {listed(world)} is the whole Internet: name narrower gcp_source_ranges, or set "
+            "gcp_open_to_world: true if that is what you want."
+        ]
+    if all(one.version == 6 for one in world + narrow):
+        return [
+            f"rule {rule['name']}: its source ranges are IPv6 only, and the machines have IPv4 addresses only: "
+            "name the IPv4 networks that may reach them."
+        ]
+    return []
+
+
+def _split_by_port(
+    rule: dict, world: list[Network], narrow: list[Network], world_ports: Collection[int]
+) -> tuple[list[dict], list[str]]:
+    """Return (rules, remarks): a rule split into ports open to the Internet and ports open to narrow ranges."""
+    closed = [port for port in rule["ports"] if world and port not in world_ports]
+    opened = [port for port in rule["ports"] if port not in closed]
+    split: list[dict] = []
+    if opened:
+        split += split_by_family({**rule, "ports": opened}, world + narrow)
+    if closed and narrow:
+        name = f"{rule['name']}-restricted" if opened else rule["name"]
+        split += split_by_family({**rule, "name": name, "ports": closed}, narrow)
+    if not closed:
+        return split, []
+    return split, [
+        f"rule {rule['name']}: port {listed(closed)} stays closed to the Internet"
+        f"{f' and open to {listed(narrow)}' if narrow else ''}; gcp_open_to_world_ports would open it."
+    ]
+
+
+def _derived_name_problems(rules: list[dict], effective: list[dict]) -> list[str]:
+    """Return a sentence for each rule that a split needs and whose name is taken or too long."""
     declared = {rule["name"] for rule in rules}
-    for name in [rule["name"] for rule in have]:
-        clash = name in declared and [rule["name"] for rule in have].count(name) > 1
+    names = [rule["name"] for rule in effective]
+    problems = []
+    for name in names:
+        clash = name in declared and names.count(name) > 1
         if clash or (name not in declared and not NAME.fullmatch(name)):
             problems.append(
                 f"rule {name}: gcp_firewall_rules needs a rule of this name for a part of its ranges, and the name is "
                 f"{'taken' if clash else 'longer than 63 characters'}: give the declared rule another name."
             )
-    wanted = {rule["name"] for rule in have}
-    without = {f"{rule['name']}{end}" for rule in rules for end in ENDS} - wanted
-    return have, without, list(dict.fromkeys(problems)), remarks
+    return problems
 
 
-ENDS = ("", "-ipv6", "-restricted", "-restricted-ipv6")
+# The ends of the names of rules that `effective_rules` may derive from one declared rule.
+SUFFIXES = ("", "-ipv6", "-restricted", "-restricted-ipv6")
 
 
-def by_family(rule, networks):
-    """Return the rule for its IPv4 ranges and NAME-ipv6 for the others: the API takes one family a rule."""
+def split_by_family(rule: dict, networks: list[Network]) -> list[dict]:
+    """Return the rule for its IPv4 ranges and NAME-ipv6 for its IPv6 ranges: the API takes one family per rule."""
     split = {version: [str(one) for one in networks if one.version == version] for version in (4, 6)}
     named = {4: rule["name"], 6: f"{rule['name']}-ipv6"}
     return [{**rule, "name": named[version], "source_ranges": split[version]} for version in (4, 6) if split[version]]
 
 
-def open_ports(rules, tags):
-    """Return the ports that rules open on a machine that carries these tags, sorted."""
+def open_ports(rules: Iterable[dict], tags: Iterable[str]) -> list[int]:
+    """Return the sorted ports that the rules open on a machine with these tags."""
     return sorted({port for rule in rules if set(rule["target_tags"]) & set(tags) for port in rule["ports"]})
 
 
-def listed(values):
+def listed(values: Iterable[object]) -> str:
+    """Return values as text, separated by commas."""
     return ", ".join(str(value) for value in values)
 
 
 # --- firewall rules ---------------------------------------------------------------------------------------------
 
 
-def rule_body(project, rule, fleet):
-    """Word a rule as the API's Firewall; the lists that must be empty are left to `rule_patch`."""
+def rule_body(project: str, rule: dict, fleet: str) -> dict:
+    """Return the API's Firewall for a rule; `rule_patch` adds the lists that must be empty."""
     return {
         "name": rule["name"],
         "description": mark(fleet),
@@ -379,11 +422,12 @@ def rule_body(project, rule, fleet):
     }
 
 
-LISTS = ("sourceTags", "sourceServiceAccounts", "targetServiceAccounts", "destinationRanges")
+# Lists of a Firewall that no declared rule has.
+RESTRICTING_LISTS = ("sourceTags", "sourceServiceAccounts", "targetServiceAccounts", "destinationRanges")
 
 
-def rule_view(project, firewall):
-    """Bring a Firewall of the API, or a body for it, into the one form that is compared and shown."""
+def rule_view(project: str, firewall: dict) -> dict:
+    """Return the fields of the API's Firewall, or of a body for one, in the form that is compared and shown."""
     return {
         "network": tail(firewall.get("network"), project),
         "direction": firewall.get("direction", "INGRESS"),
@@ -394,32 +438,34 @@ def rule_view(project, firewall):
         "sourceRanges": sorted(canonical(one) for one in firewall.get("sourceRanges") or []),
         "targetTags": sorted(firewall.get("targetTags") or []),
         "logging": bool((firewall.get("logConfig") or {}).get("enable")),
-        **{name: sorted(firewall.get(name) or []) for name in LISTS},
+        **{name: sorted(firewall.get(name) or []) for name in RESTRICTING_LISTS},
     }
 
 
-def canonical(cidr):
+def canonical(cidr: str) -> str:
+    """Return a range without host bits; text that is no range is returned unchanged."""
     try:
         return str(ipaddress.ip_network(cidr, strict=False))
     except ValueError:
         return cidr
 
 
-def protocols(entries):
-    """Flatten Firewall.allowed into sorted "tcp:8000-8001" strings with touching ports merged."""
-    spans = {}
-    flat = set()
+def protocols(entries: list[dict] | None) -> list[str]:
+    """Return Firewall.allowed or .denied as sorted "tcp:8000-8001" strings; adjacent ports are merged."""
+    spans: dict[str, list[tuple[int, int]]] = {}
+    flat: set[str] = set()
     for entry in entries or []:
-        protocol = {"6": "tcp", "17": "udp", "1": "icmp"}.get(str(entry.get("IPProtocol")), entry.get("IPProtocol"))
+        protocol = str(entry.get("IPProtocol"))
+        protocol = {"6": "tcp", "17": "udp", "1": "icmp"}.get(protocol, protocol)
         if not entry.get("ports"):
-            flat.add(str(protocol))
+            flat.add(protocol)
         for text in entry.get("ports") or []:
-            low, _, high = str(text).partition("-")
-            spans.setdefault(protocol, []).append((int(low), int(high or low)))
+            first, _, end = str(text).partition("-")
+            spans.setdefault(protocol, []).append((int(first), int(end or first)))
     for protocol, pairs in spans.items():
         if protocol in flat:
             continue
-        merged = []
+        merged: list[list[int]] = []
         for low, high in sorted(pairs):
             if merged and low <= merged[-1][1] + 1:
                 merged[-1][1] = max(merged[-1][1], high)
@@ -429,8 +475,8 @@ def protocols(entries):
     return sorted(flat)
 
 
-def rule_patch(project, rule, firewall, fleet):
-    """Return (body, replace): the fields to PATCH, and whether the rule can only be made anew."""
+def rule_patch(project: str, rule: dict, firewall: dict, fleet: str) -> tuple[dict, bool]:
+    """Return (fields to PATCH, replace); `replace`: the rule must be deleted and created again with these fields."""
     view, body = rule_view(project, firewall), rule_body(project, rule, fleet)
     wanted = rule_view(project, body)
     wrong = {key for key in wanted if view[key] != wanted[key]}
@@ -439,7 +485,7 @@ def rule_patch(project, rule, firewall, fleet):
     patch = {key: body[key] for key in body if key in wrong}
     if not made_by(firewall, fleet):  # adopted
         patch["description"] = body["description"]
-    patch.update({name: [] for name in LISTS if name in wrong})
+    patch.update({name: [] for name in RESTRICTING_LISTS if name in wrong})
     if "logging" in wrong:
         patch["logConfig"] = {"enable": False}
     return patch, False
@@ -448,20 +494,22 @@ def rule_patch(project, rule, firewall, fleet):
 # --- machines ---------------------------------------------------------------------------------------------------
 
 
-def scheduling(machine):
+def scheduling(machine: dict) -> dict:
+    """Return the API's Scheduling for a machine."""
     spot, hours = machine["spot"], machine["max_run_hours"]
     return {
         "provisioningModel": "SPOT" if spot else "STANDARD",
         "onHostMaintenance": "TERMINATE" if spot else machine["maintenance_policy"],
         # The API refuses automatic restart of a spot machine.
         "automaticRestart": machine["automatic_restart"] and not spot,
-        # The disk is kept when Google takes a spot machine away, or its time is over.
+        # The disk is kept when Google preempts a spot machine, or its maximum run time ends.
         **({"instanceTerminationAction": "STOP"} if spot or hours else {}),
         **({"maxRunDuration": {"seconds": str(hours * 3600)}} if hours else {}),
     }
 
 
-def accelerators(project, zone, machine):
+def accelerators(project: str, zone: str, machine: dict) -> list[dict]:
+    """Return the API's guestAccelerators for a machine."""
     if not machine["accelerator"]["count"]:
         return []
     kind = f"{URL}projects/{project}/zones/{zone}/acceleratorTypes/{machine['accelerator']['type']}"
@@ -471,12 +519,14 @@ def accelerators(project, zone, machine):
 ACCESS = {"type": "ONE_TO_ONE_NAT", "name": "External NAT", "networkTier": "PREMIUM"}
 
 
-def service_accounts(machine):
+def service_accounts(machine: dict) -> list[dict]:
+    """Return the API's serviceAccounts for a machine."""
     account = machine["service_account"]
     return [{"email": account["email"], "scopes": sorted(set(account["scopes"]))}] if account else []
 
 
-def shielded_body(shielded):
+def shielded_body(shielded: dict) -> dict:
+    """Return the API's ShieldedInstanceConfig."""
     return {
         "enableSecureBoot": shielded["secure_boot"],
         "enableVtpm": shielded["vtpm"],
@@ -484,16 +534,16 @@ def shielded_body(shielded):
     }
 
 
-def address_body(name, fleet, current=None):
-    """Word the address that is reserved for a machine; `current`: the one that it has already and is to keep."""
+def address_body(name: str, fleet: str, current: str | None = None) -> dict:
+    """Return the API's Address that is reserved for a machine; `current`: the address that it has and keeps."""
     body = {"name": name, "description": mark(fleet), "addressType": "EXTERNAL", "networkTier": "PREMIUM"}
     return {**body, "address": current} if current else body
 
 
-def machine_body(project, zone, machine, fleet, address=None):
-    """Word a machine as the API's Instance for an insert. `address`: the external one that is reserved for it."""
+def machine_body(project: str, zone: str, machine: dict, fleet: str, address: str | None = None) -> dict:
+    """Return the API's Instance to insert for a machine; `address`: the external address that is reserved for it."""
     here = f"{URL}projects/{project}/zones/{zone}"
-    interface = {"network": f"{URL}projects/{project}/global/networks/{machine['network']}"}
+    interface: dict = {"network": f"{URL}projects/{project}/global/networks/{machine['network']}"}
     if machine["subnetwork"]:
         region = region_of(zone)
         interface["subnetwork"] = f"{URL}projects/{project}/regions/{region}/subnetworks/{machine['subnetwork']}"
@@ -514,7 +564,7 @@ def machine_body(project, zone, machine, fleet, address=None):
                 "deviceName": machine["name"],
                 "initializeParams": {
                     "description": mark(fleet),
-                    "labels": labels_text(machine["disk"]["labels"]),
+                    "labels": label_values(machine["disk"]["labels"]),
                     "diskSizeGb": str(machine["disk"]["size_gb"]),
                     "diskType": f"{here}/diskTypes/{machine['disk']['type']}",
                     **source(project, machine),
@@ -524,7 +574,7 @@ def machine_body(project, zone, machine, fleet, address=None):
         "networkInterfaces": [interface],
         "serviceAccounts": service_accounts(machine),
         "deletionProtection": machine["deletion_protection"],
-        # Left to Google where it is as Google has it: an image that cannot be shielded takes none of it.
+        # Not sent where it is Google's default: an image without support for it refuses the field.
         **(
             {}
             if machine["shielded"] == shielded_view({})
@@ -539,15 +589,15 @@ def machine_body(project, zone, machine, fleet, address=None):
     }
 
 
-def source(project, machine):
-    """Return what a boot disk is made from: a snapshot of the project where one is named, else the image."""
+def source(project: str, machine: dict) -> dict:
+    """Return the source of a boot disk: the declared snapshot of the project, else the image family."""
     if machine["snapshot"]:
         return {"sourceSnapshot": f"{URL}projects/{project}/global/snapshots/{machine['snapshot']}"}
     image = machine["image"]
     return {"sourceImage": f"{URL}projects/{image['project']}/global/images/family/{image['family']}"}
 
 
-def declared_view(machine):
+def declared_view(machine: dict) -> dict:
     """Return the fields of a declared machine in the form that is compared and shown."""
     gpu = machine["accelerator"]
     return {
@@ -564,7 +614,7 @@ def declared_view(machine):
         "service_account": {one["email"]: one["scopes"] for one in service_accounts(machine)},
         "deletion_protection": machine["deletion_protection"],
         "shielded": dict(machine["shielded"]),
-        **({"disk_labels": labels_text(machine["disk"]["labels"])} if machine["disk"]["labels"] is not None else {}),
+        **({"disk_labels": label_values(machine["disk"]["labels"])} if machine["disk"]["labels"] is not None else {}),
         "scheduling": scheduling(machine),
         "tags": sorted(set(machine["tags"])),
         "labels": {key: str(value) for key, value in sorted(machine["labels"].items())},
@@ -572,30 +622,17 @@ def declared_view(machine):
     }
 
 
-def actual_view(machine, instance, disk, image_family):
-    """Return the same fields of what is there.
+def actual_view(machine: dict, instance: dict, disk: dict | None, image_family: str | None) -> dict:
+    """Return the same fields of an existing instance.
 
-    `disk`: the API's Disk of the boot disk, `image_family`: "project/family" it was made from; where one is unknown
-    (None: no longer there to ask) the declared value stands in, as nothing can be said against it.
+    `disk`: the API's Disk of the boot disk, `image_family`: "project/family" that it was made from. Where one is
+    unknown (None, it cannot be read or no longer exists) the declared value is used, so it is not a difference.
     """
     declared = declared_view(machine)
     boot = boot_disk(instance)
-    interface = (instance.get("networkInterfaces") or [{}])[0]
-    plan = instance.get("scheduling") or {}
-    spot = plan.get("provisioningModel") == "SPOT" or plan.get("preemptible")
-    actual_plan = {
-        "provisioningModel": "SPOT" if spot else plan.get("provisioningModel", "STANDARD"),
-        "onHostMaintenance": plan.get("onHostMaintenance", "TERMINATE" if spot else "MIGRATE"),
-        "automaticRestart": plan.get("automaticRestart", not spot),
-    }
-    seconds = str((plan.get("maxRunDuration") or {}).get("seconds") or "")
-    if machine["spot"] or seconds:
-        actual_plan["instanceTerminationAction"] = plan.get("instanceTerminationAction", "STOP")
-    if seconds:
-        actual_plan["maxRunDuration"] = {"seconds": seconds}
+    interface = first_interface(instance)
     size = (disk or {}).get("sizeGb") or boot.get("diskSizeGb") or declared["disk_size_gb"]
     items = {one["key"]: one.get("value", "") for one in (instance.get("metadata") or {}).get("items") or []}
-    labels = instance.get("labels") or {}
     return {
         "machine_type": last(instance.get("machineType")),
         "accelerator": {
@@ -616,25 +653,48 @@ def actual_view(machine, instance, disk, image_family):
         "deletion_protection": bool(instance.get("deletionProtection")),
         "shielded": shielded_view(instance.get("shieldedInstanceConfig") or {}),
         **(
-            {"disk_labels": labels_text((disk or {"labels": machine["disk"]["labels"]}).get("labels"))}
+            {"disk_labels": label_values((disk or {"labels": machine["disk"]["labels"]}).get("labels"))}
             if machine["disk"]["labels"] is not None
             else {}
         ),
-        "scheduling": actual_plan,
+        "scheduling": scheduling_view(machine, instance),
         "tags": sorted((instance.get("tags") or {}).get("items") or []),
-        # Labels that Google sets itself are not ours to take away.
-        "labels": {key: value for key, value in sorted(labels.items()) if not key.startswith("goog-")},
+        # Google's own labels are not ours to remove.
+        "labels": {
+            key: value for key, value in sorted((instance.get("labels") or {}).items()) if not key.startswith("goog-")
+        },
         # Metadata is shared with Google's own tools (ssh-keys, windows-keys …): only declared keys are compared.
         "metadata": {key: items[key] for key in sorted(machine["metadata"]) if key in items},
     }
 
 
-def labels_text(labels):
+def scheduling_view(machine: dict, instance: dict) -> dict:
+    """Return the scheduling of an existing instance in the form of `scheduling`; missing fields have the API's default.
+
+    The termination action counts only for a machine declared as spot or an instance with a maximum run time.
+    """
+    plan = instance.get("scheduling") or {}
+    spot = plan.get("provisioningModel") == "SPOT" or plan.get("preemptible")
+    actual = {
+        "provisioningModel": "SPOT" if spot else plan.get("provisioningModel", "STANDARD"),
+        "onHostMaintenance": plan.get("onHostMaintenance", "TERMINATE" if spot else "MIGRATE"),
+        "automaticRestart": plan.get("automaticRestart", not spot),
+    }
+    seconds = str((plan.get("maxRunDuration") or {}).get("seconds") or "")
+    if machine["spot"] or seconds:
+        actual["instanceTerminationAction"] = plan.get("instanceTerminationAction", "STOP")
+    if seconds:
+        actual["maxRunDuration"] = {"seconds": seconds}
+    return actual
+
+
+def label_values(labels: Mapping | None) -> dict[str, str]:
+    """Return labels sorted by key, values as text, without Google's own."""
     return {key: str(value) for key, value in sorted((labels or {}).items()) if not key.startswith("goog-")}
 
 
-def shielded_view(config):
-    """Return what is there; what the API does not tell has Google's default."""
+def shielded_view(config: dict) -> dict[str, bool]:
+    """Return a ShieldedInstanceConfig in the form that is compared; missing fields have Google's default."""
     return {
         "secure_boot": bool(config.get("enableSecureBoot", False)),
         "vtpm": bool(config.get("enableVtpm", True)),
@@ -642,11 +702,18 @@ def shielded_view(config):
     }
 
 
-def boot_disk(instance):
+def first_interface(instance: dict) -> dict:
+    """Return an instance's first network interface; machines of this project have one."""
+    return (instance.get("networkInterfaces") or [{}])[0]
+
+
+def boot_disk(instance: dict) -> dict:
+    """Return the AttachedDisk that an instance boots from."""
     disks = instance.get("disks") or [{}]
     return next((one for one in disks if one.get("boot")), disks[0])
 
 
+# Fields that cannot be changed on a running machine; all others are LIVE.
 CURES = {
     "machine_type": STOPPED,
     "accelerator": STOPPED,
@@ -660,24 +727,24 @@ CURES = {
 }
 
 
-def differences(declared, actual):
-    """Compare two views field by field."""
+def differences(declared: dict, actual: dict) -> list[Difference]:
+    """Return the fields in which two views differ."""
     found = []
     for field, wanted in declared.items():
-        is_ = actual[field]
-        if is_ == wanted:
+        current = actual[field]
+        if current == wanted:
             continue
         cure = CURES.get(field, LIVE)
-        if field == "disk_size_gb" and wanted < is_:
+        if field == "disk_size_gb" and wanted < current:
             cure = NEW
-        if field == "scheduling" and is_["provisioningModel"] != wanted["provisioningModel"]:
+        if field == "scheduling" and current["provisioningModel"] != wanted["provisioningModel"]:
             cure = STOPPED
-        found.append(Difference(field, is_, wanted, cure))
+        found.append(Difference(field, current, wanted, cure))
     return found
 
 
-def refusal(name, difference):
-    """Say why a difference is not mended, and how it can be."""
+def refusal(name: str, difference: Difference) -> str:
+    """Return why a difference is left as it is, and how it can be resolved."""
     what = f"{name}: {difference.field} is {difference.actual}, declared is {difference.declared}"
     if difference.cure == STOPPED:
         return (
@@ -695,33 +762,38 @@ def refusal(name, difference):
     )
 
 
-def disks_at_delete(instance, keep_boot, named):
-    """Return (disks that go with an instance, disks that stay, device -> auto-delete to set before).
+def disks_at_delete(
+    instance: dict, keep_boot: bool, named: Collection[str]
+) -> tuple[list[tuple[str, dict]], list[tuple[str, dict]], dict[str, bool]]:
+    """Return (disks deleted with an instance, disks that stay, {device: auto-delete to set before}).
 
-    The boot disk goes unless it is to be kept or its auto-delete was switched off; a further disk stays. `named`:
-    disks that go all the same. Disks are told by name, local SSDs, which have none, not at all.
+    The boot disk is deleted unless `keep_boot` or its auto-delete is off; other disks stay. The disks `named` are
+    deleted in any case. Disks are (name, AttachedDisk); local SSDs, which have no name, are left out.
     """
-    gone, stay, switch = [], [], {}
+    gone: list[tuple[str, dict]] = []
+    stay: list[tuple[str, dict]] = []
+    switch: dict[str, bool] = {}
     for disk in instance.get("disks") or []:
         name = last(disk.get("source"))
         if not name:
             continue
-        goes = name in named or bool(disk.get("boot") and disk.get("autoDelete") and not keep_boot)
-        (gone if goes else stay).append((name, disk))
-        if goes != bool(disk.get("autoDelete")):
-            switch[disk.get("deviceName", name)] = goes
+        deleted = name in named or bool(disk.get("boot") and disk.get("autoDelete") and not keep_boot)
+        (gone if deleted else stay).append((name, disk))
+        if deleted != bool(disk.get("autoDelete")):
+            switch[disk.get("deviceName", name)] = deleted
     return gone, stay, switch
 
 
-def left_disk(name, zone):
-    """Say the ways out where a disk is in the place of a machine's boot disk."""
+def leftover_disk_cure(name: str, zone: str) -> str:
+    """Return what to do where a disk already has the name of a machine's boot disk."""
     return (
         f"If it is a disk that nobody needs, delete it (gcloud compute disks delete {name} --zone={zone}); else give "
         "the machine another name in gcp_machines."
     )
 
 
-def disk_words(disks):
+def disk_text(disks: Iterable[tuple[str, dict]]) -> str:
+    """Return disks, (name, AttachedDisk) each, as text for a sentence."""
     return listed(
         f"{'boot ' if disk.get('boot') else ''}disk {name}"
         + (f" ({disk['diskSizeGb']} GB)" if disk.get("diskSizeGb") else "")
@@ -729,9 +801,9 @@ def disk_words(disks):
     )
 
 
-def addresses(instance):
-    """Return (external, internal) address of an instance, None where it has none."""
-    interface = (instance.get("networkInterfaces") or [{}])[0]
+def addresses(instance: dict) -> tuple[str | None, str | None]:
+    """Return the (external, internal) address of an instance, None where it has none."""
+    interface = first_interface(instance)
     external = next((one["natIP"] for one in interface.get("accessConfigs") or [] if one.get("natIP")), None)
     return external, interface.get("networkIP")
 
@@ -739,8 +811,8 @@ def addresses(instance):
 # --- quota and money --------------------------------------------------------------------------------------------
 
 
-def disk_metric(disk_type):
-    """Return the name of the region's quota that a disk type counts against, None where it is not a total in GB."""
+def disk_metric(disk_type: str) -> str | None:
+    """Return the name of the region's quota in GB that a disk type counts against, None where it has none."""
     return {
         "pd-ssd": "SSD_TOTAL_GB",
         "pd-balanced": "SSD_TOTAL_GB",
@@ -749,11 +821,12 @@ def disk_metric(disk_type):
     }.get(disk_type)
 
 
-def gpu_metric(accelerator, spot, quotas):
-    """Return the name of the region's GPU quota, taken from the list of those that the region has.
+def gpu_metric(accelerator: str, spot: bool, quotas: Mapping[str, dict]) -> str:
+    """Return the name of the region's GPU quota; `quotas`: {metric: Quota} of the region.
 
-    The names leave out what the accelerator's has besides (nvidia-tesla-t4: NVIDIA_T4_GPUS), and some the memory
-    (nvidia-h100-80gb: NVIDIA_H100_GPUS). A spot machine counts against the ordinary one where it has none of its own.
+    The metric leaves out "tesla" (nvidia-tesla-t4: NVIDIA_T4_GPUS), and for some GPUs the memory size
+    (nvidia-h100-80gb: NVIDIA_H100_GPUS). A spot machine counts against the ordinary quota where the region has no
+    preemptible one.
     """
     words = [word for word in accelerator.split("-") if word != "tesla"]
     shorter = [word for word in words if not re.fullmatch(r"\d+gb", word)]
@@ -763,16 +836,21 @@ def gpu_metric(accelerator, spot, quotas):
     return preemptible if spot and quotas.get(preemptible, {}).get("limit") else metric
 
 
-def cpu_metric(machine_type, spot, quotas):
-    """Return the name of the region's vCPU quota: the series' own where it has one, else CPUS."""
+def cpu_metric(machine_type: str, spot: bool, quotas: Mapping[str, dict]) -> str:
+    """Return the name of the region's vCPU quota: that of the series where it has one, else CPUS."""
     own = f"{machine_type.split('-')[0].upper()}_CPUS"
     if spot and quotas.get("PREEMPTIBLE_CPUS", {}).get("limit"):
         return "PREEMPTIBLE_CPUS"
     return own if own in quotas else "CPUS"
 
 
-def quota_problem(where, quotas, metric, asked, who, cure):
-    """Compare one quota with what is asked for; return a sentence or None. `quotas`: metric -> {limit, usage}."""
+def quota_problem(
+    where: str, quotas: Mapping[str, dict], metric: str, asked: float, who: Iterable[str], cure: str
+) -> str | None:
+    """Return a sentence where a quota is lower than its usage and `asked` together, else None.
+
+    `quotas`: {metric: {limit, usage}}, `who`: who asks for it, `cure`: a format string that may use {left}.
+    """
     quota = quotas.get(metric)
     if quota is None:
         return None
@@ -786,10 +864,12 @@ def quota_problem(where, quotas, metric, asked, who, cure):
     )
 
 
-def estimate(machine, zone, prices):
-    """Return {"running": per hour, "stopped": per hour, "currency": …, "missing": sentence or ""}.
+def estimate(machine: dict, zone: str, prices: dict) -> dict:
+    """Return the estimated cost of a machine: {running, stopped, currency, missing}.
 
-    Where the disk's price is not known, `running` is without it and `stopped` None.
+    `running` and `stopped` are per hour, in `currency`; `missing` is a sentence about a price that is not known, or "".
+    Without the disk's price, `running` excludes the disk and `stopped` is None. Source: `prices`, the table
+    data/gcp/prices.yml.
     """
     table = (prices.get("regions") or {}).get(region_of(zone)) or {}
     kind = "spot" if machine["spot"] else "on_demand"
@@ -798,12 +878,12 @@ def estimate(machine, zone, prices):
     addresses = prices.get("external_address") or {}
     address = addresses.get(kind, 0) if machine["external_address"] else 0
     unused = addresses.get("unused", 0) if machine["reserved_address"] else 0
-    result = {"currency": prices.get("currency", "USD"), "running": None, "stopped": None, "missing": ""}
+    result: dict = {"currency": prices.get("currency", "USD"), "running": None, "stopped": None, "missing": ""}
     if per_machine is None:
         what = machine["machine_type"]
         result["missing"] = f"data/gcp/prices.yml has no {kind} price of {what} in {region_of(zone)}"
         return result
-    disk = 0
+    disk = 0.0
     if per_gb is None:
         result["missing"] = f"without its disk: data/gcp/prices.yml has no price of {machine['disk']['type']} there"
     else:
@@ -813,18 +893,18 @@ def estimate(machine, zone, prices):
     return result
 
 
-def cost_sentences(costs, hours, as_of=""):
-    """Say what each machine costs an hour and a month, and the fleet as a whole.
+def cost_sentences(costs: list[dict], hours: float, as_of: str = "") -> list[str]:
+    """Return sentences with the cost per hour and month of each machine and of the whole fleet.
 
-    `hours`: of a month, `as_of`: the date of the table of prices.
+    `costs`: results of `estimate` with the name, `hours`: hours per month, `as_of`: date of the price table.
     """
 
-    def money(one, state):
+    def money(one: dict, state: str) -> str:
         return f"{one[state]:.2f} {one['currency']} an hour ({one[state] * hours:.0f} a month)"
 
     known = [one for one in costs if one["stopped"] is not None]
     table = f"data/gcp/prices.yml{f', as of {as_of}' if as_of else ''}"
-    said = []
+    said: list[str] = []
     for one in costs:
         if one["running"] is None:
             said.append(f"{one['name']}: no estimate: {one['missing']}.")

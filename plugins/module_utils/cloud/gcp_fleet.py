@@ -1,20 +1,27 @@
-"""The firewall rules and machines of one project, brought to what is declared: looked at, planned, done."""
+"""Bring the firewall rules and machines of one project to their declared state.
+
+Instances, firewalls and other resources are dictionaries as the API returns them; each instance has the name of its
+zone as "zone". Machines and rules are the dictionaries that the module gcp_fleet documents.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 from . import gcp_declared as declared
 from .gcp_checks import Checks
-from .gcp_client import Client, GcpError, credentials_for, not_understood
+from .gcp_client import Client, GcpError, credentials_for, unexpected_answer
 from .gcp_declared import Change
 from .gcp_dns import Records
 from .gcp_policies import KINDS, Policies, name_of, schedule_problems, view
+from .gcp_updates import Update, requests_for
 
-SIDE_BY_SIDE = 8
-ADDRESS_TIMEOUT = 60  # s until a machine that runs has its external address
-MOVING = {
+PARALLEL_MACHINES = 8
+ADDRESS_TIMEOUT = 60  # seconds until a running machine has its external address
+TRANSITIONAL = {
     "DEPROVISIONING",
     "PENDING",
     "PENDING_STOP",
@@ -24,42 +31,58 @@ MOVING = {
     "STOPPING",
     "SUSPENDING",
 }
-PASSING = {"CREATING", "DELETING"}  # states of a disk that end by themselves
+TRANSITIONAL_DISK = {"CREATING", "DELETING"}
+
+
+class Undeclared(NamedTuple):
+    """Resources with the fleet's mark that are not declared, as the API returns them."""
+
+    machines: list[dict]
+    rules: list[dict]
+    disks: list[dict]
+    addresses: list[dict]
+    schedules: list[dict]
+    snapshots: list[dict]
 
 
 class Fleet:
-    """Everything one run needs. `options`: the parameters of the module gcp_fleet."""
+    """One run; `options`: the parameters of the module gcp_fleet.
 
-    def __init__(self, options, check_mode=False):
+    The methods named as the module's states do the run. It collects `changes`, `refused` (differences that are left as
+    they are) and `remarks`, sentences on what is worth knowing.
+    """
+
+    def __init__(self, options: dict, check_mode: bool = False) -> None:
         lists = ("names", "adopt", "delete_undeclared", "delete_disks")
         options = {**options, **{name: [one.strip() for one in options[name]] for name in lists}}
         self.options = options
         self.check_mode = check_mode
-        self.project = options["project"]
-        self.fleet = options["fleet"]
-        self.names = options["names"]
+        self.project: str = options["project"]
+        self.fleet: str = options["fleet"]
+        self.names: list[str] = options["names"]
         known = [one["name"] for one in options["machines"]]
         self.limited = declared.limited(known, options["limit"], options["limit_hosts"])
-        self.machines = [one for one in options["machines"] if self._chosen(one["name"])]
-        self.rules, self.without, self.rule_problems, self.remarks = declared.effective_rules(
+        self.machines: list[dict] = [one for one in options["machines"] if self._chosen(one["name"])]
+        self.rules, self.absent_rules, self.rule_problems, self.remarks = declared.effective_rules(
             options["rules"], options["open_to_world"], options["open_to_world_ports"]
         )
-        self.changes, self.refused = [], []
-        self.dark = []  # zones that the list of instances could not ask
-        self._credentials = None
+        self.changes: list[Change] = []
+        self.refused: list[str] = []
+        self.unreached: list[str] = []  # zones that the list of instances does not include
+        self._credentials: Any = None
         self.policies = Policies(self)
         self.records = Records(self, options["dns_zone"])
 
-    def _chosen(self, name):
+    def _chosen(self, name: str) -> bool:
         return name in self.limited and (not self.names or name in self.names)
 
     @property
-    def everything(self):
-        """Whether the run is about all that is declared, and not about some of the machines."""
+    def everything(self) -> bool:
+        """Whether the run is about all declared machines."""
         return len(self.machines) == len(self.options["machines"])
 
-    def client(self):
-        """Make a client; threads do not share one, as its session is not made for that."""
+    def client(self) -> Client:
+        """Return a new client; threads cannot share one. Raises GcpError where there are no credentials."""
         if self._credentials is None:
             self._credentials = credentials_for(self.options["service_account_file"])
         return Client(
@@ -70,28 +93,28 @@ class Fleet:
             operation_timeout=self.options["operation_timeout"],
         )
 
-    # --- looking ----------------------------------------------------------------------------------------------
+    # --- reading ------------------------------------------------------------------------------------------------
 
-    def instances(self):
-        """Return all instances of the project, each with the name of its zone, in every zone."""
-        found, self.dark = self.client().aggregated("aggregated/instances", "instances")
+    def instances(self) -> list[dict]:
+        """Return all instances of the project and note the zones that could not be reached."""
+        found, self.unreached = self.client().aggregated("aggregated/instances", "instances")
         if not all(isinstance(one.get("status"), str) for one in found):
-            raise not_understood("GET aggregated/instances")
+            raise unexpected_answer("GET aggregated/instances")
         return [{**one, "zone": one["scope"]} for one in found]
 
-    def firewalls(self):
-        """Return all rules of the project by name."""
+    def firewalls(self) -> dict[str, dict]:
+        """Return all firewall rules of the project by name."""
         return {one["name"]: one for one in self.client().list("global/firewalls")}
 
-    def ours(self, resource):
-        """Say whether a resource was made here, or is declared as adopted."""
+    def ours(self, resource: dict) -> bool:
+        """Return whether a resource has the fleet's mark or is adopted."""
         return declared.made_by(resource, self.fleet) or resource["name"] in self.options["adopt"]
 
-    def find(self, machine, instances):
-        """Return the instance of a machine or None: its name, its zone and the mark decide.
+    def find(self, machine: dict, instances: list[dict]) -> dict | None:
+        """Return the instance of a machine, found by name, zone and mark; None where it does not exist.
 
-        Raises GcpError where it is, but in no declared zone, where another's machine is in its place, and where a
-        zone that it may be in cannot be asked.
+        Raises GcpError where it is in a zone that is not declared, where an instance of another owner has its name, and
+        where one of its zones could not be reached.
         """
         name = machine["name"]
         same = [one for one in instances if one["name"] == name]
@@ -101,7 +124,7 @@ class Fleet:
                 return one
         if here:
             raise GcpError(
-                f"{name} in {here[0]['zone']} {declared.maker(here[0])} and is left alone: give the machine of "
+                f"{name} in {here[0]['zone']} {declared.origin(here[0])} and is left alone: give the machine of "
                 f"gcp_machines another name, or take that one over as it is (gcp_adopt: [{name}])."
             )
         moved = [one["zone"] for one in same if declared.made_by(one, self.fleet)]
@@ -110,18 +133,19 @@ class Fleet:
                 f"{name} exists in zone {moved[0]}, which its zones in gcp_machines do not name: add {moved[0]} "
                 "there, or remove that machine first."
             )
-        dark = [zone for zone in machine["zones"] if zone in self.dark]
-        if dark:
+        unreached = [zone for zone in machine["zones"] if zone in self.unreached]
+        if unreached:
             raise GcpError(
-                f"{name}: the Compute API cannot reach zone {declared.listed(dark)} at present (UNREACHABLE), so it is "
-                "not known whether the machine is there: nothing is done about it; try later."
+                f"{name}: the Compute API cannot reach zone {declared.listed(unreached)} at present (UNREACHABLE), so "
+                "it is not known whether the machine is there: nothing is done about it; try later."
             )
         for one in same:
-            self.remarks.append(f"{name} in {one['zone']} {declared.maker(one)} and is left alone.")
+            self.remarks.append(f"{name} in {one['zone']} {declared.origin(one)} and is left alone.")
         return None
 
-    def declaration_problems(self):
-        problems = []
+    def declaration_problems(self) -> list[str]:
+        """Return a sentence for each invalid value of the options; sends no request."""
+        problems: list[str] = []
         if not self.project:
             problems.append("gcp_project is empty: set it to the ID of your Google Cloud project.")
         if not declared.NAME.fullmatch(self.fleet):
@@ -159,10 +183,10 @@ class Fleet:
         ]
         return problems
 
-    # --- checked: before anything is made -----------------------------------------------------------------------
+    # --- checked: before anything is created --------------------------------------------------------------------
 
-    def checked(self):
-        """Ask all that must be right before creation. Returns (problems, estimates, machines to make or start)."""
+    def checked(self) -> tuple[list[str], list[dict], list[dict]]:
+        """Check everything that `present` needs. Returns (problems, cost estimates, machines to create or start)."""
         problems = self.declaration_problems()
         estimates = [
             {"name": one["name"], **declared.estimate(one, one["zones"][0], self.options["prices"])}
@@ -177,40 +201,42 @@ class Fleet:
             found, to_start = [str(error)], []
         return problems + found, estimates, to_start
 
-    # --- what was made here and is no longer declared ------------------------------------------------------------
+    # --- resources that are no longer declared ------------------------------------------------------------------
 
-    def undeclared(self, instances, firewalls):
-        """Return (instances, rules, disks, addresses, schedules, snapshots) with the fleet's mark, not declared."""
+    def undeclared(self, instances: list[dict], firewalls: dict[str, dict]) -> Undeclared:
+        """Return the resources with the fleet's mark that are not declared."""
         places = {(one["name"], zone) for one in self.options["machines"] for zone in one["zones"]}
         names = {one["name"] for one in self.options["machines"]}
         machines = [
             one
             for one in instances
-            # One that is declared for other zones is told where its machine is looked for.
+            # `find` reports one that is declared for other zones.
             if declared.made_by(one, self.fleet)
             and (one["name"], one["zone"]) not in places
-            and (one["name"] not in names or self._twice(one, instances))
+            and (one["name"] not in names or self._has_declared_copy(one, instances))
         ]
-        known = {rule["name"] for rule in self.rules} | self.without
+        known = {rule["name"] for rule in self.rules} | self.absent_rules
         rules = [one for one in firewalls.values() if declared.made_by(one, self.fleet) and one["name"] not in known]
-        disks = [one for one in self._marked("disks") if not one.get("users") and one.get("status") not in PASSING]
-        return (
+        disks = [
+            one for one in self._marked("disks") if not one.get("users") and one.get("status") not in TRANSITIONAL_DISK
+        ]
+        return Undeclared(
             machines,
             rules,
             disks,
-            self._left_addresses(instances),
-            self._left_policies(instances),
-            self._snapshots(),
+            self._undeclared_addresses(instances),
+            self._undeclared_schedules(instances),
+            self._undeclared_snapshots(),
         )
 
-    def _twice(self, instance, instances):
-        """Say whether the machine of that name is there too, in a zone that is declared."""
+    def _has_declared_copy(self, instance: dict, instances: list[dict]) -> bool:
+        """Return whether a machine of the same name is in one of its declared zones too."""
         zones = [zone for one in self.options["machines"] if one["name"] == instance["name"] for zone in one["zones"]]
         same = [one for one in instances if one["name"] == instance["name"] and one["zone"] in zones]
         return any(declared.made_by(one, self.fleet) for one in same)
 
-    def _marked(self, kind):
-        """Return the resources of a kind with the mark, wherever they are; where they cannot be listed, none."""
+    def _marked(self, kind: str) -> list[dict]:
+        """Return all resources of a kind with the fleet's mark, none where the account cannot list them."""
         client = self.client()
         try:
             if kind == "snapshots":
@@ -223,39 +249,39 @@ class Fleet:
             return []
         return [one for one in found if declared.made_by(one, self.fleet)]
 
-    def _left_addresses(self, instances):
-        """Return the addresses with the mark that no declared machine is to have."""
-        wanted = self._places(instances, [one for one in self.options["machines"] if one["reserved_address"]])
+    def _undeclared_addresses(self, instances: list[dict]) -> list[dict]:
+        """Return the reserved addresses with the mark that no declared machine has."""
+        wanted = self._machine_regions(instances, [one for one in self.options["machines"] if one["reserved_address"]])
         return [one for one in self._marked("addresses") if (one["name"], one["scope"]) not in wanted]
 
-    def _left_policies(self, instances):
-        """Return the schedules with the mark of which there is no declared machine."""
-        machines = self._places(instances, self.options["machines"])
+    def _undeclared_schedules(self, instances: list[dict]) -> list[dict]:
+        """Return the schedules with the mark that no declared machine has."""
+        machines = self._machine_regions(instances, self.options["machines"])
         wanted = {(name_of(name, kind), region) for name, region in machines for kind in KINDS}
         return [one for one in self._marked("resourcePolicies") if (one["name"], one["scope"]) not in wanted]
 
-    def _snapshots(self):
-        """Return the snapshots that were taken here and are not what a declared machine is made from."""
+    def _undeclared_snapshots(self) -> list[dict]:
+        """Return the snapshots with the mark that are not the source of a declared machine."""
         wanted = {one["snapshot"] for one in self.options["machines"]}
         return [one for one in self._marked("snapshots") if one["name"] not in wanted]
 
-    def _places(self, instances, machines):
-        """Return (name, region) of the places that machines are in or may be made in."""
+    def _machine_regions(self, instances: list[dict], machines: list[dict]) -> set[tuple[str, str]]:
+        """Return (name, region) of the regions that machines are in or can be created in."""
         return {(one["name"], declared.region_of(zone)) for one in machines for zone in self._zones_of(one, instances)}
 
-    def _zones_of(self, machine, instances):
-        """Return the zone that a machine is in, or those that it may be made in."""
+    def _zones_of(self, machine: dict, instances: list[dict]) -> list[str]:
+        """Return the zone that a machine is in, or the zones that it can be created in."""
         same = [one for one in instances if one["name"] == machine["name"] and one["zone"] in machine["zones"]]
         return [one["zone"] for one in same if self.ours(one)] or machine["zones"]
 
-    def _tell_undeclared(self, machines, rules, disks, addresses, policies, snapshots, deleted=()):
-        """Remark on what is left of what was made here and is not declared."""
-        said = [(f"machine {one['name']} in {one['zone']} ({one['status']})", one) for one in machines]
-        said += [(f"rule {one['name']}", one) for one in rules]
-        said += [(f"disk {one['name']} in {one['scope']}", one) for one in disks]
-        said += [(f"address {one['name']} in {one['scope']} ({one.get('address')})", one) for one in addresses]
-        said += [(f"schedule {one['name']} in {one['scope']}", one) for one in policies]
-        left = [(text, one["name"]) for text, one in said if one["name"] not in deleted]
+    def _report_undeclared(self, found: Undeclared, deleted: Collection[str] = ()) -> None:
+        """Remark on undeclared resources, except those with a name in `deleted`."""
+        texts = [(f"machine {one['name']} in {one['zone']} ({one['status']})", one) for one in found.machines]
+        texts += [(f"rule {one['name']}", one) for one in found.rules]
+        texts += [(f"disk {one['name']} in {one['scope']}", one) for one in found.disks]
+        texts += [(f"address {one['name']} in {one['scope']} ({one.get('address')})", one) for one in found.addresses]
+        texts += [(f"schedule {one['name']} in {one['scope']}", one) for one in found.schedules]
+        left = [(text, one["name"]) for text, one in texts if one["name"] not in deleted]
         way = "playbooks/provision.yml -e gcp_delete_undeclared="
         if left:
             self.remarks.append(
@@ -263,96 +289,96 @@ class Fleet:
                 f"Declare it again, or have it deleted by {way}{','.join(dict.fromkeys(name for _, name in left))} (a "
                 "machine's disk with it)."
             )
-        kept = [one for one in snapshots if one["name"] not in deleted]
+        kept = [one for one in found.snapshots if one["name"] not in deleted]
         if kept:
             self.remarks.append(
-                f"Snapshots that were taken here and cost: {declared.listed(snapshot_words(one) for one in kept)}; "
+                f"Snapshots that were taken here and cost: {declared.listed(snapshot_text(one) for one in kept)}; "
                 f"{way}{','.join(one['name'] for one in kept)} deletes them."
             )
 
-    def _delete_undeclared(self, machines, rules, disks, addresses, policies, snapshots):
-        """Delete of what is not declared what gcp_delete_undeclared names. Returns problems."""
+    def _delete_undeclared(self, found: Undeclared) -> list[str]:
+        """Delete the undeclared resources that gcp_delete_undeclared names. Returns problems."""
         names = set(self.options["delete_undeclared"])
-        mine = {one["name"] for one in (*machines, *rules, *disks, *addresses, *policies, *snapshots)}
+        mine = {one["name"] for resources in found for one in resources}
         self.remarks += [
             f"gcp_delete_undeclared names '{name}': nothing of that name that was made here is left."
             for name in sorted(names - mine)
         ]
         client = self.client()
-        for one in rules:
+        for one in found.rules:
             if one["name"] in names:
                 self._rule_absent(client, one)
-        _, problems = self._each(
-            self._delete,
-            [({"name": one["name"], "zones": [one["zone"]]}, one) for one in machines if one["name"] in names],
+        _, problems = self._for_each_machine(
+            self._delete_machine,
+            [({"name": one["name"], "zones": [one["zone"]]}, one) for one in found.machines if one["name"] in names],
         )
-        for one in disks:
+        for one in found.disks:
             if one["name"] in names:
                 what = f"delete disk {one['name']} in {one['scope']}"
                 shown = {"zone": one["scope"], "size_gb": one.get("sizeGb")}
-                self._do(client, what, shown, None, ("DELETE", f"zones/{one['scope']}/disks/{one['name']}"))
-        for one in addresses:
+                self._apply(client, what, shown, None, ("DELETE", f"zones/{one['scope']}/disks/{one['name']}"))
+        for one in found.addresses:
             if one["name"] in names:
-                self._release(client, one["name"], one["scope"], one.get("address"))
-        for one in policies:
+                self._release_address(client, one["name"], one["scope"], one.get("address"))
+        for one in found.schedules:
             if one["name"] in names:
                 path = f"regions/{one['scope']}/resourcePolicies/{one['name']}"
-                self._do(client, f"delete schedule {one['name']}", view(one), None, ("DELETE", path))
-        for one in snapshots:
+                self._apply(client, f"delete schedule {one['name']}", view(one), None, ("DELETE", path))
+        for one in found.snapshots:
             if one["name"] in names:
                 path = f"global/snapshots/{one['name']}"
-                self._do(
+                self._apply(
                     client, f"delete snapshot {one['name']}", {"size_gb": one.get("diskSizeGb")}, None, ("DELETE", path)
                 )
         return problems
 
     # --- present: rules, then machines --------------------------------------------------------------------------
 
-    def present(self):
-        """Make and mend the rules, then the machines side by side. Returns (results, problems)."""
+    def present(self) -> Outcome:
+        """Create and update the rules, then the machines in parallel."""
         instances, firewalls = self.instances(), self.firewalls()
         orphans = self.undeclared(instances, firewalls)
         problems = self.foreign_rules(firewalls)
         if problems:
-            self._tell_undeclared(*orphans)
+            self._report_undeclared(orphans)
             return [], problems
-        problems += self._delete_undeclared(*orphans) if self.options["delete_undeclared"] else []
-        self._tell_undeclared(*orphans, deleted=self.options["delete_undeclared"])
+        problems += self._delete_undeclared(orphans) if self.options["delete_undeclared"] else []
+        self._report_undeclared(orphans, deleted=self.options["delete_undeclared"])
         self._rules_present(firewalls)
-        results, more = self._each(
+        results, more = self._for_each_machine(
             lambda client, machine, result: self._machine_present(client, machine, instances, result)
         )
         return results, problems + more
 
-    def wanted_rules(self):
-        """Return the rules that the chosen machines wear, all of them where all machines are chosen."""
+    def wanted_rules(self) -> list[dict]:
+        """Return the rules that apply to the chosen machines; all rules where all machines are chosen."""
         tags = {tag for one in self.machines for tag in one["tags"]}
         return [rule for rule in self.rules if self.everything or tags & set(rule["target_tags"])]
 
-    def foreign_rules(self, firewalls):
-        """Return a sentence for each declared rule in whose place another's is."""
+    def foreign_rules(self, firewalls: dict[str, dict]) -> list[str]:
+        """Return a sentence for each declared rule whose name a rule of another owner has."""
         return [
-            f"rule {rule['name']} {declared.maker(firewalls[rule['name']])} and is left alone: give the rule of "
+            f"rule {rule['name']} {declared.origin(firewalls[rule['name']])} and is left alone: give the rule of "
             f"gcp_firewall_rules another name, or take that one over, with all that is declared "
             f"(-e gcp_adopt={rule['name']}; it is then deleted with the fleet's last machine)."
             for rule in self.wanted_rules()
             if rule["name"] in firewalls and not self.ours(firewalls[rule["name"]])
         ]
 
-    def _rules_present(self, firewalls):
+    def _rules_present(self, firewalls: dict[str, dict]) -> None:
         client = self.client()
         for rule in self.wanted_rules():
             self._rule_present(client, rule, firewalls.get(rule["name"]))
-        for name in sorted(self.without) if self.everything else []:
+        for name in sorted(self.absent_rules) if self.everything else []:
             if name in firewalls:
                 self._rule_absent(client, firewalls[name])
 
-    def _rule_present(self, client, rule, firewall):
+    def _rule_present(self, client: Client, rule: dict, firewall: dict | None) -> None:
         body = declared.rule_body(self.project, rule, self.fleet)
         after = declared.rule_view(self.project, body)
         path = f"global/firewalls/{rule['name']}"
         if firewall is None:
-            self._do(client, f"make rule {rule['name']}", None, after, ("POST", "global/firewalls", body))
+            self._apply(client, f"make rule {rule['name']}", None, after, ("POST", "global/firewalls", body))
             return
         before = declared.rule_view(self.project, firewall)
         patch, replace = declared.rule_patch(self.project, rule, firewall, self.fleet)
@@ -362,12 +388,12 @@ class Fleet:
             before["description"] = firewall.get("description", "")
             after["description"] = body["description"]
         if replace:
-            self._rule_anew(client, rule, before, after, body)
+            self._recreate_rule(client, rule, before, after, body)
         else:
-            self._do(client, f"mend rule {rule['name']}", before, after, ("PATCH", path, patch))
+            self._apply(client, f"mend rule {rule['name']}", before, after, ("PATCH", path, patch))
 
-    def _rule_anew(self, client, rule, before, after, body):
-        """Delete a rule and make it again; where the second step fails, tell that the first one happened."""
+    def _recreate_rule(self, client: Client, rule: dict, before: dict, after: dict, body: dict) -> None:
+        """Delete a rule and create it again. Raises GcpError; where the second step fails, with the state after it."""
         name = rule["name"]
         if not self.check_mode:
             self._send(client, "DELETE", f"global/firewalls/{name}")
@@ -383,38 +409,42 @@ class Fleet:
                 ) from error
         self.changes.append(Change(f"make rule {name} anew", before, after))
 
-    def _rule_absent(self, client, firewall):
+    def _rule_absent(self, client: Client, firewall: dict) -> None:
         name = firewall["name"]
         if not declared.made_by(firewall, self.fleet):
-            self.remarks.append(f"rule {name} {declared.maker(firewall)} and is left alone.")
+            self.remarks.append(f"rule {name} {declared.origin(firewall)} and is left alone.")
             return
         before = declared.rule_view(self.project, firewall)
-        self._do(client, f"delete rule {name}", before, None, ("DELETE", f"global/firewalls/{name}"))
+        self._apply(client, f"delete rule {name}", before, None, ("DELETE", f"global/firewalls/{name}"))
 
-    def _machine_present(self, client, machine, instances, result):
+    def _machine_present(self, client: Client, machine: dict, instances: list[dict], result: Result) -> None:
+        """Create or update a machine and start it, with its address, schedules and DNS records."""
         instance = self.find(machine, instances)
-        if instance is not None and instance["status"] in MOVING and not self.check_mode:
-            # It may be on its way out: a decommission that was interrupted goes on by itself.
-            instance = self._settled(client, instance["zone"], machine["name"])
+        if instance is not None and instance["status"] in TRANSITIONAL and not self.check_mode:
+            # It may be about to disappear: the deletion of an interrupted decommission continues.
+            instance = self._wait_until_settled(client, instance["zone"], machine["name"])
         if instance is None and self.check_mode:
             result.zone, result.status = machine["zones"][0], "would be made"
             if machine["reserved_address"]:
                 self._reserve(client, machine, declared.region_of(machine["zones"][0]), result)
-            result.changes.append(self._made(machine, machine["zones"][0]))
+            result.changes.append(self._creation(machine, machine["zones"][0]))
             self.policies.present(client, machine, machine["zones"][0], None, result)
             self.records.present(client, machine["name"], None, result)
             return
         if instance is None:
             instance = self._create(client, machine, result)
         if machine["reserved_address"]:
-            instance = self._keep_address(client, machine, instance, result)
-        instance = self._mend(client, machine, instance, result)
+            instance = self._assign_reserved_address(client, machine, instance, result)
+        instance = self._update_machine(client, machine, instance, result)
         self.policies.present(client, machine, instance["zone"], instance, result)
-        self._named(client, self._start(client, instance, result), result)
+        started = self._start(client, instance, result)
+        if started is None:
+            raise GcpError(f"{machine['name']} in {instance['zone']} is gone again: see who deleted it.")
+        self._record_address(client, started, result)
 
-    def _named(self, client, instance, result):
-        """Note what an instance is now, and let its name lead to its address."""
-        result.seen(instance)
+    def _record_address(self, client: Client, instance: dict, result: Result) -> None:
+        """Note the instance's state in its result, and point its DNS name to its address."""
+        result.update_from(instance)
         # In check mode a machine that is to be started has no address yet.
         if result.address or result.status == "RUNNING" or not self.check_mode:
             self.records.present(client, result.name, result.address or result.internal_address, result)
@@ -422,39 +452,45 @@ class Fleet:
     # --- reserved addresses -------------------------------------------------------------------------------------
 
     @property
-    def has_reserved(self):
+    def has_reserved(self) -> bool:
+        """Whether a chosen machine has a reserved address."""
         return any(one["reserved_address"] for one in self.machines)
 
-    def reserved(self, client, machine, region):
-        """Return the address that is reserved for a machine in a region, None where none is.
+    def reserved(self, client: Client, machine: dict, region: str) -> str | None:
+        """Return the address that is reserved for a machine in a region, None where there is none.
 
-        Raises GcpError where another's has its name.
+        Raises GcpError where an address of another owner has the name.
         """
         found = client.get(f"regions/{region}/addresses/{machine['name']}", missing_ok=True)
         if found is not None and not self.ours({"name": machine["name"], **found}):
             raise GcpError(
-                f"{machine['name']}: an address of that name in {region} {declared.maker(found)} and is left alone: "
+                f"{machine['name']}: an address of that name in {region} {declared.origin(found)} and is left alone: "
                 f"give the machine another name, or take that one over (gcp_adopt: [{machine['name']}])."
             )
         return found and found.get("address")
 
-    def _reserve(self, client, machine, region, result, current=None):
-        """Return the address that is reserved for a machine; reserves one where there is none, or `current`."""
-        there = self.reserved(client, machine, region)
-        if there:
-            return there
+    def _reserve(
+        self, client: Client, machine: dict, region: str, result: Result, current: str | None = None
+    ) -> str | None:
+        """Return the reserved address of a machine; where there is none, reserve `current` or a new one.
+
+        None where check mode would reserve a new one.
+        """
+        address = self.reserved(client, machine, region)
+        if address:
+            return address
         name = machine["name"]
         change = Change(f"reserve address {name} in {region}", None, {"region": region, "address": current})
         if not self.check_mode:
             self._send(client, "POST", f"regions/{region}/addresses", declared.address_body(name, self.fleet, current))
-            there = self.reserved(client, machine, region)
-            if not there:
-                raise not_understood(f"GET regions/{region}/addresses/{name}")
+            address = self.reserved(client, machine, region)
+            if not address:
+                raise unexpected_answer(f"GET regions/{region}/addresses/{name}")
         result.changes.append(change)
-        return there
+        return address
 
-    def _keep_address(self, client, machine, instance, result):
-        """Reserve the address of a machine that is there, and give it that one where it has another."""
+    def _assign_reserved_address(self, client: Client, machine: dict, instance: dict, result: Result) -> dict:
+        """Reserve the address of an existing instance, or assign it the reserved one; return the instance then."""
         zone, name = instance["zone"], machine["name"]
         current, _ = declared.addresses(instance)
         address = self._reserve(client, machine, declared.region_of(zone), result, current)
@@ -465,7 +501,7 @@ class Fleet:
         change = Change(f"give {name} its reserved address", {"address": current}, {"address": address})
         if not self.check_mode:
             path = f"zones/{zone}/instances/{name}"
-            nic = (instance.get("networkInterfaces") or [{}])[0]
+            nic = declared.first_interface(instance)
             params = {"networkInterface": nic.get("name", "nic0")}
             for access in nic.get("accessConfigs") or []:
                 client.change("POST", f"{path}/deleteAccessConfig", None, accessConfig=access["name"], **params)
@@ -474,12 +510,12 @@ class Fleet:
         result.changes.append(change)
         return instance
 
-    def _release(self, client, name, region, address):
+    def _release_address(self, client: Client, name: str, region: str, address: str | None) -> None:
         what = f"give address {name} in {region} back"
-        self._do(client, what, {"address": address}, None, ("DELETE", f"regions/{region}/addresses/{name}"))
+        self._apply(client, what, {"address": address}, None, ("DELETE", f"regions/{region}/addresses/{name}"))
 
-    def _reserved_left(self):
-        """After deletions: give the machines' reserved addresses back where that was said, else tell that they stay."""
+    def _release_reserved(self) -> None:
+        """Release the reserved addresses of deleted machines with release_addresses, else remark that they stay."""
         client = self.client()
         for machine in self.machines if self.has_reserved else []:
             regions = dict.fromkeys(declared.region_of(zone) for zone in machine["zones"])
@@ -488,23 +524,24 @@ class Fleet:
                 if found is None or not declared.made_by(found, self.fleet):
                     continue
                 if self.options["release_addresses"]:
-                    self._release(client, machine["name"], region, found.get("address"))
+                    self._release_address(client, machine["name"], region, found.get("address"))
                 else:
                     self.remarks.append(
                         f"address {machine['name']} ({found.get('address')}) in {region} stays reserved and costs; "
                         "-e gcp_release_addresses=true gives it back."
                     )
 
-    def _made(self, machine, zone):
+    def _creation(self, machine: dict, zone: str) -> Change:
         view = declared.declared_view(machine)
         return Change(f"make {machine['name']} in {zone}", None, {"zone": zone, **view})
 
-    def _create(self, client, machine, result):
-        """Insert into the first declared zone that has capacity; return the instance once it stands still.
+    def _create(self, client: Client, machine: dict, result: Result) -> dict:
+        """Insert an instance into the first declared zone that has capacity; return it once it has settled.
 
-        One that appears meanwhile (an answer that got lost, another run) is as good: it is compared afterwards.
+        An instance that appears meanwhile (a lost answer, another run) is accepted: it is compared afterwards.
+        Raises GcpError where no zone has capacity.
         """
-        zones = []
+        zones: list[str] = []
         for zone in machine["zones"]:
             try:
                 region = declared.region_of(zone)
@@ -516,9 +553,9 @@ class Fleet:
                 result.tried.append({"zone": zone, "reason": str(error)})
                 zones += error.zones_available
                 continue
-            result.changes.append(self._made(machine, zone))
+            result.changes.append(self._creation(machine, zone))
             result.zone = zone
-            instance = self._settled(client, zone, machine["name"])
+            instance = self._wait_until_settled(client, zone, machine["name"])
             if instance is None:
                 raise GcpError(f"{machine['name']} was made in {zone} and is gone again: see who deleted it.")
             return instance
@@ -528,8 +565,8 @@ class Fleet:
             f"{result.tried[-1]['reason']}{elsewhere} Add a zone to its zones in gcp_machines, or try later."
         )
 
-    def _insert(self, client, machine, zone, address=None):
-        """Send the insert of a machine, again while its name is still held by what is being deleted there."""
+    def _insert(self, client: Client, machine: dict, zone: str, address: str | None = None) -> None:
+        """Insert an instance; retry while a resource that is being deleted still has its name."""
         name, deadline = machine["name"], time.monotonic() + self.options["operation_timeout"]
         body = declared.machine_body(self.project, zone, machine, self.fleet, address)
         while True:
@@ -545,14 +582,19 @@ class Fleet:
                         return
                     raise
                 disk = client.get(f"zones/{zone}/disks/{name}", missing_ok=True)
-                if (disk is None or disk.get("status") in PASSING) and time.monotonic() < deadline:
+                if (disk is None or disk.get("status") in TRANSITIONAL_DISK) and time.monotonic() < deadline:
                     time.sleep(min(self.options["retry_pause"], 5))
                     continue
-                # The disk of a machine that was deleted without it is there under the same name.
-                raise GcpError(f"{error} {declared.left_disk(name, zone)}", error.status, error.reasons) from error
+                # The disk of a machine that was deleted without its disk has the name.
+                raise GcpError(
+                    f"{error} {declared.leftover_disk_cure(name, zone)}", error.status, error.reasons
+                ) from error
 
-    def _settled(self, client, zone, name):
-        """Wait until an instance stands still and has the external address that it is to have; None once it is gone."""
+    def _wait_until_settled(self, client: Client, zone: str, name: str) -> dict | None:
+        """Return an instance once its status is not transitional and it has its external address; None once deleted.
+
+        Raises GcpError where that takes longer than operation_timeout.
+        """
         begin = time.monotonic()
         pause = min(self.options["retry_pause"], 0.5)
         while True:
@@ -560,27 +602,30 @@ class Fleet:
             if instance is None:
                 return None
             if not isinstance(instance.get("status"), str):
-                raise not_understood(f"GET zones/{zone}/instances/{name}")
+                raise unexpected_answer(f"GET zones/{zone}/instances/{name}")
             instance["zone"] = zone
-            interface = (instance.get("networkInterfaces") or [{}])[0]
+            interface = declared.first_interface(instance)
             external, _ = declared.addresses(instance)
             lacks_address = instance["status"] == "RUNNING" and interface.get("accessConfigs") and not external
             elapsed = time.monotonic() - begin
-            if instance["status"] not in MOVING and (not lacks_address or elapsed > ADDRESS_TIMEOUT):
+            if instance["status"] not in TRANSITIONAL and (not lacks_address or elapsed > ADDRESS_TIMEOUT):
                 return instance
             if elapsed > self.options["operation_timeout"]:
                 raise GcpError(
-                    f"{name}: still {instance['status']} without rest after {self.options['operation_timeout']} s: "
-                    "look at it in the console, or raise gcp_operation_timeout."
+                    f"{name} did not settle within {self.options['operation_timeout']} s (status "
+                    f"{instance['status']}): look at it in the console, or raise gcp_operation_timeout."
                 )
             time.sleep(pause)
             pause = min(pause * 1.5, 5)
 
-    def _mend(self, client, machine, instance, result):
-        """Bring an instance to what is declared, as far as that is possible in its state."""
+    def _update_machine(self, client: Client, machine: dict, instance: dict, result: Result) -> dict:
+        """Change the fields that differ from the declaration, as far as the status allows; return the instance then.
+
+        The other differences go to the result as refused.
+        """
         zone, name = instance["zone"], machine["name"]
         stopped = instance["status"] in ("TERMINATED", "STOPPED")
-        disk, family = self._boot(client, zone, instance)
+        disk, family = self._boot_disk_and_image(client, zone, instance)
         wanted = declared.declared_view(machine)
         for difference in declared.differences(wanted, declared.actual_view(machine, instance, disk, family)):
             if difference.cure == declared.NEW or (difference.cure == declared.STOPPED and not stopped):
@@ -590,7 +635,7 @@ class Fleet:
             change = Change(f"mend {field} of {name}", {field: difference.actual}, {field: difference.declared})
             if not self.check_mode:
                 try:
-                    instance = self._mend_field(client, machine, zone, field) or instance
+                    instance = self._update_field(client, machine, zone, field) or instance
                 except GcpError as error:
                     if field == "scheduling" and error.status == 400 and not stopped:
                         difference.cure = declared.STOPPED
@@ -600,22 +645,21 @@ class Fleet:
             result.changes.append(change)
         return instance
 
-    def _boot(self, client, zone, instance):
-        """Return (Disk, "project/family") of the boot disk; None, with a remark, for what cannot be asked."""
-        source = declared.boot_disk(instance).get("source")
-        name = instance["name"]
-        disk = self.ask(client, f"zones/{zone}/disks/{declared.last(source)}", name, "disk") if source else None
+    def _boot_disk_and_image(self, client: Client, zone: str, instance: dict) -> tuple[dict | None, str | None]:
+        """Return (Disk, "project/family") of the boot disk; None, with a remark, for what may not be read."""
+        name, source = instance["name"], declared.last(declared.boot_disk(instance).get("source"))
+        disk = self.get_if_readable(client, f"zones/{zone}/disks/{source}", name, "disk") if source else None
         parts = declared.tail((disk or {}).get("sourceImage"), self.project).split("/")
         if len(parts) < 2:
             return disk, None
-        # Google deletes old images; the disk made from one works on.
-        family = parts[-1]
+        # Google deletes old images; their disks keep working.
+        family: str | None = parts[-1]
         if "family" not in parts:
-            family = (self.ask(client, "/".join(parts), name, "image") or {}).get("family")
+            family = (self.get_if_readable(client, "/".join(parts), name, "image") or {}).get("family")
         return disk, f"{parts[1]}/{family}" if family else None
 
-    def ask(self, client, path, who, what):
-        """Get what is only compared: None where it is not there, and with a remark where it may not be read."""
+    def get_if_readable(self, client: Client, path: str, who: str, what: str) -> dict | None:
+        """Return a resource that is only compared: None where it does not exist, or, with a remark, may not be read."""
         try:
             return client.get(path, missing_ok=True)
         except GcpError as error:
@@ -624,105 +668,52 @@ class Fleet:
             self.remarks.append(f"{who}: its {what} is not compared: {error}")
             return None
 
-    def _mend_field(self, client, machine, zone, field):
-        """Send the one change that mends a field, with fresh fingerprints; return the instance as it is then."""
+    def _update_field(self, client: Client, machine: dict, zone: str, field: str) -> dict | None:
+        """Change a field, with fresh fingerprints; return the instance then."""
         path = f"zones/{zone}/instances/{machine['name']}"
+        body = declared.machine_body(self.project, zone, machine, self.fleet)
         for attempt in (1, 2):
             instance = {**client.get(path), "zone": zone}
             try:
-                for method, where, body, params in self._requests(client, machine, zone, instance, field, path):
-                    client.change(method, where, body, **params)
+                for request in requests_for(field, Update(client, machine, body, instance)):
+                    client.change(request.method, request.path, request.body, **request.params)
                 return {**client.get(path), "zone": zone}
             except GcpError as error:
-                # 412: somebody else changed it between our reading and writing.
+                # 412: somebody else changed it between the read and the write.
                 if error.status != 412 or attempt == 2:
                     raise
         return None
 
-    def _requests(self, client, machine, zone, instance, field, path):
-        """Yield (method, path, body, parameters) of the requests that mend one field."""
-        body = declared.machine_body(self.project, zone, machine, self.fleet)
-        boot = declared.boot_disk(instance)
-        nic = (instance.get("networkInterfaces") or [{}])[0]
-        if field == "tags":
-            tags = {"items": body["tags"]["items"], **fingerprint(instance.get("tags"))}
-            yield "POST", f"{path}/setTags", tags, {}
-        elif field == "labels":
-            google = {key: value for key, value in (instance.get("labels") or {}).items() if key.startswith("goog-")}
-            labels = {"labels": {**google, **body["labels"]}, "labelFingerprint": instance.get("labelFingerprint", "")}
-            yield "POST", f"{path}/setLabels", labels, {}
-        elif field == "metadata":
-            there = {one["key"]: one for one in (instance.get("metadata") or {}).get("items") or []}
-            there.update({one["key"]: one for one in body["metadata"]["items"]})
-            yield (
-                "POST",
-                f"{path}/setMetadata",
-                {"items": list(there.values()), **fingerprint(instance.get("metadata"))},
-                {},
-            )
-        elif field == "scheduling":
-            yield "POST", f"{path}/setScheduling", body["scheduling"], {}
-        elif field == "service_account":
-            account = (body["serviceAccounts"] or [{"email": "", "scopes": []}])[0]
-            yield "POST", f"{path}/setServiceAccount", account, {}
-        elif field == "deletion_protection":
-            protect = str(machine["deletion_protection"]).lower()
-            yield "POST", f"{path}/setDeletionProtection", None, {"deletionProtection": protect}
-        elif field == "shielded":
-            yield "PATCH", f"{path}/updateShieldedInstanceConfig", declared.shielded_body(machine["shielded"]), {}
-        elif field == "disk_labels":
-            disk = f"zones/{zone}/disks/{declared.last(boot['source'])}"
-            there = client.get(disk)
-            google = {key: one for key, one in (there.get("labels") or {}).items() if key.startswith("goog-")}
-            labels = {**google, **declared.labels_text(machine["disk"]["labels"])}
-            yield "POST", f"{disk}/setLabels", {"labels": labels, "labelFingerprint": there["labelFingerprint"]}, {}
-        elif field == "machine_type":
-            yield "POST", f"{path}/setMachineType", {"machineType": body["machineType"]}, {}
-        elif field == "accelerator":
-            # A machine type that brings its GPUs along has mended this already.
-            if same_gpus(instance, body):
-                return
-            yield "POST", f"{path}/setMachineResources", {"guestAccelerators": body["guestAccelerators"]}, {}
-        elif field == "disk_size_gb":
-            disk = f"zones/{zone}/disks/{declared.last(boot['source'])}"
-            yield "POST", f"{disk}/resize", {"sizeGb": str(machine["disk"]["size_gb"])}, {}
-        elif field == "disk_auto_delete":
-            auto = str(machine["disk"]["auto_delete"]).lower()
-            params = {"autoDelete": auto, "deviceName": boot.get("deviceName", machine["name"])}
-            yield "POST", f"{path}/setDiskAutoDelete", None, params
-        elif field == "external_address":
-            if machine["external_address"]:
-                params = {"networkInterface": nic.get("name", "nic0")}
-                yield "POST", f"{path}/addAccessConfig", dict(declared.ACCESS), params
-            for access in [] if machine["external_address"] else nic.get("accessConfigs") or []:
-                params = {"networkInterface": nic.get("name", "nic0"), "accessConfig": access["name"]}
-                yield "POST", f"{path}/deleteAccessConfig", None, params
-
     # --- started, stopped, absent -------------------------------------------------------------------------------
 
-    def started(self):
+    def started(self) -> Outcome:
+        """Start the machines. Machines that do not exist are problems."""
         instances = self.instances()
-        self._tell_undeclared(*self.undeclared(instances, self.firewalls()))
+        self._report_undeclared(self.undeclared(instances, self.firewalls()))
 
-        def start(client, machine, result):
+        def start(client: Client, machine: dict, result: Result) -> None:
             instance = self.find(machine, instances)
             instance = instance and self._start(client, instance, result)
             if instance is None:
                 raise GcpError(f"{machine['name']} does not exist: make it with playbooks/provision.yml.")
-            self._named(client, instance, result)
+            self._record_address(client, instance, result)
 
-        return self._each(start)
+        return self._for_each_machine(start)
 
-    def _start(self, client, instance, result):
-        """Start an instance that does not run; return it as it is then, with its new address, None where it is gone."""
+    def _start(self, client: Client, instance: dict, result: Result) -> dict | None:
+        """Start or resume an instance unless it runs; return it then, with its new address, None where it was deleted.
+
+        Raises GcpError where its zone has no capacity.
+        """
         zone, name = instance["zone"], instance["name"]
-        if instance["status"] in MOVING and not self.check_mode:
-            instance = self._settled(client, zone, name)
-            if instance is None:
+        if instance["status"] in TRANSITIONAL and not self.check_mode:
+            settled = self._wait_until_settled(client, zone, name)
+            if settled is None:
                 return None
-        if instance["status"] == "RUNNING" or instance["status"] in MOVING:
+            instance = settled
+        if instance["status"] == "RUNNING" or instance["status"] in TRANSITIONAL:
             if result.changes and not self.check_mode:
-                return self._settled(client, zone, name)
+                return self._wait_until_settled(client, zone, name)
             return instance
         change = Change(f"start {name}", {"status": instance["status"]}, {"status": "RUNNING"})
         if self.check_mode:
@@ -741,49 +732,50 @@ class Fleet:
                 ) from error
             raise
         result.changes.append(change)
-        return self._settled(client, zone, name)
+        return self._wait_until_settled(client, zone, name)
 
-    def stopped(self):
+    def stopped(self) -> Outcome:
+        """Stop the machines that run."""
         instances = self.instances()
-        self._tell_undeclared(*self.undeclared(instances, self.firewalls()))
+        self._report_undeclared(self.undeclared(instances, self.firewalls()))
 
-        def stop(client, machine, result):
+        def stop(client: Client, machine: dict, result: Result) -> None:
             instance = self.find(machine, instances)
-            if instance is not None and instance["status"] in MOVING and not self.check_mode:
-                instance = self._settled(client, instance["zone"], instance["name"])
+            if instance is not None and instance["status"] in TRANSITIONAL and not self.check_mode:
+                instance = self._wait_until_settled(client, instance["zone"], instance["name"])
             if instance is None:
                 return
             zone, name = instance["zone"], instance["name"]
-            if instance["status"] in ("RUNNING", *MOVING):
+            if instance["status"] in ("RUNNING", *TRANSITIONAL):
                 change = Change(f"stop {name}", {"status": instance["status"]}, {"status": "TERMINATED"})
                 if not self.check_mode:
                     client.change("POST", f"zones/{zone}/instances/{name}/stop")
-                    instance = self._settled(client, zone, name)
+                    instance = self._wait_until_settled(client, zone, name)
                 result.changes.append(change)
             if instance is not None:
-                result.seen(instance)
+                result.update_from(instance)
 
-        return self._each(stop)
+        return self._for_each_machine(stop)
 
-    def saved(self):
+    def saved(self) -> Outcome:
         """Take a snapshot of each machine's boot disk."""
         instances = self.instances()
 
-        def save(client, machine, result):
+        def save(client: Client, machine: dict, result: Result) -> None:
             instance = self.find(machine, instances)
             if instance is None:
                 raise GcpError(f"{machine['name']} does not exist: there is no disk to take a snapshot of.")
             self.policies.save(client, instance, result)
-            result.seen(instance)
+            result.update_from(instance)
 
-        return self._each(save)
+        return self._for_each_machine(save)
 
-    def absent(self):
+    def absent(self) -> Outcome:
         """Delete the named machines, then the rules that no remaining machine needs."""
         instances, firewalls = self.instances(), self.firewalls()
-        orphans, rules, *rest = self.undeclared(instances, firewalls)
+        orphans = self.undeclared(instances, firewalls)
         known = {one["name"] for one in self.options["machines"]}
-        strays = [one for one in orphans if one["name"] in self.names and one["name"] not in known]
+        strays = [one for one in orphans.machines if one["name"] in self.names and one["name"] not in known]
         unknown = sorted(set(self.names) - known - {one["name"] for one in strays} - {""})
         if unknown:
             return [], [
@@ -791,39 +783,41 @@ class Fleet:
                 "here: nothing is deleted."
                 for name in unknown
             ]
-        # All are found before the first is deleted: one that is another's ends the run with all of them there.
-        found, problems = [], []
+        # All are found before the first is deleted: where one belongs to another owner, none is deleted.
+        found: list[tuple[dict, dict]] = []
+        problems: list[str] = []
         for machine in self.machines:
             try:
                 instance = self.find(machine, instances)
                 if instance is not None and not declared.made_by(instance, self.fleet):
                     raise GcpError(
-                        f"{machine['name']} in {instance['zone']} was adopted, {declared.maker(instance)} and is not "
+                        f"{machine['name']} in {instance['zone']} was adopted, {declared.origin(instance)} and is not "
                         f"deleted: gcloud compute instances delete {machine['name']} --zone={instance['zone']} would."
                     )
                 if instance is not None and instance.get("deletionProtection"):
-                    raise GcpError(protected(instance))
+                    raise GcpError(protection_sentence(instance))
                 found += [(machine, instance)] if instance is not None else []
             except GcpError as error:
                 problems.append(str(error))
-        problems += [protected(one) for one in strays if one.get("deletionProtection")]
+        problems += [protection_sentence(one) for one in strays if one.get("deletionProtection")]
         if problems:
             return [], problems
         found += [({"name": one["name"], "zones": [one["zone"]]}, one) for one in strays]
-        results, problems = self._each(self._delete, found)
+        results, problems = self._for_each_machine(self._delete_machine, found)
         gone = {(result.name, result.zone) for result in results}
         left = [one for one in instances if (one["name"], one["zone"]) not in gone]
-        self._unused_rules(firewalls, left)
+        self._delete_unused_rules(firewalls, left)
         if not problems:
-            self._reserved_left()
-        self._tell_undeclared([one for one in orphans if (one["name"], one["zone"]) not in gone], rules, *rest)
+            self._release_reserved()
+        kept = [one for one in orphans.machines if (one["name"], one["zone"]) not in gone]
+        self._report_undeclared(orphans._replace(machines=kept))
         absent = [one for one in self.machines if one["name"] not in {result.name for result in results}]
         return results + [Result(one["name"]) for one in absent if not problems], problems
 
-    def _unused_rules(self, firewalls, left):
-        """Delete the rules of which no remaining machine wears a tag."""
+    def _delete_unused_rules(self, firewalls: dict[str, dict], left: list[dict]) -> None:
+        """Delete the rules that apply to none of the instances that are left, and remark on the others."""
         client = self.client()
-        for name in sorted(self.without | {rule["name"] for rule in self.rules}):
+        for name in sorted(self.absent_rules | {rule["name"] for rule in self.rules}):
             firewall = firewalls.get(name)
             if firewall is None:
                 continue
@@ -831,22 +825,25 @@ class Fleet:
             users = [one["name"] for one in left if tags & set((one.get("tags") or {}).get("items") or [])]
             if users:
                 self.remarks.append(f"rule {name} stays: {declared.listed(users)} uses it.")
-            elif self.dark:
+            elif self.unreached:
                 self.remarks.append(
-                    f"rule {name} stays: zone {declared.listed(self.dark)} cannot be reached at present, and a machine "
-                    "there may use it."
+                    f"rule {name} stays: zone {declared.listed(self.unreached)} cannot be reached at present, and a "
+                    "machine there may use it."
                 )
             else:
                 self._rule_absent(client, firewall)
 
-    def _delete(self, client, found, result):
-        """Delete one instance, with the disks that go with it, whatever of that an earlier run has done."""
+    def _delete_machine(self, client: Client, found: tuple[dict, dict], result: Result) -> None:
+        """Delete the instance of (machine, instance) with its disks, schedules and DNS records.
+
+        An earlier run may have done a part of it.
+        """
         _, instance = found
         zone, name = instance["zone"], instance["name"]
         result.zone = zone
         path = f"zones/{zone}/instances/{name}"
         gone, stay, _ = declared.disks_at_delete(instance, self.options["keep_boot_disk"], self.options["delete_disks"])
-        words = f"delete {name} in {zone}" + (f" and its {declared.disk_words(gone)}" if gone else "")
+        words = f"delete {name} in {zone}" + (f" and its {declared.disk_text(gone)}" if gone else "")
         shown = {
             "zone": zone,
             "machine_type": declared.last(instance.get("machineType")),
@@ -856,32 +853,35 @@ class Fleet:
         }
         if stay:
             verb = "would stay" if self.check_mode else "stays"
-            self.remarks.append(f"{name}: {declared.disk_words(stay)} in {zone} {verb} and costs.")
+            self.remarks.append(f"{name}: {declared.disk_text(stay)} in {zone} {verb} and costs.")
         if self.options["snapshot_before"]:
             self.policies.save(client, instance, result)
         if not self.check_mode:
-            self._deleted(client, zone, name, path)
+            self._delete_and_wait(client, zone, name, path)
         result.changes.append(Change(words, shown, None))
         self.policies.absent(client, instance, result)
         self.records.absent(client, name, result)
 
-    def _deleted(self, client, zone, name, path):
-        """Set the disks' auto-delete, send the delete and wait until the instance is gone."""
+    def _delete_and_wait(self, client: Client, zone: str, name: str, path: str) -> None:
+        """Set the disks' auto-delete, delete the instance and wait until it is gone.
+
+        Raises GcpError where it is another owner's or still exists after operation_timeout.
+        """
         deadline = time.monotonic() + self.options["operation_timeout"]
         keep, named = self.options["keep_boot_disk"], self.options["delete_disks"]
         while time.monotonic() < deadline:
-            instance = self._settled(client, zone, name)
+            instance = self._wait_until_settled(client, zone, name)
             if instance is None:
                 return
             if not declared.made_by(instance, self.fleet):
-                raise GcpError(f"{name} in {zone} {declared.maker(instance)} and is left alone.")
+                raise GcpError(f"{name} in {zone} {declared.origin(instance)} and is left alone.")
             try:
                 for device, auto in declared.disks_at_delete(instance, keep, named)[2].items():
                     params = {"autoDelete": str(auto).lower(), "deviceName": device}
                     client.change("POST", f"{path}/setDiskAutoDelete", None, **params)
                 client.change("DELETE", path)
             except GcpError as error:
-                # Gone meanwhile, or on its way out: looked at again.
+                # Deleted meanwhile, or being deleted: read it again.
                 if not error.absent and "resourceNotReady" not in error.reasons:
                     raise
         raise GcpError(
@@ -889,45 +889,48 @@ class Fleet:
             "or raise gcp_operation_timeout."
         )
 
-    # --- the common part ----------------------------------------------------------------------------------------
+    # --- common -------------------------------------------------------------------------------------------------
 
-    def _do(self, client, what, before, after, request):
+    def _apply(self, client: Client, what: str, before: dict | None, after: dict | None, request: tuple) -> None:
+        """Send a change, unless in check mode, and note it; `request`: the arguments of `_send`."""
         if not self.check_mode:
             self._send(client, *request)
         self.changes.append(Change(what, before, after))
 
     @staticmethod
-    def _send(client, method, path, body=None):
-        """Send a change that makes or deletes; what it is to bring about may be so already."""
+    def _send(client: Client, method: str, path: str, body: dict | None = None) -> None:
+        """Send a change; creating what exists and deleting what does not exist is no error."""
         try:
             client.change(method, path, body)
         except GcpError as error:
-            # Made or deleted meanwhile: an answer that got lost, or another run. The next run compares it.
+            # Created or deleted meanwhile: a lost answer, or another run. The next run compares it.
             if not (error.exists if method == "POST" else method == "DELETE" and error.absent):
                 raise
 
-    def _each(self, action, things=None):
-        """Do one thing for every machine, side by side. Returns (results, problems): one's failure stops no other.
+    def _for_each_machine(
+        self, action: Callable[[Client, Any, Result], None], items: Sequence[Any] | None = None
+    ) -> Outcome:
+        """Run an action for all machines in parallel; a failure of one does not stop the others.
 
-        `things`: what the action is given instead of the chosen machines, pairs that begin with one.
+        `items`: the second argument of each action instead of the chosen machines, tuples that begin with a machine.
         """
-        results, problems = [], []
-        things = self.machines if things is None else things
-        with ThreadPoolExecutor(max_workers=SIDE_BY_SIDE) as pool:
+        results: list[Result] = []
+        problems: list[str] = []
+        with ThreadPoolExecutor(max_workers=PARALLEL_MACHINES) as pool:
             begun = []
-            for thing in things:
-                result = Result((thing[0] if isinstance(thing, tuple) else thing)["name"])
-                begun.append((result, pool.submit(action, self.client(), thing, result)))
+            for item in self.machines if items is None else items:
+                result = Result((item[0] if isinstance(item, tuple) else item)["name"])
+                begun.append((result, pool.submit(action, self.client(), item, result)))
         for result, future in begun:
-            # What a machine went through before it failed has happened all the same.
+            # Changes made before a failure count too.
             self.changes += result.changes
             self.refused += result.refused
             self.remarks += [f"{result.name}: {one['zone']} has no capacity: {one['reason']}" for one in result.tried]
             try:
                 future.result()
             except GcpError as error:
-                said = str(error)
-                problems.append(said if said.startswith(result.name) else f"{result.name}: {said}")
+                sentence = str(error)
+                problems.append(sentence if sentence.startswith(result.name) else f"{result.name}: {sentence}")
                 continue
             results.append(result)
             if result.tried:
@@ -936,31 +939,37 @@ class Fleet:
 
 
 class Result:
-    """What became of one machine."""
+    """The state of one machine after its action.
 
-    def __init__(self, name):
+    `refused`: differences that are left as they are, `tried`: {zone, reason} of the zones without capacity.
+    """
+
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.zone = None
+        self.zone: str | None = None
         self.status = "absent"
-        self.address = None
-        self.internal_address = None
-        self.changes = []
-        self.refused = []
-        self.tried = []
+        self.address: str | None = None
+        self.internal_address: str | None = None
+        self.changes: list[Change] = []
+        self.refused: list[str] = []
+        self.tried: list[dict[str, str]] = []
 
-    def seen(self, instance):
+    def update_from(self, instance: dict) -> None:
+        """Take zone, status and addresses from an instance."""
         self.zone = instance["zone"]
         self.status = instance["status"]
         self.address, self.internal_address = declared.addresses(instance)
 
-    def sentence(self):
+    def sentence(self) -> str:
+        """Return the machine's state as a sentence."""
         if self.status in ("absent", "would be made"):
             return f"{self.name}: {self.status}{f' in {self.zone}' if self.zone else ''}."
         where = f" at {self.address or 'no external address'} (internal {self.internal_address})"
         stays = ", without an external address; its disk stays and costs"
         return f"{self.name} in {self.zone} is {self.status}{where if self.status == 'RUNNING' else stays}."
 
-    def as_dict(self):
+    def as_dict(self) -> dict:
+        """Return the machine as the module gcp_fleet documents it."""
         return {
             "name": self.name,
             "zone": self.zone,
@@ -973,28 +982,19 @@ class Result:
         }
 
 
-def snapshot_words(snapshot):
+# Results of the machines whose action succeeded, and a sentence for each problem.
+Outcome = tuple[list[Result], list[str]]
+
+
+def snapshot_text(snapshot: dict) -> str:
+    """Return a snapshot's name and size as text for a sentence."""
     size = f" ({snapshot['diskSizeGb']} GB disk)" if snapshot.get("diskSizeGb") else ""
     return f"{snapshot['name']}{size}"
 
 
-def protected(instance):
+def protection_sentence(instance: dict) -> str:
+    """Return how to delete an instance that is protected from deletion."""
     return (
         f"{instance['name']} in {instance['zone']} is protected from deletion: declare deletion_protection: false "
         "for it and run playbooks/provision.yml first, or gcloud compute instances update --no-deletion-protection."
     )
-
-
-def fingerprint(part):
-    return {"fingerprint": part["fingerprint"]} if part and part.get("fingerprint") else {}
-
-
-def same_gpus(*resources):
-    kinds = [
-        {
-            declared.last(one["acceleratorType"]): one["acceleratorCount"]
-            for one in resource.get("guestAccelerators") or []
-        }
-        for resource in resources
-    ]
-    return kinds[0] == kinds[1]

@@ -1,16 +1,21 @@
-"""A machine's schedules in Google Cloud (resource policies), and snapshots that are taken now.
+"""Create, update and delete a machine's schedules in Google Cloud (resource policies), and take snapshots.
 
-`hours`: when the machine is started and stopped. `snapshots`: when its boot disk is copied.
+`hours`: when the machine starts and stops. `snapshots`: when snapshots of its boot disk are taken. Source:
+https://cloud.google.com/compute/docs/reference/rest/v1/resourcePolicies.
 """
 
 from __future__ import annotations
 
 import re
 from datetime import datetime, timezone
+from typing import TYPE_CHECKING
 
 from . import gcp_declared as declared
-from .gcp_client import GcpError
+from .gcp_client import Client, GcpError
 from .gcp_declared import Change
+
+if TYPE_CHECKING:
+    from .gcp_fleet import Fleet, Result
 
 ON_MACHINE, ON_DISK = "instances", "disks"
 # kind -> (the policy's field in the API, what it is attached to). The kind ends the policy's name.
@@ -21,14 +26,15 @@ TIME_ZONE = re.compile(r"[A-Za-z_+-]+(/[A-Za-z0-9_+-]+)*")
 LONGEST = 63
 
 
-def name_of(machine, kind):
+def name_of(machine: str, kind: str) -> str:
+    """Return the name of a machine's schedule of a kind."""
     return f"{machine}-{kind}"
 
 
-def schedule_problems(who, machine):
-    """Return a sentence for each value of a machine's schedules that cannot be meant."""
-    problems, hours, snapshots = [], machine["hours"], machine["snapshots"]
-    problems += [
+def schedule_problems(who: str, machine: dict) -> list[str]:
+    """Return a sentence for each invalid value of a machine's schedules."""
+    hours, snapshots = machine["hours"], machine["snapshots"]
+    problems = [
         f"{who}: with {kind} its name may have {LONGEST - len(name_of('', kind))} characters: the schedule is called "
         f"{name_of(machine['name'], kind)}."
         for kind in KINDS
@@ -57,13 +63,13 @@ def schedule_problems(who, machine):
     return problems
 
 
-def body(machine, kind, fleet):
-    """Word a machine's schedule as the API's ResourcePolicy; None where none is declared."""
+def body(machine: dict, kind: str, fleet: str) -> dict | None:
+    """Return the API's ResourcePolicy for a machine's schedule, None where none is declared."""
     asked = machine[kind]
     if not asked:
         return None
     if kind == "hours":
-        policy = {
+        policy: dict = {
             "timeZone": asked["time_zone"],
             **({"vmStartSchedule": {"schedule": asked["start"]}} if asked["start"] else {}),
             **({"vmStopSchedule": {"schedule": asked["stop"]}} if asked["stop"] else {}),
@@ -71,7 +77,7 @@ def body(machine, kind, fleet):
     else:
         policy = {
             "schedule": {"dailySchedule": {"daysInCycle": asked["every_days"], "startTime": asked["at"]}},
-            # What was copied outlives the disk: that is what it is for.
+            # Snapshots are for the time after the disk is lost.
             "retentionPolicy": {
                 "maxRetentionDays": asked["keep_days"],
                 "onSourceDiskDelete": "KEEP_AUTO_SNAPSHOTS",
@@ -84,8 +90,8 @@ def body(machine, kind, fleet):
     }
 
 
-def view(policy):
-    """Bring a ResourcePolicy of the API, or a body for it, into the one form that is compared and shown."""
+def view(policy: dict) -> dict:
+    """Return the fields of the API's ResourcePolicy, or of a body for one, in the form that is compared and shown."""
     hours, snapshots = policy.get("instanceSchedulePolicy"), policy.get("snapshotSchedulePolicy")
     if hours is not None:
         return {
@@ -106,97 +112,110 @@ def view(policy):
     return {"other": "a policy of another kind"}
 
 
-def attached(resource, name):
-    """Say whether an instance or a disk has the policy of that name."""
+def attached(resource: dict, name: str) -> bool:
+    """Return whether an instance or a disk has the policy of that name."""
     return name in [declared.last(url) for url in resource.get("resourcePolicies") or []]
 
 
-def snapshot_body(machine, fleet):
-    """Word a snapshot that is taken now; the time ends its name, as each is another."""
+def snapshot_body(machine: str, fleet: str) -> dict:
+    """Return the API's Snapshot for a machine; its name ends in the time (UTC), so that each has its own."""
     now = datetime.now(timezone.utc).strftime("-%Y%m%d-%H%M%S")
     return {"name": f"{machine[: LONGEST - len(now)]}{now}", "description": declared.mark(fleet)}
 
 
 class Policies:
-    """Brings the schedules of machines to what is declared. `fleet`: the Fleet of the run."""
+    """Brings the schedules of machines to their declared state; `fleet`: the run that they belong to."""
 
-    def __init__(self, fleet):
+    def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
 
-    def present(self, client, machine, zone, instance, result):
-        """Make, mend, attach and delete a machine's schedules. `instance`: None before it is made, in check mode."""
+    def present(self, client: Client, machine: dict, zone: str, instance: dict | None, result: Result) -> None:
+        """Create, update, attach and delete a machine's schedules.
+
+        `instance`: None where check mode has not created it. Raises GcpError where another's schedule has the name.
+        """
         for kind, (_, where) in KINDS.items():
             name, region = name_of(machine["name"], kind), declared.region_of(zone)
-            wanted, there = body(machine, kind, self.fleet.fleet), self._get(client, region, name)
+            wanted, policy = body(machine, kind, self.fleet.fleet), self._get(client, region, name)
             if wanted is None:
-                if there is not None and declared.made_by(there, self.fleet.fleet):
-                    self._delete(client, there, region, self._holder(zone, where, instance), result)
+                if policy is not None and declared.made_by(policy, self.fleet.fleet):
+                    self._delete(client, policy, region, self._holder(zone, where, instance), result)
                 continue
-            if there is not None and not declared.made_by(there, self.fleet.fleet):
+            if policy is not None and not declared.made_by(policy, self.fleet.fleet):
                 raise GcpError(
-                    f"{machine['name']}: a schedule {name} in {region} {declared.maker(there)} and is left alone: give "
-                    "the machine another name, or delete that one (gcloud compute resource-policies delete)."
+                    f"{machine['name']}: a schedule {name} in {region} {declared.origin(policy)} and is left alone: "
+                    "give the machine another name, or delete that one (gcloud compute resource-policies delete)."
                 )
-            self._bring(client, name, wanted, there, self._holder(zone, where, instance), region, result)
+            self._reconcile(client, name, wanted, policy, self._holder(zone, where, instance), region, result)
 
-    def absent(self, client, instance, result):
-        """Delete the schedules of a machine that is gone; they are taken off a disk that stays."""
+    def absent(self, client: Client, instance: dict, result: Result) -> None:
+        """Delete the schedules of a deleted machine; they are detached from a disk that stays."""
         zone, fleet = instance["zone"], self.fleet.fleet
         for kind, (_, where) in KINDS.items():
             region = declared.region_of(zone)
-            there = self._get(client, region, name_of(instance["name"], kind))
-            if there is not None and declared.made_by(there, fleet):
+            policy = self._get(client, region, name_of(instance["name"], kind))
+            if policy is not None and declared.made_by(policy, fleet):
                 holder = self._holder(zone, where, instance) if where == ON_DISK else None
-                self._delete(client, there, region, holder, result)
+                self._delete(client, policy, region, holder, result)
 
     @staticmethod
-    def _get(client, region, name):
+    def _get(client: Client, region: str, name: str) -> dict | None:
         return client.get(f"regions/{region}/resourcePolicies/{name}", missing_ok=True)
 
     @staticmethod
-    def _holder(zone, where, instance):
-        """Return the path of what a policy is attached to, None where that is not there yet."""
+    def _holder(zone: str, where: str, instance: dict | None) -> str | None:
+        """Return the path of the instance or disk that a policy is attached to, None where it does not exist yet."""
         if instance is None:
             return None
         name = instance["name"] if where == ON_MACHINE else declared.last(declared.boot_disk(instance).get("source"))
         return f"zones/{zone}/{where}/{name}" if name else None
 
-    def _bring(self, client, name, wanted, there, holder, region, result):
-        before, after = there and view(there), view(wanted)
-        on_it = bool(there and holder and attached(client.get(holder, missing_ok=True) or {}, name))
-        if before == after and on_it:
+    def _reconcile(
+        self,
+        client: Client,
+        name: str,
+        wanted: dict,
+        policy: dict | None,
+        holder: str | None,
+        region: str,
+        result: Result,
+    ) -> None:
+        """Create the `wanted` schedule, replace `policy` where it differs, and attach it to `holder`."""
+        before, after = policy and view(policy), view(wanted)
+        is_attached = bool(policy and holder and attached(client.get(holder, missing_ok=True) or {}, name))
+        if before == after and is_attached:
             return
-        what = f"{'make' if there is None else 'mend'} schedule {name}"
+        what = f"{'make' if policy is None else 'mend'} schedule {name}"
         if before == after:
             what, before, after = f"attach schedule {name}", {"attached": False}, {"attached": True}
         if not self.fleet.check_mode:
-            if view(wanted) != (there and view(there)):
-                if there is not None:  # a policy in use is not changed: it is made anew
-                    self._off(client, name, region, holder, on_it)
+            if view(wanted) != (policy and view(policy)):
+                if policy is not None:  # the API does not change a policy in use, so it is created again
+                    self._detach(client, name, region, holder, is_attached)
                     client.change("DELETE", f"regions/{region}/resourcePolicies/{name}")
                 client.change("POST", f"regions/{region}/resourcePolicies", wanted)
-                on_it = False
-            if not on_it and holder:
-                client.change("POST", f"{holder}/addResourcePolicies", self._named(name, region))
+                is_attached = False
+            if not is_attached and holder:
+                client.change("POST", f"{holder}/addResourcePolicies", self._reference(name, region))
         result.changes.append(Change(what, before, after))
 
-    def _delete(self, client, there, region, holder, result):
-        name = there["name"]
+    def _delete(self, client: Client, policy: dict, region: str, holder: str | None, result: Result) -> None:
+        name = policy["name"]
         if not self.fleet.check_mode:
-            on_it = bool(holder and attached(client.get(holder, missing_ok=True) or {}, name))
-            self._off(client, name, region, holder, on_it)
+            is_attached = bool(holder and attached(client.get(holder, missing_ok=True) or {}, name))
+            self._detach(client, name, region, holder, is_attached)
             client.change("DELETE", f"regions/{region}/resourcePolicies/{name}")
-        result.changes.append(Change(f"delete schedule {name}", view(there), None))
+        result.changes.append(Change(f"delete schedule {name}", view(policy), None))
 
-    def _off(self, client, name, region, holder, on_it):
-        if on_it:
-            client.change("POST", f"{holder}/removeResourcePolicies", self._named(name, region))
+    def _detach(self, client: Client, name: str, region: str, holder: str | None, is_attached: bool) -> None:
+        if is_attached:
+            client.change("POST", f"{holder}/removeResourcePolicies", self._reference(name, region))
 
-    def _named(self, name, region):
+    def _reference(self, name: str, region: str) -> dict:
         return {"resourcePolicies": [f"projects/{self.fleet.project}/regions/{region}/resourcePolicies/{name}"]}
 
-    def save(self, client, instance, result):
-        """Take a snapshot of a machine's boot disk."""
+    def save(self, client: Client, instance: dict, result: Result) -> None:
+        """Take a snapshot of a machine's boot disk. Raises GcpError where the machine has none."""
         zone, disk = instance["zone"], declared.last(declared.boot_disk(instance).get("source"))
         if not disk:
             raise GcpError(f"{instance['name']} in {zone} has no boot disk that a snapshot could be taken of.")

@@ -21,6 +21,7 @@ import stat
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -514,17 +515,7 @@ def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None =
     resting = set(engine_states.away())
     known, services = known - resting, [each for each in services if each["name"] not in resting]
     named = {each["name"]: each for each in [*({"name": name} for name in sorted(known)), *services]}
-    jobs = {f"the unit of {name}": (lambda name=name: _service(name, named[name])) for name in named}
-    jobs |= {"the kernel's log": _kernel, "disks": _disks, "memory": _memory, "changes": _changes, "the clock": _clock}
-    jobs["backups"] = _backups
-    if gpu:
-        jobs["the GPU"] = _gpu
-    for number, each in enumerate(upstreams or []):
-        jobs[f"upstream {number} of {each['service']}"] = lambda each=each: _upstream(each)
-    for each in services:
-        if each.get("metrics"):
-            jobs[f"the metrics of {each['name']}"] = lambda each=each: _engine_load(each["metrics"])
-    done, problems = side_by_side(jobs, LOOK_LIMIT)
+    done, problems = side_by_side(_jobs(named, services, gpu, upstreams or []), LOOK_LIMIT)
     units = {name: done[f"the unit of {name}"] for name in named if f"the unit of {name}" in done}
     asked = {f"answers of {name}": (lambda name=name: _answers(name, units[name]["unit"], units[name]["running"]))
              for name in units if name in known}  # fmt: skip
@@ -533,13 +524,37 @@ def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None =
         unit["states"] += answers.get(f"answers of {name}", [])
         load = done.get(f"the metrics of {name}", [])
         unit["states"] += load if unit["running"] else []
+    _lay_kernel(units, done.get("the kernel's log", []))
+    return {
+        "services": units,
+        "host": _host_evidence(done),
+        "problems": problems + more,
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+
+
+def _jobs(named: dict[str, dict], services: list[dict], gpu: bool, upstreams: list[dict]) -> dict[str, Callable]:
+    """Return the looks by name: of the units of all `named` services, the host, and the engines of `services`."""
+    jobs = {f"the unit of {name}": (lambda name=name: _service(name, named[name])) for name in named}
+    jobs |= {"the kernel's log": _kernel, "disks": _disks, "memory": _memory, "changes": _changes, "the clock": _clock}
+    jobs["backups"] = _backups
+    if gpu:
+        jobs["the GPU"] = _gpu
+    for number, each in enumerate(upstreams):
+        jobs[f"upstream {number} of {each['service']}"] = lambda each=each: _upstream(each)
+    for each in services:
+        if each.get("metrics"):
+            jobs[f"the metrics of {each['name']}"] = lambda each=each: _engine_load(each["metrics"])
+    return jobs
+
+
+def _host_evidence(done: dict) -> dict:
+    """Return the lines and facts of the host from the looks that are done, those of `_jobs`."""
     kernel = done.get("the kernel's log", [])
     gpus = done.get("the GPU", {"lines": [], "states": []})
-    states = [
-        each for key in ("disks", "memory", "changes", "the clock", "backups") for each in done.get(key, [])
-    ] + gpus["states"]
+    states = [each for key in ("disks", "memory", "changes", "the clock", "backups") for each in done.get(key, [])]
+    states += gpus["states"]
     states += [each for key, value in done.items() if key.startswith("upstream ") for each in value]
-    _lay_kernel(units, kernel)
     recent = [
         line.__dict__
         for moment, line in kernel
@@ -550,12 +565,7 @@ def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None =
         states.append(
             state(f"in the last {KERNEL_HOURS} hours the kernel wanted memory: {killed[-1]}", "host_ram_oom_killed")
         )
-    return {
-        "services": units,
-        "host": {"lines": recent + gpus["lines"], "states": states},
-        "problems": problems + more,
-        "seconds": round(time.monotonic() - begun, 1),
-    }
+    return {"lines": recent + gpus["lines"], "states": states}
 
 
 def _lay_kernel(units: dict, kernel: list) -> None:

@@ -7,6 +7,7 @@ import yaml
 
 from lab.compute_api import schema
 from plugins.module_utils.cloud import gcp_declared as declared
+from plugins.module_utils.cloud import gcp_updates
 
 RULE = {
     "name": "allow-ai-server-ports",
@@ -328,3 +329,9 @@ def test_a_disk_without_a_price_is_left_out_of_the_estimate_and_told():
         "a costs about 0.70 USD an hour (511 a month) while it runs (data/gcp/prices.yml, as of May 2026), without its "
         "disk: data/gcp/prices.yml has no price of pd-ssd there."
     )
+
+
+def test_every_field_that_can_change_has_requests():
+    machine = {**MACHINE, "subnetwork": "inner", "nic_type": "GVNIC", "disk": {**MACHINE["disk"], "labels": {"a": "b"}}}
+    fixed = {field for field, cure in declared.CURES.items() if cure == declared.NEW}
+    assert set(gcp_updates.FIELDS) == set(declared.declared_view(machine)) - fixed
