@@ -57,6 +57,7 @@ def test_it_has_what_it_runs_with_and_nothing_else(archive):
             "LICENSE",
             "README.md",
             "CHANGELOG.md",
+            "CONTRIBUTING.md",
             "changelogs",
             "meta",
             "requirements.yml",
