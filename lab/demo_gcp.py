@@ -113,38 +113,38 @@ def say(title: str) -> None:
 
 def look(server: Server, arguments: list[str]) -> bool:
     say("What would be made (--check --diff)")
-    code, _ = ansible(server, "--check", "--diff", "playbooks/provision.yml")
+    code, _ = ansible(server, "--check", "--diff", "playbooks/gcp_provision.yml")
     return code == 0 and not server.cloud.writes()
 
 
 def make(server: Server, arguments: list[str]) -> bool:
     say("Rules, VM, and everything on it, in one run; the first zone has no capacity")
     server.cloud.stockout("asia-northeast3-a")
-    code, _ = ansible(server, "playbooks/provision.yml", "site.yml", *arguments)
+    code, _ = ansible(server, "playbooks/gcp_provision.yml", "site.yml", *arguments)
     return code == 0 and serves(server)
 
 
 def repeat(server: Server, arguments: list[str]) -> bool:
     say("Again: nothing changes")
-    code, text = ansible(server, "playbooks/provision.yml")
+    code, text = ansible(server, "playbooks/gcp_provision.yml")
     return code == 0 and "changed=0 " in text
 
 
 def stop(server: Server, arguments: list[str]) -> bool:
     say("Stop: only the disk goes on costing")
-    code, _ = ansible(server, "playbooks/stop.yml")
+    code, _ = ansible(server, "playbooks/gcp_stop.yml")
     return code == 0 and server.cloud.instance(NAME)["status"] == "TERMINATED"
 
 
 def start(server: Server, arguments: list[str]) -> bool:
     say("Start: the address is told, and the machine serves again without any help")
-    code, _ = ansible(server, "playbooks/start.yml")
+    code, _ = ansible(server, "playbooks/gcp_start.yml")
     return code == 0 and serves(server)
 
 
 def leave(server: Server, arguments: list[str]) -> bool:
     say("Decommission: exactly what was made")
-    code, _ = ansible(server, "playbooks/decommission.yml", "-e", f"gcp_decommission={NAME}")
+    code, _ = ansible(server, "playbooks/gcp_decommission.yml", "-e", f"gcp_decommission={NAME}")
     return code == 0 and not (server.cloud.instances or server.cloud.firewalls or server.cloud.disks)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 URL = "https://www.googleapis.com/compute/v1/"
 # The description of every resource that is made here, followed by the name of the fleet: only these are deleted again.
-# Releases before fleets had names wrote it alone.
+# Releases before fleets had names wrote it alone. The playbook's old name stays in it: it is on existing machines.
 MARK = "Made by llm-server, playbooks/provision.yml"
 FLEET = ", fleet "
 
@@ -110,7 +110,7 @@ def origin(resource: dict) -> str:
     text = str(resource.get("description") or "")
     if text.startswith(MARK + FLEET):
         return f"was made by another fleet ('{text.removeprefix(MARK + FLEET)}')"
-    return "was not made by playbooks/provision.yml"
+    return "was not made by playbooks/gcp_provision.yml"
 
 
 def limited(names: Iterable[str], limit: str | None, matched: Collection[str]) -> list[str]:
@@ -748,17 +748,17 @@ def refusal(name: str, difference: Difference) -> str:
     what = f"{name}: {difference.field} is {difference.actual}, declared is {difference.declared}"
     if difference.cure == STOPPED:
         return (
-            f"{what}: this changes only while the machine is stopped: run playbooks/stop.yml, then "
-            "playbooks/provision.yml, which changes it and starts the machine."
+            f"{what}: this changes only while the machine is stopped: run playbooks/gcp_stop.yml, then "
+            "playbooks/gcp_provision.yml, which changes it and starts the machine."
         )
     if difference.field == "disk_size_gb":
         return (
             f"{what}: a disk cannot shrink: declare {difference.actual} GB, or make a new machine "
-            "(playbooks/decommission.yml, then playbooks/provision.yml; what is on the disk is lost)."
+            "(playbooks/gcp_decommission.yml, then playbooks/gcp_provision.yml; what is on the disk is lost)."
         )
     return (
         f"{what}: this is fixed when a machine is made: declare what is there, or make a new machine "
-        "(playbooks/decommission.yml, then playbooks/provision.yml; what is on the disk is lost)."
+        "(playbooks/gcp_decommission.yml, then playbooks/gcp_provision.yml; what is on the disk is lost)."
     )
 
 

@@ -49,8 +49,8 @@ class Records:
         owner = self._get(client, name, "TXT")
         if record is not None and not self._ours(owner):
             raise GcpError(
-                f"{name} in zone {self.zone} was not made by playbooks/provision.yml and is left alone: delete that "
-                "record, or give the machine of gcp_machines another name."
+                f"{name} in zone {self.zone} was not made by playbooks/gcp_provision.yml and is left alone: delete "
+                "that record, or give the machine of gcp_machines another name."
             )
         before = record and record.get("rrdatas")
         if before == [address] and self._ours(owner):

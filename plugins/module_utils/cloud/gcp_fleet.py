@@ -282,7 +282,7 @@ class Fleet:
         texts += [(f"address {one['name']} in {one['scope']} ({one.get('address')})", one) for one in found.addresses]
         texts += [(f"schedule {one['name']} in {one['scope']}", one) for one in found.schedules]
         left = [(text, one["name"]) for text, one in texts if one["name"] not in deleted]
-        way = "playbooks/provision.yml -e gcp_delete_undeclared="
+        way = "playbooks/gcp_provision.yml -e gcp_delete_undeclared="
         if left:
             self.remarks.append(
                 f"Made here, no longer declared, and open or paid for: {declared.listed(text for text, _ in left)}. "
@@ -403,7 +403,7 @@ class Fleet:
                 self.changes.append(Change(f"delete rule {name}", before, None))
                 raise GcpError(
                     f"rule {name} was deleted to be made anew, and that was refused, so its ports are closed now: "
-                    f"{error} The next run of playbooks/provision.yml makes it.",
+                    f"{error} The next run of playbooks/gcp_provision.yml makes it.",
                     error.status,
                     error.reasons,
                 ) from error
@@ -695,7 +695,7 @@ class Fleet:
             instance = self.find(machine, instances)
             instance = instance and self._start(client, instance, result)
             if instance is None:
-                raise GcpError(f"{machine['name']} does not exist: make it with playbooks/provision.yml.")
+                raise GcpError(f"{machine['name']} does not exist: make it with playbooks/gcp_provision.yml.")
             self._record_address(client, instance, result)
 
         return self._for_each_machine(start)
@@ -996,5 +996,5 @@ def protection_sentence(instance: dict) -> str:
     """Return how to delete an instance that is protected from deletion."""
     return (
         f"{instance['name']} in {instance['zone']} is protected from deletion: declare deletion_protection: false "
-        "for it and run playbooks/provision.yml first, or gcloud compute instances update --no-deletion-protection."
+        "for it and run playbooks/gcp_provision.yml first, or gcloud compute instances update --no-deletion-protection."
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 RECOVER = "ansible-playbook playbooks/incident.yml -e step=recover"
 ESCALATE = "ansible-playbook playbooks/incident.yml -e step=escalate"
 CONSOLE = (
-    "look at the machine's console; a machine that is off: playbooks/start.yml on Google Cloud; then step=look again"
+    "look at the machine's console; a machine that is off: playbooks/gcp_start.yml on Google Cloud; "
+    "then step=look again"
 )
 
 
@@ -72,8 +73,8 @@ def _notice(result: dict) -> dict:
 def after(host: str) -> list[str]:
     """Return what a person does next, as lines."""
     return [
-        "Another host in: playbooks/start.yml for machines that are stopped, playbooks/provision.yml for declared ones",
-        "that are not there, then site.yml.",
+        "Another host in: playbooks/gcp_start.yml for machines that are stopped, playbooks/gcp_provision.yml for",
+        "declared ones that are not there, then site.yml.",
         f"This host back: correct the inventory and run site.yml -l {host}; where a change is the cause, before that",
         f"playbooks/rollback.yml -e service=vllm -l {host}.",
     ]

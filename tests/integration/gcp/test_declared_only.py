@@ -148,7 +148,7 @@ class TestForeignRules:
 
     def test_it_is_refused_before_anything_is_done(self, cloud, options, foreign):
         for problem in (run(options)[2][0], run(options, "checked")[1][0], run(options, check_mode=True)[2][0]):
-            assert problem.startswith("rule allow-ai-server-ports was not made by playbooks/provision.yml")
+            assert problem.startswith("rule allow-ai-server-ports was not made by playbooks/gcp_provision.yml")
             assert "gcp_adopt=allow-ai-server-ports" in problem
         assert cloud.writes() == []
 

@@ -129,7 +129,7 @@ class TestPresent:
         machine["machine_type"] = "g2-standard-8"
         cloud.requests.clear()
         fleet, _, (problem,) = run(options)
-        assert "playbooks/stop.yml" in problem
+        assert "playbooks/gcp_stop.yml" in problem
         assert (what(fleet), cloud.writes()) == ([], [])
         run(options, "stopped")
         fleet, (result,), problems = run(options)
@@ -141,7 +141,7 @@ class TestPresent:
     def test_spot_needs_a_stop(self, cloud, options, machine):
         made(options)
         machine["spot"] = True
-        assert "playbooks/stop.yml" in run(options)[2][0]
+        assert "playbooks/gcp_stop.yml" in run(options)[2][0]
         run(options, "stopped")
         assert what(run(options)[0]) == ["mend scheduling of llm-server", "start llm-server"]
         assert cloud.instance("llm-server")["scheduling"]["provisioningModel"] == "SPOT"
@@ -158,7 +158,7 @@ class TestPresent:
         machine["automatic_restart"] = False
         cloud.schedule_while_running = False
         fleet, _, (problem,) = run(options)
-        assert "playbooks/stop.yml" in problem
+        assert "playbooks/gcp_stop.yml" in problem
         assert what(fleet) == []
 
     @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ class TestPresent:
         machine[field] = value
         cloud.requests.clear()
         problem = run(options)[2][0]
-        assert "playbooks/decommission.yml" in problem
+        assert "playbooks/gcp_decommission.yml" in problem
         assert not [one for one in cloud.writes() if "instances" in one]
 
     def test_another_image_family_is_refused(self, cloud, options, machine):
@@ -354,7 +354,7 @@ class TestPower:
         assert cloud.writes() == []
 
     def test_a_missing_machine_cannot_start(self, options):
-        assert "playbooks/provision.yml" in run(options, "started")[2][0]
+        assert "playbooks/gcp_provision.yml" in run(options, "started")[2][0]
 
 
 @pytest.mark.usefixtures("server")

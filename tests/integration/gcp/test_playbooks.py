@@ -60,13 +60,13 @@ def inventory(*words, **more):
 
 
 def test_the_whole_life_of_a_machine(cloud, playbook, ssh_port):
-    shown = playbook("provision", check=True)
+    shown = playbook("gcp_provision", check=True)
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert "+zone: asia-northeast3-a" in shown.stdout
     assert "+- tcp:8000-8001" in shown.stdout
     assert cloud.writes() == []
 
-    first = playbook("provision", gcp_ssh_port=ssh_port)
+    first = playbook("gcp_provision", gcp_ssh_port=ssh_port)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "llm-server in asia-northeast3-a is RUNNING at 127.0.0.1 (internal 10.178.0." in first.said
     assert "costs about 0.97 USD an hour" in first.said
@@ -77,33 +77,33 @@ def test_the_whole_life_of_a_machine(cloud, playbook, ssh_port):
     assert host["ansible_host"] == "127.0.0.1"
     assert host["gcp_open_ports"] == [8000, 8001, 9100, 9400]
 
-    second = playbook("provision", gcp_ssh_port=ssh_port)
+    second = playbook("gcp_provision", gcp_ssh_port=ssh_port)
     assert recap(second) == {"changed": 0, "failed": 0}
 
     cloud.firewalls["allow-ai-server-ports"]["allowed"][0]["ports"].append("22")
-    drift = playbook("provision", check=True)
+    drift = playbook("gcp_provision", check=True)
     assert recap(drift)["changed"] == 1
     assert re.findall(r"^[-+](?!--|\+\+).*", drift.stdout, re.M) == ["-- tcp:22"]
 
-    stopped = playbook("stop")
+    stopped = playbook("gcp_stop")
     assert "llm-server in asia-northeast3-a is TERMINATED" in stopped.said
     assert "vllm" not in inventory()
-    started = playbook("start", gcp_ssh_port=ssh_port)
+    started = playbook("gcp_start", gcp_ssh_port=ssh_port)
     assert "llm-server in asia-northeast3-a is RUNNING at 127.0.0.1" in started.said
 
-    kept = playbook("decommission")
+    kept = playbook("gcp_decommission")
     assert kept.returncode != 0
     assert "gcp_decommission is empty" in kept.said
     assert cloud.instances
-    gone = playbook("decommission", gcp_decommission="llm-server")
+    gone = playbook("gcp_decommission", gcp_decommission="llm-server")
     assert gone.returncode == 0, gone.stdout
     assert (cloud.instances, cloud.firewalls, cloud.disks) == ({}, {}, {})
-    assert recap(playbook("decommission", gcp_decommission="llm-server")) == {"changed": 0, "failed": 0}
+    assert recap(playbook("gcp_decommission", gcp_decommission="llm-server")) == {"changed": 0, "failed": 0}
 
 
 def test_decommission_names_every_disk_before_it_deletes(cloud, playbook, ssh_port):
-    playbook("provision", gcp_ssh_port=ssh_port)
-    gone = playbook("decommission", gcp_decommission="llm-server", gcp_keep_boot_disk=True)
+    playbook("gcp_provision", gcp_ssh_port=ssh_port)
+    gone = playbook("gcp_decommission", gcp_decommission="llm-server", gcp_keep_boot_disk=True)
     before, after = gone.said.split("TASK [Delete the machines")
     assert "llm-server: boot disk llm-server (200 GB) in asia-northeast3-a would stay and costs." in before
     assert "stays and costs" in after
@@ -112,14 +112,14 @@ def test_decommission_names_every_disk_before_it_deletes(cloud, playbook, ssh_po
 
 def test_what_is_no_longer_declared_is_told_and_deleted_by_name(cloud, playbook, ssh_port):
     two = [{"name": name, "zones": ["asia-northeast3-a"]} for name in ("llm-1", "llm-2")]
-    assert playbook("provision", gcp_ssh_port=ssh_port, gcp_machines=two).returncode == 0
+    assert playbook("gcp_provision", gcp_ssh_port=ssh_port, gcp_machines=two).returncode == 0
     one = {"gcp_ssh_port": ssh_port, "gcp_machines": two[:1]}
-    shown = playbook("provision", check=True, **one)
+    shown = playbook("gcp_provision", check=True, **one)
     assert (
         "Made here, no longer declared, and open or paid for: machine llm-2 in asia-northeast3-a (RUNNING)"
         in shown.said
     )
-    done = playbook("provision", **one, gcp_delete_undeclared="llm-2")
+    done = playbook("gcp_provision", **one, gcp_delete_undeclared="llm-2")
     assert done.returncode == 0, done.stdout
     assert list(cloud.instances) == list(cloud.disks) == [("asia-northeast3-a", "llm-1")]
 
@@ -127,23 +127,23 @@ def test_what_is_no_longer_declared_is_told_and_deleted_by_name(cloud, playbook,
 def test_limit_does_what_it_says(cloud, playbook, ssh_port):
     two = [{"name": name, "zones": ["asia-northeast3-a"]} for name in ("llm-1", "llm-2")]
     given = {"gcp_ssh_port": ssh_port, "gcp_machines": two}
-    assert playbook("provision", **given).returncode == 0
+    assert playbook("gcp_provision", **given).returncode == 0
     for name in ("llm-1", "llm-2"):
         cloud.instance(name)["labels"] = {}
-    done = playbook("provision", limit="llm-2", **given)
+    done = playbook("gcp_provision", limit="llm-2", **given)
     assert done.returncode == 0, done.stdout
     assert cloud.instance("llm-2")["labels"] == {"vllm": "true", "gpu": "true", "swap": "true"}
     assert cloud.instance("llm-1")["labels"] == {}
-    assert playbook("stop", limit="llm-1", **given).returncode == 0
+    assert playbook("gcp_stop", limit="llm-1", **given).returncode == 0
     assert [cloud.instance(name)["status"] for name in ("llm-1", "llm-2")] == ["TERMINATED", "RUNNING"]
     cloud.requests.clear()
-    unknown = playbook("provision", limit="llm-9", **given)
+    unknown = playbook("gcp_provision", limit="llm-9", **given)
     assert unknown.returncode != 0
     assert cloud.writes() == []
 
 
 def test_the_inventory_knows_no_stranger(cloud, playbook, ssh_port):
-    playbook("provision", gcp_ssh_port=ssh_port)
+    playbook("gcp_provision", gcp_ssh_port=ssh_port)
     stranger = copy.deepcopy(cloud.instance("llm-server"))
     cloud.instances["us-central1-a", "llm-server"] = {**stranger, "description": "mine"}
     cloud.instances["asia-northeast3-b", "llm-server"] = {**stranger, "id": "7"}
@@ -161,7 +161,7 @@ def test_the_inventory_says_what_does_not_run_and_where_it_would_be(cloud, playb
         "absent",
         [8000, 8001, 9100, 9400],
     )
-    playbook("provision", gcp_ssh_port=ssh_port)
+    playbook("gcp_provision", gcp_ssh_port=ssh_port)
     running = inventory("--export")
     assert running["all"]["vars"]["gcp_not_running"] == []
     groups = {name for name in absent["groups"] if "llm-server" in running[name]["hosts"]}
@@ -169,18 +169,18 @@ def test_the_inventory_says_what_does_not_run_and_where_it_would_be(cloud, playb
         "ai_server", "monitoring", "vllm", "gpu", "swap", "watch", "watchdog", "housekeeping", "host_tuning", "backup",
     }  # fmt: skip
     cloud.unreachable = {"asia-northeast3-a"}
-    done = playbook("stop")
+    done = playbook("gcp_stop")
     assert done.returncode != 0
     assert "UNREACHABLE" in done.stderr
 
 
 def test_site_is_red_where_a_declared_machine_does_not_run(cloud, playbook, ssh_port):
-    playbook("provision", gcp_ssh_port=ssh_port)
-    playbook("stop")
+    playbook("gcp_provision", gcp_ssh_port=ssh_port)
+    playbook("gcp_stop")
     done = playbook("../site")
     assert done.returncode != 0
     assert "llm-server is TERMINATED: declared in gcp_machines and not running" in done.said
-    assert "Run playbooks/start.yml" in done.said
+    assert "Run playbooks/gcp_start.yml" in done.said
 
 
 GCLOUD = """#!/bin/sh
@@ -196,7 +196,7 @@ def test_ssh_through_iap_goes_by_gcloud_and_the_rule_for_it_is_made(cloud, playb
     program.write_text(GCLOUD.format(log=log))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    done = playbook("provision", gcp_ssh_through_iap=True, gcp_ssh_port=22, gcp_ssh_timeout=1)
+    done = playbook("gcp_provision", gcp_ssh_through_iap=True, gcp_ssh_port=22, gcp_ssh_timeout=1)
     assert done.returncode != 0
     assert "Wait until SSH answers through IAP" in done.stdout
     called = "compute start-iap-tunnel llm-server 22 --listen-on-stdin --project=lab-project --zone=asia-northeast3-a"
@@ -207,7 +207,7 @@ def test_ssh_through_iap_goes_by_gcloud_and_the_rule_for_it_is_made(cloud, playb
 
 def test_a_broken_answer_is_one_sentence(cloud, playbook):
     cloud.fail("compute.projects.get", answer={"quotas": [{"limit": 1}]})
-    done = playbook("provision")
+    done = playbook("gcp_provision")
     assert done.returncode != 0
     assert "The Compute API: the answer is not what the Compute API says" in done.said
     assert "Traceback" not in done.stdout + done.stderr
@@ -218,9 +218,9 @@ def test_a_broken_answer_is_one_sentence(cloud, playbook):
 def test_a_playbook_that_is_killed_at_a_request_is_finished_by_the_next(cloud, playbook, ssh_port, name):
     given = {"gcp_ssh_port": ssh_port, "gcp_decommission": "llm-server"}
     if name != "provision":
-        assert playbook("provision", **given).returncode == 0
+        assert playbook("gcp_provision", **given).returncode == 0
     if name == "start":
-        assert playbook("stop", **given).returncode == 0
+        assert playbook("gcp_stop", **given).returncode == 0
     wanted = {"provision": "POST /instances", "stop": "/stop", "start": "/start", "decommission": "DELETE /instances"}
     verb, _, path = wanted[name].rpartition(" ")
     original, cut = cloud.answer, []
@@ -233,11 +233,11 @@ def test_a_playbook_that_is_killed_at_a_request_is_finished_by_the_next(cloud, p
         return result
 
     cloud.answer = answer
-    assert playbook(name, **given).returncode == -signal.SIGKILL
+    assert playbook(f"gcp_{name}", **given).returncode == -signal.SIGKILL
     assert cut
-    done = playbook(name, **given)
+    done = playbook(f"gcp_{name}", **given)
     assert done.returncode == 0, done.stdout
-    assert recap(playbook(name, **given)) == {"changed": 0, "failed": 0}
+    assert recap(playbook(f"gcp_{name}", **given)) == {"changed": 0, "failed": 0}
     left = {"provision": ["RUNNING"], "stop": ["TERMINATED"], "start": ["RUNNING"], "decommission": []}
     assert [one["status"] for one in cloud.instances.values()] == left[name]
     assert len(cloud.firewalls) == len(left[name]) * 2
@@ -260,14 +260,14 @@ def test_plays_that_follow_find_the_machine_and_its_bindings(cloud, playbook, ss
     following = tmp_path / "following"
     following.with_suffix(".yml").write_text(NEXT_PLAY, encoding="utf-8")
     given = {"gcp_ssh_port": ssh_port, "gcp_monitoring_rule": False, "gcp_source_ranges": ranges}
-    done = playbook("provision", following, **given)
+    done = playbook("gcp_provision", following, **given)
     internal = cloud.instance("llm-server")["networkInterfaces"][0]["networkIP"]
     assert f"{internal} 127.0.0.1 http://{internal}:8001/v1 end" in done.said, done.stdout + done.stderr
 
 
 def test_nothing_is_made_when_something_is_wrong(cloud, playbook):
     cloud.quotas["SSD_TOTAL_GB"] = 100
-    done = playbook("provision", gcp_source_ranges=[])
+    done = playbook("gcp_provision", gcp_source_ranges=[])
     assert done.returncode != 0
     assert "set gcp_source_ranges to the networks" in done.said
     assert "quota SSD_TOTAL_GB is 100" in done.said
@@ -275,14 +275,14 @@ def test_nothing_is_made_when_something_is_wrong(cloud, playbook):
 
 
 def test_ssh_that_does_not_answer_is_told_with_the_address(playbook):
-    done = playbook("provision", gcp_ssh_port=1, gcp_ssh_timeout=1)
+    done = playbook("gcp_provision", gcp_ssh_port=1, gcp_ssh_timeout=1)
     assert done.returncode != 0
     assert "llm-server does not answer SSH at 127.0.0.1:1" in done.said
 
 
 def test_an_inventory_that_the_api_refuses_stops_the_run(cloud, playbook):
     cloud.fail("compute.instances.aggregatedList", status=403, reason="forbidden", message="No list for you", times=9)
-    done = playbook("stop")
+    done = playbook("gcp_stop")
     assert done.returncode != 0
     assert "No list for you" in " ".join((done.stdout + done.stderr).split())
 
@@ -299,6 +299,6 @@ def test_an_inventory_that_the_api_refuses_stops_the_run(cloud, playbook):
     ],
 )
 def test_what_the_inventory_cannot_use_is_told_with_its_variable(playbook, given, said):
-    done = playbook("stop", **given)
+    done = playbook("gcp_stop", **given)
     assert done.returncode != 0
     assert said in " ".join(done.stderr.split())

@@ -184,8 +184,8 @@ def test_a_snapshot_that_cannot_be_used_is_refused_before_anything_is_made(cloud
 
 
 def test_the_playbook_takes_them(cloud, playbook):
-    playbook("provision")
-    done = playbook("snapshot")
+    playbook("gcp_provision")
+    done = playbook("gcp_snapshot")
     assert done.returncode == 0 and "was taken of its boot disk" in done.said
     assert len(cloud.snapshots) == 1
 

@@ -24,7 +24,7 @@ def cloud():
 
 def test_an_empty_vault_is_refused_before_a_machine_is_made(cloud, playbook):
     for check in (True, False):
-        done = playbook("provision", "../site", gcp_validate_services=True, check=check)
+        done = playbook("gcp_provision", "../site", gcp_validate_services=True, check=check)
         assert done.returncode != 0
         assert "ai_server_api_keys" in done.said
         assert "vllm_lora_adapters" in done.said
@@ -35,18 +35,18 @@ def test_an_empty_vault_is_refused_before_a_machine_is_made(cloud, playbook):
 
 def test_values_that_build_on_the_inventorys_folder(cloud, playbook):
     given = {**GOOD, "vmagent_url": "{{ lookup('file', inventory_dir ~ '/llm.gcp.yml') and 'http://l.example' }}"}
-    done = playbook("provision", check=True, gcp_validate_services=True, **given)
+    done = playbook("gcp_provision", check=True, gcp_validate_services=True, **given)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_good_values_let_the_machine_be_made(cloud, playbook):
-    done = playbook("provision", gcp_validate_services=True, gcp_ssh_timeout=1, **GOOD)
+    done = playbook("gcp_provision", gcp_validate_services=True, gcp_ssh_timeout=1, **GOOD)
     assert "llm-server does not answer SSH" in done.said, done.stdout + done.stderr
     assert cloud.instance("llm-server")["status"] == "RUNNING"
 
 
 def test_a_machine_that_runs_is_not_asked_about(cloud, playbook):
-    playbook("provision", gcp_ssh_timeout=1)
-    done = playbook("provision", gcp_validate_services=True, gcp_ssh_timeout=1)
+    playbook("gcp_provision", gcp_ssh_timeout=1)
+    done = playbook("gcp_provision", gcp_validate_services=True, gcp_ssh_timeout=1)
     assert "llm-server does not answer SSH" in done.said
     assert "TASK [Check the variables]" not in done.stdout
