@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.load.host; the action plugin of the same name calls it phase by phase."""
+"""Thin module over module_utils.load.host; the action plugin of the same name calls it in phases."""
 
 from __future__ import annotations
 
