@@ -38,7 +38,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Have the application
+- name: Install the application's source
   llm.server.application_source:
     root: /app/ai-server/releases
     repository: https://git.example.com/ai-server.git

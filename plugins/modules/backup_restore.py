@@ -19,7 +19,7 @@ options:
     type: str
     default: latest
   of:
-    description: Host whose backup is restored, by its name in the repository; this host when empty.
+    description: Host whose backup is restored, by its name in the repository; this host if empty.
     type: str
     default: ""
 attributes:

@@ -35,7 +35,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Measure
+- name: Measure the server
   llm.server.checklist:
     checks:
       - what: node_exporter answers

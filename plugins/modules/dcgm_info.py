@@ -17,7 +17,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Ask DCGM
+- name: Read DCGM's versions
   llm.server.dcgm_info:
   register: dcgm
 """

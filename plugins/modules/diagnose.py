@@ -45,13 +45,13 @@ notes:
 """
 
 EXAMPLES = r"""
-- name: Look for what is wrong
+- name: Diagnose the host
   llm.server.diagnose:
     services: [{name: vllm, metrics: "http://127.0.0.1:8001/metrics"}, {name: ai-server}]
     gpu: true
   register: diagnosis
 
-- name: Show it
+- name: Show the report
   ansible.builtin.debug:
     msg: "{{ diagnosis.report | join('\\n') }}"
 """

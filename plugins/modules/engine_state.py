@@ -57,7 +57,7 @@ EXAMPLES = r"""
     instead: feedback
     url: http://127.0.0.1:8001
 
-- name: See which engines serve
+- name: Read which engines serve
   llm.server.engine_state:
     engines: [chat, feedback]
   register: __engine_states

@@ -39,7 +39,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Have the model
+- name: Fetch the model
   llm.server.gguf_files:
     model: Qwen/Qwen2.5-Coder-7B-Instruct-GGUF
     file: qwen2.5-coder-7b-instruct-q4_k_m.gguf

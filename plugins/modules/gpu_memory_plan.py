@@ -143,7 +143,7 @@ EXAMPLES = r"""
     history_path: /var/lib/gpu_memory/history.json
     refuse: true
 
-- name: What if the model ran on an L4
+- name: Plan the model for an L4
   llm.server.gpu_memory_plan:
     gpu: {name: L4, total_mib: 23034}
     hub_url: https://hub.example.org

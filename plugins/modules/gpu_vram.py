@@ -60,7 +60,7 @@ EXAMPLES = r"""
     maximum_used_mib: 1024
     wait_timeout: 120
 
-- name: Refuse a machine that is not what was ordered
+- name: Check that the machine has the expected GPU
   llm.server.gpu_vram:
     count: 1
     name: L4

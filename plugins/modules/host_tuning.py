@@ -43,7 +43,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Set up the kernel and the GPUs
+- name: Configure the kernel and the GPUs
   llm.server.host_tuning:
     socket_buffer_mib: 128
     transparent_hugepages: madvise

@@ -60,7 +60,7 @@ notes:
 """
 
 EXAMPLES = r"""
-- name: Gather the evidence
+- name: Collect the evidence
   llm.server.incident_evidence:
     directory: "{{ playbook_dir }}/../incidents"
     services: [{name: vllm, metrics: "http://127.0.0.1:8001/metrics"}, {name: ai-server}]

@@ -36,7 +36,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Tell the people on call
+- name: Notify the people on call
   llm.server.incident_notice:
     url: "{{ incident_webhook_url }}"
     text: "{{ __incident_evidence.summary }}"

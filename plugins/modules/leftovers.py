@@ -28,7 +28,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Remove what no release refers to
+- name: Remove files that no release refers to
   llm.server.leftovers:
 """
 

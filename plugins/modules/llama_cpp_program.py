@@ -19,7 +19,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Ask the program
+- name: Read the program's version and arguments
   llm.server.llama_cpp_program:
     path: /usr/bin/llama-server
     user: llama-cpp

@@ -66,7 +66,7 @@ notes:
 """
 
 EXAMPLES = r"""
-- name: Ten callers for half an hour
+- name: Run ten callers for half an hour
   llm.server.load_check:
     targets:
       - name: vllm

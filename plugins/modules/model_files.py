@@ -42,7 +42,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Have the model and its adapters
+- name: Fetch the model and its adapters
   llm.server.model_files:
     model: LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct
     revision: e949c91dec92095908d34e6b560af77dd0c993f8

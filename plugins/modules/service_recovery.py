@@ -55,7 +55,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Bring the engine back
+- name: Recover the engine
   llm.server.service_recovery:
     name: vllm
     metrics: http://127.0.0.1:8001/metrics

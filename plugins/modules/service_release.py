@@ -427,7 +427,7 @@ def settle_groups(service: Service, wanted: dict) -> None:
 
 
 def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
-    """Write and start the wanted release; ``await`` in the result says whether the start has still to be awaited."""
+    """Write and start the wanted release; ``await`` in the result says whether to wait for the start."""
     files = [*wanted["files"], *wanted["secrets"]]
     release = wanted_release(service, wanted)
     name = digest(release)

@@ -37,7 +37,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Have 32 GiB of swap
+- name: Set up 32 GiB of swap
   llm.server.swap_file:
     path: /swapfile
     size_mib: 32768

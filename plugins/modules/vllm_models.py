@@ -54,7 +54,7 @@ author: The llm-server maintainers (@llm-server)
 """
 
 EXAMPLES = r"""
-- name: The server serves the base model and both adapters
+- name: Check that the server serves the base model and both adapters
   llm.server.vllm_models:
     url: http://127.0.0.1:8001
     api_key: "{{ vllm_api_key }}"

@@ -132,7 +132,7 @@ def has_served(service: Service, age: float) -> bool:
 
 
 def produced(metrics: str | None) -> float | None:
-    """Return a sum that grows with every token of an engine; None where its metrics cannot be read."""
+    """Return a sum that grows with every token of an engine; None if its metrics cannot be read."""
     if not metrics:
         return None
     try:
