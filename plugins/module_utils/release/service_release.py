@@ -119,7 +119,7 @@ class Service:
         """Return what earlier runs recorded.
 
         - ``current``, ``verified`` (newest last) and ``failed``: releases
-        - ``created``: what was created for the service; ``needs``: the user and directories it uses, even if others made them
+        - ``created``: what was created for the service; ``needs``: what it uses, even if others made it
         - ``since``: when the wait for a start began, in seconds of the monotonic clock since boot
         - ``restarts``: systemd's restart count at that time
         - ``told_after``: place in the journal where the messages about this process begin
