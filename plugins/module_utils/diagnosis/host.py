@@ -569,7 +569,7 @@ def _host_evidence(done: dict) -> dict:
 
 
 def _lay_kernel(units: dict, kernel: list) -> None:
-    """Add to each failed service the kernel's messages around its starts; those about memory only if it was killed."""
+    """Add the kernel's messages around its starts to each failed service; those about memory only to the victim."""
     for unit in units.values():
         if not unit["failing"]:
             continue
