@@ -1,4 +1,4 @@
-"""Name a tree of the controller by its digest, and send it only where it is missing."""
+"""Name a tree on the controller by its digest, and send it only if the host does not have it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ansible.plugins.action import ActionBase
 
 
 class ActionModule(ActionBase):
-    """Run the module; a tree is hashed before, and packed and sent when the module asks for it."""
+    """Run the module; a tree is hashed first, and packed and sent if the module asks for it."""
 
     TRANSFERS_FILES = True
 

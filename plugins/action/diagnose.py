@@ -1,4 +1,4 @@
-"""Weigh on the controller, which has the table of causes, what the module saw on the machine."""
+"""Judge on the controller, which has the table of causes, what the module found on the machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class ActionModule(ActionBase):
 
     def run(self, tmp=None, task_vars=None):
         super().run(tmp, task_vars)
-        # The target's log would tell the login in an address.
+        # The target's log would reveal the login in an address.
         quiet = {**(task_vars or {}), "ansible_no_target_syslog": True}
         seen = self._execute_module(module_name="llm.server.diagnose", module_args=self._task.args, task_vars=quiet)
         evidence = seen.pop("evidence", None)

@@ -1,4 +1,4 @@
-"""Run a command against an engine, here or on the host, and keep its output on the controller."""
+"""Run a command against an engine, on the controller or on the host, and keep its output on the controller."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TunnelError(Exception):
 
 
 class ActionModule(ActionBase):
-    """Run the command where it is to run; write the log here in any case."""
+    """Run the command where requested; always write the log on the controller."""
 
     def run(self, tmp=None, task_vars=None):
         super().run(tmp, task_vars)
@@ -57,7 +57,7 @@ class ActionModule(ActionBase):
 
     @contextmanager
     def _reached(self, url):
-        """Yield the address at which the controller reaches an engine that the host reaches at ``url``."""
+        """Yield the address at which the controller reaches an engine that has ``url`` on the host."""
         asked = urlsplit(url)
         if self._connection.transport == "local" or asked.hostname not in LOOPBACK:
             yield url
@@ -69,7 +69,7 @@ class ActionModule(ActionBase):
         there = f"[{asked.hostname}]" if ":" in asked.hostname else asked.hostname
         words = ["-N", "-o", "ExitOnForwardFailure=yes", "-L", f"127.0.0.1:{port}:{there}:{asked.port}"]
         host = self._connection.get_option("host")
-        # The connection's own options and login; but not its master, where the tunnel would outlive the command.
+        # With the connection's own options and login, but not its master: the tunnel would outlive the command there.
         binary, *rest = self._connection._build_command("ssh", "ssh", *words, host)
         if binary != b"ssh":
             raise TunnelError(f"a tunnel to {url} of the host takes an SSH key, not a password; write -e run_on=host")
@@ -97,7 +97,7 @@ class ActionModule(ActionBase):
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, in one step."""
+    """Write a file in one step that only its owner can read."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.new")
     with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as handle:

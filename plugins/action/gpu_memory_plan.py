@@ -1,7 +1,7 @@
-"""Plans on the controller where the GPU is given by hand, on the host otherwise, and prints the plan as it is.
+"""Plans on the controller if the GPU is given, otherwise on the host, and prints the plan.
 
-With the GPU given and the task on this machine nothing has to be asked: the module is not sent anywhere, which is most
-of what such a question took. The table is printed by the action, since a result is printed as YAML.
+With a given GPU and a task on this machine nothing has to be measured, so the module is not started, which would take
+most of the time. The action plugin prints the table, since a result is printed as YAML.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..module_utils.gpu.memory.question import OPTIONS, ask, refusal
 
 
 class ActionModule(ActionBase):
-    """Answer here or by the module, then show the answer."""
+    """Plan here or by the module, then show the plan."""
 
     def run(self, tmp=None, task_vars=None):
         result = super().run(tmp, task_vars)
@@ -29,7 +29,7 @@ class ActionModule(ActionBase):
         return result
 
     def _answer(self, arguments: dict) -> dict:
-        """What the module would return."""
+        """Return the module's result."""
         checked = ArgumentSpecValidator(OPTIONS).validate(arguments)
         if checked.error_messages:
             return {"failed": True, "msg": "; ".join(checked.error_messages), "kind": "input"}

@@ -1,4 +1,4 @@
-"""Weigh on the controller what the module gathered on the machine, and keep it there in one archive."""
+"""Judge on the controller what the module collected on the machine, and store it there in one archive."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ActionModule(ActionBase):
         )
         if not directory:
             return {"failed": True, "msg": "directory must be given: where the archives go on the controller."}
-        # The target's log would tell the login in an address.
+        # The target's log would reveal the login in an address.
         quiet = {**task_vars, "ansible_no_target_syslog": True}
         try:
             seen = self._execute_module(module_name="llm.server.incident_evidence", module_args=args, task_vars=quiet)
@@ -54,7 +54,7 @@ class ActionModule(ActionBase):
 
 
 def made(host: str, seen: dict) -> dict:
-    """Return the ``rows`` and the ``files`` of an archive, of what the module returned or of why it could not run."""
+    """Return ``rows`` and ``files`` of an archive, from the module's result or the reason why it could not run."""
     gathered = seen.get("gathered")
     if not gathered:
         why = Redaction()(" ".join(str(seen.get("msg") or seen.get("module_stderr") or "no answer").split()))

@@ -1,6 +1,6 @@
-"""Bring a service back: wait for its start, weigh the evidence, and go back to a release, on the controller.
+"""Recover a service: wait for its start, judge the evidence, and roll back, on the controller.
 
-The module of the same name decides on the machine and restarts; an earlier release comes back by service_release.
+The module of the same name decides on the machine and restarts; service_release does the rollback.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ..module_utils.incident import summary
 
 
 class ActionModule(ActionBase):
-    """Run the phases of the module, wait for the start, and go back where the newest release is to blame."""
+    """Run the phases of the module, wait for the start, and roll back if the newest release is to blame."""
 
     def run(self, tmp=None, task_vars=None):
         super().run(tmp, task_vars)
@@ -56,7 +56,7 @@ class ActionModule(ActionBase):
         return self._execute_module(module_name=f"llm.server.{module}", module_args={**own, **args}, task_vars=quiet)
 
     def _causes(self, name: str, task_vars: dict) -> list[dict]:
-        """Return what the diagnosis names for a service, the most likely first."""
+        """Return the causes that the diagnosis found for a service, the most likely first."""
         services = [{"name": name, "kind": self._task.args.get("kind"), "metrics": self._task.args.get("metrics")}]
         evidence = self._module("diagnose", {"services": services}, task_vars).get("evidence")
         found = report.of_host(evidence)["causes"] if evidence else []
@@ -78,7 +78,7 @@ class ActionModule(ActionBase):
 
 
 def recovered(name: str, host: str, told: dict, measured: str) -> dict:
-    """Return the row of a service: what was found, what was done, and what comes next where it does not serve."""
+    """Return the row of a service: what was found, what was done, and the next step if it does not serve."""
     following = told["next"] or (f"{summary.ESCALATE} -l {host}" if told["serves"] is False else "")
     did = "" if told["did"] == "nothing" and told["serves"] is not False else f"{told['did']}: "
     return summary.row(name, f"{did}{measured}", told["serves"], following)

@@ -1,4 +1,4 @@
-"""Switch a service to a release, show its progress while it starts, and roll back where it fails.
+"""Switch a service to a release, show its progress while it starts, and roll back if it fails.
 
 The module of the same name does each phase on the host. This plugin does what needs the controller: it shows progress,
 finds the cause of a failure in the table of known causes, decides on a rollback, and runs the rotation commands.
@@ -25,7 +25,7 @@ class ActionModule(ActionBase):
     """Runs the phases of the module, in order, on one host."""
 
     def run(self, tmp: str | None = None, task_vars: dict | None = None) -> dict:
-        """Return the result of the task, with the rotation of the host where the task changes it."""
+        """Return the result of the task, with the rotation of the host if the task changes it."""
         super().run(tmp, task_vars)
         task_vars = task_vars or {}
         service, host = self._task.args["name"], task_vars["inventory_hostname"]
@@ -64,7 +64,7 @@ class ActionModule(ActionBase):
         return self._failure(service, {**result, **seen}, stays)
 
     def phase(self, phase: str, task_vars: dict, **extra) -> dict:
-        """Return the result of one phase of the module; ``extra``: arguments besides those of the task."""
+        """Return the result of one phase of the module; ``extra``: arguments in addition to those of the task."""
         # The host's syslog masks a secret of one line, but not a file of several lines.
         quiet = {**task_vars, "ansible_no_target_syslog": True}
         return self._execute_module(
@@ -95,7 +95,7 @@ class ActionModule(ActionBase):
                 shown = line
 
     def _go_back(self, service: str, host: str, result: dict, task_vars: dict) -> dict:
-        """Roll back to the release that served before; return the failure, with ``serves`` where that one serves."""
+        """Roll back to the release that served before; return the failure, with ``serves`` if that one serves."""
         display.display(f"  {host}: {service} does not serve; going back to what served before", color="yellow")
         back = self.phase("back", task_vars, release=result["release"])
         if back.get("failed"):
@@ -117,9 +117,9 @@ class ActionModule(ActionBase):
         return failure(service, result, now, self._task.args.get("kind"))
 
     def _leave_rotation(self, service: str, host: str, task_vars: dict) -> dict:
-        """Take the host out of rotation where this task will interrupt a service that serves; see ``take_out``.
+        """Take the host out of rotation if this task will interrupt a service that serves; see ``take_out``.
 
-        Return ``rotation`` where the host is out, the failure where that fails, else an empty result.
+        Return ``rotation`` if the host is out, the failure if that fails, otherwise an empty result.
         """
         args = self._task.args
         if not args.get("take_out") or args.get("state") == "prepared" or self._task.check_mode:
@@ -127,7 +127,7 @@ class ActionModule(ActionBase):
         ahead = self.phase("ahead", task_vars)
         if ahead.get("failed") or not ahead["interrupts"]:
             return ahead if ahead.get("failed") else {}
-        # Noted first: the next run puts the host back if this one ends here.
+        # Recorded first: the next run puts the host back if this one ends here.
         self.phase("out", task_vars)
         display.display(f"  {host}: out of rotation, {service} is going to be interrupted", color="cyan")
         problem = command(args["take_out"])
@@ -139,7 +139,7 @@ class ActionModule(ActionBase):
         return {"rotation": "out"}
 
     def _stay_out(self, service: str, host: str, task_vars: dict) -> dict:
-        """Take the host out of rotation until a run succeeds, also where the host does not answer."""
+        """Take the host out of rotation until a run succeeds, even if the host does not answer."""
         if not self._task.args.get("take_out"):
             return {"failed": True, "msg": "take_out must be given: the command that takes the host out of rotation."}
         try:
@@ -173,7 +173,7 @@ class ActionModule(ActionBase):
 
 
 def command(argv: list[str] | str | None) -> str | None:
-    """Run a command on the controller; return None, or its last line of output where it fails."""
+    """Run a command on the controller; return None, or its last line of output if it fails."""
     if not argv:
         return None
     argv = shlex.split(argv) if isinstance(argv, str) else argv

@@ -15,14 +15,14 @@ from ..module_utils.quiet_module import without_credentials
 from ..module_utils.role_variables import kind_problems, typed
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
-SIMILARITY = 0.88  # from which an unknown name counts as a misspelt one; the ratio of difflib, 0 to 1
+SIMILARITY = 0.88  # an unknown name that is at least this similar counts as misspelt; the ratio of difflib, 0 to 1
 
 
 class ActionModule(ActionBase):
     """Collects the problems of every role, then fails once with all of them."""
 
     def run(self, tmp: str | None = None, task_vars: dict | None = None) -> dict:
-        """Return the result of the task: `problems`, warnings, and the engines of the host where they are asked for."""
+        """Return the result of the task: `problems`, warnings, and the engines of the host if requested."""
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
         problems: list[str] = []
@@ -137,7 +137,7 @@ class ActionModule(ActionBase):
     def _check_role(self, role: str, task_vars: dict, all_defaults: dict, all_values: dict) -> list[str]:
         """Return the role's problems; add its defaults and its values of the right type to the given mappings."""
         home = ROLES / role
-        # A task that needs few variables: others may be missing; rules for deployments alone become warnings.
+        # For a task that needs few variables: others may be missing; rules only for deployments become warnings.
         only = self._task.args.get("only")
         options = {name: spec for name, spec in self._declared(role).items() if only is None or name in only}
         private, defaults = self._read(home / "vars/main.yml"), self._read(home / "defaults/main.yml")
@@ -223,7 +223,7 @@ class ActionModule(ActionBase):
         return re.sub(r"^(Syntax error in template|The filter plugin '\w+' failed): ", "", text).rstrip(".") + "."
 
     def _read(self, path: Path) -> dict:
-        """Return a YAML file as a mapping, empty where there is none."""
+        """Return a YAML file as a mapping, empty if there is no file."""
         if not path.exists():
             return {}
         return self._loader.load_from_file(str(path), trusted_as_template=True) or {}

@@ -1,4 +1,4 @@
-"""Filters for the engines of ai-server: what is wrong with them, the file that the application reads, their units."""
+"""Filters for the engines of ai-server: errors in them, the file that the application reads, their units."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections import Counter
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
-# As ai_server/app/settings.py has it: an http(s) address without a query that ends in /v1.
+# As in ai_server/app/settings.py: an http(s) address without a query that ends in /v1.
 URL = re.compile(r"https?://[^/?#\s]+(/[^?#\s]*)?/v1")
 KEY = re.compile(r"[!-~]+")
 
@@ -16,10 +16,10 @@ KEY = re.compile(r"[!-~]+")
 def ai_server_engine_problems(
     engines: list[dict], keys: list[str], callers: list[dict], named: dict[str, str]
 ) -> list[str]:
-    """Return a sentence for each thing that is wrong with ``engines`` (ai_server_engines); none has a key.
+    """Return a sentence for each error in ``engines`` (ai_server_engines); no sentence contains a key.
 
-    ``keys`` and ``callers`` are those of ai_server_api_keys and ai_server_callers: no engine has one of theirs.
-    ``named`` are the models that other variables name, by variable: an engine has to serve each.
+    ``keys`` and ``callers`` are those of ai_server_api_keys and ai_server_callers: no engine may have one of their
+    keys. ``named`` are the models in other variables, by variable: an engine must serve each of them.
     """
     if not engines:
         return []
@@ -49,7 +49,7 @@ def ai_server_engine_problems(
 
 
 def _wrong(engine: dict, name: str, taken: set[str]) -> list[str]:
-    """Return what is wrong with one engine, as the ends of sentences."""
+    """Return the errors in one engine, as the ends of sentences."""
     key, wrong = str(engine.get("api_key") or ""), []
     if not NAME.fullmatch(name):
         wrong.append("needs a name of small letters, digits and '-', with a letter first and at most 31 characters.")
@@ -75,7 +75,7 @@ def _digest(key: str) -> str:
 
 
 def ai_server_engines_file(engines: list[dict]) -> str:
-    """Return the text of ENGINES_FILE, without a group that is left out."""
+    """Return the text of ENGINES_FILE; a missing group is left out."""
     entries = [
         {name: engine[name] for name in ("name", "url", "api_key", "models", "group") if engine.get(name)}
         for engine in engines
@@ -84,10 +84,10 @@ def ai_server_engines_file(engines: list[dict]) -> str:
 
 
 def ai_server_engine_units(engines: list[dict], directive: str) -> list[str]:
-    """Return the units for ``after`` or ``wants`` of ai-server's unit; where no engines are named, vllm's.
+    """Return the units for ``after`` or ``wants`` of ai-server's unit; vllm's if no engines are named.
 
-    An engine of a group is not wanted: it would be started with ai-server, beside the one that runs in its place. Only
-    the first one is waited for: the others start in their turn, which may take minutes.
+    ``wants`` does not include an engine of a group: it would be started together with ai-server, in addition to the one
+    that runs in its place. Only the first engine is waited for: the others start in turn, which may take minutes.
     """
     if not engines:
         return ["vllm.service"]

@@ -11,9 +11,9 @@ from ..module_utils.watch import alert_rules
 
 
 def rule_file(patterns: list, variable: str, limits: dict | None = None, hosts: list | None = None) -> str:
-    """Return one rule file made of those that ``patterns`` name on the controller, with ``limits`` and ``hosts``.
+    """Return one rule file, combined from those that match ``patterns`` on the controller, ``limits`` and ``hosts``.
 
-    ``variable`` is the one that the patterns come from, for the sentence of a refusal.
+    ``variable`` is the variable with the patterns, for error messages.
     """
     try:
         held = alert_rules.groups(alert_rules.found(patterns, variable), variable)
@@ -35,7 +35,7 @@ def _value(variables: Mapping, name: str):
     try:
         return str(variables[name]) if name in variables else ""
     except (AnsibleError, UndefinedError):
-        # It is built on variables of further hosts, which hostvars does not resolve: so it is not this host itself.
+        # Its value uses variables of other hosts, which hostvars does not resolve: so it is not this host itself.
         return "http://elsewhere.invalid"
 
 

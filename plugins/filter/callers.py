@@ -1,4 +1,4 @@
-"""Filters for the callers of ai-server: what is wrong with them, and the file that the application reads."""
+"""Filters for the callers of ai-server: errors in them, and the file that the application reads."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def caller_problems(callers: list[dict], keys: list[str], engine_key: str) -> list[str]:
-    """Return a sentence for each of ``callers`` that cannot be used; none has a key.
+    """Return a sentence for each of ``callers`` that cannot be used; no sentence contains a key.
 
-    ``keys`` are those of ai_server_api_keys and ``engine_key`` is vLLM's: nobody else may have one of them.
+    ``keys`` are those of ai_server_api_keys and ``engine_key`` is vLLM's: no caller may have one of them.
     """
     problems, names, seen = [], set(), {_digest(key) for key in keys}
     for number, caller in enumerate(callers):
@@ -56,7 +56,7 @@ def _key_problems(key: dict, engine_key: str, seen: set[str]) -> list[str]:
 
 
 def callers_file(callers: list[dict]) -> str:
-    """Return the text of CALLERS_FILE: digests in the place of keys, and no limit that is left out."""
+    """Return the text of CALLERS_FILE: digests in place of keys; limits that are not set are left out."""
     entries = [
         {
             "name": caller["name"],

@@ -1,4 +1,4 @@
-"""Filters for the checklist: its rows, and how a person sees them."""
+"""Filters for the checklist: its rows, and their presentation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MARKS = {True: "ok", False: "NOT OK", None: "not here"}
 
 
 def checklist_table(rows: list, width: int = 60) -> list:
-    """Return the lines of a table of ``{what, measured, ok, cure}``; ``ok`` null means not here, and why."""
+    """Return the lines of a table of ``{what, measured, ok, cure}``; ``ok`` null means not on this host, and why."""
     first = max([len(row["what"]) for row in rows] + [5])
     lines = [f"{'CHECK':<{first}}  {'RESULT':<8}  MEASURED", f"{'-' * first}  {'-' * 8}  {'-' * width}"]
     for row in rows:
@@ -19,15 +19,15 @@ def checklist_table(rows: list, width: int = 60) -> list:
     return lines
 
 
-# Stages that leave a line as it is, and its labels job and host.
+# Stages that leave a line and its labels job and host unchanged.
 PLAIN_STAGES = {"regex", "json", "logfmt", "labels", "static_labels", "structured_metadata", "timestamp", "metrics"}
 
 
 def shipping_checks(jobs: list, host: str, options: dict, secrets: dict, cure: str) -> list:
-    """Return one row of the checklist a job of promtail: a line of it is read and reaches Loki.
+    """Return one checklist row per promtail job: a line of it is read and reaches Loki.
 
-    A job with ``unit`` is one of the journal, one with ``path`` one of files. ``options`` are those of every row, and
-    ``secrets`` what is not to be shown of them.
+    A job with ``unit`` is a journal job, one with ``path`` a file job. ``options`` are those of every row, and
+    ``secrets`` those that must not be shown.
     """
     units = [job["unit"] for job in jobs if "unit" in job]
     rows = []

@@ -1,4 +1,4 @@
-"""Filters of the dcgm_exporter role: the release that fits the installed DCGM, and its counters file."""
+"""Filters of the dcgm_exporter role: the release that matches the installed DCGM, and its counters file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from ansible.errors import AnsibleFilterError
 def exporter_release(dcgm: str, table: list, tag: str = "", commits: dict | None = None) -> dict:
     """Return ``{"tag", "commit"}`` of the exporter for the installed version ``dcgm``, such as "3.3.9".
 
-    ``table`` is data/dcgm/exporters.yml; ``tag`` chooses a release, empty the newest of DCGM's major; ``commits`` adds
-    or replaces ``{tag: commit}``. Errors: an unknown tag, and one whose library is not the installed one.
+    ``table`` is data/dcgm/exporters.yml; ``tag`` chooses a release, empty means the newest of DCGM's major version;
+    ``commits`` adds or replaces ``{tag: commit}``. Raises an error for an unknown tag, and for one whose library is not
+    the installed one.
     """
     commits = {**{row["tag"]: row["commit"] for row in table}, **(commits or {})}
     major = dcgm.partition(".")[0]
@@ -37,7 +38,7 @@ def exporter_release(dcgm: str, table: list, tag: str = "", commits: dict | None
 
 
 def counters_csv(counters: list) -> str:
-    """Return the counters file: ``FIELD, type, help`` a line, exactly two commas each."""
+    """Return the counters file: ``FIELD, type, help`` per line, exactly two commas each."""
     return "".join(f"{row['field']}, {row['type']}, {row['help']}\n" for row in counters)
 
 

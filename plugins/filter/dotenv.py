@@ -10,10 +10,10 @@ PLAIN = re.compile(r"[A-Za-z0-9._~+/=:@,-]*")
 
 
 def dotenv(settings: dict) -> str:
-    """Return ``{NAME: value}`` as the text of a .env file, a line each; python-dotenv reads exactly these values.
+    """Return ``{NAME: value}`` as the text of a .env file, one line each; python-dotenv reads exactly these values.
 
-    None and "" leave a setting out, a list is joined by commas. Errors: a name that is none, a value that is neither
-    text nor a number nor a list of these, and half of a surrogate pair, which no file can carry.
+    None and "" leave a setting out, a list is joined by commas. Raises an error for an invalid name, a value that is
+    neither text nor a number nor a list of these, and half of a surrogate pair, which cannot be written to a file.
     """
     lines = []
     for name, value in settings.items():
@@ -42,15 +42,15 @@ def _text(name: str, value) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Quote what has other characters than the plain ones.
+    """Quote a text with other characters than the plain ones.
 
     Within single quotes only ``\\`` and ``'`` are special; line ends are written as escapes, which double quotes have.
-    Readers expand ``${name:-default}`` within both, and take a default as it stands: so ``${`` is written by one.
+    Readers expand ``${name:-default}`` within both, and use a default literally: so ``${`` is written by one.
     """
     if PLAIN.fullmatch(text):
         return text
     text = text.replace("\\", "\\\\").replace("${", "${:-$}{")
-    if text.endswith("\\"):  # readers before 1.2 take it for the escape of the quote behind it
+    if text.endswith("\\"):  # readers before 1.2 take it as the escape of the closing quote
         text = text[:-2] + "${:-\\\\}"
     if "\n" in text or "\r" in text:
         return '"' + text.replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r") + '"'

@@ -1,4 +1,4 @@
-"""Filters about engines that take turns; what they think with is module_utils/engines/engine_states.py."""
+"""Filters about engines that take turns; their logic is in module_utils/engines/engine_states.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def engine_switch(engines: list, note: dict, groups: dict, to: str) -> dict:
 
 
 def engine_resting(engines: list, note: dict) -> list:
-    """Return ``{name, instead}`` of the engines that are not to serve now."""
+    """Return ``{name, instead}`` of the engines that should not serve now."""
     return engine_states.resting_instead(engines, note)
 
 
@@ -24,12 +24,12 @@ def engine_serving(engines: list, note: dict, group: str) -> str:
 
 
 def engine_rows(names: list, found: dict) -> list:
-    """Return the engines of a group as rows of the checklist, from the result of engine_state with ``state: read``."""
+    """Return the engines of a group as checklist rows, from the result of engine_state with ``state: read``."""
     return engine_states.rows(names, found["states"], found["active"], found["memory_mib"])
 
 
 def engine_names(listed: list) -> list:
-    """Return ``{name, group}`` of the entries of a list of engines, which was not validated yet."""
+    """Return ``{name, group}`` of the entries of a list of engines that was not validated yet."""
     return [
         {"name": str(each.get("name")), "group": str(each.get("group") or "")}
         for each in listed
@@ -38,17 +38,17 @@ def engine_names(listed: list) -> list:
 
 
 def switch_refused(hosts: dict, to: str) -> str:
-    """Return why no host can switch to ``to``, "" where one can; ``hosts`` has the `engine_names` of each."""
+    """Return why no host can switch to ``to``, "" if one can; ``hosts`` has the `engine_names` of each."""
     return engine_states.refused(hosts, to)
 
 
 def group_refused(hosts: dict, group: str) -> str:
-    """Return why no host has engines of ``group``, "" where one has; ``hosts`` has the `engine_names` of each."""
+    """Return why no host has engines of ``group``, "" if one has; ``hosts`` has the `engine_names` of each."""
     return engine_states.group_refused(hosts, group)
 
 
 def command_words(command: str | list) -> list:
-    """Return the words of a command line, which no shell reads; [] where it is empty or a quote does not end."""
+    """Return the words of a command line without a shell; [] if it is empty or a quote is not closed."""
     if not isinstance(command, str):
         return [str(word) for word in command or []]
     try:
@@ -58,14 +58,14 @@ def command_words(command: str | list) -> list:
 
 
 def reason_of(result: dict, engine: str) -> str:
-    """Return why a task failed, of a loop the items that did, without the engine's name before it and the full stop."""
+    """Return why a task failed, in a loop the failed items, without the engine's name in front and the full stop."""
     each = [one for one in result.get("results") or [] if one.get("failed")] or [result]
     said = "; ".join(str(one.get("msg") or "it failed").strip() for one in each)
     return said.removeprefix(f"{engine}: ").rstrip(".")
 
 
 def turn_of(result: dict, engine: str) -> dict:
-    """Return ``{engine, ok, rc, seconds, says, told, log}`` of a result, or of what failed before.
+    """Return ``{engine, ok, rc, seconds, says, told, log}`` of a result, or of an earlier failure.
 
     ``told`` is ``says`` with the engine's name, for a sentence about all of them.
     """
@@ -84,7 +84,7 @@ def turn_of(result: dict, engine: str) -> dict:
 
 
 def turn_rows(turns: list) -> list:
-    """Return what came of a command against each engine as rows of the checklist."""
+    """Return the outcome of a command against each engine as checklist rows."""
     return [
         {
             "what": each["engine"],

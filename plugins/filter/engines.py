@@ -1,11 +1,11 @@
-"""Filters about the engines of a host; what they think with is module_utils/engines/engines.py."""
+"""Filters about the engines of a host; their logic is in module_utils/engines/engines.py."""
 
 from __future__ import annotations
 
 from ..module_utils.addresses import local_url
 from ..module_utils.engines import engines
 
-# The series that tell of an engine's work: counters that grow with it, and gauges that are above zero during it.
+# The series that show an engine's work: counters that grow with it, and gauges that are above zero during it.
 # Sources: data/vllm/metrics.yml, data/llama_cpp/metrics.yml.
 WORK = {
     "vllm": {
@@ -40,20 +40,20 @@ def engines_before(resolved: list[dict], name: str) -> list[dict]:
 
 
 def listed_engine(engine: dict) -> dict:
-    """Return ``{name, kind, group}`` of an engine of the list, resolved or not; it has no secret."""
+    """Return ``{name, kind, group}`` of an engine of the list, resolved or not; it contains no secret."""
     return {"name": engine["name"], "kind": engine["kind"], "group": engine.get("group") or None}
 
 
 def engine_table(resolved: list[dict]) -> list[dict]:
-    """Return the table by which ai-server finds the engine of a model; [] where there is one engine."""
+    """Return the table with which ai-server finds the engine of a model; [] if there is only one engine."""
     return engines.table(resolved)
 
 
 def engine_services(listed: list[dict], defaults: dict) -> list[dict]:
-    """Return the services of a host's engines as ``{name, kind, unit}``, and ``metrics``, their address, of vLLM's.
+    """Return the services of a host's engines as ``{name, kind, unit}``, for vLLM with ``metrics``, their address.
 
-    ``defaults`` has, for each kind, the inventory's ``host`` and ``port``, for what an entry leaves out. llama.cpp's
-    metrics ask for a key.
+    ``defaults`` has the inventory's ``host`` and ``port`` of each kind, for entries without them. llama.cpp's metrics
+    require a key, so they are left out.
     """
     services = []
     for one in listed:
@@ -66,7 +66,7 @@ def engine_services(listed: list[dict], defaults: dict) -> list[dict]:
 
 
 def engine_targets(listed: list[dict], defaults: dict, keys: dict) -> list[dict]:
-    """Return ``vmagent_engines`` of a host's engines; ``keys`` has the inventory's key of each kind that wants one."""
+    """Return ``vmagent_engines`` of a host's engines; ``keys`` has the inventory's key of each kind that needs one."""
     targets = []
     for one in listed:
         told = {**defaults[one["kind"]], **one}
@@ -82,19 +82,19 @@ def engine_units(listed: list[dict]) -> list[str]:
 
 
 def engine_secrets(listed: list[dict]) -> list[str]:
-    """Return the values of a host's engines that are secret, as far as the list has them."""
+    """Return the secret values of a host's engines, as far as the list has them."""
     return [str(one[key]) for one in listed for key in ("api_key", "huggingface_token", "otlp_headers") if one.get(key)]
 
 
 def engine_journal_jobs(given: list[dict], listed: list[dict]) -> list[dict]:
-    """Return the journal jobs of a log shipper: those that are given, and one for each engine whose unit has none."""
+    """Return the journal jobs of a log shipper: the given ones, and one for each engine whose unit has none."""
     named = {job.get("unit") for job in given}
     more = [{"job": one["name"], "unit": f"{one['name']}.service"} for one in listed]
     return [*given, *(job for job in more if job["unit"] not in named)]
 
 
 def _metrics(entry: dict, defaults: dict) -> tuple[str, dict]:
-    """Return ``(the address of an engine, the key file that its metrics ask for)``."""
+    """Return ``(the address of an engine, the key file for its metrics)``."""
     told = {**defaults[entry["kind"]], **entry}
     keyed = {"bearer_file": f"/etc/{entry['name']}/secrets.env"} if entry["kind"] == "llama_cpp" else {}
     return local_url(told["host"], told["port"]), keyed
@@ -122,11 +122,10 @@ def engine_sources(listed: list[dict], defaults: dict) -> list[dict]:
 
 
 def engine_load_targets(resolved: list[dict], application: str, key: str, models: list[str]) -> list[dict]:
-    """Return ``load_targets`` of the engines that vLLM's own tool can load, which are vLLM's.
+    """Return ``load_targets`` of the engines that vLLM's own tool can load, which are those of kind vllm.
 
-    ``application`` is the address of the server in front of them, and ``key`` its caller's; where it is empty the
-    engines are asked with their own keys. Of ``models``, where there are any, each engine is asked for those that it
-    serves.
+    ``application`` is the address of the server in front of them, and ``key`` its caller's key; if it is empty, the
+    engines are called with their own keys. If ``models`` is not empty, each engine is tested with those that it serves.
     """
     targets = []
     for one in (each for each in resolved if each["kind"] == "vllm"):
@@ -147,17 +146,17 @@ def engine_load_targets(resolved: list[dict], application: str, key: str, models
 
 
 def together_checks(resolved: list[dict], gpu: bool) -> list[dict]:
-    """Return the rows of the checklist about all serving engines of a host together."""
+    """Return the checklist rows about all serving engines of a host together."""
     return engines.together_checks(resolved, gpu)
 
 
 def with_model(plan: dict, prepared: dict) -> dict:
-    """Return the question to gpu_memory_plan with the file of the model that the host has."""
+    """Return the question to gpu_memory_plan with the host's model file."""
     return engines.with_model(plan, prepared)
 
 
 def planned_together(resolved: list[dict], prepared: dict) -> list[dict]:
-    """Return the questions to gpu_memory_plan about all engines of a host that use its GPU, in their order."""
+    """Return the questions to gpu_memory_plan about all engines of a host that use its GPU, in order."""
     return engines.planned_together(resolved, prepared)
 
 

@@ -1,4 +1,4 @@
-"""Filters for the playbook of incidents."""
+"""Filters for the incident playbook."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filter for files of the controller that a service reads again while it runs; see `live` of service_release."""
+"""Filter for files on the controller that a service reads again while it runs; see `live` of service_release."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ..module_utils.watch import alert_rules
 
 
 def json_files(patterns: list, directory: str, group: str, variable: str) -> list:
-    """Return the JSON files that ``patterns`` name on the controller as live files of ``directory`` on the host.
+    """Return the JSON files that match ``patterns`` on the controller as live files of ``directory`` on the host.
 
-    ``variable`` is the one that the patterns come from, for the sentence of a refusal.
+    ``variable`` is the variable with the patterns, for error messages.
     """
     try:
         return [

@@ -6,9 +6,9 @@ from pathlib import PurePosixPath
 
 
 def llama_cpp_words(arguments: dict) -> list[str]:
-    """Return ``arguments`` as words of the command line: true is ``--name``, false ``--no-name``, a list repeats one.
+    """Return ``arguments`` as command-line words: true is ``--name``, false ``--no-name``, a list repeats the argument.
 
-    Null leaves an argument out. The program takes a value as a word of its own, not by ``=``.
+    Null leaves an argument out. The program takes a value as a separate word, not with ``=``.
     """
     words: list[str] = []
     for name, values in arguments.items():
@@ -22,7 +22,7 @@ def llama_cpp_words(arguments: dict) -> list[str]:
 
 
 def llama_cpp_names(arguments: dict) -> list[str]:
-    """Return the names of ``arguments`` as the program's page of help has them: ``no-`` before what is turned off."""
+    """Return the names of ``arguments`` as on the program's help page, with ``no-`` for those that are turned off."""
     return [
         f"no-{plain}" if value is False else plain
         for plain, value in ((name.lstrip("-").replace("_", "-"), value) for name, value in arguments.items())
@@ -31,7 +31,7 @@ def llama_cpp_names(arguments: dict) -> list[str]:
 
 
 def llama_cpp_loras(adapters: list, paths: dict) -> str | None:
-    """Return the value of ``--lora-scaled``: each adapter's file with its scale, 0 where none is given; None for none.
+    """Return the value of ``--lora-scaled``: each adapter's file with its scale, by default 0; None without adapters.
 
     With 0 an adapter is loaded and has no effect until a request names it. ``--lora-init-without-apply`` does not do
     that in 0.7.0.
@@ -47,12 +47,12 @@ def llama_cpp_kv_types(kv_type: str) -> dict:
 
 
 def llama_cpp_supported(arguments: dict, known: list) -> dict:
-    """Return those of ``arguments`` that the program knows; all of them where nothing is known of it yet."""
+    """Return those of ``arguments`` that the program knows; all of them if its arguments are not known yet."""
     return {name: value for name, value in arguments.items() if not known or name in known}
 
 
 def llama_cpp_alias(model: str, file: str) -> str:
-    """Return the name that a model is served under by default: the file's without its ending."""
+    """Return the default name under which a model is served: the file's name without its extension."""
     return PurePosixPath(file or model).name.removesuffix(".gguf")
 
 

@@ -8,7 +8,7 @@ from ..module_utils.cloud import night
 def night_slot(hosts: list, host: str, at: str, window: int, batch: int) -> dict:
     """Return the slot of ``host``; its ``problem`` says why there is none."""
     try:
-        # A batch of none is refused by its own rule.
+        # A batch of zero is refused by its own rule.
         return {**night.slot(list(hosts), host, at, int(window), max(1, int(batch))), "problem": ""}
     except night.NoTime as error:
         return {"number": 0, "parts": 0, "begin": "", "patience": 0, "problem": str(error)}

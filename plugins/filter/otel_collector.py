@@ -1,4 +1,4 @@
-"""Filters of the role otel_collector; what they think with is in module_utils/watch/otel_collector.py."""
+"""Filters of the role otel_collector; their logic is in module_utils/watch/otel_collector.py."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ def collector_configuration(settings: dict) -> str:
 
 
 def collector_begin_script(jobs: list, begin: str) -> str:
-    """Return the script by which the collector reads the journal."""
+    """Return the script with which the collector reads the journal."""
     return otel_collector.begin_script(jobs, begin)
 
 
 def collector_problems(settings: dict) -> list[str]:
-    """Return what the jobs and the begin of the collector cannot have, a sentence each."""
+    """Return one sentence for each error in the jobs and the begin of the collector."""
     return otel_collector.problems(settings)
 
 
 def collector_authorization(user: str, password: str, token: str) -> str:
-    """Return the file with the key that the receiver asks for; empty for none."""
+    """Return the file with the key for the receiver; empty if there is none."""
     pair = b64encode(f"{user}:{password}".encode()).decode()
     value = f"Basic {pair}" if user else f"Bearer {token}" if token else ""
     return f'{otel_collector.AUTHORIZATION}="{value}"\n' if value else ""
 
 
 def collector_checks(jobs: list, options: dict, secrets: dict, cure: str) -> list:
-    """Return one row of the checklist a job: a line of it is read and arrives.
+    """Return one checklist row per job: a line of it is read and arrives.
 
-    ``options`` are those of every row, and ``secrets`` what is not to be shown of them.
+    ``options`` are those of every row, and ``secrets`` those that must not be shown.
     """
     rows = []
     for job in jobs:

@@ -1,4 +1,4 @@
-"""Where the collection's own tables and files are, whether it is installed or the repository."""
+"""Where the collection's own tables and files are, in an installed collection or in the repository."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from ansible.errors import AnsibleFilterError
 
-# Not resolved: the link by which the repository is a collection stays in the path.
+# Not resolved: the link that makes the repository a collection stays in the path.
 ROOT = Path(__file__).parents[2]
 
 
 def own_path(name: str) -> str:
     """Return the absolute path of a file, folder or pattern of the collection, such as ``data/vllm/versions.yml``.
 
-    Raises AnsibleFilterError where its folder is missing.
+    Raises AnsibleFilterError if its folder is missing.
     """
     path = ROOT / name
     if not path.parent.is_dir():

@@ -1,4 +1,4 @@
-"""Filters that turn a version into what is downloaded."""
+"""Filters that turn a version into a download."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ansible.errors import AnsibleFilterError
 def mirrored(url: str, base: str | None) -> str:
     """Return ``url``, or its place below the mirror ``base``: ``<base>/<host>/<path>``.
 
-    What is not fetched over HTTP, such as ``git@github.com:…``, has no place there and comes back as it is.
+    An address that is not HTTP, such as ``git@github.com:…``, has no place there and is returned unchanged.
     """
     parts = urlsplit(url)
     if not base or parts.scheme not in ("http", "https"):
@@ -21,8 +21,8 @@ def mirrored(url: str, base: str | None) -> str:
 def checksum_of(table: dict, version: str, architecture: str, variable: str) -> str:
     """Return the checksum of ``version`` for ``architecture``.
 
-    ``table`` is ``{version: {architecture: "sha256:…"}}``. Errors: a version or architecture that the table lacks is
-    refused by name, with the known ones and the variable (``<role>_checksums``) that adds one.
+    ``table`` is ``{version: {architecture: "sha256:…"}}``. Raises an error for a version or architecture that is not in
+    the table, with the known ones and the variable (``<role>_checksums``) that adds one.
     """
     cure = f"choose one of these or add the release's sha256 by {variable.removesuffix('_version')}_checksums"
     if version not in table:

@@ -1,4 +1,4 @@
-"""Filters for what is scraped on a host; see module_utils/watch/scrape_targets.py."""
+"""Filters for the scrape targets of a host; see module_utils/watch/scrape_targets.py."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PARTS = {"served": scrape_targets.PROGRAMS, "watching": scrape_targets.WATCHING}
 
 
 def scraped(groups: list, variables: Mapping, facts: Mapping, part: str) -> list:
-    """Return ``[{job, service, target}]`` of what a host of ``groups`` runs: of the part "served" or "watching"."""
+    """Return ``[{job, service, target}]`` of a host of ``groups``, for the part "served" or "watching"."""
     programs = PARTS[part]
     defaults = {program.role: _defaults(program.role) for program in programs}
     return scrape_targets.targets(programs, list(groups), variables, defaults, facts or {})
 
 
 def engine_keys(engines: list) -> list:
-    """Return the files of vmagent's service with the keys that metrics of ``engines`` ask for."""
+    """Return the files of vmagent's service with the keys for the metrics of ``engines``."""
     owned = {"owner": "vmagent", "group": "vmagent", "mode": "0400", "whole": True}
     return [
         {"path": scrape_targets.bearer_file(one["name"]), "content": one["key"], **owned}

@@ -1,4 +1,4 @@
-"""Filter for what an inventory adds to an application's settings."""
+"""Filter for settings that an inventory adds to an application."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ EXAMPLE = re.compile(r"^#?([A-Za-z_][A-Za-z0-9_*]*)=(.*)$", re.MULTILINE)
 def setting_problems(added: dict, example: str, variable: str) -> list[str]:
     """Return a sentence for each of ``added`` (``{NAME: value}``) that would have no effect or cannot be used.
 
-    ``example`` is the text of the application's ``.env.example``; where it is empty, nothing is known of the names. A
-    value there that is a number says that numbers above 0 are wanted: whole ones (``20``), or any (``2.0``).
-    ``variable`` is the one that has ``added``. No sentence has a value. Settings that the role writes from variables of
-    its own are for the rule kind ``settings``.
+    ``example`` is the text of the application's ``.env.example``; if it is empty, the names are not known. A value
+    there that is a number means that a number above 0 is required: an integer (for ``20``), or any (for ``2.0``).
+    ``variable`` is the variable that has ``added``. No sentence contains a value. Settings that the role writes from
+    its own variables are checked by the rule kind ``settings``.
     """
     known = dict(EXAMPLE.findall(example))
     problems = []

@@ -1,4 +1,4 @@
-"""Filters for what goes into a unit, and for the addresses that services listen on."""
+"""Filters for the content of units, and for the addresses that services listen on."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from ..module_utils.addresses import host_port, is_ip, local_url
 from ..module_utils.quiet_module import secrets_of
 from ..module_utils.release import systemd_unit
 
-# Flags of Go programs whose value is a secret; those that name its file end in File.
+# Flags of Go programs whose value is a secret; flags that name a file with it end in File.
 SECRET_FLAG = re.compile(r"(password|token|secret|authkey|accesskey|secretkey|headers)$", re.IGNORECASE)
 
 
 def exec_line(argv: list) -> str:
-    """Return ``argv`` as the value of ExecStart=, quoted so that systemd hands over exactly these arguments.
+    """Return ``argv`` as the value of ExecStart=, quoted so that systemd passes exactly these arguments.
 
-    Source: systemd.service(5), "Command lines"; ``$`` would be expanded, so it is doubled. ``%`` is doubled where the
-    unit is rendered, in every value.
+    Source: systemd.service(5), "Command lines"; ``$`` would be expanded, so it is doubled. ``%`` is doubled in every
+    value when the unit is rendered.
     """
     return " ".join(_quoted(str(argument)).replace("$", "$$") for argument in argv)
 
 
 def environment_lines(variables: dict) -> list[str]:
-    """Return the values of Environment= for all variables that are no secret; null leaves one out.
+    """Return the values of Environment= for all variables that are not secrets; null leaves one out.
 
-    A unit can be read by everyone; see `secret_environment` for the others.
+    Everyone can read a unit; see `secret_environment` for the others.
     """
     return [f'"{_escaped(f"{name}={value}")}"' for name, value in _told(variables) if not secrets_of(name, value)]
 
@@ -36,7 +36,7 @@ def environment_lines(variables: dict) -> list[str]:
 def secret_environment(variables: dict) -> str:
     """Return the lines of an EnvironmentFile= with the variables that are secrets, such as a proxy with a password.
 
-    Source: systemd.exec(5), "EnvironmentFile="; within double quotes ``\\`` stands before what would be special.
+    Source: systemd.exec(5), "EnvironmentFile="; within double quotes ``\\`` is put before special characters.
     """
     lines = [(name, value) for name, value in _told(variables) if secrets_of(name, value)]
     special = str.maketrans({mark: f"\\{mark}" for mark in '"\\`$'})
@@ -73,16 +73,16 @@ def go_flags(arguments: dict) -> list[str]:
 
 
 def flag_secrets(arguments: dict) -> list[str]:
-    """Return the names of ``arguments`` whose value is a secret as it stands, and not the file that has it."""
+    """Return the names of ``arguments`` whose value is the secret itself, not a file with it."""
     return sorted(
         name for name, value in arguments.items() if SECRET_FLAG.search(name) and not str(value).startswith("file://")
     )
 
 
 def flag_clashes(wanted: dict) -> list[str]:
-    """Return one sentence for each flag that stands more than once in ``wanted``, names of flags by variable.
+    """Return one sentence for each flag that is in ``wanted`` (names of flags by variable) more than once.
 
-    Programs take a flag once, on or off.
+    Programs accept a flag once, on or off.
     """
     places: dict[str, list[str]] = {}
     for variable, names in wanted.items():
@@ -102,14 +102,14 @@ def _quoted(word: str) -> str:
 
 
 def _escaped(word: str) -> str:
-    """Return ``word`` as it stands within systemd's double quotes; its lines end at a carriage return too."""
+    """Return ``word`` escaped for systemd's double quotes; a carriage return ends its lines too."""
     for mark, escape in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r")):
         word = word.replace(mark, escape)
     return word
 
 
 def listen_address(value: str, facts: dict, variable: str) -> str:
-    """Return the IP address that ``value`` stands for: itself, or the IPv4 address of the interface of that name."""
+    """Return the IP address that ``value`` means: itself, or the IPv4 address of the interface of that name."""
     if is_ip(value):
         return str(ipaddress.ip_address(value))
     interface = facts.get(value.replace("-", "_")) or {}
@@ -123,10 +123,10 @@ def listen_address(value: str, facts: dict, variable: str) -> str:
 
 
 def peers(address: str, clients: list | None = None) -> list:
-    """Return with whom a service that listens on ``address`` may exchange packets; [] where that is anyone.
+    """Return the peers with which a service that listens on ``address`` may exchange packets; [] means anyone.
 
-    One on loopback talks with this machine alone; one that is opened talks with its ``clients`` too, where any are
-    declared, and with this machine by the address that it is reached by.
+    A service on loopback talks only to this machine. An exposed service with declared ``clients`` talks to those too,
+    and to this machine by the address at which it is reached.
     """
     if address == "localhost" or ipaddress.ip_address(address).is_loopback:
         return ["localhost"]
@@ -135,27 +135,27 @@ def peers(address: str, clients: list | None = None) -> list:
 
 
 def astray(urls: list, address: str, port: int | str) -> list[str]:
-    """Return the ``urls`` by which a host asks itself, but not where a service listens on ``address`` and ``port``."""
+    """Return the ``urls`` on this host that do not match a service listening on ``address`` and ``port``."""
     return [url for url in urls if _asks_itself(url) and not _reaches(urlsplit(url), address, int(port))]
 
 
 def sources_astray(sources: list[dict], engines: list[dict]) -> list[str]:
-    """Return the addresses of those ``sources`` of an engine's series by which a host asks none of its ``engines``.
+    """Return the addresses of those ``sources`` of an engine's series that point to this host but to no engine.
 
-    An engine has ``host`` and ``port``; on a host without one, nothing is known.
+    An engine has ``host`` and ``port``; on a host without ``engines``, nothing is known.
     """
     urls = [one["url"] for one in sources if any(":" in name for name in one["counters"] + one["gauges"])]
     return [url for url in urls if engines and all(astray([url], one["host"], one["port"]) for one in engines)]
 
 
 def engines_unasked(engines: list[dict], sources: list[dict]) -> list[str]:
-    """Return the names of the ``engines`` at whose port none of the ``sources`` asks."""
+    """Return the names of the ``engines`` whose port none of the ``sources`` uses."""
     asked = {urlsplit(one["url"]).port for one in sources}
     return [one["name"] for one in engines if int(one["port"]) not in asked]
 
 
 def elsewhere(urls: list) -> list[str]:
-    """Return the ``urls`` that lead to another machine, of which an address filter for this one would know nothing."""
+    """Return the ``urls`` of other machines, which an address filter for this machine would not include."""
     return [url for url in urls if url and not _asks_itself(url)]
 
 
@@ -167,7 +167,7 @@ def _asks_itself(url: str) -> bool:
 def _reaches(asked: SplitResult, address: str, port: int) -> bool:
     if (asked.port or 80) != port:
         return False
-    if not is_ip(asked.hostname) or not is_ip(address):  # a name may stand for either family
+    if not is_ip(asked.hostname) or not is_ip(address):  # a name may resolve to either family
         return True
     bound = ipaddress.ip_address(address)
     return bound.is_unspecified or bound == ipaddress.ip_address(asked.hostname)

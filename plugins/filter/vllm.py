@@ -1,4 +1,4 @@
-"""Filters that turn the variables of the vllm role into what the engine reads."""
+"""Filters that turn the variables of the vllm role into the engine's input."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ def engine_config(arguments: dict) -> dict:
     """Return ``arguments`` in the form that every vLLM since 0.15 reads from a ``--config`` file.
 
     A true switch stays true; a false one becomes ``no-<name>: true``, since the parser drops ``false``. A mapping
-    becomes a JSON string and a list of mappings a list of JSON strings, since the parser would hand over their Python
-    form. Null takes an argument away. Source: vllm/utils/argparse_utils.py of 0.15.1 and 0.32.0.
+    becomes a JSON string and a list of mappings a list of JSON strings, since the parser would pass on their Python
+    form. Null removes an argument. Source: vllm/utils/argparse_utils.py of 0.15.1 and 0.32.0.
     """
     config = {}
     for name, value in arguments.items():
@@ -32,28 +32,28 @@ def engine_config(arguments: dict) -> dict:
 
 
 def lora_modules(adapters: list, paths: dict, base: str) -> list:
-    """Return the engine's ``lora-modules``: one mapping an adapter, its directory taken from ``paths`` by its name."""
+    """Return the engine's ``lora-modules``: one mapping per adapter, its directory taken from ``paths`` by its name."""
     return [{"name": each["name"], "path": paths[each["name"]], "base_model_name": base} for each in adapters]
 
 
 def length_told(length: int, arguments: dict) -> int | None:
-    """Return the longest text in tokens that the engine is told, which its own ``arguments`` may change or take away.
+    """Return the context length in tokens that the engine gets, which its own ``arguments`` may change or remove.
 
-    None where it is told none, or in words such as 8k and auto that it makes a number of itself.
+    None if it gets none, or a word such as 8k or auto that it converts to a number itself.
     """
     told = str(engine_config({"max-model-len": length, **arguments}).get("max-model-len"))
     return int(told) if told.isdigit() else None
 
 
 def completion_probes(models: list, url: str, key: dict, timeout: float) -> list:
-    """Return one ``completion`` probe a model; ``key`` says where the key stands (module_utils/release/probes.py)."""
+    """Return one ``completion`` probe per model; ``key`` says where the key is (module_utils/release/probes.py)."""
     return [{"completion": {**key, "url": url, "model": name, "timeout": timeout}} for name in models]
 
 
 def completion_checks(models: list, url: str, bearer: str, timeout: float, label: str, unit: str) -> list:
-    """Return one row of the checklist for each model, its answer to a prompt; see module_utils/release/checklist.py.
+    """Return one checklist row for each model, its answer to a prompt; see module_utils/release/checklist.py.
 
-    ``label`` is what the checklist calls the engine, ``unit`` the name of its service.
+    ``label`` is the engine's name in the checklist, ``unit`` the name of its service.
     """
     options = {"url": url, "prompt": "Write one short sentence about a rented home:", "timeout": timeout}
     return [
@@ -71,8 +71,8 @@ def completion_checks(models: list, url: str, bearer: str, timeout: float, label
 def known_problems(version: str, table: dict, transformers: str, python: str, quirks: dict) -> dict:
     """Return ``{"refused": [...], "advised": [...]}`` for an engine version, from the table in data/vllm/versions.yml.
 
-    ``transformers`` and ``python`` are the versions it will run with ("" where not known yet); ``quirks`` says what is
-    asked of it: ``{"enforce_eager": bool, "gpu": str, "model": str, "revision": str, "trust_remote_code": bool}``.
+    ``transformers`` and ``python`` are the versions it will run with ("" if not known yet); ``quirks`` has the settings
+    of the engine: ``{"enforce_eager": bool, "gpu": str, "model": str, "revision": str, "trust_remote_code": bool}``.
     """
     refused, advised = [], []
     row = table["engines"].get(version)
@@ -102,7 +102,7 @@ def known_problems(version: str, table: dict, transformers: str, python: str, qu
 def runtime_needs(version: str, table: dict, asked: dict, environment: dict, python: str) -> dict:
     """Return what an engine needs on a GPU host while it runs, from ``compiled`` in data/vllm/versions.yml.
 
-    ``asked`` is what is asked of the engine, such as ``{"enforce_eager": bool}``; ``environment`` are the inventory's
+    ``asked`` are settings of the engine, such as ``{"enforce_eager": bool}``; ``environment`` are the inventory's
     variables of the engine; ``python`` is the interpreter's path. The result has ``compiles`` (ids of rows),
     ``packages`` (names), ``environment`` (variables set by default) and ``advised`` (sentences about these).
     """
@@ -123,13 +123,13 @@ def runtime_needs(version: str, table: dict, asked: dict, environment: dict, pyt
 
 
 def _python_headers(interpreter: str) -> list:
-    """Return the package with the headers of one of the distribution's interpreters; another brings its own."""
+    """Return the package with the headers of a distribution's interpreter; others include their headers."""
     found = re.fullmatch(r"/usr/bin/(python3(?:\.\d+)?)", interpreter)
     return [f"lib{found[1]}-dev"] if found else []
 
 
 def pinned_version(texts: list, name: str) -> str:
-    """Return the version that the first of these texts of requirements files pins ``name`` to, "" where none does."""
+    """Return the version to which the first of these requirements texts pins ``name``, "" if none does."""
     pin = re.compile(rf"^{re.escape(name)}\s*==\s*([0-9][^\s;\\]*)", re.IGNORECASE | re.MULTILINE)
     return next((found[1] for text in texts if (found := pin.search(text))), "")
 
@@ -139,7 +139,7 @@ def _parts(version: str) -> tuple:
 
 
 def _within(version: str, bounds: str) -> bool:
-    """Say whether ``version`` meets ``bounds``, such as ``>=3.10,<3.13`` (compared exactly, part by part)."""
+    """Return whether ``version`` meets ``bounds``, such as ``>=3.10,<3.13`` (compared exactly, part by part)."""
     tests = {
         ">=": lambda a, b: a >= b, "<=": lambda a, b: a <= b, "==": lambda a, b: a == b,
         ">": lambda a, b: a > b, "<": lambda a, b: a < b,

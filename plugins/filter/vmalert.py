@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def vmalert_argv(settings: dict, asked: dict, kept: dict) -> list[str]:
-    """Return the command of a vmalert that asks the store ``asked`` and keeps its state in the store ``kept``.
+    """Return the command of a vmalert that queries the store ``asked`` and keeps its state in the store ``kept``.
 
     A store is ``{url, user, password_file}``. ``settings`` has the program, rules, listen (address and port), interval,
     delay, notifiers, labels and external_url.

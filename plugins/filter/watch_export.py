@@ -20,7 +20,7 @@ def _defaults(role: str) -> dict:
 
 
 def watch_targets(hosts: list, hostvars: Mapping) -> dict:
-    """Return targets, expected hosts and sentences for ``hosts``, by the variables that the inventory gives them."""
+    """Return targets, expected hosts and sentences for ``hosts``, from their variables in the inventory."""
     return watch_export.targets({host: hostvars[host] for host in hosts}, _defaults)
 
 

@@ -1,4 +1,4 @@
-"""Inventory of the machines that gcp_machines declares, as the Compute API tells them."""
+"""Inventory of the machines in gcp_machines, from the Compute API."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ DOCUMENTATION = r"""
 name: gcp_fleet
 short_description: The machines of gcp_machines that run on Google Cloud
 description:
-  - Lists the instances of the project C(gcp_project) that C(gcp_machines) names, in the zones that it names, that were
-    made here (or are named by C(gcp_adopt)) and that run. All are variables of the inventory (C(group_vars/all)) or
+  - Lists the running instances of the project C(gcp_project) that C(gcp_machines) names, in its zones, if they were
+    created by this project or are named by C(gcp_adopt). All are variables of the inventory (C(group_vars/all)) or
     extra variables, so they are written once for playbooks and inventory.
   - The variable C(gcp_not_running) of all hosts is a list of the declared machines that do not run, each with its
-    C(name), C(status) (V(absent) for one that is not there), and what it will have (C(groups), C(open_ports),
+    C(name), C(status) (V(absent) if it does not exist), and what it will have (C(groups), C(open_ports),
     C(inventory_dir), C(inventory_file)).
   - Authenticates like the module of the same name; C(gcp_service_account_file) is the key file of a service account.
   - Host variables are C(gcp_external_address), C(gcp_internal_address), C(gcp_zone), C(gcp_machine_type), C(gcp_id),
@@ -74,7 +74,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         return super().verify_file(path) and path.endswith(("gcp.yml", "gcp.yaml"))
 
     def parse(self, inventory: InventoryData, loader: DataLoader, path: str, cache: bool = True) -> None:
-        """Fill the inventory; end the run with one sentence where that fails."""
+        """Fill the inventory; end the run with one sentence if that fails."""
         super().parse(inventory, loader, path, cache)
         self._read_config_data(path)
         try:
@@ -93,7 +93,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
     def _settings(self, path: str) -> dict:
         """Return the values of `VARIABLES` for the group all, extra variables over those of the inventory.
 
-        Raises AnsibleParserError where one is missing or of the wrong type.
+        Raises AnsibleParserError if one is missing or of the wrong type.
         """
         known: dict = {}
         # Which of the two stages reads group_vars depends on the setting RUN_VARS_PLUGINS.

@@ -1,4 +1,4 @@
-"""Addresses of a host's own services, as URLs and as systemd and Prometheus write them."""
+"""Addresses of a host's own services, in the forms of URLs, systemd and Prometheus."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def host_port(address: str, port: int | str) -> str:
 
 
 def local_url(address: str, port: int | str) -> str:
-    """Return the URL at which this host reaches a service of its own that listens on ``address``.
+    """Return the URL at which this host reaches its own service that listens on ``address``.
 
-    One that listens on every address is asked by loopback.
+    A service that listens on all addresses is reached by loopback.
     """
     address = str(ipaddress.ip_address(address)) if is_ip(address) else address
     return f"http://{host_port(LOOPBACK.get(address, address), port)}"

@@ -2,8 +2,8 @@
 
 Everything is fetched before a service stops: each data set is placed in a folder inside its target directory, so on the
 same disk. Then the services stop for a few renames. The previous data stays in that folder until the services answer,
-and comes back if they do not. The next run undoes one that was killed in between; if all of the new data was in place
-already, it stays, since a service may have written to it. Plain Python.
+and is restored if they do not. The next run undoes one that was killed in between. If all of the new data was already
+in place, it stays, since a service may have written to it. Plain Python.
 """
 
 from __future__ import annotations
@@ -103,11 +103,11 @@ class Place:
         self.area.mkdir(mode=0o700)
 
     def reached(self) -> str:
-        """Return how far a swap went; nothing where there is none to end."""
+        """Return how far a swap got; nothing if there is none to finish."""
         return self.phase.read_text() if self.phase.exists() else ""
 
     def mark(self, phase: str) -> None:
-        """Note how far it went, in one step: an empty note would have what stood there taken for done with."""
+        """Record the phase in one step: an empty record would look as if the earlier data could be removed."""
         beside = self.area / "phase.new"
         with beside.open("w") as handle:
             handle.write(phase)
@@ -123,14 +123,14 @@ class Place:
         self._move(self.new, self.path)
 
     def put_back(self) -> None:
-        """Undo the swap as far as it went; without a swap nothing changes."""
+        """Undo the swap as far as it got; without a swap nothing changes."""
         phase = self.reached()
         if phase in ("placing", "placed"):
             self.failed.mkdir(exist_ok=True)
             self._move(self.path, self.failed)
             self.mark("moving")
         if phase:
-            # A service that was started in between has made its own, which the journal of its database belongs to.
+            # A service that was started in between has created its own files, including its database's journal.
             made = [child.name for child in self.before.iterdir() if os.path.lexists(self.path / child.name)]
             for name in [name + end for name in made for end in ("", *BESIDE_DATABASE)]:
                 self._set_aside(name)
@@ -282,7 +282,7 @@ def restore(snapshot: dict, settings: dict, only_look: bool = False) -> list[dic
 
 
 def resume(services: list[Running], places: list[Place]) -> None:
-    """End what a run that was killed has begun, while the services do not work on it; they run afterwards."""
+    """Finish what a killed run has begun, while the services are stopped; they run afterwards."""
     if not any(place.reached() == "placed" for place in places):
         back(services, places)
         return
@@ -306,7 +306,7 @@ def replace(services: list[Running], places: list[Place]) -> list[dict]:
         failure = next(
             (f"{name} does not serve with the restored data: {why}" for name, why in failures.items() if why), None
         )
-    except Exception as error:  # whatever it is, the old data comes back
+    except Exception as error:  # whatever the error is, the old data is restored
         failure = str(error) or type(error).__name__
     seconds = time.monotonic() - begin
     if failure:
@@ -317,7 +317,7 @@ def replace(services: list[Running], places: list[Place]) -> list[dict]:
 
 
 def undone(services: list[Running], places: list[Place]) -> str:
-    """Put back what stood there; say what came of it, and where it is when that cannot be done now."""
+    """Put the previous data back; return the outcome as text, or where the data is if that is not possible now."""
     try:
         return back(services, places)
     except (OSError, systemd_unit.SystemdError) as error:
@@ -330,7 +330,7 @@ def back(services: list[Running], places: list[Place]) -> str:
     for service in services:
         service.stop()
     for place in places:
-        if place.reached() == "placed":  # else a run that was killed here would leave some old and some new
+        if place.reached() == "placed":  # otherwise a run killed here would leave a mix of old and new data
             place.mark("placing")
     for place in places:
         place.put_back()

@@ -1,4 +1,4 @@
-"""The beginning of every module of this project."""
+"""Base class of all modules of this project."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ UMASK = 0o022
 
 
 class HostModule(AnsibleModule):
-    """An `AnsibleModule` whose files, directories and child processes get their modes from here, not from the login.
+    """An `AnsibleModule` that sets the modes of new files, directories and child processes itself.
 
-    Hardened hosts give 027 or 077 to logins and to sudo, and what root then makes no service can read.
+    Hardened hosts give logins and sudo a umask of 027 or 077, and services cannot read files that root then creates.
     """
 
     def __init__(self, *arguments, **options):

@@ -1,6 +1,6 @@
-"""Text files of the host that others write too: any byte may stand in them, and what is not ours stays to the byte.
+"""Text files of the host that others write too: they may contain any byte, and bytes that are not ours never change.
 
-A byte that is no UTF-8 becomes a surrogate and goes back as the same byte; line ends stay as they are. Plain Python.
+A byte that is not UTF-8 becomes a surrogate and is written as the same byte; line ends are kept. Plain Python.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class Tree:
-    """The files of the machine, or in tests those of a folder that looks like one."""
+    """The files of the machine, or in tests those of a directory tree like one."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self.root = root
@@ -20,7 +20,7 @@ class Tree:
         return self.root / path.lstrip("/")
 
     def read(self, path: str) -> str:
-        """Return the text of a file, empty where there is none."""
+        """Return the text of a file, empty if there is none."""
         place = self.at(path)
         return read(place) if place.exists() else ""
 
@@ -37,7 +37,7 @@ class Tree:
         Path(handle.name).replace(place)
 
     def keep(self, path: str, text: str) -> None:
-        """Have a file with this text; an empty one is none."""
+        """Write a file with this text; remove the file if the text is empty."""
         if text:
             self.write(path, text)
         else:
@@ -45,21 +45,21 @@ class Tree:
 
 
 def read(path: Path) -> str:
-    """Return the text of a file; OSError where it cannot be read."""
+    """Return the text of a file. Raises OSError if it cannot be read."""
     return path.read_bytes().decode("utf-8", "surrogateescape")
 
 
 def encoded(text: str) -> bytes:
-    """Return the bytes that `read` made ``text`` of."""
+    """Return the bytes from which `read` made ``text``."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def lines(text: str) -> list[str]:
-    """Return the lines of a text with their ends. A line ends at a line feed alone, unlike those of str.splitlines."""
+    """Return the lines of a text with their ends. Only a line feed ends a line, unlike in str.splitlines."""
     parts = text.split("\n")
     return [f"{part}\n" for part in parts[:-1]] + [part for part in parts[-1:] if part]
 
 
 def printable(text: str) -> str:
-    """Return ``text`` for people and for JSON: what is no UTF-8 is shown as a question mark."""
+    """Return ``text`` for people and for JSON: bytes that are not UTF-8 become question marks."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,6 +1,6 @@
-"""A module that tells no value of the `environment` it hands to an installer, and no user or password of an address.
+"""A module that shows no secret of the `environment` that it passes to an installer, and no login in an address.
 
-`no_log` is not for this: it hides each value wherever it stands, and an installer's environment has such as `1`.
+`no_log` does not work for this: it masks each value everywhere, and an installer's environment has values such as `1`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _QUERY = re.compile(r"://[^\s?]*\?(\S+)")
 
 
 def masked(text: str, environment: dict) -> str:
-    """Return ``text`` without users and passwords of addresses, and without the secrets of ``environment``."""
+    """Return ``text`` without users and passwords in addresses, and without the secrets of ``environment``."""
     text = _USERINFO.sub("", text)
     for secret in sorted(_secrets(environment), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
@@ -26,13 +26,13 @@ def masked(text: str, environment: dict) -> str:
 
 
 def without_credentials(text: str) -> str:
-    """Return a sentence without the users, passwords and queries of its addresses, which need not be good ones."""
+    """Return a sentence without users, passwords and queries in its addresses, which need not be valid ones."""
     text = re.sub(r"(://[^\s?\"']*\?)[^\s\"']+", rf"\1{HIDDEN}", text)
     return re.sub(r"(?<=://)(?:[^/\s]+|[^\s:]+:\S*)@", f"{HIDDEN}@", text)
 
 
 def secrets_of(name: str, value) -> set[str]:
-    """Return what is secret in one variable of an environment: all of it by its name, or parts of its addresses."""
+    """Return the secrets in one variable of an environment: its value if the name says so, or parts of addresses."""
     value = str(value)
     found = {value} if names_secret(name) else set()
     for userinfo in _USERINFO.findall(value):
@@ -56,7 +56,7 @@ class QuietModule(HostModule):
         super().fail_json(**self._quiet({**result, "msg": msg}))
 
     def _quiet(self, result: dict) -> dict:
-        """Return ``result`` with what a person is shown masked: the sentence, the diff, the log, the arguments."""
+        """Return ``result`` with the texts for people masked: the message, the diff, the log, the arguments."""
         environment = self.params.get("environment")
         environment = environment if isinstance(environment, dict) else {}
 
@@ -67,7 +67,7 @@ class QuietModule(HostModule):
                 return [quiet(each) for each in value]
             return masked(value, environment) if isinstance(value, str) else value
 
-        # Masked first as Ansible does it, by whole values: of a value that was changed it would know nothing.
+        # First Ansible's own masking by full values: it would not recognize a value that was changed.
         arguments = quiet(remove_values(self.params, self.no_log_values))
         if "environment" in arguments:
             arguments["environment"] = dict.fromkeys(environment, HIDDEN)

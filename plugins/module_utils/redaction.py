@@ -1,8 +1,8 @@
-"""Takes secrets out of a text: those that are known by value, and what looks like one.
+"""Removes secrets from a text: those with known values, and text that looks like a secret.
 
-Two ways, because neither is enough. A host knows its own secrets, so each value goes wherever it stands and however it
-is written. What only looks like a secret goes by its form: a header, a token of a known kind, a webhook, a login in an
-address, a value behind a name such as API_KEY. Plain Python; tells nothing of what it took out.
+Two ways, because neither is enough. A host knows its own secrets, so each value is removed wherever and in whatever
+form it appears. Unknown secrets are recognized by their form: a header, a token of a known kind, a webhook, a login in
+an address, a value after a name such as API_KEY. Plain Python; reveals nothing of what was removed.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from urllib.parse import quote, quote_plus
 
 HIDDEN = "********"
 CUT = "…"
-DEEP = 48  # characters of a secret that a pattern follows one by one
-NAMED = 4  # characters of a secret at least, where its name says that it is one
-UNNAMED = 8  # where it does not: `LOG_LEVEL=INFO` is no secret, though it stands in a file of secrets
+DEEP = 48  # characters of a secret that a pattern matches one by one
+NAMED = 4  # minimum length of a secret whose name says that it is one
+UNNAMED = 8  # otherwise: `LOG_LEVEL=INFO` is not a secret, although it is in a file of secrets
 
 _NAME = r"(?:(?:API)?KEY|\w*TOKEN|PASS\w*|SECRET\w*|AUTH\w*|CREDENTIAL\w*)"
 _SECRET_NAME = re.compile(rf"(^|_){_NAME}(_|$)", re.IGNORECASE)
 
-# What may be a key in a line of a log: a bearer, the hub's tokens, a login in an address, an argument of that name.
+# Text in a log line that may be a key: a bearer, the hub's tokens, a login in an address, an argument of that name.
 LIKE_A_KEY = re.compile(
     r"(?<=Bearer )[\w.~+/=-]{8,}|\b(?:hf_|sk-)[\w-]{8,}|(?<=://)[^/\s@]+(?=@)"
     r"|(?<=api_key': )\[[^\]]*\]|(?i:(?<=api-key[ =])|(?<=password[ =])|(?<=token[ =]))[\w.~+/=-]{8,}"
 )
-# Each has a group `kept` for what stands before the secret, which stays.
+# Each has a group `kept` for the text before the secret, which stays.
 _FORMS = (
     re.compile(r"(?P<kept>)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
-    # The whole value of a header: Bearer, Basic and what others there are.
+    # The full value of a header: Bearer, Basic and other schemes.
     re.compile(
         r"(?P<kept>\b(?:proxy-)?authorization\b[\"']?\s*[:=,]\s*[b\"'(]{0,3})(?:[A-Za-z]+\s+)?[^\s\"',)}\]]+",
         re.IGNORECASE,
     ),
     re.compile(r"(?P<kept>\b(?:Bearer|Basic)\s+)(?=\S*[\d=._~+/-])[\w.~+/=-]{4,}", re.IGNORECASE),
-    # A webhook's address is its secret: what stands behind the host opens it.
+    # A webhook's address is its secret: the part after the host grants access.
     re.compile(r"(?P<kept>https?://hooks\.[^\s/\"']+/)[^\s\"'<>\\]+", re.IGNORECASE),
     re.compile(r"(?P<kept>https?://[^\s/\"']{1,300}/(?:[^\s\"'<>\\]{0,300}/)?webhooks?/)[^\s\"'<>\\]+", re.IGNORECASE),
     re.compile(r"(?P<kept>\bhf_)[A-Za-z\d]{8,}"),
@@ -45,7 +45,7 @@ _FORMS = (
     re.compile(r"(?P<kept>--[\w-]{0,60}(?:key|token|password|secret)\s+[\"']?)[^\s\"']+", re.IGNORECASE),
     re.compile(r"(?P<kept>://)[^/\s@\"']+(?=@)"),
 )
-# NAME=value, "name": "value", {'name': ['value']}, ?name=value; whether it is a secret, the name says.
+# NAME=value, "name": "value", {'name': ['value']}, ?name=value; the name decides whether it is a secret.
 _PAIR = re.compile(
     r"(?P<kept>(?<![\w-])(?P<name>[\w-]{3,120})[\"']?\s{0,9}[=:]\s{0,9}[\[(]?\s{0,9}[\"']?)"
     r"(?!\*{8})(?!(?:None|null|true|false|yes|no)\b)[^\s\"',;&)}\]]+",
@@ -54,29 +54,29 @@ _PAIR = re.compile(
 
 
 def names_secret(name: str) -> bool:
-    """Say whether a variable's name tells that its value is a secret."""
+    """Return whether a variable's name says that its value is a secret."""
     return bool(_SECRET_NAME.search(name))
 
 
 def written(secret: str) -> set[str]:
-    """Return the forms in which a secret may stand in a log: as it is, in JSON, in an address, in base64."""
+    """Return the forms in which a secret may appear in a log: unchanged, in JSON, in an address, in base64."""
     forms = {secret, json.dumps(secret)[1:-1], quote(secret, safe=""), quote_plus(secret), repr(secret)[1:-1]}
     return forms | {base64.b64encode(secret.encode("utf-8", "surrogateescape")).decode().rstrip("=")}
 
 
 class Redaction:
-    """What is known to be secret on one machine, and how to take it out of a text."""
+    """The known secrets of one machine, and how to remove them from a text."""
 
     def __init__(self, secrets: Iterable[str] = ()):
         self._forms: set[str] = set()
         self.add(*secrets)
 
     def add(self, *secrets: str) -> None:
-        """Take in values that are secrets, whatever their names are."""
+        """Add values that are secrets, whatever their names are."""
         self._forms |= {form for secret in secrets if len(secret) >= NAMED for form in written(secret)}
 
     def add_lines(self, text: str, plain: Iterable[str] = ()) -> None:
-        """Take in the values of a file of lines ``NAME=value``, but those of the names in ``plain``."""
+        """Add the values of a file of lines ``NAME=value``, except those of the names in ``plain``."""
         for line in text.split("\n"):
             name, found, value = line.partition("=")
             name, value = name.removeprefix("export ").strip(), value.strip().strip("\"'")
@@ -92,7 +92,7 @@ class Redaction:
         forms = sorted(self._forms, key=len, reverse=True)
         for form in forms:
             text = text.replace(form, HIDDEN)
-        # Who shortened a line may have cut through a secret.
+        # A program that shortened a line may have cut a secret in two.
         if forms and CUT in text:
             text = re.sub(rf"(?:{'|'.join(map(_beginning, forms))})(?=\s?{CUT})", HIDDEN, text)
         for pattern in _FORMS:
@@ -101,7 +101,7 @@ class Redaction:
 
 
 def _beginning(secret: str) -> str:
-    """Return a pattern for the first `NAMED` characters of a secret or more of them."""
+    """Return a pattern for at least the first `NAMED` characters of a secret."""
     pattern = r"\S{0,4000}" if len(secret) > DEEP else ""
     for character in reversed(secret[NAMED:DEEP]):
         pattern = f"(?:{re.escape(character)}{pattern})?"

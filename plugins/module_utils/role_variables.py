@@ -1,9 +1,9 @@
-"""Say what is wrong with a role's variables, one sentence each: their types, and what kind of value they hold.
+"""Check a role's variables: their types and the kinds of their values, with one sentence per error.
 
-Plain Python, tested alone. Types are those of ``meta/argument_specs.yml``; a *kind* is what a type cannot say, such as
-a path that must be absolute. Roles see values as they were written, so what only a conversion would make right (a word
-for a list, ``off`` without quotes for a text) is refused here. A secret, which its spec marks by ``no_log``, must have
-been written as text: YAML makes another number of ``0x12`` or ``0123``. It is never shown.
+Plain Python, tested alone. Types are those of ``meta/argument_specs.yml``; a *kind* is what a type cannot express, such
+as a path that must be absolute. Roles see values as they were written, so a value that is right only after a conversion
+(a word for a list, ``off`` without quotes for a text) is refused here. A secret, which its spec marks with ``no_log``,
+must have been written as text: YAML reads ``0x12`` or ``0123`` as a different number. It is never shown.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ WORDS = {
 }  # fmt: skip
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 SERVED_NAME = re.compile(r"[A-Za-z0-9][\w.:@+-]*(/[A-Za-z0-9][\w.:@+-]*)*", re.ASCII)
-# systemd, shells and .env files read more than a path into these.
+# systemd, shells and .env files give these characters a meaning.
 PATH = re.compile(r"(/[^\s/\"'\\%$]+)+/?")
-# What useradd of Debian and Ubuntu takes.
+# Names that useradd of Debian and Ubuntu accepts.
 ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 HOST_NAME = re.compile(r"(?!-)[\w-]{1,63}(\.(?!-)[\w-]{1,63})*", re.ASCII)
 INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
@@ -57,7 +57,7 @@ def is_network(value) -> bool:
 
 
 def is_host(value) -> bool:
-    """An IP address or a name; digits alone (999.1.1.1) are an address that was mistyped."""
+    """Return whether a value is an IP address or a name; digits alone (999.1.1.1) are a mistyped address."""
     return is_ip_address(value) or bool(HOST_NAME.fullmatch(value) and not value.rpartition(".")[2].isdigit())
 
 
@@ -75,7 +75,7 @@ def is_url(value) -> bool:
     try:
         parts = urlsplit(value)
         return parts.scheme in ("http", "https") and is_host(parts.hostname or "") and parts.port != 0
-    except ValueError:  # a port that is none, brackets without an address
+    except ValueError:  # an invalid port, brackets without an address
         return False
 
 
@@ -138,10 +138,10 @@ KINDS: dict[str, tuple[Callable, str]] = {
 def kind_problems(
     name: str, value, kind: str, optional: bool | list[str] = False, places: Mapping | None = None
 ) -> list[str]:
-    """Return what keeps ``value`` (of each element, where it is a list) from being of ``kind``; "" may be optional.
+    """Return why ``value`` (each element, if it is a list) is not of ``kind``; with ``optional`` "" is allowed.
 
-    For the kinds in `MAPPINGS`, ``places`` are the names that a mapping must not have, each with the variable that is
-    its place. ``optional`` lets the others be null, or those that it names.
+    For the kinds in `MAPPINGS`, ``places`` are the names that a mapping must not have, each with the variable to set
+    instead. There ``optional`` allows null for all other names, or for those that it lists.
     """
     if kind in MAPPINGS:
         return MAPPINGS[kind](name, value, optional, places or {})
@@ -161,7 +161,7 @@ def kind_problems(
 
 
 def _environment(name: str, variables: Mapping, optional, places: Mapping) -> list[str]:
-    """Return what is wrong with environment variables: text or numbers, and secrets as text."""
+    """Return the errors in environment variables: values must be text or numbers, and secrets text."""
     problems = []
     for key, value in variables.items():
         at = f"{name}.{key}"
@@ -185,7 +185,7 @@ def _environment(name: str, variables: Mapping, optional, places: Mapping) -> li
 
 
 def _arguments(name: str, arguments: Mapping, optional, places: Mapping) -> list[str]:
-    """Return what is wrong with arguments of a program; the same name may be written with dashes or underscores."""
+    """Return the errors in arguments of a program; the same name may be written with dashes or underscores."""
     problems, seen = [], {}
     for key, value in arguments.items():
         if not ARGUMENT.fullmatch(str(key)):
@@ -212,7 +212,7 @@ def _may_be_null(key: str, optional, places: Mapping) -> bool:
 
 
 def _settings(name: str, settings: Mapping, optional, places: Mapping) -> list[str]:
-    """Return which settings of a .env file have another place, in whatever case, or are secrets and no text."""
+    """Return which settings of a .env file have another variable, in any case, or are secrets but not text."""
     problems = []
     for key, value in settings.items():
         if str(key).upper() in places:
@@ -227,7 +227,7 @@ def _elsewhere(name: str, key: str, place: str) -> str:
 
 
 def _plain(value) -> bool:
-    """Say whether a value is what JSON has: YAML knows dates and more."""
+    """Return whether a value is of a JSON type: YAML has dates and more."""
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and _plain(one) for key, one in value.items())
     if isinstance(value, list):
@@ -246,7 +246,7 @@ def shown(value) -> str:
 
 
 def _word(value) -> str:
-    """Return what YAML made of a value, in one word, without telling it."""
+    """Return the type that YAML made of a value, in one word, without showing the value."""
     if isinstance(value, bool):
         return "true or false"
     if isinstance(value, (int, float)):
@@ -260,9 +260,9 @@ def _not_text(name: str, value) -> str:
 
 
 def typed(name: str, spec: Mapping, value) -> tuple[object, list[str]]:
-    """Return ``value`` in the type that ``spec`` declares, and one sentence for each thing that is wrong with it.
+    """Return ``value`` in the type that ``spec`` declares, and one sentence for each error in it.
 
-    A text where a list or a mapping should be is not shown: it may be a secret.
+    Text in place of a list or a mapping is not shown: it may be a secret.
     """
     kind = spec.get("type", "str")
     if value is None:

@@ -1,6 +1,6 @@
-"""Run a program as another user, with an environment that carries nothing of this one's home or Python.
+"""Run a program as another user, with an environment that contains nothing of the caller's home or Python.
 
-Plain Python; needs root where ``user`` is not the one who runs it.
+Plain Python; needs root if ``user`` is not the current user.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ ANYONE = "nobody"
 
 
 class CommandError(RuntimeError):
-    """The program failed; the text is its name and its own last words on one line."""
+    """The program failed; the text is its name and its last message on one line."""
 
 
 class UnknownUser(CommandError):
-    """The host knows no such user."""
+    """The user does not exist on the host."""
 
 
 def run(*argv: str, user: str | None = None, environment: dict | None = None) -> str:
-    """Run ``argv`` as ``user`` (this one when None) with a HOME that is gone afterwards; return its standard output."""
+    """Run ``argv`` as ``user`` (the current one if None) with a temporary HOME; return its standard output."""
     variables = {key: value for key, value in os.environ.items() if key not in LEFT_OUT}
     with tempfile.TemporaryDirectory(prefix="home-") as home:
         own(Path(home), user)
@@ -41,15 +41,15 @@ def run(*argv: str, user: str | None = None, environment: dict | None = None) ->
 
 
 def own(path: Path, user: str | None) -> None:
-    """Hand ``path`` to ``user`` and his own group."""
+    """Make ``user`` and the user's own group the owners of ``path``."""
     if user:
         shutil.chown(path, *_numbers(user))
 
 
 def identity(user: str | None) -> dict:
-    """Return what `subprocess.run` needs to run as ``user`` in his own group alone, {} for this user.
+    """Return what `subprocess.run` needs to run as ``user`` with only the user's own group, {} for the current user.
 
-    Errors: `UnknownUser`.
+    Raises `UnknownUser`.
     """
     if not user:
         return {}
@@ -66,7 +66,7 @@ def _numbers(user: str) -> tuple[int, int]:
 
 
 def group_of(name: str) -> str:
-    """Return the group that ``name`` stands for: of a user his own group, whatever it is called, else itself."""
+    """Return the group that ``name`` means: a user's own group, whatever it is called, or ``name`` itself."""
     try:
         return grp.getgrgid(pwd.getpwnam(name).pw_gid).gr_name
     except KeyError:
@@ -74,7 +74,7 @@ def group_of(name: str) -> str:
 
 
 def open_up(directory: Path) -> None:
-    """Make ``directory`` and its parents, and let everyone enter it; earlier runs made it as the login's umask said."""
+    """Create ``directory`` and its parents, and let everyone enter it; earlier runs used the login's umask."""
     directory.mkdir(parents=True, exist_ok=True)
     mode = directory.stat().st_mode & 0o7777
     if mode & 0o555 != 0o555:
@@ -82,9 +82,10 @@ def open_up(directory: Path) -> None:
 
 
 def barred(path: Path, user: str | None = ANYONE, to: str = "x") -> str | None:
-    """Say what keeps ``user`` from executing (or with ``r`` from reading) ``path``, or return None.
+    """Return why ``user`` cannot execute (or with ``r`` read) ``path``, or None.
 
-    Only root can ask for another user; else it is about this one. Of a user who is still to be made nothing is known.
+    Only root can ask for another user; otherwise the current one is checked. A user who does not exist yet is not
+    checked.
     """
     user = user if os.geteuid() == 0 else None
     try:

@@ -1,16 +1,16 @@
 #!/usr/bin/python
-"""Door to module_utils.install.application_source; the action plugin of the same name sends a tree where needed."""
+"""Thin module over module_utils.install.application_source; the action plugin sends a tree to the host if needed."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: application_source
-short_description: Have one version of an application's source in a directory of its own
+short_description: Install one version of an application's source into a directory of its own
 description:
-  - Makes C(<root>/<digest>) from a tree of the controller, an archive or a git repository; the directory is whole or
-    absent, belongs to root and is never changed in place. The service is switched to it by a link; see
+  - Creates C(<root>/<digest>) from a tree on the controller, an archive or a git repository. The directory is complete
+    or absent, belongs to root and is never changed in place. A link switches the service to it; see
     M(llm.server.service_release).
-  - One that is there, and that its user can read, is left alone; nothing is sent and nothing is asked of the network.
+  - If the directory exists and its user can read it, it is left unchanged; nothing is sent and the network is not used.
   - The application has C(app/main.py), and its requirements with hashes in C(uv.lock) (with C(pyproject.toml)) or in
     C(requirements.txt).
 author: The llm-server maintainers (@llm-server)
@@ -18,27 +18,27 @@ options:
   root: {description: Directory of the sources., type: path, required: true}
   path: {description: The tree on the controller., type: path}
   excluded:
-    description: Patterns of names or paths in the tree that are left out.
+    description: Patterns of names or paths that are left out of the tree.
     type: list
     elements: str
     default: [.git, .venv, .env, __pycache__, "*.pyc", .pytest_cache, .ruff_cache, .mypy_cache]
   url: {description: An archive (.tar.gz or .zip)., type: str}
   checksum: {description: "Its checksum, C(sha256:<64 hexadecimal digits>).", type: str}
   repository: {description: URL of a git repository., type: str}
-  version: {description: A tag of the repository or a commit by its 40 digits., type: str}
+  version: {description: A tag of the repository or the 40 digits of a commit., type: str}
   ca_path: {description: Certificate authorities to trust for the archive., type: path}
   uv: {description: The uv program., type: path, default: /opt/uv/current/bin/uv}
   user: {description: User who clones and reads uv.lock., type: str}
-  runs_as: {description: User who must be able to read it; O(user) when left out., type: str}
+  runs_as: {description: User who must be able to read the source; O(user) by default., type: str}
   environment: {description: "Variables for downloads, git and uv: proxy, certificates.", type: dict, default: {}}
   digest: {description: Digest of the tree; set by the action plugin., type: str}
   file: {description: The packed tree on the target; set by the action plugin., type: path}
 attributes:
-  check_mode: {description: Says whether it would make the directory; asks nothing of the network., support: full}
+  check_mode: {description: Reports whether it would create the directory; does not use the network., support: full}
 """
 
 EXAMPLES = r"""
-- name: Have the application
+- name: Install the application's source
   llm.server.application_source:
     root: /app/ai-server/releases
     repository: https://git.example.com/ai-server.git
@@ -48,9 +48,9 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-path: {description: The source., type: str, returned: always, sample: /app/ai-server/releases/3f2a9b01c4de}
+path: {description: Directory of the source., type: str, returned: always, sample: /app/ai-server/releases/3f2a9b01c4de}
 requirements:
-  description: Text of the requirements with hashes; a comment in check mode while the source is not there.
+  description: Text of the requirements with hashes; in check mode a comment if the source is not installed yet.
   type: str
   returned: always
 """
@@ -69,7 +69,7 @@ UNKNOWN = "# known when the source is there\n"
 
 
 def origin_of(wanted: dict) -> dict:
-    """Return what names the directory; a mirror of the same archive is the same source."""
+    """Return the data that names the directory; a mirror of the same archive counts as the same source."""
     if wanted["url"]:
         return {"archive": wanted["checksum"]}
     if wanted["repository"]:
@@ -78,7 +78,7 @@ def origin_of(wanted: dict) -> dict:
 
 
 def fetch(module: QuietModule, archive: Path) -> Path:
-    """Have the source packed on this machine; return the file."""
+    """Fetch the source as one packed file on this machine; return the file."""
     wanted = module.params
     if wanted["url"]:
         download(module, wanted["url"], archive, wanted["ca_path"])

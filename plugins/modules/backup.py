@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.backup."""
+"""Thin module over module_utils.backup."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RETURN = r"""
 configured: {description: Whether this host has a repository., type: bool, returned: always}
 taken: {description: Whether there is a backup of this host., type: bool, returned: with O(state=ready)}
 rows:
-  description: Snapshot, files, MiB added and seconds as rows of the checklist, or a row that says why there is none.
+  description: Snapshot, files, MiB added and seconds as checklist rows, or a row that says why there is no snapshot.
   type: list
   elements: dict
   returned: with O(state=taken)

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.backup."""
+"""Thin module over module_utils.backup."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ options:
     type: str
     default: latest
   of:
-    description: Host whose backup is restored, by its name in the repository; this host when empty.
+    description: Host whose backup is restored, by its name in the repository; this host if empty.
     type: str
     default: ""
 attributes:
@@ -34,7 +34,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 rows:
-  description: The snapshot and what was restored, as rows of the checklist.
+  description: The snapshot and what was restored, as checklist rows.
   type: list
   elements: dict
   returned: success

@@ -1,14 +1,14 @@
 #!/usr/bin/python
-"""Door to module_utils.release.checklist."""
+"""Thin module over module_utils.release.checklist."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: checklist
-short_description: Measure a finished server, one row a check
+short_description: Measure a finished server, one row per check
 description:
-  - Asks what a user would ask of a server and reports what was measured; changes nothing and fails for nothing, so that
-    one red row does not hide the others.
+  - Sends the requests that a user would send to a server and reports what was measured. Changes nothing and never
+    fails because of a red row, so that one red row does not hide the others.
 author: The llm-server maintainers (@llm-server)
 options:
   checks:
@@ -27,15 +27,15 @@ options:
           journal_job, file_job, collector_queue, collector_journal, collector_files, gpu, driver, device_nodes, swap,
           apt_repository, tuning, disk, watchdog, timer, backup, rules, notices]
       options: {description: Options of the kind., type: dict, required: true}
-      bearer: {description: Key for requests of this check., type: str}
+      bearer: {description: API key for requests of this check., type: str}
       password: {description: Password for requests of this check., type: str}
-      cure: {description: What to do when the row is red., type: str, default: ""}
+      cure: {description: What to do if the row is red., type: str, default: ""}
 attributes:
   check_mode: {description: It changes nothing in any mode., support: full}
 """
 
 EXAMPLES = r"""
-- name: Measure
+- name: Measure the server
   llm.server.checklist:
     checks:
       - what: node_exporter answers
@@ -45,7 +45,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 rows:
-  description: One entry a check.
+  description: One entry per check.
   type: list
   elements: dict
   returned: always

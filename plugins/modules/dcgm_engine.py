@@ -1,16 +1,17 @@
 #!/usr/bin/python
-"""Door to module_utils.gpu.dcgm: the host engine runs, and is the version that is installed."""
+"""Thin module over module_utils.gpu.dcgm: runs the host engine in the installed version."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: dcgm_engine
-short_description: Run DCGM's host engine in the version that is installed
+short_description: Run DCGM's host engine in the installed version
 description:
-  - Enables and starts the package's own unit, and restarts it when the running engine says another version than the
-    package's, as after an upgrade or an interrupted run.
-  - C(dcgmi -v) gives the engine 100 ms, so an active unit's engine is asked for 5 s before it counts as silent.
-  - Waits until the engine answers, then compares what the installed client and the running engine say.
+  - Enables and starts the package's own unit, and restarts it if the running engine reports another version than the
+    package's, for example after an upgrade or an interrupted run.
+  - C(dcgmi -v) gives the engine 100 ms to answer. So the engine of an active unit is asked for 5 s before it counts as
+    not answering.
+  - Waits until the engine answers, then compares the versions of the installed client and the running engine.
   - "Source: C(dcgmi -v)."
 author: The llm-server maintainers (@llm-server)
 options:
@@ -18,12 +19,12 @@ options:
   unit: {description: The unit., type: str, default: nvidia-dcgm.service}
   timeout: {description: Seconds until the engine must answer., type: int, default: 60}
   state:
-    description: V(stopped) disables and stops the unit where it exists.
+    description: V(stopped) disables and stops the unit if it exists.
     type: str
     choices: [running, stopped]
     default: running
 attributes:
-  check_mode: {description: Says whether it would start or stop., support: full}
+  check_mode: {description: Reports whether it would start or stop the unit., support: full}
 """
 
 EXAMPLES = r"""
@@ -35,7 +36,7 @@ EXAMPLES = r"""
 RETURN = r"""
 client: {description: Version of the installed client., type: str, returned: when running, sample: 3.3.9}
 engine: {description: Version of the running engine., type: str, returned: when running, sample: 3.3.9}
-restarted: {description: Why the engine was started; null when it was not., type: str, returned: when running}
+restarted: {description: Why the engine was started; null if it was not., type: str, returned: when running}
 """
 
 import time

@@ -1,35 +1,36 @@
 #!/usr/bin/python
-"""Door to module_utils.gpu.dcgm: which DCGM is here."""
+"""Thin module over module_utils.gpu.dcgm: returns the DCGM versions of this host."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: dcgm_info
-short_description: Ask which DCGM is installed and which one runs
+short_description: Read which DCGM is installed and which one runs
 description:
   - Asks the installed client and the running host engine for their versions. Changes nothing.
   - "Sources: C(dcgmi -v), C(nvidia-smi -q -x)."
 author: The llm-server maintainers (@llm-server)
 options:
-  gpu_required: {description: Fail on a host without a GPU that answers., type: bool, default: false}
+  gpu_required: {description: Fail if the host has no GPU that answers., type: bool, default: false}
 attributes:
   check_mode: {description: It changes nothing in any mode., support: full}
 """
 
 EXAMPLES = r"""
-- name: Ask DCGM
+- name: Read DCGM's versions
   llm.server.dcgm_info:
   register: dcgm
 """
 
 RETURN = r"""
-client: {description: Version of the installed client; empty where there is none., type: str, returned: always}
-engine: {description: Version of the running engine; empty where none answers., type: str, returned: always}
+client: {description: Version of the installed client; empty if there is none., type: str, returned: always}
+engine: {description: Version of the running engine; empty if none answers., type: str, returned: always}
 promised:
-  description: Major that a run brings here, since a role wants it, whatever is installed now; empty where none does.
+  description: Major version that a run installs here because a role needs it, whatever is installed now; empty if no
+    role does.
   type: str
   returned: always
-trouble: {description: Why dcgmi could not be asked; empty where it could., type: str, returned: always}
+trouble: {description: Why dcgmi could not be asked; empty if it could., type: str, returned: always}
 """
 
 from ..module_utils.gpu import dcgm

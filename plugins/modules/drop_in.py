@@ -1,24 +1,24 @@
 #!/usr/bin/python
-"""Door to module_utils.release.drop_in."""
+"""Thin module over module_utils.release.drop_in."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: drop_in
-short_description: Keep a drop-in file of a program of systemd, and have its service read it
+short_description: Manage a drop-in file of a systemd program, and restart its service to read it
 description:
-  - Writes or removes the file, and restarts the service where it has not read it since.
+  - Writes or removes the file, and restarts the service if it has not read the file since.
 author: The llm-server maintainers (@llm-server)
 options:
   path: {description: "The file, in the program's C(.conf.d).", type: path, required: true}
-  content: {description: Its whole text., type: str, required: true}
-  unit: {description: Service that reads it at its start., type: str, default: ""}
+  content: {description: Its full text., type: str, required: true}
+  unit: {description: Service that reads it when it starts., type: str, default: ""}
   command:
-    description: Command that puts it into effect once the service has read it.
+    description: Command that applies the file after the service has read it.
     type: list
     elements: str
     default: []
-  state: {description: Whether the file is there., type: str, choices: [present, absent], default: present}
+  state: {description: Whether the file exists., type: str, choices: [present, absent], default: present}
 attributes:
   check_mode: {description: Shows the file; changes nothing., support: full}
   diff_mode: {description: Shows the file., support: full}

@@ -1,25 +1,26 @@
 #!/usr/bin/python
-"""Runs one command with an engine's address and key in its environment; the action plugin of the same name calls it."""
+"""Runs one command with an engine's address and key in its environment; the action plugin calls this module."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: engine_command
-short_description: Run a command against an engine, on the controller or on the host, and keep what it said
+short_description: Run a command against an engine, on the controller or on the host, and keep its output
 description:
   - The command is a list of words; no shell reads it. It finds the engine by C(ENGINE_NAME), C(ENGINE_URL),
     C(ENGINE_MODEL) and C(ENGINE_API_KEY) in its environment. The key is never an argument.
-  - On the controller it reaches an engine on the host's loopback by an SSH tunnel, closed when it ends.
-  - A command that fails does not fail the task; RV(rc) tells. A key in its output is not kept.
+  - On the controller the command reaches an engine on the host's loopback address through an SSH tunnel, which is
+    closed when the command ends.
+  - A failed command does not fail the task; see RV(rc). If its output contains the key, the key is removed.
 author: The llm-server maintainers (@llm-server)
 options:
   argv: {description: Program and arguments., type: list, elements: str, required: true}
   engine: {description: Name of the engine., type: str, required: true}
-  url: {description: Root of the engine as the host reaches it., type: str, required: true}
+  url: {description: Root URL of the engine on the host., type: str, required: true}
   model: {description: Name of its model., type: str, required: true}
   api_key: {description: Its key., type: str, required: true}
   run_on: {description: Where the command runs., type: str, choices: [controller, host], default: controller}
-  timeout: {description: Seconds until it is ended., type: int, default: 86400}
+  timeout: {description: Seconds after which the command is terminated., type: int, default: 86400}
   log:
     description: File on the controller for its output. Only the controller's user can read it.
     type: path
@@ -41,19 +42,19 @@ EXAMPLES = r"""
 
 RETURN = r"""
 rc:
-  description: Exit status. 124 where it ran out of time, 127 where it could not be started.
+  description: Exit status. 124 if the command ran out of time, 127 if it could not be started.
   returned: always
   type: int
 seconds:
-  description: How long it ran.
+  description: How long the command ran.
   returned: always
   type: float
 says:
-  description: What came of it, as a sentence.
+  description: The outcome as a sentence.
   returned: always
   type: str
 log:
-  description: The file with its output.
+  description: The file with the command's output.
   returned: always
   type: str
 """

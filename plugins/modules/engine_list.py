@@ -1,35 +1,36 @@
 #!/usr/bin/python
-"""Door to module_utils.engines.engines: which engines a host has, and which are no longer in its list."""
+"""Thin module over module_utils.engines.engines: the engines of a host, and those that are no longer in its list."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: engine_list
-short_description: Keep the list of a host's engines, and find those that left it
+short_description: Keep the list of a host's engines, and find those that were removed from it
 description:
-  - Compares the engines that a host is to have with those that the last run noted on it. Which of them a switch stopped
-    or put to sleep is read too.
-  - The list is C(/var/lib/llm-server/engine_list.json). It has names and kinds, no settings.
+  - Compares the engines that a host should have with those that the last run recorded on it. It also reads which of
+    them a switch stopped or put to sleep.
+  - The list is C(/var/lib/llm-server/engine_list.json). It has names and kinds, but no settings.
 options:
   engines:
-    description: The engines that the host is to have, in their order of start.
+    description: The engines that the host should have, in their start order.
     type: list
     elements: dict
     required: true
     suboptions:
       name: {description: Name of the engine and its service., type: str, required: true}
-      kind: {description: What runs it., type: str, required: true}
+      kind: {description: Type of the engine., type: str, required: true}
       group: {description: Group of engines of which one serves at a time., type: str}
   state:
     description:
-      - V(compared) only reads. V(begun) adds the engines to the list, before a run touches the first one, so that none
-        that a failed run started is forgotten. V(noted) writes the list as it is to be, at the end of a good run.
-      - V(begun) refuses a name that the host has for something else.
+      - V(compared) only reads. V(begun) adds the engines to the list before a run changes the first one, so that
+        engines that a failed run started are not forgotten. V(noted) writes the final list at the end of a successful
+        run.
+      - V(begun) refuses a name that the host uses for something else.
     type: str
     choices: [compared, begun, noted]
     default: compared
 attributes:
-  check_mode: {description: Says whether the list would be written and writes nothing., support: full}
+  check_mode: {description: Reports whether the list would be written; writes nothing., support: full}
 author: The llm-server maintainers (@llm-server)
 """
 
@@ -43,13 +44,13 @@ EXAMPLES = r"""
 
 RETURN = r"""
 gone:
-  description: Engines that the host has and the list has no more.
+  description: Engines that are on the host but no longer in the list.
   returned: always
   type: list
   elements: dict
   sample: [{"name": "code", "kind": "llama_cpp"}]
 resting:
-  description: Names of the engines that are not to serve, since another one of their group does.
+  description: Names of the engines that should not serve, because another engine of their group does.
   returned: always
   type: list
   elements: str
@@ -68,7 +69,7 @@ LIST = STORE.parent / "engine_list.json"
 
 
 def read(path: Path) -> list[dict]:
-    """Return the list that the last run left; [] where there is none, or it is damaged."""
+    """Return the list that the last run wrote; [] if it is missing or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -77,7 +78,7 @@ def read(path: Path) -> list[dict]:
 
 
 def foreign(name: str) -> bool:
-    """Say whether a unit of that name is the distribution's, such as ssh."""
+    """Return whether a unit of that name belongs to the distribution, such as ssh."""
     return any((folder / f"{name}.service").exists() for folder in DISTRIBUTION)
 
 
@@ -100,7 +101,7 @@ def main() -> None:
         if taken:
             module.fail_json(msg=" ".join(taken))
         names = gone + names
-    # A host with nothing new is not written to: one that is to lose an engine keeps it in the list until it is gone.
+    # Write nothing if nothing is new. An engine that will be removed stays in the list until it is gone.
     changed = state != "compared" and sorted(noted, key=str) != sorted(names, key=str)
     if changed and not module.check_mode:
         write(LIST, json.dumps(names, indent=1) + "\n", 0o644)

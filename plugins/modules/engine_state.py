@@ -1,46 +1,46 @@
 #!/usr/bin/python
-"""Door to module_utils.engines.engine_states."""
+"""Thin module over module_utils.engines.engine_states."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: engine_state
-short_description: Stop an engine or put it to sleep in favour of another one of its group, and have it serve again
+short_description: Stop an engine or put it to sleep in favour of another one of its group, or make it serve again
 description:
-  - Keeps C(/var/lib/llm-server/engines.json), which names the engines of the host that are not to serve. The role
-    ai_server and the watchdog read it. An engine that it does not name serves.
-  - V(stopped) and V(asleep) write the note first, then stop the unit or put the engine to sleep, and wait until the
-    memory that it held is free on the GPU. Who still holds it is named. Without a GPU there is nothing to wait for.
-  - V(serving) wakes an engine that sleeps and takes the note away. It starts no unit; the role of the engine does.
-  - The unit of an engine that is not to serve is disabled, so no boot starts it.
+  - Maintains C(/var/lib/llm-server/engines.json), which names the engines of the host that should not serve. The role
+    ai_server and the watchdog read it. An engine that is not in it serves.
+  - V(stopped) and V(asleep) write the record first, then stop the unit or put the engine to sleep, and wait until the
+    engine's GPU memory is free. A process that still holds memory is named. Without a GPU there is nothing to wait for.
+  - V(serving) wakes a sleeping engine and removes the record. It does not start a unit; the role of the engine does.
+  - The unit of an engine that should not serve is disabled, so that it does not start at boot.
   - "Sources: vLLM 0.15.1 and 0.32.0, routes C(/sleep), C(/wake_up), C(/is_sleeping), C(/collective_rpc)."
 author: The llm-server maintainers (@llm-server)
 options:
-  name: {description: Name of the engine; its unit is C(<name>.service). Not with V(read)., type: str}
+  name: {description: Name of the engine; its unit is C(<name>.service). Not used with V(read)., type: str}
   state:
     description:
-      - V(read) changes nothing and returns the note, the units and the memory of O(engines).
-      - V(asleep) stops nothing; an engine that does not run is noted as V(stopped).
+      - V(read) changes nothing and returns the record, the units and the memory of O(engines).
+      - V(asleep) does not stop a unit. An engine that does not run is recorded as V(stopped).
     type: str
     choices: [read, serving, stopped, asleep]
     default: read
-  engines: {description: Names of the engines to look at with V(read)., type: list, elements: str, default: []}
+  engines: {description: Names of the engines to read with V(read)., type: list, elements: str, default: []}
   instead: {description: Name of the engine that serves instead., type: str, default: ""}
   url:
-    description: Root of the engine, such as C(http://127.0.0.1:8002), to put it to sleep or to wake it.
+    description: Root URL of the engine, such as C(http://127.0.0.1:8002), to put it to sleep or wake it.
     type: str
     default: ""
   level:
-    description: Level of vLLM's sleep. At 1 the weights wait in the host's memory, at 2 they are loaded again.
+    description: Level of vLLM's sleep. At 1 the weights stay in the host's memory, at 2 they are loaded again.
     type: int
     choices: [1, 2]
     default: 1
-  key_file: {description: File with the engine's key; C(/etc/<name>/secrets.env) when empty., type: str, default: ""}
-  key_variable: {description: Variable of the key in that file., type: str, default: VLLM_API_KEY}
+  key_file: {description: File with the engine's key; C(/etc/<name>/secrets.env) if empty., type: str, default: ""}
+  key_variable: {description: Variable with the key in that file., type: str, default: VLLM_API_KEY}
   timeout: {description: Seconds that stopping the unit may take., type: int, default: 120}
 attributes:
   check_mode: {description: Shows the steps; changes nothing., support: full}
-  diff_mode: {description: Shows the note., support: full}
+  diff_mode: {description: Shows the record., support: full}
 """
 
 EXAMPLES = r"""
@@ -57,7 +57,7 @@ EXAMPLES = r"""
     instead: feedback
     url: http://127.0.0.1:8001
 
-- name: See which engines serve
+- name: Read which engines serve
   llm.server.engine_state:
     engines: [chat, feedback]
   register: __engine_states
@@ -65,14 +65,14 @@ EXAMPLES = r"""
 
 RETURN = r"""
 steps:
-  description: What was done, in this order. They are C(note), C(stop), C(sleep), C(disable) and C(wake).
+  description: The steps that were done, in order. They are C(note), C(stop), C(sleep), C(disable) and C(wake).
   type: list
   elements: str
   returned: success
   sample: [note, stop]
 states:
-  description: The note. It has the engines that are not to serve, with C(state), C(instead), C(since) and, of one
-    asleep, C(level).
+  description: The record. It has the engines that should not serve, with C(state), C(instead), C(since) and, for a
+    sleeping engine, C(level).
   type: dict
   returned: success
   sample: {chat: {state: stopped, instead: feedback, since: "2026-11-27T02:00:00Z"}}

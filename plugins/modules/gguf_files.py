@@ -1,22 +1,22 @@
 #!/usr/bin/python
-"""Door to module_utils.engines.gguf_files."""
+"""Thin module over module_utils.engines.gguf_files."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: gguf_files
-short_description: Have a GGUF model and its LoRA adapters on disk, whole and fitting each other
+short_description: Fetch a GGUF model and its LoRA adapters; check that they are complete and compatible
 description:
-  - Fetches what comes from a hub at its commit, as O(user), and compares it with its SHA-256; takes absolute paths as
-    they are. A file that was compared before is not read or asked for again, so a repeated run needs no network.
-  - Reads the headers of all files and refuses one that is cut off or damaged, an adapter that does not fit the model,
-    and files that O(user) cannot read.
+  - Fetches files from a hub at their commit, as O(user), and verifies their SHA-256. Absolute paths are used unchanged.
+    A file that was verified before is not read or requested again, so a repeated run needs no network.
+  - Reads the headers of all files. Refuses a truncated or damaged file, an adapter that does not match the model, and
+    files that O(user) cannot read.
 author: The llm-server maintainers (@llm-server)
 options:
   model: {description: "Absolute path of a file, or a repository as owner/name.", type: str, required: true}
-  file: {description: "The file, for a repository.", type: str, default: ""}
+  file: {description: "The file in a repository.", type: str, default: ""}
   revision: {description: "Commit of the repository, 40 hexadecimal digits.", type: str, default: ""}
-  sha256: {description: "SHA-256 of the file; needed for a repository.", type: str, default: ""}
+  sha256: {description: "SHA-256 of the file; required for a repository.", type: str, default: ""}
   adapters:
     description: LoRA adapters.
     type: list
@@ -25,21 +25,21 @@ options:
     suboptions:
       name: {description: Its name., type: str, required: true}
       source: {description: "Absolute path of a file, or a repository as owner/name.", type: str, required: true}
-      file: {description: "The file, for a repository.", type: str, default: ""}
+      file: {description: "The file in a repository.", type: str, default: ""}
       revision: {description: "Commit of the repository.", type: str, default: ""}
       sha256: {description: SHA-256 of the file., type: str, default: ""}
-      scale: {description: Not read here., type: float}
-  cache: {description: Directory of what is fetched., type: path, required: true}
+      scale: {description: Not used here., type: float}
+  cache: {description: Directory for fetched files., type: path, required: true}
   user: {description: "User who fetches, and who must be able to read the files.", type: str}
   hub_url: {description: Base URL of the hub or of a mirror of it., type: str, default: https://huggingface.co}
   token: {description: Token for gated and private repositories., type: str, default: ""}
   environment: {description: "Variables such as proxies and certificates.", type: dict, default: {}}
 attributes:
-  check_mode: {description: Says what it would fetch; asks nothing of the network., support: full}
+  check_mode: {description: Reports what it would fetch; does not use the network., support: full}
 """
 
 EXAMPLES = r"""
-- name: Have the model
+- name: Fetch the model
   llm.server.gguf_files:
     model: Qwen/Qwen2.5-Coder-7B-Instruct-GGUF
     file: qwen2.5-coder-7b-instruct-q4_k_m.gguf
@@ -54,7 +54,7 @@ model: {description: Path of the model., type: str, returned: always}
 adapters: {description: Path of each adapter by its name., type: dict, returned: always}
 fetched: {description: What was fetched., type: list, elements: str, returned: always}
 fingerprint:
-  description: Digest of the paths, sizes and times of all files; empty where one is still to be fetched.
+  description: Digest of the paths, sizes and times of all files; empty if one has still to be fetched.
   type: str
   returned: always
   sample: 9f86d081884c7d65
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 def bring(store: Store, model: Wanted, adapters: dict[str, Wanted], check_mode: bool) -> dict:
-    """Fetch what is missing and check all of it; return the module's result."""
+    """Fetch missing files and check all of them; return the module's result."""
     every = {"": model, **adapters}
     paths, fetched = {}, []
     for name, wanted in every.items():

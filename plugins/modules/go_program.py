@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.install.go_program."""
+"""Thin module over module_utils.install.go_program."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ DOCUMENTATION = r"""
 module: go_program
 short_description: Build a Go program from a tag of its git repository
 description:
-  - Fetches the tag, compares its commit, builds with the Go toolchain given and moves the result into
-    C(<root>/<name>/<version>-<digest>) in one step. The digest covers everything that decides the build.
-  - A build that is there, and that its user can run, is left alone and nothing is asked of the network.
+  - Fetches the tag, verifies its commit, builds with the given Go toolchain and moves the result into
+    C(<root>/<name>/<version>-<digest>) in one step. The digest covers all inputs of the build.
+  - If the build exists and its user can run it, it is left unchanged and the network is not used.
   - Only the finished program stays; sources, modules and caches of the build are removed.
 author: The llm-server maintainers (@llm-server)
 options:
@@ -18,19 +18,19 @@ options:
   source: {description: URL of the git repository., type: str, required: true}
   commit: {description: Commit of the tag in 40 hexadecimal digits., type: str, required: true}
   package: {description: "The Go package, relative to the repository.", type: str, default: .}
-  ldflags: {description: "Flags for the linker, as C(go build -ldflags) takes them.", type: str, default: ""}
+  ldflags: {description: "Linker flags, as in C(go build -ldflags).", type: str, default: ""}
   says: {description: Text that the built program's C(--version) must contain., type: str, default: ""}
-  program: {description: File name of the program; O(name) when left out., type: str}
+  program: {description: File name of the program; O(name) by default., type: str}
   go: {description: Root of the Go toolchain., type: path, required: true}
   go_version: {description: Its version., type: str, required: true}
-  user: {description: Account that builds and runs it; the module's own when left out., type: str}
+  user: {description: Account that builds and runs it; the module's own by default., type: str}
   environment:
     description: Environment variables for git and Go, such as C(GOPROXY), C(GOFLAGS) or C(HTTPS_PROXY).
     type: dict
     default: {}
   root: {description: Directory of all programs., type: path, default: /opt}
 attributes:
-  check_mode: {description: Says whether it would build; asks nothing of the network., support: full}
+  check_mode: {description: Reports whether it would build; does not use the network., support: full}
 """
 
 EXAMPLES = r"""

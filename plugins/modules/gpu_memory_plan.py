@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.gpu.memory: plans a GPU's memory, and compares a start with its plan."""
+"""Thin module over module_utils.gpu.memory: plans a GPU's memory, and compares a start with its plan."""
 
 from __future__ import annotations
 
@@ -7,69 +7,70 @@ DOCUMENTATION = r"""
 module: gpu_memory_plan
 short_description: Plan GPU memory before vLLM or llama.cpp is started, and compare the start with the plan
 description:
-  - Says before a start whether it will succeed, from the model's own files (headers only, no weights are read), the
-    engine's version and options, and what is free on the GPU.
-  - The verdict is C(fits), C(tight) or C(refused), with the message the engine would give and the change that would
-    make it fit. Every figure says whether it was read, computed or estimated; estimates have a range.
-  - Several services are one plan, in their order of start. Of services with the same O(services[].group) at most one
-    runs at a time, and the largest of them counts.
-  - Memory that the units of the planned services hold now counts as free, because their start replaces them; what
-    others hold does not.
-  - With O(gpu) given and the task on the controller the plan is made by the action, without starting the module.
-  - With O(compare) the engine's log lines since the unit's last start are read back, compared with the plan, and the
-    difference is kept in O(history_path) for the next plan on this host. Only that file and O(metrics_path) are ever
-    changed.
+  - Predicts whether a start will succeed, from the model's own files (only headers are read, no weights), the engine's
+    version and options, and the free memory of the GPU.
+  - The verdict is C(fits), C(tight) or C(refused), with the message that the engine would give and the change that
+    would make it fit. Every figure says whether it was read, computed or estimated; estimates have a range.
+  - Several services are planned together, in their start order. At most one of the services with the same
+    O(services[].group) runs at a time, so only the largest of them counts.
+  - Memory that the units of the planned services hold now counts as free, because their start replaces them. Memory
+    that other processes hold does not.
+  - If O(gpu) is given and the task runs on the controller, the action plugin makes the plan without starting the
+    module.
+  - With O(compare), the engine's log lines since the unit's last start are compared with the plan. The difference is
+    kept in O(history_path) for the next plan on this host. The module changes only that file and O(metrics_path).
 options:
   services:
-    description: The services in their order of start.
+    description: The services in their start order.
     type: list
     elements: dict
     required: true
     suboptions:
       name: {description: Name in the plan., type: str, required: true}
       engine:
-        description: V(reserved) stands for something else that will take O(services[].memory_mib).
+        description: V(reserved) stands for another process that will use O(services[].memory_mib).
         type: str
         choices: [vllm, llamacpp, reserved]
         default: vllm
       group:
-        description: Services of one group are never in memory together. Each must start while all others run.
+        description: Services of one group are never in memory together. Each must be able to start while all other
+          services run.
         type: str
-      asleep_mib: {description: What it keeps while another of its group runs; 0 where it is stopped., type: int}
+      asleep_mib: {description: Memory it keeps while another service of its group runs; 0 if it is stopped., type: int}
       version: {description: "Version of the engine, needed for vLLM.", type: str}
       model:
-        description: A directory or GGUF file by its path, else a model's name in the cache or on the hub.
+        description: Path of a directory or GGUF file, or the name of a model in the cache or on the hub.
         type: str
-      revision: {description: Commit or branch of a model by name., type: str}
-      hf_home: {description: "Hugging Face cache to look for a model by name in, before the hub.", type: path}
+      revision: {description: Commit or branch of a model given by name., type: str}
+      hf_home: {description: "Hugging Face cache searched before the hub for a model given by name.", type: path}
       config:
-        description: Content of C(config.json) by hand, for a question without the model at hand.
+        description: Content of C(config.json), to plan without the files of the model.
         type: dict
-      model_size_mib: {description: Size of the weights in MiB where no file is at hand., type: int}
+      model_size_mib: {description: Size of the weights in MiB if no file is available., type: int}
       unit: {description: systemd unit whose GPU memory counts as free and whose journal is compared., type: str}
-      memory_mib: {description: What a V(reserved) service takes., type: int}
-      dtype: {description: "Type of the values, as in C(--dtype).", type: str}
+      memory_mib: {description: Memory that a V(reserved) service takes., type: int}
+      dtype: {description: "Data type of the weights and activations, as in C(--dtype).", type: str}
       quantization: {description: "Quantization while loading, as in C(--quantization).", type: str}
       kv_cache_dtype: {description: "Type of the KV cache; llama.cpp: f16, q8_0 or key/value as q8_0/q4_0.", type: str}
       gpu_memory_utilization: {description: Share of the GPU that vLLM takes., type: float}
-      max_model_len: {description: Longest text in tokens., type: int}
-      max_num_seqs: {description: Sequences at once., type: int}
-      max_num_batched_tokens: {description: Tokens of one step., type: int}
-      enforce_eager: {description: Whether CUDA graphs are left out., type: bool}
-      tensor_parallel_size: {description: GPUs that share the model., type: int}
+      max_model_len: {description: Context length in tokens., type: int}
+      max_num_seqs: {description: Concurrent sequences., type: int}
+      max_num_batched_tokens: {description: Maximum tokens per step., type: int}
+      enforce_eager: {description: Whether vLLM runs without CUDA graphs., type: bool}
+      tensor_parallel_size: {description: Number of GPUs that share the model., type: int}
       adapters:
-        description: LoRA adapters. Whether they fit the model is checked where their files are at hand.
+        description: LoRA adapters. If their files are available, the plan checks that they match the model.
         type: list
         elements: dict
         suboptions:
-          name: {description: Name it is served under., type: str}
+          name: {description: Name under which it is served., type: str}
           source: {description: "Its directory, or its name in the cache or on the hub.", type: str}
-          revision: {description: Commit or branch of an adapter by name., type: str}
-          path: {description: "Its directory, when that is not the source.", type: str}
-      max_loras: {description: Adapters used at once., type: int}
+          revision: {description: Commit or branch of an adapter given by name., type: str}
+          path: {description: "Its directory, if it differs from the source.", type: str}
+      max_loras: {description: Adapters that can be used at the same time., type: int}
       max_lora_rank: {description: Largest rank of an adapter., type: int}
       engine_arguments:
-        description: Other arguments of C(vllm serve) by their own names; what matters to memory is taken from them.
+        description: Other arguments of C(vllm serve) by their own names; the plan uses those that matter to memory.
         type: dict
       gpu_layers: {description: "llama.cpp: layers on the GPU, as in C(--n-gpu-layers).", type: int}
       context: {description: "llama.cpp: context in tokens.", type: int}
@@ -78,32 +79,32 @@ options:
       flash_attention: {description: "llama.cpp: whether flash attention is on.", type: bool}
       parallel: {description: "llama.cpp: slots.", type: int}
   service:
-    description: Name of the service that O(compare) and O(metrics_path) are about; all of them when absent.
+    description: Name of the service that O(compare) and O(metrics_path) are about; all services by default.
     type: str
   leaving:
-    description: Units whose memory counts as free too, because they are taken away before the first start.
+    description: Units whose memory counts as free too, because they are removed before the first start.
     type: list
     elements: str
     default: []
   gpu:
-    description: The GPU by hand; measured by nvidia-smi when absent.
+    description: Figures of the GPU; by default nvidia-smi measures them.
     type: dict
     suboptions:
       name: {description: "Its name, such as C(L4).", type: str}
-      total_mib: {description: Total memory as nvidia-smi shows it., type: int}
-      free_mib: {description: Free memory. All of it when absent., type: int}
-      wsl: {description: "Whether it is seen through WSL2, where CUDA counts all that nvidia-smi shows.", type: bool}
+      total_mib: {description: Total memory as reported by nvidia-smi., type: int}
+      free_mib: {description: Free memory; by default all of it., type: int}
+      wsl: {description: "Whether it is used through WSL2, where CUDA counts all that nvidia-smi shows.", type: bool}
   gpu_index:
-    description: Which GPU of several, counted from 0.
+    description: Index of the GPU on a host with several, counted from 0.
     type: int
   hub_url:
-    description: Hub or mirror to read headers from, for a model that is not on the host.
+    description: Hub or mirror from which headers are read if the model is not on the host.
     type: str
   hub_token:
     description: Token for a gated or private model.
     type: str
   refuse:
-    description: Fail when the verdict is C(refused).
+    description: Fail if the verdict is C(refused).
     type: bool
     default: false
   compare:
@@ -111,15 +112,15 @@ options:
     type: bool
     default: false
   history_path:
-    description: File on the host that keeps what earlier starts measured. Not used when absent.
+    description: File on the host that keeps the measurements of earlier starts. Not used by default.
     type: path
   metrics_path:
     description:
-      - File on the host that tells node_exporter's textfile collector what was planned, such as
-        C(/var/lib/llm-server/metrics/gpu_memory.prom). Written with O(compare), by the plan that knows this start.
+      - File on the host that shows the plan to node_exporter's textfile collector, such as
+        C(/var/lib/llm-server/metrics/gpu_memory.prom). Written with O(compare), by the plan that includes this start.
     type: path
   show:
-    description: What the action prints of the plan, as it is and not as a result.
+    description: What the action plugin prints of the plan, as plain output and not as a result.
     type: str
     choices: [nothing, table, json]
     default: nothing
@@ -142,7 +143,7 @@ EXAMPLES = r"""
     history_path: /var/lib/gpu_memory/history.json
     refuse: true
 
-- name: What if the model ran on an L4
+- name: Plan the model for an L4
   llm.server.gpu_memory_plan:
     gpu: {name: L4, total_mib: 23034}
     hub_url: https://hub.example.org
@@ -152,24 +153,24 @@ EXAMPLES = r"""
 
 RETURN = r"""
 verdict:
-  description: The worst verdict of the services (fits, tight, refused).
+  description: The worst verdict of all services (fits, tight, refused).
   returned: always
   type: str
   sample: fits
 plan:
-  description: The plan in plain types, sizes in MiB, with C(start_order), the names in the order in which most of them
-    run, and C(counted), those whose memory is held together. C(services) has for each its
-    verdict, group, whether it runs, its message, cures, assumptions,
-    concurrency, what must be free when it is started (C(free_at_start_mib) on the first C(gpus)) and C(figures), each
-    with value, low, high, origin (read, computed, estimated), unit and note.
+  description: The plan in plain types, sizes in MiB. C(start_order) has the names in the order in which most of them
+    run; C(counted) has the names of those whose memory is held at the same time. C(services) has, for each service,
+    its verdict, group, whether it runs, its message, cures, assumptions, concurrency, what must be free when it is
+    started (C(free_at_start_mib) on the first C(gpus)) and C(figures), each with value, low, high, origin (read,
+    computed, estimated), unit and note.
   returned: always
   type: dict
 rendered:
-  description: The plan as text for a person, with a table and a bar of the GPU's memory.
+  description: The plan as text for people, with a table and a bar of the GPU's memory.
   returned: always
   type: str
 comparison:
-  description: For each service what was planned and measured (bytes or tokens), and whether it lay in the range.
+  description: Planned and measured figures of each service (bytes or tokens), and whether they were within the range.
   returned: with O(compare)
   type: dict
 """
@@ -191,14 +192,17 @@ JOURNAL_LINES = 20000
 
 
 def measured_gpu(services: list[dict], index: int | None, leaving: list[str]) -> dict:
-    """The GPU as nvidia-smi shows it; what the services' own units hold counts as free."""
+    """Return the GPU as nvidia-smi reports it; memory that the services' own units hold counts as free.
+
+    Raises PlanError if the host has too few GPUs.
+    """
     gpus = nvidia_smi.read()["gpus"]
     ranks = max([1, *(int(planner.with_arguments(s).get("tensor_parallel_size") or 1) for s in services)])
     if ranks > len(gpus):
         raise PlanError(f"tensor_parallel_size {ranks} needs {ranks} GPUs, this host has {len(gpus)}: lower it.")
     units = [*(s.get("unit") or "" for s in services), *leaving]
     if ranks > 1 and index is None:
-        # All ranks get the share of the fullest one.
+        # All ranks get the same share, so the GPU with the least free memory decides.
         chosen = min((nvidia_smi.usable(g) for g in gpus[:ranks]), key=lambda g: g["free_mib"])
     else:
         chosen = nvidia_smi.usable(nvidia_smi.choose(gpus, index))
@@ -213,7 +217,7 @@ def measured_gpu(services: list[dict], index: int | None, leaving: list[str]) ->
 
 
 def unit_log(unit: str) -> str:
-    """Journal lines of the unit's last start."""
+    """Return the journal lines of the unit's last start. Raises PlanError if journalctl is not installed."""
     path = shutil.which("journalctl", path=os.environ.get("PATH", "") + ":/usr/bin:/bin")
     systemctl = shutil.which("systemctl", path=os.environ.get("PATH", "") + ":/usr/bin:/bin")
     if not path or not systemctl:
@@ -233,7 +237,7 @@ def unit_log(unit: str) -> str:
 
 
 def write(path: str, text: str) -> None:
-    """Replaces the file in one step, so that a reader never sees half of it."""
+    """Replace the file in one step, so that no reader sees a part of it."""
     target = Path(path)
     target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".gpu_memory")
@@ -244,7 +248,7 @@ def write(path: str, text: str) -> None:
 
 
 def compare(module: QuietModule, result: dict) -> tuple[dict, bool]:
-    """(comparison by service, whether the history changed)."""
+    """Return (comparison by service, whether the history changed)."""
     path = module.params["history_path"]
     history = journal.read_history(path or "")
     found, changed = {}, False
@@ -262,7 +266,7 @@ def compare(module: QuietModule, result: dict) -> tuple[dict, bool]:
 
 
 def tell(module: QuietModule, result: dict) -> bool:
-    """Writes the metrics of a plan; whether they changed."""
+    """Write the metrics of a plan; return whether they changed."""
     path, text = module.params["metrics_path"], render.as_metrics(result, module.params["service"])
     known = Path(path).read_text(encoding="utf-8") if Path(path).is_file() else None
     if known != text and not module.check_mode:
@@ -282,7 +286,7 @@ def main() -> None:
             tables = [f"{name}\n{render.comparison_text(rows)}" for name, rows in answer["comparison"].items() if rows]
             answer["rendered"] = "\n\n".join(tables) or "The journal has no memory figures of this start."
             if p["metrics_path"]:
-                # The next plan will know what this start measured: the metrics are its figures, so that they stay.
+                # The next plan will use what this start measured. The metrics get its figures, so they stay the same.
                 planned = question.ask(p, gpu)[0] if changed and not module.check_mode else result
                 changed = tell(module, planned) or changed
     except nvidia_smi.GpuError as error:

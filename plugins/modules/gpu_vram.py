@@ -1,41 +1,41 @@
 #!/usr/bin/python
-"""Reads GPUs and their memory; asserts; waits until memory is free."""
+"""Reads GPUs and their memory; checks requirements; waits until memory is free."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: gpu_vram
-short_description: Read GPUs, assert their memory, wait until it is free
+short_description: Read GPUs, check their memory, wait until it is free
 description:
   - Reads every NVIDIA GPU of the host with its memory and processes from C(nvidia-smi -q -x).
-  - Fails when a wish about count, name or memory does not hold, with what is wanted and what is there.
-  - With O(wait_timeout) it waits for wishes about memory, so that one model can leave before the next comes.
+  - Fails if a requirement about count, name or memory is not met, and reports the wanted and the actual value.
+  - With O(wait_timeout) it waits for requirements about memory, so that one model can leave before the next is loaded.
   - Changes nothing.
 options:
   index:
-    description: Look at this GPU only, counted from 0 in the order nvidia-smi shows. All of them when absent.
+    description: Check only this GPU, counted from 0 in the order of nvidia-smi. All GPUs by default.
     type: int
   count:
-    description: Number of GPUs the host must have.
+    description: Number of GPUs that the host must have.
     type: int
   name:
-    description: Part of the name each GPU must have, such as C(L4). Case does not matter.
+    description: Part of the name that each GPU must have, such as C(L4). Case does not matter.
     type: str
   minimum_total_mib:
-    description: Total memory each GPU must at least have, MiB as nvidia-smi shows it.
+    description: Minimum total memory of each GPU, in MiB as nvidia-smi shows it.
     type: int
   minimum_free_mib:
-    description: Free memory each GPU must at least have, MiB.
+    description: Minimum free memory of each GPU, in MiB.
     type: int
   maximum_used_mib:
-    description: Used memory each GPU may at most have, MiB.
+    description: Maximum used memory of each GPU, in MiB.
     type: int
   wait_timeout:
-    description: Seconds to wait for the memory wishes. 0 asks once. Check mode asks once.
+    description: Seconds to wait for the memory requirements. With 0, and in check mode, the GPUs are read once.
     type: int
     default: 0
   wait_interval:
-    description: Seconds between two looks.
+    description: Seconds between two readings.
     type: int
     default: 5
   command_timeout:
@@ -44,9 +44,9 @@ options:
     default: 20
 notes:
   - A host without GPU or driver, a driver that hangs, a library mismatch, a GPU that fell off the bus, MIG and C(N/A)
-    fields each fail with a sentence of their own; RV(kind) tells them apart.
+    fields each have their own error message; RV(kind) distinguishes them.
 attributes:
-  check_mode: {description: It changes nothing in any mode; in check mode it asks once., support: full}
+  check_mode: {description: It changes nothing in any mode; in check mode it reads the GPUs once., support: full}
 author: The llm-server maintainers (@llm-server)
 """
 
@@ -60,7 +60,7 @@ EXAMPLES = r"""
     maximum_used_mib: 1024
     wait_timeout: 120
 
-- name: Refuse a machine that is not what was ordered
+- name: Check that the machine has the expected GPU
   llm.server.gpu_vram:
     count: 1
     name: L4
@@ -70,7 +70,7 @@ EXAMPLES = r"""
 RETURN = r"""
 gpus:
   description: The GPUs, each with index, minor, uuid, name, total_mib, used_mib, free_mib, reserved_mib, mig, lost and
-    processes (pid, name, used_mib, unit). A size is null where the driver says N/A.
+    processes (pid, name, used_mib, unit). A size is null if the driver reports N/A.
   returned: when nvidia-smi answered
   type: list
   elements: dict
@@ -82,26 +82,26 @@ driver_version:
   type: str
   sample: 580.95.05
 cuda_version:
-  description: Newest CUDA the driver serves.
+  description: Newest CUDA version that the driver supports.
   returned: when nvidia-smi answered
   type: str
   sample: "13.0"
 notes:
-  description: What a reader of the figures must know, such as MIG or fields that are N/A; warned about as well.
+  description: Remarks needed to understand the figures, such as MIG or fields that are N/A; also shown as warnings.
   returned: when nvidia-smi answered
   type: list
   elements: str
 waited_s:
-  description: Seconds that were waited.
+  description: Seconds that the module waited.
   returned: when nvidia-smi answered
   type: int
 kind:
   description: Why there are no figures (no_nvidia_smi, no_driver, no_gpu, library_mismatch, hang, gpu_lost, mig,
-    not_available, permissions, nvml, unreadable, failed), or C(unmet) for a wish that does not hold.
+    not_available, permissions, nvml, unreadable, failed), or C(unmet) if a requirement is not met.
   returned: on failure
   type: str
 unmet:
-  description: The wishes that do not hold.
+  description: The requirements that are not met.
   returned: on failure
   type: list
   elements: str
@@ -142,7 +142,7 @@ def main() -> None:
             notes = nvidia_smi.notes(gpus)
             problems = nvidia_smi.unmet(gpus, wanted)
             waited = int(time.monotonic() - start)
-            # Only memory changes by waiting: a missing GPU or a wrong name is told at once.
+            # Only memory can change while waiting: a missing GPU or a wrong name is reported at once.
             if not problems or waited >= patience or nvidia_smi.unmet(gpus, {k: wanted[k] for k in WISHES[:3]}):
                 break
             time.sleep(min(module.params["wait_interval"], max(1, patience - waited)))

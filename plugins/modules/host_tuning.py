@@ -1,38 +1,39 @@
 #!/usr/bin/python
-"""Door to module_utils.host.host_tuning."""
+"""Thin module over module_utils.host.host_tuning."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: host_tuning
-short_description: Set up the kernel and the GPUs for serving models, now and at every boot
+short_description: Configure the kernel and the GPUs for serving models, now and at every boot
 description:
-  - Sets values of C(/proc/sys) and transparent huge pages, and keeps them by sysctl.d and tmpfiles.d.
-  - Sets up the GPUs by a unit that runs before the engines. What a GPU does not take is refused before anything is set.
-  - What was found before the first change is noted, and comes back for what is not wanted any more.
+  - Sets values in C(/proc/sys) and transparent huge pages, and makes them permanent by sysctl.d and tmpfiles.d.
+  - Configures the GPUs by a unit that runs before the engines. A setting that a GPU does not accept is refused before
+    anything is set.
+  - Records the values from before the first change, and restores those of settings that are no longer wanted.
   - "Sources: sysctl.d(5), tmpfiles.d(5), tcp(7), the kernel's documentation of transparent huge pages, nvidia-smi(1)."
 author: The llm-server maintainers (@llm-server)
 options:
-  socket_buffer_mib: {description: Largest buffer of a socket; 0 leaves it as found., type: int, default: 0}
-  open_files: {description: Least value of fs.nr_open and fs.file-max; 0 leaves them., type: int, default: 0}
+  socket_buffer_mib: {description: Maximum buffer of a socket; 0 leaves it unchanged., type: int, default: 0}
+  open_files: {description: Minimum of fs.nr_open and fs.file-max; 0 leaves them unchanged., type: int, default: 0}
   transparent_hugepages:
-    description: Mode of transparent huge pages; empty leaves it as found.
+    description: Mode of transparent huge pages; empty leaves it unchanged.
     type: str
     choices: ["", madvise, always, never]
     default: ""
   gpu_persistence:
-    description: Whether the driver keeps its state while no program uses a GPU. Without an NVIDIA GPU it does nothing.
+    description: Whether the driver keeps its state while no program uses a GPU. No effect without an NVIDIA GPU.
     type: bool
     default: false
-  gpu_power_limit_watts: {description: Power limit of every GPU; 0 leaves it as found., type: int, default: 0}
+  gpu_power_limit_watts: {description: Power limit of every GPU; 0 leaves it unchanged., type: int, default: 0}
   gpu_clocks_mhz:
-    description: Lowest and highest clock of every GPU; empty leaves them to the driver.
+    description: Lowest and highest clock of every GPU in MHz; empty leaves them to the driver.
     type: list
     elements: int
     default: []
-  engines: {description: Units that start after the GPUs are set up., type: list, elements: str, default: []}
+  engines: {description: Units that start after the GPUs are configured., type: list, elements: str, default: []}
   state:
-    description: V(absent) gives back all that was found before the first change, whatever the other options are.
+    description: V(absent) restores all values from before the first change, whatever the other options are.
     type: str
     choices: [present, absent]
     default: present
@@ -42,7 +43,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Set up the kernel and the GPUs
+- name: Configure the kernel and the GPUs
   llm.server.host_tuning:
     socket_buffer_mib: 128
     transparent_hugepages: madvise
@@ -57,7 +58,7 @@ values:
   returned: success
   sample: {net.core.rmem_max: ["212992", "134217728"]}
 overridden:
-  description: What other files take back at the next boot, one sentence a setting; warned about as well.
+  description: Settings that other files override at the next boot, one sentence per setting; also shown as warnings.
   type: list
   elements: str
   returned: success

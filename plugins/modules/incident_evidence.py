@@ -1,65 +1,66 @@
 #!/usr/bin/python
-"""Door to module_utils.incident.evidence."""
+"""Thin module over module_utils.incident.evidence."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: incident_evidence
-short_description: Gather what an incident is judged by into one archive on the controller, without secrets
+short_description: Collect the evidence of an incident into one archive on the controller, without secrets
 description:
-  - Gathers state and journal of the units, how they answer, metrics, processes, memory, disks, sockets, GPU, the
-    kernel's log, the watchdog's record and the diagnosis, and writes them with a summary to one archive a host.
-  - Changes nothing on the host, and fails for nothing it finds. What cannot be looked at is said, and the rest goes on.
-  - Secrets are taken out on the host, by the values that stand in its files of secrets and by their form, and again on
-    the controller, by O(secrets).
+  - Collects state and journal of the units, their answers, metrics, processes, memory, disks, sockets, GPU, the
+    kernel's log, the watchdog's record and the diagnosis, and writes them with a summary to one archive per host.
+  - Changes nothing on the host, and does not fail because of a finding. What cannot be read is reported, and the rest
+    continues.
+  - Secrets are removed on the host, by the values in its files of secrets and by their form, and again on the
+    controller, by O(secrets).
 author: The llm-server maintainers (@llm-server)
 options:
   directory:
-    description: Directory of the controller for the archives; made with mode 0700 where it is missing.
+    description: Directory of the controller for the archives; created with mode 0700 if it is missing.
     type: path
     required: true
   services:
     description:
-      - Services that belong on this host. Those that a run of this project put there are looked at anyway.
+      - Services that belong on this host. Services that this project installed there are always included.
     type: list
     elements: dict
     default: []
     suboptions:
       name: {description: Name of the service., type: str, required: true}
-      kind: {description: "What runs in it, as the module diagnose takes it.", type: str}
-      unit: {description: Its unit; C(<name>.service) when absent., type: str}
+      kind: {description: "What runs in it, as in the module diagnose.", type: str}
+      unit: {description: Its unit; C(<name>.service) by default., type: str}
       metrics: {description: Address of its metrics., type: str}
   logs:
-    description: Patterns of log files whose ends belong into the archive.
+    description: Patterns of log files; the end of each belongs in the archive.
     type: list
     elements: str
     default: []
   gpu:
-    description: Whether the host is to have a GPU.
+    description: Whether the host should have a GPU.
     type: bool
     default: false
   upstreams:
-    description: What services of this host ask, as the module diagnose takes it.
+    description: Servers that services of this host send requests to, as in the module diagnose.
     type: list
     elements: dict
     default: []
     suboptions:
-      service: {description: Who asks., type: str, required: true}
+      service: {description: Service that sends the requests., type: str, required: true}
       url: {description: Address., type: str, required: true}
-      bearer: {description: Key to ask with., type: str}
+      bearer: {description: API key of the requests., type: str}
   secrets:
     description: Values that must not be in the archive. They stay on the controller.
     type: list
     elements: str
     default: []
 attributes:
-  check_mode: {description: Looks at the host and writes no archive., support: full}
+  check_mode: {description: Reads the host and writes no archive., support: full}
 notes:
-  - Takes at most 40 seconds, whatever hangs.
+  - Takes at most 40 seconds, even if something hangs.
 """
 
 EXAMPLES = r"""
-- name: Gather the evidence
+- name: Collect the evidence
   llm.server.incident_evidence:
     directory: "{{ playbook_dir }}/../incidents"
     services: [{name: vllm, metrics: "http://127.0.0.1:8001/metrics"}, {name: ai-server}]
@@ -78,12 +79,12 @@ healthy:
   returned: always
   type: bool
 rows:
-  description: What was found and what comes next, as rows of the checklist.
+  description: Findings and next steps, as checklist rows.
   returned: always
   type: list
   elements: dict
 summary:
-  description: The same as a text, with the diagnosis.
+  description: The same as text, with the diagnosis.
   returned: always
   type: str
 seconds:

@@ -1,34 +1,34 @@
 #!/usr/bin/python
-"""Door to module_utils.incident.notice."""
+"""Thin module over module_utils.incident.notice."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: incident_notice
-short_description: Send the summary of an incident to a receiver of Slack's incoming webhooks
+short_description: Send the summary of an incident to a Slack incoming webhook or a compatible receiver
 description:
-  - Posts a text to a webhook. How things stand is not sent twice within half an hour.
+  - Posts a text to a webhook. The same state is not sent twice within half an hour.
   - The webhook's address is a secret; it appears in no result, log or error.
-  - Belongs on the controller, by C(delegate_to).
+  - Meant to run on the controller, by C(delegate_to).
 author: The llm-server maintainers (@llm-server)
 options:
   url:
     description: Address of the webhook, from the vault.
     type: str
   file:
-    description: File of the controller that has the address, where O(url) is empty.
+    description: File on the controller that has the address, if O(url) is empty.
     type: path
   text:
-    description: What is sent; at most 6000 characters of it.
+    description: Text to send; at most its first 6000 characters are sent.
     type: str
     required: true
   rows:
-    description: How things stand, as rows with C(what) and C(ok); the same rows are not sent twice.
+    description: The state, as rows with C(what) and C(ok); the same rows are not sent twice.
     type: list
     elements: dict
     default: []
   note:
-    description: File that remembers what was sent last.
+    description: File that records what was sent last.
     type: path
     required: true
 attributes:
@@ -36,7 +36,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Tell the people on call
+- name: Notify the people on call
   llm.server.incident_notice:
     url: "{{ incident_webhook_url }}"
     text: "{{ __incident_evidence.summary }}"
@@ -47,7 +47,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 sent: {description: Whether it was sent now., type: bool, returned: always}
-told: {description: What was done as a sentence., type: str, returned: always, sample: sent to the receiver}
+told: {description: The outcome as a sentence., type: str, returned: always, sample: sent to the receiver}
 """
 
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.install.keyring_repository."""
+"""Thin module over module_utils.install.keyring_repository."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ DOCUMENTATION = r"""
 module: keyring_repository
 short_description: Register an apt repository through its keyring package
 description:
-  - Downloads the keyring package, compares its checksum, lets apt read and verify the repository with that key in a
-    place of its own, and only then installs the package, writes the source and fetches the repository's index.
-  - Entries of the same origin in other files, such as one made for apt-key, are set aside as comments, because apt
-    stops at conflicting values of Signed-By; O(state=absent) gives them back.
-  - Asks nothing of the network when nothing is to be changed.
+  - Downloads the keyring package and verifies its checksum, then lets apt read and verify the repository with that key
+    in a separate directory. Only then it installs the package, writes the source and fetches the repository's index.
+  - Entries of the same origin in other files, such as one made for apt-key, are commented out, because apt stops at
+    conflicting values of Signed-By. O(state=absent) restores them.
+  - Does not use the network if nothing has to change.
   - "Source: sources.list(5)."
 author: The llm-server maintainers (@llm-server)
 options:
   package: {description: The keyring package., type: str, required: true}
   version: {description: Its version., type: str, required: true}
-  url: {description: Where it is downloaded from., type: str, required: true}
+  url: {description: Download address of the package., type: str, required: true}
   checksum: {description: "Its checksum, C(sha256:<64 hexadecimal digits>); for O(state=present).", type: str}
   keyring: {description: The keyring that the package installs., type: path, required: true}
   source: {description: The file with apt sources that registers the repository., type: path, required: true}
-  uri: {description: "Address of the flat repository, of a mirror's where one is used.", type: str, required: true}
+  uri: {description: "Address of the flat repository, or of a mirror of it.", type: str, required: true}
   origin:
-    description: What the addresses of all entries contain that register this origin, whatever the mirror.
+    description: Text that is in the addresses of all entries of this origin, also those of a mirror.
     type: str
     required: true
-  ca_path: {description: Certificate authorities that the download and apt trust for the repository., type: path}
+  ca_path: {description: Certificate authorities to trust for the download and for apt's access., type: path}
   lock_timeout: {description: Seconds to wait for another program that holds apt's lock., type: int, default: 600}
   state:
-    description: V(absent) purges the package and gives back what was set aside.
+    description: V(absent) purges the package and restores what was commented out.
     type: str
     choices: [present, absent]
     default: present
 attributes:
-  check_mode: {description: Shows what would change; asks nothing of the network., support: full}
+  check_mode: {description: Shows what would change; does not use the network., support: full}
   diff_mode: {description: Shows the files with apt sources., support: full}
 """
 
@@ -53,12 +53,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 installed:
-  description: Version of the keyring package that was there before; null when there was none.
+  description: Version of the keyring package that was installed before; null if there was none.
   type: str
   returned: success
   sample: 1.1-1
 set_aside:
-  description: Files with entries that were set aside, or given back with O(state=absent).
+  description: Files with entries that were commented out, or restored with O(state=absent).
   type: list
   elements: str
   returned: success
@@ -82,7 +82,7 @@ SILENCE_LIMIT = 30  # seconds without a byte
 
 
 def download(module: QuietModule) -> bytes:
-    """Return the keyring package; raises `RepositoryError` when it does not come or is another one."""
+    """Return the keyring package. Raises `RepositoryError` if the download fails or the checksum differs."""
     url, checksum = module.params["url"], module.params["checksum"]
     answer, info = fetch_url(module, url, timeout=SILENCE_LIMIT, ca_path=module.params["ca_path"])
     if info["status"] != 200:
@@ -98,7 +98,7 @@ def download(module: QuietModule) -> bytes:
 
 
 def register(module: QuietModule, apt: Apt, texts: dict[str, tuple[str, str]], new: bool) -> None:
-    """Verify the repository, then install, write and update."""
+    """Verify the repository, then install the package, write the source and update the index."""
     keyring = apt.repository.keyring
     with tempfile.TemporaryDirectory(prefix="keyring-") as work:
         if new:

@@ -1,46 +1,46 @@
 #!/usr/bin/python
-"""Door to module_utils.release.leftovers."""
+"""Thin module over module_utils.release.leftovers."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: leftovers
-short_description: Remove what no release of a service refers to any more
+short_description: Remove files that no release of a service refers to any more
 description:
-  - Finds programs and environments, installations and downloads that did not end, compiled code and caches of downloads
-    that no kept release of M(llm.server.service_release) refers to, and on request revisions of models.
-  - What a process has open or was started with stays, and what a unit names, and all of a service that another run is
-    changing now.
-  - Nothing is written, so it works on a full disk.
+  - Finds programs and environments, unfinished installations and downloads, compiled code and download caches that no
+    kept release of M(llm.server.service_release) refers to and, on request, revisions of models.
+  - Keeps files that a process has open or was started with, files that a unit names, and all files of a service that
+    another run is changing now.
+  - Writes nothing, so it works on a full disk.
 author: The llm-server maintainers (@llm-server)
 options:
   age_hours:
-    description: What changed within so many hours stays.
+    description: Files that changed within this number of hours stay.
     type: int
     default: 24
   models:
-    description: Whether revisions of models go that no release refers to. They would have to be downloaded again.
+    description: Whether to remove revisions of models that no release refers to. They would have to be fetched again.
     type: bool
     default: false
 attributes:
-  check_mode: {description: Tells what would go; removes nothing., support: full}
-  diff_mode: {description: Shows what goes with its size., support: full}
+  check_mode: {description: Reports what would be removed; removes nothing., support: full}
+  diff_mode: {description: Shows what is removed with its size., support: full}
 """
 
 EXAMPLES = r"""
-- name: Remove what no release refers to
+- name: Remove files that no release refers to
   llm.server.leftovers:
 """
 
 RETURN = r"""
 removed:
-  description: What went, or would go in check mode, each with path, why and mib.
+  description: What was removed, or would be removed in check mode, each with path, why and mib.
   type: list
   elements: dict
   returned: always
   sample: [{path: /opt/vllm/environments/0123456789ab, why: built for no release that is kept, mib: 9100}]
 mib:
-  description: MiB of all of it.
+  description: Total size in MiB.
   type: int
   returned: always
   sample: 9100
@@ -50,13 +50,13 @@ free:
   returned: always
   sample: {/: [120, 9220]}
 remarks:
-  description: What stays because it is used, or because another run is changing the service.
+  description: What stays because it is in use, or because another run is changing the service.
   type: list
   elements: str
   returned: always
   sample: []
 report:
-  description: All of this in words.
+  description: The result as lines for people.
   type: list
   elements: str
   returned: always

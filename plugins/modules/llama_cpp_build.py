@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.engines.llama_cpp_build."""
+"""Thin module over module_utils.engines.llama_cpp_build."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ DOCUMENTATION = r"""
 module: llama_cpp_build
 short_description: Build llama-server from an archive of llama.cpp's source
 description:
-  - Downloads the archive, compares its checksum, builds the server with cmake as O(user) and moves it into
-    C(<root>/<version>-<cpu|cuda>) in one step. Another recipe of a version that is there goes beside it.
-  - A build that is there, and that its user can run, is left alone and nothing is asked of the network.
-  - An interrupted build goes on where it was; a failed one leaves its log in C(<root>/.work-*).
+  - Downloads the archive, verifies its checksum, builds the server with cmake as O(user) and moves it into
+    C(<root>/<version>-<cpu|cuda>) in one step. A build of the same version with other options gets its own directory.
+  - If the build exists and its user can run it, it is left unchanged and the network is not used.
+  - An interrupted build continues where it stopped; a failed one leaves its log in C(<root>/.work-*).
 author: The llm-server maintainers (@llm-server)
 options:
-  version: {description: The version that the directory is named by., type: str}
+  version: {description: The version in the name of the directory., type: str}
   url: {description: The archive of the source (.tar.gz)., type: str}
   checksum: {description: "Its checksum, C(sha256:<64 hexadecimal digits>).", type: str}
-  cuda: {description: Whether it is built for NVIDIA's GPUs., type: bool, default: false}
+  cuda: {description: Whether to build for NVIDIA GPUs., type: bool, default: false}
   options:
     description: Further options of cmake, such as C(-DGGML_NATIVE=ON).
     type: list
     elements: str
     default: []
   jobs:
-    description: Compilers at once; 0 is one a processor, as far as the memory allows.
+    description: Number of parallel compilers; 0 means one per processor, as far as the memory allows.
     type: int
     default: 0
   needed_mib: {description: Free disk space in MiB that a new build needs., type: int, default: 2048}
-  user: {description: Account that builds; the module's own when left out., type: str}
+  user: {description: Account that builds; the module's own by default., type: str}
   runs_as: {description: User who must be able to run it., type: str, default: nobody}
   environment:
     description: Environment variables for cmake and compilers, such as C(PATH) or C(CCACHE_DIR).
@@ -41,12 +41,12 @@ options:
     choices: [present, absent]
     default: present
   beside:
-    description: With O(state=absent), directories that are kept, since a service is about to run on them.
+    description: With O(state=absent), directories to keep because a service is about to run on them.
     type: list
     elements: path
     default: []
 attributes:
-  check_mode: {description: Says whether it would build; asks nothing of the network., support: full}
+  check_mode: {description: Reports whether it would build; does not use the network., support: full}
 """
 
 EXAMPLES = r"""
@@ -126,7 +126,7 @@ def main() -> None:
 
 
 def remove(module: QuietModule, home: Path, beside: list[str]) -> None:
-    """Remove what no release needs, and the directory of all builds where nothing is left in it."""
+    """Remove the builds that no release needs, and the directory of all builds if it is empty."""
     gone = unused(home, in_use() | {Path(place) for place in beside})
     if gone and not module.check_mode:
         for place in gone:
@@ -140,7 +140,7 @@ def remove(module: QuietModule, home: Path, beside: list[str]) -> None:
 
 
 def memory_mib() -> int:
-    """Return how much memory programs can have now, in MiB."""
+    """Return the memory that is available to programs now, in MiB."""
     found = re.search(r"^MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     return int(found[1]) >> 10 if found else 0
 

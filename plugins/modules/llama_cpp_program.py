@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.engines.llama_cpp_program."""
+"""Thin module over module_utils.engines.llama_cpp_program."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ description:
 author: The llm-server maintainers (@llm-server)
 options:
   path: {description: The program., type: path, required: true}
-  user: {description: User who runs it; the module's own when left out., type: str}
+  user: {description: User who runs it; the module's own by default., type: str}
   arguments: {description: Names of arguments that it must know., type: list, elements: str, default: []}
 attributes:
-  check_mode: {description: Where the program is still to be installed it tells nothing., support: full}
+  check_mode: {description: Returns nothing if the program is not installed yet., support: full}
 """
 
 EXAMPLES = r"""
-- name: Ask the program
+- name: Read the program's version and arguments
   llm.server.llama_cpp_program:
     path: /usr/bin/llama-server
     user: llama-cpp
@@ -27,9 +27,9 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-version: {description: What the program says of itself., type: str, returned: always, sample: "0.7.0 (build 11669)"}
+version: {description: Version that the program reports., type: str, returned: always, sample: "0.7.0 (build 11669)"}
 names:
-  description: Long names of its arguments, without dashes; empty where the program is still to be installed.
+  description: Long names of its arguments, without dashes; empty if the program is not installed yet.
   type: list
   elements: str
   returned: always

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.load.host; the action plugin of the same name calls it phase by phase."""
+"""Thin module over module_utils.load.host; the action plugin of the same name calls it in phases."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ notes:
 """
 
 EXAMPLES = r"""
-- name: Ten callers for half an hour
+- name: Run ten callers for half an hour
   llm.server.load_check:
     targets:
       - name: vllm

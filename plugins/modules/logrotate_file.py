@@ -1,22 +1,22 @@
 #!/usr/bin/python
-"""Door to module_utils.release.log_rotation."""
+"""Thin module over module_utils.release.log_rotation."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: logrotate_file
-short_description: Install a file of logrotate that works beside all the others
+short_description: Install a logrotate file that does not conflict with the others
 description:
-  - Asks logrotate about the file and about its whole configuration before the file is written, and refuses one of whose
-    logs another file rotates too, since logrotate then passes over one of them and says so to nobody.
-  - The file belongs to root and can be written by root alone; logrotate ignores any other.
+  - Checks the file and the complete configuration with logrotate before the file is written. Refuses the file if
+    another one rotates one of its logs too, since logrotate then skips one of them without a message that anyone sees.
+  - The file belongs to root and only root can write it; logrotate ignores any other.
 author: The llm-server maintainers (@llm-server)
 options:
   path: {description: "The file, in a directory that logrotate includes.", type: path, required: true}
-  content: {description: Its whole text., type: str, required: true}
+  content: {description: Its full text., type: str, required: true}
 attributes:
   check_mode:
-    description: Asks logrotate about the file and shows it; writes nothing.
+    description: Checks the file with logrotate and shows it; writes nothing.
     details: Before logrotate or the user of the logs is there, nothing can be asked.
     support: partial
   diff_mode: {description: Shows the file., support: full}
@@ -49,7 +49,7 @@ def main() -> None:
     path, content = Path(module.params["path"]), module.params["content"]
     before = host_text.read(path) if path.is_file() else ""
     changed = before != content or attributes(path) != MODE
-    # In check mode on a new host the program and the user in the text are still to come.
+    # In check mode on a new host the program and the user in the text do not exist yet.
     if not module.check_mode or (Path(LOGROTATE).exists() and path.exists()):
         try:
             check(path, content)

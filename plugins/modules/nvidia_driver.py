@@ -1,15 +1,15 @@
 #!/usr/bin/python
-"""Door to module_utils.gpu.nvidia_driver."""
+"""Thin module over module_utils.gpu.nvidia_driver."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: nvidia_driver
-short_description: Check that the NVIDIA driver answers and that its parts belong together
+short_description: Check that the NVIDIA driver answers and that its parts have the same version
 description:
-  - Fails where the kernel module that runs and the library on disk are of different versions, or where the driver does
-    not answer, with the cause and the cure. Changes nothing.
-  - Warns where the kernel that the next boot starts has no NVIDIA module.
+  - Fails if the running kernel module and the library on disk have different versions, or if the driver does not
+    answer. The error names the cause and the cure. Changes nothing.
+  - Warns if the kernel of the next boot has no NVIDIA module.
   - "Sources: C(/sys/module/nvidia/version), C(ldconfig -p), C(nvidia-smi -q -x), C(/boot), C(/lib/modules)."
 author: The llm-server maintainers (@llm-server)
 options: {}
@@ -25,7 +25,7 @@ EXAMPLES = r"""
 RETURN = r"""
 driver_version: {description: Version that the driver reports., type: str, returned: success, sample: 580.95.05}
 library_version:
-  description: Version of the libcuda that the loader finds; empty where its name does not tell it.
+  description: Version of the libcuda that the loader finds; empty if its name does not contain the version.
   type: str
   returned: success
   sample: 580.95.05

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.load.process_profile."""
+"""Thin module over module_utils.load.process_profile."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Door to module_utils.install.released_program."""
+"""Thin module over module_utils.install.released_program."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ DOCUMENTATION = r"""
 module: released_program
 short_description: Install one version of a released program into a directory of its own
 description:
-  - Downloads the archive, compares its checksum, unpacks it beside the target and moves it into place in one step, so
-    that C(<root>/<name>/<version>) is whole or absent. Another archive of a version that is there goes beside it.
-  - A version that is there with the same checksum, and that anyone can run, is left alone and nothing is asked of the
-    network.
-  - Old versions are left to the service that runs them; see M(llm.server.service_release).
+  - Downloads the archive, verifies its checksum, unpacks it next to the target and moves it into place in one step, so
+    that C(<root>/<name>/<version>) is complete or absent. Another archive of an installed version gets its own
+    directory.
+  - If the version exists with the same checksum and anyone can run it, it is left unchanged and the network is not
+    used.
+  - The service that runs the program removes old versions; see M(llm.server.service_release).
 author: The llm-server maintainers (@llm-server)
 options:
   name: {description: The program., type: str, required: true}
-  version: {description: "Its version, the name of its directory.", type: str}
+  version: {description: "Its version, which names its directory.", type: str}
   url: {description: The archive (.tar.gz or .zip)., type: str}
   checksum: {description: "Its checksum, C(sha256:<64 hexadecimal digits>).", type: str}
   member:
-    description: The program inside the archive, without the archive's top folder; O(name) when left out.
+    description: The program inside the archive, without the archive's top folder; O(name) by default.
     type: str
   root: {description: Directory of all released programs., type: path, default: /opt}
   runs_as:
-    description: User who must be able to run it; any user by default, the one who installs it when empty.
+    description: User who must be able to run it; any user by default, the user who installs it if empty.
     type: str
     default: nobody
   ca_path: {description: Certificate authorities to trust for the download., type: path}
@@ -33,7 +34,7 @@ options:
     choices: [present, absent]
     default: present
 attributes:
-  check_mode: {description: Says whether it would install; asks nothing of the network., support: full}
+  check_mode: {description: Reports whether it would install; does not use the network., support: full}
 """
 
 EXAMPLES = r"""
@@ -87,7 +88,7 @@ def main() -> None:
         module.fail_json(msg=f"checksum must be sha256: and 64 hexadecimal digits, not {wanted['checksum']!r}")
     directory = place(home, wanted["version"], wanted["checksum"])
     member = wanted["member"] or wanted["name"]
-    # The service's user may be made only later, so any other one is asked in his place.
+    # The service's user may be created only later, so any other user is checked instead.
     user = wanted["runs_as"] or None
     changed = installed_checksum(directory) != wanted["checksum"] or bool(barred(directory / member, user))
     diff = {"before": "", "after": f"{directory} from {wanted['url']}\n"} if changed else {}

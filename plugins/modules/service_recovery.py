@@ -1,21 +1,22 @@
 #!/usr/bin/python
-"""Door to module_utils.incident.recovery; the action plugin of the same name calls it phase by phase."""
+"""Thin module over module_utils.incident.recovery; the action plugin of the same name calls it in phases."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: service_recovery
-short_description: Bring a service back that does not serve, and leave alone one that does
+short_description: Recover a service that does not serve, and leave one alone that does
 description:
-  - Asks the probes of the release that runs. A service that answers, one whose start is not over, and an engine that
+  - Runs the probes of the current release. A service that answers, one whose start is not over, and an engine that
     still produces tokens are left alone.
-  - Otherwise it is restarted once, within the budget of the role watchdog and with its evidence kept, after the
-    conditions of its release hold, such as free GPU memory. A host without the watchdog has no budget.
-  - Where it does not serve then, and the newest release is to blame, the last verified release before it comes back, as
-    with O(llm.server.service_release#module:state=previous). It is to blame where it has never served, or where it is
-    less than a day old and the diagnosis names a cause in what a release is made of. A release that was left this way
-    is not gone back to.
-  - Never fails because a service does not serve; C(serves) tells.
+  - Otherwise the service is restarted once, after the conditions of its release hold, such as free GPU memory. The
+    restart counts against the budget of the role watchdog, and the evidence is kept first. A host without the watchdog
+    has no budget.
+  - If the service still does not serve and the newest release is to blame, the last verified release before it is
+    restored, as with O(llm.server.service_release#module:state=previous). A release is to blame if it has never served,
+    or if it is less than a day old and the diagnosis names a cause in what a release consists of. A release that was
+    left this way is not restored again.
+  - Never fails because a service does not serve; see RV(serves).
 author: The llm-server maintainers (@llm-server)
 options:
   name:
@@ -23,14 +24,14 @@ options:
     type: str
     required: true
   kind:
-    description: What runs in it, such as V(vllm) or V(llama_cpp); its name when absent.
+    description: What runs in it, such as V(vllm) or V(llama_cpp); its name by default.
     type: str
   metrics:
-    description: Address of an engine's metrics, which tell a busy one from one that hangs.
+    description: Address of an engine's metrics, which distinguish a busy engine from one that hangs.
     type: str
   take_out:
     description:
-      - Command that takes the host out of rotation before a release goes back, as in M(llm.server.service_release).
+      - Command that takes the host out of rotation before a rollback, as in M(llm.server.service_release).
     type: list
     elements: str
     default: []
@@ -45,16 +46,16 @@ options:
     choices: [recover, blame]
     default: recover
   causes:
-    description: With O(phase=blame), what the diagnosis names for the service.
+    description: With O(phase=blame), the causes that the diagnosis found for the service.
     type: list
     elements: dict
     default: []
 attributes:
-  check_mode: {description: Says what it would do; restarts nothing., support: full}
+  check_mode: {description: Reports what it would do; restarts nothing., support: full}
 """
 
 EXAMPLES = r"""
-- name: Bring the engine back
+- name: Recover the engine
   llm.server.service_recovery:
     name: vllm
     metrics: http://127.0.0.1:8001/metrics
@@ -63,16 +64,16 @@ EXAMPLES = r"""
 
 RETURN = r"""
 serves:
-  description: Whether the service serves now; null where it is not on this host.
+  description: Whether the service serves now; null if it is not on this host.
   returned: always
   type: bool
 rows:
-  description: What was found, what was done and what comes next, as rows of the checklist.
+  description: Findings, actions and next steps, as checklist rows.
   returned: always
   type: list
   elements: dict
 restarted:
-  description: Whether it was restarted or went back to another release.
+  description: Whether it was restarted or rolled back to another release.
   returned: always
   type: bool
 """

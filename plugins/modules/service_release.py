@@ -1,20 +1,20 @@
 #!/usr/bin/python
-"""Door to module_utils.release.service_release; the action plugin of the same name calls it phase by phase."""
+"""Thin module over module_utils.release.service_release; the action plugin of the same name calls it in phases."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: service_release
-short_description: Run a systemd service on exactly what is written, or keep the release that served before
+short_description: Deploy a release of a systemd service, and roll back if it does not serve
 description:
-  - Writes the files, links and unit of a service after each has been checked, and restarts the service when the running
-    process was started with anything else. The process carries the digest of its release in its environment, so an
-    interrupted run is healed by the next one.
-  - No stored release has a secret. Whoever goes back, by himself or because a start failed, gets the release of before
-    with the secrets of today.
-  - What others make of the unit is looked at too. A mask, a link or a drop-in that changes what the unit says is
-    refused; one that only adds, such as a limit, is a warning.
-  - Waits until the probes answer. When they do not, the last verified release is put back and started, and the task
+  - Writes the files, links and unit of a service after each has been checked. Restarts the service only if the running
+    process differs from the release on disk. The process carries the digest of its release in its environment, so the
+    next run completes an interrupted one.
+  - Stored releases have no secrets. A rollback, by a user or after a failed start, restores the earlier release with
+    the current secrets.
+  - Changes that others made to the unit are checked too. A mask, a link or a drop-in that changes what the unit says is
+    refused; a drop-in that only adds something, such as a limit, is a warning.
+  - Waits until the probes answer. If they do not, the last verified release is put back and started, and the task
     fails with the cause taken from the journal.
   - "Source of the unit's defaults: systemd.exec(5)."
 author: The llm-server maintainers (@llm-server)
@@ -25,23 +25,23 @@ options:
     required: true
   kind:
     description:
-      - What runs in it, such as V(vllm) or V(llama_cpp), where its name does not say it. The causes of a failure are
-        looked for among those of its kind.
+      - What runs in the service, such as V(vllm) or V(llama_cpp), if the name does not say it. The cause of a failure
+        is looked for among the causes of this kind.
     type: str
   state:
     description:
-      - V(prepared) makes the user and the directories, for what must be there before the release can be described.
-      - V(present) writes, starts and verifies the release; V(absent) takes the service away but keeps the directories
+      - V(prepared) creates the user and the directories that must exist before the release can be described.
+      - V(present) writes, starts and verifies the release; V(absent) removes the service but keeps the directories
         marked O(directories[].keep); V(previous) goes back to an earlier verified release.
-      - V(out) takes the host out of rotation by O(take_out) and leaves the service as it is. The next good run
-        puts the host back. Where the host does not answer, the command runs all the same, and nothing is noted.
+      - V(out) takes the host out of rotation by O(take_out) and leaves the service as it is. The next successful run
+        puts the host back. If the host is unreachable, the command runs anyway, and nothing is recorded.
     type: str
     choices: [prepared, present, absent, previous, out]
     default: present
   release:
     description:
-      - With O(state=previous), the release to go back to; the last verified one when left out.
-      - In the other phases of the action plugin, the release they are about.
+      - With O(state=previous), the release to go back to; by default the last verified one.
+      - In the other phases of the action plugin, the release that the phase is about.
     type: str
   purge:
     description: With O(state=absent), remove kept directories and the user too.
@@ -49,20 +49,20 @@ options:
     default: false
   user:
     description:
-      - System user that is created for the service when it is missing. One that is there is used as it is.
-      - As a group, wherever one is named, a user stands for his own group, whatever it is called.
+      - System user of the service, created if it is missing. An existing user is used unchanged.
+      - In an option that takes a group, the name of a user means that user's own group, whatever it is called.
     type: str
   groups:
     description:
-      - Groups that the process joins besides its user's own; the role's variable C(<name>_groups) names them. One that
-        the host does not have is refused.
+      - Groups that the process joins in addition to its user's own. The role's variable C(<name>_groups) sets them. A
+        group that the host does not have is refused.
     type: list
     elements: str
     default: []
   peers:
     description:
-      - Addresses, networks or C(localhost) with which alone the service may exchange packets; systemd drops all others,
-        whatever the process listens on. Without any there is no filter.
+      - Addresses, networks or C(localhost), the only peers with which the service may exchange packets. systemd drops
+        all other packets, whatever the process listens on. An empty list means no filter.
       - "Source: systemd.resource-control(5), IPAddressAllow."
     type: list
     elements: str
@@ -83,13 +83,13 @@ options:
       mode: {description: Its mode in octal digits., type: str, default: "0755"}
       keep: {description: Whether it holds data that outlives the service., type: bool, default: false}
   files:
-    description: Files the service is started with.
+    description: Files that the service depends on at its start.
     type: list
     elements: dict
     default: []
     suboptions:
       path: {description: The file., type: path, required: true}
-      content: {description: Its whole text., type: str, required: true}
+      content: {description: Its full text., type: str, required: true}
       owner: {description: Its owner., type: str, default: root}
       group: {description: Its group., type: str, default: root}
       mode: {description: Its mode in octal digits., type: str, default: "0644"}
@@ -99,23 +99,23 @@ options:
         elements: str
       live:
         description:
-          - The process reads the file again while it runs, by the unit's C(ExecReload) where it has one. Another text,
-            or one such file more or less, restarts nothing, and a rollback keeps today's.
+          - The process reads the file again while it runs, through the unit's C(ExecReload) if it has one. Changing,
+            adding or removing such a file restarts nothing, and a rollback keeps the current one.
         type: bool
         default: false
   secrets:
     description:
-      - Files like O(files) of lines C(NAME=value) whose text appears in no result, diff or log. No release has their
-        values but keyed digests of them, so another value is another release, and one that comes back has the values of
-        today.
-      - A file that a later release does not have any more stays until no kept release needs it.
-      - With O(secrets[].whole) the text has no names, such as that of a file with one password.
+      - Files like O(files), with lines C(NAME=value), whose text appears in no result, diff or log. A release stores
+        keyed digests of the values instead of the values. So another value makes another release, and a release that is
+        restored gets the current values.
+      - A file that a later release no longer has stays until no kept release needs it.
+      - With O(secrets[].whole) the text has no names, such as a file that contains only one password.
     type: list
     elements: dict
     default: []
     suboptions:
       path: {description: The file., type: path, required: true}
-      content: {description: Its whole text., type: str, required: true}
+      content: {description: Its full text., type: str, required: true}
       owner: {description: Its owner., type: str, default: root}
       group: {description: Its group., type: str, default: root}
       mode: {description: Its mode in octal digits., type: str, default: "0600"}
@@ -124,39 +124,39 @@ options:
         type: list
         elements: str
       plain:
-        description: Names in the file that are no secrets; their values are kept with a release and come back with it.
+        description: Names in the file that are not secrets; a release stores their values and restores them.
         type: list
         elements: str
         default: []
-      whole: {description: Whether the whole text is one secret., type: bool, default: false}
+      whole: {description: Whether the full text is one secret., type: bool, default: false}
   links:
-    description: Links switched with the release, such as the one that chooses the program's version.
+    description: Links that change with the release, such as the one that selects the program's version.
     type: list
     elements: dict
     default: []
     suboptions:
       path: {description: The link., type: path, required: true}
       target:
-        description: Directory it points to; removed when no kept release points there any more.
+        description: Directory that the link points to. It is removed when no kept release points to it any more.
         type: path
         required: true
   beside:
     description:
-      - Programs and environments that this run built for other services which are started after this one. They are
-        kept, though no release refers to them yet.
+      - Programs and environments that this run built for other services, which are started after this one. They are
+        kept although no release refers to them yet.
     type: list
     elements: path
     default: []
   inputs:
     description:
-      - Named values that the process depends on and that stand in none of its files, such as the digest of data that it
-        reads when it starts; with another value it is another release and is restarted.
+      - Named values that the process depends on and that are in none of its files, such as the digest of data that it
+        reads when it starts. Another value makes another release and restarts the service.
     type: dict
     default: {}
   unit:
     description: >-
-      Sections of the unit as C({section: {directive: value}}), laid over the project's hardened defaults; a list
-      repeats the directive, null takes a default away. Values are meant as they stand: C(%) is no specifier.
+      Sections of the unit as C({section: {directive: value}}), merged over the project's hardened defaults. A list
+      repeats the directive; null removes a default. Values are literal: C(%) does not start a specifier.
     type: dict
     default: {}
   limits:
@@ -176,30 +176,30 @@ options:
         default: infinity
   trials:
     description:
-      - Scripts that must succeed in the sandbox of the unit, as its user and with its variables but without its files
-        of variables, before a release is written. They run when the service is about to be restarted, not in check
-        mode. The last line that one prints is the reason of a refusal.
+      - Scripts that must succeed before a release is written. They run in the unit's sandbox, as its user and with its
+        variables but without its files of variables. They run only if the service is about to be restarted, and not in
+        check mode. The last line that a script prints is the reason of a refusal.
     type: list
     elements: dict
     default: []
     suboptions:
       script: {description: Text of the script., type: str, required: true}
       argv:
-        description: Command that runs it; C(%s) stands for the file with the script.
+        description: Command that runs the script; C(%s) stands for the file with the script.
         type: list
         elements: str
         required: true
   listens:
-    description: TCP ports that must be free, or held by this very service, before anything is written.
+    description: TCP ports that must be free, or in use by this service, before anything is written.
     type: list
     elements: int
     default: []
   probes:
     description:
-      - What must answer before the release counts as serving, in this order; each is one probe of one kind.
-      - A key that a probe shows is named by C(bearer_file) and C(bearer_variable), one of the lines C(NAME=value) of a
-        file of O(secrets), and read when the question is asked. So is the password of C(user), by C(password_file), a
-        whole secret.
+      - What must answer, in this order, before the release counts as serving. Each entry is one probe of one kind.
+      - C(bearer_file) and C(bearer_variable) name the API key that a probe sends. It is one of the lines C(NAME=value)
+        of a file of O(secrets) and is read when the probe runs. So is the password of C(user), named by
+        C(password_file), a file with O(secrets[].whole).
     type: list
     elements: dict
     default: []
@@ -208,21 +208,21 @@ options:
         description: The URL answers.
         type: dict
         suboptions:
-          url: &url {description: Address that is asked., type: str, required: true}
-          bearer_file: &file {description: File with the key that is shown., type: path}
+          url: &url {description: Address of the request., type: str, required: true}
+          bearer_file: &file {description: File with the API key., type: path}
           bearer_variable: &variable {description: Name of the key in that file., type: str}
-          timeout: &timeout {description: Seconds to wait for the answer; 5 when left out., type: float}
-          status: {description: Status of the answer; 200 when left out., type: int}
-          contains: {description: Text that the answer has., type: str}
+          timeout: &timeout {description: Seconds to wait for the answer; 5 by default., type: float}
+          status: {description: Expected status of the answer; 200 by default., type: int}
+          contains: {description: Text that the answer must contain., type: str}
           user: {description: User who logs in., type: str}
-          password_file: {description: File whose whole text is the password., type: path}
+          password_file: {description: File that contains only the password., type: path}
       metric:
         description: The URL is a page of Prometheus metrics.
         type: dict
         suboptions:
           url: *url
           timeout: *timeout
-          series: {description: Names of series that it has., type: list, elements: str, required: true}
+          series: {description: Names of series that it must have., type: list, elements: str, required: true}
       models:
         description: An engine lists exactly these models.
         type: dict
@@ -236,7 +236,7 @@ options:
             type: list
             elements: str
             required: true
-          max_model_len: {description: Longest text in tokens that the base model has., type: int}
+          max_model_len: {description: Context length of the base model in tokens., type: int}
       completion:
         description: An engine completes a prompt.
         type: dict
@@ -244,40 +244,40 @@ options:
           url: *url
           bearer_file: *file
           bearer_variable: *variable
-          timeout: {description: Seconds to wait for the answer; 60 when left out., type: float}
+          timeout: {description: Seconds to wait for the answer; 60 by default., type: float}
           model: {description: Name of the model., type: str, required: true}
-          prompt: {description: The prompt; Hello when left out., type: str}
-          max_tokens: {description: Longest answer in tokens; 8 when left out., type: int}
+          prompt: {description: The prompt; Hello by default., type: str}
+          max_tokens: {description: Maximum length of the answer in tokens; 8 by default., type: int}
       gpu_free:
-        description: GPUs have memory free.
+        description: GPUs have free memory.
         type: dict
         suboptions:
-          mib: {description: Free memory that each must have (MiB)., type: int, required: true}
-          gpus: {description: "How many, counted from the first; 1 when left out.", type: int}
+          mib: {description: Free memory that each GPU must have (MiB)., type: int, required: true}
+          gpus: {description: "Number of GPUs, counted from the first; 1 by default.", type: int}
           timeout: {description: Seconds to wait for nvidia-smi., type: float}
   before_start:
     description:
-      - Probes that must hold between the process before and the new one, such as C(gpu_free). Where one does not within
-        a minute, nothing is started, and the release before comes back.
+      - Probes that must succeed after the old process has stopped and before the new one starts, such as C(gpu_free).
+        If one does not succeed within a minute, nothing is started, and the release before is restored.
     type: list
     elements: dict
     default: []
     suboptions: *probes
   start_timeout:
-    description: Seconds until the probes must have answered. It is about the wait alone and restarts nothing.
+    description: Seconds until the probes must have answered. It only limits the wait; changing it restarts nothing.
     type: int
     default: 60
   take_out:
     description:
-      - Command that takes this host out of rotation. It runs on the controller, after everything was checked and before
-        a service that served is interrupted; where it fails, the service is not touched.
+      - Command that takes this host out of rotation. It runs on the controller, after all checks and before a serving
+        service is interrupted. If it fails, the service is not touched.
     type: list
     elements: str
     default: []
   put_back:
     description:
-      - Command that puts this host back into rotation. It runs on the controller once the service serves again, be it
-        on the release before, and only on a host that was taken out; an interrupted run is made up for by the next.
+      - Command that puts this host back into rotation. It runs on the controller once the service serves again, also
+        after a rollback, and only if the host was taken out. The next run makes up for an interrupted one.
     type: list
     elements: str
     default: []
@@ -287,12 +287,12 @@ options:
     choices: [apply, ahead, out, in, look, back, confirm]
     default: apply
   seconds:
-    description: With O(phase=look), how long to watch before answering.
+    description: With O(phase=look), how many seconds to watch before the module returns.
     type: float
     default: 5
 attributes:
-  check_mode: {description: Checks and shows the differences; writes and starts nothing., support: full}
-  diff_mode: {description: Shows files and the unit; secrets only as changed., support: full}
+  check_mode: {description: Runs the checks and shows the differences; writes and starts nothing., support: full}
+  diff_mode: {description: "Shows files and the unit; of secrets, only that they changed.", support: full}
 """
 
 EXAMPLES = r"""
@@ -313,12 +313,12 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-release: {description: Digest of the release that was asked for., type: str, returned: always, sample: 1f0c9a7be2d34c55}
-restarted: {description: Why the service was started anew; null when it was not., type: str, returned: always}
+release: {description: Digest of the requested release., type: str, returned: always, sample: 1f0c9a7be2d34c55}
+restarted: {description: Why the service was restarted; null if it was not., type: str, returned: always}
 elapsed: {description: Seconds from the start until the probes answered., type: float, returned: when it was started}
-cause: {description: "Cause named in the journal, with its cure.", type: dict, returned: on failure}
+cause: {description: "Cause found in the journal, with its cure.", type: dict, returned: on failure}
 journal: {description: Last lines of the service's journal., type: list, elements: str, returned: on failure}
-rolled_back_to: {description: Release that serves again; null where there was none., type: str, returned: on failure}
+rolled_back_to: {description: Release that serves again; null if there was none., type: str, returned: on failure}
 rotation: {description: Whether the host was put back into rotation., type: str, returned: when hooks ran, sample: back}
 """
 
@@ -418,7 +418,7 @@ def wanted_release(service: Service, wanted: dict) -> dict:
 
 
 def settle_groups(service: Service, wanted: dict) -> None:
-    """Check the users and groups, and put a user's own group where one of them is named as a group."""
+    """Check the users and groups, and replace a user that is named as a group by the user's own group."""
     entries = [*wanted["directories"], *wanted["files"], *wanted["secrets"]]
     for entry in entries:
         entry["group"] = group_of(entry["group"])
@@ -427,7 +427,7 @@ def settle_groups(service: Service, wanted: dict) -> None:
 
 
 def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
-    """Write and start what is wanted; the result says whether the start is still to be awaited."""
+    """Write and start the wanted release; ``await`` in the result says whether to wait for the start."""
     files = [*wanted["files"], *wanted["secrets"]]
     release = wanted_release(service, wanted)
     name = digest(release)
@@ -468,7 +468,7 @@ def apply(service: Service, wanted: dict, check_mode: bool) -> dict:
     proof = {key: wanted[key] for key in ("probes", "before_start", "start_timeout")}
     service.store_proof(name, proof)
     result["out"] = state["out"]
-    # What served last is the best there is: only something newer gives way to it.
+    # The release that served last is the best known one: only a newer one may be rolled back.
     result["gives_way"] = not service.served_last()
     result["new_secrets"] = service.served_last() and name != state["verified"][-1]
     if restart:
@@ -511,7 +511,7 @@ def main() -> None:
     try:
         settle_groups(service, wanted)
         if wanted["state"] == "previous" and wanted["phase"] == "apply":
-            service.earlier(wanted["release"])  # before a lock is left for a service that there is not
+            service.earlier(wanted["release"])  # before a lock is left behind for a service that does not exist
         if module.check_mode:
             result = dry_run(service, wanted)
         else:
@@ -585,19 +585,19 @@ def act(service: Service, wanted: dict) -> dict:
 
 
 def way_back(service: Service, target: str) -> dict:
-    """Return what going back to the release ``target`` changes."""
+    """Return the changes of going back to the release ``target``."""
     release = service.renewed(service.release(target))
     diff = [shown(difference) for difference in service.differences(release)]
     return {"changed": True, "release": target, "restarted": f"back to release {target}", "diff": diff}
 
 
 def give_way(service: Service) -> dict:
-    """Keep the failed release for inspection and start the last verified one; without one, stop."""
+    """Keep the failed release for inspection and start the last verified one; if there is none, stop the service."""
     failed = service.state()["current"]
     service.note(failed=failed)
     if service.state()["verified"]:
         name = service.back()
-        # The time given to the one that failed may be what is wrong with it.
+        # The start_timeout of the failed release may be what is wrong with it.
         return {"changed": True, "rolled_back_to": name, "start_timeout": service.proof_of(name)["start_timeout"]}
     service.stop()
     return {"changed": True, "rolled_back_to": None}

@@ -1,32 +1,33 @@
 #!/usr/bin/python
-"""Door to module_utils.host.swap_file."""
+"""Thin module over module_utils.host.swap_file."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: swap_file
-short_description: Keep one swap file of a size, in use now and after a reboot
+short_description: Maintain one swap file of a given size, in use now and after a reboot
 description:
-  - Makes the file, switches it on, keeps one line for it in C(/etc/fstab) and sets C(vm.swappiness).
-  - Grows and shrinks over a second file that takes the pages meanwhile, so that there is never less swap than the
-    smaller of both sizes. A file in use is never touched in place. An interrupted run is finished by the next one.
-  - Swap that is not at O(path) and was not made by this module is left alone, and so is every other line of fstab.
-  - A swap file of the right size that somebody else made at O(path) is adopted; it and its line of fstab stay when the
-    module goes. One of another size is made anew.
-  - A line of fstab that is there for O(path) keeps its options but for C(noauto), and a file that is made anew is
-    switched on with them. Where a unit of the host switches it on at boot, no line is added.
+  - Creates the file, activates it, keeps one line for it in C(/etc/fstab) and sets C(vm.swappiness).
+  - Grows and shrinks by way of a second file that takes the pages meanwhile, so that there is never less swap than the
+    smaller of both sizes. A file in use is never changed in place. The next run completes an interrupted one.
+  - Swap that is not at O(path) and was not created by this module is left unchanged, and so is every other line of
+    fstab.
+  - A swap file of the right size that someone else created at O(path) is adopted; it and its line in fstab stay with
+    O(state=absent). One of another size is created again.
+  - An existing line for O(path) in fstab keeps its options except C(noauto), and a file that is created again is
+    activated with them. If a unit of the host activates the file at boot, no line is added.
   - "Sources: swapon(8), fstab(5), sysctl.d(5)."
 author: The llm-server maintainers (@llm-server)
 options:
   path: {description: The swap file., type: path, default: /swapfile}
-  size_mib: {description: Its size in MiB; asked for with O(state=present)., type: int}
+  size_mib: {description: Its size in MiB; required with O(state=present)., type: int}
   swappiness:
-    description: How eagerly the kernel swaps, 0 to 200; asked for with O(state=present).
+    description: How eagerly the kernel swaps, 0 to 200; required with O(state=present).
     type: int
   state:
     description:
-      - V(absent) switches the file that this module made off where memory allows it, removes it and its line, and gives
-        back the swappiness of before. What this module did not make stays.
+      - V(absent) deactivates the file that this module created, if memory allows it, removes it and its line, and
+        restores the earlier swappiness. What this module did not create stays.
     type: str
     choices: [present, absent]
     default: present
@@ -36,7 +37,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Have 32 GiB of swap
+- name: Set up 32 GiB of swap
   llm.server.swap_file:
     path: /swapfile
     size_mib: 32768
@@ -45,13 +46,13 @@ EXAMPLES = r"""
 
 RETURN = r"""
 steps:
-  description: What was done to swap files, in this order.
+  description: The steps on swap files, in order.
   type: list
   elements: str
   returned: success
   sample: [make /swapfile 32768 MiB, on /swapfile 32768 MiB]
 foreign:
-  description: Swap in use that is not this module's, with its size in MiB; it is left alone.
+  description: Swap in use that does not belong to this module, with its size in MiB; it is left unchanged.
   type: dict
   returned: success
   sample: {/dev/sda2: 1024}

@@ -1,22 +1,22 @@
 #!/usr/bin/python
-"""Door to module_utils.install.system_packages."""
+"""Thin module over module_utils.install.system_packages."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: system_packages
-short_description: Packages of the distribution in given versions, held where asked, gone again with their role
+short_description: Install distribution packages in given versions, hold them on request, remove them with their role
 description:
-  - Installs, upgrades and downgrades packages to the versions asked for, in one transaction together with the removal
-    of what stands in their way, and holds them.
+  - Installs, upgrades and downgrades packages to the requested versions and removes conflicting packages, in one
+    transaction, and holds the packages.
   - Refuses a transaction that would remove anything else.
-  - When everything is there, apt is not run and nothing is asked of the network.
+  - If everything is in place, apt does not run and the network is not used.
   - "Sources: apt-get(8), apt-mark(8), deb-version(7)."
 author: The llm-server maintainers (@llm-server)
 options:
   name:
-    description: Under which name is noted what came and what is wanted, so that O(state=absent) removes exactly what
-      came and no other name wants.
+    description: Name under which the module records which packages it installed and which are wanted, so that
+      O(state=absent) removes exactly what was installed and no other name needs.
     type: str
     required: true
   packages:
@@ -27,32 +27,32 @@ options:
     suboptions:
       name: {description: The package., type: str, required: true}
       version:
-        description: Its version, with or without epoch and revision; any when empty.
+        description: Its version, with or without epoch and revision; any version if empty.
         type: str
         default: ""
-      hold: {description: Whether apt must not change it., type: bool, default: false}
+      hold: {description: Whether apt must keep it at this version., type: bool, default: false}
   holds:
-    description: Patterns of package names; those that are installed are held in the version that they have.
+    description: Patterns of package names; installed packages that match are held at their current version.
     type: list
     elements: str
     default: []
   instead_of:
-    description: Patterns of package names that are removed when they are installed.
+    description: Patterns of package names; installed packages that match are removed.
     type: list
     elements: str
     default: []
   lock_timeout:
-    description: Seconds to wait while another run of apt holds its lock.
+    description: Seconds to wait while another process holds apt's lock.
     type: int
     default: 600
   state:
-    description: V(absent) removes what came with these packages and no other role wants, and releases their holds;
-      ca-certificates always stays.
+    description: V(absent) removes what was installed with these packages and no other role needs, and releases their
+      holds; ca-certificates always stays.
     type: str
     choices: [present, absent]
     default: present
 attributes:
-  check_mode: {description: Says what would be installed; asks nothing of the network., support: full}
+  check_mode: {description: Reports what would be installed; does not use the network., support: full}
   diff_mode: {description: Shows versions and holds before and after., support: full}
 """
 
@@ -67,7 +67,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 versions:
-  description: Full version of each package that is installed, by name.
+  description: Full version of each installed package, by name.
   type: dict
   returned: always
   sample: {datacenter-gpu-manager: "1:3.3.9"}
@@ -107,7 +107,7 @@ def main() -> None:
         if options["state"] == "absent":
             absent(module, packages, wanted)
         steps = plan(wanted, options["instead_of"], before)
-        # A role that finds everything there needs it too: its note keeps another role's removal from taking it.
+        # Recorded even if nothing was installed: the record keeps another role's removal from taking the packages.
         unnoted = not packages.noted(wanted)
         if (steps or unnoted) and not module.check_mode:
             packages.apply(wanted, options["instead_of"])

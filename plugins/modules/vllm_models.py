@@ -1,60 +1,60 @@
 #!/usr/bin/python
-"""Reads the list of models of a vLLM server and compares it with what is wanted."""
+"""Reads the model list of a vLLM server and compares it with the wanted models."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vllm_models
-short_description: Read the models of a vLLM server and assert base and adapters
+short_description: Read the models of a vLLM server and check base model and adapters
 description:
   - Reads C(/v1/models) and returns id, root, parent and max_model_len of each model.
-  - Fails when the base model or an adapter is missing or an unexpected one is there, and says which.
-  - With O(wait_timeout) it asks again until the list is right, and reports what it saw last.
-  - Changes nothing, so check mode asks too, once.
+  - Fails if the base model or an adapter is missing or an unexpected one is served, and names it.
+  - With O(wait_timeout) the request is repeated until the list is right; on failure the last list is reported.
+  - Changes nothing, so check mode sends the request too, once.
 options:
   url:
     description: Address of the server, with or without C(/v1) at its end.
     type: str
     required: true
   api_key:
-    description: Key of the server. Never in a result or a log.
+    description: API key of the server. It never appears in a result or a log.
     type: str
   base:
-    description: Name of the base model that must be served, and no other. Any is right when absent.
+    description: Name of the only base model that must be served. By default any is right.
     type: str
   adapters:
-    description: Names of the adapters that must be served, and no others. Any are right when absent.
+    description: Names of the only adapters that must be served. By default any are right.
     type: list
     elements: str
   max_model_len:
-    description: Longest text in tokens that the base model must have. Any is right when absent.
+    description: Context length in tokens that the base model must have. By default any is right.
     type: int
   wait_timeout:
-    description: Seconds to wait until the list is right. 0 asks once. A refused key is never waited for.
+    description: Seconds to wait until the list is right. With 0 one request is sent. A refused key ends the wait.
     type: int
     default: 0
   wait_interval:
-    description: Seconds between two questions.
+    description: Seconds between two requests.
     type: int
     default: 5
   timeout:
-    description: Seconds for one answer.
+    description: Seconds to wait for one answer.
     type: int
     default: 10
   ca_path:
-    description: File of certificates to trust, instead of the system's.
+    description: File of certificates to trust instead of the system's.
     type: path
   validate_certs:
     description: Whether the server's certificate is checked.
     type: bool
     default: true
 attributes:
-  check_mode: {description: It changes nothing in any mode; in check mode it asks once., support: full}
+  check_mode: {description: It changes nothing in any mode; in check mode it sends one request., support: full}
 author: The llm-server maintainers (@llm-server)
 """
 
 EXAMPLES = r"""
-- name: The server serves the base model and both adapters
+- name: Check that the server serves the base model and both adapters
   llm.server.vllm_models:
     url: http://127.0.0.1:8001
     api_key: "{{ vllm_api_key }}"
@@ -68,28 +68,28 @@ EXAMPLES = r"""
 
 RETURN = r"""
 models:
-  description: The models as the server lists them, each with id, root, parent and max_model_len. A base model has no
+  description: The models in the server's list, each with id, root, parent and max_model_len. A base model has no
     parent; an adapter has no max_model_len.
   returned: when the server answered
   type: list
   elements: dict
   sample: [{id: base, root: /app/models/base, parent: null, max_model_len: 8192}]
 missing:
-  description: Wanted and not served.
+  description: Models that are wanted but not served.
   returned: when the server answered
   type: list
   elements: str
 unexpected:
-  description: Served and not wanted.
+  description: Models that are served but not wanted.
   returned: when the server answered
   type: list
   elements: str
 attempts:
-  description: How often the server was asked.
+  description: Number of requests that were sent.
   returned: always
   type: int
 kind:
-  description: Why there is no right list (refused, timeout, unreachable, closed, tls, not_http, unauthorized,
+  description: Why the list is missing or wrong (refused, timeout, unreachable, closed, tls, not_http, unauthorized,
     not_found, status, not_json, not_models, different).
   returned: on failure
   type: str
@@ -100,7 +100,7 @@ import time
 from ..module_utils.engines import vllm_api
 from ..module_utils.host_module import HostModule
 
-# Waiting does not cure these.
+# Waiting does not help with these.
 FINAL = ("unauthorized", "tls")
 
 
@@ -122,7 +122,7 @@ def main() -> None:
     )
     p = module.params
     if p["api_key"] is not None and not p["api_key"].strip():
-        module.no_log_values.discard(p["api_key"])  # blanks are no secret, and hiding them would garble the sentence
+        module.no_log_values.discard(p["api_key"])  # spaces are not a secret, and masking them would garble the text
         module.fail_json(msg="api_key is empty: give the server's key, or leave the option out.", attempts=0)
     patience = 0 if module.check_mode else p["wait_timeout"]
     start, attempts = time.monotonic(), 0

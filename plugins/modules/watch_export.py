@@ -1,20 +1,20 @@
 #!/usr/bin/python
-"""Door to a folder of files that are written together; see playbooks/export_watch.yml."""
+"""Thin module that writes a folder of files together; see playbooks/export_watch.yml."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: watch_export
-short_description: Write the configuration of a watching side into a folder
+short_description: Write the configuration of a monitoring server into a folder
 description:
-  - Writes files and copies others below one folder, each in one step, and only where its text differs. Other files in
-    the folder stay as they are.
+  - Writes texts and copies files into one folder, each in one step, and only if the content differs. Other files in the
+    folder stay unchanged.
 options:
-  directory: {description: "The folder, made with its parents if it is not there.", type: path, required: true}
+  directory: {description: "The folder; created with its parents if it is missing.", type: path, required: true}
   files: {description: "Texts by their paths below the folder.", type: dict, required: true}
   copies: {description: "Folders whose files are copied, by their paths below the folder.", type: dict, default: {}}
 attributes:
-  check_mode: {description: Says which files would be written; writes nothing., support: full}
+  check_mode: {description: Reports which files would be written; writes nothing., support: full}
 author: The llm-server maintainers (@llm-server)
 """
 
@@ -29,7 +29,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 written:
-  description: Paths below the folder whose text differed.
+  description: Paths below the folder whose content differed.
   returned: always
   type: list
   elements: str
@@ -49,7 +49,7 @@ ARGUMENTS = {
 
 
 def wanted(files: dict, copies: dict) -> dict[str, bytes]:
-    """Return the bytes of all files by their paths; OSError where one that is copied cannot be read."""
+    """Return the content of all files by their paths. Raises OSError if a file to copy cannot be read."""
     found = {path: str(text).encode() for path, text in files.items()}
     for place, source in copies.items():
         for file in sorted(Path(source).iterdir()):

@@ -1,7 +1,7 @@
-"""Says what a saved log shows: `python -m plugins.module_utils.diagnosis FILE` (- reads standard input).
+"""Diagnoses a saved log: `python -m plugins.module_utils.diagnosis FILE` (- reads standard input).
 
-The file is a journal, a log, `systemctl status`, `dmesg`, `docker inspect` or `kubectl describe`, from anywhere; what
-it says is not sent anywhere. Ends with 1 where a failure was found.
+The file is a journal, a log, or output of `systemctl status`, `dmesg`, `docker inspect` or `kubectl describe`, from any
+machine; its content is not sent anywhere. The exit code is 1 if a failure was found.
 """
 
 from __future__ import annotations

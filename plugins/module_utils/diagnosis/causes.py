@@ -1,4 +1,4 @@
-"""The table of known causes, and which of its rows lines agree with."""
+"""The table of known causes, and the search for rows that match lines."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from .lines import DEBUG, INFO, WARNING, Line
 from .literals import needed
 
-# In this order a cause comes before another one, since it explains it.
+# In this order a cause comes before another one, because it explains it.
 AREAS = ("host", "gpu", "unit", "files", "engine", "client")
 RANKS = ("cause", "general", "effect")
 PATTERNS = ("unless", "after", "unless_after", "until", "frame")
 TABLE = Path(__file__).resolve().parents[3] / "data" / "diagnosis"
-# Services of which a host may have several, each with the name of the one that needs none.
+# Services that a host can have several of, each with the name of the one that needs none.
 ENGINES = {"vllm": "vllm", "llama_cpp": "llama-cpp"}
-JOINED = 4  # lines that a program breaks one message into
-INNERMOST = 4  # frames of a traceback that tell where it was raised
-LONGEST = 4000  # characters of a line that are looked at
+JOINED = 4  # maximum number of lines that a program breaks one message into
+INNERMOST = 4  # frames of a traceback that show where it was raised
+LONGEST = 4000  # characters of a line that are searched
 NARROWEST = 30  # columns of a terminal that breaks lines in the middle of a word
 
 
@@ -46,13 +46,13 @@ class Cause:
 
     @property
     def order(self) -> tuple:
-        """What makes it the likelier one of two: the smaller."""
+        """Sort key by likelihood: the smaller one is more likely."""
         return RANKS.index(self.rank), AREAS.index(self.area), self.place
 
 
 @dataclass(frozen=True)
 class Found:
-    """A cause with what proves it: `line` as it was written, `index` where."""
+    """A cause with its evidence: `line` is the original text, `index` its place."""
 
     cause: Cause
     says: str
@@ -73,7 +73,7 @@ def _texts(value) -> list[str]:
 
 
 def cause(row: dict, area: str, place: int) -> Cause:
-    """Return a row of the file of an area; raises ValueError, KeyError or re.error where it is none."""
+    """Return a row of an area's file. Raises ValueError, KeyError or re.error if it is not valid."""
     unknown = set(row) - set(Cause.__dataclass_fields__) | {"area", "place", "words"} & set(row)
     if unknown:
         raise ValueError(f"{row['id']}: unknown keys {', '.join(sorted(unknown))}")
@@ -94,7 +94,7 @@ def cause(row: dict, area: str, place: int) -> Cause:
 
 
 def load(folder: Path = TABLE) -> Table:
-    """Return the table; needs PyYAML, which a controller has."""
+    """Return the table; needs PyYAML, which is installed on a controller."""
     import yaml
 
     rows = []
@@ -106,10 +106,10 @@ def load(folder: Path = TABLE) -> Table:
 
 
 def windows(lines: list[Line]) -> list[tuple[int, str, int]]:
-    """Return (index, text, length of the first line) for each line with those that its message may be broken over.
+    """Return (index, text, length of the first line) for each line joined with those that its message may continue on.
 
-    The frames of a traceback are no messages: they quote a program's text. A line that a terminal broke in the middle
-    of a word comes twice, the second time without the gap.
+    The frames of a traceback are not messages: they quote a program's text. A line that a terminal broke in the middle
+    of a word is returned twice, the second time without the gap.
     """
     quoted = _quoted(lines)
     found = []
@@ -132,7 +132,7 @@ def windows(lines: list[Line]) -> list[tuple[int, str, int]]:
 
 
 def _broken(line: Line, following: Line) -> bool:
-    """Whether a terminal may have gone on with a word in the next line: it has no prefix and begins with a letter."""
+    """Return whether a terminal may have continued a word in the next line: no prefix, and it begins with a letter."""
     before, after = line.raw.rstrip("\n"), following.raw
     return (
         len(before) >= NARROWEST and before[-1:].isalnum() and after[:1].isalnum() and after.startswith(following.text)
@@ -151,16 +151,16 @@ def _quoted(lines: list[Line]) -> set[int]:
 
 
 def found(lines: list[Line], table: Table, service: str | None = None, name: str = "") -> list[Found]:
-    """Return the rows that lines agree with, in the order of the lines; `service` leaves out other services' rows.
+    """Return the rows that match lines, in the order of the lines; `service` leaves out rows of other services.
 
-    `service` is what runs, such as vllm; `name` is what this one is called, where several of them run on a host.
+    `service` is what runs, such as vllm; `name` is the service's own name, if several of them run on a host.
     """
     rows = [row for row in table.causes if not service or not row.services or service in row.services]
     by_level = {level: [row for row in rows if level in row.levels] for level in (INFO, WARNING)}
     agreeing, known, firsts = [], {}, {}
 
     def said(pattern: re.Pattern, until: int) -> bool:
-        """Whether one of the lines to `until` has the pattern."""
+        """Return whether one of the lines up to `until` matches the pattern."""
         if pattern not in firsts:
             firsts[pattern] = next((n for n, each in enumerate(lines) if pattern.search(each.text)), len(lines))
         return firsts[pattern] <= until
@@ -186,7 +186,7 @@ def found(lines: list[Line], table: Table, service: str | None = None, name: str
 
 
 def _matches(rows: list[Cause], text: str, length: int):
-    """Yield the rows that a message agrees with by itself, with the match; it begins in the first line."""
+    """Yield the rows that a message matches by itself, with the match, which begins in the first line."""
     for row in rows:
         for words, pattern in zip(row.words, row.matches, strict=True):
             if words and not any(word in text for word in words):
@@ -212,7 +212,7 @@ def _frames(lines: list[Line], index: int) -> list[str]:
 
 
 def _found(row: Cause, match: re.Match, line: Line, index: int, service: str, name: str) -> Found:
-    # A group of another pattern of the row is not there, or empty: then nothing is said of it.
+    # A group of another pattern of the row is missing or empty: then its value is empty.
     values = [value.strip(" .,;:\"'") if value else "" for value in match.groups()]
 
     service = service or next(iter(row.services), "")
@@ -231,7 +231,7 @@ def _found(row: Cause, match: re.Match, line: Line, index: int, service: str, na
 
 
 def phase(journal: list[str], folder: Path = TABLE) -> str | None:
-    """Return what a start is doing, by the last of the known phases that its journal shows; None before the first."""
+    """Return what a start is doing, by the last known phase in its journal; None before the first phase."""
     import yaml
 
     said = None

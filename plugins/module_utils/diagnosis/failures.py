@@ -1,4 +1,4 @@
-"""Finds what failed in lines: the deepest exception of a program, and how systemd says that a unit ended."""
+"""Finds what failed in lines: the deepest exception of a program, and how a unit ended according to systemd."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _EXCEPTION = re.compile(
     r"^\s*(?:\S+: )?(?P<name>(?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*)?(?:Error|Exception|Failure|Refused|NotFound|Timeout))"
     r"(?:: (?P<what>.*)|\s*$)"
 )
-# Exceptions that only pass on another one's.
+# Exceptions that only pass on another exception.
 _WRAPPER = re.compile(
     r"Engine core initialization failed|EngineDeadError|EngineCore (?:encountered an issue|failed to start)"
     r"|WorkerProc (?:initialization failed|failed to start)|Engine process failed to start"
@@ -31,7 +31,7 @@ _FAILED = re.compile(
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception as its program prints it: `text` is the last words, `wrapper` that it passes on another's."""
+    """An exception as its program prints it: `text` is the message, `wrapper` says that it passes on another one."""
 
     text: str
     index: int
@@ -39,7 +39,7 @@ class Failure:
 
 
 def exceptions(lines: list[Line]) -> list[Failure]:
-    """Return the exceptions of the lines in their order; each once, whichever worker or logger repeats it."""
+    """Return the exceptions in the lines, in order; each only once, whichever worker or logger repeats it."""
     found, seen = [], set()
     for index, line in enumerate(lines):
         match = _EXCEPTION.match(line.text)
@@ -56,7 +56,7 @@ def exceptions(lines: list[Line]) -> list[Failure]:
 
 
 def _following(lines: list[Line], index: int) -> list[str]:
-    """Return the lines that belong to an exception whose first line says too little."""
+    """Return the lines that belong to an exception whose first line has too little information."""
     said = []
     for line in lines[index + 1 : index + 5]:
         if not line.text.strip() or line.text.startswith(("Traceback", "During handling", "The above exception")):
@@ -66,14 +66,16 @@ def _following(lines: list[Line], index: int) -> list[str]:
 
 
 def deepest(lines: list[Line]) -> Failure | None:
-    """Return the exception below all others of the last chain: Python prints the cause first, so it is the first one
-    that passes on nothing; else a wrapper is better than nothing."""
+    """Return the innermost exception of the last chain, or None.
+
+    Python prints the cause first, so it is the first exception that is not a wrapper, or else the first wrapper.
+    """
     found = exceptions(lines)
     return next((failure for failure in found if not failure.wrapper), found[0] if found else None)
 
 
 def ends(lines: list[Line]) -> dict[str, dict]:
-    """Return how units ended, by name: result, code, status and restarts, as far as systemd's lines tell."""
+    """Return how units ended, by name: result, code, status and restarts, as far as systemd's lines show them."""
     found: dict[str, dict] = {}
     for line in lines:
         for pattern in (_RESULT, _EXIT, _RESTART):
@@ -88,7 +90,7 @@ def ends(lines: list[Line]) -> dict[str, dict]:
 
 
 def failed(lines: list[Line]) -> bool:
-    """Say whether anything in the lines speaks of a failure at all."""
+    """Return whether anything in the lines indicates a failure."""
     ended = any(
         end.get("result") not in (None, "success") or end.get("status", "0").split("/")[0] not in ("0", "15", "143")
         for end in ends(lines).values()

@@ -1,6 +1,6 @@
-"""Looks at a machine: everything that may speak of a failure, as lines and facts that can be sent elsewhere.
+"""Reads a machine: everything that may indicate a failure, as lines and facts that can be sent elsewhere.
 
-Changes nothing. Every look has a limit of time and may fail: what could not be looked at is said, and the rest goes on.
+Changes nothing. Every check has a time limit and may fail: what could not be read is reported, and the rest continues.
 Needs root for other users' files and processes.
 """
 
@@ -31,7 +31,7 @@ from ..release import probes, service_release, systemd_unit
 from . import failures, lines
 from .judge import starts
 
-# What the modules that look at a host are told of it.
+# Arguments of the modules that read a host.
 ARGUMENTS = {
     "services": {
         "type": "list",
@@ -57,17 +57,17 @@ ARGUMENTS = {
     },
 }
 COMMAND_LIMIT = 8  # seconds a command may take
-LOOK_LIMIT = 15  # seconds for all looks together
-JOURNAL_LINES = 3000  # of a service; a start of vLLM with eight workers that fail logs about 2000
-RECENT = 600  # seconds: what a service that runs said longer ago is over
+LOOK_LIMIT = 15  # seconds for all checks together
+JOURNAL_LINES = 3000  # per service; a start of vLLM with eight workers that fail logs about 2000
+RECENT = 600  # seconds: older messages of a running service no longer count
 KERNEL_HOURS = 24
-BEFORE = 120  # seconds before a start that the kernel's log is of interest for it
+BEFORE = 120  # seconds before a start in which the kernel's log is relevant to it
 STARTS = 3  # of a service that failed
-ROOM_MIB = 100  # less is full
+ROOM_MIB = 100  # a disk with less free space counts as full
 CHANGED_DAYS = 2
 _ENGINE = ("vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc")
 
-# EXIT_STATUS of systemd.exec(5), by the words of its journal.
+# EXIT_STATUS of systemd.exec(5), by the words in its journal.
 STEPS = {
     200: "CHDIR", 201: "NICE", 202: "FDS", 203: "EXEC", 204: "MEMORY", 205: "LIMITS", 206: "OOM_ADJUST",
     207: "SIGNAL_MASK", 208: "STDIN", 209: "STDOUT", 210: "CHROOT", 211: "IOPRIO", 212: "TIMERSLACK", 213: "SECUREBITS",
@@ -85,7 +85,7 @@ _KERNEL = re.compile(
     re.IGNORECASE,
 )
 OUT_OF_MEMORY = re.compile(r"oom-kill|invoked oom-killer|Out of memory: Killed|Memory cgroup out of memory")
-# What nvidia-smi says, by the kind of the error that it was read as.
+# Text of nvidia-smi's failures, by the kind of the error that was recognized.
 _GPU_WORDS = {
     "library_mismatch": "Failed to initialize NVML: Driver/library version mismatch",
     "no_driver": "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver",
@@ -95,7 +95,7 @@ _GPU_WORDS = {
 
 
 def run(*argv: str, limit: float = COMMAND_LIMIT) -> str:
-    """Return what a command prints; OSError where it is not there or does not end in time."""
+    """Return a command's output. Raises OSError if it is missing or does not end in time."""
     try:
         done = subprocess.run(
             argv, capture_output=True, text=True, errors="replace", timeout=limit, check=False,
@@ -107,7 +107,7 @@ def run(*argv: str, limit: float = COMMAND_LIMIT) -> str:
 
 
 def state(says: str, *agrees: str, wrong: bool = False) -> dict:
-    """Return a fact; `agrees` are the causes that it bears out, `wrong` that it is a fault by itself."""
+    """Return a fact; `agrees` are the causes that it supports, `wrong` means that it is a fault by itself."""
     return {"says": says, "agrees": list(agrees), "wrong": wrong}
 
 
@@ -119,7 +119,7 @@ def _line(text: str, speaker: str, unit: str = "") -> dict:
 
 
 def ending(unit: str, shown: dict) -> list[str]:
-    """Return in the words of systemd's journal how a unit stands, from its properties; empty where it is well."""
+    """Return a unit's state in the words of systemd's journal, from its properties; empty if nothing is wrong."""
     said = []
     load, result = shown.get("LoadState"), shown.get("Result", "success")
     if load == "not-found":
@@ -143,7 +143,7 @@ def ending(unit: str, shown: dict) -> list[str]:
 
 
 def obstacle(path: str, uid: int, gids: set[int]) -> str | None:
-    """Say why a user cannot run the program at `path`, following its links and its interpreter; None where it can."""
+    """Return why a user cannot run the program at `path`, following links and its interpreter; None if possible."""
     seen: set[str] = set()
     while True:
         if path in seen or len(seen) > 40:
@@ -212,14 +212,14 @@ def missing_paths(unit: str, shown: dict) -> list[dict]:
     return [
         state(f"{unit} has {name}={path}, which does not exist.", cause, wrong=True)
         for name, cause, path in asked
-        # systemd reads every file that a pattern fits.
+        # systemd reads every file that matches a pattern.
         if not Path(path).exists() and not (name == "EnvironmentFile" and any(Path("/").glob(path[1:])))
     ]
 
 
 def model_files(config: str) -> list[dict]:
-    """Return what is missing or damaged of an engine's model and adapters, by the text of its --config file."""
-    from ..gpu.memory import checks  # here, so that a host that cannot read models loses this look alone
+    """Return what is missing or damaged in an engine's model and adapters, from the text of its --config file."""
+    from ..gpu.memory import checks  # imported here, so that a host that cannot read models loses only this check
 
     model = re.search(r"^[\"']?model[\"']?: *[\"']?(/[^\s\"']+)", config, re.MULTILINE)
     if not model:
@@ -261,7 +261,7 @@ def _journal(*arguments: str, count: int = JOURNAL_LINES) -> list[tuple[float, d
 
 
 def _service(name: str, given: dict) -> dict:
-    """Return what speaks of one service: its state in words, lines since what matters began, and facts."""
+    """Return the evidence about one service: its state in words, lines since the relevant start, and facts."""
     unit = given.get("unit") or f"{name}.service"
     names = (
         "LoadState,ActiveState,SubState,Result,ExecMainCode,ExecMainStatus,NRestarts,DropInPaths,ExecStart,User,"
@@ -310,7 +310,7 @@ def _service(name: str, given: dict) -> dict:
 
 
 def _answers(name: str, unit: str, running: bool) -> list[dict]:
-    """Ask a service of this project what its role asks at its start, but no completion."""
+    """Run a service's own probes, as its role does at the start, but no completion."""
     service = service_release.Service(name)
     current = service.state()["current"]
     questions = service.proof_of(current)["probes"] if current else []
@@ -424,7 +424,7 @@ def _text(path: str) -> str:
 
 
 def _changes() -> list[dict]:
-    """Return what was changed lately: packages, and a reboot that is due."""
+    """Return recent changes: packages, and a reboot that is due."""
     found = []
     horizon = time.strftime("%Y-%m-%d", time.localtime(time.time() - CHANGED_DAYS * 86400))
     for block in _text("/var/log/apt/history.log").split("\n\n"):
@@ -452,7 +452,7 @@ def _clock() -> list[dict]:
 
 
 def reach(url: str, bearer: str = "", limit: float = 4) -> str | None:
-    """Say what is in the way to `url`: its name, port, certificate or status; None where it answers."""
+    """Return why `url` cannot be reached: its name, port, certificate or status; None if it answers."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
@@ -485,7 +485,7 @@ def _upstream(given: dict) -> list[dict]:
 
 
 def _engine_load(url: str) -> list[dict]:
-    """Return what vLLM's metrics say of slow answers."""
+    """Return what vLLM's metrics show about slow answers."""
     _, text = probes.ask(url, timeout=3)
     values = {}
     for name in _ENGINE:
@@ -503,15 +503,15 @@ def _engine_load(url: str) -> list[dict]:
 
 
 def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None = None) -> dict:
-    """Return all evidence: by service, of the host, and what could not be looked at.
+    """Return all evidence: by service, of the host, and what could not be read.
 
-    A service has `name`, perhaps `kind` (what runs, where its name does not say it), `unit` and `metrics` (the address
-    of an engine's). Services that a run of this project put here are looked at whether they are given or not.
-    `upstreams` are {service, url, bearer}.
+    A service has `name`, optionally `kind` (what runs, if its name does not say it), `unit` and `metrics` (the address
+    of an engine's metrics). Services that this project installed here are always included. `upstreams` are
+    {service, url, bearer}.
     """
     begun = time.monotonic()
     known = {path.name for path in service_release.STORE.glob("*") if (path / "state.json").exists()}
-    # An engine that does not run while another one of its group serves is as it should be.
+    # An engine that does not run because another one of its group serves is in its intended state.
     resting = set(engine_states.away())
     known, services = known - resting, [each for each in services if each["name"] not in resting]
     named = {each["name"]: each for each in [*({"name": name} for name in sorted(known)), *services]}
@@ -534,7 +534,7 @@ def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None =
 
 
 def _jobs(named: dict[str, dict], services: list[dict], gpu: bool, upstreams: list[dict]) -> dict[str, Callable]:
-    """Return the looks by name: of the units of all `named` services, the host, and the engines of `services`."""
+    """Return the checks by name: of the units of all `named` services, the host, and the engines of `services`."""
     jobs = {f"the unit of {name}": (lambda name=name: _service(name, named[name])) for name in named}
     jobs |= {"the kernel's log": _kernel, "disks": _disks, "memory": _memory, "changes": _changes, "the clock": _clock}
     jobs["backups"] = _backups
@@ -549,7 +549,7 @@ def _jobs(named: dict[str, dict], services: list[dict], gpu: bool, upstreams: li
 
 
 def _host_evidence(done: dict) -> dict:
-    """Return the lines and facts of the host from the looks that are done, those of `_jobs`."""
+    """Return the lines and facts of the host from the finished checks, which are those of `_jobs`."""
     kernel = done.get("the kernel's log", [])
     gpus = done.get("the GPU", {"lines": [], "states": []})
     states = [each for key in ("disks", "memory", "changes", "the clock", "backups") for each in done.get(key, [])]
@@ -569,7 +569,7 @@ def _host_evidence(done: dict) -> dict:
 
 
 def _lay_kernel(units: dict, kernel: list) -> None:
-    """Give each service that failed what the kernel said around its starts; of memory only where it was the one."""
+    """Add the kernel's messages around its starts to each failed service; those about memory only to the victim."""
     for unit in units.values():
         if not unit["failing"]:
             continue
@@ -584,9 +584,9 @@ def _lay_kernel(units: dict, kernel: list) -> None:
 
 
 def side_by_side(jobs: dict, limit: float, workers: int = 8) -> tuple[dict, list[str]]:
-    """Run the looks at once; return what they found, and a sentence for each that failed or did not end in time.
+    """Run the checks in parallel; return their results, and a sentence for each that failed or did not end in time.
 
-    The threads are daemons: one that waits for a disk that is gone holds nobody, not even at the end of the program.
+    The threads are daemons: one that waits for a missing disk blocks nothing, not even the end of the program.
     """
     waiting, ended = queue.SimpleQueue(), queue.SimpleQueue()
     for item in jobs.items():
@@ -601,7 +601,7 @@ def side_by_side(jobs: dict, limit: float, workers: int = 8) -> tuple[dict, list
             try:
                 ended.put((name, job(), None))
             except Exception as error:
-                # Whatever is broken here is what is asked about: the other looks must not end with this one.
+                # The error itself may be the cause that is looked for; the other checks must still continue.
                 ended.put((name, None, error))
 
     for _ in range(min(workers, len(jobs))):
@@ -618,6 +618,6 @@ def side_by_side(jobs: dict, limit: float, workers: int = 8) -> tuple[dict, list
             failed[name] = str(error)
     with contextlib.suppress(queue.Empty):
         while True:
-            waiting.get_nowait()  # what has not begun would find nobody who listens
+            waiting.get_nowait()  # nobody would read the result of a check that has not begun
     late = f"no end within {limit:g} s"
     return found, [f"{name}: {failed.get(name, late)}" for name in jobs if name not in found]

@@ -1,4 +1,4 @@
-"""Weighs what was found: the most likely cause first, then what else was seen; unknown where nothing explains it."""
+"""Weighs what was found: the most likely cause first, then other findings; unknown if nothing explains the failure."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from . import failures
 from .causes import Found, Table, found
 from .lines import ERROR, INFO, Line
 
-# A new start of the same service begins here.
+# A new start of the same service begins at such a line.
 _NEW_START = re.compile(
     r"Scheduled restart job|^(?:Started|Starting) |vLLM API server version|Started server process|systemd\S* Started "
 )
-# It serves: what was said before on the way there is over.
+# The service serves: earlier messages of the start no longer count.
 _SERVES = re.compile(
     r"Application startup complete|Uvicorn running on|Listening on|server is listening on|Starting Promtail"
     r"|srv +\S+: listening on"
 )
-_LASTING = ("host", "gpu", "client")  # areas whose causes last, whatever a service says afterwards
+_LASTING = ("host", "gpu", "client")  # areas whose causes persist, whatever a service logs afterwards
 # A requested stop: by systemd, or by a signal that vLLM logs.
 _STOP = re.compile(r"^Stopping |^\[shutdown\] (?:API server: shutdown triggered|EngineCore: trigger received signal)")
 # vLLM's server waits for the engine's next output until it ends itself. If the engine ends first, as when systemd
@@ -29,8 +29,8 @@ STATS = re.compile(
     r"Running: (?P<running>\d+) reqs?, .*?(?:Waiting|Pending): (?P<waiting>\d+) reqs?.*?"
     r"(?:GPU )?KV cache usage: (?P<usage>[\d.]+)%"
 )
-FULL = 95  # percent of the KV cache: with requests waiting there is room for none of them
-STEADY = 3  # lines of statistics in a row that make a state of a moment
+FULL = 95  # percent of the KV cache: if requests wait, there is no room for any of them
+STEADY = 3  # consecutive lines of statistics that turn a momentary state into a lasting one
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class State:
 
     says: str
     agrees: tuple = ()
-    wrong: bool = False  # a fault by itself, as a full disk is
+    wrong: bool = False  # a fault by itself, such as a full disk
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to be said: a cause or None, and whether anything failed at all."""
+    """The result: a cause or None, and whether anything failed at all."""
 
     cause: Found | None
     failed: bool
@@ -56,7 +56,7 @@ class Verdict:
 
 
 def starts(lines: list[Line]) -> list[list[Line]]:
-    """Return the lines of each start, by invocation where the journal tells it, else by what begins a start."""
+    """Return the lines of each start, by invocation if the journal has it, otherwise by the first line of a start."""
     parts: list[list[Line]] = [[]]
     invocation = ""
     for line in lines:
@@ -76,7 +76,7 @@ def judge(
     stopping: bool = False,
     name: str = "",
 ) -> Verdict:
-    """Return what explains the lines; `stopping` asks only for causes that keep a service from running.
+    """Return what explains the lines; with `stopping` only causes that keep a service from running.
 
     `service` and `name` as in `causes.found`.
     """
@@ -90,7 +90,7 @@ def judge(
             continue
         best = min(agreeing, key=lambda each: each.cause.order)
         others += [each for each in agreeing if each is not best]
-        # What only follows from something else is explained by an earlier start, where there is one.
+        # A mere effect is explained by an earlier start, if there is one.
         if chosen is None or best.cause.order[0] < chosen.cause.order[0]:
             others += [chosen] if chosen else []
             chosen = best
@@ -103,7 +103,7 @@ def judge(
         if deepest and not deepest.wrapper:
             break
     if chosen and chosen.cause.rank == "effect" and (not failed or _unexplained(deepest, chosen, table)):
-        # An effect is no cause of an exception that nobody knows: that one is the answer.
+        # An effect does not cause an unknown exception: the exception itself is the answer.
         others = [*others, chosen] if failed else []
         chosen = None
     others = _once(each for each in others if chosen is None or each.cause.id != chosen.cause.id)
@@ -133,7 +133,7 @@ def _without_the_stop(part: list[Line]) -> list[Line]:
 
 
 def _since_it_served(parts: list[list[Line]], table: Table) -> list[list[Line]]:
-    """Leave out the starts before one that served and did not fail: they are over."""
+    """Leave out the starts before one that served and did not fail: they no longer count."""
     for number in range(len(parts) - 1, 0, -1):
         said = [line for line in parts[number] if not table.harmless.search(line.text)]
         if any(_SERVES.search(line.text) for line in parts[number]) and not failures.failed(said):
@@ -142,7 +142,7 @@ def _since_it_served(parts: list[list[Line]], table: Table) -> list[list[Line]]:
 
 
 def _standing(agreeing: list[Found], part: list[Line]) -> list[Found]:
-    """Leave out what a start got over: it served afterwards."""
+    """Leave out what a start recovered from: it served afterwards."""
     serves = max((index for index, line in enumerate(part) if _SERVES.search(line.text)), default=-1)
     return [
         each
@@ -158,7 +158,7 @@ def _unexplained(deepest: failures.Failure | None, chosen: Found, table: Table) 
 
 
 def _once(agreeing) -> tuple:
-    """Return one of each cause, the most likely first."""
+    """Return each cause once, the most likely first."""
     by_id: dict[str, Found] = {}
     for each in sorted(agreeing, key=lambda each: each.cause.order):
         by_id.setdefault(each.cause.id, each)
@@ -166,7 +166,7 @@ def _once(agreeing) -> tuple:
 
 
 def load_of_engine(lines: list[Line]) -> list[State]:
-    """Return what vLLM's own statistics say of slow answers: a queue, and whether the KV cache is what it waits for."""
+    """Return what vLLM's own statistics show about slow answers: a queue, and whether it waits for the KV cache."""
     stats = [match for line in lines if line.level in (None, INFO) and (match := STATS.search(line.text))]
     last = [(int(each["waiting"]), float(each["usage"]), int(each["running"])) for each in stats[-STEADY:]]
     if len(last) < STEADY or not all(waiting for waiting, _, _ in last):

@@ -1,7 +1,7 @@
-"""Reads log lines of any origin: takes away what stands before the message, and keeps who said it and how loudly.
+"""Reads log lines of any origin: removes prefixes from the message, and keeps who logged it and at which level.
 
 Understands the journal's text and JSON, syslog, dmesg, Docker and Compose, klog, logfmt, and the forms of vLLM,
-llama.cpp, uvicorn and Python's logging, one inside the other.
+llama.cpp, uvicorn and Python's logging, also nested.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CLOCK = r"\d\d:\d\d:\d\d(?:[.,]\d+)?"
 _DATE = rf"\d{{4}}[-/]\d\d[-/]\d\d[T ]{_CLOCK}(?:Z|[+-]\d\d:?\d\d)?"
 _SPEAKER = r"(?P<speaker>\(?[\w.@/-]+\)?)(?:\[\d+\])?: ?"
 
-# Each takes one kind of prefix away; all are tried again until none fits.
+# Each removes one kind of prefix; all are tried again until none matches.
 _PREFIXES = [
     re.compile(pattern)
     for pattern in (
@@ -65,9 +65,9 @@ _KEYS = {
 
 @dataclass(frozen=True)
 class Line:
-    """One line: the message alone, the level or None where it tells none, and the whole as it was written.
+    """One line: only the message, the level or None if the line has none, and the full original text.
 
-    `unit` is the systemd unit where the journal tells it, `start` its invocation.
+    `unit` is the systemd unit if the journal has it, `start` its invocation.
     """
 
     text: str
@@ -79,7 +79,7 @@ class Line:
 
 
 def parse(raw: str, unit: str = "", level: str | None = None, start: str = "", speaker: str = "") -> Line:
-    """Return what one line says."""
+    """Return the parsed line."""
     raw = re.sub(r"\x1b\[[0-9;]*m", "", raw.rstrip("\r\n")).replace("^M", "")
     text = raw
     again = True
@@ -104,7 +104,7 @@ def record(entry: dict, raw: str = "") -> list[Line]:
     """Return the lines of one JSON record: of the journal, of Docker, or of a program that logs JSON."""
     found = {key: next((entry[name] for name in names if entry.get(name)), "") for key, names in _KEYS.items()}
     message = found["message"]
-    if isinstance(message, list):  # bytes that are no UTF-8
+    if isinstance(message, list):  # bytes that are not UTF-8
         message = bytes(byte for byte in message if isinstance(byte, int)).decode(errors="replace")
     extra = [entry[name] for name in ("error", "err", "exception", "exc_info", "traceback", "stack") if entry.get(name)]
     text = "\n".join(part if isinstance(part, str) else json.dumps(part) for part in (message, *extra) if part)
@@ -114,7 +114,7 @@ def record(entry: dict, raw: str = "") -> list[Line]:
 
 
 def read(text: str | list[str], unit: str = "") -> list[Line]:
-    """Return the lines of a log, oldest first; `unit` is the one they are of, where that is known."""
+    """Return the lines of a log, oldest first; `unit` is the unit that they belong to, if known."""
     found = []
     for raw in text.splitlines() if isinstance(text, str) else text:
         stripped = raw.strip()

@@ -1,6 +1,6 @@
-"""What a text must contain for a pattern to match it: a quick look before the slow one.
+"""What a text must contain for a pattern to match it: a fast test before the slow match.
 
-A journal has thousands of lines and the table hundreds of patterns; nearly all pairs are told apart by one word.
+A journal has thousands of lines and the table hundreds of patterns; a single word rules out nearly all pairs.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ SHORTEST = 3  # characters: a shorter word is in every line
 
 
 def needed(pattern: re.Pattern) -> tuple[str, ...]:
-    """Return words one of which is in every text that the pattern matches; empty where there are none such."""
+    """Return words, of which every text that the pattern matches contains at least one; empty if there are none."""
     if pattern.flags & re.IGNORECASE:
         return ()
     return tuple(sorted(_of(_parser.parse(pattern.pattern))))
 
 
 def _of(parsed) -> set[str]:
-    """Return the alternatives of the most telling part of a sequence: of its parts all have to be there."""
+    """Return the alternatives of the most selective part of a sequence; all of its parts must match."""
     best: set[str] = set()
     run = ""
     for operation, value in [*parsed, (None, None)]:

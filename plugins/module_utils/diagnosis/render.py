@@ -1,4 +1,4 @@
-"""Shows a verdict to a person: the cause, its proof, the cure; then what else was seen."""
+"""Shows a verdict to people: the cause, its evidence, the cure; then other findings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from .. import redaction
 from .causes import Found
 from .judge import Verdict
 
-SHOWN = 300  # characters of a line that proves something
+SHOWN = 300  # characters of a line of evidence
 
 
 def facts(found: Found) -> dict:
@@ -22,7 +22,7 @@ def short(text: str) -> str:
 
 
 def sentence(verdict: Verdict, fallback: str = "") -> str:
-    """Return the cause and its cure as one text, or what is known without one."""
+    """Return the cause and its cure as one text, or what is known if there is no cause."""
     if verdict.cause:
         return f"{short(verdict.cause.says)} {verdict.cause.cure}".strip()
     return short(verdict.exception) or fallback

@@ -1,4 +1,4 @@
-"""Makes one report of a host from what `host.look` saw: the most likely cause of all services first."""
+"""Creates one report of a host from the evidence of `host.look`: the most likely cause of all services first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def of_host(evidence: dict, table: causes.Table | None = None) -> dict:
         states = _states(unit["states"])
         kind = unit.get("kind") or name
         verdict = judge.judge(_lines(unit["lines"]), table, kind, states=(*states, *host_states), name=name)
-        # What is true of the host stands once, with the host; with a service only where its own lines agree.
+        # Facts of the host are listed once, with the host; with a service only if its own lines agree.
         seen = tuple(state for state in verdict.seen if state in states)
         verdicts.append((name, replace(verdict, seen=seen), unit))
     borne_out = {state for _, verdict, _ in verdicts for state in verdict.agreeing}

@@ -1,4 +1,4 @@
-"""Runs a command against an engine: its environment, its output without the key, its end. Plain Python."""
+"""Runs a command against an engine: its environment, its output without the key, its outcome. Plain Python."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import time
 
 HIDDEN = "********"
 OUT_OF_TIME, NOT_STARTED = 124, 127
-OUTPUT_LIMIT = 16 << 20  # bytes of each of stdout and stderr that are kept
+OUTPUT_LIMIT = 16 << 20  # bytes that are kept of stdout, and of stderr
 
 
 def run(argv: list, engine: str, url: str, model: str, key: str, timeout: float) -> dict:
-    """Return ``{rc, seconds, stdout, stderr}`` of a command; the key is taken out of what it said."""
+    """Return ``{rc, seconds, stdout, stderr}`` of a command; the key is removed from its output."""
     own = {"ENGINE_NAME": engine, "ENGINE_URL": f"{url}/v1", "ENGINE_MODEL": model, "ENGINE_API_KEY": key}
     begun = time.monotonic()
     try:
@@ -29,7 +29,7 @@ def run(argv: list, engine: str, url: str, model: str, key: str, timeout: float)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         said, rc = process.communicate(), OUT_OF_TIME
-    except BaseException:  # such as Ctrl-C: nothing is left behind
+    except BaseException:  # such as Ctrl-C: no process is left behind
         os.killpg(process.pid, signal.SIGKILL)
         raise
     out, err = (hidden(each[-OUTPUT_LIMIT:].decode("utf-8", "replace"), key) for each in said)
@@ -42,7 +42,7 @@ def hidden(text: str, key: str) -> str:
 
 
 def sentence(told: dict, timeout: float) -> str:
-    """Return what came of a command."""
+    """Return the outcome of a command as a sentence."""
     if told["rc"] == 0:
         return f"done after {told['seconds']:.0f} s"
     if told["rc"] == OUT_OF_TIME and told["seconds"] >= timeout:

@@ -1,8 +1,8 @@
-"""Which engines of a host are not to serve now; how one is stopped, put to sleep and woken up.
+"""Which engines of a host should not serve now; how one is stopped, put to sleep and woken up.
 
-Of the engines of a group at most one runs. The others stand in a note on the host, which ai-server, the watchdog and
-the playbooks read. An engine that is not in it serves. The note is written before the engine is touched: a run that is
-cut off between the two is finished by the next one. Plain Python.
+At most one engine of a group runs. The others are in a record on the host, which ai-server, the watchdog and the
+playbooks read. An engine that is not in it serves. The record is written before the engine is touched, so that the next
+run completes one that was interrupted between the two. Plain Python.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ..release import probes, systemd_unit
 from .engines import resting
 
 NOTE = "/var/lib/llm-server/engines.json"
-# For node_exporter: what is away on purpose is no alert.
+# For node_exporter: an engine that is away on purpose raises no alert.
 METRICS = "/var/lib/llm-server/metrics/engines.prom"
 AWAY = ("stopped", "asleep")
-# MiB that an engine asleep may keep on each GPU; 925 were measured (docs/gpu-memory.md, "Sleep mode").
+# MiB that a sleeping engine may keep on each GPU; 925 were measured (docs/gpu-memory.md, "Sleep mode").
 KEPT_MIB = 2048
-# MiB by which a GPU's use may differ while an engine leaves: other engines and the driver allocate meanwhile.
+# Tolerance in MiB for a GPU's use while an engine leaves: other engines and the driver allocate meanwhile.
 SLACK_MIB = 256
 FREED_WITHIN = 60  # seconds; 0.6 s were measured after a stop, 1.7 s in sleep mode
-ANSWER_WITHIN = 300  # seconds for one request: weights of tens of GiB go to the host's memory
+ANSWER_WITHIN = 300  # seconds for one request: tens of GiB of weights are copied to the host's memory
 NO_GPU = ("no_nvidia_smi", "no_driver", "no_gpu")
 
 
@@ -44,7 +44,7 @@ class Host(host_text.Tree):
         systemd_unit.run(*argv, timeout=timeout)
 
     def gpus(self) -> list[dict]:
-        """Return the GPUs with their processes, none where the host has no GPU."""
+        """Return the GPUs with their processes; [] if the host has no GPU."""
         try:
             return nvidia_smi.read()["gpus"]
         except nvidia_smi.GpuError as error:
@@ -53,7 +53,7 @@ class Host(host_text.Tree):
             raise EngineStateError(str(error)) from None
 
     def ask(self, url: str, key: str, body: dict | None = None, post: bool = True) -> tuple[int, str]:
-        """Return ``(status, text)``; a POST has a body, empty where none is given."""
+        """Return ``(status, text)`` of a request; a POST without ``body`` has an empty body."""
         return probes.ask(url, key, ({} if body is None else body) if post else None, timeout=ANSWER_WITHIN)
 
     def secret(self, file: str, variable: str) -> str:
@@ -68,9 +68,9 @@ class Host(host_text.Tree):
 
 @dataclass(frozen=True)
 class Wanted:
-    """An engine and the state it is to have: ``serving``, ``stopped`` or ``asleep``.
+    """An engine and its wanted state: ``serving``, ``stopped`` or ``asleep``.
 
-    ``url`` is the engine's root, ``level`` vLLM's sleep level, ``timeout`` what a stop may take in seconds.
+    ``url`` is the engine's root URL, ``level`` vLLM's sleep level, ``timeout`` the seconds that a stop may take.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Change:
-    """What is to be done: the steps in their order, and the note before and after."""
+    """The change to make: the steps in order, and the record before and after."""
 
     steps: tuple[str, ...]
     before: dict
@@ -100,11 +100,11 @@ class Change:
         return bool(self.steps)
 
 
-# -- what is known ----------------------------------------------------------------------------------------------------
+# -- the record -------------------------------------------------------------------------------------------------------
 
 
 def noted(host: host_text.Tree) -> dict[str, dict]:
-    """Return the engines that are not to serve: ``{name: {state, instead, since}}``, and ``level`` of one asleep."""
+    """Return the engines that should not serve: ``{name: {state, instead, since}}``, and ``level`` if asleep."""
     text = host.read(NOTE)
     try:
         found = json.loads(text) if text else {}
@@ -118,7 +118,7 @@ def noted(host: host_text.Tree) -> dict[str, dict]:
 
 
 def away(host: host_text.Tree | None = None) -> list[str]:
-    """Return the names of the engines that are not to serve; [] where the note says nothing that can be read."""
+    """Return the names of the engines that should not serve; [] if the record cannot be read."""
     try:
         return sorted(noted(host or Host()))
     except EngineStateError:
@@ -126,12 +126,12 @@ def away(host: host_text.Tree | None = None) -> list[str]:
 
 
 def text_of(note: Mapping) -> str:
-    """Return the text of the note, empty where every engine serves."""
+    """Return the text of the record file, empty if every engine serves."""
     return json.dumps(note, indent=1, sort_keys=True) + "\n" if note else ""
 
 
 def metrics_of(note: Mapping) -> str:
-    """Return the page of metrics about the note."""
+    """Return the page of metrics about the record."""
     lines = ["# HELP llm_engine_away 1 for an engine that is off because another engine of its group serves.",
              "# TYPE llm_engine_away gauge"]  # fmt: skip
     lines += [f'llm_engine_away{{service="{name}",state="{note[name]["state"]}"}} 1' for name in sorted(note)]
@@ -139,7 +139,7 @@ def metrics_of(note: Mapping) -> str:
 
 
 def memory_of(host: Host, names: list[str]) -> dict[str, int]:
-    """Return the MiB that each of some engines holds on all GPUs; {} where the host has no GPU."""
+    """Return the MiB that each of ``names`` holds on all GPUs; {} if the host has no GPU."""
     gpus = host.gpus()
     return {name: sum(nvidia_smi.memory_of_units(gpu, [name]) for gpu in gpus) for name in names} if gpus else {}
 
@@ -152,14 +152,14 @@ def runs(host: Host, unit: str) -> bool:
 
 
 def change(host: Host, wanted: Wanted) -> Change:
-    """Compare an engine with what it is to be. `EngineStateError` where it cannot be asked."""
+    """Compare an engine with its wanted state. Raises `EngineStateError` if it cannot be asked."""
     before = noted(host)
     mine, running = before.get(wanted.name), runs(host, wanted.unit)
     rest = {name: each for name, each in before.items() if name != wanted.name}
     if wanted.state == "serving":
         wakes = ("wake",) if mine and mine["state"] == "asleep" and running else ()
         return Change((*wakes, *(("note",) if mine else ())), before, rest)
-    # What does not run cannot sleep.
+    # An engine that does not run cannot sleep.
     asleep = wanted.state == "asleep" and running
     entry = {"state": "asleep" if asleep else "stopped", "instead": wanted.instead}
     if asleep:
@@ -168,7 +168,7 @@ def change(host: Host, wanted: Wanted) -> Change:
     steps = [] if same else ["note"]
     if asleep and not _sleeps(host, wanted):
         steps.append("sleep")
-    # At a boot systemd would start it, and awake.
+    # At boot systemd would start it, and it would be awake.
     enabled = host.show(wanted.unit).get("UnitFileState") == "enabled"
     if enabled and asleep:
         steps.append("disable")
@@ -179,10 +179,10 @@ def change(host: Host, wanted: Wanted) -> Change:
 
 
 def carry_out(host: Host, wanted: Wanted, planned: Change) -> str:
-    """Do what is to be done; return a warning or "".
+    """Make the change; return a warning or "".
 
-    `EngineStateError` where it fails, with who still holds memory of a GPU. An engine that does not wake is stopped:
-    its role starts it anew.
+    Raises `EngineStateError` if it fails; the text names who still holds GPU memory. An engine that does not wake is
+    stopped, and its role starts it again.
     """
     warning = ""
     held = host.gpus() if {"stop", "sleep"} & set(planned.steps) else []
@@ -207,7 +207,7 @@ def carry_out(host: Host, wanted: Wanted, planned: Change) -> str:
 
 
 def write(host: host_text.Tree, note: Mapping) -> None:
-    """Keep the note and the metrics about it; without an entry there is neither."""
+    """Write the record and its metrics; without an entry both files are removed."""
     host.keep(NOTE, text_of(note))
     host.keep(METRICS, metrics_of(note))
 
@@ -249,7 +249,7 @@ def _fall_asleep(host: Host, wanted: Wanted) -> None:
 
 
 def _wake(host: Host, wanted: Wanted, level: int) -> None:
-    """Wake an engine that sleeps; at level 2 its weights are gone and are loaded again.
+    """Wake a sleeping engine; at level 2 its weights are gone and are loaded again.
 
     Source: vLLM 0.32.0, docs/features/sleep_mode.md and v1/worker/gpu_worker.py (wake_up, reload_weights).
     """
@@ -267,7 +267,10 @@ def _wake(host: Host, wanted: Wanted, level: int) -> None:
 
 
 def await_freed(host: Host, unit: str, before: list[dict], kept_mib: int = 0) -> None:
-    """Wait until what ``unit`` held on each GPU of ``before`` is free but for ``kept_mib``; say who still holds it."""
+    """Wait until what ``unit`` held on each GPU of ``before`` is free except ``kept_mib``.
+
+    Raises `EngineStateError` that names who still holds memory.
+    """
     begun = host.clock()
     while True:
         now = host.gpus()
@@ -285,7 +288,7 @@ def await_freed(host: Host, unit: str, before: list[dict], kept_mib: int = 0) ->
 
 
 def still_held(unit: str, before: list[dict], now: list[dict], kept_mib: int = 0) -> str:
-    """Return which memory is not free yet, "" when all is. Where the driver tells no sizes, processes alone count."""
+    """Return which memory is not free yet, "" if all is. If the driver reports no sizes, only processes count."""
     left = []
     found = {gpu["index"]: gpu for gpu in now}
     for was in before:
@@ -312,8 +315,8 @@ def still_held(unit: str, before: list[dict], now: list[dict], kept_mib: int = 0
 def switched(engines: list[dict], note: Mapping, groups: Mapping, to: str) -> dict:
     """Return what switching to the engine ``to`` of a host does; ``engines`` are those of `engines.resolved`.
 
-    ``to`` and ``back`` are the engine that is to serve and the one that serves now, None where that is the same.
-    ``others`` make room, as ``{name, url, sleep, stop}``: their level of sleep, 0 to stop, and the seconds that it may
+    ``to`` and ``back`` are the engine that should serve and the one that serves now, None if they are the same.
+    ``others`` make room, as ``{name, url, sleep, stop}``: their sleep level, 0 to stop, and the seconds that this may
     take. ``members`` are the names of all engines of the group.
     """
     target = next(each for each in engines if each["name"] == to)
@@ -335,18 +338,18 @@ def switched(engines: list[dict], note: Mapping, groups: Mapping, to: str) -> di
 
 
 def stop_seconds(engine: Mapping) -> int:
-    """Return how long stopping an engine's unit may take: its own limit, and what systemd takes to kill it."""
+    """Return how many seconds a stop of an engine's unit may take: its own limit plus systemd's time to kill."""
     return int(engine["settings"].get(f"{engine['kind']}_stop_timeout", 30)) + 90
 
 
 def serving(members: list[dict], note: Mapping) -> dict:
-    """Return which of a group serves."""
+    """Return the engine of a group that serves."""
     rest = resting(members, note)
     return next(each for each in members if each["name"] not in rest)
 
 
 def resting_instead(engines: list[dict], note: Mapping) -> list[dict]:
-    """Return ``{name, instead}`` of the engines that are not to serve now."""
+    """Return ``{name, instead}`` of the engines that should not serve now."""
     rest, found = resting(engines, note), []
     for each in engines:
         if each["name"] in rest:
@@ -356,7 +359,7 @@ def resting_instead(engines: list[dict], note: Mapping) -> list[dict]:
 
 
 def refused(hosts: Mapping[str, list[dict]], to: str) -> str:
-    """Return why no host can switch to the engine ``to``, "" where one can; ``hosts`` has the engines of each."""
+    """Return why no host can switch to the engine ``to``, "" if one can; ``hosts`` has the engines of each host."""
     engines = [each for one in hosts.values() for each in one]
     grouped = list(dict.fromkeys(f"{each['name']} ({each['group']})" for each in engines if each["group"]))
     if not grouped:
@@ -373,7 +376,7 @@ def refused(hosts: Mapping[str, list[dict]], to: str) -> str:
 
 
 def group_refused(hosts: Mapping[str, list[dict]], group: str) -> str:
-    """Return why no host has engines of ``group``, "" where one has."""
+    """Return why no host has engines of ``group``, "" if one has."""
     groups = list(dict.fromkeys(each["group"] for one in hosts.values() for each in one if each["group"]))
     if not groups:
         return "No engine of this inventory has a group; write group: NAME to those in engines that take turns."
@@ -384,7 +387,7 @@ def group_refused(hosts: Mapping[str, list[dict]], group: str) -> str:
 
 
 def rows(names: list[str], note: Mapping, active: Mapping[str, bool], memory: Mapping[str, int]) -> list[dict]:
-    """Return the engines of a group as rows of the checklist; ``memory`` in MiB, {} without a GPU."""
+    """Return the engines of a group as checklist rows; ``memory`` in MiB, {} without a GPU."""
     told = []
     for name in names:
         mine, runs_now = note.get(name), active.get(name, False)
@@ -394,7 +397,7 @@ def rows(names: list[str], note: Mapping, active: Mapping[str, bool], memory: Ma
             continue
         asleep = mine["state"] == "asleep"
         state = f"{mine['state']} since {mine['since']}, {mine['instead']} serves instead"
-        # After a boot one that slept is stopped.
+        # After a reboot an engine that slept is stopped.
         wrong = "; its unit runs" if runs_now and not asleep else ""
         told.append({"what": name, "measured": f"{state}{wrong}{held}", "ok": False if wrong else None})
     return told

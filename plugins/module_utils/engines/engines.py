@@ -1,7 +1,8 @@
-"""The engines of one host: from the list that a user writes to the variables of the roles that run them.
+"""The engines of one host: from the user's list to the variables of the roles that run them.
 
-An entry has a name, a kind, perhaps a group of engines of which one runs at a time, and any variable of its kind's role
-without the role's prefix. What an entry leaves out is the inventory's ``vllm_*`` or ``llama_cpp_*``.
+An entry has a name, a kind, optionally a group of engines of which one runs at a time, and any variable of its kind's
+role without the role's prefix. For a variable that is not in an entry, the inventory's ``vllm_*`` or ``llama_cpp_*``
+applies.
 
 Plain Python, tested alone.
 """
@@ -16,14 +17,14 @@ from ..addresses import local_url
 from ..role_variables import ENGINE_NAME
 
 ROLES = {"vllm": "vllm", "llama_cpp": "llama_cpp"}
-# The only engine of a host that has no list; its unit, paths and port are those of the role's defaults.
+# The only engine of a host without a list; its unit, paths and port are the role's defaults.
 SINGLE = {"name": "vllm", "kind": "vllm"}
-# Where the key of an engine stands in its /etc/NAME/secrets.env.
+# Variable of an engine's key in its /etc/NAME/secrets.env.
 KEY_VARIABLES = {"vllm": "VLLM_API_KEY", "llama_cpp": "API_KEY"}
 OWN_KEYS = ("name", "kind", "group")
-# What is written shorter in an entry than in the role.
+# Names that are shorter in an entry than in the role.
 ALIASES = {"vllm": {"revision": "model_revision"}, "llama_cpp": {}}
-# Neither per engine nor to be set by an entry: removing one is leaving it out of the list.
+# Not per engine, or not to be set in an entry: to remove an engine, take it out of the list.
 NOT_IN_AN_ENTRY = ("name", "state", "purge", "memory_services", "earlier")
 
 
@@ -33,14 +34,14 @@ def variable(kind: str, key: str) -> str:
 
 
 def overlay(entry: Mapping) -> dict:
-    """Return the role's variables that an entry sets, and its name."""
+    """Return the role's variables that an entry sets, and the engine's name."""
     kind = entry["kind"]
     own = {variable(kind, key): value for key, value in entry.items() if key not in OWN_KEYS}
     return {**own, f"{ROLES[kind]}_name": entry["name"]}
 
 
 def list_problems(entries: object, options: Mapping[str, Iterable[str]], units: Iterable[str] = ()) -> list[str]:
-    """Return one sentence for each thing that keeps ``entries`` from being a list of engines.
+    """Return one sentence for each error in the list of engines ``entries``.
 
     ``options`` are the variables of each kind's role, and ``units`` the services that other roles of the host run.
     """
@@ -88,7 +89,7 @@ def _unknown_keys(at: str, kind: str, entry: Mapping, known: set[str]) -> list[s
 
 
 def group_problems(entries: list[Mapping], groups: object) -> list[str]:
-    """Return what is wrong with ``engine_groups``, the options of the groups that ``entries`` name."""
+    """Return the errors in ``engine_groups``, the options of the groups that ``entries`` name."""
     if not isinstance(groups, Mapping) or not all(isinstance(one, Mapping) for one in groups.values()):
         return ["engine_groups is not a mapping of groups, such as {evaluation: {sleep: 1}}; write it so."]
     problems = []
@@ -110,22 +111,23 @@ def group_problems(entries: list[Mapping], groups: object) -> list[str]:
 
 
 def resting(entries: list[Mapping], noted: Iterable[str]) -> list[str]:
-    """Return the names of the engines that are not to serve: of each group all but one.
+    """Return the names of the engines that should not serve: of each group all but one.
 
-    The one is the first of the group that is not among ``noted``, those that a switch stopped or put to sleep.
+    The one that serves is the first of the group that is not in ``noted``, the engines that a switch stopped or put to
+    sleep.
     """
     serving: dict[str, str] = {}
     for entry in entries:
         group = entry.get("group")
         if group and group not in serving and entry["name"] not in noted:
             serving[group] = entry["name"]
-    for entry in entries:  # where a switch was interrupted between the two, the first one serves
+    for entry in entries:  # if a switch was interrupted between the two, the first one serves
         if entry.get("group"):
             serving.setdefault(entry["group"], entry["name"])
     return [e["name"] for e in entries if e.get("group") and serving[e["group"]] != e["name"]]
 
 
-# What decides about memory: the planner calls these as the role does, without its prefix.
+# Variables that decide about memory. The planner uses the role's names without the prefix.
 PLANNED = {
     "vllm": (
         "version", "dtype", "gpu_memory_utilization", "max_model_len", "enforce_eager", "max_lora_rank",
@@ -135,7 +137,7 @@ PLANNED = {
 }  # fmt: skip
 
 
-# And what `planned` puts into the planner's words.
+# Variables that `planned` translates for the planner.
 TRANSLATED = {
     "vllm": ("model", "model_path", "model_revision", "root", "lora_adapters"),
     "llama_cpp": ("model", "model_file", "version", "revision", "flash_attention", "kv_cache_type"),
@@ -184,9 +186,9 @@ def _planned_llama_cpp(own) -> dict:
 
 
 def with_model(plan: Mapping, prepared: Mapping) -> dict:
-    """Return the question with the file that the host has, from what a role ``prepared``.
+    """Return the question with the file on the host, taken from what a role ``prepared``.
 
-    In check mode on a new host the file is not there yet (it stands in ``fetched``): then the hub is asked.
+    In check mode on a new host the file does not exist yet (it is in ``fetched``): then the hub is asked.
     """
     if prepared.get("model") and "fetched" in prepared and not prepared["fetched"]:
         return {**plan, "model": prepared["model"]}
@@ -194,12 +196,12 @@ def with_model(plan: Mapping, prepared: Mapping) -> dict:
 
 
 def planned_together(engines: list[dict], prepared: Mapping) -> list[dict]:
-    """Return the questions about the engines that use the GPU, in order; ``prepared`` is what roles prepared."""
+    """Return the questions about the engines that use the GPU, in order; ``prepared`` is what the roles prepared."""
     return [with_model(one["plan"], prepared.get(one["name"]) or {}) for one in engines if _in_plan(one)]
 
 
 def _in_plan(one: Mapping) -> bool:
-    """Say whether an engine uses the GPU and is planned: what one that is not holds counts as held by others."""
+    """Return whether an engine is in the plan because it uses the GPU; memory of others counts as used by others."""
     role, settings = ROLES[one["kind"]], one["settings"]
     return settings.get(f"{role}_gpu", True) and settings.get(f"{role}_memory_plan") != "off"
 
@@ -211,10 +213,10 @@ def by_group(entry: Mapping, groups: Mapping) -> dict:
 
 
 def resolved(entry: Mapping, settings: Mapping) -> dict:
-    """Return one engine as the playbooks use it.
+    """Return one engine in the form that the playbooks use.
 
-    It has ``name``, ``kind``, ``group`` ("" where it has none), ``unit``, ``port``, ``url`` (without a path), ``key``
-    (where its key stands on the host), ``state`` (present, absent), ``served`` (names of its models), ``settings`` (all
+    It has ``name``, ``kind``, ``group`` ("" without one), ``unit``, ``port``, ``url`` (without a path), ``key``
+    (where its key is on the host), ``state`` (present, absent), ``served`` (names of its models), ``settings`` (all
     variables of the role, with its secrets) and ``plan`` (see `planned`).
     """
     kind, name = entry["kind"], entry["name"]
@@ -234,12 +236,12 @@ def resolved(entry: Mapping, settings: Mapping) -> dict:
     }
 
 
-# GPU memory that an engine asleep keeps, in MiB; 925 were measured (docs/gpu-memory.md, "Sleep mode").
+# GPU memory that a sleeping engine keeps, in MiB; 925 were measured (docs/gpu-memory.md, "Sleep mode").
 ASLEEP_MIB = 1024
 
 
 def _turns(entry: Mapping, settings: Mapping) -> dict:
-    """Return what the planner is told of an engine that takes turns with its group."""
+    """Return the planner's keys for an engine that takes turns with its group."""
     if not entry.get("group"):
         return {}
     return {"group": entry["group"], **({"asleep_mib": ASLEEP_MIB} if settings.get("vllm_sleep_mode") else {})}
@@ -252,14 +254,14 @@ def _served(kind: str, settings: Mapping) -> list[str]:
 
 
 def asked(engines: list[dict], address: str) -> dict:
-    """Return the engine to whose port the application's ``address`` leads, or the first one."""
+    """Return the engine on whose port the application's ``address`` is, or the first engine."""
     ports = [str(one["port"]) for one in engines]
     wanted = re.search(r":(\d+)(/|$)", address)
     return engines[ports.index(wanted[1])] if wanted and wanted[1] in ports else engines[0]
 
 
 def free_at_start(plan: Mapping, name: str) -> dict:
-    """Return ``{mib, gpus}``: what an engine of a plan needs free on each of so many GPUs; {} where it is unknown."""
+    """Return ``{mib, gpus}``: the free memory that an engine needs on each of so many GPUs; {} if unknown."""
     for service in plan.get("services") or []:
         if service["name"] == name and service.get("runs", True):
             return {"mib": service["free_at_start_mib"], "gpus": service["gpus"]}
@@ -267,8 +269,9 @@ def free_at_start(plan: Mapping, name: str) -> dict:
 
 
 def before(engines: list[dict], name: str) -> list[dict]:
-    """Return the engines of `resolved` that start before ``name``, in order: ``unit``, ``url`` that answers 200 once it
-    serves, and ``seconds`` that it may take.
+    """Return the engines of `resolved` that start before ``name``, in order.
+
+    Each has ``unit``, ``url`` that answers 200 once it serves, and ``seconds`` that its start may take.
     """
     earlier = []
     for one in engines:
@@ -286,9 +289,9 @@ def before(engines: list[dict], name: str) -> list[dict]:
 
 
 def taken(wanted: list[dict], noted: Iterable[Mapping], foreign: Iterable[str]) -> list[str]:
-    """Return a sentence for each of ``wanted`` whose name the host has for something else.
+    """Return a sentence for each of ``wanted`` whose name the host uses for something else.
 
-    ``noted`` are the engines that it has, ``foreign`` the names of units of its distribution.
+    ``noted`` are the host's engines, ``foreign`` the names of units of its distribution.
     """
     kinds = {one["name"]: one["kind"] for one in noted}
     problems = [f"engines: {name} is the name of a service of this host; choose another name." for name in foreign]
@@ -303,16 +306,16 @@ def taken(wanted: list[dict], noted: Iterable[Mapping], foreign: Iterable[str]) 
 
 
 def gone(present: Iterable[str], noted: Iterable[Mapping], served_before: bool) -> list[dict]:
-    """Return the engines, as ``{name, kind}``, that the host has and the list has no more.
+    """Return the engines, as ``{name, kind}``, that are on the host but no longer in the list.
 
-    ``noted`` is what the run before left on the host. Before there was such a note the only engine was `SINGLE`, which
-    ``served_before`` says is there.
+    ``noted`` is what the last run recorded on the host. Before that record existed the only engine was `SINGLE`;
+    ``served_before`` says whether it is there.
     """
     there = [dict(one) for one in noted] or ([dict(SINGLE)] if served_before else [])
     return [{"name": one["name"], "kind": one["kind"]} for one in there if one["name"] not in set(present)]
 
 
-OTHERS_MIB = 1000  # of a GPU's memory, before the first engine and beside all of them
+OTHERS_MIB = 1000  # of a GPU's memory, before the first engine and next to all of them
 
 
 def together_checks(engines: list[dict], gpu: bool) -> list[dict]:
@@ -338,7 +341,7 @@ def together_checks(engines: list[dict], gpu: bool) -> list[dict]:
 
 
 def table(engines: list[dict]) -> list[dict]:
-    """Return the engines of `resolved` as ai-server takes them: name, url, api_key, models, and the group if any."""
+    """Return the engines of `resolved` in ai-server's form: name, url, api_key, models, and the group if any."""
     if len(engines) < 2:
         return []
     rows = []

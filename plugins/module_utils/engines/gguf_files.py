@@ -1,8 +1,8 @@
-"""Bring GGUF files to this machine, whole and fitting each other, before any service is touched.
+"""Fetch GGUF files to this machine, complete and compatible with each other, before any service is touched.
 
-A file on the hub is fetched from ``<hub>/<repository>/resolve/<commit>/<file>`` as the service's user, goes on where a
-download broke off, and is compared with its SHA-256. What was compared once is noted with its size and time, so that
-gigabytes are not read again by every run. Plain Python.
+A file on the hub is fetched from ``<hub>/<repository>/resolve/<commit>/<file>`` as the service's user. An interrupted
+download continues where it stopped, and the SHA-256 is verified. A verified file is recorded with its size and time, so
+that not every run reads gigabytes again. Plain Python.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .model_files import COMMIT, HIDDEN
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 PART = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z")
 
-# Runs as the service's user. The question comes by standard input, the token within it, and the answer is JSON.
+# Runs as the service's user. The request comes on standard input, including the token, and the answer is JSON.
 _FETCH = r"""
 import json, os, shutil, sys, time, urllib.error, urllib.parse, urllib.request
 
@@ -87,14 +87,14 @@ json.dump({"problem": problem}, sys.stdout)
 
 
 class FileError(RuntimeError):
-    """A file is not to be had; the text is one sentence that names it and the cure."""
+    """A file cannot be provided; the text is one sentence that names it and the cure."""
 
 
 @dataclass(frozen=True)
 class Wanted:
     """One file: an absolute path, or a repository of the hub with the file in it, its commit and its SHA-256."""
 
-    what: str  # how a sentence calls it, such as `the model` or `adapter code`
+    what: str  # its name in a sentence, such as `the model` or `adapter code`
     source: str
     file: str = ""
     revision: str = ""
@@ -102,7 +102,7 @@ class Wanted:
 
 
 class Store:
-    """Fetched files below ``cache``, owned by ``user``, who must be able to read those given by path too."""
+    """Fetched files below ``cache``, owned by ``user``, who must be able to read files given by path too."""
 
     def __init__(self, cache: Path, user: str | None, hub: str = "", token: str = "", environment: dict | None = None):
         self.cache, self.user, self.hub, self.token = cache, user, hub.rstrip("/"), token
@@ -110,7 +110,7 @@ class Store:
         self.pause = 2.0  # seconds before the hub is asked again
 
     def place(self, wanted: Wanted) -> tuple[Path, bool]:
-        """Return where the file is, and whether it is there and was compared with its sum before."""
+        """Return where the file is, and whether it exists and was verified before."""
         if wanted.source.startswith("/"):
             path = Path(wanted.source)
             if not path.is_file():
@@ -131,7 +131,7 @@ class Store:
         return path, path.is_file() and self._compared(path, wanted.sha256)
 
     def bring(self, wanted: Wanted) -> Path:
-        """Have the file with the sum that is asked for; return its path."""
+        """Fetch the file if needed and verify its checksum; return its path. Raises `FileError` if that fails."""
         path, whole = self.place(wanted)
         if not whole:
             self._fetch(wanted, path)
@@ -200,14 +200,14 @@ class Store:
         return {"path": str(path), "sha256": sha256, "size": seen.st_size, "time": seen.st_mtime_ns}
 
     def unreadable(self, path: Path) -> str:
-        """Say what keeps the service's user from a file; "" where nothing does."""
+        """Return why the service's user cannot read a file; "" if the user can."""
         if HIDDEN.match(str(path.resolve())):
             return f"{path} is in a home directory, which the service does not see; move it below /srv"
         return unprivileged.barred(path, self.user, "r") or ""
 
 
 def header(wanted: Wanted, path: Path) -> Gguf:
-    """Return the header of a file; `FileError` where it is cut off, damaged or no GGUF file."""
+    """Return the header of a file. Raises `FileError` if it is truncated, damaged or not a GGUF file."""
     try:
         return gguf_header(LocalSource(str(path.parent)), path.name)
     except PlanError as error:
@@ -215,14 +215,14 @@ def header(wanted: Wanted, path: Path) -> Gguf:
 
 
 def model_problem(model: Gguf) -> str:
-    """Say what keeps a file from being served as a model; "" where nothing does."""
+    """Return why a file cannot be served as a model; "" if it can."""
     if model.metadata.get("general.type", "model") != "model":
         return f"is of the type {model.metadata['general.type']}, not a model"
     return "" if model.tensors and model.metadata.get("general.architecture") else "has no model inside"
 
 
 def adapter_problem(adapter: Gguf, model: Gguf) -> str:
-    """Say why an adapter does not fit the model; "" where it does. Source: llama-adapter.cpp of llama.cpp."""
+    """Return why an adapter does not match the model; "" if it does. Source: llama-adapter.cpp of llama.cpp."""
     if adapter.metadata.get("general.type") != "adapter" or adapter.metadata.get("adapter.type") != "lora":
         return "is not a LoRA adapter; convert it by convert_lora_to_gguf.py"
     own, base = (each.metadata.get("general.architecture") for each in (adapter, model))
@@ -235,7 +235,7 @@ def adapter_problem(adapter: Gguf, model: Gguf) -> str:
         if target not in model.tensors:
             return f"changes {target or name}, which the model does not have"
         shape = model.tensors[target].shape
-        # The embedding's own is stored the other way round.
+        # The adapter of the embedding is stored transposed.
         sides = {"a": (-1, -1), "b": (0, 0)} if target != "token_embd.weight" else {"a": (-1, 0), "b": (0, -1)}
         mine, theirs = sides.get(part, (0, 0))
         if part in sides and len(shape) == 2 and tensor.shape[mine] != shape[theirs]:

@@ -1,8 +1,8 @@
 """Build llama-server from an archive of llama.cpp's source, in a directory of its own.
 
-A build that is there is whole: it is compiled in a working directory, asked for its version, and moved into place in
-one step. An interrupted or failed one leaves the working directory, where the next one goes on. Plain Python on top of
-cmake.
+An existing build is complete: it is compiled in a working directory, asked for its version, and moved into place in
+one step. An interrupted or failed build leaves the working directory, where the next one continues. Plain Python on
+top of cmake.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ..install import released_program
 MARKER = ".build.json"
 MADE = (MARKER, released_program.MARKER)
 PROGRAM = "llama-server"
-JOB_MIB = 2048  # of memory that one process of the compiler may need
-# A server alone: without tests, examples, a web interface, and what downloads by itself.
+JOB_MIB = 2048  # memory in MiB that one compiler process may need
+# Only the server: without tests, examples, a web interface, and parts that download something.
 OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=OFF",
@@ -50,7 +50,7 @@ class BuildError(RuntimeError):
 
 @dataclass(frozen=True)
 class Build:
-    """What is built: ``version`` from the archive with ``checksum``; ``options`` are cmake's, laid over OPTIONS."""
+    """What to build: ``version`` from the archive with ``checksum``; ``options`` are cmake's, merged over OPTIONS."""
 
     version: str
     checksum: str
@@ -63,7 +63,7 @@ class Build:
 
     @property
     def recipe(self) -> str:
-        """Return 12 hexadecimal digits over all that decides the build."""
+        """Return 12 hexadecimal digits over all inputs of the build."""
         return hashlib.sha256(json.dumps([asdict(self), OPTIONS], sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -72,7 +72,7 @@ class Build:
 
 
 def built(directory: Path) -> str | None:
-    """Return the recipe that ``directory`` was built by, or None where it is not whole."""
+    """Return the recipe of the build in ``directory``, or None if the build is not complete."""
     try:
         marker = json.loads((directory / MARKER).read_text())
         return marker["recipe"] if (directory / PROGRAM).stat().st_size == marker["size"] else None
@@ -81,7 +81,7 @@ def built(directory: Path) -> str | None:
 
 
 def place(home: Path, build: Build) -> Path:
-    """Return the directory of a build: ``<version>-<cpu|cuda>``, with its recipe where another one has that name."""
+    """Return the directory of a build: ``<version>-<cpu|cuda>``, plus its recipe if another build has that name."""
     plain = home / f"{build.version}-{build.kind}"
     beside = plain.with_name(f"{plain.name}-{build.recipe}")
     there = built(plain)
@@ -89,7 +89,7 @@ def place(home: Path, build: Build) -> Path:
 
 
 def unused(home: Path, needed: set[Path]) -> list[Path]:
-    """Return the builds and releases below ``home`` that are not ``needed``, and what builds left behind."""
+    """Return the builds and releases below ``home`` that are not ``needed``, and leftovers of builds."""
     if not home.is_dir():
         return []
     made = [place for place in home.iterdir() if place.is_dir() and not place.is_symlink()]
@@ -99,15 +99,15 @@ def unused(home: Path, needed: set[Path]) -> list[Path]:
 
 
 def jobs(wanted: int, cpus: int, memory_mib: int) -> int:
-    """Return how many compilers run at once: as ``wanted``, else as many as processors and memory allow."""
+    """Return how many compilers run in parallel: ``wanted``, or as many as processors and memory allow."""
     return wanted or max(1, min(cpus, memory_mib // JOB_MIB))
 
 
 def complaint(output: str) -> str:
-    """Return what a failed step said: its first error, else its last lines."""
+    """Return the error of a failed step: its first error, or its last lines."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     first = next((number for number, line in enumerate(lines) if TOLD.search(line)), None)
-    # cmake tells the reason below the place.
+    # cmake prints the reason below the location.
     told = lines[first : first + 4] if first is not None and "CMake Error" in lines[first] else lines[first or 0 :][:1]
     said = " | ".join(told if first is not None else lines[-3:]) or "it says nothing"
     return said + ("; the memory was not enough: lower llama_cpp_build_jobs" if MEMORY.search(output) else "")
@@ -115,23 +115,23 @@ def complaint(output: str) -> str:
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where and as whom is built, and who must be able to run it."""
+    """Where and as which user to build, and who must be able to run the result."""
 
     home: Path  # the directory of all builds
-    user: str | None = None  # the account that builds; this one when None
+    user: str | None = None  # the account that builds; the current one if None
     runs_as: str | None = None
     jobs: int = 1
     needed_mib: int = 0
     environment: dict[str, str] = field(default_factory=dict)
 
     def whole(self, build: Build) -> bool:
-        """Say whether the build is there, and its user can run it."""
+        """Return whether the build exists and its user can run it."""
         directory = place(self.home, build)
         return built(directory) == build.recipe and not unprivileged.barred(directory / PROGRAM, self.runs_as)
 
     @contextmanager
     def lock(self):
-        """One build at a time below ``home``; a second one waits and then finds it done."""
+        """Allow one build at a time below ``home``; a second one waits and then finds it finished."""
         unprivileged.open_up(self.home)
         with (self.home / ".lock").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -158,7 +158,7 @@ class Workshop:
             )
 
     def _unpack(self, build: Build, work: Path, fetch: Callable[[Path], None]) -> None:
-        """Have the verified source in ``work``, the builder's own."""
+        """Unpack the verified source into ``work``, owned by the builder."""
         shutil.rmtree(work, ignore_errors=True)
         (work / "source").mkdir(parents=True)
         archive = work / "archive"
@@ -179,13 +179,13 @@ class Workshop:
 
     def _compile(self, build: Build, work: Path) -> None:
         source, made = work / "source", work / "build"
-        for path in [work, *work.rglob("*")]:  # what another user began
+        for path in [work, *work.rglob("*")]:  # files that another user left there
             if not path.is_symlink():
                 unprivileged.own(path, self.user)
         try:
             self._run(work, "cmake", "-S", str(source), "-B", str(made), *build.flags)
         except BuildError:
-            # What cmake found or missed is in its cache.
+            # cmake's cache records what it found or missed.
             shutil.rmtree(made, ignore_errors=True)
             raise
         self._run(work, "cmake", "--build", str(made), "--target", PROGRAM, "--parallel", str(self.jobs))
@@ -216,7 +216,7 @@ class Workshop:
         return target
 
     def _run(self, work: Path, *argv: str) -> None:
-        """Run one step as the building user; what it says is kept in ``work``, where a failure can be read whole."""
+        """Run one step as the building user; its output is kept in ``work``, where a failure can be read in full."""
         variables = {key: value for key, value in os.environ.items() if key not in unprivileged.LEFT_OUT}
         variables |= {"LC_ALL": "C", "HOME": str(work / "home"), **self.environment}
         (work / "home").mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
-"""Ask a llama-server what it is and which arguments it takes; nothing is loaded or started.
+"""Ask a llama-server for its version and its arguments; nothing is loaded or started.
 
-The program changes its arguments from version to version, so what a role gives it depends on the page of help of the
-one that is installed. Plain Python.
+The program's arguments change from version to version, so the role uses the help page of the installed one. Plain
+Python.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 
 from .. import unprivileged
 
-# `-c,    --ctx-size N    size of …`, `--metrics    …`, and lines that end with a comma and go on below.
+# `-c,    --ctx-size N    size of …`, `--metrics    …`, and lines that end with a comma and continue below.
 NAME = re.compile(r"(?<![\w-])--([a-zA-Z][\w.-]*)")
 ENTRY = re.compile(r"^-")
 VERSION = re.compile(r"^version: (?P<version>.+)$", re.MULTILINE)
@@ -23,7 +23,7 @@ class ProgramError(RuntimeError):
 
 
 def names(page: str) -> set[str]:
-    """Return the long names of the arguments on a page of help, without their dashes."""
+    """Return the long names of the arguments on a help page, without their dashes."""
     found: set[str] = set()
     for line in page.splitlines():
         if ENTRY.match(line):
@@ -32,13 +32,13 @@ def names(page: str) -> set[str]:
 
 
 def version(said: str) -> str:
-    """Return the version that ``--version`` tells, such as ``0.7.0 (build 11669, commit Debian)``; "" without one."""
+    """Return the version in the output of ``--version``, such as ``0.7.0 (build 11669, commit Debian)``; "" if none."""
     found = VERSION.search(said)
     return found["version"].strip() if found else ""
 
 
 def unknown(wanted: list[str], known: set[str], variable: str) -> list[str]:
-    """Return one sentence for each name of ``wanted`` that the program does not know; ``no-`` takes a switch away."""
+    """Return one sentence for each name of ``wanted`` that the program does not know; ``no-`` negates a switch."""
     problems = []
     for name in wanted:
         plain = name.lstrip("-").replace("_", "-")
@@ -50,7 +50,7 @@ def unknown(wanted: list[str], known: set[str], variable: str) -> list[str]:
 
 
 def ask(program: str, argument: str, user: str | None) -> str:
-    """Return what the program says to ``--help`` or ``--version``, run as ``user``."""
+    """Return the program's output for ``--help`` or ``--version``, run as ``user``."""
     try:
         return unprivileged.run("/bin/sh", "-c", 'exec "$0" "$1" 2>&1', program, argument, user=user)
     except unprivileged.CommandError as error:
@@ -61,7 +61,7 @@ def ask(program: str, argument: str, user: str | None) -> str:
 
 
 def died_of(program: str, argument: str, user: str | None) -> int:
-    """Return the number of the signal that ends the program, 0 where none does."""
+    """Return the number of the signal that ends the program, 0 if none does."""
     ask_shell = '"$0" "$1" >/dev/null 2>&1; echo $?'
     code = int(unprivileged.run("/bin/sh", "-c", ask_shell, program, argument, user=user).strip() or 0)
     return code - 128 if code > 128 else 0

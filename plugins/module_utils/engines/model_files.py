@@ -1,7 +1,7 @@
-"""Bring a model and its adapters to this machine at their revision, before any service is touched.
+"""Fetch a model and its adapters to this machine at their revision, before any service is touched.
 
-The hub is asked by its own client, `huggingface_hub`, in the interpreter of the engine's environment and as the
-service's user. A snapshot at a commit never changes, so one that was fetched to its end is not asked for again.
+The hub's own client, `huggingface_hub`, downloads them in the interpreter of the engine's environment and as the
+service's user. A snapshot at a commit never changes, so a complete one is not requested again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .. import unprivileged
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
-# Runs in the engine's environment. Arguments and answer are JSON; the token comes by environment.
+# Runs in the engine's environment. Arguments and answer are JSON; the token is in an environment variable.
 _FETCH = r"""
 import json, shutil, sys
 from huggingface_hub import HfApi, snapshot_download
@@ -45,7 +45,7 @@ json.dump(answer, sys.stdout)
 """
 
 
-# Runs as the engine's user: says which files it cannot open.
+# Runs as the engine's user: reports which files it cannot open.
 _OPEN = r"""
 import os, sys
 for place in sys.argv[1:]:
@@ -56,8 +56,8 @@ for place in sys.argv[1:]:
     except OSError as error:
         print(f"{error.filename}: {error.strerror}")
 """
-# Runs in the engine's environment: says whether the tables of transformers and vLLM have the type of a model. They are
-# read and not imported, which would take as long as the engine's start; without them it says nothing.
+# Runs in the engine's environment: reports whether the tables of transformers and vLLM have a model's type. They are
+# read and not imported, which would take as long as the engine's start. Without the tables it reports nothing.
 _KNOWS = r"""
 import importlib.util, pathlib, sys
 tables = {"transformers": "models/auto/*.py", "vllm": "transformers_utils/config.py"}
@@ -72,7 +72,7 @@ HIDDEN = re.compile(r"/(home|root|run/user)(/|$)")  # from units with ProtectHom
 
 
 class ModelError(RuntimeError):
-    """A model is not to be had; the text is one sentence that names it and the cure."""
+    """A model cannot be provided; the text is one sentence that names it and the cure."""
 
 
 class Hub:
@@ -82,9 +82,9 @@ class Hub:
         self.cache, self.python, self.user, self.environment = cache, python, user, environment
 
     def place(self, source: str, revision: str | None) -> tuple[Path, bool]:
-        """Return ``(directory, whole)`` of a source: an absolute path as it is, a hub name as its snapshot.
+        """Return ``(directory, complete)`` of a source: an absolute path unchanged, a hub name as its snapshot.
 
-        Errors: `ModelError` for a path that is absent and for a hub name without a full commit.
+        Raises `ModelError` for a missing path and for a hub name without a full commit.
         """
         if source.startswith("/"):
             if not Path(source).is_dir():
@@ -98,7 +98,7 @@ class Hub:
         return snapshot, self._note(source, revision).exists() and snapshot.is_dir()
 
     def unreadable(self, places: list[Path]) -> list[str]:
-        """Say what keeps the engine's user from files in ``places``; root, who checks all else, can read everything."""
+        """Return what the engine's user cannot read in ``places``; root, who does the other checks, can read all."""
         hidden = [place for place in places if HIDDEN.match(str(place.resolve()))]
         told = "is in a home directory, which the service does not see; move it below /srv."
         problems = [f"{place} {told}" for place in hidden]
@@ -108,7 +108,7 @@ class Hub:
         return problems + [f"{self.user} cannot read {line}; {cure}" for line in said]
 
     def unknown(self, model_type: str, place: Path) -> list[str]:
-        """Say where only the repository's own code knows the ``model_type`` in ``place``, and it is not trusted."""
+        """Return an error if only untrusted code of the repository in ``place`` knows the ``model_type``."""
         if not model_type or not Path(self.python).exists():
             return []
         if unprivileged.run(self.python, "-c", _KNOWS, model_type, user=self.user).strip() != "unknown":
@@ -117,7 +117,7 @@ class Hub:
         return [f"{told}: set vllm_trust_remote_code to true."]
 
     def fetch(self, source: str, revision: str) -> Path:
-        """Download one snapshot to its end and note it; return its directory."""
+        """Download one complete snapshot and record it; return its directory."""
         done = subprocess.run(
             [self.python, "-c", _FETCH],
             input=json.dumps({"repo": source, "revision": revision, "cache": str(self.cache)}),
@@ -140,7 +140,7 @@ class Hub:
     def fingerprint(places: list[Path]) -> str:
         """Return 16 hexadecimal digits that change when a file in ``places`` is replaced, or "" without places.
 
-        A path says nothing of what lies there; names, sizes and times do, without reading gigabytes.
+        A path does not say what it contains; names, sizes and times do, without reading gigabytes.
         """
         found = [
             (str(place), path.name, path.stat().st_size, path.stat().st_mtime_ns)

@@ -1,6 +1,6 @@
-"""Asks a vLLM server which models it serves, and tells its failures apart.
+"""Reads which models a vLLM server serves, and distinguishes its failures.
 
-Plain Python over the standard library; the key goes into one header and nowhere else.
+Plain Python with the standard library; the key goes into one header and nowhere else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BODY_LIMIT = 4 << 20
 
 
 class ApiError(Exception):
-    """No list of models: `kind` is the machine's word, the text one sentence with the cure. Never holds the key."""
+    """No list of models: `kind` is a word for programs, the text one sentence with the cure. Never contains the key."""
 
     def __init__(self, kind: str, text: str):
         super().__init__(text)
@@ -25,23 +25,23 @@ class ApiError(Exception):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another place."""
+    """Follows no redirects: a redirect would send the key to another server."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         return None
 
 
 def models_url(base: str) -> str:
-    """`<base>/v1/models`, whether or not the base ends in /v1."""
+    """Return `<base>/v1/models`, whether or not the base ends in /v1."""
     base = base.rstrip("/")
     return base + ("/models" if base.endswith("/v1") else "/v1/models")
 
 
 def fetch(base: str, key: str = "", timeout: float = 10, ca_path: str = "", validate: bool = True) -> list[dict]:
-    """The models of a server: id, root, parent, max_model_len (None where the server says nothing).
+    """Return the models of a server: id, root, parent, max_model_len (None if the server does not report it).
 
-    ApiError of kind refused, timeout, unreachable, closed, tls, not_http, unauthorized, not_found, status, not_json or
-    not_models.
+    Raises ApiError of kind refused, timeout, unreachable, closed, tls, not_http, unauthorized, not_found, status,
+    not_json or not_models.
     """
     url = models_url(base)
     try:
@@ -101,7 +101,7 @@ def _transport(url: str, error: Exception, timeout: float) -> ApiError:
 
 
 def parse(url: str, body: bytes) -> list[dict]:
-    """The models in an answer's body."""
+    """Return the models in an answer's body."""
     try:
         value = json.loads(body)
     except ValueError:
@@ -115,7 +115,7 @@ def parse(url: str, body: bytes) -> list[dict]:
 
 
 def events(text: str) -> list[str]:
-    """The data of each server-sent event: lines end at CR LF, LF or CR, and not where Python sees further line ends."""
+    """Return the data of each server-sent event; lines end only at CR LF, LF or CR, unlike `str.splitlines`."""
     blocks = re.split("\n\n+", re.sub("\r\n?", "\n", text.removeprefix("\ufeff")))
     found = [[line[5:].removeprefix(" ") for line in block.split("\n") if line.startswith("data:")] for block in blocks]
     return ["\n".join(lines) for lines in found if lines]
@@ -124,10 +124,10 @@ def events(text: str) -> list[str]:
 def difference(
     models: list[dict], base: str = "", adapters: list[str] | None = None, max_model_len: int | None = None
 ) -> dict:
-    """What differs from the wish: `missing`, `unexpected` (ids) and `problems` (sentences).
+    """Return the differences from the wanted models: `missing`, `unexpected` (ids) and `problems` (sentences).
 
-    A base model has no parent. Without `base` any one is right, with `adapters` None any are, and with `max_model_len`
-    None any length of the base model is.
+    A base model has no parent. Without `base` any base model is right, with `adapters` None any adapters are, and with
+    `max_model_len` None any context length of the base model is.
     """
     bases = [m for m in models if not m["parent"]]
     served = [m for m in models if m["parent"]]
@@ -149,7 +149,7 @@ def difference(
 
 
 def describe(models: list[dict], diff: dict) -> str:
-    """The difference in one sentence; "" when there is none."""
+    """Return the difference in one sentence; "" if there is none."""
     parts = []
     if diff["missing"]:
         parts.append(f"missing: {', '.join(diff['missing'])}")

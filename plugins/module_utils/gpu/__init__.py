@@ -1,1 +1,1 @@
-"""GPUs: what nvidia-smi, the driver and DCGM say, and the memory that engines need."""
+"""GPUs: what nvidia-smi, the driver and DCGM report, and the memory that engines need."""

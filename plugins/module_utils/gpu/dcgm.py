@@ -1,4 +1,4 @@
-"""What DCGM says of itself, and the exporter that fits it. Plain Python."""
+"""What DCGM reports about itself, and the matching exporter. Plain Python."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from ..install import system_packages
 
-PATIENCE = 5.0  # s; dcgmi gives the engine 100 ms, and on a busy host one such window is missed
+PATIENCE = 5.0  # s; dcgmi gives the engine 100 ms, and on a busy host it can miss one such window
 PAUSE = 0.2
 
 
 def parse_versions(text: str) -> dict[str, str | None]:
-    """Read the output of ``dcgmi -v``: ``client`` of the installed library, ``engine`` of the running host engine.
+    """Parse the output of ``dcgmi -v``: ``client`` of the installed library, ``engine`` of the running host engine.
 
-    Source: NVIDIA/DCGM dcgmi/Version.cpp; the engine's part stands below "Hostengine build info:".
+    Source: NVIDIA/DCGM dcgmi/Version.cpp; the engine's part is below "Hostengine build info:".
     """
     client, _, engine = text.partition("Hostengine build info:")
     return {"client": _version(client), "engine": _version(engine)}
@@ -29,9 +29,9 @@ def _version(text: str) -> str | None:
 
 
 def ask(dcgmi: str = "dcgmi", within: float = 60) -> dict[str, str | None]:
-    """Return `parse_versions` of this machine; both None where DCGM is not installed, no engine where none answers.
+    """Return `parse_versions` of this machine; both None if DCGM is not installed, ``engine`` None if none answers.
 
-    Where dcgmi does not end within so many seconds, ``trouble`` is the sentence that says so.
+    If dcgmi does not end within ``within`` seconds, ``trouble`` is a sentence that says so.
     """
     try:
         done = subprocess.run(
@@ -45,7 +45,7 @@ def ask(dcgmi: str = "dcgmi", within: float = 60) -> dict[str, str | None]:
 
 
 def ask_patiently(dcgmi: str = "dcgmi", patience: float = PATIENCE) -> dict[str, str | None]:
-    """Return what `ask` does, asked again for ``patience`` seconds while the engine is silent."""
+    """Return the result of `ask`, repeated for up to ``patience`` seconds while the engine does not answer."""
     deadline = time.monotonic() + patience
     while (told := ask(dcgmi, max(deadline - time.monotonic(), 1)))["engine"] is None and time.monotonic() < deadline:
         time.sleep(PAUSE)
@@ -53,7 +53,7 @@ def ask_patiently(dcgmi: str = "dcgmi", patience: float = PATIENCE) -> dict[str,
 
 
 def promised(notes: Path = system_packages.NOTES) -> str:
-    """Return the major that a role's note asks for, empty where none does: what a run brings, whatever is there now.
+    """Return the major version that a role's record asks for, empty if none does: a run installs it in any case.
 
     NVIDIA's package without a number in its name is 3.x; those of 4.x have one.
     """
@@ -67,7 +67,7 @@ def upstream(version: str) -> str:
 
 
 def start_reason(live: dict[str, str], told: dict[str, str | None], version: str) -> str | None:
-    """Say why the engine's unit has to be started anew, or return None.
+    """Return why the engine's unit has to be restarted, or None.
 
     ``live`` is `systemd_unit.show` of the unit, ``told`` is `parse_versions`, ``version`` the package's.
     """

@@ -1,4 +1,4 @@
-"""Whether the NVIDIA driver that runs, its libraries on disk and the kernel of the next boot belong together.
+"""Check that the running NVIDIA driver, its libraries on disk and the kernel of the next boot match.
 
 Plain Python; changes nothing.
 """
@@ -19,7 +19,7 @@ DEVICES = Path("/dev")
 
 
 def loaded_version(path: Path = LOADED) -> str | None:
-    """Return the version of the kernel module that runs, such as ``580.95.05``; None where none is loaded."""
+    """Return the version of the loaded kernel module, such as ``580.95.05``; None if none is loaded."""
     try:
         return path.read_text().strip() or None
     except OSError:
@@ -27,7 +27,7 @@ def loaded_version(path: Path = LOADED) -> str | None:
 
 
 def library_version(cache: str) -> str | None:
-    """Return the version of the libcuda that the loader finds, from the output of ``ldconfig -p``; None without one.
+    """Return the version of the libcuda that the loader finds, from the output of ``ldconfig -p``; None if none.
 
     The driver installs ``libcuda.so.1`` as a link to ``libcuda.so.<version>``.
     """
@@ -40,12 +40,12 @@ def library_version(cache: str) -> str | None:
 
 
 def linker_cache() -> str:
-    """Return what ``ldconfig -p`` prints."""
+    """Return the output of ``ldconfig -p``."""
     return subprocess.run([LDCONFIG, "-p"], capture_output=True, text=True, errors="replace", check=False).stdout
 
 
 def mismatch(loaded: str | None, library: str | None) -> str | None:
-    """Return the sentence for a driver and a library of different versions, None where they agree or one is unknown."""
+    """Return the sentence for a driver and a library of different versions, None if they match or one is unknown."""
     if not loaded or not library or loaded == library:
         return None
     return (
@@ -57,7 +57,7 @@ def mismatch(loaded: str | None, library: str | None) -> str | None:
 def next_kernel(boot: Path = BOOT, modules: Path = MODULES) -> tuple[str, bool]:
     """Return the newest installed kernel, which the next boot starts, and whether it has an NVIDIA module.
 
-    ``("", True)`` where no kernel is installed, as in a container.
+    Returns ``("", True)`` if no kernel is installed, as in a container.
     """
     kernels = [path.name.removeprefix("vmlinuz-") for path in boot.glob("vmlinuz-*")]
     if not kernels:
@@ -77,15 +77,15 @@ def unready_kernel(kernel: str, has_module: bool) -> str | None:
 
 
 def missing_nodes(count: int, devices: Path = DEVICES) -> list[str]:
-    """Return which device nodes of ``count`` GPUs and of CUDA's unified memory are not there."""
+    """Return which device nodes of ``count`` GPUs and of CUDA's unified memory are missing."""
     names = ["nvidiactl", "nvidia-uvm", *(f"nvidia{number}" for number in range(count))]
     return [f"/dev/{name}" for name in names if not (devices / name).is_char_device()]
 
 
 def read() -> dict:
-    """Return ``driver_version``, ``library_version`` ("" where unknown) and ``warnings``.
+    """Return ``driver_version``, ``library_version`` ("" if unknown) and ``warnings``.
 
-    Raises `nvidia_smi.GpuError` where the driver and its library differ or the driver does not answer.
+    Raises `nvidia_smi.GpuError` if the driver and its library differ or the driver does not answer.
     """
     loaded, library = loaded_version(), library_version(linker_cache())
     sentence = mismatch(loaded, library)

@@ -1,4 +1,4 @@
-"""Reads GPUs and their processes from `nvidia-smi -q -x`, and says in one sentence why that cannot be done.
+"""Reads GPUs and their processes from `nvidia-smi -q -x`, and says in one sentence why that is impossible.
 
 Sizes in MiB. Plain Python; the command is run by `query`, which a caller may replace.
 """
@@ -16,14 +16,14 @@ TIMEOUT_S = 20
 
 
 class GpuError(Exception):
-    """No GPU figures: `kind` is the machine's word for it, the text one sentence with the cure."""
+    """No GPU figures: `kind` is a word for programs, the text one sentence with the cure."""
 
     def __init__(self, kind: str, text: str):
         super().__init__(text)
         self.kind = kind
 
 
-# What nvidia-smi prints when it has nothing to show -> (kind, sentence)
+# What nvidia-smi prints when it cannot show GPUs -> (kind, sentence)
 _FAILURES = (
     (
         r"Driver/library version mismatch",
@@ -60,12 +60,12 @@ _FAILURES = (
 
 
 def program(binary: str = "nvidia-smi") -> str | None:
-    """The path of nvidia-smi, None where it is not installed."""
+    """Return the path of nvidia-smi, None if it is not installed."""
     return shutil.which(binary, path=os.environ.get("PATH", "") + ":/usr/bin:/usr/local/bin:/usr/sbin")
 
 
 def query(timeout: float = TIMEOUT_S, binary: str = "nvidia-smi") -> str:
-    """The XML that nvidia-smi prints. GpuError when it is absent, fails, or does not answer in `timeout` seconds."""
+    """Return the XML of nvidia-smi. Raises GpuError if it is missing, fails, or takes over `timeout` seconds."""
     path = program(binary)
     if path is None:
         raise GpuError("no_nvidia_smi", "nvidia-smi is not installed: this host has no NVIDIA driver.")
@@ -82,14 +82,14 @@ def query(timeout: float = TIMEOUT_S, binary: str = "nvidia-smi") -> str:
     except OSError as error:
         raise GpuError("no_nvidia_smi", f"nvidia-smi cannot be run ({error.strerror}): reinstall it.") from None
     said = done.stdout + "\n" + done.stderr
-    # A GPU that is lost leaves a line above the others' figures, whatever the exit code.
+    # A lost GPU leaves a line above the others' figures, whatever the exit code is.
     if done.returncode != 0 or "<nvidia_smi_log>" not in said or "Unable to determine the device handle" in said:
         raise failure(said, done.returncode)
     return done.stdout
 
 
 def failure(text: str, returncode: int) -> GpuError:
-    """The error that nvidia-smi's words mean."""
+    """Return the error that matches nvidia-smi's output."""
     for pattern, kind, sentence in _FAILURES:
         if re.search(pattern, text, re.IGNORECASE):
             return GpuError(kind, sentence)
@@ -103,18 +103,18 @@ def _text(node, path: str) -> str:
 
 
 def _mib(text: str) -> int | None:
-    """MiB of `23034 MiB`; None for N/A, [N/A], ERR! and the like."""
+    """Return the MiB of `23034 MiB`; None for N/A, [N/A], ERR! and the like."""
     match = re.match(r"(\d+) MiB", text)
     return int(match.group(1)) if match else None
 
 
 def _document(text: str) -> str:
-    # The output names its document type by a file that nobody has; the parser does not load it.
+    # The output names its document type by a file that does not exist; the parser does not load it.
     return text[text.index("<nvidia_smi_log") :]
 
 
 def parse(text: str) -> dict:
-    """GPUs in nvidia-smi's XML: `driver_version`, `cuda_version` and `gpus`.
+    """Return the GPUs in nvidia-smi's XML: `driver_version`, `cuda_version` and `gpus`.
 
     A GPU has index, uuid, name, total_mib, used_mib, free_mib, reserved_mib (None for N/A), mig, lost and processes
     (pid, name, used_mib).
@@ -161,8 +161,10 @@ def parse(text: str) -> dict:
 
 
 def adjustable(text: str) -> list[dict]:
-    """What can be set on each GPU, from nvidia-smi's XML: index, uuid, name, persistence ("Enabled" or "Disabled"),
-    power_limit and power_range in W, clock_range in MHz. What the GPU does not tell is None.
+    """Return what can be set on each GPU, from nvidia-smi's XML.
+
+    Each has index, uuid, name, persistence ("Enabled" or "Disabled"), power_limit and power_range in W, and clock_range
+    in MHz. A value that the GPU does not report is None.
     """
     found = []
     for gpu, node in zip(parse(text)["gpus"], ElementTree.fromstring(_document(text)).findall("gpu"), strict=True):
@@ -185,13 +187,13 @@ def adjustable(text: str) -> list[dict]:
 
 
 def _number(text: str) -> float | None:
-    """The number of `72.00 W` or `2040 MHz`; None for N/A and the like."""
+    """Return the number of `72.00 W` or `2040 MHz`; None for N/A and the like."""
     match = re.match(r"([\d.]+) (W|MHz)", text)
     return float(match[1]) if match else None
 
 
 def unit_of(pid: int, proc: str = "/proc") -> str:
-    """The systemd service a process belongs to, by its control group; "" when it belongs to none or is gone."""
+    """Return the systemd service of a process, by its control group; "" if it has none or has exited."""
     try:
         paths = (Path(proc) / str(pid) / "cgroup").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -201,7 +203,7 @@ def unit_of(pid: int, proc: str = "/proc") -> str:
 
 
 def read(timeout: float = TIMEOUT_S, proc: str = "/proc", run=None) -> dict:
-    """GPUs with the unit of each process. GpuError when the driver has none or does not answer."""
+    """Return the GPUs with the unit of each process. Raises GpuError if the driver has none or does not answer."""
     found = parse((run or query)(timeout))
     if not found["gpus"]:
         raise GpuError("no_gpu", "The NVIDIA driver runs but finds no GPU: attach one to this machine.")
@@ -212,7 +214,7 @@ def read(timeout: float = TIMEOUT_S, proc: str = "/proc", run=None) -> dict:
 
 
 def usable(gpu: dict) -> dict:
-    """The GPU itself when its figures can be planned with; GpuError for a lost one, MIG, or N/A fields."""
+    """Return the GPU if its figures can be planned with. Raises GpuError for a lost one, MIG, or N/A fields."""
     label = f"GPU {gpu['index']} ({gpu['name'] or 'unknown'})"
     if gpu["lost"]:
         raise GpuError("gpu_lost", f"{label} fell off the bus: restart this machine.")
@@ -229,7 +231,7 @@ def usable(gpu: dict) -> dict:
 
 
 def notes(gpus: list[dict]) -> list[str]:
-    """What a reader of the figures must know: MIG, fields that are N/A. GpuError for a GPU that is lost."""
+    """Return remarks needed to understand the figures: MIG, N/A fields. Raises GpuError for a lost GPU."""
     found = []
     for gpu in gpus:
         try:
@@ -242,7 +244,7 @@ def notes(gpus: list[dict]) -> list[str]:
 
 
 def choose(gpus: list[dict], index: int | None = None) -> dict:
-    """The GPU of an index, or the only one; GpuError when that is not clear."""
+    """Return the GPU of an index, or the only one. Raises GpuError if that is ambiguous."""
     if index is not None:
         for gpu in gpus:
             if gpu["index"] == index:
@@ -254,13 +256,13 @@ def choose(gpus: list[dict], index: int | None = None) -> dict:
 
 
 def memory_of_units(gpu: dict, units: list[str]) -> int:
-    """MiB that processes of these systemd units hold on the GPU."""
+    """Return the MiB that processes of these systemd units hold on the GPU."""
     wanted = {unit if unit.endswith(".service") else f"{unit}.service" for unit in units if unit}
     return sum(p["used_mib"] or 0 for p in gpu["processes"] if p.get("unit") in wanted)
 
 
 def unmet(gpus: list[dict], wanted: dict) -> list[str]:
-    """Which wishes do not hold: sentences with what is wanted and what is there.
+    """Return the requirements that are not met: sentences with the wanted and the actual value.
 
     `wanted` may have count, name (a part of it), minimum_total_mib, minimum_free_mib, maximum_used_mib.
     """
@@ -287,13 +289,13 @@ def unmet(gpus: list[dict], wanted: dict) -> list[str]:
 
 
 def shortfall(gpus: list[dict], wanted: dict) -> str:
-    """The wishes that do not hold and who holds the memory, as one sentence; "" when all hold."""
+    """Return the unmet requirements and who holds the memory, as one sentence; "" if all are met."""
     problems, who = unmet(gpus, wanted), holders(gpus)
     return "; ".join(problems) + (f" (held by {who})" if problems and who else "")
 
 
 def holders(gpus: list[dict]) -> str:
-    """Who holds GPU memory, for a sentence: `python3 (pid 4711, vllm.service, 18000 MiB)`; "" when nobody is seen."""
+    """Return who holds GPU memory, as in `python3 (pid 4711, vllm.service, 18000 MiB)`; "" if no process is known."""
     parts = []
     for gpu in gpus:
         for process in gpu["processes"]:

@@ -1,7 +1,7 @@
-"""Settings of the kernel and of the GPUs that a server of models needs: in force now, at every boot, and back again.
+"""Kernel and GPU settings for a model server: applied now and at every boot, and reversible.
 
-What is wanted is compared with what is in force, so a value that was changed by hand is mended. What was found before
-the first change stands in a note, and comes back for what is not wanted any more. Plain Python.
+The wanted values are compared with those in effect, so a manual change is corrected. The values from before the first
+change are in a record, and are restored for settings that are no longer wanted. Plain Python.
 Sources: sysctl.d(5), tmpfiles.d(5), tcp(7), the kernel's Documentation/admin-guide/sysctl and mm/transhuge.rst,
 nvidia-smi(1), NVIDIA's document "Driver Persistence".
 """
@@ -20,9 +20,9 @@ from ..release import systemd_unit
 from . import sysctl
 
 NOTE = "/var/lib/llm-server/host_tuning.json"
-# After 99-sysctl.conf, the link to /etc/sysctl.conf: the last file wins at every boot.
+# After 99-sysctl.conf, the link to /etc/sysctl.conf: the last file overrides at every boot.
 SYSCTL = "/etc/sysctl.d/99-zz-host-tuning.conf"
-# Of several lines for one path systemd-tmpfiles takes the first.
+# If several lines have the same path, systemd-tmpfiles uses the first.
 TMPFILES = "/etc/tmpfiles.d/00-host-tuning.conf"
 HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 UNIT = "host-tuning-gpu.service"
@@ -34,7 +34,7 @@ TCP_BUFFERS = ("net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem")
 FILES = ("fs.nr_open", "fs.file-max")
 KERNEL = (*BUFFERS, *TCP_BUFFERS, *FILES)
 PAGES = "transparent_hugepage"
-# The lock of the clocks can be set and taken off, and nothing tells whether there is one.
+# The clock lock can be set and removed, but nothing reports whether it is set.
 CLOCKS = "gpu clocks"
 
 
@@ -44,7 +44,7 @@ class TuningError(RuntimeError):
 
 @dataclass(frozen=True)
 class Wanted:
-    """The role's variables. Empty, 0 and False leave a setting as it was found; so does ``Wanted()`` for all."""
+    """The role's variables. Empty, 0 and False leave a setting unchanged; ``Wanted()`` leaves all unchanged."""
 
     socket_buffer_mib: int = 0
     open_files: int = 0
@@ -60,7 +60,7 @@ class Wanted:
 
 
 class Host(host_text.Tree):
-    """The machine, or in tests a tree that looks like one; commands are run by ``run(*argv)``."""
+    """The machine, or in tests a directory tree like one; commands are run by ``run(*argv)``."""
 
     def __init__(
         self,
@@ -74,11 +74,11 @@ class Host(host_text.Tree):
 
     @property
     def note(self) -> dict[str, str]:
-        """What was found before the first change, by setting."""
+        """The values from before the first change, by setting."""
         return json.loads(self.read(NOTE) or "{}")
 
     def pages(self) -> str:
-        """Return the mode of transparent huge pages, which stands in brackets; empty where the kernel has none."""
+        """Return the mode of transparent huge pages, which is the one in brackets; empty if the kernel has none."""
         chosen = re.search(r"\[(\w+)\]", self.read(HUGE_PAGES))
         return chosen[1] if chosen else ""
 
@@ -89,14 +89,14 @@ class Host(host_text.Tree):
 
 @dataclass(frozen=True)
 class Change:
-    """All that is to be done: values by setting, texts of files, and what concerns the GPUs."""
+    """The change to make: values by setting, texts of files, and GPU settings."""
 
-    values: dict[str, tuple[str, str]]  # setting: (in force, wanted), where they differ
+    values: dict[str, tuple[str, str]]  # setting: (in effect, wanted), if they differ
     note: dict[str, str]
-    texts: dict[str, tuple[str, str]]  # path: (before, after), where they differ
-    commands: list[list[str]]  # what gives the GPUs back what they had; the unit sets what is wanted
+    texts: dict[str, tuple[str, str]]  # path: (before, after), if they differ
+    commands: list[list[str]]  # restore earlier values of the GPUs; the unit sets the wanted ones
     unit: str  # "start", "stop" or nothing
-    settings: int  # how many are kept
+    settings: int  # number of managed settings
     overridden: dict[str, tuple[str, str]]
 
     @property
@@ -104,21 +104,21 @@ class Change:
         return bool(self.values or self.texts or self.commands or self.unit)
 
     def warnings(self) -> list[str]:
-        """Return a sentence for each setting that another file takes back at the next boot."""
+        """Return a sentence for each setting that another file overrides at the next boot."""
         return [
             f"At the next boot {path} sets {name} to {said}, after {SYSCTL}: take the line out of {path}."
             for name, (path, said) in self.overridden.items()
         ]
 
     def differences(self) -> list[str]:
-        """Return in words what is not as it is wanted."""
+        """Return in words what differs from the wanted settings."""
         found = [f"{name} is {now or 'unknown'} and not {value}" for name, (now, value) in self.values.items()]
         found += [f"{path} is not what was written" for path in self.texts if path != NOTE]
         return found or ([f"{UNIT} has not run or is not enabled"] if self.unit else [])
 
 
 def change(host: Host, wanted: Wanted) -> Change:
-    """Compare the host with what is wanted; raises `TuningError` with all that stands in the way."""
+    """Compare the host with the wanted settings. Raises `TuningError` with all reasons why it cannot be changed."""
     note = host.note
     cards, problems = _cards(host, wanted, note)
     now = {name: sysctl.value(host, name) for name in KERNEL} | {PAGES: host.pages(), CLOCKS: ""}
@@ -148,7 +148,7 @@ def change(host: Host, wanted: Wanted) -> Change:
 
 
 def _cards(host: Host, wanted: Wanted, note: dict[str, str]) -> tuple[list[dict], list[str]]:
-    """Return the GPUs, where they are needed, and why they cannot be asked."""
+    """Return the GPUs, if they are needed, and why they cannot be read."""
     asked = [
         f"host_tuning_{name} is {value}" for name, value in (
             ("gpu_power_limit_watts", wanted.gpu_power_limit_watts), ("gpu_clocks_mhz", wanted.gpu_clocks_mhz),
@@ -162,7 +162,7 @@ def _cards(host: Host, wanted: Wanted, note: dict[str, str]) -> tuple[list[dict]
     try:
         return nvidia_smi.adjustable(host.query()), []
     except nvidia_smi.GpuError as error:
-        # Without a driver that runs there is nothing left of what was set.
+        # Without a running driver nothing is left of the earlier settings.
         cure = "or take the host's GPU out of the tuning by host_tuning_gpu_persistence: false"
         return [], [f"host_tuning_gpu_persistence: {str(error).rstrip('.')}, {cure}"] if wanted.gpu else []
 
@@ -177,10 +177,10 @@ def _kernel_targets(wanted: Wanted, found: dict[str, str]) -> dict[str, str]:
     if wanted.socket_buffer_mib:
         size = str(wanted.socket_buffer_mib << 20)
         targets |= dict.fromkeys(BUFFERS, size)
-        # Least, first and largest size: TCP tunes itself up to the third, whatever rmem_max says.
+        # Minimum, initial and maximum size: TCP tunes itself up to the maximum, whatever rmem_max is.
         targets |= {name: " ".join([*found[name].split()[:2], size]) for name in TCP_BUFFERS}
     if wanted.open_files:
-        # Never lowered: systemd has raised them at boot as far as they go.
+        # Never lowered: systemd has raised them at boot to their maximum.
         targets |= {name: str(max(wanted.open_files, int(found[name] or 0))) for name in FILES}
     if wanted.transparent_hugepages:
         targets[PAGES] = wanted.transparent_hugepages
@@ -200,9 +200,9 @@ def _gpu_targets(wanted: Wanted, cards: list[dict]) -> dict[str, str]:
 
 
 def _kernel_problems(host: Host, wanted: Wanted, targets: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Return what this machine refuses, before anything is touched."""
+    """Return the settings that this machine refuses, before anything is changed."""
     variables = {**dict.fromkeys((*BUFFERS, *TCP_BUFFERS), "socket_buffer_mib"), **dict.fromkeys(FILES, "open_files")}
-    found: dict[str, str] = {}  # one sentence a variable
+    found: dict[str, str] = {}  # one sentence per variable
     for name in targets:
         problem = sysctl.problem(host, name) if name in variables else None
         if problem:
@@ -217,7 +217,7 @@ def _kernel_problems(host: Host, wanted: Wanted, targets: dict[str, str], now: d
 
 
 def _card_problems(wanted: Wanted, cards: list[dict]) -> list[str]:
-    """Return which of the power limit and the clocks a GPU does not take."""
+    """Return errors about a power limit and clocks that a GPU does not accept."""
     found = []
     for card in cards:
         label = f"GPU {card['index']} ({card['name']})"
@@ -253,11 +253,11 @@ def _texts(host: Host, wanted: Wanted, targets: dict[str, str]) -> dict[str, str
 
 
 def unit_text(commands: list[str], engines: list[str]) -> str:
-    """Return the unit that sets up the GPUs at boot, before the engines."""
-    # NVIDIA's daemon keeps the mode where it is installed, and nvidia-smi tells it; elsewhere the driver keeps it.
+    """Return the unit that configures the GPUs at boot, before the engines."""
+    # If NVIDIA's daemon is installed, it keeps the mode, as set by nvidia-smi; otherwise the driver keeps it.
     daemon = "nvidia-persistenced.service"
-    # nvidia-smi loads the driver and makes its device nodes. ProtectClock of a systemd before 253 closes all devices
-    # that are not named (systemd#18142); without the capability and the calls the clock is safe all the same.
+    # nvidia-smi loads the driver and creates its device nodes. ProtectClock of systemd before 253 blocks all devices
+    # that are not named (systemd#18142); the clock is still protected without the capability and the system calls.
     needed = {
         "CapabilityBoundingSet": "~CAP_SYS_TIME CAP_WAKE_ALARM",
         "SystemCallFilter": "~@clock",
@@ -299,7 +299,7 @@ def _unit_step(host: Host, text: str, differences: dict, differing: list[str]) -
 
 
 def _commands(host: Host, back: dict[str, str]) -> list[list[str]]:
-    """Return what gives the GPUs back what they had; the persistence mode last, as the driver then forgets the rest."""
+    """Return the commands that restore GPU settings; persistence mode last, since the driver then forgets the rest."""
     program, commands, last = host.program() or "", [], []
     for name, value in back.items():
         uuid, _, what = name.partition(" ")
@@ -313,7 +313,7 @@ def _commands(host: Host, back: dict[str, str]) -> list[list[str]]:
 
 
 def carry_out(host: Host, wanted: Change) -> None:
-    """Do what is to be done. The note comes first, so that after an interruption the next run knows what was before."""
+    """Make the change. The record is written first, so that after an interruption the next run knows earlier values."""
     if not wanted.needed:
         return
     if wanted.note:
@@ -343,7 +343,7 @@ def _start(host: Host) -> None:
     try:
         host.run("systemctl", "restart", UNIT)
     except systemd_unit.SystemdError:
-        # The words of nvidia-smi, without those of systemd about it.
+        # Only nvidia-smi's message, without systemd's messages about it.
         said = host.run(
             "journalctl", "--unit", UNIT, "_TRANSPORT=stdout", "--lines", "3", "--output", "cat", check=False
         )

@@ -1,8 +1,8 @@
-"""Bring a swap file to a size, a path, or away, without a moment in which memory could run out.
+"""Change a swap file's size or path, or remove it, without a moment in which memory could run out.
 
-A swap file in use cannot be renamed or resized, so a change of size goes over a bridge: a second file takes the pages
-while the first one is made anew. Plain Python: what to do is planned from what was seen, then done step by step, and
-an interrupted run is finished by the next one. Sizes are bytes unless a name says otherwise.
+A swap file in use cannot be renamed or resized, so a change of size uses a bridge: a second file takes the pages while
+the first one is created again. Plain Python: the steps are planned from what was read, then done one by one, and the
+next run completes an interrupted one. Sizes are in bytes unless a name says otherwise.
 Sources: swapon(8), fstab(5), proc(5).
 """
 
@@ -21,10 +21,10 @@ from . import sysctl
 
 BRIDGE, PART = ".bridge", ".part"
 SIGNATURE = b"SWAPSPACE2"
-FILE_SYSTEMS = ("ext2", "ext3", "ext4", "xfs")  # their blocks stay where they are, and holes can be ruled out
+FILE_SYSTEMS = ("ext2", "ext3", "ext4", "xfs")  # blocks do not move, and holes can be avoided
 DISK_RESERVE = 256 << 20
-MEMORY_RESERVE = 0.05  # share of the machine's memory that stays available when swap is switched off
-# After 99-sysctl.conf, the link to /etc/sysctl.conf: the last file wins at every boot.
+MEMORY_RESERVE = 0.05  # share of the machine's memory that stays available when swap is deactivated
+# After 99-sysctl.conf, the link to /etc/sysctl.conf: the last file overrides at every boot.
 SYSCTL, EARLIER_SYSCTL = "/etc/sysctl.d/99-zz-swap.conf", "/etc/sysctl.d/99-swap.conf"
 FSTAB = "/etc/fstab"
 SWAPPINESS = "vm.swappiness"
@@ -37,7 +37,7 @@ class SwapError(RuntimeError):
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do: ``make`` (with a size), ``on``, ``off``, ``remove`` or ``protect`` (mode 0600)."""
+    """One step: ``make`` (with a size), ``on``, ``off``, ``remove`` or ``protect`` (mode 0600)."""
 
     verb: str
     path: str
@@ -49,7 +49,7 @@ class Step:
 
 @dataclass(frozen=True)
 class File:
-    """A file of ours: its size, whether it holds a swap signature, is in use, and is closed to other users."""
+    """One of our files: its size, and whether it has a swap signature, is in use, and is closed to other users."""
 
     size: int
     swap: bool = True
@@ -59,7 +59,7 @@ class File:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the host shows: memory, all swap in use, and the files that could be ours with the disks they lie on."""
+    """What was read from the host: memory, all swap in use, and files that could be ours, with their disks."""
 
     memory: int
     available: int
@@ -70,14 +70,14 @@ class Seen:
 
     @property
     def room(self) -> int:
-        """Memory that programs can still take: available memory and free swap."""
-        # Swap in compressed memory is available memory once more.
+        """Memory that programs can still use: available memory and free swap."""
+        # Swap in compressed memory would count available memory a second time.
         swaps = [sizes for path, sizes in self.active.items() if not path.startswith("/dev/zram")]
         return self.available + sum(size - used for size, used in swaps)
 
 
 def plan(path: str, size: int, earlier: list[str], seen: Seen) -> list[Step]:
-    """Return the steps to one active file of ``size`` at ``path``; ``earlier`` are the places ours was at before."""
+    """Return the steps to one active file of ``size`` at ``path``; ``earlier`` are the former paths of our file."""
     bridge, part = path + BRIDGE, path + PART
     steps = [Step("remove", part)] if part in seen.files else []
     mine = seen.files.get(path)
@@ -99,7 +99,7 @@ def plan(path: str, size: int, earlier: list[str], seen: Seen) -> list[Step]:
 
 
 def away(path: str, seen: Seen) -> list[Step]:
-    """Return the steps that take one file of ours away; a file that is not swap is somebody's data and stays."""
+    """Return the steps that remove one of our files; a file that is not swap is someone's data and stays."""
     file = seen.files.get(path)
     if not file or not (file.swap or path.endswith((BRIDGE, PART))):
         return []
@@ -107,7 +107,7 @@ def away(path: str, seen: Seen) -> list[Step]:
 
 
 def disk_problem(steps: list[Step], seen: Seen) -> str | None:
-    """Return the sentence for the step that would fill a disk, None where all have room."""
+    """Return the sentence for the step that would fill a disk, None if all have room."""
     free = dict(seen.free)
     for step in steps:
         disk = seen.disk.get(step.path)
@@ -127,7 +127,7 @@ def disk_problem(steps: list[Step], seen: Seen) -> str | None:
 
 
 def memory_problem(steps: list[Step], seen: Seen) -> str | None:
-    """Return the sentence for the step that would leave programs without memory, None where none does."""
+    """Return the sentence for the step that would leave programs without memory, None if none would."""
     reserve = min(int(seen.memory * MEMORY_RESERVE), seen.room)
     room = seen.room
     for step in steps:
@@ -142,15 +142,15 @@ def memory_problem(steps: list[Step], seen: Seen) -> str | None:
 
 
 def swap_of_line(line: str) -> str | None:
-    """Return what a line of fstab names as swap, None for any other line."""
+    """Return the swap that a line of fstab names, None for any other line."""
     fields = _fields(line)
     return _named(fields[0]) if len(fields) >= 3 and fields[0][0] != "#" and fields[2] == "swap" else None
 
 
 def fstab_with(text: str, ours: set[str], path: str | None) -> str:
-    """Return fstab with one line for ``path``, none for the rest of ``ours``, and all others as they were.
+    """Return fstab with one line for ``path``, none for the rest of ``ours``, and all other lines unchanged.
 
-    A line that is there for ``path`` keeps its options, but for C(noauto): it is used after a reboot too.
+    An existing line for ``path`` keeps its options except ``noauto``, so that the file is used after a reboot too.
     """
     kept, written = [], not path
     for old in host_text.lines(text):
@@ -183,12 +183,12 @@ def _with_auto(line: str) -> str:
 
 
 def _fields(line: str) -> list[str]:
-    """Return the fields of a line of fstab: only blanks and tabs part them."""
+    """Return the fields of a line of fstab; only blanks and tabs separate them."""
     return [field for field in re.split(r"[ \t\n]+", line) if field]
 
 
 def _named(field: str) -> str:
-    """Return what a first field names; one file may be written in several ways."""
+    """Return what a first field names; there are several ways to write the same file."""
     plain = _plain(field)
     return os.path.normpath(f"/{plain.lstrip('/')}") if plain.startswith("/") else plain
 
@@ -202,20 +202,20 @@ def _escaped(path: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return a name without the octal escapes that fstab and /proc write blanks and bytes in."""
+    """Return a name without octal escapes, which fstab and /proc use for blanks and other bytes."""
     raw = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8) & 255]), host_text.encoded(text))
     return raw.decode("utf-8", "surrogateescape")
 
 
 class Host(host_text.Tree):
-    """The machine, or in tests a tree that looks like one; commands are run by ``run(argv)``."""
+    """The machine, or in tests a directory tree like one; commands are run by ``run(argv)``."""
 
     def __init__(self, root: Path = Path("/"), run=None) -> None:
         super().__init__(root)
         self.run = run or _run
 
     def see(self, paths: list[str]) -> Seen:
-        """Look at memory, swap, and the files at ``paths`` with what lies beside them."""
+        """Read memory, swap, and the files at ``paths`` with their bridge and partial files."""
         meminfo = dict(re.findall(r"^(\w+):\s+(\d+) kB$", self.read("/proc/meminfo"), re.MULTILINE))
         active = self.active()
         files, disk, free = {}, {}, {}
@@ -245,7 +245,7 @@ class Host(host_text.Tree):
         return found
 
     def mount(self, path: str) -> tuple[str, str]:
-        """Return mount point and type of the file system that ``path`` lies on."""
+        """Return mount point and type of the file system of ``path``."""
         parent = self.at(path).parent.resolve().relative_to(self.root.resolve())
         inside = str(Path("/") / parent)
         best = ("", "")
@@ -257,7 +257,7 @@ class Host(host_text.Tree):
         return best
 
     def unit(self, path: str) -> str | None:
-        """Return the name of a unit of the host's own that switches ``path`` on at boot, None where there is none."""
+        """Return the name of one of the host's own units that activates ``path`` at boot, None if there is none."""
         units = self.at("/etc/systemd/system")
         for file in sorted(units.glob("*.swap")):
             what = re.search(r"^[ \t]*What[ \t]*=[ \t]*(.*?)[ \t\r]*$", host_text.read(file), re.MULTILINE)
@@ -267,7 +267,7 @@ class Host(host_text.Tree):
         return None
 
     def path_problem(self, path: str) -> str | None:
-        """Return the sentence that says why no swap file can lie at ``path``, None where it can."""
+        """Return the sentence that says why a swap file at ``path`` is not possible, None if it is."""
         place = self.at(path)
         if not path.startswith("/") or path.endswith("/") or os.path.normpath(path) != path:
             return f"swap_path: {path} is not a plain absolute path of a file; write one such as /swapfile"
@@ -284,7 +284,7 @@ class Host(host_text.Tree):
         return None
 
     def do(self, step: Step) -> None:
-        """Carry out one step; raises `SwapError` with what the program said."""
+        """Do one step. Raises `SwapError` with the program's message."""
         place = self.at(step.path)
         if step.verb == "make":
             self.make(step)
@@ -304,7 +304,7 @@ class Host(host_text.Tree):
             self.run(["swapoff", str(place)])
 
     def make(self, step: Step) -> None:
-        """Make a whole swap file beside its place, then give it its name: what has the name is never half done."""
+        """Create a complete swap file under another name, then rename it, so that the final name is never partial."""
         part = self.at(step.path.removesuffix(BRIDGE) + PART)
         part.unlink(missing_ok=True)
         try:
@@ -322,22 +322,22 @@ class Host(host_text.Tree):
 
     @property
     def note(self) -> dict:
-        """What must be known to go back: where our file is or was (``paths``), and the swappiness before us.
+        """What is needed to go back: the paths where our file is or was (``paths``), and the earlier swappiness.
 
-        ``adopted`` are those of the paths where the file was there before us, each with whether fstab had its line.
+        ``adopted`` has the paths whose file existed before, each with whether fstab had its line.
         """
         return {"paths": [], "adopted": {}, **json.loads(self.read(NOTE) or "{}")}
 
 
 @dataclass(frozen=True)
 class Change:
-    """All that is to be done: steps on files, texts of configuration files, and the value of vm.swappiness."""
+    """The change to make: steps on files, texts of configuration files, and the value of vm.swappiness."""
 
-    places: list[str]  # every path that is or was ours
-    adopted: dict[str, bool]  # those of them that somebody else made, and whether fstab had a line for it
+    places: list[str]  # every current or former path of our file
+    adopted: dict[str, bool]  # those that someone else created, and whether fstab had a line for them
     steps: list[Step]
-    texts: dict[str, str]  # path: the whole text, empty for none; the note is the last
-    differences: dict[str, tuple[str, str]]  # path: (before, after), where they differ
+    texts: dict[str, str]  # path: the full text, empty for no file; the record comes last
+    differences: dict[str, tuple[str, str]]  # path: (before, after), if they differ
     swappiness: tuple[int, int]  # (before, after)
 
     @property
@@ -346,13 +346,13 @@ class Change:
 
 
 def change(host: Host, state: str, path: str, size: int, swappiness: int) -> Change:
-    """Compare the host with what is wanted; raises `SwapError` with all that stands in the way."""
+    """Compare the host with what is wanted. Raises `SwapError` with all reasons why it cannot be changed."""
     note, before, fstab = host.note, int(sysctl.value(host, SWAPPINESS)), host.read(FSTAB)
-    # Without a note of ours nothing here is ours to take away, and what was adopted never is.
+    # Only files in our record may be removed, and adopted ones never.
     earlier = [name for name in note["paths"] if name not in note["adopted"]]
     places = list(dict.fromkeys([path, *earlier])) if state == "present" else earlier
     lines = {name for name in note["paths"] if not note["adopted"].get(name)}
-    # Of an earlier version of this role, whose note says so.
+    # Written by an earlier version of this role, if the record shows that the role ran.
     texts = {EARLIER_SYSCTL: ""} if host.read(NOTE) else {}
     if state == "present":
         problems = [host.path_problem(path)]
@@ -384,7 +384,7 @@ def change(host: Host, state: str, path: str, size: int, swappiness: int) -> Cha
 
 
 def _by_unit(host: Host, fstab: str, path: str) -> bool:
-    """Whether a unit switches ``path`` on at boot, so that fstab needs no line for it and has none."""
+    """Return whether a unit activates ``path`` at boot, so that fstab needs no line for it and has none."""
     return bool(host.unit(path)) and all(swap_of_line(line) != path for line in host_text.lines(fstab))
 
 
@@ -395,7 +395,7 @@ def _refuse(problems: list[str | None]) -> None:
 
 
 def carry_out(host: Host, wanted: Change) -> None:
-    """Do what is to be done. The note comes first, so that after an interruption the next run knows what is ours."""
+    """Make the change. The record is written first, so that after an interruption the next run knows what is ours."""
     note = {"swappiness": wanted.swappiness[0], **host.note, "adopted": dict(wanted.adopted)}
     note["paths"] = list(dict.fromkeys([*wanted.places, *wanted.adopted]))
     if wanted.needed:
@@ -408,7 +408,7 @@ def carry_out(host: Host, wanted: Change) -> None:
         sysctl.put(host, SWAPPINESS, wanted.swappiness[1])
     for path, text in wanted.texts.items():
         if host.read(path) != text and path == FSTAB:
-            host.write(path, text)  # an empty one is one
+            host.write(path, text)  # an empty fstab is also a file
         elif host.read(path) != text:
             host.keep(path, text)
 

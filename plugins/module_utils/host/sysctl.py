@@ -1,4 +1,4 @@
-"""Kernel settings of sysctl: what is in force, what a file of sysctl.d says, and which later file overrides it at boot.
+"""Kernel settings of sysctl: values in effect, the content of sysctl.d, and which later file overrides it at boot.
 
 Plain Python. A setting is named with dots, such as net.core.rmem_max. Sources: sysctl.d(5), proc(5).
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .. import host_text
 
-# Of files with one name only the one in the first place counts.
+# Of several files with the same name only the one in the first directory counts.
 PLACES = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d", "/lib/sysctl.d")
 
 
@@ -19,17 +19,17 @@ def place(name: str) -> str:
 
 
 def value(host: host_text.Tree, name: str) -> str:
-    """Return the value in force, several numbers with one blank between them; empty where the kernel has no such."""
+    """Return the value in effect, numbers separated by one space; empty if the kernel does not have the setting."""
     return " ".join(host.read(place(name)).split())
 
 
 def put(host: host_text.Tree, name: str, wanted) -> None:
-    """Put a value into force until the next boot."""
+    """Set a value until the next boot."""
     host.at(place(name)).write_text(f"{wanted}\n")
 
 
 def problem(host: host_text.Tree, name: str) -> str | None:
-    """Return why a setting cannot be changed on this machine, None where it can."""
+    """Return why a setting cannot be changed on this machine, None if it can."""
     if not host.at(place(name)).exists():
         return f"this kernel has no {name}"
     if not os.access(host.at(place(name)), os.W_OK):
@@ -43,9 +43,9 @@ def text(settings: dict) -> str:
 
 
 def overridden(host: host_text.Tree, own: str, settings: dict) -> dict[str, tuple[str, str]]:
-    """Return which of the ``settings`` in the file ``own`` another file sets to something else at the next boot.
+    """Return which ``settings`` of the file ``own`` another file sets to a different value at the next boot.
 
-    It is ``{name: (file, value)}``. A pattern, such as net.*.rmem_max, does not win over a name that is written out.
+    The result is ``{name: (file, value)}``. A pattern, such as net.*.rmem_max, does not override a full name.
     """
     found: dict[str, tuple[str, str]] = {}
     for path in _later(host, Path(own).name):
@@ -58,7 +58,7 @@ def overridden(host: host_text.Tree, own: str, settings: dict) -> dict[str, tupl
 
 
 def _later(host: host_text.Tree, own: str) -> list[str]:
-    """Return the files that are read after the one called ``own``, in their order."""
+    """Return the files that are read after the one called ``own``, in order."""
     names: dict[str, str] = {}
     for folder in PLACES:
         for file in host.at(folder).glob("*.conf"):
@@ -67,7 +67,7 @@ def _later(host: host_text.Tree, own: str) -> list[str]:
 
 
 def assignments(text: str) -> dict[str, str]:
-    """Return what the lines of a file of sysctl.d assign, by the name with dots."""
+    """Return the assignments in a file of sysctl.d, by the name with dots."""
     found = {}
     for line in host_text.lines(text):
         name, equals, said = line.strip().removeprefix("-").partition("=")
@@ -77,6 +77,6 @@ def assignments(text: str) -> dict[str, str]:
 
 
 def _dotted(name: str) -> str:
-    """Return a name with dots: where its first separator is a slash, a slash parts and a dot is a slash of the path."""
+    """Return a name with dots. If its first separator is a slash, slashes separate and a dot is a slash of the path."""
     separators = [sign for sign in name if sign in "./"]
     return name.translate(str.maketrans("./", "/.")) if separators[:1] == ["/"] else name

@@ -1,1 +1,1 @@
-"""What a person who is woken at night needs of a host: what it looks like, what does not serve, and whom to tell."""
+"""What a person on call needs about a host: its state, what does not serve, and whom to notify."""

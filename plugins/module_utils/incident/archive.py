@@ -1,4 +1,4 @@
-"""Writes what was gathered on a host into one archive on the controller, which only its owner can read."""
+"""Writes the evidence of a host into one archive on the controller, which only its owner can read."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Gathers on a machine what an incident is judged by, as texts without secrets.
+"""Collects the evidence of an incident on a machine, as texts without secrets.
 
-Changes nothing. Every piece has a limit of time and may fail: then the reason stands in its place and the rest goes on.
+Changes nothing. Every piece has a time limit and may fail: then the reason is in its place, and the rest continues.
 Needs root for other users' files and processes.
 """
 
@@ -20,12 +20,12 @@ from ..engines import engine_states
 from ..redaction import Redaction
 from ..release import probes, service_release, systemd_unit
 
-COMMAND_LIMIT = 8  # seconds a command may take
+COMMAND_LIMIT = 8  # seconds that a command may take
 LIMIT = 30  # seconds for everything together
 WORKERS = 12
 JOURNAL_LINES = 1000
 KERNEL_LINES = 300
-LOG_BYTES = 200_000  # of the end of a log file
+LOG_BYTES = 200_000  # at the end of a log file
 LOGS = 4  # newest files of a pattern
 PAGE_BYTES = 1_000_000
 CLIPPED = "\n… cut here\n"
@@ -34,7 +34,7 @@ Piece = Callable[[], str]
 
 
 def command(*argv: str) -> str:
-    """Return what a command prints, its errors too; OSError where it is not there or does not end in time."""
+    """Return a command's output, including errors. Raises OSError if it is missing or does not end in time."""
     try:
         done = subprocess.run(
             argv, capture_output=True, text=True, errors="replace", timeout=COMMAND_LIMIT, check=False,
@@ -46,7 +46,7 @@ def command(*argv: str) -> str:
 
 
 def several(*commands: tuple[str, ...]) -> str:
-    """Return what several commands print, each below its own line; one that cannot run says so there."""
+    """Return the output of several commands, each below its own line, or why a command cannot run."""
     told = []
     for argv in commands:
         try:
@@ -58,10 +58,10 @@ def several(*commands: tuple[str, ...]) -> str:
 
 
 def known(services: list[dict]) -> dict[str, dict]:
-    """Return the services to look at by name: those that are given and those that a run of this project put here."""
+    """Return the services to check by name: those that are given and those that this project installed here."""
     stored = sorted(path.name for path in service_release.STORE.glob("*") if path.is_dir())
     named = {each["name"]: each for each in [*({"name": name} for name in stored), *services]}
-    # An engine that does not run while another one of its group serves is as it should be.
+    # An engine that does not run because another one of its group serves is in its intended state.
     away = engine_states.away()
     return {name: each for name, each in named.items() if name not in away}
 
@@ -71,7 +71,7 @@ def unit_of(name: str, given: dict) -> str:
 
 
 def secrets_of_host(given: list[str] | None = None) -> Redaction:
-    """Return what is secret here: what the caller names, and what stands in the services' files of secrets."""
+    """Return the secrets of this host: what the caller names, and what is in the services' files of secrets."""
     redaction = Redaction(given or [])
     for path in service_release.STORE.glob("*/releases/*.json"):
         try:
@@ -85,7 +85,7 @@ def secrets_of_host(given: list[str] | None = None) -> Redaction:
             else:
                 redaction.add_lines(text, file.get("plain") or ())
     redaction.add_lines(_text(Path("/etc/llm-backup/secrets.env")), ("RESTIC_REPOSITORY",))
-    # A store that is lost must not open what stands beside a unit.
+    # A lost release store must not reveal secrets that are next to a unit.
     for unit in service_release.UNITS.glob("*.service"):
         for named in re.findall(r"^EnvironmentFile=-?(/\S+)$", _text(unit), re.MULTILINE):
             place = Path(named)
@@ -127,10 +127,10 @@ def kernel() -> str:
 
 
 def answer(name: str, unit: str) -> dict:
-    """Return how a service answers: ``ok`` and ``says``; ``ok`` None where it is not here."""
+    """Return how a service answers: ``ok`` and ``says``; ``ok`` is None if it is not on this host."""
     service = service_release.Service(name)
     current = service.state()["current"]
-    # No completion: what is pending there already must not grow.
+    # No completion: the engine's queue must not get longer.
     questions = [each for each in service.proof_of(current)["probes"] if not each.get("completion")] if current else []
     if not questions:
         shown = systemd_unit.show(unit)
@@ -142,7 +142,7 @@ def answer(name: str, unit: str) -> dict:
 
 
 def releases(name: str) -> str:
-    """Return what earlier runs noted of a service; there is no secret in it."""
+    """Return what earlier runs recorded about a service; it contains no secret."""
     state = service_release.Service(name).state()
     return json.dumps({key: state[key] for key in ("current", "verified", "failed", "blocked", "out")}, indent=1)
 
@@ -155,7 +155,7 @@ def log_file(pattern: str) -> str:
         with place.open("rb") as handle:
             handle.seek(max(0, place.stat().st_size - LOG_BYTES))
             if handle.tell():
-                handle.readline()  # the rest of a line may begin inside a secret
+                handle.readline()  # the first partial line may begin inside a secret
             told.append(f"== {place}\n{handle.read(LOG_BYTES).decode(errors='replace')}")
     return "\n".join(told)
 
@@ -181,7 +181,7 @@ def resources() -> str:
 
 
 def processes() -> str:
-    # Without the environments of processes: they are what holds secrets.
+    # Without the environments of processes, which hold secrets.
     return command("ps", "-e", "--sort=-rss", "-o", "user,pid,ppid,stat,etimes,pcpu,pmem,rss,nlwp,unit,args")
 
 
@@ -199,7 +199,7 @@ def gpu() -> str:
 
 
 def watchdog() -> str:
-    """Return the watchdog's record, its metrics and what evidence it has kept."""
+    """Return the watchdog's record, its metrics and the evidence it has kept."""
     home = Path("/var/lib/llm-watchdog")
     if not home.is_dir():
         return "no watchdog runs here\n"
@@ -212,7 +212,7 @@ def watchdog() -> str:
 
 
 def pieces(services: dict[str, dict], logs: list[str]) -> dict[str, Piece]:
-    """Return what makes each file of the archive, by its name."""
+    """Return the function that creates each file of the archive, by its name."""
     made: dict[str, Piece] = {
         "resources.txt": resources,
         "processes.txt": processes,
@@ -237,10 +237,10 @@ def pieces(services: dict[str, dict], logs: list[str]) -> dict[str, Piece]:
 def gather(
     services: list[dict], gpu_wanted: bool, upstreams: list[dict], logs: list[str], secrets: list[str] | None = None
 ) -> dict:
-    """Return ``files`` (name to text, without secrets), ``kinds`` (of services), ``answers``, ``diagnosis``,
-    ``problems`` and ``seconds``.
+    """Return the evidence of this machine.
 
-    `services` and `upstreams` are those of `diagnosis.host.look`, whose evidence is ``diagnosis``.
+    It has ``files`` (name to text, without secrets), ``kinds`` (of services), ``answers``, ``diagnosis``, ``problems``
+    and ``seconds``. `services` and `upstreams` are those of `diagnosis.host.look`, whose evidence is ``diagnosis``.
     """
     begun = time.monotonic()
     redaction = secrets_of_host([*(secrets or []), *(each["bearer"] for each in upstreams if each.get("bearer"))])
@@ -260,7 +260,7 @@ def gather(
 
 
 def clipped(text: str) -> str:
-    """Return a text in at most `PAGE_BYTES` characters: its end, which is what is new."""
+    """Return at most the last `PAGE_BYTES` characters of a text, which are the newest."""
     return text if len(text) <= PAGE_BYTES else f"{CLIPPED}{text[-PAGE_BYTES:]}"
 
 

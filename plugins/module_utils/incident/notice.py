@@ -1,6 +1,6 @@
-"""Sends the summary of an incident to a receiver that takes Slack's incoming webhooks.
+"""Sends the summary of an incident to a receiver that accepts Slack's incoming webhooks.
 
-The address of a webhook is a secret: no sentence of this has it.
+The address of a webhook is a secret: no message of this module contains it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from urllib.parse import urlsplit
 from ..redaction import Redaction
 
 TIMEOUT = 10  # seconds
-LIMIT = 6000  # characters of a message; Slack cuts at 40000
-REPEAT = 1800  # seconds in which the same is not sent twice
+LIMIT = 6000  # characters of a message; Slack truncates at 40000
+REPEAT = 1800  # seconds during which the same message is not sent twice
 SET = "set incident_webhook_url in the vault, or name a file of the controller that has it by incident_webhook_file"
 
 
 class NoticeError(Exception):
-    """The message could not be sent; the text says why and what cures it."""
+    """The message could not be sent; the text names the reason and the cure."""
 
 
 def address(url: str | None, file: str | None) -> str:
-    """Return the webhook's address from the one of the two that is given."""
+    """Return the webhook's address from ``url`` or ``file``, whichever is given."""
     if not url and file:
         try:
             url = Path(file).expanduser().read_text(encoding="utf-8")
@@ -47,7 +47,7 @@ def address(url: str | None, file: str | None) -> str:
 
 
 def message(text: str) -> dict:
-    """Return what the receiver is sent: the text as it is, whatever it has of Slack's own signs."""
+    """Return the body of the request: the text as plain text, even if it contains Slack's markup."""
     text = text if len(text) <= LIMIT else f"{text[:LIMIT].rstrip()}\n…"
     for sign, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("```", "'''")):
         text = text.replace(sign, written)
@@ -55,7 +55,7 @@ def message(text: str) -> dict:
 
 
 def send(url: str, text: str) -> None:
-    """Post ``text``; raise `NoticeError` where the receiver does not take it."""
+    """Post ``text``. Raises `NoticeError` if the receiver does not accept it."""
     body = json.dumps(message(Redaction([url])(text))).encode()
     try:
         request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
@@ -71,7 +71,7 @@ def send(url: str, text: str) -> None:
 
 
 def sent_before(note: Path, rows: list[dict], now: float | None = None) -> float | None:
-    """Return how many seconds ago a message of the same rows was sent; None where it was not, or long ago."""
+    """Return how many seconds ago a message of the same rows was sent; None if it was not, or long ago."""
     try:
         known = json.loads(note.read_text(encoding="utf-8"))
         age = (time.time() if now is None else now) - float(known["at"])
@@ -81,12 +81,12 @@ def sent_before(note: Path, rows: list[dict], now: float | None = None) -> float
 
 
 def keep(note: Path, rows: list[dict], now: float | None = None) -> None:
-    """Note that a message of these rows was sent."""
+    """Record that a message of these rows was sent."""
     note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     moment = time.time() if now is None else now
     note.write_text(json.dumps({"digest": digest(rows), "at": moment}), encoding="utf-8")
 
 
 def digest(rows: list[dict]) -> str:
-    """Return a digest of how things stand: what is well and what is not, whatever the figures are."""
+    """Return a digest of the state: which rows are ok, without their figures."""
     return hashlib.sha256(json.dumps([[row.get("what"), row.get("ok")] for row in rows]).encode()).hexdigest()

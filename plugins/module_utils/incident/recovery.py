@@ -1,6 +1,6 @@
-"""Restarts on a machine the service that does not serve, once, within the watchdog's budget, and leaves others alone.
+"""Restarts a service that does not serve, once, within the watchdog's budget, and leaves others alone.
 
-The caller holds the service's lock. Waiting for the start and going back to an earlier release are the controller's.
+The caller holds the service's lock. The controller waits for the start and does the rollback.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ WATCHDOG = (
 )  # fmt: skip
 METRICS = "/var/lib/llm-watchdog/metrics/watchdog.prom"
 SPEND_TIMEOUT = 120  # seconds: the evidence is kept meanwhile
-PAUSE_LIMIT = 90  # seconds that are waited for between two restarts
-ANSWER_WITHIN = 20  # seconds for one question
+PAUSE_LIMIT = 90  # seconds to wait at most for the pause between two restarts
+ANSWER_WITHIN = 20  # seconds for one probe
 WATCHED = 10  # seconds in which a busy engine shows that it produces tokens
 STALE = 60  # seconds after which the watchdog's page is about this process
 START_TIMEOUT = 600
 NEW = 24 * 3600  # seconds during which a release counts as the newest change
 PRODUCED = ("vllm:iteration_tokens_total_count", "vllm:prompt_tokens_total", "vllm:generation_tokens_total")
-OF_A_RELEASE = ("unit", "files", "engine")  # areas of causes: what a release is made of
+OF_A_RELEASE = ("unit", "files", "engine")  # areas of causes: what a release consists of
 
 
 def recover(service: Service, metrics: str | None, check_mode: bool) -> dict:
     """Return what was found and done: ``serves``, ``found``, ``did``, ``await`` and the ``release``.
 
-    ``serves`` is None where the service is not here; ``next`` says what a person does where nothing could be done.
+    ``serves`` is None if the service is not on this host; ``next`` says what a person should do if nothing could be
+    done.
     """
     state, release = service.state(), service.release(service.state()["current"])
     told = {
@@ -80,7 +81,7 @@ def recover(service: Service, metrics: str | None, check_mode: bool) -> dict:
 
 
 def other_serves(name: str, host: host_text.Tree | None = None) -> str:
-    """Return a sentence about an engine that another one of its group serves instead of, "" of any other service."""
+    """Return a sentence if another engine of its group serves instead of this engine; "" for any other service."""
     try:
         note = engine_states.noted(host or host_text.Tree()).get(name)
     except engine_states.EngineStateError:
@@ -89,7 +90,7 @@ def other_serves(name: str, host: host_text.Tree | None = None) -> str:
 
 
 def restarted(service: Service, granted: dict) -> dict:
-    """Restart the service; say what that took."""
+    """Restart the service; return what was done, with the restarts that are left."""
     conditions = service.proof_of(service.state()["current"])["before_start"]
     service.start(conditions, regardless=True)
     blocked = service.state()["blocked"]
@@ -99,7 +100,7 @@ def restarted(service: Service, granted: dict) -> dict:
 
 
 def failing(service: Service) -> str | None:
-    """Say why the service does not serve, or return None."""
+    """Return why the service does not serve, or None."""
     live = systemd_unit.show(service.unit)
     if live.get("ActiveState") != "active":
         return f"{service.unit} is {live.get('ActiveState')} ({live.get('Result')})"
@@ -107,21 +108,21 @@ def failing(service: Service) -> str | None:
 
 
 def in_the_way(service: Service, release: dict) -> list[str]:
-    """Say what no restart cures: a unit that others have changed, a program that is gone."""
+    """Return obstacles that no restart removes: a unit changed by others, a missing program."""
     faults, _ = service.altered(release)
     gone = [link["target"] for link in release["links"] if not Path(link["target"]).exists()]
     return [*faults, *(f"{target} is gone" for target in gone)]
 
 
 def running_for(service: Service) -> float | None:
-    """Return for how many seconds the process runs; None where there is none."""
+    """Return for how many seconds the process has run; None if there is none."""
     live = systemd_unit.show(service.unit)
     begun = int(live.get("ExecMainStartTimestampMonotonic") or 0) / 1e6
     return time.monotonic() - begun if live.get("ActiveState") == "active" and begun else None
 
 
 def has_served(service: Service, age: float) -> bool:
-    """Say whether the watchdog has seen this process serve."""
+    """Return whether the watchdog has seen this process serve."""
     try:
         page = Path(METRICS).read_text()
     except OSError:
@@ -131,7 +132,7 @@ def has_served(service: Service, age: float) -> bool:
 
 
 def produced(metrics: str | None) -> float | None:
-    """Return a sum that grows with every token of an engine; None where its metrics cannot be read."""
+    """Return a sum that grows with every token of an engine; None if its metrics cannot be read."""
     if not metrics:
         return None
     try:
@@ -142,7 +143,7 @@ def produced(metrics: str | None) -> float | None:
 
 
 def spend(unit: str) -> dict:
-    """Take a restart from the watchdog's budget, waiting for the pause between two; see its `--spend`."""
+    """Take a restart from the watchdog's budget, waiting for the pause between two restarts; see its `--spend`."""
     if not Path(WATCHDOG[2]).exists():
         return {"granted": True}
     end = time.monotonic() + PAUSE_LIMIT
@@ -164,14 +165,14 @@ def spend(unit: str) -> dict:
 
 
 def to_go_back_to(service: Service, causes: list[dict], now: float) -> dict:
-    """Return the release to go back to as ``target`` and ``why``; both None where the newest one is not to blame."""
+    """Return the release to go back to as ``target`` and ``why``; both None if the newest release is not to blame."""
     state, nobody = service.state(), {"target": None, "why": None}
     try:
         target = service.earlier()
     except Refused:
         return nobody  # there is none
     if target == state["failed"]:
-        return nobody  # it was left because it did not serve
+        return nobody  # a service left it because it did not serve
     if not service.served_last() and state["current"] not in state["verified"]:
         return {"target": target, "why": "the newest release has never served"}
     own = [each for each in causes if each["area"] in OF_A_RELEASE]

@@ -1,4 +1,4 @@
-"""Says in a few rows what was found on a host, what was done, and which command comes next."""
+"""Summarizes in a few rows what was found on a host, what was done, and which command comes next."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ CONSOLE = (
 
 
 def row(what: str, measured: str, ok: bool | None = True, following: str = "") -> dict:
-    """Return a row of the checklist's form: `following` is what comes next."""
+    """Return a row in the checklist's form: `following` is what comes next."""
     return {"what": what, "measured": measured, "ok": ok, "cure": following}
 
 
 def found(host: str, gathered: dict, report: dict | None) -> list[dict]:
-    """Return the rows of a look: how each service answers, and what the diagnosis says."""
+    """Return the rows of a look: how each service answers, and the diagnosis."""
     rows = []
     for name, answer in gathered["answers"].items():
         told = answer or {"ok": False, "says": "it could not be asked"}
@@ -40,7 +40,7 @@ def unreachable(host: str, why: str) -> list[dict]:
 
 
 def text(host: str, rows: list[dict], report: dict | None) -> str:
-    """Return the summary that stands in the archive and that is sent."""
+    """Return the summary that is put into the archive and sent."""
     marks = {True: "ok", False: "NOT OK", None: "-"}
     lines = [f"Incident on {host}", ""]
     lines += [f"{marks[each['ok']]:<7} {each['what']}: {each['measured']}" for each in rows]
@@ -48,7 +48,7 @@ def text(host: str, rows: list[dict], report: dict | None) -> str:
 
 
 def escalated(look: list[dict], rotation: dict, notice: dict) -> list[dict]:
-    """Return the rows of an escalation: the look, what became of the rotation, and who was told."""
+    """Return the rows of an escalation: the look, the result for the rotation, and who was notified."""
     return [*look, _rotation(rotation), _notice(notice)]
 
 
@@ -71,7 +71,7 @@ def _notice(result: dict) -> dict:
 
 
 def after(host: str) -> list[str]:
-    """Return what a person does next, as lines."""
+    """Return the next steps for a person, as lines."""
     return [
         "Another host in: playbooks/gcp_start.yml for machines that are stopped, playbooks/gcp_provision.yml for",
         "declared ones that are not there, then site.yml.",

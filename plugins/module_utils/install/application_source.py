@@ -1,6 +1,6 @@
-"""The source of an application as a directory named by what it is made from: whole or absent, never changed in place.
+"""The source of an application as a directory named by its inputs: complete or absent, never changed in place.
 
-Plain Python; fetching is handed in or done by git, so everything here can be tested without a network.
+Plain Python; fetching is passed in or done by git, so everything here can be tested without a network.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .released_program import ReleaseError, unpack
 
 MARKER = ".source.json"
 TAGS_TOLD = 8
-# What a working tree holds beside the source: history, environments, secrets and caches.
+# Contents of a working tree that are not source: history, environments, secrets and caches.
 EXCLUDED = [".git", ".venv", ".env", "__pycache__", "*.pyc", ".pytest_cache", ".ruff_cache", ".mypy_cache"]
 
 
@@ -28,12 +28,12 @@ class SourceError(RuntimeError):
 
 
 def named(origin: dict) -> str:
-    """Return 12 hexadecimal digits over what a source is made from, such as its archive's checksum."""
+    """Return 12 hexadecimal digits over the inputs of a source, such as its archive's checksum."""
     return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def made(directory: Path) -> dict | None:
-    """Return what was noted when ``directory`` was made (origin, requirements), or None where it is not whole."""
+    """Return the record of how ``directory`` was made (origin, requirements), or None if it is not complete."""
     try:
         return json.loads((directory / MARKER).read_text())
     except (OSError, ValueError):
@@ -44,7 +44,7 @@ def made(directory: Path) -> dict | None:
 
 
 def files(tree: Path, excluded: list[str]) -> list[Path]:
-    """Return the files and links of ``tree``, relative and sorted; a name or path that fits a pattern is left out."""
+    """Return the files and links of ``tree``, relative and sorted, without those that match ``excluded``."""
     found = []
     for path in sorted(tree.iterdir()):
         found += _below(tree, path, excluded)
@@ -61,7 +61,7 @@ def _below(tree: Path, path: Path, excluded: list[str]) -> list[Path]:
 
 
 def tree_digest(tree: Path, excluded: list[str]) -> str:
-    """Return ``sha256:<hex>`` over names, texts, links and executable bits; owners and times do not count."""
+    """Return ``sha256:<hex>`` over names, contents, links and executable bits; owners and times do not count."""
     total = hashlib.sha256()
     for relative in files(tree, excluded):
         path = tree / relative
@@ -86,7 +86,8 @@ def pack(tree: Path, excluded: list[str], archive: Path) -> None:
 def export(repository: str, version: str, archive: Path, user: str | None) -> None:
     """Write the tag or commit ``version`` of a git repository into the .tar ``archive``, below one top folder.
 
-    Errors: `SourceError` for a repository that cannot be read, and for what is neither a tag nor a whole commit hash.
+    Raises `SourceError` for a repository that cannot be read, and if ``version`` is neither a tag nor a full commit
+    hash.
     """
     with tempfile.TemporaryDirectory(prefix="repository-") as stage:
         unprivileged.own(Path(stage), user)
@@ -98,7 +99,7 @@ def export(repository: str, version: str, archive: Path, user: str | None) -> No
         environment = {
             "LC_ALL": "C",
             "GIT_TERMINAL_PROMPT": "0",
-            # A stalled mirror must not hold the run.
+            # A stalled mirror must not block the run.
             "GIT_HTTP_LOW_SPEED_LIMIT": "1000",
             "GIT_HTTP_LOW_SPEED_TIME": "60",
         }
@@ -127,10 +128,10 @@ def _commit(tags: list[str], version: str) -> str:
 
 
 def install(archive: Path, origin: dict, directory: Path, uv: str, user: str | None) -> dict:
-    """Make ``directory`` from ``archive``, whole or not at all; return what is noted of it.
+    """Make ``directory`` from ``archive``, complete or not at all; return its record.
 
     Everything belongs to root and is readable by all. The requirements are read here, once, so that a later run needs
-    neither uv nor the source to know them.
+    neither uv nor the source for them.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as stage:
@@ -154,7 +155,7 @@ def install(archive: Path, origin: dict, directory: Path, uv: str, user: str | N
 
 
 def _settle(tree: Path) -> None:
-    """Give everything below ``tree`` to root, readable by all and writable by nobody else."""
+    """Make root the owner of everything below ``tree``, readable by all and writable by nobody else."""
     for path in [tree, *tree.rglob("*")]:
         if path.is_symlink():
             continue
@@ -165,7 +166,7 @@ def _settle(tree: Path) -> None:
 
 
 def requirements(tree: Path, uv: str, user: str | None) -> str:
-    """Return the application's requirements with their hashes: of its uv.lock where it has one, else of its file."""
+    """Return the application's requirements with their hashes, from its uv.lock or else from its requirements.txt."""
     if (tree / "uv.lock").is_file():
         try:
             return unprivileged.run(

@@ -1,4 +1,4 @@
-"""Download a file over a network that may break off, stall or answer with an error."""
+"""Download a file over a network that may disconnect, stall or answer with an error."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ansible.module_utils.urls import fetch_url
 from .released_program import ReleaseError
 
 TRIES = 3
-PATIENCE = (408, 425, 429)  # what a client may ask again, of those that blame it
-SILENCE_LIMIT = 15  # seconds without a byte: a stalled mirror must not hold the run
+PATIENCE = (408, 425, 429)  # client errors after which a retry is allowed
+SILENCE_LIMIT = 15  # seconds without a byte: a stalled mirror must not block the run
 
 
 def download(module, url: str, target: Path, ca_path: str | None = None) -> None:
-    """Fetch ``url`` into ``target``; raise `ReleaseError` with the last failure after three tries.
+    """Fetch ``url`` into ``target``. Raises `ReleaseError` with the last failure after three attempts.
 
-    ``ca_path`` names certificate authorities to trust; the system's when None.
+    ``ca_path`` names certificate authorities to trust; the system's if None.
     """
     failure = "no answer"
     for attempt in range(TRIES):

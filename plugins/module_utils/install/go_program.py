@@ -1,7 +1,7 @@
 """Build a Go program from a tag of its repository: verified commit, own toolchain, a directory of its own.
 
-The directory's name carries the version and a digest over all that decides the build, so a build is there or is not,
-an old one is never changed under a running process, and going back is a matter of a link. Plain Python on top of git
+The directory's name contains the version and a digest over all inputs of the build. So a build either exists or not,
+an old one is never changed under a running process, and a rollback only switches a link. Plain Python on top of git
 and go.
 """
 
@@ -27,7 +27,7 @@ class BuildError(RuntimeError):
 
 @dataclass(frozen=True)
 class Build:
-    """What is built: the ``package`` of ``source`` (a git URL) at the tag ``version``, which must be ``commit``."""
+    """What to build: the ``package`` of ``source`` (a git URL) at the tag ``version``, which must be ``commit``."""
 
     name: str
     version: str
@@ -36,38 +36,38 @@ class Build:
     package: str
     toolchain: str  # version of Go
     ldflags: str = ""
-    says: str = ""  # what `--version` has to contain
+    says: str = ""  # text that `--version` must contain
 
     @property
     def directory_name(self) -> str:
-        """Return ``<version>-<8 hexadecimal digits>``; where the sources come from does not change what is built."""
+        """Return ``<version>-<8 hexadecimal digits>``; the address of the sources does not change the build."""
         decisive = {key: value for key, value in asdict(self).items() if key != "source"}
         return f"{self.version}-{hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where and as whom is built."""
+    """Where and as which user to build."""
 
-    home: Path  # the program's directory; builds lie below it
+    home: Path  # the program's directory, with the builds below it
     go: Path  # root of the Go toolchain
-    user: str | None = None  # the account that builds; this one when None
+    user: str | None = None  # the account that builds; the current one if None
     environment: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
     def lock(self):
-        """One build at a time below ``home``; a second one waits and then finds it done."""
+        """Allow one build at a time below ``home``; a second one waits and then finds it finished."""
         unprivileged.open_up(self.home)
         with (self.home / ".lock").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
     def whole(self, build: Build) -> bool:
-        """Say whether the build is there, and its user can run it."""
+        """Return whether the build exists and its user can run it."""
         return not unprivileged.barred(self.home / build.directory_name / build.name, self.user)
 
     def make(self, build: Build) -> Path:
-        """Build beside and move into place in one step; return the directory, whole."""
+        """Build next to the target and move into place in one step; return the complete directory."""
         target = self.home / build.directory_name
         closed = unprivileged.barred(self.home, self.user)
         if closed:
@@ -95,7 +95,7 @@ class Workshop:
         return target
 
     def _fetch(self, build: Build, tree: Path) -> None:
-        """Get the tag, and refuse it when it is not the commit that is expected."""
+        """Fetch the tag. Raises `BuildError` if it is not the expected commit."""
         self._run("git", "clone", "--quiet", "--branch", build.version, "--", build.source, str(tree))
         found = self._run("git", "-C", str(tree), "rev-parse", "HEAD").strip()
         if found != build.commit:
@@ -114,7 +114,7 @@ class Workshop:
         return program
 
     def _run(self, *argv: str, own: Path | None = None) -> str:
-        """Run one step as the building user; Go's files go below ``own``, and git gives a stalled server up."""
+        """Run one step as the building user; Go's files go below ``own``, and git gives up on a stalled server."""
         environment = {
             "LC_ALL": "C",
             "GIT_TERMINAL_PROMPT": "0",

@@ -1,7 +1,7 @@
-"""An apt repository that a keyring package brings: checked before anything changes, registered once, taken away whole.
+"""An apt repository with a keyring package: verified before anything changes, registered once, removed completely.
 
 apt stops at a repository that is registered twice with different Signed-By, so entries of the same origin in other
-files are set aside as comments that can be given back. Plain Python; commands are run by a function that is handed in.
+files are commented out and can be restored. Plain Python; commands are run by a function that is passed in.
 Sources: sources.list(5), apt.conf(5), deb(5).
 """
 
@@ -25,7 +25,7 @@ from .system_packages import dpkg_failure
 
 ENTRY = re.compile(r"^\s*deb(?:-src)?\s+(?:\[[^\]]*\]\s+)?(\S+)\s")
 BUSY = re.compile(r"could not get lock|unable to (?:acquire|lock)|(?:was|is) locked by", re.IGNORECASE)
-PAUSE = 3  # seconds between two tries while another program holds apt's lock
+PAUSE = 3  # seconds between two attempts while another program holds apt's lock
 
 Run = Callable[[list[str]], "subprocess.CompletedProcess[bytes]"]
 
@@ -36,9 +36,9 @@ class RepositoryError(RuntimeError):
 
 @dataclass(frozen=True)
 class Repository:
-    """What is wanted. ``uri`` is where it is fetched from, ``origin`` what every address of it contains.
+    """The wanted repository. ``uri`` is where it is fetched from, ``origin`` is part of all its addresses.
 
-    ``ca_path`` names certificate authorities that apt trusts for its host; the system's when empty.
+    ``ca_path`` names certificate authorities that apt trusts for its host; the system's if empty.
     """
 
     package: str
@@ -51,13 +51,13 @@ class Repository:
 
     @property
     def trust(self) -> str:
-        """Return the option by which apt trusts ``ca_path`` for this host, empty where there is none to set."""
+        """Return the option with which apt trusts ``ca_path`` for this host, empty if none is needed."""
         parts = urlsplit(self.uri)
         return f"Acquire::https::{parts.hostname}::CAInfo" if self.ca_path and parts.scheme == "https" else ""
 
     @property
     def settings(self) -> str:
-        """Return the path of apt's settings that are ours."""
+        """Return the path of our settings file for apt."""
         return f"/etc/apt/apt.conf.d/80{self.package}"
 
     @property
@@ -92,18 +92,18 @@ def set_aside_deb822(text: str, repository: Repository) -> str:
 
 
 def given_back(text: str, repository: Repository) -> str:
-    """Return a file's text without the marks."""
+    """Return a file's text without the marks, so that its entries are active again."""
     return re.sub(f"^{re.escape(repository.mark)}", "", text, flags=re.MULTILINE)
 
 
 def own_text(before: str, repository: Repository) -> str:
-    """Return the text of the repository's own file; what somebody else wrote into it before is set aside."""
+    """Return the text of the repository's own file; earlier entries of others in it are commented out."""
     aside = set_aside("".join(_foreign_lines(before, repository)), repository)
     return aside + ("\n" if aside and not aside.endswith("\n") else "") + repository.line
 
 
 def foreign_text(before: str, repository: Repository) -> str:
-    """Return what somebody else wrote into the repository's own file, given back; empty for nothing."""
+    """Return the restored entries of others in the repository's own file; empty if there are none."""
     return given_back("".join(_foreign_lines(before, repository)), repository)
 
 
@@ -112,14 +112,14 @@ def _foreign_lines(text: str, repository: Repository) -> list[str]:
 
 
 def list_name(uri: str) -> str:
-    """Return how apt's index files of a flat repository begin."""
+    """Return the common prefix of apt's index files of a flat repository."""
     parts = urlsplit(uri)
     place = f"{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/"
     return re.sub(r"[\\|{}\[\]<>\"^~_=!@#$%&*]", lambda match: f"%{ord(match[0]):02x}", place).replace("/", "_")
 
 
 class Apt:
-    """apt and dpkg of the machine, or in tests of a tree with a function that plays their part."""
+    """apt and dpkg of the machine, or in tests of a directory tree with a function that simulates them."""
 
     def __init__(self, repository: Repository, root: Path = Path("/"), run: Run | None = None, patience: int = 600):
         self.repository = repository
@@ -131,31 +131,31 @@ class Apt:
         return self.root / path.lstrip("/")
 
     def installed(self) -> str | None:
-        """Return the installed version of the keyring package; None when it is not wholly there."""
+        """Return the installed version of the keyring package; None if it is not completely installed."""
         asked = ["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Version}", self.repository.package]
         status, _, version = self.run(asked).stdout.decode(errors="replace").partition(" ")
         return version if status == "installed" and self.at(self.repository.keyring).exists() else None
 
     def known(self) -> bool:
-        """Whether dpkg has anything of the package, its configuration files included."""
+        """Return whether dpkg has anything of the package, including its configuration files."""
         asked = ["dpkg-query", "--show", "--showformat", "${db:Status-Status}", self.repository.package]
         return self.run(asked).stdout.decode(errors="replace") not in ("", "not-installed")
 
     def indexed(self) -> bool:
-        """Whether apt has an index of the repository."""
+        """Return whether apt has an index of the repository."""
         return any(self.lists())
 
     def lists(self) -> list[Path]:
         return sorted(self.at("/var/lib/apt/lists").glob(list_name(self.repository.uri) + "*"))
 
     def sources(self) -> list[Path]:
-        """Return all files with apt sources but the repository's own."""
+        """Return all files with apt sources except the repository's own."""
         parts = self.at("/etc/apt/sources.list.d")
         files = [self.at("/etc/apt/sources.list"), *sorted(parts.glob("*.list")), *sorted(parts.glob("*.sources"))]
         return [file for file in files if file.is_file() and file != self.at(self.repository.source)]
 
     def differences(self, state: str) -> dict[str, tuple[str, str]]:
-        """Return the files that must change as ``{path: (before, after)}``; an empty text stands for no file."""
+        """Return the files that must change as ``{path: (before, after)}``; an empty text means no file."""
         found = {}
         for file in self.sources():
             before = host_text.read(file)
@@ -180,13 +180,13 @@ class Apt:
         return found
 
     def try_out(self, keyring: Path) -> None:
-        """Let apt read and verify the repository with files of its own, before it is registered."""
+        """Let apt read and verify the repository with separate files, before it is registered."""
         trust, path = self.repository.trust, self.repository.ca_path
         if trust and not (self.at(path).is_file() and self.at(path).stat().st_mode & 0o004):
             raise RepositoryError(f"{path} must be a file that everyone can read: apt fetches as a user without rights")
         with tempfile.TemporaryDirectory(prefix="apt-") as work:
             folder = Path(work)
-            folder.chmod(0o755)  # the index is fetched and verified by users without rights
+            folder.chmod(0o755)  # the index is fetched and verified by unprivileged users
             (folder / "lists" / "partial").mkdir(parents=True)
             trial = folder / "trial.list"
             trial.write_text(f"deb [signed-by={keyring}] {self.repository.uri} /\n")
@@ -205,11 +205,11 @@ class Apt:
                 )
 
     def install(self, package: Path) -> None:
-        """Install the keyring package; a configuration file that somebody changed stays."""
+        """Install the keyring package; a configuration file with local changes stays."""
         self.patiently(["dpkg", "--force-confold", "--install", str(package)])
 
     def update(self) -> None:
-        """Fetch the repository's index, and no other."""
+        """Fetch only this repository's index."""
         source = self.at(self.repository.source)
         self.patiently(
             [
@@ -221,7 +221,7 @@ class Apt:
             raise RepositoryError(f"apt has no index of {self.repository.uri} after an update; run it again")
 
     def purge(self) -> None:
-        """Take the keyring package and the index away."""
+        """Remove the keyring package and the index."""
         if self.known():
             self.patiently(["dpkg", "--purge", self.repository.package])
         for file in self.lists():
@@ -244,7 +244,7 @@ class Apt:
             beside.replace(place)
 
     def patiently(self, argv: list[str]) -> None:
-        """Run a command, again while another program holds apt's lock; raises `RepositoryError` when it fails."""
+        """Run a command; retry while another program holds apt's lock. Raises `RepositoryError` if it fails."""
         deadline = time.monotonic() + self.patience
         while (done := self.run(argv)).returncode != 0:
             if not BUSY.search(done.stderr.decode(errors="replace")):
@@ -258,7 +258,7 @@ class Apt:
 
 
 def keyring_of(package: bytes, path: str) -> bytes:
-    """Return the file ``path`` out of the unpacked tree (a tar archive) of a package."""
+    """Return the file ``path`` from the unpacked tree (a tar archive) of a package."""
     with tarfile.open(fileobj=BytesIO(package)) as tree:
         for member in tree:
             if member.name.lstrip("./") == path.lstrip("/") and (file := tree.extractfile(member)):

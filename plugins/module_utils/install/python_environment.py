@@ -1,7 +1,7 @@
-"""Build a virtual environment beside the one that runs, named by all that it is made from.
+"""Build a virtual environment next to the running one, named by the digest of its inputs.
 
-Plain Python; the same inputs give the same directory, so an environment that is there is right and one that is not is
-built anew. Nothing is ever changed in place.
+Plain Python; the same inputs give the same directory, so an existing environment is right and a missing one is built.
+Nothing is ever changed in place.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ LOCKS = Path("/run")
 
 
 class BuildError(RuntimeError):
-    """The environment cannot be built; the text is one sentence with the installer's own last words."""
+    """The environment cannot be built; the text is one sentence with the installer's last message."""
 
 
 def digest(inputs: dict) -> str:
-    """Return 12 hexadecimal digits over everything the environment is made from."""
+    """Return 12 hexadecimal digits over all inputs of the environment."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def complete(directory: Path, user: str | None = None) -> bool:
-    """Say whether ``directory`` holds an environment that was built to its end and that ``user`` can run."""
+    """Return whether ``directory`` holds a complete environment that ``user`` can run."""
     return (directory / MARKER).is_file() and _hindrance(directory, user) is None
 
 
 def _hindrance(directory: Path, user: str | None) -> str | None:
-    """Say why ``user`` cannot run the environment's interpreter, or return None; one who is still to be made can."""
+    """Return why ``user`` cannot run the environment's interpreter, or None; a user who does not exist yet can."""
     python = directory / "bin/python"
     user = user if os.geteuid() == 0 else None
     try:
@@ -59,7 +59,7 @@ class Builder:
         self.environment, self.runs_as = environment, runs_as or user
 
     def build(self, directory: Path, inputs: dict, needed_mib: int) -> None:
-        """Make ``directory`` whole, or leave nothing of it behind.
+        """Build ``directory`` completely, or leave nothing of it behind.
 
         ``inputs`` has ``requirements``, ``overrides``, ``constraints`` (texts of requirements files), ``hashes`` (bool)
         and ``imports`` (modules that must be importable at the end).
@@ -74,7 +74,7 @@ class Builder:
     @staticmethod
     @contextmanager
     def _alone(directory: Path):
-        """Wait for another controller's run that builds the same environment now."""
+        """Wait for another controller's run that is building the same environment now."""
         with (LOCKS / f"llm-server-environment-{directory.name}.lock").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
@@ -84,7 +84,7 @@ class Builder:
         closed = unprivileged.barred(directory.parent, self.runs_as)
         if closed:
             raise BuildError(closed)
-        # One that only its user cannot run any more may still be under a process that began before.
+        # An environment that only its user can no longer run may still be in use by an older process.
         before = directory.with_name(f".{directory.name}.before")
         shutil.rmtree(before, ignore_errors=True)
         if (directory / MARKER).is_file():
@@ -115,7 +115,7 @@ class Builder:
                 files[name] = stage / f"{name}.txt"
                 files[name].write_text(inputs[name])
                 files[name].chmod(0o644)
-        # It stays the builder's: what keeps a service out of its own environment is its unit's read-only file system.
+        # It stays the builder's: the unit's read-only file system keeps a service from writing to its own environment.
         directory.mkdir()
         unprivileged.own(directory, self.user)
         hashes = ["--require-hashes"] if inputs["hashes"] else []
@@ -123,7 +123,7 @@ class Builder:
         if self.installer == "uv":
             self._run(self.uv, "venv", "--no-project", "--allow-existing", "--python", self.python, str(directory))
             overrides = ["--override", str(files["overrides"])] if "overrides" in files else []
-            # The service cannot write into its environment: uncompiled, every start would compile it all again.
+            # The service cannot write to its environment: uncompiled code would be compiled again at every start.
             target = ["--compile-bytecode", "--python", str(directory / "bin/python")]
             sources = [*hashes, *overrides, *constraints, "--requirement", str(files["requirements"])]
             self._run(self.uv, "pip", "install", *target, *sources)
@@ -143,7 +143,7 @@ class Builder:
             raise BuildError(f"{error}{self._through()}") from None
 
     def _through(self) -> str:
-        """Return the proxies that the installer was given, without their passwords: it does not name them itself."""
+        """Return the proxies given to the installer, without their passwords: the installer does not name them."""
         told = [
             f"{name} {re.sub('//[^/]*@', '//', value)}"
             for name, value in sorted(self.environment.items())

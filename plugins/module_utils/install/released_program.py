@@ -1,6 +1,6 @@
-"""Install a released program from an archive: verified, unpacked beside, moved into place in one step.
+"""Install a released program from an archive: verified, unpacked next to the target, moved into place in one step.
 
-Plain Python; the download itself is handed in, so everything here can be tested without a network.
+Plain Python; the download itself is passed in, so everything here can be tested without a network.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 MARKER = ".release.json"
 
 
-# Pythons that know filters warn where none is named.
+# Python versions that know filters warn if none is given.
 _SAFE = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 
@@ -27,9 +27,9 @@ class ReleaseError(RuntimeError):
 
 
 def installed_checksum(directory: Path) -> str | None:
-    """Return the checksum of the archive that ``directory`` was made from, or None where it is not whole.
+    """Return the checksum of the archive that ``directory`` was made from, or None if it is not complete.
 
-    It is whole with its marker and with the program in the size that the marker notes; earlier ones note none.
+    It is complete if it has its marker, and the program in the size that the marker records. Older markers record none.
     """
     try:
         marker = json.loads((directory / MARKER).read_text())
@@ -43,8 +43,8 @@ def installed_checksum(directory: Path) -> str | None:
 def place(home: Path, version: str, checksum: str) -> Path:
     """Return the directory below ``home`` for ``version`` from the archive with ``checksum``.
 
-    It is named by the version. Where another archive of that version has the name, from which a service may run, it is
-    named by the sum too, and keeps that name.
+    Its name is the version. If another archive of that version already has this name, a service may run from it. Then
+    the name contains the checksum too, and this does not change later.
     """
     plain, beside = home / version, home / f"{version}-{checksum.removeprefix('sha256:')[:12]}"
     there = installed_checksum(plain)
@@ -63,9 +63,9 @@ def sha256(path: Path) -> str:
 
 
 def unpack(archive: Path, directory: Path) -> None:
-    """Unpack a .tar.gz or .zip into ``directory``; a single top folder is taken away.
+    """Unpack a .tar.gz or .zip into ``directory``; a single top folder is removed.
 
-    Errors: `ReleaseError` for an archive that is damaged or that reaches outside the directory.
+    Raises `ReleaseError` for an archive that is damaged or has paths outside the directory.
     """
     try:
         if zipfile.is_zipfile(archive):
@@ -95,10 +95,10 @@ def _inside(directory: Path, name: str) -> None:
 
 
 def install(archive: Path, checksum: str, member: str, directory: Path) -> None:
-    """Make ``directory`` from ``archive``, whole or not at all.
+    """Make ``directory`` from ``archive``, complete or not at all.
 
-    ``member`` is the program inside, relative to the archive without its top folder; where the archive holds one single
-    file, that file gets its name. Made by root, everything belongs to root, readable and executable by all.
+    ``member`` is the program inside, relative to the archive without its top folder. If the archive has only one file,
+    that file gets this name. If root installs it, everything belongs to root, readable and executable by all.
     """
     found = sha256(archive)
     if found != checksum:
@@ -123,7 +123,7 @@ def install(archive: Path, checksum: str, member: str, directory: Path) -> None:
             path.chmod(0o755 if executable else 0o644)
         marker = {"checksum": checksum, "member": member, "size": program.stat().st_size}
         (stage / MARKER).write_text(json.dumps(marker))
-        # What was there goes only when the new one stands in its place: a service may be starting from it.
+        # The old directory is removed only after the new one is in place: a service may be starting from it.
         old = Path(stage_name) / "old"
         if directory.exists():
             directory.rename(old)

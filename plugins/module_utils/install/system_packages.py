@@ -1,7 +1,8 @@
-"""Packages of the distribution in the versions that are wanted, and gone again when the role goes.
+"""Install distribution packages in the wanted versions, and remove them together with the role.
 
-dpkg is asked first, so a host that has everything asks nothing of the network. What came with a role and what it wants
-are noted, so that its removal takes exactly that away which no other role needs. Plain Python on top of dpkg and apt.
+dpkg is asked first, so the network is not used if everything is installed. The packages that a role installed and
+those that it wants are recorded, so that its removal removes exactly what no other role needs. Plain Python on top of
+dpkg and apt.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from pathlib import Path
 
 NOTES = Path("/var/lib/llm-server/packages")
 LOCKED = re.compile(r"Could not get lock|Unable to lock|is another process using it|was locked by another process")
-NEVER_REMOVED = {"ca-certificates"}  # whatever speaks TLS on this host has come to need it
+NEVER_REMOVED = {"ca-certificates"}  # by now, everything that uses TLS on this host needs it
 INTERRUPTED = "dpkg was interrupted"
 DPKG_FAILURE = re.compile(r"^dpkg: error processing (?:archive|package) (\S+) .*:\s*\n\s*(.+)", re.MULTILINE)
 RETRY_AFTER = 5.0
 
 
 class PackageError(RuntimeError):
-    """The packages cannot be had; the text is one sentence that names the cause and the cure."""
+    """The packages cannot be installed; the text is one sentence that names the cause and the cure."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Installed:
 
 @dataclass(frozen=True)
 class Plan:
-    """What differs: packages to install, packages in their way, holds to set and to release."""
+    """The differences: packages to install, packages that conflict, holds to set and to release."""
 
     install: list[Wanted]
     remove: list[str]
@@ -56,7 +57,7 @@ class Plan:
 
 
 def is_version(wanted: str, full: str) -> bool:
-    """Tell whether the package version ``full`` (``epoch:upstream-revision``) is ``wanted``, written whole or in part.
+    """Return whether the package version ``full`` (``epoch:upstream-revision``) is the full or partial ``wanted``.
 
     Source: deb-version(7). ``3.3.9`` is ``1:3.3.9`` and ``1:3.3.9-1``, never ``3.3.90``.
     """
@@ -65,7 +66,7 @@ def is_version(wanted: str, full: str) -> bool:
 
 
 def parse_dpkg(text: str) -> dict[str, Installed]:
-    """Read lines of ``name<TAB>version<TAB>status``; return what is wholly installed."""
+    """Parse lines of ``name<TAB>version<TAB>status``; return the completely installed packages."""
     found = {}
     for line in text.splitlines():
         name, version, status = line.split("\t")
@@ -76,20 +77,20 @@ def parse_dpkg(text: str) -> dict[str, Installed]:
 
 
 def parse_madison(text: str) -> list[str]:
-    """Read the output of ``apt-cache madison`` for one package; return its versions, newest first."""
+    """Parse the output of ``apt-cache madison`` for one package; return its versions, newest first."""
     return list(dict.fromkeys(line.split("|")[1].strip() for line in text.splitlines() if line.count("|") == 2))
 
 
 def parse_simulation(text: str) -> tuple[list[str], list[str]]:
-    """Read ``apt-get --simulate``; return the packages it would install and those it would remove."""
+    """Parse ``apt-get --simulate``; return the packages it would install and those it would remove."""
     words = [line.split() for line in text.splitlines() if line.startswith(("Inst ", "Remv ", "Purg "))]
     return [word[1] for word in words if word[0] == "Inst"], [word[1] for word in words if word[0] != "Inst"]
 
 
 def dpkg_failure(text: str) -> str:
-    """Return what dpkg says of the first package that it could not install; empty where it says nothing.
+    """Return dpkg's message about the first package that it could not install; empty if there is none.
 
-    apt passes it on by its standard output, and adds no more than that dpkg failed. Source: dpkg's src/main/errors.c,
+    apt prints it to its standard output, and itself only reports that dpkg failed. Source: dpkg's src/main/errors.c,
     print_error_perpackage.
     """
     found = DPKG_FAILURE.search(text)
@@ -97,7 +98,7 @@ def dpkg_failure(text: str) -> str:
 
 
 def plan(wanted: list[Wanted], instead_of: list[str], installed: dict[str, Installed]) -> Plan:
-    """Return what is to be done; ``instead_of`` are patterns of package names that must not stay beside them."""
+    """Return the changes to make; ``instead_of`` are patterns of names of packages that must be removed."""
     held = {name for name, each in installed.items() if each.held}
     return Plan(
         install=[
@@ -112,13 +113,13 @@ def plan(wanted: list[Wanted], instead_of: list[str], installed: dict[str, Insta
 
 
 def matching(patterns: list[str], installed: dict[str, Installed]) -> list[Wanted]:
-    """Return the installed packages whose names match one of ``patterns``, to be held as they are."""
+    """Return the installed packages whose names match one of ``patterns``, to hold them at their versions."""
     names = sorted(name for name in installed if any(fnmatch(name, pattern) for pattern in patterns))
     return [Wanted(name, hold=True) for name in names]
 
 
 class Packages:
-    """The packages that one role brings to this machine."""
+    """The packages that one role installs on this machine."""
 
     def __init__(self, name: str, lock_timeout: int):
         self.note_path = NOTES / f"{name}.json"
@@ -129,33 +130,33 @@ class Packages:
         return parse_dpkg(out)
 
     def came(self) -> list[str]:
-        """Return the packages that were not there before this role."""
+        """Return the packages that were not installed before this role."""
         return _read(self.note_path)["came"]
 
     def noted(self, wanted: list[Wanted]) -> bool:
-        """Whether the note says that the role wants exactly these."""
+        """Return whether the record says that the role wants exactly these."""
         return self.note_path.exists() and _read(self.note_path)["wanted"] == sorted(each.name for each in wanted)
 
     def others(self) -> dict[Path, set[str]]:
-        """Return what each other role's note says that it wants or brought."""
+        """Return the packages that each other role wants or installed, by its record."""
         notes = {path: _read(path) for path in NOTES.glob("*.json") if path != self.note_path}
         return {path: {*note["wanted"], *note["came"]} for path, note in notes.items()}
 
     def apply(self, wanted: list[Wanted], instead_of: list[str]) -> None:
-        """Bring what is wanted: all packages in one transaction of apt, then the holds, which that one releases."""
+        """Install what is wanted: all packages in one apt transaction, then set the holds, which it releases."""
         before, own = self.installed(), {each.name for each in wanted}
         steps = plan(wanted, instead_of, before)
         if steps.install or steps.remove:
             self._run("apt-get", "--quiet", "update")
             words = [self._argument(each) for each in steps.install] + [f"{name}-" for name in steps.remove]
-            # Allowed: going back to an older version, and changing what this role itself holds.
+            # Downgrades are allowed, and changes to packages that this role itself holds.
             options = ["--yes", "--no-install-recommends", "--allow-downgrades", "--allow-change-held-packages"]
             options += ["-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold"]
             brings, takes = parse_simulation(self._run("apt-get", "--simulate", *options, "install", *words))
             foreign = [name for name in takes if not any(fnmatch(name, pattern) for pattern in instead_of)]
             if foreign:
                 raise PackageError(f"installing {' '.join(words)} would remove {', '.join(foreign)}; remove it by hand")
-            # The holds of others, such as those of the driver, stand.
+            # Holds of others, such as those of the driver, are kept.
             held = [name for name in brings if name in before and before[name].held and name not in own]
             if held:
                 raise PackageError(
@@ -165,7 +166,7 @@ class Packages:
             try:
                 self._run("apt-get", "--quiet", *options, "install", *words)
             except PackageError:
-                self._hold_again(before, own)  # apt releases the holds before it knows that it can install
+                self._hold_again(before, own)  # apt releases the holds before it knows whether it can install
                 raise
         self._note(set(self.came()), wanted)
         steps = plan(wanted, instead_of, self.installed())
@@ -175,14 +176,14 @@ class Packages:
             self._run("apt-mark", "hold", *steps.hold)
 
     def _hold_again(self, before: dict[str, Installed], names: set[str]) -> None:
-        """Hold those of ``names`` that were held before and are no more."""
+        """Hold those of ``names`` again that were held before."""
         lost = [name for name, each in self.installed().items() if name in names and not each.held]
         lost = [name for name in lost if name in before and before[name].held]
         if lost:
             self._run("apt-mark", "hold", *lost)
 
     def removable(self, wanted: list[Wanted]) -> tuple[list[str], list[str]]:
-        """Return the packages that leave with the role and the holds that end with it."""
+        """Return the packages to remove together with the role, and the holds to release."""
         installed = self.installed()
         needed = NEVER_REMOVED.union(*self.others().values())
         names = [name for name in self.came() if name in installed and name not in needed]
@@ -190,7 +191,7 @@ class Packages:
         return names, held if self.note_path.exists() else []
 
     def remove(self, names: list[str], held: list[str]) -> list[str]:
-        """Take ``names`` away and release ``held``; return those that stay because others have come to need them."""
+        """Remove ``names`` and release ``held``; return the packages that stay because others need them now."""
         if held:
             self._run("apt-mark", "unhold", *held)
         go = names
@@ -210,14 +211,14 @@ class Packages:
         return stay
 
     def _needed(self, go: list[str], names: list[str]) -> bool:
-        """Whether apt would take more than ``names`` along with ``go``."""
+        """Return whether apt would remove more than ``names`` together with ``go``."""
         if not go:
             return False
         _, takes = parse_simulation(self._run("apt-get", "--simulate", "--yes", "purge", *go))
         return bool(set(takes) - set(names))
 
     def _hand_over(self) -> None:
-        """Note what came with this role as come with the role that still wants it, so that the last one takes it."""
+        """Record this role's packages as those of a role that still wants them, so that the last one removes them."""
         came = set(self.came())
         for path in self.others():
             note = _read(path)
@@ -244,7 +245,7 @@ class Packages:
         _write(self.note_path, {"came": sorted(came), "wanted": sorted(each.name for each in wanted)})
 
     def _run(self, *argv: str) -> str:
-        """Run a command of the package system, and wait while another run of it holds the lock."""
+        """Run a command of the package system; wait while another process holds the lock."""
         environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
         end, resumed = time.monotonic() + self.lock_timeout, False
         while True:
@@ -252,7 +253,7 @@ class Packages:
             if not done.returncode:
                 return done.stdout
             if INTERRUPTED in done.stderr and not resumed:
-                # The machine went down inside a transaction; apt refuses everything until that one is ended.
+                # The machine stopped during a transaction; apt refuses everything until that one is completed.
                 resumed = True
                 self._run("dpkg", "--force-confdef", "--force-confold", "--configure", "--pending")
                 continue
@@ -269,7 +270,7 @@ class Packages:
 
 
 def _read(note: Path) -> dict[str, list[str]]:
-    """Return a role's note; one of an earlier version does not say what is wanted."""
+    """Return a role's record; one from an earlier version does not say what is wanted."""
     try:
         return {"came": [], "wanted": [], **json.loads(note.read_text())}
     except FileNotFoundError:

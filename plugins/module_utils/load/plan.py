@@ -20,7 +20,7 @@ class PlanError(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """N callers at once for M minutes, with prompts and answers of given lengths in tokens."""
+    """N concurrent callers for M minutes, with prompts and answers of given lengths in tokens."""
 
     callers: int
     minutes: float

@@ -17,7 +17,7 @@ BUCKETS = 60  # points of a curve over a run
 
 
 def argv(program: str, job: dict, plan: dict, requests: int, result: str) -> list[str]:
-    """Return the command for streaming requests by ``plan['callers']`` at once; the key is in the environment."""
+    """Return the command for streaming requests by ``plan['callers']`` callers; the key is in the environment."""
     directory, _, name = result.rpartition("/")
     words = [
         program, "bench", "serve", "--backend", "openai", "--base-url", job["url"], "--endpoint", "/v1/completions",
@@ -102,7 +102,7 @@ def _rows(result: dict, wanted: int) -> list[dict]:
 
 
 def curve(rows: list[dict]) -> list[dict]:
-    """Return points over time (seconds of the host's monotonic clock): p95 of the first token and tokens a second."""
+    """Return points over time (seconds of the host's monotonic clock): p95 of the first token and tokens per second."""
     if not rows:
         return []
     begin = min(row["start"] for row in rows)

@@ -1,7 +1,7 @@
-"""Look at a finished server from where a user stands: one row a check, with what was measured.
+"""Check a finished server from a user's point of view: one row per check, with what was measured.
 
-Each kind takes the options of its check and returns ``(measured, ok)``; it changes nothing. A check that cannot be made
-at all is a row that says why, never an exception.
+Each kind takes the options of its check and returns ``(measured, ok)``; it changes nothing. A check that cannot run
+gives a row that says why, never an exception.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ def http(
     url: str, status: int = 200, bearer: str | None = None, timeout: float = 5, contains: str = "", user: str = "",
     password: str = "",
 ) -> tuple[str, bool]:  # fmt: skip
-    """The URL answers with ``status``, and with a text that holds ``contains``."""
+    """The URL answers with ``status`` and a text that contains ``contains``."""
     seen, text = probes.ask(url, bearer, timeout=timeout, headers=probes.login(user, password))
     good = seen == status and contains in text
     return (str(seen), True) if good else (f"{seen}: {shortened(text)}", False)
 
 
 def remote_write(url: str, watched: float = 20, timeout: float = 5) -> tuple[str, bool]:
-    """The vmagent at the base ``url`` scrapes every target, and what it scrapes arrives; nothing waits or is dropped.
+    """The vmagent at the base ``url`` scrapes every target and delivers the samples; nothing waits or is dropped.
 
-    It has ``watched`` seconds for that: after a start a target has its first scrape within the interval. What was
-    dropped in the past is told, but only what is dropped while this looks makes the row red.
+    It has ``watched`` seconds for that: after a start the first scrape of a target comes within the interval. Earlier
+    drops are reported, but only drops during the check make the row red.
     """
     deadline, dropped = time.monotonic() + watched, None
     while True:
@@ -62,14 +62,14 @@ def remote_write(url: str, watched: float = 20, timeout: float = 5) -> tuple[str
 
 
 def _away(target: dict) -> bool:
-    """Say whether a target is an engine that another one of its group serves instead of."""
+    """Return whether a target is an engine that does not serve because another one of its group does."""
     return target["labels"].get("service") in engine_states.away()
 
 
 def models(
     url: str, expected: list[str], bearer: str | None = None, max_model_len: int | None = None, timeout: float = 5
 ) -> tuple[str, bool]:
-    """``<url>/models`` lists exactly ``expected``, the base model first, and the longest text it was given."""
+    """``<url>/models`` lists exactly ``expected``, the base model first, with the given context length."""
     failure = probes.models(url, expected, bearer, max_model_len, timeout)
     length = f"; up to {max_model_len} tokens" if max_model_len else ""
     return (failure, False) if failure else (", ".join(expected) + length, True)
@@ -91,9 +91,9 @@ def completion(
 
 
 def at_once(questions: list[dict]) -> tuple[str, bool]:
-    """Every engine answers a prompt while the others do; a question has the options of the probe ``completion``.
+    """All engines answer a prompt at the same time; each question has the options of the probe ``completion``.
 
-    Its key is read from ``bearer_file`` and ``bearer_variable``.
+    The API key is read from ``bearer_file`` and ``bearer_variable``.
     """
     start = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(len(questions)) as pool:
@@ -103,9 +103,9 @@ def at_once(questions: list[dict]) -> tuple[str, bool]:
 
 
 def gpu_memory(units: list[str], others_mib: int) -> tuple[str, bool]:
-    """What each of the ``units`` holds on the GPUs is within its plan, and all others hold less than ``others_mib``.
+    """Each of ``units`` holds GPU memory within its plan, and all other processes less than ``others_mib``.
 
-    The plan is what the roles wrote for node_exporter; a unit without one is only told.
+    The plan is what the roles wrote for node_exporter. A unit without a plan is only reported.
     """
     try:
         found = nvidia_smi.read()["gpus"]
@@ -123,7 +123,7 @@ def gpu_memory(units: list[str], others_mib: int) -> tuple[str, bool]:
 
 
 def planned_max_mib(name: str, folder: Path = PLANS) -> float | None:
-    """Return the most MiB that an engine was planned to hold on its GPU, or None where it has no plan."""
+    """Return the maximum MiB that an engine was planned to hold on its GPU, or None if it has no plan."""
     try:
         page = (folder / f"gpu_memory_{name}.prom").read_text(encoding="utf-8")
     except OSError:
@@ -135,7 +135,7 @@ def planned_max_mib(name: str, folder: Path = PLANS) -> float | None:
 def chat(
     url: str, model: str, prompt: str, bearer: str | None = None, max_tokens: int = 12, timeout: float = 60
 ) -> tuple[str, bool]:
-    """``model`` answers a streamed chat; the row shows the answer and the number of pieces it came in."""
+    """``model`` answers a streamed chat; the row shows the answer and the number of chunks."""
     body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens, "stream": True}
     seen, text = probes.ask(f"{url}/chat/completions", bearer, {**body, "temperature": 0}, timeout)
     if seen != 200:
@@ -152,16 +152,16 @@ def chat(
 
 
 def metric(url: str, series: list[str], timeout: float = 5) -> tuple[str, bool]:
-    """The Prometheus page has every one of ``series``."""
+    """The Prometheus page has all of ``series``."""
     failure = probes.metric(url, series, timeout)
     return (failure, False) if failure else (f"{len(series)} series asked for, all there", True)
 
 
 def unit(name: str) -> tuple[str, bool]:
-    """The unit runs, is enabled, is what was written, and does not die again and again.
+    """The unit runs, is enabled, is what was written, and is not in a crash loop.
 
-    A service that died and has served since is what systemd's Restart is for; one that dies CRASHES times within
-    LATELY minutes is in a loop, even if it happens to run at this moment.
+    One crash and a recovery is what systemd's Restart is for. A service that crashes CRASHES times within LATELY
+    minutes is in a loop, even if it happens to run at this moment.
     """
     live = systemd_unit.show(name)
     state, enabled = live.get("ActiveState"), live.get("UnitFileState") or "not there"
@@ -174,7 +174,7 @@ def unit(name: str) -> tuple[str, bool]:
 
 
 def unit_faults(name: str, live: dict) -> list[str]:
-    """Say where systemd's unit, or the file of one that was written here, is another than what was written."""
+    """Return where systemd's unit, or the file of a unit written here, differs from what was written."""
     faults = []
     if live.get("NeedDaemonReload") == "yes":
         faults.append("systemd has not read its files since they changed")
@@ -195,17 +195,17 @@ def unit_faults(name: str, live: dict) -> list[str]:
 
 
 def sockets(name: str, declared: list[str]) -> tuple[str, bool | None]:
-    """The unit can be reached from another machine at nothing but the ``declared`` addresses, such as 10.0.0.4:9100.
+    """The unit is reachable from other machines only at the ``declared`` addresses, such as 10.0.0.4:9100.
 
-    What listens on the machine's outer address besides must be closed by the unit's filter; None where there is one
-    and systemd cannot put it into force.
+    Everything else that listens on the machine's outer address must be blocked by the unit's filter. None if there is
+    a filter but systemd cannot enforce it.
     """
     seen = systemd_unit.listening(name)
     own = [_socket(each) for each in declared]
     stray = [each for each in seen if not _loopback(each["address"]) and not any(_covers(one, each) for one in own)]
     filtered = systemd_unit.address_filter(name)
     closed = filtered["in_force"] and filtered["allowed"] is not None and all(map(_loopback, filtered["allowed"]))
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # each waits for a second where it is closed
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # each waits for a second if the port is blocked
         answers = list(pool.map(_answers, stray))
     reachable = [each for each, answered in zip(stray, answers, strict=True) if answered or not closed]
     powerless = filtered["allowed"] is not None and not filtered["in_force"]
@@ -239,9 +239,9 @@ def _place(seen: dict) -> str:
 
 
 def _answers(seen: dict) -> bool:
-    """Say whether a TCP socket takes a connection by the machine's outer address, which a filter would not let in."""
+    """Return whether a TCP socket accepts a connection at the machine's outer address, which a filter would block."""
     address = ipaddress.ip_address(seen["address"])
-    # What listens on every address of IPv6 mostly does so on those of IPv4 too.
+    # A socket that listens on all IPv6 addresses usually accepts IPv4 too.
     versions = ([4, 6] if address.version == 6 else [4]) if address.is_unspecified else []
     for place in versions or [str(address)] if seen["protocol"] == "tcp" else []:
         try:
@@ -253,7 +253,7 @@ def _answers(seen: dict) -> bool:
 
 
 def _outer(version: int) -> str:
-    """Return the address by which this machine would reach another one; nothing is sent."""
+    """Return the address from which this machine would connect to another one; nothing is sent."""
     family, far = (socket.AF_INET, "192.0.2.1") if version == 4 else (socket.AF_INET6, "2001:db8::1")
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect((far, 9))
@@ -261,9 +261,9 @@ def _outer(version: int) -> str:
 
 
 def rules(url: str, wait: float = 40, timeout: float = 5) -> tuple[str, bool]:
-    """The vmalert at ``url`` has read its rules, and the store answers every one of them.
+    """The vmalert at ``url`` has loaded its rules, and the store answers all of them.
 
-    One that failed may have asked a store that was being restarted: it is given ``wait`` seconds until its next turn.
+    A rule may have failed because the store was being restarted: it gets ``wait`` seconds until its next evaluation.
     """
     deadline = time.monotonic() + wait
     while True:
@@ -289,7 +289,7 @@ def rules(url: str, wait: float = 40, timeout: float = 5) -> tuple[str, bool]:
 def notices(url: str, watched: float = 3, timeout: float = 5) -> tuple[str, bool]:
     """The Alertmanager at ``url`` is ready and delivers.
 
-    Notices that failed in the past are told, but only those that fail while this looks make the row red.
+    Earlier failed notifications are reported, but only failures during the check make the row red.
     """
     counts: list[float] = []
     while True:
@@ -306,9 +306,9 @@ def notices(url: str, watched: float = 3, timeout: float = 5) -> tuple[str, bool
 
 
 def watchdog(path: str, interval: float) -> tuple[str, bool]:
-    """The watchdog looks every ``interval`` seconds, sees what runs serve, and needs no person.
+    """The watchdog looks every ``interval`` seconds, finds that what runs also serves, and needs no person.
 
-    ``path`` is its page of metrics. A service that was started a moment ago is seen to serve by the next look.
+    ``path`` is its page of metrics. A service that was just started is found serving by the next look.
     """
     deadline = time.monotonic() + 2 * interval + LATE
     while True:
@@ -345,7 +345,7 @@ def timer(name: str) -> tuple[str, bool]:
 
 
 def _of_units(page: str, name: str) -> dict[str, int]:
-    """Return the values of a metric of the watchdog's page by unit."""
+    """Return the values of a metric on the watchdog's page by unit."""
     found = re.findall(rf'^{name}{{unit="([^"]+)"}} (\d+)$', page, re.MULTILINE)
     return {unit: int(value) for unit, value in found}
 
@@ -384,7 +384,7 @@ def _ago(moment: float) -> str:
 def pushes(url: str, watched: float = 3, timeout: float = 5) -> tuple[str, bool]:
     """The log shipper at the metrics page ``url`` has sent lines and drops none.
 
-    Lines that were lost in the past are told, but only those lost while this looks make the row red.
+    Earlier losses are reported, but only lines lost during the check make the row red.
     """
     counts: list[float] = []
     while True:
@@ -402,7 +402,7 @@ def journal_job(
     url: str, job: str, unit: str, labels: dict, other_units: list[str], rewrites: bool, metrics: str, positions: str,
     user: str = "", password: str = "", bearer: str = "", tenant: str = "", wait: float = 20,
 ) -> tuple[str, bool]:  # fmt: skip
-    """A line that is written now in the name of ``unit`` reaches Loki at ``url``; see `log_shipping.journal_job`."""
+    """A line written now in the name of ``unit`` reaches Loki at ``url``; see `log_shipping.journal_job`."""
     loki = log_shipping.Loki(url, user, password, bearer, tenant)
     shipper = log_shipping.Shipper(positions, metrics)
     return log_shipping.journal_job(loki, shipper, job, unit, labels, other_units, rewrites, wait)
@@ -418,7 +418,7 @@ def file_job(
 
 
 def collector_queue(url: str, watched: float = 5) -> tuple[str, bool]:
-    """The collector at the metrics page ``url`` sends what waits in its queue; see `log_shipping.queue`."""
+    """The collector at the metrics page ``url`` sends what is in its queue; see `log_shipping.queue`."""
     return log_shipping.queue(log_shipping.Collector(url), watched)
 
 
@@ -426,7 +426,7 @@ def collector_journal(
     url: str, host: str, job: str, unit: str, service: str, metrics: str,
     user: str = "", password: str = "", bearer: str = "", authorities: str = "", wait: float = 20,
 ) -> tuple[str, bool | None]:  # fmt: skip
-    """A line that is written now in the name of ``unit`` reaches ``url``; see `log_shipping.collected_unit`."""
+    """A line written now in the name of ``unit`` reaches ``url``; see `log_shipping.collected_unit`."""
     receiver = log_shipping.Receiver(url, user, password, bearer, authorities)
     collector = log_shipping.Collector(metrics)
     attributes = {"host.name": host, "service.name": service, "job": job}
@@ -445,7 +445,7 @@ def collector_files(
 
 
 def gpu(name: str = "", driver: str = "") -> tuple[str, bool]:
-    """The driver answers, is of the branch ``driver`` (580), and the first GPU is called ``name``; any when empty."""
+    """The driver answers, is of the branch ``driver`` (580), and the first GPU is a ``name``; any if empty."""
     try:
         found = nvidia_smi.read()
     except nvidia_smi.GpuError as error:
@@ -456,7 +456,7 @@ def gpu(name: str = "", driver: str = "") -> tuple[str, bool]:
 
 
 def driver() -> tuple[str, bool]:
-    """The driver answers, is of the version of its library, and the kernel of the next boot has its module."""
+    """The driver answers, has the version of its library, and the kernel of the next boot has its module."""
     try:
         found = nvidia_driver.read()
     except nvidia_smi.GpuError as error:
@@ -466,7 +466,7 @@ def driver() -> tuple[str, bool]:
 
 
 def device_nodes() -> tuple[str, bool]:
-    """The device nodes of every GPU and of CUDA's unified memory are there."""
+    """The device nodes of every GPU and of CUDA's unified memory exist."""
     try:
         count = len(nvidia_smi.read()["gpus"])
     except nvidia_smi.GpuError as error:
@@ -496,7 +496,7 @@ def apt_repository(source: str, uri: str) -> tuple[str, bool]:
 
 
 def tuning(**wanted) -> tuple[str, bool]:
-    """The settings of kernel and GPU, options of `host_tuning.Wanted`, are in force and will be at the next boot."""
+    """The settings of kernel and GPU, options of `host_tuning.Wanted`, are in effect now and at the next boot."""
     try:
         seen = host_tuning.change(host_tuning.Host(), host_tuning.Wanted(**wanted))
     except host_tuning.TuningError as error:
@@ -506,7 +506,7 @@ def tuning(**wanted) -> tuple[str, bool]:
 
 
 def disk(free_mib: int) -> tuple[str, bool]:
-    """Each disk that the services have something on has ``free_mib`` MiB free."""
+    """Each disk that the services use has ``free_mib`` MiB free."""
     free = leftovers.free_space()
     return ", ".join(f"{mib} MiB free on {point}" for point, mib in free.items()), min(free.values()) >= free_mib
 
@@ -520,7 +520,7 @@ KINDS = {function.__name__: function for function in _CHECKS}
 
 
 def run(check: dict) -> dict:
-    """Return the row of one check: ``{what, measured, ok, cure}``; ``cure`` only where it is not ok."""
+    """Return the row of one check: ``{what, measured, ok, cure}``; ``cure`` is empty if it is ok."""
     try:
         measured, ok = KINDS[check["kind"]](**check["options"])
     except (OSError, ValueError, KeyError, TypeError, systemd_unit.SystemdError) as error:

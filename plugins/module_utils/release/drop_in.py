@@ -1,7 +1,7 @@
-"""A drop-in file of a program of systemd, and whether its service has read it since.
+"""A drop-in file of a systemd program, and whether its service has read it since.
 
-Plain Python. A run that was killed between writing and restarting is finished by the next one, because the service then
-still runs from before the file.
+Plain Python. If a run was killed between writing and restarting, the next one completes it, because the service was
+still started before the file was written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from . import systemd_unit
 
 @dataclass(frozen=True)
 class Change:
-    """What is to be done: the text of the file before and after, and whether the service must read it."""
+    """The change to make: the text of the file before and after, and whether the service must read it."""
 
     path: str
     before: str
@@ -28,19 +28,19 @@ class Change:
 
 
 def change(host: host_text.Tree, path: str, text: str, unit: str, show=systemd_unit.show) -> Change:
-    """Compare the file at ``path`` with what it is to be; an empty text is none."""
+    """Compare the file at ``path`` with the wanted text; an empty text means that there is no file."""
     before = host.read(path)
     unread = before != text or (before and host.at(path).stat().st_ctime > begun(show(unit)))
     return Change(path, before, text, unit if unit and unread else "")
 
 
 def begun(live: dict) -> float:
-    """Return when the process of a unit began, in Unix time, from what systemd shows of it."""
+    """Return when the main process of a unit started, in Unix time, from its properties in systemd."""
     return int(live.get("ExecMainStartTimestampMonotonic") or 0) / 1e6 + time.time() - time.monotonic()
 
 
 def carry_out(host: host_text.Tree, wanted: Change, command: list[str], run=systemd_unit.run) -> None:
-    """Write the file, have the service read it, then run ``command``."""
+    """Write the file, restart the service so that it reads the file, then run ``command``."""
     if wanted.before != wanted.after:
         host.keep(wanted.path, wanted.after)
     if wanted.unit:

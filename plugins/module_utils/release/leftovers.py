@@ -1,8 +1,8 @@
-"""What no release of a service refers to any more: found, told with its size, and removed.
+"""Files that no release of a service refers to any more: find them, measure them, remove them.
 
-A *release* is what `service_release` keeps: the one that runs, those to go back to, and the last that failed. What one
-of them refers to stays, and so does what a process or another unit uses, what is younger than an age, and all of a
-service that another run is changing now. Nothing is written, so a disk without a free byte can be cleaned.
+The *releases* are those that `service_release` keeps: the current one, those to go back to, and the last failed one.
+Files that one of them refers to stay. So do files that a process or another unit uses, files younger than an age, and
+all files of a service that another run is changing now. Nothing is written, so this works on a full disk.
 Plain Python.
 """
 
@@ -22,12 +22,12 @@ from .service_release import BUILT, Refused, Service
 
 A_DAY = 24 * 3600
 PROC = Path("/proc")
-# Where engines and their libraries keep what they compile, below a home directory. Source: vLLM 0.15.1 to 0.33.0
+# Where engines and their libraries keep compiled code, below a home directory. Source: vLLM 0.15.1 to 0.33.0
 # (VLLM_CACHE_ROOT), TORCHINDUCTOR_CACHE_DIR of the role vllm, Triton, FlashInfer, and CUDA's cache of kernels.
 COMPILED = (
     ".cache/vllm/torch_compile_cache", ".cache/torchinductor", ".cache/flashinfer", ".triton/cache", ".nv/ComputeCache",
 )  # fmt: skip
-# Beside programs and environments: what an installation that was killed had begun.
+# Next to programs and environments: what an installation had begun when it was killed.
 STAGE = re.compile(r"\..+-[a-z0-9_]{8}|\..+\.before")
 ENVIRONMENT = re.compile(r"[0-9a-f]{12}")
 ABSOLUTE = re.compile(rb"/[\w.@+/-]+")
@@ -35,7 +35,7 @@ ABSOLUTE = re.compile(rb"/[\w.@+/-]+")
 
 @dataclass(frozen=True)
 class Leftover:
-    """Files and directories that go together; the first gives them their name."""
+    """Files and directories that belong together; the first is the name of the leftover."""
 
     paths: tuple[Path, ...]
     why: str
@@ -56,7 +56,7 @@ def services() -> list[Service]:
 
 
 class Cleaner:
-    """Looks at the services of this machine as they are now; ``models`` says whether revisions of models may go too."""
+    """Reads the state of the machine's services now; ``models`` says whether revisions of models may be removed too."""
 
     def __init__(self, age: float, models: bool):
         self.before, self.models = time.time() - age, models
@@ -67,7 +67,7 @@ class Cleaner:
         self.units = [path.read_text(errors="replace") for path in _units()]
 
     def of(self, service: Service) -> tuple[list[Leftover], list[str]]:
-        """Return what may go of a service, and a sentence for each that may not because it is used."""
+        """Return what may be removed of a service, and a sentence for each item that is still in use."""
         found = [
             *self._unreferenced(service),
             *self._unfinished(service),
@@ -78,7 +78,7 @@ class Cleaner:
         return free, [f"{each.paths[0]} stays: {self._user(each)}" for each in found if each not in free]
 
     def _user(self, leftover: Leftover) -> str:
-        """Say what uses it, empty where nothing does."""
+        """Return what uses the leftover, empty if nothing does."""
         for path in leftover.paths:
             if str(path) in self.used:
                 return f"a process uses it (pid {self.used[str(path)]})"
@@ -87,12 +87,12 @@ class Cleaner:
         return ""
 
     def _unreferenced(self, service: Service) -> Iterator[Leftover]:
-        """Programs and environments that were built for releases which are not kept, or refused."""
+        """Programs and environments that were built for releases that are not kept or were refused."""
         for path in service.leftovers():
             yield from self._old((path,), "built for no release that is kept")
 
     def _unfinished(self, service: Service) -> Iterator[Leftover]:
-        """What an installation or a download that was killed has left."""
+        """Files of an installation or a download that was killed."""
         homes = {Path(link["target"]).parent for link in _links(service)}
         homes |= {path for path in _directories(service) if path.name in ("environments", "releases")}
         for path in sorted(child for home in homes if home.is_dir() for child in home.iterdir()):
@@ -107,16 +107,16 @@ class Cleaner:
                 yield from self._old((path,), "a download that did not end")
 
     def _downloads(self, service: Service) -> Iterator[Leftover]:
-        """What the hub's client keeps of downloads besides their files."""
+        """Files that the hub's client keeps of downloads in addition to the downloaded files."""
         for folder in _directories(service):
             if folder.name == "huggingface":
                 for path in sorted((folder / "xet").glob("*")):
                     yield from self._old((path,), "a cache of downloads")
 
     def _compiled(self, service: Service) -> Iterator[Leftover]:
-        """What was compiled and not read since the oldest kept release was written: its starts would have read it.
+        """Code that was compiled but not read since the oldest kept release was written; its starts would have read it.
 
-        The time of reading is kept to a day. Where the disk notes none, nothing can be told.
+        The access time is exact to a day. If the disk does not record it, nothing is returned.
         """
         written = [path.stat().st_mtime for path in service.store.glob("releases/*.json")]
         since = min(written) - A_DAY
@@ -127,7 +127,7 @@ class Cleaner:
                         yield from self._old((path,), "compiled for no release that is kept")
 
     def _revisions(self, service: Service) -> Iterator[Leftover]:
-        """Revisions of models, with those of their files that no other revision has."""
+        """Revisions of models, with those of their files that no other revision uses."""
         yield from self._downloads(service)
         for repository in [path for folder in _directories(service) for path in sorted(folder.glob("models--*"))]:
             revisions = sorted(repository.glob("snapshots/*"))
@@ -153,14 +153,14 @@ class Cleaner:
 
 
 def clean(age: float, models: bool, check_mode: bool) -> dict:
-    """Remove what is left over; return ``removed``, ``remarks`` and the ``free`` MiB of each disk before and after."""
+    """Remove the leftovers; return ``removed``, ``remarks`` and the ``free`` MiB of each disk before and after."""
     removed: dict[Path, Leftover] = {}
     remarks, failures = [], []
     before = free_space()
     for service in services():
         try:
             with service.lock(0):
-                # Looked at under its lock: what another run has just begun to use counts.
+                # Read under its lock, so that what another run has just begun to use counts.
                 found, used = Cleaner(age, models).of(service)
                 remarks += used
                 for leftover in found:
@@ -179,7 +179,7 @@ def clean(age: float, models: bool, check_mode: bool) -> dict:
 
 
 def remove(leftover: Leftover) -> list[str]:
-    """Remove it; return what could not be."""
+    """Remove a leftover; return what could not be removed."""
     failures = []
     for path in leftover.paths:
         try:
@@ -197,7 +197,7 @@ def remove(leftover: Leftover) -> list[str]:
 
 
 def free_space() -> dict[str, int]:
-    """Return the free MiB of each disk that the services have something on, by its mount point."""
+    """Return the free MiB of each disk that the services use, by its mount point."""
     places = {service_release.STORE, *(path for service in services() for path in _directories(service))}
     places |= {Path(link["target"]) for service in services() for link in _links(service)}
     points = {_mount_point(path) for path in places}
@@ -205,7 +205,7 @@ def free_space() -> dict[str, int]:
 
 
 def used_places() -> dict[str, str]:
-    """Return every path that a process has open, runs, or was started with, and those above it, each with a pid."""
+    """Return every path that a process has open, runs, or was started with, and its parents, each with a pid."""
     found: dict[str, str] = {}
     for process in PROC.iterdir():
         if not process.name.isdigit() or process.name == str(os.getpid()):
@@ -219,7 +219,7 @@ def used_places() -> dict[str, str]:
 
 def _paths_of(process: Path) -> set[str]:
     paths = {_link(process / name) for name in ("cwd", "exe")}
-    with contextlib.suppress(OSError):  # gone meanwhile
+    with contextlib.suppress(OSError):  # the process has exited
         paths |= {_link(each) for each in (process / "fd").iterdir()}
     for name in ("maps", "cmdline", "environ"):
         try:
@@ -238,7 +238,7 @@ def _link(path: Path) -> str:
 
 
 def _units() -> list[Path]:
-    """Return the unit files of the host's own, those of kept releases with them."""
+    """Return the unit files of the host, including those of kept releases."""
     return [path for path in sorted(service_release.UNITS.rglob("*")) if path.is_file()]
 
 
@@ -247,12 +247,12 @@ def _links(service: Service) -> list[dict]:
 
 
 def _directories(service: Service) -> list[Path]:
-    """Return the directories that were made for a service: nothing of others lies there."""
+    """Return the directories that were created for a service: they contain nothing of others."""
     return [Path(entry["path"]) for entry in service.state()["created"]["directories"] if entry["declared"]]
 
 
 def notes_reading(path: Path) -> bool:
-    """Say whether the disk notes when a file was read."""
+    """Return whether the disk records when a file was read."""
     return not os.statvfs(path).f_flag & os.ST_NOATIME
 
 
@@ -262,7 +262,7 @@ def _mount_point(path: Path) -> Path:
 
 
 def _measured(paths: list[Path]) -> tuple[int, float]:
-    """Return the bytes on the disk below ``paths``, and when something of them was last written."""
+    """Return the bytes on the disk below ``paths``, and when something in them was last written."""
     sizes, changed = {}, 0.0
     for path in _tree(paths):
         try:
@@ -275,7 +275,7 @@ def _measured(paths: list[Path]) -> tuple[int, float]:
 
 
 def _read(path: Path) -> float:
-    """Return when a file below ``path`` was last read or written; looking at directories counts for nothing."""
+    """Return when a file below ``path`` was last read or written; access to directories does not count."""
     times = [0.0]
     for each in _tree([path]):
         if not each.is_dir():

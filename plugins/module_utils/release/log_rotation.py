@@ -1,8 +1,8 @@
-"""Whether a file for logrotate works beside all the others of the host.
+"""Check that a logrotate file works together with all others of the host.
 
-logrotate passes over a whole file that names a log which an earlier one names, or that others may write to, and ends
-with exit code 0. So it is asked about each file alone, in debug mode, in which it changes nothing, and what they rotate
-is compared. Source: logrotate(8), and what 3.18 to 3.22 print.
+logrotate skips a complete file, with exit code 0, if it names a log that an earlier file names or that other users can
+write to. So logrotate checks each file alone, in debug mode, in which it changes nothing, and the logs that the files
+rotate are compared. Source: logrotate(8), and the output of 3.18 to 3.22.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class RotationError(RuntimeError):
 
 
 def asked(path: Path) -> tuple[int, str]:
-    """Return exit code and words of logrotate about a configuration file, included ones with it."""
+    """Return exit code and output of logrotate for a configuration file and the files it includes."""
     with tempfile.NamedTemporaryFile(prefix="logrotate-") as state:
-        # Older ones call a state that is not there yet an error.
+        # Older versions report a missing state file as an error.
         state.write(b"logrotate state -- version 2\n")
         state.flush()
         done = subprocess.run(
@@ -35,7 +35,7 @@ def asked(path: Path) -> tuple[int, str]:
 
 
 def patterns(said: str) -> list[str]:
-    """Return the globs of which logrotate says that it rotates them: absolute paths, and how often behind them."""
+    """Return the globs that logrotate reports as rotated: absolute paths followed by the frequency."""
     lines = re.findall(r"^rotating pattern: (.*)$", said, re.MULTILINE)
     return [glob for line in lines for glob in takewhile(lambda word: word.startswith("/"), line.split())]
 
@@ -52,13 +52,13 @@ def files_read(said: str, configuration: Path) -> list[Path]:
 
 
 def first_error(said: str) -> str:
-    """Return what logrotate holds against a file, empty for nothing."""
+    """Return logrotate's first error about a file; empty if there is none."""
     found = re.search(r"^error: (.*)$", said, re.MULTILINE)
     return found[1].rstrip(".") if found else ""
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether two globs can match the same path."""
+    """Return whether two globs can match the same path."""
     parts, others = one.split("/"), other.split("/")
     return len(parts) == len(others) and all(map(_meet, map(_tokens, parts), map(_tokens, others)))
 
@@ -74,13 +74,13 @@ def _meet(one: list[str], other: list[str]) -> bool:
         return _meet(one[1:], other) or _meet(one, other[1:])
     if other[0] == "*":
         return _meet(one=other, other=one)
-    # A class of characters counts as any of them.
+    # A character class counts as matching any character.
     same = one[0] == other[0] or any(token == "?" or len(token) > 2 for token in (one[0], other[0]))
     return same and _meet(one[1:], other[1:])
 
 
 def check(path: Path, content: str, configuration: Path = CONFIGURATION, ask=asked) -> None:
-    """Raise `RotationError` where logrotate would not rotate by ``content`` at ``path``, or another file not by it."""
+    """Raise `RotationError` if logrotate would skip ``content`` at ``path``, or another file because of it."""
     _, said = ask(configuration)
     if f"including {path.parent}\n" not in said:
         errors = re.findall(rf"^error: (.*{re.escape(configuration.name)}.*?)[.]?$", said, re.MULTILINE)

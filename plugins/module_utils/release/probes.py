@@ -1,12 +1,12 @@
-"""Ask a service whether it serves: each probe returns None, or one sentence that says why not.
+"""Check whether a service serves: each probe returns None, or one sentence that says why not.
 
 A probe is a dictionary with exactly one of the keys ``http``, ``metric``, ``models``, ``completion`` and ``gpu_free``;
-its value holds the options below. In the place of ``bearer`` there may be ``bearer_file`` and ``bearer_variable``: the
-key is the value of that variable in that file at the time of the question, so who keeps a probe keeps no key. In the
-place of ``password`` there may be ``password_file``, whose whole text is the password.
+its value holds the options below. Instead of ``bearer`` it may have ``bearer_file`` and ``bearer_variable``: the key is
+read from that variable in that file when the probe runs, so a stored probe contains no key. Instead of ``password`` it
+may have ``password_file``, whose full text is the password.
 
-All URLs are asked directly, never through a proxy: a probe speaks to this very machine or to its neighbour, and a
-proxy's error page must not pass for an answer.
+All URLs are requested directly, never through a proxy: a probe checks this machine or its neighbour, and a proxy's
+error page must not count as an answer.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def ask(
     url: str, bearer: str | None = None, body: dict | None = None, timeout: float = 5, headers: dict | None = None,
     authorities: str = "",
 ) -> tuple[int, str]:  # fmt: skip
-    """Return ``(status, text)`` of one request; ``authorities`` is a file of those to trust, the system's when empty.
+    """Return ``(status, text)`` of one request; ``authorities`` is a file of CAs to trust, the system's if empty.
 
-    Errors: `OSError` whose text is one cause without a stack (connection refused, time-out, TLS, bad URL).
+    Raises `OSError` whose text is one cause without a stack (connection refused, time-out, TLS, bad URL).
     """
     headers = {"Accept": "*/*", **(headers or {})}
     if bearer:
@@ -67,7 +67,7 @@ def _opener(authorities: str) -> urllib.request.OpenerDirector:
 
 
 def login(user: str, password: str) -> dict:
-    """Return the header by which a user logs in; {} without one. Source: RFC 7617."""
+    """Return the header with which a user logs in; {} without a user. Source: RFC 7617."""
     pair = base64.b64encode(f"{user}:{password}".encode()).decode()
     return {"Authorization": f"Basic {pair}"} if user else {}
 
@@ -86,7 +86,7 @@ def http(
     url: str, status: int = 200, contains: str | None = None, bearer: str | None = None, timeout: float = 5,
     user: str = "", password: str = "",
 ):  # fmt: skip
-    """The URL answers with ``status`` and, where given, a text that holds ``contains``."""
+    """The URL answers with ``status`` and, if given, a text that contains ``contains``."""
     seen, text = ask(url, bearer, timeout=timeout, headers=login(user, password))
     if seen != status:
         return f"{url} answered {seen} instead of {status}: {_short(text)}"
@@ -96,7 +96,7 @@ def http(
 
 
 def metric(url: str, series: list[str], timeout: float = 5):
-    """The Prometheus page at the URL has every one of ``series``: an open port alone proves nothing."""
+    """The Prometheus page at the URL has all of ``series``: an open port alone proves nothing."""
     seen, text = ask(url, timeout=timeout)
     if seen != 200:
         return f"{url} answered {seen} instead of 200: {_short(text)}"
@@ -107,7 +107,7 @@ def metric(url: str, series: list[str], timeout: float = 5):
 
 def total(page: str, name: str) -> float:
     """Return the sum of all series of one metric on a Prometheus page."""
-    # Of what follows the labels the first is the value; a time may follow.
+    # The value is the first word after the labels; a timestamp may follow.
     lines = (line for line in page.split("\n") if line.startswith((f"{name}{{", f"{name} ")))
     return sum(float(line.removeprefix(name).rpartition("}")[2].split()[0]) for line in lines)
 
@@ -115,7 +115,7 @@ def total(page: str, name: str) -> float:
 def models(
     url: str, expected: list[str], bearer: str | None = None, max_model_len: int | None = None, timeout: float = 5
 ):
-    """``<url>/models`` lists exactly ``expected``, the base model before its adapters, and the length it was given."""
+    """``<url>/models`` lists exactly ``expected``, the base model before its adapters, with its context length."""
     try:
         listed = vllm_api.fetch(url, bearer or "", timeout)
     except vllm_api.ApiError as error:
@@ -128,7 +128,7 @@ def models(
 def completion(
     url: str, model: str, bearer: str | None = None, prompt: str = "Hello", max_tokens: int = 8, timeout: float = 60
 ):
-    """``model`` completes ``prompt``: an engine can be ready, list its models and die at its first request."""
+    """``model`` completes ``prompt``: an engine can be ready, list its models and still crash at its first request."""
     body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
     seen, text = ask(f"{url}/completions", bearer, body, timeout=timeout)
     if seen != 200:
@@ -141,14 +141,14 @@ def completion(
 
 
 def gpu_free(mib: int, gpus: int = 1, timeout: float = nvidia_smi.TIMEOUT_S):
-    """Each of the first ``gpus`` GPUs has ``mib`` MiB free; who holds the rest is named, with its unit."""
+    """Each of the first ``gpus`` GPUs has ``mib`` MiB free; the sentence names who holds the rest, with its unit."""
     try:
         return nvidia_smi.shortfall(nvidia_smi.read(timeout)["gpus"][:gpus], {"minimum_free_mib": mib}) or None
     except nvidia_smi.GpuError as error:
         return str(error).rstrip(".")
 
 
-# What stands for a secret in a stored probe.
+# What replaces a secret in a stored probe.
 STORED = {
     "bearer": {"bearer_file": {"type": "path"}, "bearer_variable": {"type": "str"}},
     "password": {"password_file": {"type": "path", "no_log": False}},
@@ -159,7 +159,7 @@ KINDS = {function.__name__: function for function in (http, metric, models, comp
 def options() -> dict:
     """Return the kinds and their options as part of a module's argument spec.
 
-    A key and a password are not options: a probe names the file, and the variable in it, that has them.
+    Keys and passwords are not options: a probe names the file, and the variable in it, that has them.
     """
     spec = {}
     for kind, probe in KINDS.items():
@@ -179,7 +179,7 @@ def options() -> dict:
 
 
 def secret(file: str, variable: str) -> str:
-    """Return the value of ``variable`` in a file of lines ``NAME=value``; `OSError` where there is none."""
+    """Return the value of ``variable`` in a file of lines ``NAME=value``. Raises `OSError` if there is none."""
     for line in Path(file).read_text(errors="replace").split("\n"):
         name, found, value = line.partition("=")
         if found and name.strip() == variable:
@@ -188,7 +188,7 @@ def secret(file: str, variable: str) -> str:
 
 
 def awaited(conditions: list[dict], seconds: float) -> str | None:
-    """Ask until all hold, for up to ``seconds``; return the last failure, or None."""
+    """Repeat the probes until all succeed, for up to ``seconds``; return the last failure, or None."""
     begun = time.monotonic()
     while True:
         why = first_failure(conditions)
@@ -201,7 +201,7 @@ def awaited(conditions: list[dict], seconds: float) -> str | None:
 def first_failure(probes: list[dict], within: float | None = None) -> str | None:
     """Run ``probes`` in order; return the first sentence that says why the service does not serve, or None.
 
-    No request waits longer than ``within`` seconds, where that is given.
+    If ``within`` is given, no request waits longer than that many seconds.
     """
     for probe in probes:
         for kind, options in probe.items():

@@ -1,21 +1,21 @@
-"""One release of a service, from what is written to what runs.
+"""Releases of a service: check, write, start, verify and roll back.
 
-A *release* is everything a process is started with: its files, its unit and the links that choose its program. Its
-digest goes into the process's environment, so the process itself says what it was started with. A release is
-prepared and checked beside the running one, started once, and *verified* when its probes answer. The verified ones
-before it are kept, and one that never gets ready gives way to the last of them.
+A *release* is everything that a process is started with: its files, its unit and the links that select its program.
+Its digest is in the process's environment, so the process itself shows which release it was started with. A release is
+prepared and checked next to the running one, started once, and *verified* when its probes answer. Earlier verified
+releases are kept. A release that never becomes ready is replaced by the last of them.
 
 Memory limits belong to the host, not to a release: they are written to the unit and take effect without a restart, and
-a rollback keeps today's.
+a rollback keeps the current ones.
 
-A file may be *live*: the process reads it again while it runs. It is no part of the release either, so another text, or
-one file more or less, restarts nothing, and a rollback keeps today's.
+A file may be *live*: the process reads it again while it runs. It is not part of the release either. Changing, adding
+or removing a live file restarts nothing, and a rollback keeps the current one.
 
-A secret stands in its file alone: a release has a keyed digest of it, which is enough to see that the process was
-started with another one. So whoever goes back gets the secrets of today.
+A secret is stored only in its own file. A release has a keyed digest of it, which is enough to see that the process was
+started with another value. So a rollback uses the current secrets.
 
-Plain Python; raises `Refused` with one sentence while nothing has been touched, `OSError` or
-`systemd_unit.SystemdError` when the machine itself fails.
+Plain Python. Raises `Refused` with one sentence before anything was changed, and `OSError` or
+`systemd_unit.SystemdError` if the machine itself fails.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ STORE = Path("/var/lib/llm-server/services")
 UNITS = Path("/etc/systemd/system")
 RUNTIME_UNITS = Path("/run/systemd/system")
 LOCKS = Path("/run")
-TRIAL_TIMEOUT = 900  # seconds: the longest compiles for minutes
-# Seconds: a module whose controller was killed goes on to its end, as long as the service takes to stop.
+TRIAL_TIMEOUT = 900  # seconds: the longest trial compiles for minutes
+# Seconds: a module whose controller was killed still runs to its end, which takes as long as the service's stop.
 LOCK_TIMEOUT = 60
 AT_BOOT = " at boot"
-KEPT = 3  # the release that runs and two before it
-BEFORE_START_TIMEOUT = 60  # seconds: what the process before held is free soon after it left, or stuck
+KEPT = 3  # the current release and two before it
+BEFORE_START_TIMEOUT = 60  # seconds: what the old process held is free soon after its end, or stuck
 SHOWN_LINES = 400  # of the journal while a service starts
-END_LINES = 4000  # of one that did not: eight workers of an engine tell 2000
+END_LINES = 4000  # of a service that failed to start: eight workers of an engine write 2000
 PLACES = ("files", "secrets", "links")
-BUILT = (application_source.MARKER, python_environment.MARKER)  # what was built for a service has one of these
+BUILT = (application_source.MARKER, python_environment.MARKER)  # every build for a service has one of these
 
 
 class Refused(Exception):
-    """The release cannot be right; the text names the cause, and the service was not touched."""
+    """The release cannot be right. The text names the cause; the service was not touched."""
 
 
 def digest(release: dict) -> str:
-    """Return 16 hexadecimal digits over all that the process is started with."""
-    # What a service does not have is left out, so that one that began without it keeps its digest.
+    """Return 16 hexadecimal digits over everything that the process is started with."""
+    # Empty parts are left out, so that a release from before such a part existed keeps its digest.
     parts = {key: release[key] for key in ("files", "secrets", "links", "inputs", "unit") if release.get(key)}
     parts = {"files": [], "links": [], **parts}
     parts["files"] = [file for file in parts["files"] if not file.get("live")]
@@ -71,7 +71,7 @@ def digest(release: dict) -> str:
 
 
 def but_secrets(release: dict) -> str:
-    """Return the digest of a release whatever its secrets are; see `Service.renewed`."""
+    """Return the digest of a release that does not depend on its secrets; see `Service.renewed`."""
 
     def plain(lines: list) -> list:
         return [line if isinstance(line, str) else line[0] for line in lines]
@@ -90,14 +90,17 @@ class Service:
         self.store = STORE / name
         self.environment = self.store / "environment"
         self.key = self.store / "key"
-        # Programs and environments that other services are about to be run on.
+        # Programs and environments that other services are about to use.
         self.beside: list[str] = []
 
-    # -- what is known ------------------------------------------------------------------------------------------
+    # -- recorded state -----------------------------------------------------------------------------------------
 
     @contextmanager
     def lock(self, patience: float | None = None):
-        """Hold this service against a second run on the same machine; wait for that one so many seconds."""
+        """Lock this service against other runs on the same machine; wait up to ``patience`` seconds for one.
+
+        Raises `Refused` if the other run still holds the lock then.
+        """
         end = time.monotonic() + (LOCK_TIMEOUT if patience is None else patience)
         with (LOCKS / f"llm-server-{self.name}.lock").open("w") as handle:
             while True:
@@ -113,15 +116,16 @@ class Service:
             yield
 
     def state(self) -> dict:
-        """Return what earlier runs noted.
+        """Return what earlier runs recorded.
 
-        ``current``, ``verified`` (newest last) and ``failed`` are releases; ``created`` is what was made for the
-        service, and ``needs`` what it lives in, whoever made it;
-        ``since`` is when a start began to be awaited, in seconds of the clock since boot, which nobody sets;
-        ``restarts`` is systemd's count at that time, ``told_after`` where the journal begins to be about this process;
-        ``altered``: the process may have been started while others had changed its unit;
-        ``blocked`` is what did not hold before its start; ``out`` says that a run took the host out of rotation and did
-        not put it back yet.
+        - ``current``, ``verified`` (newest last) and ``failed``: releases
+        - ``created``: what was created for the service; ``needs``: what it uses, even if others made it
+        - ``since``: when the wait for a start began, in seconds of the monotonic clock since boot
+        - ``restarts``: systemd's restart count at that time
+        - ``told_after``: place in the journal where the messages about this process begin
+        - ``altered``: the process may have been started while others had changed its unit
+        - ``blocked``: the condition that did not hold before its start
+        - ``out``: a run took the host out of rotation and has not put it back yet
         """
         blank = {
             "current": None,
@@ -138,7 +142,7 @@ class Service:
         }
         try:
             return {**blank, **dict(json.loads((self.store / "state.json").read_text()))}
-        except (FileNotFoundError, ValueError, TypeError):  # a damaged note is as good as none: the next one is whole
+        except (FileNotFoundError, ValueError, TypeError):  # a damaged record counts as none: the next one is complete
             return blank
 
     def note(self, **changes) -> None:
@@ -146,14 +150,14 @@ class Service:
         write(self.store / "state.json", json.dumps(state, indent=1), 0o600)
 
     def release(self, name: str | None) -> dict:
-        """Return a stored release, or {} where there is none of that name."""
+        """Return a stored release, or {} if there is none of that name."""
         path = self.store / "releases" / f"{name}.json"
         return self._without_secrets(json.loads(path.read_text())) if path.exists() else {}
 
     def _without_secrets(self, release: dict, plain: dict | None = None) -> dict:
-        """Return a release in today's form: one that was stored before that has secrets among its files.
+        """Return a release in the current form. Releases in the earlier form have secrets among their files.
 
-        ``plain`` has, by the path of such a file, the names in it that are no secrets.
+        ``plain`` has, by the path of such a file, the names in it that are not secrets.
         """
         if "secrets" in release:
             return release
@@ -165,7 +169,7 @@ class Service:
             "inputs": {},
         }
 
-    # -- from wanted to written -----------------------------------------------------------------------------------
+    # -- from the arguments to the files --------------------------------------------------------------------------
 
     def build(
         self, files: list[dict], links: list[dict], unit: dict, secret_files=(), inputs=None, groups=(), peers=(),
@@ -179,18 +183,19 @@ class Service:
         if groups:
             own["SupplementaryGroups"] = " ".join(groups)
         if peers:
-            # Accounting shows whether systemd can filter here at all; see `systemd_unit.address_filter`.
+            # Accounting shows whether systemd can filter on this host; see `systemd_unit.address_filter`.
             own |= {"IPAccounting": "yes", "IPAddressDeny": "any", "IPAddressAllow": " ".join(peers)}
         given = own.get("EnvironmentFile") or []
         own["EnvironmentFile"] = [*(given if isinstance(given, list) else [given]), str(self.environment)]
         return {
-            # What a file is not is left out, so that a release that began without it keeps its digest.
+            # Attributes that a file does not have are left out, so that a release from before they existed keeps its
+            # digest.
             "files": [
                 {**described(file), "content": file["content"], **({"live": True} if file.get("live") else {})}
                 for file in files
             ],
             "secrets": [self._outlined(file) for file in secret_files],
-            # The same version from another archive is another program.
+            # The same version from another archive is a different program.
             "links": [
                 {
                     "path": link["path"],
@@ -205,15 +210,15 @@ class Service:
         }
 
     def _outlined(self, file: dict) -> dict:
-        """Return what a release has of a secret file; `Refused` where a line is not ``NAME=value``."""
+        """Return what a release stores of a secret file. Raises `Refused` if a line is not ``NAME=value``."""
         plain = sorted(file["plain"] or [])
-        # What a file does not have is left out, so that a release that began without it keeps its digest.
+        # Left out unless set, so that a release from before this attribute existed keeps its digest.
         whole = {"whole": True} if file.get("whole") else {}
         outline = {**described(file), **whole, "plain": plain}
         return {**outline, "lines": self._outline(outline, file["content"])}
 
     def _outline(self, file: dict, text: str) -> list:
-        """Return the lines of a secret file: plain ones as they are, of the others name and digest of the value."""
+        """Return the lines of a secret file: plain lines unchanged, of the others name and digest of the value."""
         if file.get("whole"):
             return [["", self._keyed(text)]]
         path, plain, lines = file["path"], file["plain"], []
@@ -221,25 +226,25 @@ class Service:
             name, found, value = line.partition("=")
             if not found:
                 raise Refused(f"{self.name}: line {number} of {path} is not NAME=value, as a file of secrets needs it")
-            # An address may have a password.
+            # An address may contain a password.
             lines.append(line if name in plain and "@" not in value else [name, self._keyed(value)])
         return lines
 
     def _keyed(self, text: str) -> str:
-        """Return a digest of a secret that tells nothing to who has not this host's key."""
+        """Return a digest of a secret that reveals nothing without this host's key."""
         if not hasattr(self, "_own_key"):
-            # Without one, as in check mode on a new host, nothing was digested yet that this could have to equal.
+            # Without a key file, as in check mode on a new host, there are no earlier digests to compare with.
             self._own_key = self.key.read_text() if self.key.is_file() else secrets.token_hex(32)
         return hmac.new(self._own_key.encode(), text.encode(), "sha256").hexdigest()
 
     def keep_key(self) -> None:
-        """Write the key that the digests of secrets are made with, once."""
+        """Write the key for the digests of secrets unless it exists."""
         self._keyed("")
         if not self.key.is_file():
             write(self.key, self._own_key, 0o600)
 
     def renewed(self, release: dict) -> dict:
-        """Return ``release`` with today's secrets, live files and limits. Raises `Refused` if a secret is gone."""
+        """Return ``release`` with the current secrets, live files and limits. Raises `Refused` if a secret is gone."""
         today = [self._outlined({**secret, "content": self._today(secret)}) for secret in release["secrets"]]
         current = self.release(self.state()["current"])
         live = [file for file in current.get("files", []) if file.get("live")]
@@ -248,9 +253,10 @@ class Service:
         return {**release, "files": files, "secrets": today, "limits": limits}
 
     def _today(self, secret: dict) -> str:
-        """Return the text of a secret file of a release with the secrets that stand in it today.
+        """Return the text of a release's secret file with the current values of its secrets.
 
-        One that today's file has not is left out: the inventory has it no more, and nobody else has.
+        A secret that the current file does not have is left out: the inventory no longer has it, and its value is
+        stored nowhere else.
         """
         try:
             now = Path(secret["path"]).read_text()
@@ -265,7 +271,7 @@ class Service:
         return "".join(f"{line}\n" for line in lines if line is not None)
 
     def differences(self, release: dict) -> list[dict]:
-        """Return where the disk differs from ``release``: what, before, after (None where there is nothing), secret."""
+        """Return where the disk differs from ``release``: what, before, after (None if there is nothing), secret."""
         found = []
         for file in [*release["files"], self._unit_file(release)]:
             path = Path(file["path"])
@@ -316,9 +322,10 @@ class Service:
         }  # fmt: skip
 
     def restart_reason(self, release: dict, differences: list[dict], before: str = "") -> str | None:
-        """Say why the process must be started anew, or return None when it runs on what is written.
+        """Return why the process must be restarted, or None if it runs the release on disk.
 
-        ``before`` is another digest of the very same, by which the process may have been started; see `digest_before`.
+        ``before`` is an alternative digest of the same release, with which the process may have been started; see
+        `digest_before`.
         """
         live = systemd_unit.show(self.unit)
         pid = int(live.get("MainPID") or 0)
@@ -335,7 +342,7 @@ class Service:
         return "the running process was not started with what is written"
 
     def altered(self, release: dict) -> tuple[list[str], list[str]]:
-        """Say what others make of the unit of ``release``: why it is not ours any more, and what it got besides."""
+        """Return how others changed the unit of ``release``: (changes that must be refused, mere additions)."""
         faults, besides = [], []
         places = systemd_unit.unit_places()
         above = places[: places.index(str(UNITS))] if str(UNITS) in places else []
@@ -357,7 +364,7 @@ class Service:
         return faults, besides
 
     def check_unit(self, release: dict, check_mode: bool) -> list[str]:
-        """Raise `Refused` where others made another unit of that of ``release``; return what else they added."""
+        """Raise `Refused` if others changed what the unit of ``release`` says; return what they only added."""
         faults, besides = self.altered(release)
         if faults:
             if self.state()["current"] and not check_mode and self._began_altered():
@@ -368,16 +375,16 @@ class Service:
         return besides
 
     def _began_altered(self) -> bool:
-        """Say whether the process that runs was started after others had changed its unit."""
+        """Return whether the running process was started after others had changed its unit."""
         begun = int(systemd_unit.show(self.unit).get("ExecMainStartTimestampMonotonic") or 0) / 1e6
         begun += time.time() - time.monotonic()
         files = [path for path in [self.unit_path, *systemd_unit.drop_ins(self.unit)] if path.exists()]
         return any(path.lstat().st_ctime <= begun for path in files if path.is_symlink() or path != self.unit_path)
 
     def reread(self) -> bool:
-        """Have systemd read the unit's files again where they changed since; say whether it was so.
+        """Make systemd reload its unit files if they changed since it read them; return whether it did.
 
-        What it had read from a file that is gone may be what the process was started with.
+        The process may have been started with a drop-in that was removed since.
         """
         live = systemd_unit.show(self.unit)
         if live.get("NeedDaemonReload") != "yes":
@@ -388,7 +395,7 @@ class Service:
         return True
 
     def check_ports(self, ports: list[int]) -> None:
-        """Raise `Refused` where a process outside this service listens on one of ``ports``."""
+        """Raise `Refused` if a process outside this service listens on one of ``ports``."""
         for port in ports:
             if not 0 < port < 65536:
                 raise Refused(f"{self.name}: {port} is no TCP port; choose one from 1 to 65535")
@@ -409,7 +416,7 @@ class Service:
             )
 
     def check(self, release: dict, files: list[dict], user: str | None, check_mode: bool) -> None:
-        """Raise `Refused` where a program would not accept one of ``files``, or systemd the unit of ``release``."""
+        """Raise `Refused` if a program would reject one of ``files``, or systemd the unit of ``release``."""
         with tempfile.TemporaryDirectory(prefix=f".{self.name}-", dir="/run") as directory:
             stage = Path(directory)
             stage.chmod(0o755)
@@ -419,13 +426,13 @@ class Service:
                     self._ask_program(argv, file, stage, user)
             text = systemd_unit.limited(self._on_new_program(release), release.get("limits", {}))
             complaint = systemd_unit.verify(self.unit, text, stage)
-            # In check mode on a fresh host the program and the units of other roles are still to come.
+            # In check mode on a new host the program and the units of other roles do not exist yet.
             to_come = check_mode and complaint and re.search(r"is not executable|Unit \S+ not found", complaint)
             if complaint and not to_come:
                 raise Refused(f"{self.name}: systemd refuses the unit: {complaint}")
 
     def try_out(self, release: dict, trials: list[dict]) -> None:
-        """Run each trial in the sandbox of ``release``'s unit, as its user; raise `Refused` with what one says.
+        """Run each trial in the sandbox of ``release``'s unit, as its user. Raises `Refused` with a trial's message.
 
         A trial has ``argv``, in which ``%s`` stands for a file with the text of its ``script``.
         """
@@ -455,7 +462,7 @@ class Service:
 
     @staticmethod
     def _on_new_program(release: dict) -> str:
-        """Return the unit as if its links were switched already, so that systemd looks at the new program."""
+        """Return the unit as if its links were switched already, so that systemd checks the new program."""
         text = release["unit"]
         for link in release["links"]:
             text = text.replace(f"{link['path']}/", f"{link['target']}/")
@@ -477,9 +484,9 @@ class Service:
             raise Refused(f"{self.name}: {argv[0]} could not check {file['path']}: {error}") from None
         if done.returncode:
             said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
-            # What argparse refuses stands behind its usage, and behind what the program's imports had to say.
+            # An error of argparse comes after its usage, and after output of the program's imports.
             told = [line for line in said if re.match(r"[\w .-]+: error: ", line)]
-            # amtool tells what is wrong where others tell what is right.
+            # amtool writes what is wrong to stdout, among what is right.
             failed = re.search(r" FAILED: (.+)", done.stdout, re.DOTALL)
             told = [line.strip() for line in failed[1].splitlines() if line.strip()] if failed else told
             said = [line.replace(str(staged), file["path"]) for line in told or said]
@@ -488,7 +495,7 @@ class Service:
     def put(self, release: dict, texts: dict | None = None) -> None:
         """Write every file, link and the unit of ``release``, each in one step.
 
-        ``texts`` has the secrets by path; without it those on the disk stay, with the release's owner and mode.
+        ``texts`` has the secrets by path. Without it the secrets on the disk stay, with the release's owner and mode.
         """
         self.keep(release)
         for file in [*release["files"], self._unit_file(release)]:
@@ -511,20 +518,20 @@ class Service:
         systemd_unit.run("systemctl", "enable", self.unit)
 
     def keep(self, release: dict) -> None:
-        """Store ``release`` by its digest."""
+        """Store ``release`` under its digest."""
         if release["secrets"]:
             self.keep_key()
         write(self.store / "releases" / f"{digest(release)}.json", json.dumps(release, indent=1), 0o600)
 
     def adopt(self, release: dict) -> None:
-        """Note what runs as it is: the note of it was lost, and there is nothing to write or to restart."""
+        """Record what runs as the current release: its record was lost, and nothing has to be written or restarted."""
         self.keep(release)
         self.note(current=digest(release))
 
     def take_away(self, release: dict, but: dict | None = None) -> None:
         """Remove the files and links of ``release`` that ``but`` does not have.
 
-        A secret stays as long as a kept release needs its file, since nothing else has its text; see `prune`.
+        A secret file stays as long as a kept release needs it, since its text is stored nowhere else; see `prune`.
         """
         stay = {entry["path"] for part in PLACES for entry in (but or {}).get(part, [])}
         for entry in [*release["files"], *release["links"]]:
@@ -535,9 +542,9 @@ class Service:
                 path.unlink(missing_ok=True)
 
     def store_proof(self, name: str, proof: dict) -> None:
-        """Keep what proves a release, how long that may take, and what must hold before its start.
+        """Store the probes that verify a release, their time limit, and the conditions before its start.
 
-        So going back to it can be proven too. A question names the file of its secret, never the secret.
+        So a rollback to it can be verified too. A probe names the file of its secret, never the secret.
         """
         if self.proof_of(name) != proof:
             write(self.store / "probes" / f"{name}.json", json.dumps(proof), 0o600)
@@ -548,10 +555,10 @@ class Service:
         known = json.loads(path.read_text()) if path.exists() else {}
         return {"probes": [], "before_start": [], "start_timeout": None, **known}
 
-    # -- stores of before -----------------------------------------------------------------------------------------
+    # -- stores in the earlier form -------------------------------------------------------------------------------
 
     def clean(self, plain: dict | None = None) -> None:
-        """Take secrets out of what was stored before this kept them out; see `_without_secrets`."""
+        """Remove secrets from releases and probes that were stored in the earlier form; see `_without_secrets`."""
         names = {}
         for path in sorted((self.store / "releases").glob("*.json")):
             old = json.loads(path.read_text())
@@ -571,15 +578,15 @@ class Service:
             failed=names.get(state["failed"], state["failed"]),
             verified=[names.get(name, name) for name in state["verified"]],
         )
-        # Last: a run that ends before this one's end begins again with the same result.
+        # Last: a run that is interrupted before this begins again with the same result.
         for old in names:
             for part in ("releases", "probes"):
                 (self.store / part / f"{old}.json").unlink(missing_ok=True)
 
     def reload(self, release: dict, differences: list[dict]) -> bool:
-        """Have the process read its live files again where one of them was written; return whether it was asked to.
+        """Make the process read its live files again if one was written; return whether it was asked to.
 
-        A unit without ExecReload is of a program that looks by itself.
+        A program whose unit has no ExecReload notices changes itself.
         """
         written = {difference["what"] for difference in differences} - {str(self.unit_path), str(self.environment)}
         others = {entry["path"] for part in PLACES for entry in release[part] if not entry.get("live")}
@@ -589,14 +596,15 @@ class Service:
         return True
 
     def stop(self) -> None:
-        """Stop a release that never served and had none before it; its files stay for inspection."""
+        """Stop a release that never served and has no predecessor; its files stay for inspection."""
         systemd_unit.run("systemctl", "disable", "--now", self.unit, check=False)
 
     def start(self, conditions: list[dict] | None = None, regardless: bool = False) -> None:
-        """Start the process on what is written; whether it lives is for `look` to say.
+        """Start the process with what is written; `look` reports whether it stays up.
 
-        ``conditions`` are probes that must hold between the process before and this one. Where they do not in time, it
-        is not started, or only ``regardless``; one that does not serve then has that as its reason.
+        ``conditions`` are probes that must succeed after the old process has stopped and before the new one starts. If
+        they do not in time, the process is started only with ``regardless``. If it does not serve then, the failed
+        condition is the reason.
         """
         blocked = None
         if conditions:
@@ -606,14 +614,14 @@ class Service:
         told_after = systemd_unit.journal_end()
         if regardless or not blocked:
             systemd_unit.run("systemctl", "restart", self.unit, check=False, timeout=300)
-        # Counted after the start: how long the process before it took to stop, and how often systemd brought that one
-        # back, is not held against this one.
+        # Read after the start, so that the stop and earlier restarts of the old process do not count against the new
+        # one.
         self.note(
             since=time.monotonic(), told_after=told_after, restarts=self._restarts(), blocked=blocked, altered=False
         )
 
     def watch(self) -> None:
-        """Await a process that this run did not start: what went before is not held against it."""
+        """Wait for a process that this run did not start; earlier restarts do not count against it."""
         begun = int(systemd_unit.show(self.unit).get("ExecMainStartTimestampMonotonic") or 0) / 1e6
         now = time.monotonic()
         told_after = time.time() - (now - begun if begun else 0)
@@ -625,9 +633,9 @@ class Service:
     # -- from started to serving ----------------------------------------------------------------------------------
 
     def look(self, questions: list[dict], seconds: float, limit: float) -> dict:
-        """Watch the service for up to ``seconds``, and not past ``limit`` seconds after its start.
+        """Watch the service for up to ``seconds``, and at most until ``limit`` seconds after its start.
 
-        Returns ready, dead, why, elapsed and, where it is not ready, its journal since the start.
+        Returns ready, dead, why, elapsed and, if it is not ready, its journal since the start.
         """
         state = self.state()
         end = time.monotonic() + seconds
@@ -641,7 +649,7 @@ class Service:
             why = (dead or why) and (state["blocked"] or dead or why)
             elapsed = time.monotonic() - state["since"]
             if not why or dead or time.monotonic() >= end or elapsed >= limit:
-                # The cause of an end stands far above it where several workers tell of it.
+                # If several workers report an end, its cause is far above the last line.
                 count = END_LINES if dead or elapsed >= limit else SHOWN_LINES
                 lines = systemd_unit.journal(self.unit, state["told_after"], count) if why else []
                 return {
@@ -654,9 +662,9 @@ class Service:
             time.sleep(0.3)
 
     def _left(self, restarts: int) -> str | None:
-        """Say how the process left since there were ``restarts`` of it, or return None while it runs.
+        """Return how the process ended since ``restarts`` was counted, or None while it runs.
 
-        An exit during the start is a verdict: waiting for systemd's next try only hides it.
+        An exit during the start is a verdict: waiting for systemd's next attempt would only hide it.
         """
         live = systemd_unit.show(self.unit)
         again = live.get("SubState") == "auto-restart" or int(live.get("NRestarts") or 0) > restarts
@@ -665,16 +673,16 @@ class Service:
         return f"its process left ({live.get('Result')}, status {live.get('ExecMainStatus')})"
 
     def confirm(self) -> None:
-        """Note that the current release serves, and let go of releases that nothing needs any more."""
+        """Record that the current release serves, and remove releases that are no longer needed."""
         state = self.state()
         verified = [*self._others(state), state["current"]]
-        # One that failed is kept for inspection until something newer serves.
+        # A failed release is kept for inspection until a newer one serves.
         back = self._others(state) != state["verified"] and state["failed"] != state["current"]
         self.note(verified=verified[-KEPT:], failed=state["failed"] if back else None)
         self.prune()
 
     def _others(self, state: dict) -> list[str]:
-        """Return the verified releases that differ from the current one in more than the texts of its secrets."""
+        """Return the verified releases that differ from the current one in more than the values of its secrets."""
         return [name for name in state["verified"] if not self._same_but_secrets(name, state["current"])]
 
     def _same_but_secrets(self, one: str, other: str | None) -> bool:
@@ -682,12 +690,12 @@ class Service:
         return one == other or (all(known) and but_secrets(known[0]) == but_secrets(known[1]))
 
     def served_last(self) -> bool:
-        """Say whether the current release is the one that served last, whatever the texts of its secrets are."""
+        """Return whether the current release is the one that served last, whatever the values of its secrets are."""
         state = self.state()
         return bool(state["verified"]) and self._same_but_secrets(state["verified"][-1], state["current"])
 
     def prune(self) -> None:
-        """Let go of releases that are not kept, and of what was built for none that is."""
+        """Remove releases that are not kept, and builds that no kept release uses."""
         needed, gone = self._kept_and_gone()
         for directory in self.leftovers():
             shutil.rmtree(directory, ignore_errors=True)
@@ -699,7 +707,7 @@ class Service:
             (self.store / "probes" / f"{name}.json").unlink(missing_ok=True)
 
     def _kept_and_gone(self) -> tuple[dict, dict]:
-        """Return the stored releases by name: those that are kept, and those that nothing needs any more."""
+        """Return the stored releases by name: (those that are kept, those that are no longer needed)."""
         state = self.state()
         kept = {*state["verified"], state["current"], state["failed"]}
         stored = {path.stem: self.release(path.stem) for path in (self.store / "releases").glob("*.json")}
@@ -708,7 +716,7 @@ class Service:
     def leftovers(self, wanted: list[dict] | None = None) -> list[Path]:
         """Return programs and environments to which neither a kept release nor one of ``wanted`` refers.
 
-        They are those of releases that are not kept, and what was built beside the needed ones and then refused.
+        They belong to releases that are not kept, or they were built for a release that was refused.
         """
         kept, gone = self._kept_and_gone()
         needed = [*kept.values(), *(wanted or [])]
@@ -718,12 +726,15 @@ class Service:
         )
         for parent in {target.parent for target in targets if target.parent.is_dir()}:
             found |= {place for place in parent.iterdir() if any((place / marker).is_file() for marker in BUILT)}
-        # Services may build in one directory.
+        # Services may share a build directory.
         targets |= linked(STORE.glob("*/releases/*.json"), but=self.store)
         return sorted(place for place in found - targets if place.is_dir() and not place.is_symlink())
 
     def earlier(self, to: str | None = None) -> str:
-        """Return the verified release to go back to: ``to``, or the last one before the current."""
+        """Return the verified release to go back to: ``to``, or the last one before the current.
+
+        Raises `Refused` if there is none.
+        """
         if not self.store.is_dir():
             present = sorted(path.name for path in self.store.parent.glob("*") if path.is_dir())
             raise Refused(f"there is no service {self.name} on this host; there are: {', '.join(present) or 'none'}")
@@ -735,9 +746,9 @@ class Service:
         return to or kept[-1]
 
     def back(self, to: str | None = None) -> str:
-        """Put the last verified release before the current one (or ``to``) in place and start it; return its name.
+        """Restore the last verified release before the current one (or ``to``) and start it; return its name.
 
-        With other secrets than it had, it has another name than it had.
+        If its secrets have changed since, its name changes too.
         """
         target, current = self.earlier(to), self.release(self.state()["current"])
         old, proof = self.renewed(self.release(target)), self.proof_of(target)
@@ -745,12 +756,12 @@ class Service:
         self.store_proof(digest(old), proof)
         self.take_away(current, but=old)
         self.note(current=digest(old))
-        # Better tried than left down: systemd tries again, and what is missing may come back.
+        # Starting is better than staying down: systemd retries, and what is missing may come back.
         self.start(proof["before_start"], regardless=True)
         return digest(old)
 
     def removable(self, purge: bool) -> bool:
-        """Say whether there is anything of the service that `remove` would take away."""
+        """Return whether `remove` would remove anything of the service."""
         return (
             self._own_unit()
             or any((self.store / "releases").glob("*.json"))
@@ -766,20 +777,20 @@ class Service:
 
     @staticmethod
     def _goes(entry: dict, kept: list[Path]) -> bool:
-        """Say whether a directory that was created for the service goes with it: empty, or its own and without data."""
+        """Return whether a created directory is removed: a declared one without kept data, any other only if empty."""
         path = Path(entry["path"])
         if entry["declared"] and not any(data.is_relative_to(path) for data in kept):
             return path.exists()
         return path.is_dir() and not any(path.iterdir())
 
     def remove(self, purge: bool) -> bool:
-        """Take the service away; return whether there was anything. Kept data stays unless ``purge``."""
+        """Remove the service; return whether there was anything. Kept data stays unless ``purge``."""
         changed, kept, state = self.removable(purge), self._kept(purge), self.state()
         if self._own_unit():
             systemd_unit.run("systemctl", "disable", "--now", self.unit, check=False)
             systemd_unit.run("systemctl", "reset-failed", self.unit, check=False)
         elif state["current"]:
-            # Its link is somebody else's, and disabling would remove it.
+            # The link belongs to someone else, and disabling would remove it.
             systemd_unit.run("systemctl", "stop", self.unit, check=False, timeout=300)
         for path in (self.store / "releases").glob("*.json"):
             release = json.loads(path.read_text())
@@ -795,15 +806,15 @@ class Service:
                 shutil.rmtree(entry["path"], ignore_errors=True)
         left = [entry for entry in created["directories"] if Path(entry["path"]).exists()]
         data = any(entry["keep"] for entry in left)
-        # Data without an owner would fall to the next user who gets the number.
+        # Data without an owner would belong to the next user who gets the number.
         if created["user"] in accounts() and not data:
             if created.get("group", created["user"]) != created["user"]:
-                # userdel takes a user's own group of the same name with it, and this one was there before.
+                # userdel also removes a user's own group of the same name, and this group existed before.
                 systemd_unit.run("usermod", "--gid", "nogroup", created["user"], check=False)
             systemd_unit.run("userdel", created["user"], check=False)
         shutil.rmtree(self.store, ignore_errors=True)
         if data:
-            # What was kept can still be purged later, by name.
+            # Kept data can still be purged later.
             self.note(created={**created, "directories": left})
         for path in (self.store.parent, self.store.parent.parent):
             if path.is_dir() and not any(path.iterdir()):
@@ -811,7 +822,7 @@ class Service:
         return changed
 
     def _bequeath(self, created: dict) -> dict:
-        """Leave what other services need to the first of them; return what is this service's alone."""
+        """Pass what other services need on to the first of them; return what only this service uses."""
         own = {**created, "directories": list(created["directories"])}
         for path in sorted({*STORE.glob("*/state.json")} - {self.store / "state.json"}):
             heir = Service(path.parent.name)
@@ -828,10 +839,10 @@ class Service:
                 heir.note(created=heirs)
         return own
 
-    # -- what the process lives in --------------------------------------------------------------------------------
+    # -- user and directories of the service ----------------------------------------------------------------------
 
     def need(self, user: str | None, directories: list[dict]) -> None:
-        """Note what the service lives in, so that it stays when another service that made it goes."""
+        """Record what the service uses, so that it stays when another service that created it is removed."""
         needs = {"user": user, "directories": sorted({entry["path"] for entry in directories})}
         if self.state()["needs"] != needs:
             self.note(needs=needs)
@@ -840,9 +851,9 @@ class Service:
         return bool(user) and user not in accounts()
 
     def check_accounts(self, entries: list[dict], user: str | None, groups: list[str]) -> None:
-        """Raise `Refused` where the host lacks an owner or a group of ``entries``, or one of ``groups`` to join.
+        """Raise `Refused` if the host lacks an owner or a group of ``entries``, or one of ``groups`` to join.
 
-        ``user`` and the group of his name are made where they are missing.
+        ``user`` and the group of that name are created if they are missing, so they do not count.
         """
         for entry in entries:
             told = f"on this host, to which {entry['path']} is to belong; create it or name another"
@@ -859,7 +870,7 @@ class Service:
             )
 
     def add_user(self, user: str, home: str) -> None:
-        """Make the service's user, in the group of his name; one that is there already is not ours to take away."""
+        """Create the service's user in a group of the same name; an existing user is not recorded as created."""
         there = has_group(user)
         own = ["--gid", user] if there else ["--user-group"]
         systemd_unit.run(
@@ -881,7 +892,7 @@ class Service:
         made = [{"path": str(parent), "keep": False, "declared": False} for parent in missing]
         if not path.exists():
             made.append({"path": str(path), "keep": entry["keep"], "declared": True})
-        # Noted first: an interrupted run must not leave a directory that nobody takes away.
+        # Recorded first: an interrupted run must not leave a directory that is never removed.
         created = self.state()["created"]
         self.note(created={**created, "directories": created["directories"] + made})
         for parent in missing:
@@ -892,18 +903,18 @@ class Service:
 
 
 def _holds(path: str, needed: list[str]) -> bool:
-    """Say whether a directory is one of those ``needed`` or above one."""
+    """Return whether a directory is one of ``needed`` or a parent of one."""
     return any(Path(one).is_relative_to(path) for one in needed)
 
 
 def linked(releases: Iterable[Path], but: Path | None = None) -> set[Path]:
-    """Return the directories to which the links of stored ``releases`` point, without those of the store ``but``."""
+    """Return the directories to which the links of stored ``releases`` point, except those of the store ``but``."""
     files = [path for path in releases if but is None or path.parent.parent != but]
     return {Path(link["target"]) for path in files for link in json.loads(path.read_text())["links"]}
 
 
 def in_use() -> set[Path]:
-    """Return the directories to which a stored release of any service links, such as versions of a program."""
+    """Return the directories to which stored releases of any service link, such as versions of a program."""
     return linked(STORE.glob("*/releases/*.json"))
 
 
@@ -913,29 +924,29 @@ def unit_text(release: dict) -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """Return the lines of a file of secrets; a value may have other characters that Python would end a line at."""
+    """Return the lines of a file of secrets; unlike `str.splitlines`, only newlines end a line."""
     return text.removesuffix("\n").split("\n") if text else []
 
 
 def described(file: dict) -> dict:
-    """Return where a file is and whose."""
+    """Return path, owner, group and mode of a file."""
     return {key: file[key] for key in ("path", "mode", "owner", "group")}
 
 
 def private(file: dict) -> bool:
-    """Say whether only the owner can read a file: then it counts as a secret."""
+    """Return whether only the owner can read a file: then it counts as a secret."""
     return not int(file["mode"], 8) & 0o077
 
 
 def digest_before(files: list[dict], release: dict) -> str:
-    """Return the digest that ``release`` had when secrets were ``files`` like others; a process may still carry it."""
+    """Return the earlier digest of ``release``, with secrets as ordinary ``files``; processes may still carry it."""
     return digest(
         {**release, "files": [{**described(file), "content": file["content"]} for file in files], "secrets": []}
     )
 
 
 def referring(probe: dict, files: list[dict]) -> dict:
-    """Return a probe of before with its key as a reference to the one of ``files`` that has it; {} where none has."""
+    """Return a probe of the earlier form with its key as a reference to the file in ``files``; {} if no file has it."""
     ((kind, options),) = ((kind, options) for kind, options in probe.items() if options)
     key = options.pop("bearer", None)
     for file in files if key else []:
@@ -947,12 +958,12 @@ def referring(probe: dict, files: list[dict]) -> dict:
 
 
 def environment_of(release: dict) -> str:
-    """Return the text of the file by which the process learns what it was started with."""
+    """Return the text of the environment file that holds the release's digest."""
     return f"{systemd_unit.RELEASE_VARIABLE}={digest(release)}\n"
 
 
 class Accounts:
-    """The users that the host knows, by whatever tells it of them: a directory does not list all of its own."""
+    """The users that the host knows, from any source: a directory service does not list all of its users."""
 
     def __contains__(self, name: object) -> bool:
         try:
@@ -973,7 +984,7 @@ def has_group(name: str) -> bool:
 
 
 def attributes(path: Path) -> tuple[str, str, str] | None:
-    """Return ``(mode, owner, group)`` as a playbook writes them, or None where there is no such path."""
+    """Return ``(mode, owner, group)`` as a playbook writes them, or None if the path does not exist."""
     try:
         seen = path.stat()
     except OSError:
@@ -986,7 +997,7 @@ def attributes(path: Path) -> tuple[str, str, str] | None:
 
 
 def write(path: Path, text: str, mode: int, owner: str = "root", group: str = "root") -> None:
-    """Write ``text`` to ``path`` in one step: a reader sees the old file or the new one, whole."""
+    """Write ``text`` to ``path`` in one step: a reader sees either the old file or the complete new one."""
     if not path.parent.exists():
         path.parent.mkdir(parents=True, mode=0o755)
     descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)

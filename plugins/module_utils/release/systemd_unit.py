@@ -1,4 +1,4 @@
-"""Read and write what systemd knows of one service.
+"""Read and write systemd's settings and state of one service.
 
 Plain Python on top of ``systemctl``, ``journalctl`` and ``/proc``; no Ansible inside.
 """
@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-# The rights every service of this project starts without. A service that needs one back names it in its own
-# sections, so the difference stands where the need is known.
+# Hardening for every service of this project. A service that needs one of these rights sets it in its own sections, so
+# that each exception is written where the need is known.
 # Source of the meanings: systemd.exec(5), scored by `systemd-analyze security`.
 HARDENED = {
     "NoNewPrivileges": "yes",
@@ -61,25 +61,25 @@ DEFAULTS = {
 
 RELEASE_VARIABLE = "SERVICE_RELEASE"
 
-# What a service without such a directive of its own still must not get from elsewhere.
+# Directives that a drop-in must not add, even if the service does not set them itself.
 DECISIVE = re.compile(r"Exec\w+|\w*Environment\w*|User|Group|SupplementaryGroups|DynamicUser|Root\w+|Bind\w+")
 SWITCHES = {"true": "yes", "on": "yes", "1": "yes", "false": "no", "off": "no", "0": "no"}
 
-CAP_SYS_RESOURCE = 24  # of linux/capability.h
+CAP_SYS_RESOURCE = 24  # from linux/capability.h
 
-# SD_MESSAGE_UNIT_RESTART_SCHEDULED of sd-messages.h: systemd starts a unit again because its process left.
+# SD_MESSAGE_UNIT_RESTART_SCHEDULED from sd-messages.h: systemd restarts a unit because its process has exited.
 RESTART_SCHEDULED = "5eb03494b6584870a536b337290809b3"
 
 
 class SystemdError(RuntimeError):
-    """A command of systemd refused; the text is its own last line."""
+    """A command of systemd failed; the text is its last line."""
 
 
 def render(sections: dict) -> str:
-    """Return the text of a unit: the hardened defaults with ``sections`` laid over them.
+    """Return the text of a unit: ``sections`` merged over the hardened defaults.
 
-    ``sections`` is ``{section: {directive: value}}``; a list gives one line per item, ``None`` takes a default away.
-    Values are meant as they stand: systemd would expand ``%``, so it is doubled here, for all of them.
+    ``sections`` is ``{section: {directive: value}}``; a list gives one line per item, ``None`` removes a default.
+    Values are literal: systemd would expand ``%``, so every ``%`` is doubled here.
     """
     lines = ["# Written by Ansible; changes made here are undone by the next run."]
     for section in ("Unit", "Service", "Install"):
@@ -120,23 +120,23 @@ def unscored(unit: str) -> list[Path]:
         try:
             if _is_of(process, unit) and int((process / "oom_score_adj").read_text()) != score:
                 found.append(process)
-        except OSError:  # it has exited
+        except OSError:  # the process has exited
             continue
     return found
 
 
 def score(unit: str) -> None:
-    """Set the OOM score of the processes of ``unit``; systemd sets it only when it starts them."""
+    """Set the OOM score of the running processes of ``unit``; systemd only sets it when it starts them."""
     wanted = run("systemctl", "show", unit, "--property", "OOMScoreAdjust", "--value", check=False).stdout.strip()
     for process in unscored(unit):
         try:
             (process / "oom_score_adj").write_text(wanted)
-        except OSError:  # it has exited, or this is a container
+        except OSError:  # the process has exited, or this is a container
             continue
 
 
 def memory_used(unit: str) -> int:
-    """Return the anonymous memory of the processes of ``unit`` in MiB, which cannot be reclaimed."""
+    """Return the anonymous memory of the processes of ``unit`` in MiB; it cannot be reclaimed."""
     used = 0
     for process in _processes():
         try:
@@ -149,7 +149,7 @@ def memory_used(unit: str) -> int:
 
 
 def memory_mib(limit: str) -> float:
-    """Return a memory limit in systemd's format in MiB; a percentage is of this host's memory."""
+    """Convert a memory limit in systemd's format to MiB; a percentage is of this host's memory."""
     if limit == "infinity":
         return float("inf")
     if limit.endswith("%"):
@@ -165,11 +165,11 @@ def _has_capability(number: int) -> bool:
 
 
 def _defaults(section: str, sections: dict) -> dict:
-    """Return the defaults of a section; a service that needs devices of the host gets no ProtectClock.
+    """Return the defaults of a section. A service that needs devices of the host gets no ProtectClock.
 
-    Before systemd 253 ProtectClock allows the clock's device and so closes all others, those of a GPU too
-    (systemd/systemd#18142; Ubuntu 22.04 has 249). The clock stays protected by the filter of system calls and the empty
-    set of capabilities.
+    Before systemd 253 ProtectClock allows the clock's device and thereby blocks all others, including those of a GPU
+    (systemd/systemd#18142; Ubuntu 22.04 has 249). The system call filter and the empty capability set still protect
+    the clock.
     """
     devices = str((sections.get("Service") or {}).get("PrivateDevices", "yes")).lower()
     if section != "Service" or SWITCHES.get(devices, devices) == "yes":
@@ -178,13 +178,13 @@ def _defaults(section: str, sections: dict) -> dict:
 
 
 def in_sandbox(text: str, argv: list[str], output: Path, limit: int) -> str:
-    """Return the unit ``text`` with the command ``argv`` in place of its service: run once, in the same sandbox.
+    """Return the unit ``text`` with the command ``argv`` in place of the service, to run once in the same sandbox.
 
-    What it prints goes to ``output``. It gets no file with variables, since these hold the service's secrets.
+    Its output goes to ``output``. It gets no environment files, since these hold the service's secrets.
     """
     own = re.compile(r"(Type|ExecStart|ExecStartPost|ExecReload|ExecStop|EnvironmentFile|Restart\w*|Timeout\w+)=")
     lines = [line for line in text.partition("\n[Install]")[0].splitlines() if not own.match(line)]
-    # systemd reads a JSON string as it reads its own quotes; it would expand % and $.
+    # systemd reads a JSON string like its own quoting, but would expand % and $.
     command = " ".join(json.dumps(word).replace("%", "%%").replace("$", "$$") for word in argv)
     lines += ["Type=oneshot", f"ExecStart={command}", f"TimeoutStartSec={limit}"]
     lines += [f"StandardOutput=append:{output}", "StandardError=inherit"]
@@ -197,7 +197,7 @@ def _text(value) -> str:
 
 
 def run(*argv: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess:
-    """Run ``argv`` with untranslated messages; raise `SystemdError` with its last line when it fails."""
+    """Run ``argv`` with untranslated messages. Raises `SystemdError` with the last line if it fails."""
     try:
         done = subprocess.run(
             argv, capture_output=True, text=True, errors="replace", check=False, timeout=timeout,
@@ -212,7 +212,7 @@ def run(*argv: str, check: bool = True, timeout: float = 120) -> subprocess.Comp
 
 
 def show(unit: str) -> dict:
-    """Return the state of ``unit``: strings by property, as ``systemctl show`` names them."""
+    """Return the properties of ``unit``: strings by name, as in ``systemctl show``."""
     names = "LoadState,ActiveState,SubState,MainPID,NRestarts,UnitFileState,Result,ExecMainStatus"
     names += ",ExecMainStartTimestampMonotonic,FragmentPath,DropInPaths,NeedDaemonReload"
     out = run("systemctl", "show", unit, "--property", names, check=False).stdout
@@ -222,8 +222,8 @@ def show(unit: str) -> dict:
 def drop_ins(unit: str) -> list[Path]:
     """Return the files that systemd reads after the one of ``unit`` itself, in its order.
 
-    They are those on the disk: of a unit that is not there yet systemd names none. Source: systemd.unit(5); a file
-    hides one of its name in a later place, and a link to /dev/null is none.
+    They are read from the disk, because systemd lists none for a unit that does not exist yet. Source:
+    systemd.unit(5); a file hides another one of the same name in a later directory, and a link to /dev/null is none.
     """
     kind = unit.rpartition(".")[2]
     stem = unit.removesuffix(f".{kind}")
@@ -237,12 +237,12 @@ def drop_ins(unit: str) -> list[Path]:
 
 
 def unit_places() -> list[str]:
-    """Return the directories of units, the one that counts most first."""
+    """Return the directories of units, highest priority first."""
     return run("systemctl", "show", "--property", "UnitPath", "--value", check=False).stdout.split()
 
 
 def directives(text: str) -> dict[tuple[str, str], list[str]]:
-    """Return what a unit or a drop-in assigns: its values, in order, by section and directive."""
+    """Return the assignments of a unit or a drop-in: values in order, by section and directive."""
     found: dict[tuple[str, str], list[str]] = {}
     section = ""
     for line in re.sub(r"\\\n", " ", text).splitlines():
@@ -256,10 +256,10 @@ def directives(text: str) -> dict[tuple[str, str], list[str]]:
 
 
 def changed_directives(text: str, more: str) -> list[str]:
-    """Return the directives by which the drop-in ``more`` makes another process out of that of the unit ``text``.
+    """Return the directives by which the drop-in ``more`` changes the process of the unit ``text``.
 
-    These are the ones that ``text`` has too, with another value in effect, and those that decide which program runs as
-    whom on what. Limits and the order of units are none.
+    These are directives that ``text`` has too, with another effective value, and those that decide which program runs,
+    as which user and on which files. Limits and the order of units do not count.
     """
     own, changed = directives(text), []
     for (section, name), values in directives(more).items():
@@ -272,13 +272,13 @@ def changed_directives(text: str, more: str) -> list[str]:
 
 
 def _in_effect(values: list[str]) -> list[str]:
-    """Return the values after the last empty one, which takes back what stood before."""
+    """Return the values after the last empty one, which resets the list."""
     values = [SWITCHES.get(value.lower(), value) for value in values]
     return values[len(values) - values[::-1].index("") :] if "" in values else values
 
 
 def running_release(pid: int) -> str | None:
-    """Return the release that process ``pid`` was started with, or None where it carries none (needs root)."""
+    """Return the release that process ``pid`` was started with, or None if it carries none (needs root)."""
     try:
         environ = Path(f"/proc/{pid}/environ").read_bytes() if pid else b""
     except OSError:
@@ -291,9 +291,9 @@ def running_release(pid: int) -> str | None:
 
 
 def journal_end() -> str | float:
-    """Return the place where the journal ends now, for `journal`: its cursor, which no jump of the clock moves.
+    """Return the current end of the journal, for `journal`: its cursor, which does not depend on the clock.
 
-    An empty journal has none; then it is the Unix time.
+    An empty journal has no cursor; then it is the Unix time.
     """
     said = run("journalctl", "--lines", "0", "--show-cursor", "--quiet", "--no-pager", check=False).stdout
     return said.partition("-- cursor: ")[2].strip() or time.time()
@@ -301,24 +301,24 @@ def journal_end() -> str | float:
 
 def journal(unit: str, after: str | float, lines: int = 400) -> list[str]:
     """Return the last ``lines`` messages of ``unit`` after a cursor or a Unix time, oldest first."""
-    # The last words of a process that just died may still be on their way.
+    # Wait for the last messages of a process that just ended.
     run("journalctl", "--sync", check=False)
-    # With a place to begin at, journalctl's own --lines gives the first ones.
+    # With a starting point, journalctl's own --lines returns the first lines.
     start = ["--after-cursor", after] if isinstance(after, str) else ["--since", f"@{after:.3f}"]
     out = run("journalctl", "--unit", unit, *start, "--output", "cat", "--quiet", "--no-pager", check=False).stdout
     return out.splitlines()[-lines:]
 
 
 def restarts(unit: str, minutes: int) -> int:
-    """Return how often systemd started ``unit`` again in the last ``minutes`` because its process had left."""
+    """Return how often systemd restarted ``unit`` in the last ``minutes`` because its process had exited."""
     event = [f"MESSAGE_ID={RESTART_SCHEDULED}", f"UNIT={unit}", "--since", f"-{minutes}min"]
     return len(run("journalctl", *event, "--quiet", "--output", "cat", "--no-pager", check=False).stdout.splitlines())
 
 
 def verify(unit: str, text: str, directory: Path) -> str | None:
-    """Ask ``systemd-analyze verify`` about ``text``; return its complaint or None.
+    """Check ``text`` with ``systemd-analyze verify``; return its complaint or None.
 
-    Only lines that name this unit count: other units of the machine are not ours to judge.
+    Only lines that name this unit count: other units of the machine are not checked here.
     """
     path = directory / unit
     path.write_text(text)
@@ -329,7 +329,7 @@ def verify(unit: str, text: str, directory: Path) -> str | None:
 
 
 def port_holder(port: int, own_unit: str) -> str | None:
-    """Say which process outside ``own_unit`` listens on TCP ``port``, or None when it is free for the unit."""
+    """Return which process outside ``own_unit`` listens on TCP ``port``, or None if the port is free for the unit."""
     inodes = {each["inode"] for each in _bound("self") if each["protocol"] == "tcp" and each["port"] == port}
     for process in _processes() if inodes else []:
         try:
@@ -341,12 +341,12 @@ def port_holder(port: int, own_unit: str) -> str | None:
 
 
 def listening(unit: str) -> list[dict]:
-    """Return where the processes of ``unit`` wait for others: protocol, address and port, each once and sorted."""
+    """Return where the processes of ``unit`` accept packets: protocol, address and port, unique and sorted."""
     found = set()
     for process in _processes():
         try:
             held = _sockets_of(process) if _is_of(process, unit) else set()
-            # A unit may have a network of its own.
+            # A unit may have its own network namespace.
             own = [each for each in _bound(process.name) if each["inode"] in held] if held else []
         except OSError:
             continue
@@ -355,9 +355,9 @@ def listening(unit: str) -> list[dict]:
 
 
 def address_filter(unit: str) -> dict:
-    """Return what systemd lets through to ``unit``: ``allowed`` networks, None for all, and whether it is ``in_force``.
+    """Return the address filter of ``unit``: ``allowed`` networks, None for all, and whether it is ``in_force``.
 
-    Where the kernel or a container cannot filter, systemd goes on without and counts no bytes either.
+    If the kernel or a container cannot filter, systemd runs the unit without a filter and counts no bytes either.
     """
     names = "IPAddressAllow,IPAddressDeny,IPIngressBytes"
     out = run("systemctl", "show", unit, "--property", names, check=False).stdout
@@ -380,13 +380,13 @@ def _sockets_of(process: Path) -> set[str]:
     for descriptor in (process / "fd").iterdir():
         try:
             links.add(str(descriptor.readlink()))
-        except OSError:  # closed meanwhile
+        except OSError:  # closed in the meantime
             continue
     return links
 
 
 def _bound(pid: str) -> list[dict]:
-    """Return the sockets of the network of process ``pid`` that wait for a peer: TCP that listens, UDP without one."""
+    """Return sockets in the network of process ``pid`` that wait for a peer: TCP that listens, UDP without a peer."""
     found = []
     for protocol, state in (("tcp", "0A"), ("udp", "07")):
         for table in (protocol, f"{protocol}6"):
@@ -409,7 +409,7 @@ def _bound(pid: str) -> list[dict]:
 
 
 def _address(text: str) -> str:
-    """Return an address of /proc/net, which has words of four bytes in the machine's own order."""
+    """Return an address of /proc/net, which consists of words of four bytes in the machine's byte order."""
     words = [int(text[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(text), 8)]
     address = ipaddress.ip_address(b"".join(words))
     return str(getattr(address, "ipv4_mapped", None) or address)

@@ -1,1 +1,1 @@
-"""The watching side: what is scraped, shipped, alerted on and exported."""
+"""The monitoring server: what is scraped, shipped, alerted on and exported."""

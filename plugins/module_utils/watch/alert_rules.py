@@ -1,7 +1,7 @@
-"""Rule files for vmalert or Prometheus, made of those of the repository and of the inventory.
+"""Combine rule files for vmalert or Prometheus from those of the repository and of the inventory.
 
-Several files become one, because a service that reads one file anew needs no restart when another rule file joins or
-leaves it. Plain Python; raises `RulesError` with one sentence that names the file and the cure.
+Several files become one, because a service that reloads one file needs no restart when a rule file is added or
+removed. Plain Python. Raises `RulesError` with one sentence that names the file and the cure.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
-LIMIT = "llm_limit_"  # a series of this name and the limit's own is what rules compare with
-INVENTORY = "inventory"  # the group of rules that the inventory makes
+LIMIT = "llm_limit_"  # rules compare with a series whose name is this plus the limit's name
+INVENTORY = "inventory"  # the group of rules made from the inventory
 EXPECTED = "expected_host"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 WILDCARD = re.compile(r"[*?\[]")
@@ -26,10 +26,10 @@ class RulesError(ValueError):
 
 
 def found(patterns: Iterable[str], variable: str) -> list[Path]:
-    """Return the files that ``patterns`` name, sorted; a pattern without a wildcard must name one."""
+    """Return the files that match ``patterns``, sorted; a pattern without a wildcard must name one."""
     files: set[Path] = set()
     for pattern in patterns:
-        # Resolved first: `..` behind a wildcard's folder is no part of a pattern.
+        # Resolved first: `..` after a wildcard's folder does not work in a pattern.
         path = Path(pattern).resolve()
         matches = set(path.parent.glob(path.name))
         if not matches and not WILDCARD.search(path.name):
@@ -39,7 +39,7 @@ def found(patterns: Iterable[str], variable: str) -> list[Path]:
 
 
 def groups(files: Iterable[Path], variable: str) -> list[dict]:
-    """Return the groups of rules of all files, in their order."""
+    """Return the groups of rules of all files, in order."""
     every: list[dict] = []
     owner: dict[str, Path] = {}
     for path in files:
@@ -61,7 +61,7 @@ def groups(files: Iterable[Path], variable: str) -> list[dict]:
 
 
 def limited(held: list[dict], limits: Mapping, variable: str) -> list[dict]:
-    """Return ``held`` with the values of ``limits`` in the place of those that the files have."""
+    """Return ``held`` with its limits replaced by the values of ``limits``."""
     known: set[str] = set()
 
     def rule(one: Mapping) -> Mapping:
@@ -88,9 +88,9 @@ def inventory(hosts: Iterable[str]) -> list[dict]:
 
 
 def pushing(names: Iterable[str], variables: Mapping, here: str) -> list[str]:
-    """Return the label ``host`` of each host that pushes to the store on ``here``, by each host's variables.
+    """Return the label ``host`` of each host that pushes to the store on ``here``, from each host's variables.
 
-    A host without `vmagent_url` is scraped by somebody else; one that pushes to loopback keeps its metrics itself.
+    A host without `vmagent_url` is scraped by another server; one that pushes to loopback keeps its metrics itself.
     """
     found = []
     for name in names:
@@ -105,6 +105,6 @@ def pushing(names: Iterable[str], variables: Mapping, here: str) -> list[str]:
 def text(held: list[dict]) -> str:
     """Return a rule file of groups."""
     head = "# Written by Ansible; changes made here are undone by the next run.\n"
-    # Ansible's values carry where they come from, which YAML cannot write.
+    # Ansible's values carry their origin, which YAML cannot write.
     plain = json.loads(json.dumps({"groups": held}))
     return head + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)

@@ -1,6 +1,6 @@
-"""The configuration of Alertmanager, made of the role's variables.
+"""Create the configuration of Alertmanager from the role's variables.
 
-Plain Python. Secrets stand in files of their own, which the configuration names.
+Plain Python. Secrets are in separate files, which the configuration names.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ NOBODY = "nobody"
 OWN = (DEFAULT, HEARTBEAT, NOBODY)
 # data/alerts/watch.yml: it fires as long as alerting works.
 ALWAYS = "DeadMansSwitch"
-# data/alerts/services.yml: whoever is not heard from has no other news.
+# data/alerts/services.yml: a host that sends nothing has no other alerts.
 HOST_DOWN = "HostMissing"
 SECRETS = "/etc/alertmanager/secrets"
-HOOKS = ("api_url", "webhook_url")  # addresses that whoever knows them may post to
+HOOKS = ("api_url", "webhook_url")  # addresses that work as passwords: anyone who knows them can post
 
 TITLE = (
     '{{ if eq .Status "firing" }}FIRING{{ else }}resolved{{ end }}'
@@ -36,9 +36,9 @@ TEXT = (
 
 
 def configuration(settings: Mapping) -> dict:
-    """Return the configuration; ``settings`` are the role's variables without their prefix, no secret among them.
+    """Return the configuration; ``settings`` are the role's variables without their prefix and without secrets.
 
-    ``slack``, ``email_password`` and ``heartbeat`` say whether the secret of that kind is given.
+    ``slack``, ``email_password`` and ``heartbeat`` say whether the secret of that kind is set.
     """
     receivers = _own_receivers(settings) + [dict(one) for one in settings["receivers"]]
     always = HEARTBEAT if settings["heartbeat"] else NOBODY
@@ -101,7 +101,7 @@ def _email(settings: Mapping) -> dict:
 
 
 def problems(settings: Mapping) -> list[str]:
-    """Return one sentence for each thing that is wrong with the receivers and routes of a user."""
+    """Return one sentence for each error in a user's receivers and routes."""
     told: list[str] = []
     names = [str(one.get("name", "")) for one in settings["receivers"]]
     for number, one in enumerate(settings["receivers"]):
@@ -126,7 +126,7 @@ def problems(settings: Mapping) -> list[str]:
 
 
 def _secret_keys(value) -> set[str]:
-    """Return the keys of a receiver whose value is a secret as it stands; the address of a webhook is one."""
+    """Return the keys of a receiver whose value is a secret in plain text; the address of a webhook is one."""
     if isinstance(value, Mapping):
         own = {
             key

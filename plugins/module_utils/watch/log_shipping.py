@@ -1,8 +1,8 @@
-"""Follow one line from where it is written to where logs are kept, for each job of a log shipper.
+"""Follow one line from where it is written to where logs are stored, for each job of a log shipper.
 
-A job of the journal gets a line of its own, written in the name of its unit. A log file belongs to the program that
-writes it, so there the last line that it has is looked for. Where Loki takes lines and answers no questions, what the
-shipper itself says of them is all that can be known, and the answer says so. Plain Python; needs root.
+For a job of the journal a new line is written in the name of its unit. A log file belongs to the program that writes
+it, so for a file its current last line is looked for. If Loki accepts lines but answers no queries, only the shipper's
+own metrics are available, and the result says so. Plain Python; needs root.
 Sources: "Native Journal Protocol" of systemd, unix(7), Loki's HTTP API, promtail's positions file, VictoriaLogs'
 /select/logsql/query, the OpenTelemetry Collector's internal telemetry.
 """
@@ -23,15 +23,15 @@ from pathlib import Path
 from ..release import probes, systemd_unit
 
 JOURNAL = "/run/systemd/journal/socket"
-CLOSED = (401, 403, 404, 405)  # a gateway that takes lines and answers no questions
+CLOSED = (401, 403, 404, 405)  # a gateway that accepts lines but answers no queries
 HOUR, WEEK = 3600, 7 * 24 * 3600
-TAIL = 1 << 16  # bytes at the end of a file in which its last line is looked for
+TAIL = 1 << 16  # bytes at the end of a file that are searched for its last line
 SHOWN = 200  # characters of a line that are enough to find it
 
 
 @dataclass(frozen=True)
 class Loki:
-    """Where lines go, and as whom its questions are asked."""
+    """Where lines are sent, and the login for queries."""
 
     url: str
     user: str = ""
@@ -40,7 +40,7 @@ class Loki:
     tenant: str = ""
 
     def ask(self, labels: dict, text: str, start: float, timeout: float) -> tuple[int, list]:
-        """Return the status and the streams with these labels whose lines hold ``text``, since a Unix time."""
+        """Return the status and the streams with these labels whose lines contain ``text``, since a Unix time."""
         chosen = ",".join(f"{name}={json.dumps(value)}" for name, value in sorted(labels.items()))
         query = f"{{{chosen}}}" + (f" |= {json.dumps(text)}" if text else "")
         span = {"start": int(max(start, time.time() - WEEK) * 1e9), "end": int((time.time() + 600) * 1e9)}
@@ -57,7 +57,7 @@ class Loki:
 
 @dataclass(frozen=True)
 class Receiver:
-    """Where a collector sends to; of VictoriaLogs, whose address says so, lines can be asked for."""
+    """Where a collector sends lines; VictoriaLogs, recognized by its address, can be queried for them."""
 
     url: str
     user: str = ""
@@ -70,7 +70,7 @@ class Receiver:
         return "/insert/opentelemetry" in self.url
 
     def ask(self, attributes: dict, text: str, start: float, timeout: float) -> tuple[int, list]:
-        """Return the status and the records with these attributes whose text holds ``text``, since a Unix time."""
+        """Return the status and the records with these attributes whose text contains ``text``, since a Unix time."""
         chosen = " ".join(f"{json.dumps(name)}:={json.dumps(value)}" for name, value in sorted(attributes.items()))
         begin = f"{max(start, time.time() - WEEK):.3f}"
         asked = {"query": f"{chosen} {json.dumps(text, ensure_ascii=False)}", "start": begin, "limit": 10}
@@ -84,7 +84,7 @@ class Receiver:
 
 @dataclass(frozen=True)
 class Collector:
-    """What an OpenTelemetry Collector says of itself on its page of metrics."""
+    """The figures on the metrics page of an OpenTelemetry Collector."""
 
     metrics: str
     timeout: float = 5
@@ -107,20 +107,20 @@ class Collector:
 
 @dataclass(frozen=True)
 class Shipper:
-    """What promtail says of itself: its positions file, and its page of metrics."""
+    """promtail's own state: its positions file and its page of metrics."""
 
     positions: str
     metrics: str
     timeout: float = 5
 
     def position(self, name: str) -> str:
-        """Return the position of a file, or the cursor of a journal's job; empty for none."""
+        """Return the position of a file, or the cursor of a journal job; empty if there is none."""
         text = Path(self.positions).read_text(errors="replace") if Path(self.positions).exists() else ""
         found = re.search(rf'^[ \t]+"?{re.escape(name)}"?: "?([^"\n]*)"?$', text, re.MULTILINE)
         return found[1] if found else ""
 
     def moment(self, job: str) -> float:
-        """Return the Unix time of the last line that a journal's job has read; 0 for none."""
+        """Return the Unix time of the last line that a journal job has read; 0 if there is none."""
         found = re.search(r"(?:^|;)t=([0-9a-f]+)(?:;|$)", self.position(f"cursor-{job}"))
         return int(found[1], 16) / 1e6 if found else 0
 
@@ -133,13 +133,13 @@ class Shipper:
 
 
 def write_as(unit: str, text: str) -> bool:
-    """Write a line into the journal in the name of ``unit``'s main process; False where it has none."""
+    """Write a line into the journal in the name of ``unit``'s main process; return False if it has none."""
     pid = int(systemd_unit.show(unit).get("MainPID") or 0)
     if not pid:
         return False
     owner = Path(f"/proc/{pid}").stat()
     message = f"MESSAGE={text}\nPRIORITY=6\nSYSLOG_IDENTIFIER=checklist\n".encode()
-    # Root may write for another process; the journal then files the line under that one's unit.
+    # Root may write for another process; the journal then records the line under that process's unit.
     sender = struct.pack("iII", pid, owner.st_uid, owner.st_gid)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.connect(JOURNAL)
@@ -148,7 +148,7 @@ def write_as(unit: str, text: str) -> bool:
 
 
 def last_of(unit: str) -> tuple[str, float] | None:
-    """Return the last line of ``unit`` in the journal with its Unix time, None where there is none."""
+    """Return the last line of ``unit`` in the journal with its Unix time, None if there is none."""
     said = systemd_unit.run(
         "journalctl", f"_SYSTEMD_UNIT={unit}", "--lines=1", "--output=json", "--quiet", "--no-pager", check=False
     ).stdout
@@ -161,10 +161,10 @@ def last_of(unit: str) -> tuple[str, float] | None:
 def journal_job(
     loki: Loki, shipper: Shipper, job: str, unit: str, labels: dict, other_units: list[str], rewrites: bool, wait: float
 ) -> tuple[str, bool]:
-    """A line that is written now, in the name of ``unit``, arrives; and none of ``other_units`` is among its lines.
+    """A line written now in the name of ``unit`` arrives, and none of ``other_units`` is among the job's lines.
 
-    ``rewrites`` says that the job's stages may drop or change a line. A unit that does not run cannot get a line: then
-    its last one is looked for.
+    ``rewrites`` says that the job's stages may drop or change a line. For a unit that does not run no line can be
+    written: then its last line is looked for.
     """
     before, begun, text = shipper.counts(), time.time(), f"checklist {uuid.uuid4().hex}"
     what = "a line written now"
@@ -173,7 +173,7 @@ def journal_job(
         if not known:
             return f"{unit} does not run and has no line in the journal", False
         (text, begun), what = known, f"the last line of {unit}, which does not run,"
-    # A line is in a journal's file a moment after it was sent.
+    # A line is in the journal's file only a moment after it was sent.
     read = _until(lambda: shipper.moment(job) >= begun - 0.001, wait)
     if not read:
         return f"{what} was not read by the job {job}", False
@@ -181,7 +181,7 @@ def journal_job(
 
 
 def file_job(loki: Loki, shipper: Shipper, path: str, labels: dict, rewrites: bool, wait: float) -> tuple[str, bool]:
-    """Every file of the glob ``path`` is read to its end, and the last line of the newest arrives."""
+    """Every file of the glob ``path`` is read to its end, and the last line of the newest file arrives."""
     before = shipper.counts()
     files = {file: _last_line(file) for file in matching(path)}
     if not files:
@@ -209,7 +209,7 @@ def file_job(loki: Loki, shipper: Shipper, path: str, labels: dict, rewrites: bo
 
 
 def matching(path: str) -> list[str]:
-    """Return the regular files of a glob; it may have ``**``."""
+    """Return the regular files of a glob; it may contain ``**``."""
     return sorted(str(file) for file in Path("/").glob(path.lstrip("/")) if file.is_file())
 
 
@@ -218,7 +218,7 @@ def _written(file: str) -> float:
 
 
 def _last_line(file: str) -> tuple[str, int]:
-    """Return the last finished line of a file and where it ends; ("", 0) without one."""
+    """Return the last complete line of a file and where it ends; ("", 0) if there is none."""
     with Path(file).open("rb") as handle:
         start = max(0, handle.seek(0, os.SEEK_END) - TAIL)
         handle.seek(start)
@@ -239,7 +239,7 @@ def _arrived(
     loki: Loki, shipper: Shipper, before, what: str, text: str, written: float, labels: dict, other_units: list[str],
     rewrites: bool, wait: float,
 ) -> tuple[str, bool]:  # fmt: skip
-    """Look for a line that was read; ``before`` are the counts of before it was written."""
+    """Look for a line that was read; ``before`` are the counts from before it was written."""
     found: list = []
     status = 0
 
@@ -274,7 +274,7 @@ def _foreign(loki: Loki, labels: dict, other_units: list[str], timeout: float) -
 
 
 def queue(collector: Collector, watched: float) -> tuple[str, bool]:
-    """Lines that wait on disk get fewer or are sent, there is room for more, and none is lost while this looks."""
+    """Lines queued on disk get fewer or are sent, there is room for more, and none is lost during the check."""
     before, end = collector.counts(), time.monotonic() + watched
     after = before
     while (after["waiting"] or after["lost"]) and time.monotonic() < end:
@@ -289,7 +289,7 @@ def queue(collector: Collector, watched: float) -> tuple[str, bool]:
 
 
 def collected_unit(receiver: Receiver, collector: Collector, job: str, unit: str, attributes: dict, wait: float):
-    """A line that is written now, in the name of ``unit``, is read, sent, and found where it can be asked for."""
+    """A line written now in the name of ``unit`` is read, sent, and found if the receiver can be queried."""
     source = f"journald/{job}"
     before, begun, text = collector.counts(source), time.time(), f"checklist {uuid.uuid4().hex}"
     if not write_as(unit, text):
@@ -300,7 +300,7 @@ def collected_unit(receiver: Receiver, collector: Collector, job: str, unit: str
 
 
 def collected_files(receiver: Receiver, collector: Collector, job: str, path: str, attributes: dict, wait: float):
-    """The last line of the newest file of the glob ``path`` is found where it can be asked for."""
+    """The last line of the newest file of the glob ``path`` is found if the receiver can be queried."""
     counts = collector.counts(f"file_log/{job}")
     files = {file: _last_line(file)[0] for file in matching(path)}
     if not files:
@@ -318,7 +318,7 @@ def collected_files(receiver: Receiver, collector: Collector, job: str, path: st
 
 
 def _message(line: str) -> str:
-    """Return what the collector makes the text of a line: of JSON its message."""
+    """Return the text that the collector stores for a line: of JSON its message."""
     try:
         read = json.loads(line)
     except ValueError:
@@ -331,7 +331,7 @@ def _sent(
     receiver: Receiver, collector: Collector, before: dict, what: str, text: str, written: float, attributes: dict,
     wait: float,
 ) -> tuple[str, bool]:  # fmt: skip
-    """Look for a line that was read; ``before`` are the counts of before it was written."""
+    """Look for a line that was read; ``before`` are the counts from before it was written."""
     if not _until(lambda: collector.counts()["sent"] > before["sent"], wait):
         after = collector.counts()
         lost = after["lost"] - before.get("lost", 0)

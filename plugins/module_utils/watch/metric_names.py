@@ -18,13 +18,13 @@ LLAMA_CPP_SERIES = re.compile(r"\bllamacpp:([a-zA-Z_][a-zA-Z0-9_]*)")
 
 
 def vllm_series_in(expression: str) -> set[str]:
-    """Return the names of vLLM's series that an expression of PromQL or MetricsQL asks for, with their prefix."""
+    """Return the names of vLLM's series in an expression of PromQL or MetricsQL, with their prefix."""
     return set(SERIES.findall(expression))
 
 
 @cache
 def known(version: str) -> set[str]:
-    """Return all series that the engine of ``version`` can have, as they stand on its page of metrics."""
+    """Return all series that the engine of ``version`` can have, with the names on its page of metrics."""
     rows = _table()["metrics"]
     return {
         f"vllm:{row['name']}{end}" for row in rows if _number(row["since"]) <= _number(version)
@@ -64,5 +64,5 @@ def _table() -> dict:
 
 
 def _number(version: str) -> tuple[int, ...]:
-    """The release in numbers: the table has releases alone, no pre-releases."""
+    """Return the release as numbers: the table has only releases, no pre-releases."""
     return tuple(int(part) for part in re.match(r"\d+(?:\.\d+)*", version).group().split("."))

@@ -1,8 +1,8 @@
-"""Write the configuration of an OpenTelemetry Collector that ships logs, and traces where they are asked for.
+"""Write the configuration of an OpenTelemetry Collector that ships logs and, on request, traces.
 
-Jobs have promtail's form: one of the journal names a ``unit``, one of files a ``path``. Plain Python.
+Jobs have promtail's form: a journal job names a ``unit``, a file job a ``path``. Plain Python.
 Sources: READMEs of journaldreceiver, filelogreceiver, filestorage, otlphttpexporter and of stanza's operators, 0.160;
-vllm/logging_utils/formatter.py of 0.32 (every line of a message has the whole prefix).
+vllm/logging_utils/formatter.py of 0.32 (every line of a message has the full prefix).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from datetime import datetime, timezone
 
 STATE = "/var/lib/otel_collector"
 JOURNALCTL = "/etc/otel_collector/journalctl"
-AUTHORIZATION = "OTEL_COLLECTOR_AUTHORIZATION"  # the variable of the process that has the key
-STREAM_FIELDS = "host.name,service.name"  # VictoriaLogs makes a stream of each pair; others do not read the header
-# What is sent at once, and how much memory the program may take before it makes its sources wait.
+AUTHORIZATION = "OTEL_COLLECTOR_AUTHORIZATION"  # environment variable with the key
+STREAM_FIELDS = "host.name,service.name"  # VictoriaLogs makes a stream of each pair; others ignore the header
+# Batch size, and how much memory the program may use before it makes its sources wait.
 BATCH = {"flush_timeout": "1s", "sizer": "items", "min_size": 500, "max_size": 2000}
 MEMORY_MIB, SPIKE_MIB = 256, 64
 FOR_EVER = {"enabled": True, "max_elapsed_time": 0}
@@ -27,7 +27,7 @@ FURTHER = (
     r"(?:\s+\S|During handling of the above exception|The above exception was the direct cause"
     r"|[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Iteration|Group)(?::|\s*$))"
 )
-# What may belong to a message of several lines is held for a moment; every other line is passed on at once.
+# A line that may belong to a multi-line message is held for a moment; every other line is passed on immediately.
 HELD = rf"{PROCESS}(?:{ERROR_LINE}|{TRACEBACK}|{FURTHER})"
 CONTINUES = rf"{PROCESS}(?:{ERROR_LINE}(?: (?:{TRACEBACK}|{FURTHER})|\s*$)|{FURTHER})"
 HELD_FOR = "1s"
@@ -37,10 +37,10 @@ PRIORITIES = {"fatal": ["0", "1"], "error3": "2", "error": "3", "warn": "4", "in
 LEVELS = {"fatal": ["critical", "panic"], "warn": ["warning"], "info": ["notice"]}
 DATED = r"^\d{4}-\d\d-\d\dT"
 RFC3339 = "2006-01-02T15:04:05.999999999Z07:00"
-# Names under which programs that log JSON keep what every line has.
+# Names of time and message in programs that log JSON.
 TIMES, MESSAGES = ("timestamp", "time", "ts"), ("message", "msg")
 
-# Rotated files by logrotate's two ways to name them: what is not read yet is in there. Packed ones are not read.
+# Rotated files in both naming schemes of logrotate: they contain what is not read yet. Compressed ones are not read.
 ROTATED, PACKED = (".[0-9]", ".[0-9][0-9]", "-[0-9]*"), ("gz", "xz", "zst", "bz2")
 
 DURATION = re.compile(r"(?:\d+[hms])+")
@@ -48,14 +48,15 @@ STAGES = ("regex", "json", "labels", "static_labels", "multiline")
 
 
 class JobError(ValueError):
-    """A job asks for what the collector cannot do; the text names it and the cure."""
+    """A job requires something that the collector cannot do; the text names it and the cure."""
 
 
 def configuration(settings: dict) -> dict:
-    """Return the program's configuration. ``settings``:
+    """Return the program's configuration.
 
-    ``journal_jobs``, ``file_jobs``, ``journal_path``, ``begin``, ``host``, ``endpoint``, ``ca_path``, ``headers``,
-    ``authorized``, ``queue_size``, ``address``, ``port``, ``health_port``, ``traces_endpoint``, ``traces_port``.
+    ``settings`` has ``journal_jobs``, ``file_jobs``, ``journal_path``, ``begin``, ``host``, ``endpoint``, ``ca_path``,
+    ``headers``, ``authorized``, ``queue_size``, ``address``, ``port``, ``health_port``, ``traces_endpoint`` and
+    ``traces_port``.
     """
     receivers = {f"journald/{job['job']}": journal_receiver(job, settings) for job in settings["journal_jobs"]}
     receivers |= {f"file_log/{job['job']}": file_receiver(job, settings) for job in settings["file_jobs"]}
@@ -74,7 +75,7 @@ def configuration(settings: dict) -> dict:
                 "directory": STATE,
                 "create_directory": True,
                 "timeout": "5s",
-                # With it, a kill sends hundreds of lines twice.
+                # With fsync, a kill sends hundreds of lines twice.
                 "fsync": False,
                 "compaction": {"on_start": True, "on_rebound": True, "directory": STATE, "cleanup_on_start": True},
             },
@@ -96,13 +97,13 @@ def configuration(settings: dict) -> dict:
 
 
 def own_metrics(settings: dict) -> dict:
-    """Return where the program shows its own metrics."""
+    """Return the settings for the program's own page of metrics."""
     place = {"host": settings["address"], "port": settings["port"]}
     return {"level": "normal", "readers": [{"pull": {"exporter": {"prometheus": place}}}]}
 
 
 def literal(value):
-    """Return a value in which the program finds nothing to expand."""
+    """Return a value escaped so that the program expands nothing in it."""
     if isinstance(value, dict):
         return {literal(name): literal(one) for name, one in value.items()}
     if isinstance(value, list):
@@ -111,7 +112,7 @@ def literal(value):
 
 
 def literal_but_key(one: dict) -> dict:
-    """Return an exporter like `literal`, but for the variable that has its key."""
+    """Return an exporter escaped by `literal`, except for the variable that has its key."""
     written = literal(one)
     if "Authorization" in one["headers"]:
         written["headers"]["Authorization"] = f"${{env:{AUTHORIZATION}}}"
@@ -119,7 +120,7 @@ def literal_but_key(one: dict) -> dict:
 
 
 def exporter(settings: dict, endpoint: str) -> dict:
-    """Return the sender to an endpoint that speaks OTLP over HTTP: a queue on disk that makes its sources wait."""
+    """Return the exporter for an endpoint that speaks OTLP over HTTP: a queue on disk that makes its sources wait."""
     headers = {"VL-Stream-Fields": STREAM_FIELDS} | settings["headers"]
     if settings["authorized"]:
         headers["Authorization"] = ""
@@ -143,15 +144,15 @@ def exporter(settings: dict, endpoint: str) -> dict:
 
 
 def journal_receiver(job: dict, settings: dict) -> dict:
-    """Return what reads the lines of one unit's processes from the journal."""
+    """Return the receiver of the lines of one unit's processes from the journal."""
     return {
         "directory": settings["journal_path"],
-        # Not `units`, which brings systemd's own lines about the unit too.
+        # Not `units`, which also brings systemd's own lines about the unit.
         "matches": [{"_SYSTEMD_UNIT": job["unit"]}],
         "journalctl_path": JOURNALCTL,
         "priority": "debug",
-        "start_at": "beginning",  # of what the script at journalctl_path shows
-        "all": True,  # otherwise journalctl leaves out what is longer than 4 KiB
+        "start_at": "beginning",  # of the output of the script at journalctl_path
+        "all": True,  # otherwise journalctl leaves out fields longer than 4 KiB
         "convert_message_bytes": True,
         "storage": "file_storage",
         "retry_on_failure": FOR_EVER,
@@ -175,7 +176,7 @@ def journal_receiver(job: dict, settings: dict) -> dict:
 
 
 def file_receiver(job: dict, settings: dict) -> dict:
-    """Return what reads the lines of the files of a glob, and of those that were rotated out of it."""
+    """Return the receiver of the lines of a glob's files, and of files that were rotated out of it."""
     path = job["path"]
     multiline = next((stage["multiline"] for stage in job.get("pipeline_stages") or [] if "multiline" in stage), None)
     begin = moment(settings["begin"])
@@ -203,18 +204,18 @@ def file_receiver(job: dict, settings: dict) -> dict:
 
 
 def resource_of(job: dict) -> dict:
-    """Return what every line of a job carries, beside the host's name."""
+    """Return the attributes of every line of a job, in addition to the host's name."""
     unit = job.get("unit")
     service = job.get("service") or (unit.removesuffix(".service") if unit else job["job"])
     fixed = {"service.name": service, "job": job["job"], **({"systemd.unit": unit} if unit else {})}
     labels = {name: str(text) for name, text in (job.get("labels") or {}).items()}
-    if "service" in labels:  # as promtail's job of files has it
+    if "service" in labels:  # as in promtail's file jobs
         labels["service.name"] = labels.pop("service")
     return {**fixed, **labels}
 
 
 def put_together(source: str) -> list[dict]:
-    """Return the operators that make one record of a traceback; ``source`` is whose lines belong together."""
+    """Return the operators that join a traceback into one record; ``source`` says which lines belong together."""
     held = f"type(body) == 'string' && body matches {quoted(HELD)}"
     mark = 'attributes["log.part_of"]'
     process = quoted(r"^\(\S+ pid=\d+\) ")
@@ -242,7 +243,7 @@ def put_together(source: str) -> list[dict]:
 
 
 def levels(with_time: bool = False) -> list[dict]:
-    """Return the operators that read how grave a line is, from JSON or from its text; of files the time as well."""
+    """Return the operators that read a line's severity from JSON or from its text, and in files the time as well."""
     level = "attributes.log_level"
     text = "type(body) == 'string'"
     operators: list[dict] = [
@@ -276,7 +277,7 @@ def levels(with_time: bool = False) -> list[dict]:
 
 
 def stages(job: dict) -> list[dict]:
-    """Return promtail's pipeline stages as operators; raises JobError for one that has none."""
+    """Return promtail's pipeline stages as operators. Raises JobError for a stage without an equivalent."""
     found: list[dict] = []
     for stage in job.get("pipeline_stages") or []:
         ((name, options),) = stage.items()
@@ -300,12 +301,12 @@ def stages(job: dict) -> list[dict]:
 
 
 def added(where: str, name: str, value: str, when: str = "") -> dict:
-    """Return an operator that adds a resource's or a record's attribute."""
+    """Return an operator that adds an attribute to a resource or a record."""
     return {"type": "add", "field": f'{where}["{name}"]', "value": value, **({"if": when} if when else {})}
 
 
 def moved(source: str, target: str, when: str) -> dict:
-    """Return an operator that moves a field where a condition holds."""
+    """Return an operator that moves a field if a condition holds."""
     return {"type": "move", "from": source, "to": target, "if": when}
 
 
@@ -315,7 +316,7 @@ def quoted(pattern: str) -> str:
 
 
 def begin_problem(value: str) -> str:
-    """Return what is wrong with a begin, empty for nothing."""
+    """Return the error in a begin, empty if there is none."""
     if DURATION.fullmatch(value):
         return ""
     try:
@@ -326,7 +327,7 @@ def begin_problem(value: str) -> str:
 
 
 def moment(value: str) -> int:
-    """Return a time in seconds since 1970; 0 for a span, which counts from the start. Raises ValueError."""
+    """Return a time in seconds since 1970; 0 for a duration, which counts from the start. Raises ValueError."""
     if DURATION.fullmatch(value):
         return 0
     read = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
@@ -336,12 +337,12 @@ def moment(value: str) -> int:
 
 
 def since(value: str) -> str:
-    """Return a begin as journalctl's option ``--since`` takes it."""
+    """Return a begin in the form of journalctl's option ``--since``."""
     return f"-{value}" if DURATION.fullmatch(value) else f"@{moment(value)}"
 
 
 def begin_script(jobs: list[dict], begin: str) -> str:
-    """Return the script that stands before journalctl: the receiver itself begins at the ends alone, not at a time."""
+    """Return the wrapper script for journalctl: the receiver itself can begin only at an end, not at a time."""
     cases = {job["unit"]: since(job.get("max_age") or begin) for job in reversed(jobs)}
     lines = [
         f'  *" _SYSTEMD_UNIT={unit} "*) exec journalctl --since="{value}" "$@" ;;' for unit, value in cases.items()
@@ -361,7 +362,7 @@ def begin_script(jobs: list[dict], begin: str) -> str:
 
 
 def problems(settings: dict) -> list[str]:
-    """Return one sentence for each thing that the jobs and the begin cannot have."""
+    """Return one sentence for each error in the jobs and the begin."""
     found = []
     jobs = settings["journal_jobs"] + settings["file_jobs"]
     for variable, value in [("otel_collector_begin", settings["begin"])] + [

@@ -1,7 +1,7 @@
-"""Which programs of a host have metrics, and the configuration by which they are scraped.
+"""Which programs of a host have metrics, and the scrape configuration for them.
 
-Plain Python, tested alone. Groups of the inventory and the roles' own variables decide what is there; nothing is asked
-of a host. The configuration is Prometheus' own, as vmagent and VictoriaMetrics take it.
+Plain Python, tested alone. The inventory's groups and the roles' own variables decide which programs there are; the
+host is not asked. The configuration has Prometheus' format, which vmagent and VictoriaMetrics use.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}
 TIMEOUT = "10s"
-# What a scrape configuration must not have as text: everyone who reads the file, or a diff of it, would see it.
+# Keys that a scrape configuration must not have as text: everyone who reads the file, or a diff of it, would see them.
 SECRETS = {"password", "bearer_token", "credentials", "client_secret", "secret_key", "token"}
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program with metrics: its job, the group that brings it, its role's variables, and its unit."""
+    """A program with metrics: its job, the group that installs it, its role's variables, and its unit."""
 
     job: str
     group: str
@@ -43,16 +43,16 @@ PROGRAMS = (
     _program("vmagent", "monitoring"),
     _program("dcgm_exporter", "gpu", service="dcgm-exporter"),
 )
-# The job of an engine is its kind. Where the list of engines is given, it takes the place of the row above.
+# The job of an engine is its kind. If there is a list of engines, it replaces the row above.
 ENGINES = {"vllm": "vllm", "llama_cpp": "llamacpp"}
-# One of them ships the logs of a host: the one that the inventory names, else the first.
+# One of them ships the logs of a host: the one that the inventory names, or else the first.
 SHIPPER, SHIPPERS = "log_shipper", ("promtail", "otel_collector")
-# Those of a watching host are scraped by victoria_metrics itself, so that they are seen where no agent runs.
+# Programs of a monitoring server are scraped by victoria_metrics itself, so that they are seen without an agent.
 WATCHING = (
     _program("victoria_metrics", "watch"),
     _program("victoria_logs", "watch"),
     _program("vmalert", "watch"),
-    # A process of its own asks the logs.
+    # A separate process evaluates the rules about logs.
     replace(
         _program("vmalert", "watch", service="vmalert_logs"),
         job="vmalert_logs",
@@ -66,8 +66,8 @@ WATCHING = (
 def targets(programs: tuple[Program, ...], groups: list, variables: Mapping, defaults: Mapping, facts: Mapping) -> list:
     """Return ``[{job, service, target}]`` of the programs that a host of ``groups`` has.
 
-    ``variables`` are the host's, ``defaults`` those of the roles; a role that is not here at all, or whose state on the
-    host is absent, has no target. ``facts`` tell the address of an interface.
+    ``variables`` are the host's, ``defaults`` those of the roles. A role that is not in ``defaults``, or whose state on
+    the host is absent, has no target. ``facts`` have the address of an interface.
     """
     found = []
     for program in programs:
@@ -78,7 +78,7 @@ def targets(programs: tuple[Program, ...], groups: list, variables: Mapping, def
             continue
         if program.role in SHIPPERS and program.role != (variables.get(SHIPPER) or SHIPPERS[0]):
             continue
-        # With TLS the machine itself goes on asking by loopback, without.
+        # With TLS the machine itself still connects by loopback, without TLS.
         listens = "" if variables.get(f"{program.role}_tls_certificate_path") else known.get(program.address)
         place = _place(listens or "127.0.0.1", int(known[program.port]), facts)
         found.append({"job": program.job, "service": program.service, "target": place})
@@ -86,7 +86,7 @@ def targets(programs: tuple[Program, ...], groups: list, variables: Mapping, def
 
 
 def with_engines(found: list, engines: list, facts: Mapping) -> list:
-    """Return ``found`` with the host's ``engines`` instead of the one without a list.
+    """Return ``found`` with the host's ``engines`` in place of the single engine of a host without a list.
 
     They are ``{name, kind, host, port, key}``. One with a key has ``bearer``, the file with it.
     """
@@ -104,7 +104,7 @@ def with_engines(found: list, engines: list, facts: Mapping) -> list:
 
 
 def bearer_file(name: str) -> str:
-    """Return the file with the key that an engine's metrics ask for."""
+    """Return the file with the key for an engine's metrics."""
     return f"/etc/vmagent/{name}.key"
 
 
@@ -119,7 +119,7 @@ def _given(program: Program, variables: Mapping) -> dict:
 
 
 def _reached(listens: str, facts: Mapping) -> str:
-    """Return the address at which a host reaches a program of its own that listens on an address or an interface."""
+    """Return the address at which a host reaches its own program that listens on an address or an interface."""
     try:
         ipaddress.ip_address(listens)
     except ValueError:
@@ -129,12 +129,12 @@ def _reached(listens: str, facts: Mapping) -> str:
 
 
 def configuration(found: list, host: str, interval: str, extra: list, access: Mapping | None = None) -> dict:
-    """Return a scrape configuration: one job a program of ``found``, then those of ``extra``.
+    """Return a scrape configuration: one job per program of ``found``, then those of ``extra``.
 
-    An engine is a job of its own, too; all of a kind have the same label ``job``.
+    Each engine also has a job of its own; all engines of a kind have the same label ``job``.
 
-    Every series has the label ``host``, and those of ``found`` have ``service``, the unit's name. ``access`` has more
-    keys of a job by its name, such as those for a password.
+    Every series has the label ``host``, and those of ``found`` have ``service``, the unit's name. ``access`` has
+    additional keys of a job by its name, such as those for a password.
     """
     jobs = []
     for each in found:
@@ -154,7 +154,7 @@ def configuration(found: list, host: str, interval: str, extra: list, access: Ma
     return {
         "global": {
             "scrape_interval": interval,
-            # Prometheus refuses more than the interval.
+            # Prometheus refuses a timeout longer than the interval.
             "scrape_timeout": interval if interval.removesuffix("s") in map(str, range(1, 10)) else TIMEOUT,
             "external_labels": {"host": host},
         },
@@ -163,12 +163,12 @@ def configuration(found: list, host: str, interval: str, extra: list, access: Ma
 
 
 def login(user: str, password_file: str) -> dict:
-    """Return the keys of a job by which its target is asked as ``user``; {} without one."""
+    """Return the keys of a job that log in to its target as ``user``; {} without a user."""
     return {"basic_auth": {"username": user, "password_file": password_file}} if user else {}
 
 
 def problems(extra: list, found: list, variable: str) -> list[str]:
-    """Return one sentence for each thing in ``extra``, scrape configurations of a user, that cannot be."""
+    """Return one sentence for each error in ``extra``, a user's own scrape configurations."""
     told, seen = [], {each["job"] for each in found}
     for number, one in enumerate(extra):
         name = one.get("job_name")

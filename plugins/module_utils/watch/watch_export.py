@@ -1,7 +1,7 @@
-"""What a Prometheus and an Alertmanager of somebody else need to watch these hosts. Plain Python, tested alone.
+"""What another Prometheus and Alertmanager need to monitor these hosts. Plain Python, tested alone.
 
-A host whose vmagent pushes is scraped by nobody else, or every series would be there twice. What listens on loopback
-alone cannot be scraped: it is told, with the variable and the port that would open it.
+A host whose vmagent pushes is not scraped by others, or every series would exist twice. A program that listens only on
+loopback cannot be scraped: it is reported, with the variable and the port that would open it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ ALERTING = {
 
 
 def targets(hosts: Mapping, defaults: Callable[[str], Mapping]) -> dict:
-    """Return ``{"targets", "expected", "told"}``: file_sd groups, hosts that are heard of, sentences.
+    """Return ``{"targets", "expected", "told"}``: file_sd groups, hosts that send metrics, sentences.
 
-    ``hosts`` are variables by name, ``group_names`` among them; ``defaults`` returns those of a role.
+    ``hosts`` are variables by name, including ``group_names``; ``defaults`` returns those of a role.
     """
     found: list[dict] = []
     expected: list[str] = []
@@ -51,7 +51,7 @@ def targets(hosts: Mapping, defaults: Callable[[str], Mapping]) -> dict:
 
 
 def _targets_of(name: str, variables: Mapping, defaults: Callable[[str], Mapping]):
-    """Yield a group of file_sd for each program of a host that can be reached, a sentence for each that cannot."""
+    """Yield a file_sd group for each program of a host that can be reached, a sentence for each that cannot."""
     yield from _engines_of(name, variables, defaults)
     for program in scrape_targets.PROGRAMS:
         if program.job in scrape_targets.ENGINES and _listed(variables):
@@ -69,7 +69,7 @@ def _targets_of(name: str, variables: Mapping, defaults: Callable[[str], Mapping
 
 
 def _listed(variables: Mapping) -> list[dict]:
-    """Return the engines of a host that has a list of them; a group variable may reach hosts that run none."""
+    """Return the engines of a host that has a list of them; a group variable may apply to hosts that run none."""
     groups = set(variables.get("group_names") or [])
     if "engines" in groups:
         return variables.get("engines") or [engines.SINGLE]
@@ -96,21 +96,21 @@ def _engines_of(name: str, variables: Mapping, defaults: Callable[[str], Mapping
 
 
 def _reached(variables: Mapping, labels: dict, who: str, listens: str, port: int, variable: str) -> dict | str:
-    """Return a group of file_sd, or a sentence where a program listens on loopback alone."""
+    """Return a file_sd group, or a sentence if a program listens only on loopback."""
     name = labels["host"]
     if listens.startswith(LOOPBACK):
         return (
             f"{name}: {who} listens on {listens} alone. Set {variable} to an internal address of the host and let the "
             f"firewall take TCP port {port} from your Prometheus; or set {PUSHES} and open nothing."
         )
-    # The name of an interface is known on the host alone; what is reached is the address that Ansible uses.
+    # An interface name is only known on the host; the address that Ansible uses is reachable.
     outer = str(variables.get("ansible_host") or name)
     address = listens if ADDRESS.fullmatch(listens) and listens not in ANYWHERE else outer
     return {"targets": [f"[{address}]:{port}" if ":" in address else f"{address}:{port}"], "labels": labels}
 
 
 def prometheus(interval: str, alertmanagers: list[str]) -> dict:
-    """Return a configuration of Prometheus beside `targets.yml` and `rules.yml`."""
+    """Return a configuration of Prometheus for use with `targets.yml` and `rules.yml`."""
     return {
         "global": {"scrape_interval": interval, "evaluation_interval": interval},
         "rule_files": ["rules.yml"],
@@ -121,7 +121,7 @@ def prometheus(interval: str, alertmanagers: list[str]) -> dict:
 
 
 def routes() -> dict:
-    """Return a configuration of Alertmanager whose receivers are yours to fill in: now, today, and heartbeat."""
+    """Return a configuration of Alertmanager with receivers to fill in: now, today, and heartbeat."""
     made = alertmanager.configuration(
         {
             **ALERTING,

@@ -1,5 +1,5 @@
 """Plans the memory of a GPU before an engine is started on it.
 
 Plain Python without Ansible: `planner.plan` makes a plan, `render` shows it, `journal` compares it with what the engine
-logged, `checks` looks whether a model is whole and an adapter fits. docs/gpu-memory.md explains the arithmetic.
+logged, `checks` checks that a model is complete and an adapter matches. docs/gpu-memory.md explains the arithmetic.
 """

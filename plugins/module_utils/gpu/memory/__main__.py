@@ -1,6 +1,6 @@
-"""The planner on a command line, without Ansible: `python3 -m plugins.module_utils.gpu.memory --help`.
+"""The planner on the command line, without Ansible: `python3 -m plugins.module_utils.gpu.memory --help`.
 
-Any option of a service in the module's documentation is an option here, with dashes.
+Every option of a service in the module's documentation is an option here, with dashes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _READ = {"str": str, "path": str, "int": int, "float": float}
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options: the GPU, one service by its own options or several in a file, and how to answer."""
+    """Return the parser: the GPU, one service by its own options or several in a file, and the output format."""
     out = argparse.ArgumentParser(
         prog="python3 -m plugins.module_utils.gpu.memory",
         description="Will the engine start on this GPU, and with how much room? Lengths in tokens, sizes in MiB.",
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def services(given: argparse.Namespace) -> list[dict]:
-    """What is asked about; PlanError for a file or text that is no JSON."""
+    """Return the services to plan. Raises PlanError for a file or text that is not JSON."""
     if given.services:
         return _json(Path(given.services), list)
     asked = {name: getattr(given, name) for name in SERVICE if getattr(given, name, None) is not None}
@@ -70,7 +70,7 @@ def _json(source: Path | str, kind: type):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the plan; 0 when all run, 1 when a service is refused, 2 for bad input."""
+    """Print the plan; return 0 if all services run, 1 if one is refused, 2 for bad input."""
     given = parser().parse_args(arguments)
     known = card(given.gpu)
     total = given.total_mib or (known.smi_mib if known else None)

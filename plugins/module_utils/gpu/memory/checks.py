@@ -1,4 +1,4 @@
-"""Whether a model directory is whole and whether adapters fit the model, before an engine is started on them."""
+"""Whether a model directory is complete and whether adapters match the model, before an engine is started."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .vllm_start import LORA_RANKS
 VOCABULARIES = (
     "tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "tekken.json",
 )  # fmt: skip
-# What the engine reads besides the weights, by the end of its name.
+# What the engine reads in addition to the weights, by the end of its name.
 READ = (".json", ".jinja", ".model", ".py", ".tiktoken", ".txt")
 JSON_OBJECTS = (
     "adapter_config.json", "added_tokens.json", "chat_template.json", "config.json", "generation_config.json",
@@ -27,9 +27,9 @@ FLOATS = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2")
 
 
 def check_model(directory: str, trust_remote_code: bool = True) -> list[str]:
-    """What is missing or damaged in a local model (a directory, or a GGUF file): sentences, empty when it is whole.
+    """Return what is missing or damaged in a local model (a directory or a GGUF file); empty if it is complete.
 
-    The code that its configuration names must be there where it is trusted; else it is not read.
+    If `trust_remote_code` is set, the code that its configuration names must exist; otherwise it is not read.
     """
     try:
         if directory.endswith(".gguf"):
@@ -56,14 +56,14 @@ def check_model(directory: str, trust_remote_code: bool = True) -> list[str]:
 
 
 def own_model_type(directory: str) -> str:
-    """The type of a model whose configuration brings a class of its own for it; "" where it brings none."""
+    """Return the type of a model whose configuration has a class of its own for it; "" if it has none."""
     config = read_json(LocalSource(directory), "config.json")
     auto_map = config.get("auto_map")
     return str(config.get("model_type") or "") if isinstance(auto_map, dict) and "AutoConfig" in auto_map else ""
 
 
 def _damaged_files(source) -> list[str]:
-    """Which of the small files are pointers, empty or no JSON; the weights are looked at by their headers."""
+    """Return which of the small files are pointers, empty or not JSON; the weights are checked by their headers."""
     problems = []
     for name in source.names():
         if not source.exists(name) or not name.endswith(READ):
@@ -116,7 +116,7 @@ def _tokenizer_problems(source) -> list[str]:
 
 
 def _code_problems(source) -> list[str]:
-    """Which code of a model's own is not beside its configuration; the engine asks no hub for it."""
+    """Return which of a model's own code is not next to its configuration; the engine requests none from a hub."""
     problems = []
     for name in CODE:
         for reference in _references(source, name):
@@ -134,7 +134,7 @@ def _code_problems(source) -> list[str]:
 
 
 def _references(source, name: str) -> list[str]:
-    """The classes that a configuration's auto_map names, each as ``file.Class`` or ``owner/model--file.Class``."""
+    """Return the classes in a configuration's auto_map, each as ``file.Class`` or ``owner/model--file.Class``."""
     auto_map = read_json(source, name).get("auto_map") if source.exists(name) else None
     found = list(auto_map.values()) if isinstance(auto_map, dict) else [auto_map]
     found = [one for value in found for one in (value if isinstance(value, list) else [value])]
@@ -142,7 +142,7 @@ def _references(source, name: str) -> list[str]:
 
 
 def _missing_code(source, module: str, by: str, seen: set) -> list[str]:
-    """What is missing of a module of code and of those beside it that it imports."""
+    """Return what is missing of a module of code and of the local modules that it imports."""
     if module in seen:
         return []
     seen.add(module)
@@ -155,7 +155,7 @@ def _missing_code(source, module: str, by: str, seen: set) -> list[str]:
 
 
 def check_adapter(base_directory: str, adapter_directory: str, max_lora_rank: int = 16) -> list[str]:
-    """Why an adapter does not fit its base model: sentences, empty when it fits.
+    """Return why an adapter does not match its base model: sentences, empty if it matches.
 
     Compared are the rank with `max_lora_rank`, the target modules with the base's tensors, and the shape of every A
     and B with the weight it changes. Only headers are read.
@@ -170,7 +170,7 @@ def check_adapter(base_directory: str, adapter_directory: str, max_lora_rank: in
 
 
 def adapter_problems(adapter, base: dict, max_lora_rank: int) -> list[str]:
-    """The same for an adapter's source and the base's tensors by name (none: shapes are not compared)."""
+    """Return the same for an adapter's source and the base's tensors by name (none: shapes are not compared)."""
     where = adapter.label
     if max_lora_rank not in LORA_RANKS:
         return [f"max_lora_rank {max_lora_rank} is not one of {', '.join(map(str, LORA_RANKS))}."]
@@ -190,7 +190,7 @@ def adapter_problems(adapter, base: dict, max_lora_rank: int) -> list[str]:
     if not adapter.exists(ADAPTER_WEIGHTS):
         what = "only adapter_model.bin" if adapter.exists("adapter_model.bin") else "no weights"
         problems.append(f"{where} has {what}: save it as {ADAPTER_WEIGHTS}.")
-    if problems:  # the weights would only repeat it
+    if problems:  # checks of the weights would only repeat them
         return problems
     tensors = safetensors_header(adapter, ADAPTER_WEIGHTS)
     weights = {name: tensor.shape for name, tensor in base.items()}
@@ -199,7 +199,7 @@ def adapter_problems(adapter, base: dict, max_lora_rank: int) -> list[str]:
 
 
 def _unserved(config: dict, where: str) -> list[str]:
-    """What the adapter's configuration asks for and vLLM does not serve."""
+    """Return what the adapter's configuration requires and vLLM does not support."""
     problems = []
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
@@ -213,9 +213,9 @@ def _unserved(config: dict, where: str) -> list[str]:
 
 
 def _lacking(config: dict) -> str:
-    """What an adapter's configuration must have and has not, or in another form; "" where it has all.
+    """Return the fields that an adapter's configuration lacks or has in another form; "" if all are right.
 
-    The engine demands r, lora_alpha and target_modules (vllm/lora/peft_helper.py of 0.23.0).
+    The engine requires r, lora_alpha and target_modules (vllm/lora/peft_helper.py of 0.23.0).
     """
     if not _is_number(config.get("r"), whole=True):
         return "rank r, a whole number above 0"
@@ -241,7 +241,7 @@ def _are_texts(value) -> bool:
 
 
 def _half_problems(where: str, tensors: dict, config: dict, weights: dict) -> list[str]:
-    """What is wrong with the adapter's weights by themselves: each module has an A and a B, of its rank."""
+    """Return the errors within the adapter's weights: each module needs an A and a B, of its rank."""
     halves: dict[str, dict] = {}
     for name, tensor in tensors.items():
         module, half = _half(name)
@@ -255,7 +255,7 @@ def _half_problems(where: str, tensors: dict, config: dict, weights: dict) -> li
     targets = config["target_modules"]
     if isinstance(targets, str) or config.get("layers_to_transform") is not None or config.get("exclude_modules"):
         return []
-    # A name that the model does not have is passed over by who trains, too.
+    # Training tools also skip names that the model does not have.
     trained, known = {_last(module) for module in halves}, {_last(name.removesuffix(".weight")) for name in weights}
     absent = [name for name in map(_last, targets) if name in known - trained]
     if absent:
@@ -274,13 +274,13 @@ def _pair_problems(module: str, pair: dict, config: dict) -> list[str]:
         if len(tensor.shape) != 2 or 0 in tensor.shape:
             return [f"a lora_{half} of {module} that is no matrix"]
         own = tensor.shape[0] if half == "A" else tensor.shape[1]
-        if own != rank and ".experts" not in module:  # several experts' ranks stand in one matrix
+        if own != rank and ".experts" not in module:  # several experts' ranks are in one matrix
             return [f"rank {own} for {module}, and adapter_config.json says {rank}"]
     return []
 
 
 def _rank_of(module: str, config: dict) -> int:
-    """The rank that the configuration gives a module; its patterns are regular expressions."""
+    """Return the rank that the configuration gives a module; its patterns are regular expressions."""
     for pattern, rank in (config.get("rank_pattern") or {}).items():
         try:
             found = re.fullmatch(rf"(.*\.)?({pattern})", module)
@@ -296,18 +296,18 @@ def _last(name: str) -> str:
 
 
 def _half(name: str) -> tuple[str, str]:
-    """The module and the half (A or B) that an adapter's tensor is of; (name, "") where it is neither."""
+    """Return the module and the half (A or B) of an adapter's tensor; (name, "") if it is neither."""
     match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB]))", name)
     return (match[1], match[2] or match[3]) if match else (name, "")
 
 
 def _shape_problems(where: str, tensors: dict, weights: dict) -> list[str]:
-    """Compares the adapter's A and B with the base's matrices; at most one sentence a kind."""
+    """Compare the adapter's A and B with the base's matrices; return at most one sentence per kind."""
     unknown, wrong = [], []
     for name, tensor in sorted(tensors.items()):
         module, half = _half(name)
         if not half:
-            # The embedding that was trained on is saved beside its halves.
+            # The embedding that was trained on is saved next to its halves.
             unknown += [] if name.endswith(".base_layer.weight") else [name]
             continue
         target = _base_shape(module, weights)
@@ -315,7 +315,7 @@ def _shape_problems(where: str, tensors: dict, weights: dict) -> list[str]:
             unknown.append(module)
             continue
         if target == () or len(tensor.shape) != 2 or "embed_tokens" in module:
-            continue  # quantized weights are stored in another form: their shape says nothing
+            continue  # quantized weights are stored in another form, so their shape cannot be compared
         have = tensor.shape[1] if half == "A" else tensor.shape[0]
         want = target[1] if half == "A" else target[0]
         if have != want:
@@ -329,7 +329,7 @@ def _shape_problems(where: str, tensors: dict, weights: dict) -> list[str]:
 
 
 def _base_shape(module: str, weights: dict) -> tuple | None:
-    """(out, in) of the base weight a module name means, () where only a quantized form is there, None where none is."""
+    """Return (out, in) of a module's base weight, () if only a quantized form exists, None if there is none."""
     candidates = [module]
     if module.startswith("model."):
         candidates += [module[len("model.") :], "language_model." + module, "model.language_model." + module[6:]]

@@ -1,4 +1,4 @@
-"""Facts about engines and cards, by version, with where they were read.
+"""Facts about engines and cards, by version, with their sources.
 
 vLLM: read in the Python sources of the released wheels named in `read_in`; the constants in bytes were checked
 against public start-up logs (the table in data/gpu_memory).
@@ -15,36 +15,36 @@ from .figures import GIB
 
 @dataclass(frozen=True)
 class VllmRules:
-    """How one range of vLLM versions budgets GPU memory. Bytes where nothing else is said."""
+    """How one range of vLLM versions budgets GPU memory. Bytes unless stated otherwise."""
 
     since: tuple[int, ...] = (0, 0, 0)
     read_in: str = ""
     utilization: float = 0.90  # default of gpu_memory_utilization
-    start_check: bool = False  # refuses when free memory is under the share asked for
-    sampler_bytes: float = 38.3  # of one 16-bit logit in the dummy sampling: sort, cumulated and drawn in float32
-    sampler_buffer: bool = False  # a kernel has a row of float32 logits for each multiprocessor beside these
-    sampler_low: float = 0.0  # the same where FlashInfer is installed and used unasked
+    start_check: bool = False  # refuses to start if free memory is below the requested share
+    sampler_bytes: float = 38.3  # per 16-bit logit in the dummy sampling: sort, cumulative sum and draw in float32
+    sampler_buffer: bool = False  # in addition, a kernel has a row of float32 logits for each multiprocessor
+    sampler_low: float = 0.0  # the same if FlashInfer is installed and used by default
     legacy: str = "always"  # which GPUs run the V0 engine: always, old (compute capability under 8.0), never
     hybrid_groups: bool = False  # layers of different cache form share one pool of blocks
     group_padding: float = 1.0  # most layers of a kind over fewest: below it groups are as large as the most
     hybrid_prefix_caching: bool = False  # prefix caching is on for models with linear layers
     mamba_everywhere: bool = True  # prefix caching keeps Mamba-2's state at every block, not only at the last two
-    mamba_state: int = 2  # bytes of a value of Nemotron-H's state where its configuration does not say
-    tower_mamba_state: int = 0  # the same where it has towers beside it; 0: the model's own type
-    compile_benchmarks: bool = False  # a compilation tries kernels on arguments of their own, the embedding among them
-    graphs_profiled: bool = False  # CUDA graphs are tried inside the profile and leave something
+    mamba_state: int = 2  # bytes per value of Nemotron-H's state if its configuration does not set it
+    tower_mamba_state: int = 0  # the same if the model also has towers; 0: the model's own type
+    compile_benchmarks: bool = False  # a compilation runs kernels on arguments of their own, including the embedding
+    graphs_profiled: bool = False  # CUDA graphs are captured once inside the profile and leave some memory in use
     fused_allreduce: bool = False  # with tensor parallelism Hopper and Blackwell reduce by FlashInfer's fused kernel
-    graphs_counted: bool = False  # an estimate of the CUDA graphs is taken off the KV cache
+    graphs_counted: bool = False  # an estimate of the CUDA graphs is subtracted from the KV cache
     second_runner: str = ""  # models on the second model runner: "" none, named, dense (and the named), all
     second_models: frozenset[str] = frozenset()  # the named
-    second_quantized: bool = False  # the named run on it quantized, too
+    second_quantized: bool = False  # the named run on it if quantized, too
     second_graphs: bool = False  # the second runner estimates its CUDA graphs as well
-    second_bytes: float = 4.0  # of one logit in its dummy sampling
+    second_bytes: float = 4.0  # per logit in its dummy sampling
     tokens_by_concurrency: bool = False  # "GPU KV cache size" is concurrency times the longest request
-    in_flight_batches: int = 1  # batches a sliding window must keep at once
-    counts_others: bool = False  # takes off all that is in use on the card, whoever holds it, and the CUDA context
-    counts_buffers: bool = False  # takes off what free memory fell by, so the runner's own buffers, too
-    state_a_sequence: bool = False  # refuses when a model with linear layers has fewer blocks than sequences
+    in_flight_batches: int = 1  # batches that a sliding window must keep at the same time
+    counts_others: bool = False  # subtracts everything in use on the card, by any process, and the CUDA context
+    counts_buffers: bool = False  # subtracts the decrease of free memory, so the runner's own buffers, too
+    state_a_sequence: bool = False  # refuses if a model with linear layers has fewer blocks than sequences
     large_batches: bool = False  # cards of 70 GiB and more default to 1024 sequences, 8192 tokens
     length_message: str = "v1"
 
@@ -52,7 +52,7 @@ class VllmRules:
 _SECOND_MOE = frozenset({"DeepseekV2ForCausalLM", "GraniteMoeForCausalLM", "Qwen2MoeForCausalLM"})
 _SECOND_FIRST = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM"})
 
-# Each entry states only what changed.
+# Each entry has only what changed.
 _VLLM_CHANGES: tuple[dict, ...] = (
     {"since": (0, 0, 0), "read_in": "start-up logs of 0.6.5 to 0.7.3", "length_message": "v0"},
     {
@@ -65,7 +65,7 @@ _VLLM_CHANGES: tuple[dict, ...] = (
     {"since": (0, 11, 0), "read_in": "vllm 0.11.0", "legacy": "never"},
     {"since": (0, 12, 0), "read_in": "vllm 0.12.0", "compile_benchmarks": True, "group_padding": 1.25},
     {"since": (0, 13, 0), "read_in": "vllm 0.13.0", "sampler_low": 0.0},
-    # Top-k and top-p by a kernel in place: what stays is the logits in two precisions, probabilities and noise.
+    # Top-k and top-p by an in-place kernel: the rest is the logits in two precisions, probabilities and noise.
     {
         "since": (0, 17, 0), "read_in": "vllm 0.17.0", "sampler_bytes": 14.0, "sampler_buffer": True,
         "fused_allreduce": True,
@@ -93,7 +93,7 @@ _VLLM_CHANGES: tuple[dict, ...] = (
         "mamba_everywhere": False, "tower_mamba_state": 4,
     },
     {"since": (0, 29, 0), "read_in": "vllm 0.29.0", "second_runner": "all", "second_graphs": True},
-    # The dummy sampling is done once more with every parameter set, on logits in float32.
+    # The dummy sampling runs once more with every parameter set, on logits in float32.
     {"since": (0, 33, 0), "read_in": "vllm 0.33.0", "second_bytes": 14.0},
 )  # fmt: skip
 NEWEST_READ = (0, 33, 0)  # the newest version whose source was read
@@ -127,7 +127,7 @@ MESSAGE_OOM = "cudaMalloc failed: out of memory (allocating {size} MiB on device
 
 
 def parse_version(text: str) -> tuple[int, int, int]:
-    """(major, minor, patch) of `0.15.1`, `0.15.2rc1`, `0.8.x`; PlanError when there is no version in the text."""
+    """Return (major, minor, patch) of `0.15.1`, `0.15.2rc1`, `0.8.x`. Raises PlanError if the text has no version."""
     match = re.match(r"\s*v?(\d+)\.(\d+)(?:\.(\d+|x))?", str(text))
     if not match:
         raise PlanError(f"Engine version {text!r} is not a version such as 0.23.0: give the one that is installed.")
@@ -136,7 +136,7 @@ def parse_version(text: str) -> tuple[int, int, int]:
 
 
 def vllm_rules(version: str) -> VllmRules:
-    """The rules in force at `version`."""
+    """Return the rules of `version`."""
     wanted = parse_version(version)
     rules = VllmRules()
     for change in _VLLM_CHANGES:
@@ -147,7 +147,7 @@ def vllm_rules(version: str) -> VllmRules:
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU model: CUDA's total in GiB, what `nvidia-smi` calls memory.total in MiB, compute capability."""
+    """A GPU model: CUDA's total in GiB, nvidia-smi's memory.total in MiB, compute capability."""
 
     pattern: str
     cuda_gib: float
@@ -157,8 +157,8 @@ class Card:
     processors: int = 0  # multiprocessors; 0: not listed
 
 
-# CUDA's figure is what engines divide; nvidia-smi adds what the driver keeps. Read in start-up logs and in the
-# vendor's specifications; the first matching pattern wins.
+# Engines divide CUDA's figure; nvidia-smi adds what the driver keeps. Source: start-up logs and the vendor's
+# specifications; the first matching pattern applies.
 CARDS: tuple[Card, ...] = (
     Card(r"\bL40S?\b", 44.42, 46068, 8.9, processors=142),
     Card(r"\bA40\b", 44.34, 46068, 8.6, processors=84),
@@ -192,16 +192,16 @@ CARDS: tuple[Card, ...] = (
 )
 
 
-# What the driver keeps of a card's memory: about 470 MiB, less on small ones (the figures above).
+# What the driver keeps of a card's memory: about 470 MiB, less on small cards (from the figures above).
 RESERVED_MIB, RESERVED_SHARE = 470, 0.035
 
 
 def cuda_mib(smi_mib: float) -> float:
-    """CUDA's total of a card that is not in the list, from the total that nvidia-smi shows."""
+    """Return CUDA's total of a card that is not in the list, from the total that nvidia-smi shows."""
     return smi_mib - min(RESERVED_MIB, RESERVED_SHARE * smi_mib)
 
 
-# What a name says of a card that is not in the list: compute capability decides the engine of old versions.
+# Compute capability by name, for a card that is not in the list: it decides the engine of old versions.
 _CAPABILITIES = (
     (r"RTX PRO|\b50[5-9]0\b|GB10|Thor", 12.0), (r"\bB[23]00|GB[23]00", 10.0), (r"\bH[128]0{1,2}\b|H800|GH200", 9.0),
     (r"\b40[5-9]0\b|Ada\b|\bL\d", 8.9), (r"\b30[5-9]0\b|RTX A\d|Orin|\bA[12]\d?\b", 8.6),
@@ -211,7 +211,7 @@ _CAPABILITIES = (
 
 
 def capability(name: str) -> float:
-    """Compute capability of a GPU by its name; 8.0 where the name tells nothing."""
+    """Return the compute capability of a GPU by its name; 8.0 for an unknown name."""
     known = card(name)
     if known:
         return known.capability
@@ -219,7 +219,7 @@ def capability(name: str) -> float:
 
 
 def card(name: str) -> Card | None:
-    """The card a GPU's name tells of, None for an unknown one."""
+    """Return the card of a GPU's name, None for an unknown one."""
     for entry in CARDS:
         if re.search(entry.pattern, name or "", re.IGNORECASE):
             return entry
@@ -228,7 +228,7 @@ def card(name: str) -> Card | None:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as CUDA sees it, bytes. `free` is None where nobody measured it."""
+    """One GPU as CUDA sees it, in bytes. `free` is None if it was not measured."""
 
     name: str
     total: int
@@ -243,33 +243,37 @@ class Gpu:
 
     @property
     def processors(self) -> int:
-        """Multiprocessors; 84, between the usual ones, for a card that is not listed."""
+        """Multiprocessors; 84, a middle value, for a card that is not listed."""
         known = card(self.name)
         return known.processors if known and known.processors else 84
 
 
-# What a process's own CUDA context takes from free memory before the engine looks (start-up logs: 0.06 to 0.56 GiB).
+# What a process's own CUDA context takes from free memory before the engine measures it (start-up logs: 0.06 to
+# 0.56 GiB).
 CONTEXT_BYTES = (int(0.22 * GIB), int(0.06 * GIB), int(0.56 * GIB))
-# The first V1 workers took the context off the KV memory as well: a start of 0.9.0.1 on an A100 of 39.56 GiB had 0.65
-# GiB beside weights and activation (ghindex-file:29268111332). Launchers often forced the older engine, which did not.
+# The first V1 workers subtracted the context from the KV memory as well: a start of 0.9.0.1 on an A100 of 39.56 GiB had
+# 0.65 GiB in addition to weights and activation (ghindex-file:29268111332). Launchers often forced the older engine,
+# which did not subtract it.
 CONTEXT_COUNTED = (0, 0, int(0.60 * GIB))
-# GiB beside torch's own: value, low, high. Logs of one GPU; with the runner's slack since free memory decides.
+# GiB in addition to torch's own: value, low, high. Logs of one GPU; includes the runner's slack since free memory
+# decides.
 OVERHEAD = (0.09, 0.01, 0.30)
-# More once CUDA graphs are tried inside the profile: 0.25 in all from 0.18 on, 0.13 before (F010 to F013, one H100).
+# More if CUDA graphs are captured inside the profile: 0.25 in total from 0.18 on, 0.13 before (F010 to F013, one H100).
 OVERHEAD_GRAPHS = (0.12, 0.0, 0.25)
-OVERHEAD_BUFFERS = {True: (0.27, 0.05, 0.60), False: (0.42, 0.15, 0.75)}  # second runner (its tables apart), first
-# More over several GPUs: NCCL alone (0.20 to 0.30 in all on 2080 Ti, 3090, 4090, L40S), and with NVLink (0.54, H100).
+OVERHEAD_BUFFERS = {True: (0.27, 0.05, 0.60), False: (0.42, 0.15, 0.75)}  # second runner (without its tables), first
+# More on several GPUs: NCCL alone (0.20 to 0.30 in total on 2080 Ti, 3090, 4090, L40S), and with NVLink (0.54, H100).
 OVERHEAD_SEVERAL = {False: (0.15, 0.05, 0.60), True: (0.42, 0.10, 0.80)}
-# More for a mixture in NVFP4 on Blackwell: the code of FlashInfer's kernels, which stays on the card (vllm pull request
-# 49892; what four starts on two RTX 5090 had more: F026, F028, F045, F046).
+# More for a mixture of experts in NVFP4 on Blackwell: the code of FlashInfer's kernels, which stays on the card (vllm
+# pull request 49892; the excess of four starts on two RTX 5090: F026, F028, F045, F046).
 OVERHEAD_NVFP4 = (1.35, 0.40, 1.90)
-# With the fused reduction (2.06 to 2.13 GiB in all, two and four H100 of 0.19.0: F002, F003, F005).
+# With the fused reduction (2.06 to 2.13 GiB in total, two and four H100 of 0.19.0: F002, F003, F005).
 OVERHEAD_FUSED = (1.80, 0.40, 2.20)
-# The same since buffers count: 1.70 GiB in all with four GPUs, 1.74 with eight (ghindex-file:57923772900, 70265431125).
+# The same since buffers count: 1.70 GiB in total with four GPUs, 1.74 with eight (ghindex-file:57923772900,
+# 70265431125).
 OVERHEAD_SEVERAL_BUFFERS = (1.20, 0.10, 1.50)
-# FlashInfer's attention has a workspace (VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE), cuBLAS one of its own (PyTorch).
+# FlashInfer's attention has a workspace (VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE), cuBLAS its own (PyTorch).
 FLASHINFER_WORKSPACE = 394 << 20
-CUBLAS_WORKSPACE = {True: 32 << 20, False: 8 << 20}  # Hopper and later, before
-# What an engine holds beyond its budget once it serves: context, kernels, allocator slack.
+CUBLAS_WORKSPACE = {True: 32 << 20, False: 8 << 20}  # Hopper and later, earlier cards
+# What an engine holds beyond its budget while it serves: context, kernels, allocator slack.
 BEYOND_BUDGET = (int(0.65 * GIB), int(0.20 * GIB), int(1.10 * GIB))
 LLAMACPP_CONTEXT = (380 << 20, 300 << 20, 460 << 20)

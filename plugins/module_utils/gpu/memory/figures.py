@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 MIB = 1 << 20
 GIB = 1 << 30
 
-READ = "read"  # stands in a file or was measured
-COMPUTED = "computed"  # follows from figures that were read
-ESTIMATED = "estimated"  # a rule of thumb stands behind it: the range says how good
+READ = "read"  # read from a file or measured
+COMPUTED = "computed"  # computed from figures that were read
+ESTIMATED = "estimated"  # based on a rule of thumb; the range shows how exact it is
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Figure:
         return self.value if self.high is None else self.high
 
     def as_dict(self) -> dict:
-        """The figure for a machine: bytes become MiB with one decimal, other units stay."""
+        """Return the figure for programs: bytes as MiB with one decimal, other units unchanged."""
         out = asdict(self)
         out["low"], out["high"] = self.least, self.most
         if self.unit == "bytes":
@@ -43,11 +43,11 @@ class Figure:
 
 
 def estimate(value: float, low: float, high: float, note: str = "") -> Figure:
-    """An estimated number of bytes with its range."""
+    """Return an estimated number of bytes with its range."""
     return Figure(value, ESTIMATED, low, high, note)
 
 
 def gib(size: float) -> str:
-    """Bytes as the engines print them: GiB with two decimals, no trailing zero."""
+    """Format bytes as the engines do: GiB with two decimals, no trailing zero."""
     text = f"{size / GIB:.2f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

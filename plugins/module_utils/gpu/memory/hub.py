@@ -12,7 +12,7 @@ TIMEOUT_S = 15
 
 
 class _SameHostCredentials(urllib.request.HTTPRedirectHandler):
-    """Hubs redirect to a content network: the token must not travel there."""
+    """Hubs redirect to a content network: the token must not be sent there."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         new = super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -50,7 +50,7 @@ class HubSource:
                 self._sizes[name] = int(answer.headers["Content-Length"])
             if answer.status == 206 or length is None:
                 return answer.read() if length is None else answer.read(length)
-            # The server ignores ranges: take no more of the body than what was wanted.
+            # The server ignores ranges: read no more of the body than needed.
             return answer.read(start + length)[start:]
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:

@@ -1,4 +1,4 @@
-"""What an engine logged about its memory at start, and how far the plan was from it.
+"""What an engine logged about its memory at start, and how far it is from the plan.
 
 Line forms: vLLM 0.6 to 0.28 and llama.cpp (see docs/gpu-memory.md). Sizes in bytes.
 """
@@ -14,7 +14,7 @@ from .errors import PlanError
 from .figures import GIB, MIB
 
 _NUMBER = r"(-?[\d,]+(?:\.\d+)?)"
-# figure -> pattern; later lines win, a process logs each start anew
+# figure -> pattern; later lines override earlier ones, since a process logs each start again
 _GIB = {
     "weights": [rf"Model loading took {_NUMBER} ?GiB", rf"model weights take {_NUMBER} ?GiB",
                 rf"Loading model weights took {_NUMBER} ?GB"],
@@ -38,7 +38,7 @@ _LLAMA = {
 
 
 def measured(text: str) -> dict:
-    """Figures in the engine's log lines of its latest start; empty when none is there. Bytes, tokens, times."""
+    """Return the figures in the log lines of the engine's latest start; empty if none. Bytes, tokens, times."""
     text = _latest(text)
     found: dict = {}
     for table, factor in ((_GIB, GIB), (_COUNTS, 1)):
@@ -57,21 +57,21 @@ def measured(text: str) -> dict:
 
 
 def compiled_before(text: str) -> bool:
-    """Whether the latest start in a log found its graphs in the compile cache."""
+    """Return whether the latest start in a log found its graphs in the compile cache."""
     return re.search(r"Directly load (?:the compiled graph|AOT compilation)", _latest(text)) is not None
 
 
 def _latest(text: str) -> str:
-    """The log from its latest start on."""
+    """Return the log from its latest start on."""
     starts = [m.start() for m in re.finditer(r"Initializing (?:a V1|an) LLM engine|non-default args", text)]
     return text[starts[-1] :] if starts else text
 
 
 def compare(plan: dict, log: str) -> list[dict]:
-    """One entry a figure both have: figure, unit, planned, measured, difference, within (the planned range)."""
+    """Return one entry per figure that both have: figure, unit, planned, measured, difference, within (the range)."""
     rows, found = [], measured(log)
     if "consumed" in found and plan["figures"].get("cuda_graphs") and plan["figures"]["cuda_graphs"].value:
-        # Since 0.27 the engine's "peak activation" has the estimate of the CUDA graphs in it, where that is taken off.
+        # Since 0.27 the engine's "peak activation" includes the estimate of the CUDA graphs if that is subtracted.
         found["activation"] = found.get("activation", 0) - found.get("cuda_graphs", 0)
     for figure, value in found.items():
         planned = plan["figures"].get(figure)
@@ -97,13 +97,13 @@ def compare(plan: dict, log: str) -> list[dict]:
 
 
 def history_key(plan: dict) -> str:
-    """Starts that are alike enough to learn from: same engine version, model and everything that shapes activation."""
+    """Return the key of starts that can be compared: same engine version, model and all that decides activation."""
     parts = (plan["engine"], plan["version"], plan["model"], plan["utilization"], plan.get("max_num_seqs"))
     return "|".join(str(part) for part in (*parts, plan.get("max_num_batched_tokens"), plan["fingerprint"]))
 
 
 def read_history(path: str) -> dict:
-    """The kept comparisons by key; empty where the file is not there. PlanError when it is damaged."""
+    """Return the stored comparisons by key; empty if the file does not exist. Raises PlanError if it is damaged."""
     if not path or not Path(path).is_file():
         return {}
     try:
@@ -114,11 +114,11 @@ def read_history(path: str) -> dict:
 
 
 def remember(history: dict, plan: dict, rows: list[dict], warm: bool = False) -> bool:
-    """Adds what was learned to `history`; true when that changed it. `warm`: the start found its compile cache."""
+    """Add what was measured to `history`; return whether that changed it. `warm`: the compile cache was used."""
     cache = next((row for row in rows if row["figure"] == "kv_cache"), None)
     if cache is None:
         return False
-    # Kept against the plan without any earlier correction, so that two starts do not chase each other.
+    # Stored against the plan without earlier corrections, so that two starts do not alternate.
     planned = plan["uncorrected_kv_cache"]["warm" if warm else "cold"]
     entry = {"kv_cache_difference": round(cache["measured"] - planned), "max_model_len": plan["max_model_len"]}
     key = history_key(plan)

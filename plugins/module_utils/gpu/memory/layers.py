@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FULL, SLIDING, LINEAR, MLA = "full", "sliding", "linear", "mla"
-FEED_FORWARD = "feed_forward"  # a layer of its own without a cache (Nemotron-H)
+FEED_FORWARD = "feed_forward"  # a separate layer without a cache (Nemotron-H)
 
 STATE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _PATTERN = {"M": LINEAR, "*": FULL, "E": FEED_FORWARD, "-": FEED_FORWARD}  # hybrid_override_pattern
@@ -16,7 +16,7 @@ class LayerGroup:
     """Layers whose cache has the same form; widths in values.
 
     A linear layer keeps the last rows of its convolution, in the model's type, and a recurrent state, whose values take
-    `state_bytes` (0: what the engine takes by default).
+    `state_bytes` (0: the engine's default).
     """
 
     kind: str
@@ -29,7 +29,7 @@ class LayerGroup:
     conv_width: int = 0
     state_values: int = 0
     state_bytes: int = 0
-    chunk: int = 0  # tokens the kernel of a Mamba-2 layer takes at once; 0: gated delta net
+    chunk: int = 0  # tokens that the kernel of a Mamba-2 layer processes at once; 0: gated delta net
 
     def token_bytes(self, tp: int, bytes_per_value: float) -> float:
         """Cache bytes of one token in one of these layers on one of `tp` GPUs."""
@@ -42,7 +42,7 @@ class LayerGroup:
     def request_state(self, tp: int, conv_bytes: float, state_bytes: float, drafted: int = 0) -> float:
         """Bytes of one layer's state of one request; `drafted` tokens lengthen the convolution's rows.
 
-        vllm/model_executor/layers/mamba/mamba_utils.py of 0.19.0.
+        Source: vllm/model_executor/layers/mamba/mamba_utils.py of 0.19.0.
         """
         conv = (self.conv_rows + drafted) * self.conv_width * conv_bytes
         return (conv + self.state_values * (self.state_bytes or state_bytes)) / tp
@@ -50,7 +50,7 @@ class LayerGroup:
 
 @dataclass(frozen=True)
 class Mixer:
-    """A linear layer's dimensions: gated delta net, or Mamba-2 where `groups` are given."""
+    """A linear layer's dimensions: gated delta net, or Mamba-2 if `groups` are given."""
 
     key_heads: int
     value_heads: int
@@ -68,7 +68,7 @@ class Mixer:
         return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
 
     def parameters(self, hidden: int) -> float:
-        """Weights of the projections in and out and of the convolution."""
+        """Weights of the input and output projections and of the convolution."""
         inner = self.value_heads * self.value_dim
         gates = self.value_heads * (1 if self.groups else 2)
         return hidden * (self.conv_width + inner + gates) + inner * hidden + self.conv_width * self.kernel
@@ -82,12 +82,12 @@ class Mixer:
 
 
 def mixer(text: dict, architecture: str) -> Mixer:
-    """The linear layers' dimensions in a configuration's fields; the usual ones where it has none."""
+    """Return the linear layers' dimensions from a configuration's fields; the usual ones if it has none."""
 
     def get(name: str, usual: int) -> int:
         return int(text.get(name) or usual)
 
-    # All published configurations of Qwen3.5 and its successors say float32.
+    # All published configurations of Qwen3.5 and its successors have float32.
     usual = "float32" if architecture.startswith("Qwen3_5") else ""
     state = str(text.get("mamba_ssm_dtype") or text.get("mamba_ssm_cache_dtype") or usual)
     if text.get("mamba_num_heads") or text.get("ssm_state_size"):
@@ -102,7 +102,7 @@ def mixer(text: dict, architecture: str) -> Mixer:
 
 
 def layer_kinds(text: dict, architecture: str, layers: int) -> list[str]:
-    """One kind a layer, as the configuration says or as the architecture is known to do."""
+    """Return one kind per layer, from the configuration or as known for the architecture."""
     pattern = text.get("hybrid_override_pattern")
     if isinstance(pattern, str) and len(pattern) == layers and set(pattern) <= set(_PATTERN):
         return [_PATTERN[mark] for mark in pattern]
@@ -136,13 +136,13 @@ def _named_kind(kind: str) -> str:
 
 
 def wider_heads(text: dict, architecture: str, layers: int, head_dim: int) -> int:
-    """Head width that full layers have beyond the others', summed over them."""
+    """Return the head width that full layers have beyond the others', summed over them."""
     wide = int(text.get("global_head_dim") or head_dim)
     return (wide - head_dim) * layer_kinds(text, architecture, layers).count(FULL) if wide > head_dim else 0
 
 
 def layer_groups(text: dict, architecture: str, layers: int, kv_heads: int, head_dim: int) -> tuple[LayerGroup, ...]:
-    """The layers' caches by form, in order of first appearance."""
+    """Return the layers' caches by form, in order of first appearance."""
     if text.get("kv_lora_rank"):
         return (LayerGroup(MLA, layers, 1, int(text["kv_lora_rank"]), int(text.get("qk_rope_head_dim") or 64)),)
     kinds = layer_kinds(text, architecture, layers)

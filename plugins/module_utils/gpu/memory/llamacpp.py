@@ -1,6 +1,6 @@
 """What llama.cpp will do with a GPU: model, KV and compute buffers, and the CUDA context.
 
-KV buffer = cells * (key width + value width) * bytes, exact; recurrent layers keep one state a slot in float32. The
+KV buffer = cells * (key width + value width) * bytes, exact; recurrent layers keep one state per slot in float32. The
 compute buffer is the larger of the output matrix's scores and, without flash attention, the attention scores.
 """
 
@@ -17,10 +17,10 @@ from .shape import Shape
 from .tensors import Gguf
 from .verdicts import FITS, REFUSED, TIGHT, cures_that_cure
 
-SLOTS = 4  # of the server where nobody says how many (--parallel, since the end of 2025); they share one cache
-STATE_BYTES = 4  # of a value of a recurrent state, the convolution's rows with it
+SLOTS = 4  # the server's default (--parallel, since the end of 2025); they share one cache
+STATE_BYTES = 4  # per value of a recurrent state, including the convolution's rows
 
-# bytes of one value: a block of 32 and its scale
+# bytes per value: a block of 32 and its scale
 KV_TYPES = {
     "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32,
     "q4_0": 18 / 32, "iq4_nl": 18 / 32,
@@ -29,7 +29,7 @@ KV_TYPES = {
 
 @dataclass
 class LlamaService:
-    """One llama.cpp server. `layers` as in --n-gpu-layers; `file_size` in bytes where no header was read."""
+    """One llama.cpp server. `layers` as in --n-gpu-layers; `file_size` in bytes if no header was read."""
 
     name: str
     shape: Shape
@@ -50,14 +50,14 @@ class LlamaService:
 
 
 def layers_on_gpu(gpu_layers: int, layers: int) -> tuple[int, bool]:
-    """(repeating layers, output layer) that go to the GPU: the output counts first, then the last layers."""
+    """Return (repeating layers, output layer) on the GPU: the output layer counts first, then the last layers."""
     if gpu_layers < 0 or gpu_layers > layers:
         return layers, True
     return max(0, gpu_layers - 1), gpu_layers > 0
 
 
 def kv_bytes(service: LlamaService, on_gpu: int) -> float:
-    """Bytes of the KV cache of the last `on_gpu` layers, spread over the kinds in proportion."""
+    """Return the bytes of the KV cache of the last `on_gpu` layers, spread over the kinds in proportion."""
     total = 0.0
     cells = service.context
     for group in service.shape.groups:
@@ -74,7 +74,7 @@ def kv_bytes(service: LlamaService, on_gpu: int) -> float:
 
 
 def state_bytes(service: LlamaService, on_gpu: int) -> float:
-    """Bytes of the recurrent states of the last `on_gpu` layers: one a slot."""
+    """Return the bytes of the recurrent states of the last `on_gpu` layers: one per slot."""
     share = min(1.0, on_gpu / service.shape.layers)
     linear = [group for group in service.shape.groups if group.kind == LINEAR]
     one = sum(math.ceil(g.count * share) * g.request_state(1, STATE_BYTES, STATE_BYTES) for g in linear)
@@ -82,7 +82,7 @@ def state_bytes(service: LlamaService, on_gpu: int) -> float:
 
 
 def token_bytes(service: LlamaService, group: LayerGroup) -> float:
-    """Bytes of one cell in one layer; `kv_type` is one type, or two as `key/value`."""
+    """Return the bytes of one cell in one layer; `kv_type` is one type, or two as `key/value`."""
     types = [kind.strip() for kind in service.kv_type.split("/")]
     for kind in types:
         if kind not in KV_TYPES:
@@ -94,7 +94,7 @@ def token_bytes(service: LlamaService, group: LayerGroup) -> float:
 
 
 def model_bytes(service: LlamaService, on_gpu: int, output: bool) -> Figure:
-    """Weights on the GPU. The token embedding stays in main memory; a tied one is copied as the output."""
+    """Return the weights on the GPU. The token embedding stays in main memory; a tied one is copied as the output."""
     shape = service.shape
     if service.header:
         first = shape.layers - on_gpu
@@ -114,7 +114,7 @@ def model_bytes(service: LlamaService, on_gpu: int, output: bool) -> Figure:
 
 
 def _embedding_bytes(service: LlamaService) -> int:
-    """The embedding's share of the file: the file's own bits a weight, over vocabulary and width."""
+    """Return the embedding's share of the file: the file's own bits per weight, over vocabulary and width."""
     shape = service.shape
     dense = shape.linear_parameters() + shape.embedding_parameters()
     embedding = shape.vocab * shape.hidden
@@ -124,7 +124,7 @@ def _embedding_bytes(service: LlamaService) -> int:
 
 
 def compute_bytes(service: LlamaService, output: bool) -> Figure:
-    """The compute buffer on the GPU."""
+    """Return the compute buffer on the GPU."""
     shape, rows = service.shape, min(service.ubatch, service.batch, service.context)
     scores = rows * (shape.vocab + shape.hidden * (2 if shape.moe else 1)) * 4 if output else 0
     wide = shape.intermediate if not shape.moe else (shape.experts_per_token or 4) * (shape.expert_intermediate or 1024)
@@ -164,7 +164,7 @@ def buffers(service: LlamaService) -> Buffers:
 
 
 def cures(service: LlamaService, verdict: str, free: float) -> list[str]:
-    """What to change, most useful first; each is planned again before it is named."""
+    """Return what to change, most useful first; each change is planned before it is named."""
     if verdict == FITS:
         return []
 
@@ -193,7 +193,7 @@ def cures(service: LlamaService, verdict: str, free: float) -> list[str]:
 
 
 def plan_llamacpp(service: LlamaService, gpu: Gpu) -> dict:
-    """The plan of one server alone on what is free of `gpu`; the same keys as plan_vllm."""
+    """Return the plan of one server alone on the free memory of `gpu`; the same keys as plan_vllm."""
     if service.context < 1:
         raise PlanError(f"{service.name}: context is {service.context}, it must be at least 1.")
     longest = service.shape.max_position

@@ -1,4 +1,4 @@
-"""From what a user writes to one plan of a GPU: services in their order of start, budgets, total, verdict."""
+"""Makes one plan of a GPU from the user's input: services in start order, budgets, total, verdict."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from .vllm_start import VllmService
 from .weights import from_tensors
 
 ENGINES = ("vllm", "llamacpp", "reserved")
-MOST_ORDERED = 4  # services of which every order of start is tried
-LEAST_SHARE = 0.1  # a smaller share of the GPU is no cure
+MOST_ORDERED = 4  # up to this many services, every start order is tried
+LEAST_SHARE = 0.1  # a smaller share of the GPU is not offered as a cure
 
 
 def gpu_from(given: dict) -> Gpu:
-    """The GPU from `name`, `total_mib`, `free_mib` (and `cuda_total_mib`) as nvidia-smi or a person gives them.
+    """Return the GPU from `name`, `total_mib`, `free_mib` (and `cuda_total_mib`), read by nvidia-smi or given by hand.
 
-    nvidia-smi's total holds what the driver keeps; where only that is known, the card's CUDA total is looked up. With
-    `wsl` both totals are the same.
+    nvidia-smi's total includes what the driver keeps. If only that total is known, the card's CUDA total is looked up.
+    With `wsl` both totals are the same.
     """
     name = str(given.get("name") or "")
     known = card(name)
@@ -59,17 +59,18 @@ def gpu_from(given: dict) -> Gpu:
         cuda, note = known.cuda_gib * 1024, f"CUDA's figure for {name}"
     elif not cuda:
         cuda, note = cuda_mib(total), "as given, less what the driver keeps"
-    # What is not free is held by others or by the driver, whose share is in the difference of the two totals.
+    # Memory that is not free is used by others or by the driver, whose share is the difference of the two totals.
     free = cuda if free is None else min(cuda, free)
     return Gpu(name or "GPU", int(cuda * MIB), int(free * MIB), capability(name), note)
 
 
 def plan(services: list[dict], gpu: dict, hub_url: str = "", hub_token: str = "", history_path: str = "") -> dict:
-    """The plan of all `services` on one GPU, in their order of start; of those of one `group` at most one runs.
+    """Plan all `services` on one GPU, in their start order; of the services of one `group` at most one runs.
 
     Returns `verdict` (the worst of them), `services` (one plan each with `runs` and `group`, figures as Figure),
-    `order` (the names in the order to start them in), `counted` (those whose memory is held together: of a group the
-    largest), `gpu`, `used` and `free_after` (bytes) and `reasons`. PlanError for input that cannot be used.
+    `order` (the names in the order in which to start them), `counted` (those whose memory is held at the same time: of
+    a group the largest), `gpu`, `used` and `free_after` (bytes) and `reasons`. Raises PlanError for input that cannot
+    be used.
     """
     if not services:
         raise PlanError("services is empty: name at least one service to plan.")
@@ -103,10 +104,10 @@ def plan(services: list[dict], gpu: dict, hub_url: str = "", hub_token: str = ""
 
 
 def in_turn(prepared: list[Prepared], card_now: Gpu) -> list[dict]:
-    """The plans of services that start one after the other, each on what those before it leave.
+    """Return the plans of services that start one after the other, each with the memory that the earlier ones leave.
 
-    A service of a group does not share the GPU with its group, but it must also start when all others run already: that
-    is when it is switched to.
+    A service of a group does not share the GPU with its group. But it must also be able to start while all other
+    services run, because that is the situation when it is switched to.
     """
     plans: list[dict] = []
     for plan_on in prepared:
@@ -118,7 +119,7 @@ def in_turn(prepared: list[Prepared], card_now: Gpu) -> list[dict]:
 
 
 def _planned(plan_on: Prepared, card_now: Gpu, others: list[dict]) -> dict:
-    """The plan of one service on what `others` leave, of which those of its own group do not run."""
+    """Return the plan of one service with the memory that `others` leave; those of its own group do not run."""
     mates = [p for p in others if plan_on.group and p["group"] == plan_on.group]
     taken = held([p for p in others if p not in mates]) + sum(p["asleep"] for p in mates if p["name"] != plan_on.name)
     one = plan_on(replace(card_now, free=int(max(0.0, card_now.free - taken))))
@@ -127,7 +128,7 @@ def _planned(plan_on: Prepared, card_now: Gpu, others: list[dict]) -> dict:
 
 
 def counted(plans: list[dict]) -> list[dict]:
-    """The plans whose memory is held together: of each group its largest."""
+    """Return the plans whose memory is held at the same time: of each group its largest."""
     largest: dict[tuple[str, str], dict] = {}
     for one in plans:
         key = (one["group"], "" if one["group"] else one["name"])
@@ -137,13 +138,13 @@ def counted(plans: list[dict]) -> list[dict]:
 
 
 def held(plans: list[dict]) -> float:
-    """The bytes that the services hold together: of each group its largest, and what the others of it keep asleep."""
+    """Return the bytes held at the same time: of each group its largest service, plus what the others keep asleep."""
     running = counted(plans)
     return sum(p["used"] for p in running) + sum(p["asleep"] for p in plans if p not in running)
 
 
 def one_at_a_time(prepared: list[Prepared], card_now: Gpu) -> list[str]:
-    """Whether services that do not fit together fit one at a time."""
+    """Return a cure if services that do not fit together fit one at a time."""
     apart = in_turn([replace(one, group="one at a time") for one in prepared], card_now)
     ours = all(p["runs"] and p["engine"] != "reserved" for p in apart)
     if len(apart) < 2 or not ours:
@@ -152,7 +153,7 @@ def one_at_a_time(prepared: list[Prepared], card_now: Gpu) -> list[str]:
 
 
 def smaller_shares(prepared: list[Prepared], card_now: Gpu, plans: list[dict]) -> list[str]:
-    """By how much one of the services would have to take less, so that all of them run; each planned with it."""
+    """Return by how much one service would have to take less so that all of them run; each cure has been planned."""
     cures = []
     for number, (one, planned) in enumerate(zip(prepared, plans, strict=True)):
         share = math.floor(planned["utilization"] * 20 - 0.01) / 20 if one.takes_a_share and planned["runs"] else 0
@@ -166,7 +167,7 @@ def smaller_shares(prepared: list[Prepared], card_now: Gpu, plans: list[dict]) -
 
 
 def best_order(prepared: list[Prepared], card_now: Gpu, plans: list[dict]) -> list[str]:
-    """The order in which most of the services run, those that do not at the end."""
+    """Return the order in which most of the services run; those that do not run come last."""
 
     def merit(found: list[dict]) -> tuple[int, int]:
         return sum(p["runs"] for p in found), -max(VERDICTS.index(p["verdict"]) for p in found)
@@ -180,7 +181,7 @@ def best_order(prepared: list[Prepared], card_now: Gpu, plans: list[dict]) -> li
 
 
 def _reasons(plans: list[dict], names: list[str], order: list[str]) -> list[str]:
-    """What is to be said of several services together."""
+    """Return remarks about several services together."""
     if len(plans) < 2:
         return []
     reasons = [f"start in this order: {', '.join(order)}"]
@@ -199,7 +200,7 @@ def _reasons(plans: list[dict], names: list[str], order: list[str]) -> list[str]
     return reasons
 
 
-# What `vllm serve` calls an option and the planner knows under the same name with underscores.
+# Options of `vllm serve` that the planner knows under the same name with underscores.
 _ARGUMENTS = frozenset(
     {
         "block_size", "dtype", "enable_lora", "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization",
@@ -212,7 +213,7 @@ _ARGUMENTS = frozenset(
 
 
 def with_arguments(given: dict) -> dict:
-    """The service with its `engine_arguments` (names as on the command line) put in; those that do not matter left."""
+    """Return the service with its `engine_arguments` (command-line names) merged in; irrelevant ones are left out."""
     arguments = given.get("engine_arguments") or {}
     told = {str(key).lstrip("-").replace("-", "_"): value for key, value in arguments.items()}
     return {**given, **{key: value for key, value in told.items() if key in _ARGUMENTS}}
@@ -220,7 +221,7 @@ def with_arguments(given: dict) -> dict:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A service that is planned on a GPU by calling it: its model is read once, however often it is planned."""
+    """A service that is planned on a GPU by a call: its model is read once, however often it is planned."""
 
     planned: Callable[..., dict]
     service: VllmService | None = None
@@ -240,7 +241,7 @@ class Prepared:
 
 
 def prepare(given: dict, hub_url: str, hub_token: str, history: dict) -> Prepared:
-    """The service with its model read."""
+    """Return the service with its model read."""
     given = with_arguments(given)
     engine = str(given.get("engine") or "vllm")
     if engine not in ENGINES:
@@ -256,9 +257,9 @@ def prepare(given: dict, hub_url: str, hub_token: str, history: dict) -> Prepare
 
 
 def _planned_vllm(given: dict, history: dict, service: VllmService, gpu: Gpu) -> dict:
-    """The plan with a cold compile cache, or what an earlier start on this host taught.
+    """Return the plan with a cold compile cache, corrected by what earlier starts on this host measured.
 
-    The correction is what a start had more than the plan of its own kind, cold or warm.
+    The correction is the extra KV memory that a start had compared with the plan of its own kind, cold or warm.
     """
     result = plan_vllm(service, gpu)
     warm = plan_vllm(service, gpu, warm=True)
@@ -277,7 +278,7 @@ def _planned_vllm(given: dict, history: dict, service: VllmService, gpu: Gpu) ->
 
 
 def _fingerprint(given: dict) -> str:
-    """What else decides the memory of a start, in a few characters."""
+    """Return a short text of the other settings that decide the memory of a start."""
     keys = (
         "revision", "dtype", "quantization", "kv_cache_dtype", "enforce_eager", "tensor_parallel_size", "max_lora_rank",
         "gpu_layers", "context", "kv_cache_memory_bytes",
@@ -288,7 +289,7 @@ def _fingerprint(given: dict) -> str:
 
 
 def _reserved(given: dict, gpu: Gpu) -> dict:
-    """Memory that something else is going to take: only its amount is known."""
+    """Return the plan of memory that another process is going to take: only its amount is known."""
     size = _whole(given, "memory_mib")
     if size is None:
         raise PlanError(f"{given['name']}: engine reserved needs memory_mib, the GPU memory it will take.")
@@ -308,7 +309,7 @@ def _reserved(given: dict, gpu: Gpu) -> dict:
 
 
 def _whole(given: dict, key: str) -> int | None:
-    """The integer under `key`; None when it is absent. Text from the command line (`-e`) counts as a number."""
+    """Return the integer under `key`; None if it is missing. Text from the command line (`-e`) counts as a number."""
     value = given.get(key)
     if value is None or value == "":
         return None
@@ -337,7 +338,7 @@ def _yes(given: dict, key: str) -> bool:
 
 
 def _load(given: dict, hub_url: str, hub_token: str, gguf: bool) -> tuple[Shape, dict, object]:
-    """(shape, tensors, GGUF header) of a service's model; tensors are empty where no weight file is at hand."""
+    """Return (shape, tensors, GGUF header) of a service's model; tensors are empty if no weight file is available."""
     model = str(given.get("model") or "")
     if isinstance(given.get("config"), dict):
         return shape_from_config(given["config"], model or given["name"]), {}, None
@@ -358,7 +359,7 @@ def _load(given: dict, hub_url: str, hub_token: str, gguf: bool) -> tuple[Shape,
 
 
 def _adapter(given: dict, adapter: dict, tensors: dict, rank: int, hub_url: str, hub_token: str) -> str:
-    """Refuses an adapter that does not fit; returns what had to be assumed where its files are not at hand."""
+    """Refuse an adapter that does not match; return what had to be assumed if its files are not available."""
     name = f"{given['name']}: adapter {adapter.get('name') or adapter.get('source')}"
     origin = str(adapter.get("path") or adapter.get("source") or "")
     if not origin:
@@ -411,14 +412,14 @@ def _vllm(given: dict, hub_url: str, hub_token: str) -> VllmService:
 
 
 def _prefix_caching(given: dict) -> bool | None:
-    """Whether prefixes are cached as asked for; None leaves the engine's default."""
+    """Return whether prefix caching is requested; None leaves the engine's default."""
     if _yes(given, "no_enable_prefix_caching"):
         return False
     return None if given.get("enable_prefix_caching") is None else _yes(given, "enable_prefix_caching")
 
 
 def _speculation(given: dict, assumptions: list[str]) -> dict:
-    """The drafter's layer and tokens a step of multi-token prediction; another drafter is an assumption."""
+    """Return the drafter's layers and tokens per step of multi-token prediction; another drafter is an assumption."""
     told = given.get("speculative_config")
     if isinstance(told, str) and told:
         try:

@@ -1,4 +1,4 @@
-"""How weights are stored: bits a value, and which parts of a model a method leaves in the model's own type."""
+"""How weights are stored: bits per value, and which parts of a model a method keeps in the model's own type."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from .errors import PlanError
 
-# quantization method -> bits a weight takes in the linear layers, scales included
+# quantization method -> bits per weight in the linear layers, including scales
 QUANTIZED_BITS = {
     "awq": 4.16, "awq_marlin": 4.16, "gptq": 4.16, "gptq_marlin": 4.16, "auto-round": 4.16, "autoround": 4.16,
     "auto_round": 4.16, "bitsandbytes": 4.13, "bnb": 4.13, "fp8": 8.02, "fbgemm_fp8": 8.02, "ptpc_fp8": 8.02,
@@ -16,15 +16,15 @@ QUANTIZED_BITS = {
     "quark": 8.02,
 }  # fmt: skip
 
-# What a GGUF file's name says it is quantized to -> bits a weight takes (llama.cpp's block sizes; K mixes on average)
+# Quantization in a GGUF file's name -> bits per weight (llama.cpp's block sizes; K mixes on average)
 GGUF_BITS = {
     "q8_0": 8.5, "q6_k": 6.56, "q5_k": 5.7, "q5_1": 6.0, "q5_0": 5.5, "q4_k": 4.85, "q4_1": 5.0, "q4_0": 4.5,
     "iq4": 4.4, "q3_k": 3.9, "iq3": 3.5, "q2_k": 3.0, "iq2": 2.5, "bf16": 16, "f16": 16,
 }  # fmt: skip
-FINE_BITS = 4.65  # four bits in groups of 32 with their scales and zero points: the most a four-bit method takes
-GROUP_32_BITS = 4.5  # four bits in groups of 32: what quantization-aware training aims at (GGUF's Q4_0)
+FINE_BITS = 4.65  # four bits in groups of 32 with their scales and zero points: the maximum of a four-bit method
+GROUP_32_BITS = 4.5  # four bits in groups of 32: the target of quantization-aware training (GGUF's Q4_0)
 
-# The parts of a model that a method may leave alone, and a module of each as configurations name it.
+# The parts of a model that a method may leave unquantized, and a module of each as configurations name it.
 ATTENTION, LINEAR_PART, DENSE, SHARED, EXPERTS = "attention", "linear", "dense", "shared", "experts"
 _MODULES = {
     ATTENTION: ("model.layers.0.self_attn.o_proj", "model.language_model.layers.0.self_attn.o_proj"),
@@ -43,7 +43,7 @@ BESIDE_EXPERTS = frozenset({ATTENTION, LINEAR_PART, DENSE, SHARED})
 
 
 def quantized_bits(method: str, config: dict | None = None) -> float:
-    """Bits a linear weight takes under a method, by the configuration's own bits where it has them."""
+    """Return the bits of a linear weight under a method, from the configuration's own bits if it has them."""
     config = config or {}
     bits, group, zero_points = config.get("bits") or config.get("w_bit"), config.get("group_size"), True
     if config.get("load_in_4bit") or config.get("_load_in_4bit"):
@@ -57,7 +57,7 @@ def quantized_bits(method: str, config: dict | None = None) -> float:
         if bits > 4:
             return bits + 0.02
         group = group if isinstance(group, int) and group > 0 else 128
-        # A scale of 16 bits a group (of 8 in NVFP4's groups of 16), and a zero point of the weights' own bits.
+        # A scale of 16 bits per group (of 8 in NVFP4's groups of 16), and a zero point of the weights' own bits.
         return bits + (8 if group <= 16 else 16 + (bits if zero_points else 0)) / group
     key = method.lower().replace("_4bit", "")
     if key not in QUANTIZED_BITS:
@@ -68,7 +68,7 @@ def quantized_bits(method: str, config: dict | None = None) -> float:
 
 
 def kept_parts(config: dict) -> frozenset[str]:
-    """The parts that a `quantization_config` leaves in the model's own type, by its list of modules."""
+    """Return the parts that a `quantization_config` keeps in the model's own type, by its list of modules."""
     patterns = [
         pattern
         for key in ("ignore", "exclude_modules", "modules_to_not_convert")
@@ -81,7 +81,7 @@ def kept_parts(config: dict) -> frozenset[str]:
 
 
 def _matches(pattern: str, module: str) -> bool:
-    """Whether a pattern of a configuration means a module: `re:…`, a word with stars, or a module's name."""
+    """Return whether a pattern of a configuration matches a module: `re:…`, a word with stars, or a module's name."""
     if pattern.startswith("re:"):
         try:
             return re.match(pattern[3:], module) is not None
@@ -94,11 +94,11 @@ def _matches(pattern: str, module: str) -> bool:
 
 
 def usually_kept(method: str, experts: bool, name: str = "") -> frozenset[str]:
-    """The same where no configuration tells it: what the methods' makers do.
+    """Return the same for a model without such a configuration: what the methods' tools do.
 
-    MXFP4 and, in mixtures, NVFP4 quantize the experts. NVFP4 made by llm-compressor leaves linear attention alone,
-    ModelOpt's only its convolution (default_disabled_quantizer_cfg). A name with BF16 beside another type says that
-    the linear layers keep it. AWQ as compressed tensors leaves a mixture's other feed-forwards.
+    MXFP4 and, in mixtures, NVFP4 quantize the experts. NVFP4 made by llm-compressor leaves linear attention
+    unquantized, ModelOpt's only its convolution (default_disabled_quantizer_cfg). BF16 in a name next to another type
+    means that the linear layers keep it. AWQ as compressed tensors leaves a mixture's other feed-forwards unquantized.
     """
     method = method.lower()
     if method.endswith("mxfp4") or (experts and method in ("nvfp4", "modelopt_fp4")):
@@ -112,5 +112,5 @@ def usually_kept(method: str, experts: bool, name: str = "") -> frozenset[str]:
 
 
 def is_fine_awq(method: str, name: str) -> bool:
-    """Whether a model is AWQ stored as compressed tensors, which its makers do in groups of 32."""
+    """Return whether a model is AWQ stored as compressed tensors, whose tools use groups of 32."""
     return method in ("w4a16", "wna16", "compressed-tensors") and "awq" in name.lower()

@@ -1,4 +1,4 @@
-"""One question to the planner as the module, its action and the command line ask it: the options, and the answer."""
+"""One question to the planner, shared by the module, its action plugin and the command line: options and answer."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ OPTIONS = {
 
 
 def services_of(params: dict) -> list[dict]:
-    """The services without the options that nobody gave."""
+    """Return the services without the options that were not given."""
     return [{k: v for k, v in service.items() if v is not None} for service in params["services"]]
 
 
 def ask(params: dict, gpu: dict) -> tuple[dict, dict]:
-    """(the planner's result, the answer in plain types) on a GPU; PlanError for input that cannot be used."""
+    """Return (the planner's result, the answer in plain types) for a GPU. Raises PlanError for unusable input."""
     result = planner.plan(
         services_of(params), gpu, params.get("hub_url") or "", params.get("hub_token") or "",
         params.get("history_path") or "",
@@ -62,7 +62,7 @@ def ask(params: dict, gpu: dict) -> tuple[dict, dict]:
 
 
 def refusal(result: dict) -> str:
-    """Why the first service that is refused would not start, and what would help; "" when none is."""
+    """Return why the first refused service would not start, and what would help; "" if none is refused."""
     first = next((s for s in result["services"] if not s["runs"]), None)
     if first is None:
         return ""

@@ -1,4 +1,4 @@
-"""A plan for a person: a table, a bar of the GPU's memory, and sentences; and the same for a machine."""
+"""A plan as text for people (a table, a bar of the GPU's memory, and sentences) and as data for programs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LABELS = {
 
 
 def as_json(result: dict) -> dict:
-    """The plan in plain types: sizes in MiB, each figure with value, low, high, origin, note and unit."""
+    """Return the plan in plain types: sizes in MiB, each figure with value, low, high, origin, note and unit."""
     gpu = result["gpu"]
     services = []
     for service in result["services"]:
@@ -53,9 +53,9 @@ def as_json(result: dict) -> dict:
 
 
 def as_metrics(result: dict, only: str | None = None) -> str:
-    """What each service, or one of them, is to hold on its GPU, for node_exporter's textfile collector.
+    """Return what each service, or one of them, should hold on its GPU, for node_exporter's textfile collector.
 
-    The label `group` is the service's own name where it has no group: an alert counts the largest of each group.
+    The label `group` is the service's own name if it has no group: an alert counts the largest of each group.
     """
     planned = [
         (f'group="{s["group"] or s["name"]}", service="{s["name"]}"', s["figures"]["used_after_start"])
@@ -68,7 +68,7 @@ def as_metrics(result: dict, only: str | None = None) -> str:
         ("llm_gpu_planned_max_bytes", "The upper end of what was planned.", lambda figure: figure.most),
     ):
         lines += [f"# HELP {name} {text}", f"# TYPE {name} gauge"] if planned else []
-        # To the MiB: what comes behind it is no knowledge.
+        # Rounded to MiB: more digits would not be meaningful.
         lines += [f"{name}{{{labels}}} {round(value(figure) / MIB) * MIB}" for labels, figure in planned]
     return "".join(f"{line}\n" for line in lines)
 
@@ -119,7 +119,7 @@ def _runs(service: dict) -> str:
 
 
 def bar(result: dict) -> str:
-    """The GPU's memory as one line of letters and the legend below it; of a group its largest service."""
+    """Return the GPU's memory as one line of letters and the legend below it; of a group its largest service."""
     total = result["gpu"].total
     parts = [("x", "held by others", result["held_by_others"])]
     for number, service in enumerate(s for s in result["services"] if s["name"] in result["counted"]):
@@ -135,7 +135,7 @@ def bar(result: dict) -> str:
 
 
 def as_text(result: dict) -> str:
-    """The whole plan for a terminal."""
+    """Return the complete plan for a terminal."""
     gpu = result["gpu"]
     lines = [f"{gpu.name}: {gib(gpu.total)} GiB, {gib(gpu.free)} GiB free ({gpu.note})", bar(result), ""]
     for service in result["services"]:
@@ -151,7 +151,7 @@ def as_text(result: dict) -> str:
 
 
 def comparison_text(rows: list[dict]) -> str:
-    """Planned and measured side by side."""
+    """Return planned and measured figures side by side."""
     lines = [f"{'':<20}{'planned':>12}{'measured':>12}{'difference':>12}  in range"]
     for row in rows:
         scale, unit = (GIB, " GiB") if row["unit"] == "bytes" else (1, "")

@@ -1,4 +1,4 @@
-"""The shape of a model: what decides the bytes of its weights and of its KV cache."""
+"""The shape of a model: the dimensions that decide the bytes of its weights and of its KV cache."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .quantization import (
     usually_kept,
 )
 
-MOST_LAYERS = 2000  # more is a damaged file, and would be counted one by one
+MOST_LAYERS = 2000  # more means a damaged file, and counting them one by one would take too long
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4, "float8": 1}
 
-# Architectures whose arithmetic follows the fields read below. Another one is planned as grouped-query
-# attention with a wider range, and the plan says so.
+# Architectures whose arithmetic follows the fields read below. Any other is planned as grouped-query attention with a
+# wider range, and the plan says so.
 KNOWN_ARCHITECTURES = frozenset(
     {
         "ArceeForCausalLM", "Cohere2ForCausalLM", "CohereForCausalLM", "DeepseekV2ForCausalLM",
@@ -47,7 +47,7 @@ KNOWN_ARCHITECTURES = frozenset(
     }
 )  # fmt: skip
 
-# field -> the names configurations give it, first match wins
+# field -> its names in configurations; the first match applies
 _ALIASES = {
     "layers": ("num_hidden_layers", "num_layers", "n_layer", "n_layers"),
     "hidden": ("hidden_size", "n_embd", "d_model", "dim"),
@@ -64,9 +64,9 @@ _TOP_K = ("num_experts_per_tok", "top_k_experts", "moe_topk")
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's dimensions. `quantization` is "" for plain weights; `bits` what a linear weight takes.
+    """A model's dimensions. `quantization` is "" for plain weights; `bits` is the size of a linear weight.
 
-    `kept` are the parts that stay in the model's own type when quantized; None: what the method's makers usually keep.
+    `kept` are the parts that stay in the model's own type when quantized; None: what the method's tools usually keep.
     """
 
     architecture: str
@@ -83,7 +83,7 @@ class Shape:
     quantization: str = ""
     bits: float = 16
     kept: frozenset[str] | None = None
-    kept_known: bool = False  # by the configuration, not by habit
+    kept_known: bool = False  # from the configuration, not by convention
     max_position: int = 0
     experts: int = 0
     experts_per_token: int = 0
@@ -94,13 +94,13 @@ class Shape:
     attention_layers: int = 0
     feed_forward_layers: int = 0
     first_dense: int = 0  # layers before the first with experts
-    full_layers: int = 0  # layers with heads of their own dimensions: how many, and these
+    full_layers: int = 0  # number of layers whose heads have their own dimensions, followed by these dimensions
     full_dim: int = 0
     full_kv_heads: int = 0
     mixer: Mixer | None = None
     layer_input: int = 0  # width of per-layer embeddings (Gemma's E models)
     wide_layers: int = 0  # layers whose feed-forward is twice as wide
-    other_parameters: float = 0  # towers beside the language model
+    other_parameters: float = 0  # towers in addition to the language model
     multimodal: bool = False
     encoder: Encoder | None = None
     known: bool = True
@@ -132,10 +132,10 @@ class Shape:
         return self.hidden * (queries + 2 * kv_heads * dim)
 
     def parts(self) -> dict[str, float]:
-        """Weights in the layers' matrices by part, what quantization may shrink."""
+        """Weights in the layers' matrices by part; quantization may shrink them."""
         layers = self.attention_layers or self.layers - self.mixer_layers
         if any(group.kind == MLA for group in self.groups):
-            # Low-rank projections: query 1536 wide and kv as the cache, after DeepSeek-V2's published form.
+            # Low-rank projections: query 1536 wide and kv as the cache, as in DeepSeek-V2's published form.
             rank = self.groups[0].key_dim
             one = self.hidden * (1536 + rank) + self.heads * self.head_dim * (1536 * 1.5 + 2 * rank + self.hidden)
             attention = layers * one
@@ -156,10 +156,10 @@ class Shape:
         return sum(self.parts().values())
 
     def expert_parameters(self, tp: int = 0) -> float:
-        """The part of the linear parameters that sits in experts; with `tp`, as they are kept on that many GPUs."""
+        """The part of the linear parameters that is in experts; with `tp`, as stored on that many GPUs."""
         hidden, wide = self.hidden, self.expert_intermediate
         if tp and self.quantization.endswith("mxfp4"):
-            # Kernels want whole tiles: gpt-oss-20b's 2880 becomes 3072 and 2944, 13.72 GiB instead of 12.8.
+            # Kernels need complete tiles: gpt-oss-20b's 2880 becomes 3072 and 2944, 13.72 GiB instead of 12.8.
             hidden, wide = _round_up(hidden, 256), _round_up(math.ceil(wide / tp), 128) * tp
         return self.expert_layers * float(self.matrices) * hidden * self.experts * wide
 
@@ -168,14 +168,14 @@ class Shape:
     ) -> float:
         """Bytes of all weights on one of `tp` GPUs, experts spread over `ep`; unquantized values take `plain` bytes.
 
-        `kept` and `bits` are instead of the shape's own.
+        `kept` and `bits` replace the shape's own.
         """
         quantized = (bits or self.bits) / 8 if self.quantization else plain
         kept = next((k for k in (kept, self.kept) if k is not None), frozenset())
         parts = self.parts()
         parts.pop(EXPERTS)
         rest = sum(size * (plain if part in kept else quantized) for part, size in parts.items())
-        # A GGUF file holds its embeddings quantized, and they stay so.
+        # The embeddings in a GGUF file are quantized, and they stay so.
         rest += self.embedding_parameters() * (quantized if self.quantization == "gguf" else plain)
         experts = self.expert_parameters(tp) if self.expert_intermediate else 0
         return rest / tp + experts * quantized / (ep or tp)
@@ -202,7 +202,7 @@ def _pick(config: dict, names: tuple[str, ...]):
 
 
 def shape_from_config(config: dict, label: str) -> Shape:
-    """The shape in a `config.json`; `label` names the model in errors."""
+    """Return the shape from a `config.json`; `label` names the model in errors."""
     text = config
     for key in ("text_config", "llm_config", "language_config"):
         if isinstance(config.get(key), dict) and _pick(config[key], _ALIASES["layers"]):
@@ -236,7 +236,7 @@ def shape_from_config(config: dict, label: str) -> Shape:
 
 
 def _numbers(text: dict, label: str) -> dict:
-    """The dimensions every configuration has; PlanError where one is absent or absurd."""
+    """Return the dimensions that every configuration has. Raises PlanError if one is missing or absurd."""
     numbers = {name: _pick(text, aliases) for name, aliases in _ALIASES.items()}
     missing = [_ALIASES[name][0] for name, value in numbers.items() if not isinstance(value, int) or value < 1]
     if missing:
@@ -255,13 +255,13 @@ def _numbers(text: dict, label: str) -> dict:
 
 
 def _experts(text: dict, intermediate: int, architecture: str = "") -> dict:
-    """The fields of a mixture of experts."""
+    """Return the fields of a mixture of experts."""
     experts = int(_pick(text, ("num_experts", "num_local_experts", "n_routed_experts")) or 0)
     width = int(text.get("moe_intermediate_size") or (intermediate if experts else 0))
     shared = int(_pick(text, ("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size")) or 0)
     shared = shared or int(text.get("n_shared_experts") or 0) * width
     if experts and architecture.startswith("Gemma4"):
-        shared = shared or intermediate  # its mixtures run the dense feed-forward beside the experts
+        shared = shared or intermediate  # these mixtures run the dense feed-forward in addition to the experts
     return {
         "experts": experts, "expert_intermediate": width, "shared_intermediate": shared,
         "experts_per_token": int(_pick(text, _TOP_K) or (2 if experts else 0)),
@@ -270,7 +270,7 @@ def _experts(text: dict, intermediate: int, architecture: str = "") -> dict:
 
 
 def _layer_fields(text: dict, architecture: str, numbers: dict) -> dict:
-    """What a configuration says about single layers."""
+    """Return the fields of single layers in a configuration."""
     kinds = layer_kinds(text, architecture, numbers["layers"])
     wide = int(text.get("global_head_dim") or 0)
     return {
@@ -289,7 +289,7 @@ def _layer_fields(text: dict, architecture: str, numbers: dict) -> dict:
 
 
 def _context_length(text: dict, positions) -> float:
-    """The length the engine derives: the positions, stretched where rope scaling says so."""
+    """Return the length that the engine derives: the positions, extended by rope scaling if configured."""
     length = positions or 0
     scaling = text.get("rope_scaling") or {}
     if isinstance(scaling, dict):
@@ -302,7 +302,7 @@ def _context_length(text: dict, positions) -> float:
 
 
 def _quantization(config: dict, text: dict) -> tuple[str, float, frozenset[str] | None]:
-    """(method, bits, parts that stay in the model's type); "" and 16 for plain weights."""
+    """Return (method, bits, parts that stay in the model's type); "" and 16 for plain weights."""
     found = config.get("quantization_config") or text.get("quantization_config") or config.get("compression_config")
     if not isinstance(found, dict):
         return "", 16, None
@@ -317,12 +317,12 @@ def _quantization(config: dict, text: dict) -> tuple[str, float, frozenset[str] 
 
 
 def _with_algorithm(method: str, told: str) -> str:
-    """ModelOpt's method by the algorithm that a configuration or a model's name tells: eight bits or four."""
+    """Return ModelOpt's method by the algorithm that a configuration or a model's name states: eight bits or four."""
     return "modelopt_fp4" if method == "modelopt" and "fp4" in told.lower() else method
 
 
 def shape_from_gguf(metadata: dict, tensors: dict, label: str) -> Shape:
-    """The shape in a GGUF file's metadata; `label` names the file in errors."""
+    """Return the shape from a GGUF file's metadata; `label` names the file in errors."""
     arch = metadata.get("general.architecture")
     if not arch:
         raise PlanError(f"{label} has no general.architecture: it is not a language model's GGUF file.")
@@ -347,7 +347,7 @@ def shape_from_gguf(metadata: dict, tensors: dict, label: str) -> Shape:
     if not vocab and "token_embd.weight" in tensors:
         vocab = tensors["token_embd.weight"].shape[0]
     attention, linear = _gguf_layers(get, layers, kv_list)
-    # Every n-th layer of these families looks at the whole text.
+    # Every n-th layer of these families attends to the full context.
     pattern = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2, "cohere2": 4, "exaone4": 4}.get(arch, 0) if window else 0
     full = [i for i in attention if not pattern or (i + 1) % pattern == 0]
     if arch == "gpt-oss" and window:
@@ -366,7 +366,7 @@ def shape_from_gguf(metadata: dict, tensors: dict, label: str) -> Shape:
 
 
 def _gguf_layers(get, layers: int, kv_list: list[int]) -> tuple[list[int], LayerGroup | None]:
-    """(numbers of the layers with attention, the recurrent ones) by a file's metadata."""
+    """Return (numbers of the layers with attention, the recurrent layers) from a file's metadata."""
     attention = [i for i in range(layers) if kv_list[i]]
     inner = int(get("ssm.inner_size", 0) or 0)
     if not inner:
@@ -377,7 +377,7 @@ def _gguf_layers(get, layers: int, kv_list: list[int]) -> tuple[list[int], Layer
     state = int(get("ssm.state_size", 128))
     width = inner + 2 * int(get("ssm.group_count", 1)) * state
     rows = int(get("ssm.conv_kernel", 4)) - 1
-    # Where layers without attention are feed-forwards as well (Nemotron-H), those have a width of their own.
+    # If layers without attention are also feed-forwards (Nemotron-H), those have their own width.
     wide = get("feed_forward_length", 0)
     without = [i for i in range(layers) if i not in attention]
     linear = [i for i in without if not (isinstance(wide, list) and wide[i])]
@@ -398,9 +398,9 @@ def _number(text) -> int:
 
 
 def shape_from_row(row: dict) -> Shape | None:
-    """The shape in a row of `model_configs.csv`, None where the row has too few figures.
+    """Return the shape from a row of `model_configs.csv`, None if the row has too few figures.
 
-    `other_layers` reads like `sliding_attention:25`; `notes` may carry further configuration fields as `name=value`.
+    `other_layers` has the form `sliding_attention:25`; `notes` may have further configuration fields as `name=value`.
     """
     layers, hidden = _number(row.get("num_hidden_layers")), _number(row.get("hidden_size"))
     kv_heads, head_dim = _number(row.get("num_key_value_heads")), _number(row.get("head_dim"))
@@ -432,7 +432,7 @@ def shape_from_row(row: dict) -> Shape | None:
 
 
 def _row_architecture(row: dict) -> str:
-    """The architecture as vLLM names it, where the table has llama.cpp's word or the language model's only."""
+    """Return vLLM's name of the architecture if the table has llama.cpp's, or only the language model's."""
     named = row.get("architecture") or "unknown"
     if named.startswith("NemotronH") and re.search(r"omni|-vl\b", row.get("model") or "", re.IGNORECASE):
         return "NemotronH_Nano_Omni_Reasoning_V3"
@@ -440,13 +440,13 @@ def _row_architecture(row: dict) -> str:
 
 
 def _row_text(row: dict, architecture: str, layers: int) -> dict:
-    """A row as the fields of a configuration."""
+    """Return a row as the fields of a configuration."""
     text: dict = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", row.get("notes") or "")}
     full, other = min(_number(row.get("full_attention_layers")), layers), row.get("other_layers") or ""
     if _number(row.get("num_experts")):
         text["num_experts"] = _number(row["num_experts"])
     if full and architecture.startswith("NemotronH"):
-        # A layer is attention, Mamba-2 or a feed-forward, as many of the second as of the third.
+        # A layer is attention, Mamba-2 or a feed-forward; there are as many Mamba-2 layers as feed-forwards.
         text.setdefault("mamba_num_heads", 64)
         text.setdefault("moe_shared_expert_intermediate_size", 2 * text.get("moe_intermediate_size", 0))
         text["layer_types"] = _spread(layers, full, LINEAR)
@@ -465,14 +465,14 @@ def _row_text(row: dict, architecture: str, layers: int) -> dict:
 
 
 def _spread(layers: int, full: int, other: str) -> list[str]:
-    """`full` full-attention layers spread evenly over `layers`."""
+    """Return `full` full-attention layers spread evenly over `layers`."""
     names = {SLIDING: "sliding_attention", LINEAR: "linear_attention"}
     marks = {round((k + 1) * layers / full) - 1 for k in range(full)}
     return ["full_attention" if i in marks else names[other] for i in range(layers)]
 
 
 def with_quantization(shape: Shape, method: str, name: str = "") -> Shape:
-    """The shape with the quantization the engine is told to apply; a model's `name` may tell its bits."""
+    """Return the shape with the quantization that the engine applies; a model's `name` may state its bits."""
     if not method:
         return named_quantization(shape, name)
     bits = quantized_bits(method)
@@ -483,7 +483,7 @@ def with_quantization(shape: Shape, method: str, name: str = "") -> Shape:
 
 
 def named_quantization(shape: Shape, name: str) -> Shape:
-    """The shape with what a quantized model's name says where no configuration does."""
+    """Return the shape with what a quantized model's name states, if no configuration does."""
     if not shape.quantization or shape.kept is not None:
         return shape
     fine = is_fine_awq(shape.quantization, name) or re.search(r"\bqat\b", name, re.IGNORECASE)

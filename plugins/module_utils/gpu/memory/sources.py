@@ -1,6 +1,6 @@
-"""Where a model's files are read from: a directory, or a hub that answers range requests.
+"""Where a model's files are read from: a directory, or a hub that supports range requests.
 
-Only the pieces that are asked for are read; a weight file of many gigabytes costs its header.
+Only the requested pieces are read; of a weight file of many gigabytes only its header.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .errors import PlanError
 
-# A repository that was cloned without its large files has a few lines in the place of each.
+# A repository cloned without its large files has a few lines of text in place of each.
 POINTERS = (b"version https://git-lfs.", b"/annex/objects/")
 
 
@@ -24,18 +24,18 @@ class LocalSource:
             raise PlanError(f"Model directory {directory} does not exist: give the path the files were downloaded to.")
 
     def names(self) -> list[str]:
-        """Names of the files in the directory, sorted."""
+        """Return the names of the files in the directory, sorted."""
         return sorted(path.name for path in self.directory.iterdir())
 
     def exists(self, name: str) -> bool:
         return (self.directory / name).is_file()
 
     def size(self, name: str) -> int:
-        """Bytes of the file."""
+        """Return the size of the file in bytes."""
         return (self.directory / name).stat().st_size
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
-        """`length` bytes from `start` (fewer at the end of the file); all of it without a length."""
+        """Return `length` bytes from `start` (fewer at the end of the file); all of it without a length."""
         path = self.directory / name
         try:
             with path.open("rb") as handle:
@@ -46,7 +46,7 @@ class LocalSource:
 
 
 def is_pointer(source, name: str) -> bool:
-    """Whether there is the pointer to a large file in the place of the file."""
+    """Return whether the file is only the pointer to a large file."""
     return source.read(name, 0, 64).startswith(POINTERS)
 
 
@@ -55,7 +55,7 @@ def pointer_told(source, name: str, what: str = "the file itself") -> str:
 
 
 def read_json(source, name: str) -> dict:
-    """The JSON object in the file; a file that is none is a PlanError."""
+    """Return the JSON object in the file. Raises PlanError if it is not one."""
     try:
         text = source.read(name)
         if text.startswith(POINTERS):
@@ -71,7 +71,7 @@ def read_json(source, name: str) -> dict:
 
 
 def cached_snapshot(hf_home: str, model: str, revision: str = "") -> str | None:
-    """Directory of the model's snapshot in a Hugging Face cache, None when it is not there."""
+    """Return the directory of the model's snapshot in a Hugging Face cache, None if it is not there."""
     root = Path(hf_home) / "hub" / ("models--" + model.replace("/", "--"))
     wanted = revision or "main"
     reference = root / "refs" / wanted
@@ -82,9 +82,9 @@ def cached_snapshot(hf_home: str, model: str, revision: str = "") -> str | None:
 
 
 def open_model(model: str, revision: str = "", hub_url: str = "", hf_home: str = "", token: str = ""):
-    """The source that holds `model`: (source, GGUF file name or "").
+    """Return the source that has `model`: (source, GGUF file name or "").
 
-    A path wins, then the cache under `hf_home`, then the hub. PlanError when none has it.
+    A path is tried first, then the cache under `hf_home`, then the hub. Raises PlanError if none has it.
     """
     if model.startswith(("/", "./", "../", "~")):
         path = Path(model).expanduser()
@@ -98,7 +98,7 @@ def open_model(model: str, revision: str = "", hub_url: str = "", hf_home: str =
         if snapshot:
             return LocalSource(snapshot), ""
     if hub_url:
-        from .hub import HubSource  # a question about files at hand does not wait for an HTTP client
+        from .hub import HubSource  # a question about local files does not wait for the import of an HTTP client
 
         parts = model.split("/")
         if model.endswith(".gguf") and len(parts) > 2:

@@ -38,7 +38,7 @@ _CHUNK = 1 << 20
 class Tensor:
     """One tensor: `dtype` as the file names it, `shape` outermost first, `size` in bytes, from byte `begin` on.
 
-    Where it begins is no part of what it is: a file has it in one place, its shards in another.
+    The position is not compared: a single file has the tensor at another place than its shards.
     """
 
     dtype: str
@@ -57,9 +57,10 @@ class Gguf:
 
 
 def safetensors_header(source, name: str) -> dict[str, Tensor]:
-    """Tensors of one safetensors file. PlanError when the file is truncated, damaged or not of this format.
+    """Return the tensors of one safetensors file. Raises PlanError if it is truncated, damaged or of another format.
 
-    As the format's own reader demands: the tensors fill the file from end to end, each with the bytes of its shape.
+    The same rules as in the format's own reader: the tensors fill the file without gaps, each with the bytes of its
+    shape.
     """
     other = f"{name} of {source.label} is truncated or not a safetensors file: download it again."
     head = source.read(name, 0, 8)
@@ -75,7 +76,7 @@ def safetensors_header(source, name: str) -> dict[str, Tensor]:
         raise PlanError(other) from None
     end = 0
     for key, tensor in sorted(tensors.items(), key=lambda pair: (pair[1].begin, pair[1].size)):
-        width = SAFETENSORS_BYTES.get(tensor.dtype)  # of a newer type it is not known
+        width = SAFETENSORS_BYTES.get(tensor.dtype)  # None for a newer type
         if tensor.begin != end or (width and math.prod(tensor.shape) * width != tensor.size):
             raise PlanError(f"{name} of {source.label} is damaged where {key} stands: download it again.")
         end += tensor.size
@@ -87,7 +88,7 @@ def safetensors_header(source, name: str) -> dict[str, Tensor]:
 
 
 def _tensor(entry: dict) -> Tensor:
-    """One entry of a header; ValueError, KeyError or TypeError where it is none."""
+    """Return one entry of a header. Raises ValueError, KeyError or TypeError if it is not valid."""
     (begin, end), shape, dtype = entry["data_offsets"], entry["shape"], entry["dtype"]
     numbers = [begin, end, *shape]
     if not isinstance(dtype, str) or any(type(number) is not int or number < 0 for number in numbers) or end < begin:
@@ -96,7 +97,7 @@ def _tensor(entry: dict) -> Tensor:
 
 
 def shard_names(source) -> list[str]:
-    """The safetensors files of a model: what the index names, else the one file, else every file of that ending."""
+    """Return a model's safetensors files: those in the index, or the single file, or all files with that ending."""
     if source.exists(INDEX):
         return sorted(set(weight_map(source).values()))
     if source.exists("model.safetensors"):
@@ -106,7 +107,7 @@ def shard_names(source) -> list[str]:
 
 
 def weight_map(source) -> dict[str, str]:
-    """The file of each tensor, as the index names it. PlanError where the index names no files."""
+    """Return the file of each tensor from the index. Raises PlanError if the index names no files."""
     files = read_json(source, INDEX).get("weight_map")
     if not isinstance(files, dict) or not files or not all(_is_file_name(name) for name in files.values()):
         raise PlanError(f"{INDEX} of {source.label} names no files: download it again.")
@@ -118,7 +119,7 @@ def _is_file_name(name) -> bool:
 
 
 def model_tensors(source) -> dict[str, Tensor]:
-    """Every tensor of a model, over all its shards; empty when it has no safetensors files."""
+    """Return every tensor of a model, over all its shards; empty if it has no safetensors files."""
     tensors: dict[str, Tensor] = {}
     for name in shard_names(source):
         try:
@@ -166,7 +167,7 @@ class _Reader:
                 width = struct.calcsize(_SCALARS[item])
                 raw = self.take(width * count)
                 return list(struct.unpack(f"<{count}{_SCALARS[item].lstrip('<')}", raw))
-            # Vocabularies are the long arrays: their length matters, their words do not.
+            # Vocabularies are the long arrays: only their length matters.
             for _ in range(count):
                 self.value(item)
             return [None] * count
@@ -176,7 +177,7 @@ class _Reader:
 
 
 def gguf_header(source, name: str) -> Gguf:
-    """Metadata and tensors of a GGUF file and of the parts it was split into."""
+    """Return metadata and tensors of a GGUF file and of the parts it was split into."""
     result = _gguf_part(source, name)
     parts = int(result.metadata.get("split.count", 0) or 0)
     if parts > 1:

@@ -1,4 +1,4 @@
-"""The three verdicts, and cures: a change is only named after a plan with it has come out better."""
+"""The three verdicts, and cures: a change is named only if a plan with it has a better verdict."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def better(one: str, other: str) -> bool:
 
 
 def cures_that_cure(now: str, candidates: Iterable[tuple[str, Callable[[], str]]], most: int = 3) -> list[str]:
-    """The texts of the candidates (text, verdict with the change) that lead to a better verdict, in their order.
+    """Return the texts of the candidates (text, verdict with the change) that improve the verdict, in their order.
 
-    One that leads to `fits` is worth more than one that leads to `tight`: these come only where there is none of those.
+    Candidates that lead to `tight` are returned only if none leads to `fits`.
     """
     found: dict[str, list[str]] = {FITS: [], TIGHT: []}
     for text, verdict in candidates:

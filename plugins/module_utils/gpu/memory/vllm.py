@@ -1,6 +1,6 @@
-"""What vLLM will do with a GPU: weights, activation, overhead, and the KV cache that is left.
+"""What vLLM will do with a GPU: weights, activation, overhead, and the remaining KV cache.
 
-The arithmetic is vLLM's own (see engines.py for the versions whose source it was read in):
+The arithmetic is vLLM's own (engines.py names the versions whose source was read):
 
     KV memory = total * utilization - weights - activation - overhead [- CUDA graphs]
 """
@@ -20,12 +20,12 @@ from .vllm_verdict import Outcome, Verdict, cures, judge
 def plan_vllm(
     service: VllmService, gpu: Gpu, correction: float | None = None, context: bool = True, warm: bool = False
 ) -> dict:
-    """The plan of one service alone on what is free of `gpu`.
+    """Return the plan of one service alone on the free memory of `gpu`.
 
-    `correction` (bytes) is how much more KV memory than planned an earlier start on this host measured; `context` says
-    that the free figure was taken before the engine made its CUDA context; `warm` that this host has compiled this
-    model with this release before. Returns figures by name, `verdict` (fits, tight, refused), `message`, `cures` and
-    the plain numbers the caller goes on with.
+    `correction` (bytes) is how much more KV memory than planned an earlier start on this host measured; `context` means
+    that the free memory was measured before the engine created its CUDA context; `warm` that this host has compiled
+    this model with this release before. Returns figures by name, `verdict` (fits, tight, refused), `message`, `cures`
+    and the plain numbers that the caller needs.
     """
 
     def outcome_of(asked: VllmService, on: Gpu) -> Outcome:
@@ -73,7 +73,7 @@ def _result(outcome: Outcome, verdict: Verdict, remedies: list[str]) -> dict:
 
 
 def _tokens(outcome: Outcome) -> Figure:
-    """Tokens of the cache, at each end of its range."""
+    """Return the tokens of the cache, at each end of its range."""
     start, available = outcome.start, outcome.budget.available
     value, least, most = (
         outcome.pool.tokens(size, start.length, start.in_flight)
@@ -83,7 +83,7 @@ def _tokens(outcome: Outcome) -> Figure:
 
 
 def _figures(outcome: Outcome, tokens: Figure, after: float) -> dict[str, Figure]:
-    """The figures by name; no "used_after_start" for a service that does not start (`after` is 0)."""
+    """Return the figures by name; no "used_after_start" for a service that does not start (`after` is 0)."""
     start, budget, service = outcome.start, outcome.budget, outcome.start.service
     share = "all below" if service.kv_cache_memory_bytes else f"total times {start.utilization:g}"
     slots = f"{service.max_loras} adapter slots of rank {service.max_lora_rank}"

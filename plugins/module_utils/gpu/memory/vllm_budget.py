@@ -1,4 +1,4 @@
-"""What vLLM takes off its budget before the KV cache: weights, activation, overhead, CUDA graphs, adapter slots."""
+"""What vLLM takes from its budget before the KV cache: weights, activation, overhead, CUDA graphs, adapter slots."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from .shape import Shape
 from .vllm_start import Start
 
 NONE_COUNTED = "not counted by this version, or eager"
-UNKNOWN_IMAGES = int(2.5 * GIB)  # the most that reading images took beside the text in public starts
-DELTA_CHUNK = 64  # tokens that the gated delta net's kernels take at once
+UNKNOWN_IMAGES = int(2.5 * GIB)  # maximum in public starts that reading images took in addition to the text
+DELTA_CHUNK = 64  # tokens that the gated delta net's kernels process at once
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A start's budget; `size` and `asked` in bytes, `on_top` what CUDA graphs take beside it."""
+    """A start's budget; `size` and `asked` in bytes, `on_top` is what CUDA graphs take in addition to it."""
 
     size: int
     asked: int
@@ -42,12 +42,12 @@ class Budget:
     on_top: float
 
     def least_on_card(self, cache: int) -> float:
-        """Bytes that are certain to be on the card at once where the cache's size is given."""
+        """Bytes that are certain to be on the card at the same time if the cache's size is given."""
         return self.weights.least + self.slots + cache
 
 
 def budget_of(start: Start, correction: float | None) -> Budget:
-    """The budget of a start; `correction` (bytes) is how much more KV memory an earlier start measured than planned."""
+    """Return the budget of a start; `correction`: bytes of KV memory that an earlier start had more than planned."""
     service, shape = start.service, start.shape
     tp = service.tensor_parallel_size
     weights = weights_of(start)
@@ -63,7 +63,7 @@ def budget_of(start: Start, correction: float | None) -> Budget:
     )  # fmt: skip
     available = estimate(size - spent, size - most, size - least, "budget less all above")
     if service.kv_cache_memory_bytes:
-        # The engine takes this much whatever the utilization says.
+        # The engine takes this amount whatever the utilization is.
         size = int(spent + service.kv_cache_memory_bytes)
         available = Figure(service.kv_cache_memory_bytes, READ, note="kv_cache_memory_bytes as given")
     elif correction is not None:
@@ -74,7 +74,7 @@ def budget_of(start: Start, correction: float | None) -> Budget:
 
 
 def weights_of(start: Start) -> Figure:
-    """Weights on one GPU, those of a drafter's layers with them."""
+    """Return the weights on one GPU, including those of a drafter's layers."""
     service, shape = start.service, start.shape
     tp, pp = service.tensor_parallel_size, service.pipeline_parallel_size
     if service.weights:
@@ -87,7 +87,7 @@ def weights_of(start: Start) -> Figure:
 
 
 def activation(start: Start) -> Figure:
-    """Peak of the profile: the largest of what is done one after the other."""
+    """Return the peak of the profile: the largest of the steps, which run one after the other."""
     steps = [forward_pass(start), sampling(start)]
     encoder = start.shape.encoder
     read = 0
@@ -117,7 +117,7 @@ def activation(start: Start) -> Figure:
 
 
 def forward_pass(start: Start) -> Figure:
-    """The widest step of a layer over a whole batch of tokens."""
+    """Return the widest step of a layer over a full batch of tokens."""
     shape, tp = start.shape, start.service.tensor_parallel_size
     if shape.moe:
         width = shape.expert_intermediate or shape.intermediate / max(1, shape.experts_per_token)
@@ -133,7 +133,7 @@ def forward_pass(start: Start) -> Figure:
 
 
 def sampling(start: Start) -> Figure:
-    """The dummy sampling of as many sequences as the engine may have."""
+    """Return the dummy sampling of the maximum number of sequences."""
     shape, rules = start.shape, start.rules
     rows = min(start.seqs, start.tokens)
     per_logit = (rules.second_bytes if start.second else rules.sampler_bytes) + start.value_bytes - 2
@@ -150,10 +150,10 @@ def sampling(start: Start) -> Figure:
 
 
 def compilation(start: Start) -> Figure | None:
-    """What compiling with an empty cache takes: the kernels' benchmark makes a second embedding to look up in.
+    """Return what compiling with an empty cache takes: the kernels' benchmark creates a second embedding table.
 
-    "benchmark_combo_kernel" in vllm/config/compilation.py; where images are read the embedding is looked up outside
-    what is compiled. Cold and warm starts side by side: vllm issues 54122, 54383, 1Cat-vLLM pull request 518.
+    Source: "benchmark_combo_kernel" in vllm/config/compilation.py. In models that read images the embedding lookup is
+    outside the compiled part. Cold and warm starts side by side: vllm issues 54122, 54383, 1Cat-vLLM pull request 518.
     """
     shape, service = start.shape, start.service
     read_apart = shape.multimodal and shape.encoder
@@ -165,7 +165,7 @@ def compilation(start: Start) -> Figure | None:
 
 
 def overhead(start: Start) -> Figure:
-    """What is in use beside weights and activation, as the version counts it."""
+    """Return what is in use in addition to weights and activation, as the version counts it."""
     rules, gpu, service = start.rules, start.gpu, start.service
     parts = [_gib(OVERHEAD_BUFFERS[start.second] if rules.counts_buffers else OVERHEAD)]
     notes = ["CUDA libraries and the engine's own buffers"]
@@ -179,7 +179,7 @@ def overhead(start: Start) -> Figure:
         several = OVERHEAD_SEVERAL_BUFFERS if rules.counts_buffers else OVERHEAD_SEVERAL[gpu.nvlink]
         parts.append(_gib(OVERHEAD_FUSED if fused else several))
     if rules.counts_buffers and start.second:
-        # The tables for penalties: how often each token was written, and one bit for each of the prompt's.
+        # The tables for penalties: how often each token was output, and one bit for each token of the prompt.
         parts.append((start.seqs * start.shape.vocab * (4 + 1 / 8),) * 3)
         notes.append(f"its tables of {start.seqs} sequences")
     if rules.counts_others and not start.legacy:
@@ -197,14 +197,14 @@ def _gib(figures: tuple[float, float, float]) -> tuple[float, ...]:
 
 
 def graph_count(seqs: int, largest: int = 0) -> int:
-    """CUDA graphs captured by default: pieces for mixed batches and whole ones for decoding."""
+    """Return the number of CUDA graphs captured by default: piecewise for mixed batches and full ones for decoding."""
     largest = largest or min(2 * seqs, 512)
     sizes = [s for s in (1, 2, 4, *range(8, 257, 8), *range(272, largest + 1, 16)) if s <= largest]
     return len(sizes) + sum(1 for s in sizes if s <= seqs)
 
 
 def graphs(start: Start) -> Figure:
-    """Memory of the CUDA graphs (start-up logs: about 0.2 MiB a layer and graph, with a wide spread)."""
+    """Return the memory of the CUDA graphs (start-up logs: about 0.2 MiB per layer and graph, with a wide spread)."""
     count = graph_count(start.seqs, start.service.capture_size or start.largest_graph)
     size = 0.06 * GIB + count * start.shape.layers * 0.2 * MIB
     note = f"{count} CUDA graphs of {start.shape.layers} layers"
@@ -216,7 +216,7 @@ def graphs(start: Start) -> Figure:
 
 
 def lora_bytes(shape: Shape, max_loras: int, rank: int, tp: int, value_bytes: int) -> float:
-    """Slots for adapters: A and B of every linear slice, of embeddings and head, at the largest rank allowed."""
+    """Return the bytes of adapter slots: A and B of every linear slice, embeddings and head, at the maximum rank."""
     query, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     hidden, wide = shape.hidden, shape.intermediate
     slices = [(hidden, query), (hidden, kv), (hidden, kv), (hidden, wide), (hidden, wide)]

@@ -1,8 +1,8 @@
-"""The pool of blocks that vLLM's KV cache is: what a block holds, what a request takes, how many tokens there are.
+"""vLLM's KV cache as a pool of blocks: what a block holds, what a request takes, how many tokens it has.
 
-The layers' caches come in groups of equally many layers whose pages have one size (vllm/v1/core/kv_cache_utils.py).
-With linear layers a block of attention is enlarged until its page holds a request's state, so the tokens of a block may
-be hundreds (vllm/model_executor/models/config.py of 0.19.0, vllm/platforms/interface.py of 0.28.0).
+The layers' caches form groups of equally many layers whose pages have the same size (vllm/v1/core/kv_cache_utils.py).
+With linear layers, a block of attention is enlarged until its page holds a request's state, so a block may have
+hundreds of tokens (vllm/model_executor/models/config.py of 0.19.0, vllm/platforms/interface.py of 0.28.0).
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ BLOCK = 16
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """What decides the form of the cache beside the layers; `value_bytes` of a cached value, `state_bytes` of a state's
-    own type (the model's). `drafted` tokens a step are guessed by `draft_layers` more layers."""
+    """Options that decide the form of the cache in addition to the layers.
+
+    `value_bytes` of a cached value, `state_bytes` of a value of a state's own type (the model's). `drafted` tokens per
+    step are drafted by `draft_layers` more layers.
+    """
 
     tp: int = 1
     pp: int = 1
@@ -35,7 +38,7 @@ class CacheOptions:
 
 @dataclass(frozen=True)
 class Part:
-    """Groups of one kind; tokens a block, the window, and how many states a request holds (0: one a block)."""
+    """Groups of one kind; tokens per block, the window, and the states that a request holds (0: one per block)."""
 
     kind: str
     groups: int
@@ -73,14 +76,14 @@ class Pool:
         return max(0, int(size // self.block_bytes))
 
     def tokens(self, size: float, length: int, in_flight: int) -> int:
-        """Tokens of `size` bytes as the engine prints them ("GPU KV cache size") for requests of `length`."""
+        """Tokens in `size` bytes as the engine prints them ("GPU KV cache size") for requests of `length`."""
         if self.by_concurrency:
             return int(self.blocks(size) / max(1, self.request_blocks(length, in_flight)) * length)
         groups = sum(part.groups for part in self.parts)
         return self.blocks(size) // groups * min(part.block for part in self.parts)
 
     def longest_fitting(self, size: float, in_flight: int) -> int:
-        """The longest request that `size` bytes hold."""
+        """Length of the longest request that fits in `size` bytes."""
         low_end, high_end = 0, 1 << 24
         while low_end < high_end:
             middle = (low_end + high_end + 1) // 2
@@ -92,7 +95,7 @@ class Pool:
 
 
 def cache_pool(groups: tuple[LayerGroup, ...], rules: VllmRules, options: CacheOptions) -> Pool:
-    """The pool of blocks that the layers draw from."""
+    """Return the pool of blocks that the layers share."""
     tp, pp, value = options.tp, options.pp, options.value_bytes
     groups = _with_drafter(groups, options.draft_layers)
     attention = [g for g in groups if g.kind != LINEAR]
@@ -122,7 +125,7 @@ def cache_pool(groups: tuple[LayerGroup, ...], rules: VllmRules, options: CacheO
 
 
 def _with_drafter(groups: tuple[LayerGroup, ...], layers: int) -> tuple[LayerGroup, ...]:
-    """The groups with the drafter's layers, which attend to the whole text."""
+    """Return the groups including the drafter's layers, which attend to the full context."""
     if not layers:
         return groups
     full = next((g for g in groups if g.kind != LINEAR and g.kind != SLIDING), None)
@@ -135,7 +138,7 @@ def _caches_prefixes(rules: VllmRules, options: CacheOptions) -> bool:
 
 
 def _states(group: LayerGroup, rules: VllmRules, options: CacheOptions) -> int:
-    """States that one request holds in a linear layer; 0: one a block (MambaSpec in kv_cache_interface.py)."""
+    """Return the states of one request in a linear layer; 0: one per block (MambaSpec in kv_cache_interface.py)."""
     if not _caches_prefixes(rules, options):
         return 1 + options.drafted
     everywhere = group.chunk and rules.mamba_everywhere and not options.drafted
@@ -143,7 +146,7 @@ def _states(group: LayerGroup, rules: VllmRules, options: CacheOptions) -> int:
 
 
 def _attention_block(groups: tuple[LayerGroup, ...], widest: float, rules: VllmRules, options: CacheOptions) -> int:
-    """Tokens of a block of attention: as asked for, or as many as make a page of a state's size."""
+    """Return the tokens per block of attention: as requested, or as many as make a page of a state's size."""
     linear = [g for g in groups if g.kind == LINEAR]
     if not linear:
         return options.block

@@ -1,4 +1,4 @@
-"""A start of vLLM as it is asked for, and with every default filled in."""
+"""A start of vLLM as requested, and with all defaults filled in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KV_BYTES = {"fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "fp8_inc": 1, "int8": 1, "bf
 
 @dataclass
 class VllmService:
-    """One `vllm serve`. None leaves the engine's default; lengths in tokens, `kv_cache_memory_bytes` in bytes."""
+    """One `vllm serve`. None means the engine's default; lengths in tokens, `kv_cache_memory_bytes` in bytes."""
 
     name: str
     version: str
@@ -38,9 +38,9 @@ class VllmService:
     expert_parallel_size: int | None = None
     language_model_only: bool = False
     prefix_caching: bool | None = None
-    drafted: int = 0  # tokens a step that multi-token prediction guesses
+    drafted: int = 0  # tokens per step that multi-token prediction drafts
     draft_layers: int = 0
-    capture_size: int = 0  # largest batch with a CUDA graph; 0: the engine's
+    capture_size: int = 0  # largest batch with a CUDA graph; 0: the engine's default
     offline: bool = False  # the LLM class, not the server
     lora: bool = False
     max_loras: int = 1
@@ -54,8 +54,8 @@ class VllmService:
 class Start:
     """A service on a GPU with the engine's defaults filled in.
 
-    `context` says that the free figure was taken before the engine made its CUDA context; `warm` that this host has
-    compiled this model with this release before.
+    `context` means that the free memory was measured before the engine created its CUDA context; `warm` that this host
+    has compiled this model with this release before.
     """
 
     service: VllmService
@@ -76,19 +76,19 @@ class Start:
 
     @property
     def in_flight(self) -> int:
-        """Tokens that a sliding window keeps beside itself."""
+        """Tokens that a sliding window keeps in addition to its own."""
         return self.tokens * self.rules.in_flight_batches
 
     @property
     def largest_graph(self) -> int:
-        """Largest batch with a CUDA graph where the model has one of its own (GptOss: 1024); 0: by the sequences."""
+        """Largest batch with a CUDA graph if the model sets its own (GptOss: 1024); 0: by the number of sequences."""
         return 1024 if self.shape.architecture.startswith("GptOss") and self.rules.since >= (0, 11, 0) else 0
 
     @property
     def uses_flashinfer(self) -> bool:
-        """Whether attention runs by FlashInfer: on Blackwell's large cards, and where FlashAttention has no FP8 cache.
+        """Whether attention uses FlashInfer: on Blackwell's large cards, and if FlashAttention has no FP8 cache.
 
-        vllm/platforms/cuda.py and v1/attention/backends/flash_attn.py of 0.20.0.
+        Source: vllm/platforms/cuda.py and v1/attention/backends/flash_attn.py of 0.20.0.
         """
         if any(group.kind == MLA for group in self.shape.groups):
             return False
@@ -106,7 +106,7 @@ class Start:
 
 
 def start_of(service: VllmService, gpu: Gpu, context: bool = True, warm: bool = False) -> Start:
-    """The start with every default filled in; PlanError for a value that vLLM would refuse."""
+    """Return the start with all defaults filled in. Raises PlanError for a value that vLLM would refuse."""
     validate(service)
     rules = vllm_rules(service.version)
     shape = with_quantization(service.shape, service.quantization, service.model)
@@ -130,12 +130,12 @@ def start_of(service: VllmService, gpu: Gpu, context: bool = True, warm: bool = 
 
 
 def default_batch(service: VllmService, rules: VllmRules, gpu: Gpu, legacy: bool, length: int) -> tuple[int, int]:
-    """(max_num_seqs, max_num_batched_tokens) as the API server, or the LLM class, picks them."""
+    """Return (max_num_seqs, max_num_batched_tokens) as the API server, or the LLM class, chooses them."""
     seqs, tokens = service.max_num_seqs, service.max_num_batched_tokens
     large = rules.large_batches and gpu.total >= 70 * GIB and "a100" not in gpu.name.lower()
     if tokens is None:
         if legacy:
-            # Without chunked prefill the profile runs whole prompts; beyond 32768 chunks are on by default.
+            # Without chunked prefill the profile runs complete prompts; above 32768, chunked prefill is the default.
             tokens = 2048 if length > 32768 else max(length, 2048)
         elif service.offline:
             tokens = 16384 if large else 8192
@@ -149,7 +149,7 @@ def default_batch(service: VllmService, rules: VllmRules, gpu: Gpu, legacy: bool
 
 
 def on_second_runner(shape: Shape, rules: VllmRules) -> bool:
-    """Whether the version runs this model on its second model runner."""
+    """Return whether the version runs this model on its second model runner."""
     if rules.second_runner == "all":
         return True
     named = shape.architecture in rules.second_models and (rules.second_quantized or not shape.quantization)
@@ -157,7 +157,7 @@ def on_second_runner(shape: Shape, rules: VllmRules) -> bool:
 
 
 def validate(service: VllmService) -> None:
-    """One sentence for each value that vLLM itself would refuse."""
+    """Raise PlanError with one sentence for each value that vLLM itself would refuse."""
     share = service.gpu_memory_utilization
     if share is not None and not 0 < share <= 1:
         raise PlanError(

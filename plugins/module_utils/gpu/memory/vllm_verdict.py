@@ -1,4 +1,4 @@
-"""Whether a start of vLLM will succeed, and what to change when it will not."""
+"""Whether a start of vLLM will succeed, and what to change if it will not."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .vllm_budget import Budget
 from .vllm_cache import Pool
 from .vllm_start import Start, VllmService
 
-SHORTEST = 256  # a text shorter than this is no cure
+SHORTEST = 256  # a shorter context is not offered as a cure
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`word` is fits, tight or refused; `message` what the engine would say; `reasons` why it is tight."""
+    """`word` is fits, tight or refused; `message` what the engine would print; `reasons` why it is tight."""
 
     word: str
     message: str = ""
@@ -43,7 +43,7 @@ class Outcome:
 
     @property
     def needed(self) -> float:
-        """Bytes of KV memory that one request of full length takes."""
+        """Bytes of KV memory that one request of full length needs."""
         return self.pool.request_bytes(self.start.length, self.start.in_flight)
 
     @property
@@ -61,14 +61,14 @@ class Outcome:
 
 
 def judge(outcome: Outcome) -> Verdict:
-    """The verdict on a start, in the order in which the engine finds out."""
+    """Return the verdict on a start; the checks are in the engine's order."""
     start, budget = outcome.start, outcome.budget
     free, total, available = start.gpu.free, start.gpu.total, budget.available
     cache = start.service.kv_cache_memory_bytes
     fixed = budget.least_on_card(cache) if cache else 0
     if free is not None and free - outcome.context[1] < budget.asked:
         return Verdict(REFUSED, _free_message(outcome))
-    # With the cache given, no budget protects the card: what must be on it at once is certain.
+    # With a given cache size no budget protects the card; the sum that must be on it at once is certain.
     if fixed > total:
         return Verdict(REFUSED, MESSAGE_CUDA_OOM.format(needed=gib(fixed), total=gib(total)))
     if available.value <= 0:
@@ -107,14 +107,14 @@ def _length_message(outcome: Outcome) -> str:
 
 
 def cures(outcome: Outcome, verdict: Verdict, again: Callable[[VllmService, float | None], str]) -> list[str]:
-    """What to change, most useful first; empty when it fits. `again` plans a changed service, with so much free."""
+    """Return what to change, most useful first; empty if it fits. `again` plans a change, with so much free."""
     if verdict.word == FITS:
         return []
     return cures_that_cure(verdict.word, _candidates(outcome, again)) or [_nothing_helps(outcome)]
 
 
 def _candidates(outcome: Outcome, again) -> Iterator[tuple[str, Callable[[], str]]]:
-    """(text, plan with the change) of every single change, then of pairs."""
+    """Yield (text, plan with the change) of every single change, then of pairs."""
     start, service = outcome.start, outcome.start.service
 
     def change(text: str, **fields):
@@ -138,7 +138,7 @@ def _candidates(outcome: Outcome, again) -> Iterator[tuple[str, Callable[[], str
 
 
 def _lengths(outcome: Outcome) -> list[int]:
-    """Shorter texts: what holds at the worst of the range, then by the estimate."""
+    """Return shorter contexts: one that fits at the worst of the range, then one by the estimate."""
     found = [outcome.fitting(size) for size in (outcome.budget.available.least, outcome.budget.available.value)]
     return [length for length in dict.fromkeys(found) if SHORTEST <= length < outcome.start.length]
 
@@ -149,7 +149,7 @@ def _spent(outcome: Outcome, end: str) -> float:
 
 
 def _higher(outcome: Outcome) -> list[float]:
-    """Larger shares with room for one request, at the worst of the range, then by the estimate."""
+    """Return larger shares with room for one request: at the worst of the range, then by the estimate."""
     start = outcome.start
     if start.service.kv_cache_memory_bytes:
         return []
@@ -160,7 +160,7 @@ def _higher(outcome: Outcome) -> list[float]:
 
 
 def _lower(outcome: Outcome) -> list[float]:
-    """Smaller shares that leave room beside the engine: with a margin for the context, then without one."""
+    """Return smaller shares that leave room next to the engine: with a margin for the context, then without one."""
     start = outcome.start
     if start.gpu.free is None or start.service.kv_cache_memory_bytes:
         return []
@@ -170,7 +170,7 @@ def _lower(outcome: Outcome) -> list[float]:
 
 
 def _pairs(outcome: Outcome, change) -> Iterator[tuple[str, Callable[[], str]]]:
-    """As much of the card as is free, with the longest text that fits then."""
+    """Yield the largest share of the card that is free, with the longest context that then fits."""
     start = outcome.start
     shares = _lower(outcome) or ([outcome.room] if outcome.room > start.utilization else [])
     for share in shares:
@@ -185,7 +185,7 @@ def _pairs(outcome: Outcome, change) -> Iterator[tuple[str, Callable[[], str]]]:
 
 
 def _nothing_helps(outcome: Outcome) -> str:
-    """Where no setting helps: by how much the card is too small."""
+    """Return by how much the card is too small, if no setting helps."""
     start, budget = outcome.start, outcome.budget
     cache = start.service.kv_cache_memory_bytes
     if cache:

@@ -1,4 +1,4 @@
-"""Bytes of weights on one GPU: read from headers where files are there, computed from the shape where not."""
+"""Bytes of weights on one GPU: read from headers if files are available, otherwise computed from the shape."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .quantization import BESIDE_EXPERTS, FINE_BITS
 from .shape import DTYPE_BYTES, Shape
 from .tensors import SAFETENSORS_BYTES, Tensor
 
-# The allocator rounds up and the engine adds tables of its own: logs lie 0.01 to 0.09 GiB above the files.
+# The allocator rounds up and the engine adds its own tables: logs are 0.01 to 0.09 GiB above the files.
 ALLOCATOR, TABLES = 1.002, int(0.015 * GIB)
 
 
 def dtype_bytes(name: str) -> int:
-    """Bytes of one value of a type as engines name it."""
+    """Return the bytes of one value of a type as engines name it."""
     key = str(name).replace("torch.", "")
     if key not in DTYPE_BYTES:
         raise PlanError(f"dtype {name} is not known: use auto, bfloat16, float16 or float32.")
@@ -23,7 +23,7 @@ def dtype_bytes(name: str) -> int:
 
 
 def from_tensors(tensors: dict[str, Tensor], shape: Shape, dtype: str, quantization: str, tp: int, pp: int) -> Figure:
-    """Weights from the headers: what is stored, in the type it is loaded as."""
+    """Return the weights from the headers: what is stored, in the type in which it is loaded."""
     target = dtype_bytes(dtype)
     in_flight = quantization and not shape.quantization
     total = 0.0
@@ -50,7 +50,7 @@ def _keeps_type(name: str) -> bool:
 
 
 def from_shape(shape: Shape, dtype: str, name: str, tp: int, pp: int, ep: int | None = None) -> Figure:
-    """Weights by the dimensions, or by the number of parameters in the model's name where those are not enough."""
+    """Return the weights from the dimensions, or, if incomplete, from the parameter count in the model's name."""
     plain = dtype_bytes(dtype)
     complete = (shape.expert_intermediate if shape.moe else shape.intermediate) and shape.hidden and shape.vocab
     if complete:
@@ -58,7 +58,7 @@ def from_shape(shape: Shape, dtype: str, name: str, tp: int, pp: int, ep: int | 
         spread = 0.02 if shape.known else 0.10
         low, high, note = total * (1 - spread), total * (1 + 2 * spread), "dimensions in the configuration"
         if shape.quantization and not shape.kept_known and shape.quantization != "gguf":
-            # Nobody said which parts are quantized, nor in how large groups.
+            # It is not stated which parts are quantized, nor in how large groups.
             fine = FINE_BITS if shape.bits < FINE_BITS else 0
             low = min(low, shape.weight_bytes(plain, tp, ep, frozenset()) * ALLOCATOR / pp)
             high = max(high, shape.weight_bytes(plain, tp, ep, BESIDE_EXPERTS & _mostly(shape), fine) * ALLOCATOR / pp)
@@ -68,13 +68,13 @@ def from_shape(shape: Shape, dtype: str, name: str, tp: int, pp: int, ep: int | 
 
 
 def _mostly(shape: Shape) -> frozenset[str]:
-    """The parts that a quantization may leave alone without losing its point: not what most weights are in."""
+    """Return the parts that a useful quantization may leave unquantized: not the one with most of the weights."""
     parts = shape.parts()
     return frozenset(part for part, size in parts.items() if size < 0.5 * sum(parts.values()))
 
 
 def _from_name(shape: Shape, plain: int, name: str, share: int) -> Figure:
-    """Weights by the number of parameters that a model's name states, spread over `share` GPUs."""
+    """Return the weights from the parameter count that a model's name states, spread over `share` GPUs."""
     stated = parameters_in_name(name)
     if not stated:
         raise PlanError(
@@ -89,7 +89,7 @@ def _from_name(shape: Shape, plain: int, name: str, share: int) -> Figure:
 
 
 def parameters_in_name(name: str) -> float:
-    """Parameters a model's name states (`7B`, `235B-A22B`, `0.5b`, `8x7B`, `360M`); 0 when it states none."""
+    """Return the parameters in a model's name (`7B`, `235B-A22B`, `0.5b`, `8x7B`, `360M`); 0 if it states none."""
     many = re.search(r"(?<![\w.])(\d+)x(\d+(?:\.\d+)?)b(?![a-z])", name, re.IGNORECASE)
     if many:
         return int(many.group(1)) * float(many.group(2)) * 1e9 * 0.83  # experts share attention
