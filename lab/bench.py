@@ -120,7 +120,7 @@ class Bench:
 
     def run_of(self, roles: tuple[str, ...]) -> list[str]:
         """Return the command that gives the machine some roles."""
-        play = {"hosts": "all", "gather_facts": False, "roles": list(roles)}
+        play = {"hosts": "all", "gather_facts": False, "roles": [f"llm.server.{role}" for role in roles]}
         written = self.folder / f"{'-'.join(roles)}.yml"
         written.write_text(yaml.safe_dump([play]))
         return self.bed.command(run=str(written))
