@@ -77,7 +77,7 @@ docs: venv ## Write the tables of the role pages from the argument specs
 	@$(PYTHON) docs/generate.py
 
 site: venv ## Build the documentation as a site (open .lab/site/index.html)
-	@.venv/bin/mkdocs build --strict --quiet && echo .lab/site/index.html
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet && echo .lab/site/index.html
 
 lock: venv ## Compile the lock files anew
 	@bash requirements/compile.sh

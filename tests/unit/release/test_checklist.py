@@ -390,5 +390,12 @@ def test_a_repository_that_is_not_registered(apt):
 
 
 def test_a_repository_whose_index_never_came(apt):
-    (checklist.APT_LISTS / "mirror.test_debian12_x86%5f64_Packages").unlink()
+    (checklist.APT_LISTS / "mirror.test_debian12_x86%5f64_Packages").rename(
+        checklist.APT_LISTS / "mirror.test_debian12_x86%5f64_Release"
+    )
     assert checklist.apt_repository(str(apt / "cuda.list"), REPOSITORY) == (f"apt has no index of {REPOSITORY}", False)
+
+
+def test_a_repository_below_another_is_another_one(apt):
+    (apt / "cuda.list").write_text(f"deb [signed-by=/k.gpg] {REPOSITORY}other/ /\n")
+    assert not checklist.apt_repository(str(apt / "cuda.list"), REPOSITORY)[1]

@@ -219,3 +219,20 @@ def test_an_authority_of_ones_own_is_trusted_where_it_is_named(tmp_path):
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_probes_parameters_are_its_options():
+    options = {kind: of_kind["options"] for kind, of_kind in probes.options().items()}
+    assert options.keys() == probes.KINDS.keys()
+    assert options["metric"] == {
+        "url": {"type": "str", "required": True},
+        "series": {"type": "list", "elements": "str", "required": True},
+        "timeout": {"type": "float"},
+    }
+    assert options["completion"]["max_tokens"] == {"type": "int", "no_log": False}
+
+
+def test_no_probe_takes_a_secret_itself():
+    given = {name for of_kind in probes.options().values() for name in of_kind["options"]}
+    assert not given & {"bearer", "password"}
+    assert {"bearer_file", "bearer_variable", "password_file"} <= given
