@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from pathlib import Path
 
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
@@ -13,8 +12,8 @@ from ansible.utils.vars import load_extra_vars
 from ..module_utils.engines import engines
 from ..module_utils.quiet_module import without_credentials
 from ..module_utils.role_variables import kind_problems, typed
+from ..plugin_utils.roles import SPECS, read
 
-ROLES = Path(__file__).resolve().parents[2] / "roles"
 SIMILARITY = 0.88  # an unknown name that is at least this similar counts as misspelt; the ratio of difflib, 0 to 1
 
 
@@ -46,7 +45,7 @@ class ActionModule(ActionBase):
         if resolved and not found:
             asked = engines.asked(resolved, str(values.get("ai_server_vllm_base_url", "")))
             valid_roles |= {engines.ROLES[asked["kind"]]}
-            defaults.update(self._read(ROLES / engines.ROLES[asked["kind"]] / "defaults/main.yml"))
+            defaults.update(read(engines.ROLES[asked["kind"]], "defaults/main.yml", self._loader))
             values.update(asked["settings"])
         between = [
             rule for rule in task_vars.get(self._task.args.get("between"), []) if valid_roles.issuperset(rule["roles"])
@@ -67,7 +66,7 @@ class ActionModule(ActionBase):
     def _engines(self, task_vars: dict) -> tuple[list[dict], list[str]]:
         """Return ``(the engines of the host with all variables of their roles, problems)``; see the module's RETURN."""
         listed = self._task.args.get("engines") or []
-        specs = {kind: self._declared(role) for kind, role in engines.ROLES.items()}
+        specs = {kind: SPECS[role] for kind, role in engines.ROLES.items()}
         problems = engines.list_problems(listed, specs, self._task.args.get("services") or [])
         if problems:
             return [], problems
@@ -97,11 +96,6 @@ class ActionModule(ActionBase):
                     ports[name if one["single"] else f"engines: {one['name']}: {name}"] = port
         return ports
 
-    def _declared(self, role: str) -> dict[str, dict]:
-        """Return the options of a role's argument specs."""
-        specs = self._read(ROLES / role / "meta/argument_specs.yml").get("argument_specs", {})
-        return specs.get("main", {}).get("options") or {}
-
     @staticmethod
     def _port_problems(ports: dict[str, int]) -> list[str]:
         """Return a sentence for each port that is invalid or used twice; ``ports`` is ``{variable: port}``."""
@@ -117,8 +111,7 @@ class ActionModule(ActionBase):
 
     def _misspelt(self, roles: list[str], task_vars: dict) -> list[str]:
         """Return a sentence for each unknown variable with almost the name of a role's: it would have no effect."""
-        specs = [self._read(path).get("argument_specs", {}) for path in ROLES.glob("*/meta/argument_specs.yml")]
-        known = {name for spec in specs for name in spec.get("main", {}).get("options") or {}}
+        known = {name for options in SPECS.values() for name in options}
         own = tuple(f"{role}_" for role in roles)
         unknown = [name for name in task_vars if own and str(name).startswith(own) and name not in known]
         near = {name: difflib.get_close_matches(name, known, 1, SIMILARITY) for name in sorted(unknown)}
@@ -136,11 +129,10 @@ class ActionModule(ActionBase):
 
     def _check_role(self, role: str, task_vars: dict, all_defaults: dict, all_values: dict) -> list[str]:
         """Return the role's problems; add its defaults and its values of the right type to the given mappings."""
-        home = ROLES / role
         # For a task that needs few variables: others may be missing; rules only for deployments become warnings.
         only = self._task.args.get("only")
-        options = {name: spec for name, spec in self._declared(role).items() if only is None or name in only}
-        private, defaults = self._read(home / "vars/main.yml"), self._read(home / "defaults/main.yml")
+        options = {name: spec for name, spec in SPECS[role].items() if only is None or name in only}
+        private, defaults = (read(role, name, self._loader) for name in ("vars/main.yml", "defaults/main.yml"))
         scope = {**defaults, **task_vars, **private}
         values, problems = self._typed(options, scope)
         rules = [rule for rule in private.get(f"__{role}_rules") or [] if rule["variable"] in options]
@@ -221,9 +213,3 @@ class ActionModule(ActionBase):
         """Return an error's text as one sentence, with one full stop."""
         text = " ".join(str(error).split())
         return re.sub(r"^(Syntax error in template|The filter plugin '\w+' failed): ", "", text).rstrip(".") + "."
-
-    def _read(self, path: Path) -> dict:
-        """Return a YAML file as a mapping, empty if there is no file."""
-        if not path.exists():
-            return {}
-        return self._loader.load_from_file(str(path), trusted_as_template=True) or {}

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Thin module over module_utils.release.checklist."""
+"""Thin module over module_utils.release.checklist; the action plugin of the same name collects the checks of roles."""
 
 from __future__ import annotations
 
@@ -11,11 +11,25 @@ description:
     fails because of a red row, so that one red row does not hide the others.
 author: The llm-server maintainers (@llm-server)
 options:
-  checks:
-    description: The checks, in the order of the table.
+  roles:
+    description:
+      - Roles of the host whose checks are measured, C(__ROLE_checks) in their C(vars/checklist.yml). A role whose
+        C(ROLE_state) is V(absent) has none.
+      - A check of a role can also have C(when), and C(outside) to be measured from the controller.
+    type: list
+    elements: str
+    default: []
+  engines:
+    description: >-
+      Engines to measure, as M(llm.server.validate_variables) returns them. Their rows come first.
     type: list
     elements: dict
-    required: true
+    default: []
+  checks:
+    description: Other checks, in the order of the table. Their rows come after those of the engines.
+    type: list
+    elements: dict
+    default: []
     suboptions:
       what: {description: Name of the row., type: str, required: true}
       kind:
@@ -35,7 +49,11 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Measure the server
+- name: Measure what two roles have installed
+  llm.server.checklist:
+    roles: [node_exporter, vmagent]
+
+- name: Measure something else
   llm.server.checklist:
     checks:
       - what: node_exporter answers
@@ -53,16 +71,18 @@ rows:
 """
 
 from ..module_utils.host_module import HostModule
-from ..module_utils.release.checklist import KINDS, run
+from ..module_utils.release.checklist import KINDS, rows
 
 
 def main() -> None:
     module = HostModule(
         argument_spec={
+            "roles": {"type": "list", "elements": "str", "default": []},
+            "engines": {"type": "list", "elements": "dict", "default": [], "no_log": True},
             "checks": {
                 "type": "list",
                 "elements": "dict",
-                "required": True,
+                "default": [],
                 "options": {
                     "what": {"type": "str", "required": True},
                     "kind": {"type": "str", "required": True, "choices": list(KINDS)},
@@ -71,14 +91,14 @@ def main() -> None:
                     "password": {"type": "str", "no_log": True},
                     "cure": {"type": "str", "default": ""},
                 },
-            }
+            },
         },
         supports_check_mode=True,
     )
     checks = module.params["checks"]
     for check in checks:
         check["options"] |= {name: check[name] for name in ("bearer", "password") if check[name]}
-    module.exit_json(changed=False, rows=[run(check) for check in checks])
+    module.exit_json(changed=False, rows=rows(checks))
 
 
 if __name__ == "__main__":

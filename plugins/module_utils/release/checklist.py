@@ -21,6 +21,7 @@ from ..install import keyring_repository
 from ..watch import log_shipping
 from . import leftovers, probes, service_release, systemd_unit
 
+AT_ONCE = 8
 LATELY = 10  # minutes
 CRASHES = 3
 LATE = 30  # seconds that a look of the watchdog may take
@@ -517,6 +518,12 @@ _CHECKS = (
     tuning, disk, watchdog, timer, backup, rules, notices,
 )  # fmt: skip
 KINDS = {function.__name__: function for function in _CHECKS}
+
+
+def rows(checks: list[dict]) -> list[dict]:
+    """Return the row of each check, in order. Many checks wait for something, so several run at a time."""
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(run, checks))
 
 
 def run(check: dict) -> dict:

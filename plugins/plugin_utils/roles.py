@@ -1,0 +1,47 @@
+"""The collection's roles as files, for plugins that run on the controller.
+
+Ansible runs each task in a fork of its main process, which has imported the action plugin. So what is read while this
+module is imported is read once in a run, and not once in a task.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+import yaml
+
+from .. import filter as filters
+
+ROLES = Path(__file__).resolve().parents[2] / "roles"
+
+
+def _specs() -> dict[str, dict[str, dict]]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    found = {}
+    for path in sorted(ROLES.glob("*/meta/argument_specs.yml")):
+        specs = yaml.load(path.read_text(), loader)["argument_specs"]  # noqa: S506 - a safe loader
+        found[path.parts[-3]] = specs["main"].get("options") or {}
+    return found
+
+
+# The options of each role's argument spec: {role: {variable: option}}.
+SPECS = _specs()
+# Filters, too, are imported once: Ansible looks for one in all files of the folder.
+for _file in pkgutil.iter_modules(filters.__path__):
+    importlib.import_module(f"{filters.__name__}.{_file.name}")
+
+
+def read(role: str, name: str, loader) -> dict:
+    """Return a YAML file of a role, such as ``vars/main.yml``, as a mapping; empty if there is no such file.
+
+    ``loader`` is the plugin's `DataLoader`, so that templates in the file are trusted and errors name its lines.
+    """
+    path = ROLES / role / name
+    return (loader.load_from_file(str(path), trusted_as_template=True) or {}) if path.exists() else {}
+
+
+def scope(role: str, task_vars: dict, loader) -> dict:
+    """Return the variables as tasks of the role see them: its defaults, those of the host, its own."""
+    return {**read(role, "defaults/main.yml", loader), **task_vars, **read(role, "vars/main.yml", loader)}
