@@ -14,6 +14,7 @@ from ..module_utils.quiet_module import without_credentials
 from ..module_utils.role_variables import kind_problems, typed
 from ..plugin_utils.roles import SPECS, read
 
+VALIDATED = "llm_server_validated"  # fact: fingerprints of what was validated in this run
 SIMILARITY = 0.88  # an unknown name that is at least this similar counts as misspelt; the ratio of difflib, 0 to 1
 
 
@@ -29,6 +30,9 @@ class ActionModule(ActionBase):
         defaults: dict = {}
         values: dict = {}
         self.advice: list[str] = []
+        self.valid: list[str] = []
+        if self._validated_before(task_vars):
+            return {**result, "changed": False, "problems": []}
         resolved, found = self._engines(task_vars)
         problems += found
         if resolved and not found and not self._task.args.get("only"):
@@ -58,10 +62,30 @@ class ActionModule(ActionBase):
         if problems:
             numbered = [f"({n}) {text}" for n, text in enumerate(problems, 1)] if len(problems) > 1 else problems
             result.update(failed=True, msg=" ".join(numbered))
-        elif "engines" in self._task.args:
+        else:
+            before = task_vars.get("ansible_facts", {}).get(VALIDATED, [])
+            result["ansible_facts"] = {VALIDATED: [*before, *self.valid]}
+        if not problems and "engines" in self._task.args:
             # The settings contain API keys, so this result is never shown.
             result.update(engines=resolved, _ansible_no_log=True)
         return result
+
+    def _validated_before(self, task_vars: dict) -> bool:
+        """Return whether this run has validated the task's only role with the same variables, as site.yml does first."""
+        if set(self._task.args) != {"roles"} or len(self._task.args["roles"]) != 1:
+            return False
+        validated = task_vars.get("ansible_facts", {}).get(VALIDATED, [])
+        return self._fingerprint(self._task.args["roles"][0], task_vars) in validated
+
+    def _fingerprint(self, role: str, task_vars: dict) -> str:
+        """Return a value for a role's variables as they are written, and for the facts that its rules may look at.
+
+        It is a hash with a key of this run, and so says nothing about a secret.
+        """
+        written = {**read(role, "defaults/main.yml", self._loader), **task_vars}
+        variables = [(name, repr(written.get(name))) for name in sorted(SPECS[role])]
+        facts = sorted(set(task_vars.get("ansible_facts", {})) - {VALIDATED})
+        return f"{role} {hash((tuple(variables), tuple(facts))):x}"
 
     def _engines(self, task_vars: dict) -> tuple[list[dict], list[str]]:
         """Return ``(the engines of the host with all variables of their roles, problems)``; see the module's RETURN."""
@@ -145,6 +169,8 @@ class ActionModule(ActionBase):
             problems = self._rule_violations(binding, {**scope, **values})
             advisory = [rule for rule in conditions if rule not in binding]
             self.advice += self._rule_violations(advisory, {**scope, **values})
+        if only is None and not problems and not violations:
+            self.valid.append(self._fingerprint(role, task_vars))
         all_defaults.update(defaults)
         all_values.update(values)
         return problems + [text for found in violations.values() for text in found]
