@@ -55,6 +55,14 @@ resting:
   type: list
   elements: str
   sample: [feedback]
+recorded:
+  description: Whether the recorded list has exactly the engines that the host should have.
+  returned: always
+  type: bool
+states:
+  description: The engines that should not serve, as M(llm.server.engine_state) returns them.
+  returned: with O(state=begun)
+  type: dict
 """
 
 import json
@@ -95,8 +103,14 @@ def main() -> None:
     wanted, noted, state = module.params["engines"], read(LIST), module.params["state"]
     names = [{"name": each["name"], "kind": each["kind"]} for each in wanted]
     served_before = (STORE / engines.SINGLE["name"] / "state.json").exists()
+    recorded = sorted(noted, key=str) == sorted(names, key=str)
     gone = engines.gone([each["name"] for each in wanted], noted, served_before)
+    states = {}
     if state == "begun":
+        try:
+            states = engine_states.noted(engine_states.Host())
+        except engine_states.EngineStateError as error:
+            module.fail_json(msg=str(error))
         taken = engines.taken(names, noted, [name for each in names if (name := each["name"]) and foreign(name)])
         if taken:
             module.fail_json(msg=" ".join(taken))
@@ -108,6 +122,8 @@ def main() -> None:
     module.exit_json(
         changed=changed and state == "noted",
         gone=gone,
+        recorded=recorded,
+        states=states,
         resting=engines.resting(wanted, engine_states.away()),
     )
 
