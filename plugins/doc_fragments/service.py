@@ -163,6 +163,13 @@ options:
       repeats the directive; null removes a default. Values are literal: C(%) does not start a specifier.
     type: dict
     default: {}
+  timer:
+    description:
+      - Sections of the unit C(<name>.timer), like O(unit), such as C({Timer: {OnCalendar: daily}}). The timer starts
+        the service, whose type is C(oneshot) then. The timer is enabled instead of the service, and a release counts as
+        serving once its timer is active and O(probes) answer. The service is not started outside its time.
+    type: dict
+    default: {}
   limits:
     description:
       - Memory limit and OOM score of the service. A change takes effect without a restart, and a rollback keeps it. A

@@ -262,7 +262,7 @@ def _journal(*arguments: str, count: int = JOURNAL_LINES) -> list[tuple[float, d
 
 def _service(name: str, given: dict) -> dict:
     """Return the evidence about one service: its state in words, lines since the relevant start, and facts."""
-    unit = given.get("unit") or f"{name}.service"
+    unit = given.get("unit") or store.Service(name).main_unit()
     names = (
         "LoadState,ActiveState,SubState,Result,ExecMainCode,ExecMainStatus,NRestarts,DropInPaths,ExecStart,User,"
         "NeedDaemonReload,InvocationID,ActiveEnterTimestampMonotonic,EnvironmentFiles,WorkingDirectory"

@@ -67,7 +67,7 @@ def known(services: list[dict]) -> dict[str, dict]:
 
 
 def unit_of(name: str, given: dict) -> str:
-    return given.get("unit") or f"{name}.service"
+    return given.get("unit") or store.Service(name).main_unit()
 
 
 def secrets_of_host(given: list[str] | None = None) -> Redaction:

@@ -54,6 +54,7 @@ CONTENTS = {
     "beside": {"type": "list", "elements": "path", "default": []},
     "inputs": {"type": "dict", "default": {}},
     "unit": {"type": "dict", "default": {}},
+    "timer": {"type": "dict", "default": {}},
     "limits": {
         "type": "dict",
         "options": {

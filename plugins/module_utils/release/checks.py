@@ -106,6 +106,9 @@ def check(service: Service, release: dict, files: list[dict], user: str | None, 
                 _ask_program(service, argv, file, stage, user)
         text = systemd_unit.limited(_on_new_program(release), release.get("limits", {}))
         complaint = systemd_unit.verify(service.unit, text, stage)
+        if release.get("timer") and not complaint:
+            (stage / service.unit).write_text(text)
+            complaint = systemd_unit.verify(service.timer, release["timer"], stage)
         # In check mode on a new host the program and the units of other roles do not exist yet.
         to_come = check_mode and complaint and re.search(r"is not executable|Unit \S+ not found", complaint)
         if complaint and not to_come:

@@ -21,7 +21,7 @@ AT_BOOT = " at boot"
 
 def build(
     service: Service, files: list[dict], links: list[dict], unit: dict, secrets=(), inputs=None, groups=(), peers=(),
-    limits=None,
+    limits=None, timer=None,
 ) -> dict:  # fmt: skip
     """Return the release that the arguments describe."""
     sections = {key: dict(value or {}) for key, value in unit.items()}
@@ -53,7 +53,8 @@ def build(
             for link in links
         ],
         "inputs": {name: str(value) for name, value in (inputs or {}).items()},
-        "unit": systemd_unit.render(sections),
+        "unit": systemd_unit.render(sections, systemd_unit.TIMED if timer else systemd_unit.DEFAULTS),
+        **({"timer": systemd_unit.render(timer, systemd_unit.TIMER)} if timer else {}),
         "limits": dict(limits or {}),
     }
 
@@ -61,7 +62,7 @@ def build(
 def differences(service: Service, release: dict) -> list[dict]:
     """Return where the disk differs from ``release``: what, before, after (None if there is nothing), secret."""
     found = []
-    for file in [*release["files"], _unit_file(service, release)]:
+    for file in [*release["files"], *_unit_files(service, release)]:
         path = Path(file["path"])
         before = path.read_text(errors="replace") if path.is_file() else None
         if before != file["content"] or attributes(path) != (file["mode"], file["owner"], file["group"]):
@@ -93,16 +94,18 @@ def differences(service: Service, release: dict) -> list[dict]:
         found.append({"what": str(service.environment), "before": None, "after": text, "secret": False})
     if release.get("limits") and systemd_unit.unscored(service.unit):
         found.append({"what": "OOM score", "before": None, "after": None, "secret": False})
-    if systemd_unit.show(service.unit).get("UnitFileState") != "enabled":
-        found.append({"what": f"{service.unit}{AT_BOOT}", "before": "off", "after": "on", "secret": False})
+    main = service.main_unit(release)
+    if systemd_unit.show(main).get("UnitFileState") != "enabled":
+        found.append({"what": f"{main}{AT_BOOT}", "before": "off", "after": "on", "secret": False})
     return found
 
 
-def _unit_file(service: Service, release: dict) -> dict:
-    return {
-        "path": str(service.unit_path), "content": unit_text(release),
-        "mode": "0644", "owner": "root", "group": "root",
-    }  # fmt: skip
+def _unit_files(service: Service, release: dict) -> list[dict]:
+    texts = {service.unit_path: unit_text(release)}
+    if release.get("timer"):
+        texts[service.timer_path] = release["timer"]
+    owned = {"mode": "0644", "owner": "root", "group": "root"}
+    return [{"path": str(path), "content": text, **owned} for path, text in texts.items()]
 
 
 def put(service: Service, release: dict, texts: dict | None = None) -> None:
@@ -111,7 +114,7 @@ def put(service: Service, release: dict, texts: dict | None = None) -> None:
     ``texts`` has the secrets by path. Without it the secrets on the disk stay, with the release's owner and mode.
     """
     service.keep(release)
-    for file in [*release["files"], _unit_file(service, release)]:
+    for file in [*release["files"], *_unit_files(service, release)]:
         write(Path(file["path"]), file["content"], int(file["mode"], 8), file["owner"], file["group"])
     for secret in release["secrets"]:
         text = secret_files.current_text(service, secret) if texts is None else texts[secret["path"]]
@@ -128,7 +131,7 @@ def put(service: Service, release: dict, texts: dict | None = None) -> None:
     systemd_unit.run("systemctl", "daemon-reload")
     if release.get("limits"):
         systemd_unit.score(service.unit)
-    systemd_unit.run("systemctl", "enable", service.unit)
+    systemd_unit.run("systemctl", "enable", service.main_unit(release))
 
 
 def take_away(service: Service, release: dict, but: dict | None = None) -> None:
@@ -145,6 +148,11 @@ def take_away(service: Service, release: dict, but: dict | None = None) -> None:
             ):  # such as a timer, which would keep running without its file
                 systemd_unit.run("systemctl", "stop", path.name, check=False, timeout=300)
             path.unlink(missing_ok=True)
+    main = service.main_unit(release)
+    if main == service.timer if but is None else main != service.main_unit(but):
+        systemd_unit.run("systemctl", "disable", "--now", main, check=False)
+    if release.get("timer") and not (but or {}).get("timer"):
+        service.timer_path.unlink(missing_ok=True)
 
 
 def attributes(path: Path) -> tuple[str, str, str] | None:

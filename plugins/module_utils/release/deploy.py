@@ -20,6 +20,7 @@ def wanted_release(service: Service, wanted: dict) -> dict:
         wanted.get("groups") or (),
         wanted.get("peers") or (),
         wanted.get("limits"),
+        wanted.get("timer"),
     )
 
 

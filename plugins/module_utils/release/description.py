@@ -22,7 +22,7 @@ class Refused(Exception):
 def digest(release: dict) -> str:
     """Return 16 hexadecimal digits over everything that the process is started with."""
     # Empty parts are left out, so that a release from before such a part existed keeps its digest.
-    parts = {key: release[key] for key in ("files", "secrets", "links", "inputs", "unit") if release.get(key)}
+    parts = {key: release[key] for key in ("files", "secrets", "links", "inputs", "unit", "timer") if release.get(key)}
     parts = {"files": [], "links": [], **parts}
     parts["files"] = [file for file in parts["files"] if not file.get("live")]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -39,6 +39,8 @@ def _goes(entry: dict, kept: list[Path]) -> bool:
 def remove(service: Service, purge: bool) -> bool:
     """Remove the service; return whether there was anything. Kept data stays unless ``purge``."""
     changed, kept, state = removable(service, purge), _kept(service, purge), service.state()
+    if service.main_unit() != service.unit:  # first: it would start the service again
+        systemd_unit.run("systemctl", "disable", "--now", service.timer, check=False)
     if _own_unit(service):
         systemd_unit.run("systemctl", "disable", "--now", service.unit, check=False)
         systemd_unit.run("systemctl", "reset-failed", service.unit, check=False)

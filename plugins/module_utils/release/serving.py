@@ -19,6 +19,8 @@ def restart_reason(service: Service, release: dict, differences: list[dict], bef
     ``before`` is an alternative digest of the same release, with which the process may have been started; see
     `digest_before`.
     """
+    if release.get("timer"):
+        return _timer_reason(service, differences)
     live = systemd_unit.show(service.unit)
     pid = int(live.get("MainPID") or 0)
     if not pid:
@@ -32,6 +34,15 @@ def restart_reason(service: Service, release: dict, differences: list[dict], bef
     if changed:
         return f"changed: {', '.join(changed)}"
     return "the running process was not started with what is written"
+
+
+def _timer_reason(service: Service, differences: list[dict]) -> str | None:
+    """Return why the timer of a service must be restarted; the service itself reads everything when it is started."""
+    active = systemd_unit.show(service.timer).get("ActiveState", "unknown")
+    if active != "active":
+        return f"its timer was not running ({active})"
+    changed = {difference["what"] for difference in differences}
+    return f"changed: {service.timer_path}" if str(service.timer_path) in changed else None
 
 
 def reload(service: Service, release: dict, differences: list[dict]) -> bool:
@@ -49,7 +60,7 @@ def reload(service: Service, release: dict, differences: list[dict]) -> bool:
 
 def stop(service: Service) -> None:
     """Stop a release that never served and has no predecessor; its files stay for inspection."""
-    systemd_unit.run("systemctl", "disable", "--now", service.unit, check=False)
+    systemd_unit.run("systemctl", "disable", "--now", service.main_unit(), check=False)
 
 
 def start(service: Service, conditions: list[dict] | None = None, regardless: bool = False) -> None:
@@ -66,7 +77,7 @@ def start(service: Service, conditions: list[dict] | None = None, regardless: bo
     systemd_unit.run("systemctl", "reset-failed", service.unit, check=False)
     told_after = systemd_unit.journal_end()
     if regardless or not blocked:
-        systemd_unit.run("systemctl", "restart", service.unit, check=False, timeout=300)
+        systemd_unit.run("systemctl", "restart", service.main_unit(), check=False, timeout=300)
     # Read after the start, so that the stop and earlier restarts of the old process do not count against the new
     # one.
     service.note(
@@ -121,10 +132,13 @@ def _left(service: Service, restarts: int) -> str | None:
 
     An exit during the start is a verdict: waiting for systemd's next attempt would only hide it.
     """
-    live = systemd_unit.show(service.unit)
+    main = service.main_unit()
+    live = systemd_unit.show(main)
     again = live.get("SubState") == "auto-restart" or int(live.get("NRestarts") or 0) > restarts
     if live.get("ActiveState") not in ("failed", "inactive") and not again:
         return None
+    if main == service.timer:
+        return f"its timer is {live.get('ActiveState')} ({live.get('Result')})"
     return f"its process left ({live.get('Result')}, status {live.get('ExecMainStatus')})"
 
 

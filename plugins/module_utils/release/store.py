@@ -39,6 +39,8 @@ class Service:
         self.name = name
         self.unit = f"{name}.service"
         self.unit_path = UNITS / self.unit
+        self.timer = f"{name}.timer"
+        self.timer_path = UNITS / self.timer
         self.store = STORE / name
         self.environment = self.store / "environment"
         self.key = self.store / "key"
@@ -103,6 +105,14 @@ class Service:
         """Return a stored release, or {} if there is none of that name."""
         path = self.store / "releases" / f"{name}.json"
         return secret_files.without_secrets(self, json.loads(path.read_text())) if path.exists() else {}
+
+    def main_unit(self, release: dict | None = None) -> str:
+        """Return the unit that is enabled and active while a release (by default the current one) serves.
+
+        It is the timer of a service that a timer starts.
+        """
+        release = self.release(self.state()["current"]) if release is None else release
+        return self.timer if release.get("timer") else self.unit
 
     def keyed(self, text: str) -> str:
         """Return a digest of a secret that reveals nothing without this host's key."""
