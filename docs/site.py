@@ -37,13 +37,32 @@ def modules() -> dict[str, Path]:
     return {f"llm.server.{path.stem}": path for path in sorted((ROOT / "plugins/modules").glob("*.py"))}
 
 
+def constants(body: list[ast.stmt]) -> dict[str, Any]:
+    """Return the constants that statements assign, by name."""
+    assigned = [node for node in body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
+    return {node.targets[0].id: node.value.value for node in assigned}
+
+
+def fragment(name: str) -> dict[str, Any]:
+    """Return the options of a documentation fragment such as llm.server.service.account."""
+    file, _, part = name.removeprefix("llm.server.").partition(".")
+    (holder,) = (
+        node
+        for node in ast.parse((ROOT / f"plugins/doc_fragments/{file}.py").read_text()).body
+        if isinstance(node, ast.ClassDef)
+    )
+    return yaml.safe_load(constants(holder.body)[part.upper() or "DOCUMENTATION"])["options"]
+
+
 def documentation(path: Path) -> dict[str, Any]:
     """Return a module's DOCUMENTATION, EXAMPLES and RETURN, by name; the examples as text."""
-    found = {}
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            found[node.targets[0].id] = node.value.value
+    found = constants(ast.parse(path.read_text()).body)
     read = {name: yaml.safe_load(found[name]) for name in ("DOCUMENTATION", "RETURN") if name in found}
+    described = read["DOCUMENTATION"]
+    shared = [fragment(name) for name in described.get("extends_documentation_fragment", [])]
+    described["options"] = {
+        name: option for options in [*shared, described.get("options") or {}] for name, option in options.items()
+    }
     return {**read, "EXAMPLES": found.get("EXAMPLES", "")}
 
 

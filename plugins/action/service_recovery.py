@@ -1,6 +1,6 @@
 """Recover a service: wait for its start, judge the evidence, and roll back, on the controller.
 
-The module of the same name decides on the machine and restarts; service_release does the rollback.
+The module of the same name decides on the machine and restarts; service_rollback does the rollback.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ActionModule(ActionBase):
         releases = self._releases(name, {})
         ready = releases.wait(name, host, told["release"], task_vars, told["start_timeout"])
         if ready.get("ready"):
-            releases.phase("confirm", task_vars, release=told["release"])
+            releases.step("confirm", task_vars, release=told["release"])
             told["serves"] = True
             row = recovered(name, host, told, f"{told['found']} → it serves after {ready['elapsed']} s")
             return {**result, "serves": True, "rows": [row]}
@@ -63,17 +63,17 @@ class ActionModule(ActionBase):
         return [each for each in found if each["service"] == name]
 
     def _releases(self, name: str, more: dict):
-        """Return the action plugin service_release for this host and service."""
+        """Return the action plugin service_rollback for this host and service."""
         task = self._task.copy()
         task.args = {"name": name, "kind": self._task.args.get("kind"), **more}
         return self._shared_loader_obj.action_loader.get(
-            "llm.server.service_release", task=task, connection=self._connection, play_context=self._play_context,
+            "llm.server.service_rollback", task=task, connection=self._connection, play_context=self._play_context,
             loader=self._loader, templar=self._templar, shared_loader_obj=self._shared_loader_obj,
         )  # fmt: skip
 
     def _go_back(self, name: str, target: str, task_vars: dict) -> dict:
-        hooks = {key: self._task.args.get(key) or [] for key in ("take_out", "put_back")}
-        action = self._releases(name, {"state": "previous", "release": target, "start_timeout": 600, **hooks})
+        hooks = {key: self._task.args.get(key) or [] for key in ("drain_command", "restore_command")}
+        action = self._releases(name, {"release": target, "start_timeout": 600, **hooks})
         return action.run(task_vars=task_vars)
 
 

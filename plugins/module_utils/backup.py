@@ -20,7 +20,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from .release import service_release, systemd_unit
+from .release import serving, store, systemd_unit
 
 PROGRAM = Path("/usr/local/sbin/llm-backup")
 SETTINGS = Path("/etc/llm-backup/settings.json")
@@ -165,7 +165,7 @@ class Running:
 
     def __init__(self, name: str):
         self.name = name
-        self.service = service_release.Service(name)
+        self.service = store.Service(name)
         self.current = self.service.state()["current"]
 
     def there(self) -> bool:
@@ -186,8 +186,8 @@ class Running:
             return None if state == "active" else f"its unit is {state}"
         proof = self.service.proof_of(self.current)
         limit = proof["start_timeout"] or 60
-        self.service.start(proof["before_start"], regardless=True)
-        seen = self.service.look(proof["probes"], limit, limit)
+        serving.start(self.service, proof["before_start"], regardless=True)
+        seen = serving.poll(self.service, proof["probes"], limit, limit)
         return None if seen["ready"] else seen["why"]
 
 

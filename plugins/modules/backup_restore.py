@@ -44,7 +44,7 @@ import json
 
 from ..module_utils import backup
 from ..module_utils.host_module import HostModule
-from ..module_utils.release.service_release import Refused
+from ..module_utils.release.description import Refused
 from ..module_utils.release.systemd_unit import SystemdError
 
 

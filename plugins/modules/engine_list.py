@@ -70,7 +70,7 @@ from pathlib import Path
 
 from ..module_utils.engines import engine_states, engines
 from ..module_utils.quiet_module import QuietModule
-from ..module_utils.release.service_release import STORE, write
+from ..module_utils.release.store import STORE, write
 
 DISTRIBUTION = (Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"))
 LIST = STORE.parent / "engine_list.json"

@@ -103,7 +103,8 @@ from ..module_utils.engines.engine_states import (
     text_of,
 )  # fmt: skip
 from ..module_utils.host_module import HostModule
-from ..module_utils.release.service_release import Refused, Service
+from ..module_utils.release.description import Refused
+from ..module_utils.release.store import Service
 from ..module_utils.release.systemd_unit import SystemdError
 
 

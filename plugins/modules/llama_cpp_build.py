@@ -72,7 +72,7 @@ from ..module_utils.engines.llama_cpp_build import Build, BuildError, Workshop, 
 from ..module_utils.install.downloads import download
 from ..module_utils.install.released_program import ReleaseError
 from ..module_utils.quiet_module import QuietModule
-from ..module_utils.release.service_release import in_use
+from ..module_utils.release.rollback import in_use
 from ..module_utils.unprivileged import ANYONE
 
 

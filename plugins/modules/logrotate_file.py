@@ -35,8 +35,9 @@ from pathlib import Path
 
 from ..module_utils import host_text
 from ..module_utils.host_module import HostModule
+from ..module_utils.release.contents import attributes
 from ..module_utils.release.log_rotation import LOGROTATE, RotationError, check
-from ..module_utils.release.service_release import attributes, write
+from ..module_utils.release.store import write
 
 MODE = ("0644", "root", "root")
 

@@ -13,9 +13,9 @@ description:
     restart counts against the budget of the role watchdog, and the evidence is kept first. A host without the watchdog
     has no budget.
   - If the service still does not serve and the newest release is to blame, the last verified release before it is
-    restored, as with O(llm.server.service_release#module:state=previous). A release is to blame if it has never served,
-    or if it is less than a day old and the diagnosis names a cause in what a release consists of. A release that was
-    left this way is not restored again.
+    restored, as with M(llm.server.service_rollback). A release is to blame if it has never served, or if it is less
+    than a day old and the diagnosis names a cause in what a release consists of. A release that was left this way is
+    not restored again.
   - Never fails because a service does not serve; see RV(serves).
 author: The llm-server maintainers (@llm-server)
 options:
@@ -29,13 +29,13 @@ options:
   metrics:
     description: Address of an engine's metrics, which distinguish a busy engine from one that hangs.
     type: str
-  take_out:
+  drain_command:
     description:
       - Command that takes the host out of rotation before a rollback, as in M(llm.server.service_release).
     type: list
     elements: str
     default: []
-  put_back:
+  restore_command:
     description: Command that puts the host back into rotation, as in M(llm.server.service_release).
     type: list
     elements: str
@@ -82,7 +82,9 @@ import time
 
 from ..module_utils.host_module import HostModule
 from ..module_utils.incident import recovery
-from ..module_utils.release.service_release import Refused, Service
+from ..module_utils.release import serving
+from ..module_utils.release.description import Refused
+from ..module_utils.release.store import Service
 from ..module_utils.release.systemd_unit import SystemdError
 
 
@@ -92,8 +94,8 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "kind": {"type": "str"},
             "metrics": {"type": "str"},
-            "take_out": {"type": "list", "elements": "str", "default": []},
-            "put_back": {"type": "list", "elements": "str", "default": []},
+            "drain_command": {"type": "list", "elements": "str", "default": []},
+            "restore_command": {"type": "list", "elements": "str", "default": []},
             "phase": {"type": "str", "choices": ["recover", "blame"], "default": "recover"},
             "causes": {"type": "list", "elements": "dict", "default": []},
         },
@@ -111,7 +113,7 @@ def main() -> None:
             else:
                 told = recovery.recover(service, wanted["metrics"], module.check_mode)
                 if told.get("watch") and told["await"]:
-                    service.watch()
+                    serving.watch(service)
     except (Refused, SystemdError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=told.get("changed", False), recovery=told)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 STATE = "/run/idle-stop/state.json"
 
 
@@ -45,6 +47,50 @@ def test_no_time_at_all_is_refused(converge):
     assert outcome.code != 0
     assert "idle_stop_minutes is 0" in outcome.message
     assert not outcome.changed
+
+
+BEFORE = {
+    "/etc/systemd/system/idle-stop.service": """[Unit]
+Description=Power off after 60 minutes without requests
+[Service]
+Type=oneshot
+ExecStart=/usr/bin/python3 /usr/local/lib/idle-stop/idle_stop.py /usr/local/lib/idle-stop/settings.json
+RuntimeDirectory=idle-stop
+RuntimeDirectoryPreserve=yes
+""",
+    "/etc/systemd/system/idle-stop.timer": """[Timer]
+OnActiveSec=3600s
+OnUnitActiveSec=3600s
+[Install]
+WantedBy=timers.target
+""",
+    "/usr/local/lib/idle-stop/idle_stop.py": "",
+    "/usr/local/lib/idle-stop/settings.json": "{}",
+}
+
+
+@pytest.fixture
+def earlier(host, converge):
+    """A host that was set up by a version of the role that wrote its units itself."""
+    assert converge({"idle_stop_state": "absent"}).code == 0
+    host.check_output("mkdir -p /usr/local/lib/idle-stop")
+    for path, text in BEFORE.items():
+        host.run_expect([0], f"printf %s '{text}' > {path}")
+    host.check_output("systemctl daemon-reload && systemctl enable --now idle-stop.timer")
+
+
+def test_a_host_of_an_earlier_version_is_taken_over(host, converge, earlier):
+    assert converge().changed
+    assert "NoNewPrivileges=yes" in host.file("/etc/systemd/system/idle-stop.service").content_string
+    assert host.service("idle-stop.timer").is_running and host.service("idle-stop.timer").is_enabled
+    assert not converge().changed
+
+
+def test_a_host_of_an_earlier_version_is_cleaned(host, converge, earlier):
+    assert converge({"idle_stop_state": "absent"}).code == 0
+    assert not any(host.file(path).exists for path in BEFORE)
+    assert not host.service("idle-stop.timer").is_running
+    assert converge().code == 0
 
 
 def test_absent_takes_everything_away(host, converge):

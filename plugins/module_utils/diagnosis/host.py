@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 from ..engines import engine_states
 from ..gpu import nvidia_smi
-from ..release import probes, service_release, systemd_unit
+from ..release import probes, store, systemd_unit
 from . import failures, lines
 from .judge import starts
 
@@ -262,7 +262,7 @@ def _journal(*arguments: str, count: int = JOURNAL_LINES) -> list[tuple[float, d
 
 def _service(name: str, given: dict) -> dict:
     """Return the evidence about one service: its state in words, lines since the relevant start, and facts."""
-    unit = given.get("unit") or f"{name}.service"
+    unit = given.get("unit") or store.Service(name).main_unit()
     names = (
         "LoadState,ActiveState,SubState,Result,ExecMainCode,ExecMainStatus,NRestarts,DropInPaths,ExecStart,User,"
         "NeedDaemonReload,InvocationID,ActiveEnterTimestampMonotonic,EnvironmentFiles,WorkingDirectory"
@@ -311,7 +311,7 @@ def _service(name: str, given: dict) -> dict:
 
 def _answers(name: str, unit: str, running: bool) -> list[dict]:
     """Run a service's own probes, as its role does at the start, but no completion."""
-    service = service_release.Service(name)
+    service = store.Service(name)
     current = service.state()["current"]
     questions = service.proof_of(current)["probes"] if current else []
     questions = [each for each in questions if set(each) & {"http", "metric", "models"}]
@@ -510,7 +510,7 @@ def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None =
     {service, url, bearer}.
     """
     begun = time.monotonic()
-    known = {path.name for path in service_release.STORE.glob("*") if (path / "state.json").exists()}
+    known = {path.name for path in store.STORE.glob("*") if (path / "state.json").exists()}
     # An engine that does not run because another one of its group serves is in its intended state.
     resting = set(engine_states.away())
     known, services = known - resting, [each for each in services if each["name"] not in resting]

@@ -18,7 +18,7 @@ from pathlib import Path
 from ..diagnosis import host
 from ..engines import engine_states
 from ..redaction import Redaction
-from ..release import probes, service_release, systemd_unit
+from ..release import probes, store, systemd_unit
 
 COMMAND_LIMIT = 8  # seconds that a command may take
 LIMIT = 30  # seconds for everything together
@@ -59,7 +59,7 @@ def several(*commands: tuple[str, ...]) -> str:
 
 def known(services: list[dict]) -> dict[str, dict]:
     """Return the services to check by name: those that are given and those that this project installed here."""
-    stored = sorted(path.name for path in service_release.STORE.glob("*") if path.is_dir())
+    stored = sorted(path.name for path in store.STORE.glob("*") if path.is_dir())
     named = {each["name"]: each for each in [*({"name": name} for name in stored), *services]}
     # An engine that does not run because another one of its group serves is in its intended state.
     away = engine_states.away()
@@ -67,13 +67,13 @@ def known(services: list[dict]) -> dict[str, dict]:
 
 
 def unit_of(name: str, given: dict) -> str:
-    return given.get("unit") or f"{name}.service"
+    return given.get("unit") or store.Service(name).main_unit()
 
 
 def secrets_of_host(given: list[str] | None = None) -> Redaction:
     """Return the secrets of this host: what the caller names, and what is in the services' files of secrets."""
     redaction = Redaction(given or [])
-    for path in service_release.STORE.glob("*/releases/*.json"):
+    for path in store.STORE.glob("*/releases/*.json"):
         try:
             files = json.loads(path.read_text()).get("secrets") or []
         except (OSError, ValueError):
@@ -86,7 +86,7 @@ def secrets_of_host(given: list[str] | None = None) -> Redaction:
                 redaction.add_lines(text, file.get("plain") or ())
     redaction.add_lines(_text(Path("/etc/llm-backup/secrets.env")), ("RESTIC_REPOSITORY",))
     # A lost release store must not reveal secrets that are next to a unit.
-    for unit in service_release.UNITS.glob("*.service"):
+    for unit in store.UNITS.glob("*.service"):
         for named in re.findall(r"^EnvironmentFile=-?(/\S+)$", _text(unit), re.MULTILINE):
             place = Path(named)
             if place.is_file() and not place.stat().st_mode & 0o077 and place.name != "environment":
@@ -128,7 +128,7 @@ def kernel() -> str:
 
 def answer(name: str, unit: str) -> dict:
     """Return how a service answers: ``ok`` and ``says``; ``ok`` is None if it is not on this host."""
-    service = service_release.Service(name)
+    service = store.Service(name)
     current = service.state()["current"]
     # No completion: the engine's queue must not get longer.
     questions = [each for each in service.proof_of(current)["probes"] if not each.get("completion")] if current else []
@@ -143,7 +143,7 @@ def answer(name: str, unit: str) -> dict:
 
 def releases(name: str) -> str:
     """Return what earlier runs recorded about a service; it contains no secret."""
-    state = service_release.Service(name).state()
+    state = store.Service(name).state()
     return json.dumps({key: state[key] for key in ("current", "verified", "failed", "blocked", "out")}, indent=1)
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from .. import host_text
 from ..engines import engine_states
-from ..release import probes, systemd_unit
-from ..release.service_release import Refused, Service
+from ..release import checks, contents, probes, rollback, serving, systemd_unit
+from ..release.description import Refused
+from ..release.store import Service
 
 WATCHDOG = (
     "/usr/bin/python3", "-I", "/usr/local/lib/llm-watchdog/watchdog.py", "/etc/llm-watchdog/settings.json",
@@ -56,7 +57,7 @@ def recover(service: Service, metrics: str | None, check_mode: bool) -> dict:
     before = produced(metrics)
     began = time.monotonic()
     why = failing(service)
-    changed = [each["what"] for each in service.differences(release)]
+    changed = [each["what"] for each in contents.differences(service, release)]
     beside = f"; not as its release wrote it: {', '.join(changed)}" if changed else ""
     if not why:
         return {**told, "serves": True, "found": f"it serves{beside}", "next": "run site.yml" if changed else ""}
@@ -92,7 +93,7 @@ def other_serves(name: str, host: host_text.Tree | None = None) -> str:
 def restarted(service: Service, granted: dict) -> dict:
     """Restart the service; return what was done, with the restarts that are left."""
     conditions = service.proof_of(service.state()["current"])["before_start"]
-    service.start(conditions, regardless=True)
+    serving.start(service, conditions, regardless=True)
     blocked = service.state()["blocked"]
     waited = "" if not conditions else f", GPU memory was not free: {blocked}" if blocked else ", GPU memory was free"
     left = f" ({granted['left']} restarts left)" if "left" in granted else ""
@@ -109,7 +110,7 @@ def failing(service: Service) -> str | None:
 
 def in_the_way(service: Service, release: dict) -> list[str]:
     """Return obstacles that no restart removes: a unit changed by others, a missing program."""
-    faults, _ = service.altered(release)
+    faults, _ = checks.altered(service, release)
     gone = [link["target"] for link in release["links"] if not Path(link["target"]).exists()]
     return [*faults, *(f"{target} is gone" for target in gone)]
 
@@ -168,12 +169,12 @@ def to_go_back_to(service: Service, causes: list[dict], now: float) -> dict:
     """Return the release to go back to as ``target`` and ``why``; both None if the newest release is not to blame."""
     state, nobody = service.state(), {"target": None, "why": None}
     try:
-        target = service.earlier()
+        target = rollback.earlier(service)
     except Refused:
         return nobody  # there is none
     if target == state["failed"]:
         return nobody  # a service left it because it did not serve
-    if not service.served_last() and state["current"] not in state["verified"]:
+    if not rollback.served_last(service) and state["current"] not in state["verified"]:
         return {"target": target, "why": "the newest release has never served"}
     own = [each for each in causes if each["area"] in OF_A_RELEASE]
     written = service.store / "releases" / f"{state['current']}.json"

@@ -19,7 +19,9 @@ from ..gpu import nvidia_driver, nvidia_smi
 from ..host import host_tuning, swap_file
 from ..install import keyring_repository
 from ..watch import log_shipping
-from . import leftovers, probes, service_release, systemd_unit
+from . import checks, leftovers, probes, systemd_unit
+from .description import unit_text
+from .store import Service
 
 AT_ONCE = 8
 LATELY = 10  # minutes
@@ -179,14 +181,12 @@ def unit_faults(name: str, live: dict) -> list[str]:
     faults = []
     if live.get("NeedDaemonReload") == "yes":
         faults.append("systemd has not read its files since they changed")
-    service = service_release.Service(name.removesuffix(".service"))
+    service = Service(name.removesuffix(".service"))
     release = service.release(service.state()["current"])
     if not release:
         return [*faults, *(["it is masked"] if live.get("LoadState") == "masked" else [])]
-    faults += service.altered(release)[0]
-    if not service.unit_path.is_file() or service.unit_path.read_text(errors="replace") != service_release.unit_text(
-        release
-    ):
+    faults += checks.altered(service, release)[0]
+    if not service.unit_path.is_file() or service.unit_path.read_text(errors="replace") != unit_text(release):
         faults.append(f"{service.unit_path} is not what was written")
     if release.get("limits") and systemd_unit.unscored(name):
         faults.append("its processes have a different OOM score than the unit")

@@ -1,6 +1,6 @@
 """Files that no release of a service refers to any more: find them, measure them, remove them.
 
-The *releases* are those that `service_release` keeps: the current one, those to go back to, and the last failed one.
+The *releases* are those that `rollback` keeps: the current one, those to go back to, and the last failed one.
 Files that one of them refers to stay. So do files that a process or another unit uses, files younger than an age, and
 all files of a service that another run is changing now. Nothing is written, so this works on a full disk.
 Plain Python.
@@ -17,8 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import service_release
-from .service_release import BUILT, Refused, Service
+from . import rollback, store
+from .description import Refused
+from .rollback import BUILT
+from .store import Service
 
 A_DAY = 24 * 3600
 PROC = Path("/proc")
@@ -51,7 +53,7 @@ def mib(size: int) -> int:
 
 def services() -> list[Service]:
     """Return the services of this machine that have a release."""
-    stores = [path for path in sorted(service_release.STORE.glob("*")) if any(path.glob("releases/*.json"))]
+    stores = [path for path in sorted(store.STORE.glob("*")) if any(path.glob("releases/*.json"))]
     return [Service(path.name) for path in stores]
 
 
@@ -60,7 +62,7 @@ class Cleaner:
 
     def __init__(self, age: float, models: bool):
         self.before, self.models = time.time() - age, models
-        releases = sorted(service_release.STORE.glob("*/releases/*.json"))
+        releases = sorted(store.STORE.glob("*/releases/*.json"))
         self.texts = [path.read_text(errors="replace") for path in releases]
         self.targets = {Path(link["target"]) for service in services() for link in _links(service)}
         self.used = used_places()
@@ -88,7 +90,7 @@ class Cleaner:
 
     def _unreferenced(self, service: Service) -> Iterator[Leftover]:
         """Programs and environments that were built for releases that are not kept or were refused."""
-        for path in service.leftovers():
+        for path in rollback.unused_builds(service):
             yield from self._old((path,), "built for no release that is kept")
 
     def _unfinished(self, service: Service) -> Iterator[Leftover]:
@@ -198,7 +200,7 @@ def remove(leftover: Leftover) -> list[str]:
 
 def free_space() -> dict[str, int]:
     """Return the free MiB of each disk that the services use, by its mount point."""
-    places = {service_release.STORE, *(path for service in services() for path in _directories(service))}
+    places = {store.STORE, *(path for service in services() for path in _directories(service))}
     places |= {Path(link["target"]) for service in services() for link in _links(service)}
     points = {_mount_point(path) for path in places}
     return {str(point): shutil.disk_usage(point).free >> 20 for point in sorted(points)}
@@ -239,7 +241,7 @@ def _link(path: Path) -> str:
 
 def _units() -> list[Path]:
     """Return the unit files of the host, including those of kept releases."""
-    return [path for path in sorted(service_release.UNITS.rglob("*")) if path.is_file()]
+    return [path for path in sorted(store.UNITS.rglob("*")) if path.is_file()]
 
 
 def _links(service: Service) -> list[dict]:

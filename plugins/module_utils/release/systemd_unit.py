@@ -59,6 +59,14 @@ DEFAULTS = {
     "Install": {"WantedBy": "multi-user.target"},
 }
 
+# A service that a timer starts runs to its end, and is neither restarted nor enabled.
+TIMED = {
+    "Unit": DEFAULTS["Unit"],
+    "Service": {"Type": "oneshot", "TimeoutStopSec": "30", **HARDENED},
+    "Install": {},
+}
+TIMER = {"Unit": {}, "Timer": {}, "Install": {"WantedBy": "timers.target"}}
+
 RELEASE_VARIABLE = "SERVICE_RELEASE"
 
 # Directives that a drop-in must not add, even if the service does not set them itself.
@@ -75,16 +83,19 @@ class SystemdError(RuntimeError):
     """A command of systemd failed; the text is its last line."""
 
 
-def render(sections: dict) -> str:
-    """Return the text of a unit: ``sections`` merged over the hardened defaults.
+def render(sections: dict, defaults: dict = DEFAULTS) -> str:
+    """Return the text of a unit: ``sections`` merged over ``defaults``, the hardened ones of a service.
 
     ``sections`` is ``{section: {directive: value}}``; a list gives one line per item, ``None`` removes a default.
     Values are literal: systemd would expand ``%``, so every ``%`` is doubled here.
     """
     lines = ["# Written by Ansible; changes made here are undone by the next run."]
-    for section in ("Unit", "Service", "Install"):
+    for section in defaults:
+        own = {**_defaults(section, sections, defaults), **(sections.get(section) or {})}
+        if not own:
+            continue
         lines += ["", f"[{section}]"]
-        for directive, value in {**_defaults(section, sections), **(sections.get(section) or {})}.items():
+        for directive, value in own.items():
             if value is None:
                 continue
             values = value if isinstance(value, list) else [value]
@@ -164,7 +175,7 @@ def _has_capability(number: int) -> bool:
     return bool(found and int(found[1], 16) >> number & 1)
 
 
-def _defaults(section: str, sections: dict) -> dict:
+def _defaults(section: str, sections: dict, defaults: dict) -> dict:
     """Return the defaults of a section. A service that needs devices of the host gets no ProtectClock.
 
     Before systemd 253 ProtectClock allows the clock's device and thereby blocks all others, including those of a GPU
@@ -173,8 +184,8 @@ def _defaults(section: str, sections: dict) -> dict:
     """
     devices = str((sections.get("Service") or {}).get("PrivateDevices", "yes")).lower()
     if section != "Service" or SWITCHES.get(devices, devices) == "yes":
-        return DEFAULTS[section]
-    return {name: value for name, value in DEFAULTS[section].items() if name != "ProtectClock"}
+        return defaults[section]
+    return {name: value for name, value in defaults[section].items() if name != "ProtectClock"}
 
 
 def in_sandbox(text: str, argv: list[str], output: Path, limit: int) -> str:

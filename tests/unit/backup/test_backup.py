@@ -476,7 +476,7 @@ class TestReplace:
             def serve(self):
                 self.did.append("start")
                 if len(self.did) == 2:
-                    raise restoring.service_release.Refused("its note is gone")
+                    raise restoring.store.Refused("its note is gone")
 
         with pytest.raises(restoring.BackupError, match="its note is gone; the previous data is back"):
             restoring.replace([Odd()], [place])
@@ -504,7 +504,7 @@ class TestAUnitOfSomebodyElse:
     def unit(self, tmp_path, monkeypatch):
         """Prometheus, which no role here has brought; ``shown`` is what systemd says of it."""
         asked, shown = [], {"LoadState": "loaded", "ActiveState": "active"}
-        monkeypatch.setattr(restoring.service_release, "STORE", tmp_path / "store")
+        monkeypatch.setattr(restoring.store, "STORE", tmp_path / "store")
         monkeypatch.setattr(restoring.systemd_unit, "run", lambda *words, **_: asked.append(words[1:]))
         monkeypatch.setattr(restoring.systemd_unit, "show", lambda unit: shown)
         monkeypatch.setattr(restoring.time, "sleep", asked.append)

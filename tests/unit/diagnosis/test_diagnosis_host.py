@@ -145,7 +145,7 @@ def test_a_look_that_breaks_or_hangs_ends_alone():
 
 def test_a_host_without_systemd_journal_and_gpu_is_looked_at(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(host.service_release, "STORE", tmp_path)
+    monkeypatch.setattr(host.store, "STORE", tmp_path)
     begun = time.monotonic()
     seen = host.look([{"name": "vllm"}], gpu=False)
     assert time.monotonic() - begun < host.LOOK_LIMIT

@@ -10,7 +10,7 @@ import pytest
 from plugins.module_utils.engines import engine_states
 from plugins.module_utils.engines.engine_states import EngineStateError, Host, Wanted
 from plugins.module_utils.release.systemd_unit import SystemdError
-from plugins.modules import service_release as release_door
+from plugins.modules import service_rollback
 
 URL = "http://127.0.0.1:8001"
 
@@ -354,8 +354,7 @@ class TestGroup:
 
 def test_an_engine_that_is_off_is_not_rolled_back(monkeypatch):
     """A rollback would start it beside the one that serves."""
-    monkeypatch.setattr(release_door.engine_states, "away", lambda: ["feedback"])
-    wanted = {"phase": "apply", "state": "previous", "release": None, "secrets": []}
-    service = SimpleNamespace(name="feedback", clean=lambda _: None)
-    with pytest.raises(release_door.Refused, match="feedback is off because another engine of its group serves"):
-        release_door.act(service, wanted)
+    monkeypatch.setattr(service_rollback.engine_states, "away", lambda: ["feedback"])
+    service = SimpleNamespace(name="feedback")
+    with pytest.raises(service_rollback.Refused, match="feedback is off because another engine of its group serves"):
+        service_rollback.change(service, {"release": None})

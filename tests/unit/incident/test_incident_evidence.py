@@ -11,7 +11,8 @@ import pytest
 
 from plugins.module_utils.diagnosis import host
 from plugins.module_utils.incident import archive, evidence, summary
-from plugins.module_utils.release import service_release, systemd_unit
+from plugins.module_utils.release import store as release_store
+from plugins.module_utils.release import systemd_unit
 
 KEY, TOKEN, CALLER = "canary-engine-key", "hf_canary0123456789", "canary-of-a-caller"
 HOOK = "https://hooks.slack.com/services/T0/B0/canaryhook"
@@ -50,8 +51,8 @@ def machine(tmp_path, monkeypatch, server):
         asked.append(argv)
         return SimpleNamespace(stdout=f"{' '.join(argv)}: {PLANTED} canary-whole\n", stderr=PLANTED, returncode=0)
 
-    monkeypatch.setattr(service_release, "STORE", store)
-    monkeypatch.setattr(service_release, "UNITS", tmp_path / "units")
+    monkeypatch.setattr(release_store, "STORE", store)
+    monkeypatch.setattr(release_store, "UNITS", tmp_path / "units")
     monkeypatch.setattr(evidence.subprocess, "run", run)
     monkeypatch.setattr(evidence.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
     line = {"text": PLANTED, "level": None, "speaker": "vllm", "unit": "vllm.service", "raw": PLANTED, "start": ""}
@@ -125,7 +126,7 @@ def test_a_text_keeps_its_end():
     ],
 )
 def test_a_service_without_notes_is_judged_by_its_unit(tmp_path, monkeypatch, shown, ok):
-    monkeypatch.setattr(service_release, "STORE", tmp_path)
+    monkeypatch.setattr(release_store, "STORE", tmp_path)
     monkeypatch.setattr(systemd_unit, "show", lambda _: shown)
     assert evidence.answer("vllm", "vllm.service")["ok"] is ok
 

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 from ansible.errors import AnsibleConnectionFailure
 
-from plugins.action import service_release
+from plugins.action import service_drain
 from plugins.module_utils.incident import notice, summary
+from plugins.plugin_utils import service
 
 ROWS = [{"what": "vllm", "ok": False, "measured": "refused"}]
 
@@ -91,7 +92,7 @@ def test_the_same_is_not_sent_twice_within_half_an_hour(tmp_path):
             "taken out; nothing could",
         ),
         ({"skipped": True, "changed": False}, None, "rotation_take_out is not set"),
-        ({"failed": False, "msg": "take_out failed: 503"}, False, "take_out failed: 503"),
+        ({"failed": False, "msg": "drain_command failed: 503"}, False, "drain_command failed: 503"),
     ],
 )
 def test_what_became_of_the_rotation(rotation, ok, says):
@@ -109,52 +110,53 @@ def test_a_receiver_that_was_not_told_is_red():
 
 @pytest.fixture
 def task(tmp_path, monkeypatch):
-    """The action plugin service_release with state=out; ``said`` has its phases, ``note`` what the command wrote."""
+    """The action plugin service_drain; ``said`` has its steps, ``note`` what the command wrote."""
     note = tmp_path / "note"
     hook = [sys.executable, "-c", f"open({str(note)!r}, 'a').write('OUT ')"]
-    there = SimpleNamespace(said=[], answers={"out": {"changed": True}}, note=note)
+    there = SimpleNamespace(said=[], answers={"drain": {"changed": True}}, note=note)
 
     def run(check_mode=False, **args):
-        action = service_release.ActionModule.__new__(service_release.ActionModule)
-        given = {"name": "vllm", "state": "out", "take_out": hook, **args}
+        action = service_drain.ActionModule.__new__(service_drain.ActionModule)
+        given = {"name": "vllm", "drain_command": hook, **args}
         action._task = SimpleNamespace(args=given, check_mode=check_mode)
 
-        def phase(name, *_, **__):
+        def step(name, *_, **__):
             there.said.append(name)
             answer = there.answers.get(name, {"changed": True})
             if isinstance(answer, Exception):
                 raise answer
             return dict(answer)
 
-        action.phase = phase
+        action.step = step
+        action.apply = lambda _: step("drain")
         return action.run(task_vars={"inventory_hostname": "host1"})
 
-    monkeypatch.setattr(service_release.ActionBase, "run", lambda *_: {})
+    monkeypatch.setattr(service.ActionBase, "run", lambda *_: {})
     there.run = run
     return there
 
 
 def test_a_host_leaves_once(task):
     assert task.run() == {"changed": True, "rotation": "out"}
-    task.answers["out"] = {"changed": False}
+    task.answers["drain"] = {"changed": False}
     assert task.run() == {"changed": False, "rotation": "out"}
     assert task.note.read_text() == "OUT "
 
 
 @pytest.mark.parametrize("answer", [AnsibleConnectionFailure("no route"), {"failed": True, "msg": "no python"}])
 def test_a_host_that_does_not_answer_leaves_too(task, answer):
-    task.answers["out"] = answer
+    task.answers["drain"] = answer
     result = task.run()
     assert result["changed"] and "nothing could be noted on the host: no" in result["unnoted"]
     assert task.note.read_text() == "OUT "
 
 
 def test_a_command_that_fails_is_taken_back_and_said(task):
-    result = task.run(take_out=[sys.executable, "-c", "raise SystemExit('503 from the balancer')"])
-    assert result["failed"] and "take_out failed: 503 from the balancer" in result["msg"]
-    assert task.said == ["out", "in"]
+    result = task.run(drain_command=[sys.executable, "-c", "raise SystemExit('503 from the balancer')"])
+    assert result["failed"] and "drain_command failed: 503 from the balancer" in result["msg"]
+    assert task.said == ["drain", "restore"]
 
 
 def test_check_mode_and_a_missing_command(task):
     assert task.run(check_mode=True)["changed"] and not task.note.exists()
-    assert "take_out must be given" in task.run(take_out=[])["msg"]
+    assert "drain_command must be given" in task.run(drain_command=[])["msg"]

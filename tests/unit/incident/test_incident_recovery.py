@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from plugins.module_utils.incident import recovery
-from plugins.module_utils.release.service_release import Refused
+from plugins.module_utils.release.description import Refused
 
 
 class Service:
@@ -68,6 +68,14 @@ def host(tmp_path, monkeypatch):
 
     monkeypatch.setattr(recovery.systemd_unit, "show", show)
     monkeypatch.setattr(recovery.probes, "first_failure", lambda *_: there.why)
+    for package, names in (
+        (recovery.contents, ["differences"]),
+        (recovery.checks, ["altered"]),
+        (recovery.serving, ["start"]),
+        (recovery.rollback, ["served_last", "earlier"]),
+    ):
+        for name in names:
+            monkeypatch.setattr(package, name, getattr(Service, name))
     monkeypatch.setattr(recovery, "spend", spend)
     monkeypatch.setattr(recovery, "produced", lambda _: there.pages.pop(0) if there.pages else None)
     monkeypatch.setattr(recovery, "WATCHED", 0)

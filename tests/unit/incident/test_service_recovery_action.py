@@ -21,7 +21,7 @@ def plugin(monkeypatch):
         there.asked.append(args.get("phase"))
         return {"recovery": there.told} if args["phase"] == "recover" else {"recovery": there.blame}
 
-    releases = SimpleNamespace(wait=lambda *_: there.wait, phase=lambda phase, *_, **__: there.asked.append(phase))
+    releases = SimpleNamespace(wait=lambda *_: there.wait, step=lambda step, *_, **__: there.asked.append(step))
     action._module, action._causes = module, lambda *_: there.causes
     action._releases, action._go_back = lambda *_: releases, lambda *_: there.back
     there.run = lambda: action.run(task_vars={"inventory_hostname": "host1"})

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils.release import checklist, leftovers, service_release
+from plugins.module_utils.release import checklist, leftovers, rollback, store
 from plugins.module_utils.release.leftovers import A_DAY, clean
 
 OLD = time.time()
@@ -46,7 +46,7 @@ class Machine:
         path = self.environments / name
         self.file(path / "bin/python")
         if whole:
-            self.file(path / service_release.BUILT[1])
+            self.file(path / rollback.BUILT[1])
         return path
 
     def release(self, name: str, environment: str, config: str = "") -> None:
@@ -83,9 +83,9 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    monkeypatch.setattr(service_release, "STORE", tmp_path / "store")
-    monkeypatch.setattr(service_release, "UNITS", tmp_path / "units")
-    monkeypatch.setattr(service_release, "LOCKS", tmp_path / "run")
+    monkeypatch.setattr(store, "STORE", tmp_path / "store")
+    monkeypatch.setattr(store, "UNITS", tmp_path / "units")
+    monkeypatch.setattr(store, "LOCKS", tmp_path / "run")
     monkeypatch.setattr(leftovers, "PROC", tmp_path / "proc")
     # When a file was changed last cannot be set: so the test is made now, and looks at it from ten days later.
     monkeypatch.setattr(leftovers.time, "time", lambda: LATER)

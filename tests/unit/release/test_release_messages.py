@@ -1,4 +1,4 @@
-"""What the action plugin of service_release says while a service starts, and when it does not."""
+"""What the action plugins of a service say while a service starts, and when it does not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(scope="module")
 def action():
-    module = importlib.import_module("plugins.action.service_release")
+    module = importlib.import_module("plugins.plugin_utils.service")
     return module
 
 
@@ -38,15 +38,15 @@ def test_the_message_ends_once_and_says_how_things_stand(action):
 
 
 class Watched:
-    """Stands in for the plugin's phases on the machine: ready, or dead, after so many seconds of its own clock."""
+    """Stands in for the plugin's steps on the machine: ready, or dead, after so many seconds of its own clock."""
 
     def __init__(self, action, ready_after):
         self.clock, self.ready_after, self.slices = 0.0, ready_after, []
-        self.plugin = action.ActionModule.__new__(action.ActionModule)
+        self.plugin = action.ServiceStart.__new__(action.ServiceStart)
         self.plugin._task = type("Task", (), {"args": {"name": "vllm", "start_timeout": 12}})()
-        self.plugin.phase = self.phase
+        self.plugin.step = self.step
 
-    def phase(self, phase, task_vars, seconds, release, start_timeout):
+    def step(self, step, task_vars, seconds, release, start_timeout):
         self.slices.append(seconds)
         self.clock += seconds
         ready = self.clock >= self.ready_after

@@ -54,7 +54,7 @@ def test_the_call_stays_out_of_the_journal(task):
     assert task["vars"]["ansible_no_target_syslog"] is True
 
 
-@pytest.mark.parametrize("name", [*MODULES, "gpu_memory_plan", "keyring_repository", "service_release"])
+@pytest.mark.parametrize("name", [*MODULES, "gpu_memory_plan", "keyring_repository", "service_release", "service_step"])
 def test_the_module_tells_no_value_of_it(name):
     assert "module = QuietModule(" in (ROOT / f"plugins/modules/{name}.py").read_text()
 

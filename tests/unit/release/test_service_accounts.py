@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from plugins.module_utils import unprivileged
-from plugins.module_utils.release import service_release, systemd_unit
-from plugins.module_utils.release.service_release import Refused, Service
-from plugins.modules import service_release as module
+from plugins.module_utils.release import account, contents, removal, store, systemd_unit
+from plugins.module_utils.release.description import Refused
+from plugins.module_utils.release.store import Service
 
 
 @pytest.fixture
@@ -34,16 +34,16 @@ def host(tmp_path, monkeypatch):
     # A directory server does not list whom it knows.
     monkeypatch.setattr(pwd, "getpwall", list)
     monkeypatch.setattr(grp, "getgrall", list)
-    monkeypatch.setattr(service_release, "STORE", tmp_path / "services")
-    monkeypatch.setattr(service_release, "UNITS", tmp_path / "units")
-    monkeypatch.setattr(service_release, "LOCKS", tmp_path)
+    monkeypatch.setattr(store, "STORE", tmp_path / "services")
+    monkeypatch.setattr(store, "UNITS", tmp_path / "units")
+    monkeypatch.setattr(store, "LOCKS", tmp_path)
     monkeypatch.setattr(systemd_unit, "run", lambda *argv, **_: said.append(argv))
     return SimpleNamespace(users=users, groups=groups, said=said, service=Service("app"))
 
 
 def wanted(**change):
     blank = {"directories": [], "files": [], "secrets": [], "user": "app", "groups": []}
-    return {**blank, "state": "present", "phase": "apply", **change}
+    return {**blank, "state": "present", **change}
 
 
 def entry(owner="root", group="root"):
@@ -51,34 +51,34 @@ def entry(owner="root", group="root"):
 
 
 def test_a_new_user_has_a_group_of_his_name(host):
-    host.service.add_user("app", "/nonexistent")
+    account.add_user(host.service, "app", "/nonexistent")
     assert "--user-group" in host.said[0]
 
 
 def test_a_group_that_is_there_without_its_user_is_used_and_stays(host):
     host.groups["app"] = 990
-    host.service.add_user("app", "/nonexistent")
+    account.add_user(host.service, "app", "/nonexistent")
     assert "--user-group" not in host.said[0]
     assert host.said[0][host.said[0].index("--gid") + 1] == "app"
     host.users["app"] = (990, 990)
     host.said.clear()
-    host.service.remove(purge=True)
+    removal.remove(host.service, purge=True)
     assert host.said == [("usermod", "--gid", "nogroup", "app"), ("userdel", "app")]
 
 
 def test_the_group_that_came_with_a_user_goes_with_him(host):
-    host.service.add_user("app", "/nonexistent")
+    account.add_user(host.service, "app", "/nonexistent")
     host.users["app"] = (990, 990)
     host.said.clear()
-    host.service.remove(purge=True)
+    removal.remove(host.service, purge=True)
     assert host.said == [("userdel", "app")]
 
 
 def test_a_user_whom_only_a_directory_server_knows_is_there(host):
     host.users["app"] = (70001, 70000)
     host.groups["app"] = 70000
-    assert not host.service.missing_user("app")
-    host.service.remove(purge=True)
+    assert not account.missing_user("app")
+    removal.remove(host.service, purge=True)
     assert host.said == []
 
 
@@ -86,20 +86,20 @@ def test_a_user_whom_only_a_directory_server_knows_is_there(host):
 def test_a_user_stands_for_his_own_group_whatever_it_is_called(host, part):
     host.users["app"] = (990, 65534)
     asked = wanted(**{part: [entry("app", "app"), entry("root", "adm"), entry("root", "root")]})
-    module.settle_groups(host.service, asked)
+    account.settle_groups(host.service, asked)
     assert [each["group"] for each in asked[part]] == ["nogroup", "adm", "root"]
 
 
 def test_so_does_he_in_the_unit_and_for_programs_that_run_as_him(host):
     host.users["app"] = (990, 65534)
     unit = {"Service": {"User": "app", "Group": "app", "ExecStart": "/bin/app"}}
-    assert "\nGroup=nogroup\n" in host.service.build([], [], unit)["unit"]
+    assert "\nGroup=nogroup\n" in contents.build(host.service, [], [], unit)["unit"]
     assert unprivileged.identity("app") == {"user": 990, "group": 65534, "extra_groups": []}
 
 
 def test_on_a_new_host_the_user_and_his_group_are_still_to_come(host):
     asked = wanted(directories=[entry("app", "app")])
-    module.settle_groups(host.service, asked)
+    account.settle_groups(host.service, asked)
     assert asked["directories"][0]["group"] == "app"
 
 
@@ -114,14 +114,14 @@ def test_on_a_new_host_the_user_and_his_group_are_still_to_come(host):
 )
 def test_what_the_host_lacks_is_refused_by_name(host, change, sentence):
     with pytest.raises(Refused, match=sentence):
-        module.settle_groups(host.service, wanted(**change))
+        account.settle_groups(host.service, wanted(**change))
     assert host.said == []
 
 
 def test_going_away_asks_for_no_group(host):
-    module.settle_groups(host.service, wanted(state="absent", groups=["video"]))
+    account.settle_groups(host.service, wanted(state="absent", groups=["video"]))
 
 
 def test_groups_to_join_are_in_the_unit(host):
-    unit = host.service.build([], [], {"Service": {"ExecStart": "/bin/app"}}, groups=["adm", "video"])["unit"]
+    unit = contents.build(host.service, [], [], {"Service": {"ExecStart": "/bin/app"}}, groups=["adm", "video"])["unit"]
     assert "\nSupplementaryGroups=adm video\n" in unit

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from plugins.module_utils.release import checklist, service_release, systemd_unit
-from plugins.module_utils.release.service_release import Refused, Service, digest
+from plugins.module_utils.release import checklist, checks, contents, removal, serving, store, systemd_unit
+from plugins.module_utils.release.description import Refused, digest
+from plugins.module_utils.release.store import Service
 
 UNIT = {"Service": {"User": "app", "ExecStart": "/opt/app --port=1", "Environment": ["A=1", "B=2"]}}
 
@@ -22,16 +23,16 @@ def host(tmp_path, monkeypatch):
     said, live = [], {"ActiveState": "active", "UnitFileState": "enabled", "NRestarts": "0", "MainPID": "7"}
     live |= {"LoadState": "loaded", "FragmentPath": str(places[1] / "app.service"), "SubState": "running"}
     live |= {"ExecMainStartTimestampMonotonic": str(int(time.monotonic() * 1e6))}
-    monkeypatch.setattr(service_release, "STORE", tmp_path / "services")
-    monkeypatch.setattr(service_release, "UNITS", places[1])
-    monkeypatch.setattr(service_release.shutil, "chown", lambda *_: None)
+    monkeypatch.setattr(store, "STORE", tmp_path / "services")
+    monkeypatch.setattr(store, "UNITS", places[1])
+    monkeypatch.setattr(store.shutil, "chown", lambda *_: None)
     monkeypatch.setattr(systemd_unit, "unit_places", lambda: [str(place) for place in places])
     monkeypatch.setattr(systemd_unit, "show", lambda _: live)
     monkeypatch.setattr(systemd_unit, "run", lambda *argv, **_: said.append(" ".join(argv)))
     monkeypatch.setattr(systemd_unit, "journal_end", lambda: 0)
     service = Service("app")
-    release = service.build([], [], UNIT)
-    service.put(release)
+    release = contents.build(service, [], [], UNIT)
+    contents.put(service, release)
     service.note(current=digest(release))
     monkeypatch.setattr(systemd_unit, "running_release", lambda _: digest(release))
     return SimpleNamespace(service=service, release=release, places=places, said=said, live=live)
@@ -45,7 +46,7 @@ def drop_in(host, text, folder="app.service.d", name="override.conf", place=1):
 
 
 def test_alone_it_is_what_was_written(host):
-    assert host.service.altered(host.release) == ([], [])
+    assert checks.altered(host.service, host.release) == ([], [])
     assert checklist.unit("app.service") == ("active, enabled, 0 restarts", True)
 
 
@@ -71,7 +72,7 @@ def test_alone_it_is_what_was_written(host):
 def test_a_drop_in_that_makes_another_process_of_it_is_refused(host, text, directive, folder, place):
     path = drop_in(host, text, folder, place=place)
     with pytest.raises(Refused, match=f"{path} changes {directive} of app.service"):
-        host.service.check_unit(host.release, check_mode=False)
+        checks.check_unit(host.service, host.release, check_mode=False)
     measured, good = checklist.unit("app.service")
     assert not good and f"{path} changes {directive}" in measured
 
@@ -88,7 +89,7 @@ def test_a_drop_in_that_makes_another_process_of_it_is_refused(host, text, direc
 )
 def test_one_that_only_adds_is_told_and_harms_nothing(host, text):
     path = drop_in(host, text)
-    assert host.service.check_unit(host.release, check_mode=False) == [f"{path} adds to app.service"]
+    assert checks.check_unit(host.service, host.release, check_mode=False) == [f"{path} adds to app.service"]
     assert checklist.unit("app.service")[1]
 
 
@@ -99,7 +100,7 @@ def test_a_drop_in_can_be_hidden_by_one_of_its_name_and_by_a_link_to_nothing(hos
     drop_in(host, other, name="a.conf", place=3)
     (host.places[1] / "app.service.d").mkdir()
     (host.places[1] / "app.service.d/a.conf").symlink_to("/dev/null")
-    faults, besides = host.service.altered(host.release)
+    faults, besides = checks.altered(host.service, host.release)
     assert (faults, len(besides)) == ([], 1)
 
 
@@ -122,11 +123,11 @@ def test_a_mask_or_a_link_in_its_place_is_refused_and_stays(host, target, senten
     path.unlink(missing_ok=True)
     path.symlink_to(target)
     with pytest.raises(Refused, match=f"{path} {sentence}"):
-        host.service.check_unit(host.release, check_mode=False)
+        checks.check_unit(host.service, host.release, check_mode=False)
     measured, good = checklist.unit("app.service")
     assert not good and sentence in measured
     host.said.clear()
-    host.service.remove(purge=False)
+    removal.remove(host.service, purge=False)
     assert path.is_symlink()
     assert place == 0 or not any("disable" in line for line in host.said)
 
@@ -151,26 +152,27 @@ class TestProcessOfBefore:
         path = drop_in(host, "[Service]\nExecStart=/bin/other")
         host.live["ExecMainStartTimestampMonotonic"] = str(int((time.monotonic() + 5) * 1e6))
         with pytest.raises(Refused):
-            host.service.check_unit(host.release, check_mode=False)
+            checks.check_unit(host.service, host.release, check_mode=False)
         path.unlink()
-        host.service.check_unit(host.release, check_mode=False)
-        assert host.service.restart_reason(host.release, []) == "it was started while others had changed its unit"
-        host.service.start()
-        assert host.service.restart_reason(host.release, []) is None
+        checks.check_unit(host.service, host.release, check_mode=False)
+        why = serving.restart_reason(host.service, host.release, [])
+        assert why == "it was started while others had changed its unit"
+        serving.start(host.service)
+        assert serving.restart_reason(host.service, host.release, []) is None
 
     def test_one_that_began_before_goes_on(self, host):
         host.live["ExecMainStartTimestampMonotonic"] = str(int((time.monotonic() - 5) * 1e6))
         path = drop_in(host, "[Service]\nExecStart=/bin/other")
         with pytest.raises(Refused):
-            host.service.check_unit(host.release, check_mode=False)
+            checks.check_unit(host.service, host.release, check_mode=False)
         path.unlink()
-        assert host.service.restart_reason(host.release, []) is None
+        assert serving.restart_reason(host.service, host.release, []) is None
 
     def test_a_check_notes_nothing(self, host):
         drop_in(host, "[Service]\nExecStart=/bin/other")
         before = host.service.state()
         with pytest.raises(Refused):
-            host.service.check_unit(host.release, check_mode=True)
+            checks.check_unit(host.service, host.release, check_mode=True)
         assert host.service.state() == before
 
     @pytest.mark.parametrize("gone", [True, False])
@@ -180,6 +182,6 @@ class TestProcessOfBefore:
         if gone:
             path.unlink()
         host.said.clear()
-        assert host.service.reread()
+        assert checks.reread(host.service)
         assert host.said == ["systemctl daemon-reload"]
-        assert bool(host.service.restart_reason(host.release, [])) == gone
+        assert bool(serving.restart_reason(host.service, host.release, [])) == gone

@@ -11,9 +11,20 @@ from types import SimpleNamespace
 
 import pytest
 
-from plugins.module_utils.release import service_release, systemd_unit
-from plugins.module_utils.release.service_release import Refused, Service, digest
-from plugins.modules import service_release as module
+from plugins.module_utils.release import (
+    account,
+    checks,
+    contents,
+    deploy,
+    removal,
+    rollback,
+    serving,
+    store,
+    systemd_unit,
+)
+from plugins.module_utils.release.description import Refused, digest
+from plugins.module_utils.release.store import Service
+from plugins.modules import service_release, service_rollback, service_step
 
 UNIT = {"Service": {"User": "app", "ExecStart": "/opt/app/current/app"}}
 
@@ -51,17 +62,17 @@ class Systemd:
 def host(tmp_path, monkeypatch):
     """A host below ``tmp_path``: store, units, locks, and nobody but root."""
     systemd = Systemd()
-    monkeypatch.setattr(service_release, "STORE", tmp_path / "var/lib/llm-server/services")
-    monkeypatch.setattr(service_release, "UNITS", tmp_path / "etc/systemd/system")
-    monkeypatch.setattr(service_release, "LOCKS", tmp_path)
-    monkeypatch.setattr(service_release, "LOCK_TIMEOUT", 0)
-    monkeypatch.setattr(service_release.shutil, "chown", lambda *_: None)
+    monkeypatch.setattr(store, "STORE", tmp_path / "var/lib/llm-server/services")
+    monkeypatch.setattr(store, "UNITS", tmp_path / "etc/systemd/system")
+    monkeypatch.setattr(store, "LOCKS", tmp_path)
+    monkeypatch.setattr(store, "LOCK_TIMEOUT", 0)
+    monkeypatch.setattr(store.shutil, "chown", lambda *_: None)
 
     def attributes(path):
         return (f"{path.stat().st_mode & 0o7777:04o}", "root", "root") if path.exists() else None
 
-    monkeypatch.setattr(service_release, "attributes", attributes)
-    monkeypatch.setattr(service_release, "accounts", lambda: {"root"})
+    monkeypatch.setattr(contents, "attributes", attributes)
+    monkeypatch.setattr(account, "accounts", lambda: {"root"})
     monkeypatch.setattr(systemd_unit, "run", systemd.run)
     monkeypatch.setattr(systemd_unit, "show", systemd.show)
     monkeypatch.setattr(systemd_unit, "running_release", lambda pid: systemd.running)
@@ -77,15 +88,15 @@ def wanted(host, text="a: 1\n", version="1.0", name="app.yml"):
     target.mkdir(parents=True, exist_ok=True)
     file = {"path": str(host.root / "etc/app" / name), "content": text, "mode": "0640", "owner": "root"}
     link = {"path": str(host.root / "opt/app/current"), "target": str(target)}
-    return host.service.build([{**file, "group": "root"}], [link], UNIT)
+    return contents.build(host.service, [{**file, "group": "root"}], [link], UNIT)
 
 
 def serve(host, release):
     """Write, start and verify a release, as a run does."""
-    host.service.put(release)
+    contents.put(host.service, release)
     host.service.note(current=digest(release))
-    host.service.start()
-    host.service.confirm()
+    serving.start(host.service)
+    rollback.confirm(host.service)
 
 
 class TestDigest:
@@ -110,7 +121,7 @@ class TestTrials:
     def trials(self, host, monkeypatch, tmp_path):
         """Systemd runs one-shot units: it notes their text, and says and ends as it is told to."""
         run, told = host.systemd.run, SimpleNamespace(units=[], code=0, said="")
-        monkeypatch.setattr(service_release, "RUNTIME_UNITS", tmp_path / "run")
+        monkeypatch.setattr(checks, "RUNTIME_UNITS", tmp_path / "run")
 
         def start(*argv, check=True, timeout=120):
             if argv[:2] != ("systemctl", "start"):
@@ -129,7 +140,7 @@ class TestTrials:
     def test_it_runs_by_the_new_program_and_leaves_no_unit(self, host, trials, tmp_path):
         release = {**wanted(host), "unit": "[Service]\nExecStart=/bin/app\n"}
         release["links"] = [{"path": "/opt/app/current", "target": "/opt/app/9"}]
-        host.service.try_out(release, [{**TRIAL, "argv": ["/opt/app/9/bin/python", "%s", "part"]}])
+        checks.try_out(host.service, release, [{**TRIAL, "argv": ["/opt/app/9/bin/python", "%s", "part"]}])
         (text,) = trials.units
         assert 'ExecStart="/opt/app/9/bin/python"' in text and '"part"' in text
         assert not any((tmp_path / "run").iterdir())
@@ -137,46 +148,46 @@ class TestTrials:
     def test_what_it_says_last_is_the_refusal(self, host, trials, tmp_path):
         trials.code, trials.said = 1, "working\ntriton cannot be compiled: there is no C compiler: install gcc.\n"
         with pytest.raises(Refused, match=r"^app: triton cannot be compiled: there is no C compiler: install gcc\.$"):
-            host.service.try_out(wanted(host), [TRIAL])
+            checks.try_out(host.service, wanted(host), [TRIAL])
         assert not any((tmp_path / "run").iterdir())
 
     def test_one_that_did_not_begin_is_refused_with_systemds_words(self, host, trials):
         trials.code = 1
         with pytest.raises(Refused, match=r"app: Job failed\."):
-            host.service.try_out(wanted(host), [TRIAL])
+            checks.try_out(host.service, wanted(host), [TRIAL])
 
 
 class TestDifferences:
     def test_a_bare_host_lacks_everything(self, host):
         release = wanted(host)
-        assert [Path(each["what"]).name for each in host.service.differences(release)] == [
+        assert [Path(each["what"]).name for each in contents.differences(host.service, release)] == [
             "app.yml", "app.service", "current", "app.service at boot",
         ]  # fmt: skip
 
     def test_what_was_put_differs_in_nothing(self, host):
         release = wanted(host)
         serve(host, release)
-        assert host.service.differences(release) == []
-        assert host.service.restart_reason(release, []) is None
+        assert contents.differences(host.service, release) == []
+        assert serving.restart_reason(host.service, release, []) is None
 
     @pytest.mark.parametrize("path", ["etc/app/app.yml", "etc/systemd/system/app.service"])
     def test_a_changed_file_and_a_changed_mode_are_seen(self, host, path):
         release = wanted(host)
         serve(host, release)
         (host.root / path).write_text("edited\n")
-        assert [each["what"] for each in host.service.differences(release)] == [str(host.root / path)]
-        host.service.put(release)
+        assert [each["what"] for each in contents.differences(host.service, release)] == [str(host.root / path)]
+        contents.put(host.service, release)
         (host.root / path).chmod(0o666)
-        assert [each["what"] for each in host.service.differences(release)] == [str(host.root / path)]
+        assert [each["what"] for each in contents.differences(host.service, release)] == [str(host.root / path)]
 
     def test_a_lost_environment_and_a_unit_that_is_off_at_boot_are_seen(self, host):
         release = wanted(host)
         serve(host, release)
         host.service.environment.unlink()
-        assert [each["what"] for each in host.service.differences(release)] == [str(host.service.environment)]
-        host.service.put(release)
+        assert [each["what"] for each in contents.differences(host.service, release)] == [str(host.service.environment)]
+        contents.put(host.service, release)
         host.systemd.enabled = False
-        assert [each["what"] for each in host.service.differences(release)] == ["app.service at boot"]
+        assert [each["what"] for each in contents.differences(host.service, release)] == ["app.service at boot"]
 
 
 class TestLimits:
@@ -188,41 +199,41 @@ class TestLimits:
     def test_another_limit_is_written_and_restarts_nothing(self, host):
         serve(host, self.limited(host, self.FEW))
         more = self.limited(host, self.MORE)
-        differences = host.service.differences(more)
+        differences = contents.differences(host.service, more)
         assert [Path(each["what"]).name for each in differences] == ["app.service"]
         assert "MemoryMax=512M" in differences[0]["after"]
-        assert host.service.restart_reason(more, differences) is None
-        host.service.put(more)
-        assert host.service.differences(more) == []
+        assert serving.restart_reason(host.service, more, differences) is None
+        contents.put(host.service, more)
+        assert contents.differences(host.service, more) == []
         assert "MemoryMax=512M" in host.service.unit_path.read_text()
 
     def test_a_service_of_before_there_were_limits_is_not_restarted_for_them(self, host):
         before = wanted(host)
         del before["limits"]
         serve(host, before)
-        assert host.service.restart_reason(self.limited(host, self.FEW), []) is None
+        assert serving.restart_reason(host.service, self.limited(host, self.FEW), []) is None
 
     def test_processes_with_another_place_are_seen(self, host, monkeypatch):
         release = self.limited(host, self.FEW)
         serve(host, release)
         monkeypatch.setattr(systemd_unit, "unscored", lambda unit: [Path("/proc/7")])
-        assert [each["what"] for each in host.service.differences(release)] == ["OOM score"]
+        assert [each["what"] for each in contents.differences(host.service, release)] == ["OOM score"]
 
     def test_going_back_keeps_those_of_today(self, host):
         serve(host, self.limited(host, self.FEW))
         serve(host, self.limited(host, self.MORE, text="a: 2\n"))
-        host.service.back()
+        rollback.go_back(host.service)
         assert host.service.release(host.service.state()["current"])["limits"] == self.MORE
         assert "MemoryMax=512M" in host.service.unit_path.read_text()
 
     def test_less_than_it_uses_is_refused(self, host, monkeypatch):
         monkeypatch.setattr(systemd_unit, "memory_used", lambda unit: 300)
-        host.service.check_memory(self.MORE)
-        host.service.check_memory({})
+        checks.check_memory(host.service, self.MORE)
+        checks.check_memory(host.service, {})
         with pytest.raises(
             Refused, match=r"^app: app_memory_max is 256M \(256 MiB on this host\), but the service now uses 300"
         ):
-            host.service.check_memory(self.FEW)
+            checks.check_memory(host.service, self.FEW)
 
 
 class TestLiveFiles:
@@ -231,8 +242,8 @@ class TestLiveFiles:
     @pytest.fixture
     def run(self, host, monkeypatch):
         """Have the module run a service with live files of the texts by name; returns its result."""
-        monkeypatch.setattr(Service, "check", lambda *_: None)
-        monkeypatch.setattr(Service, "check_unit", lambda *_: [])
+        monkeypatch.setattr(checks, "check", lambda *_: None)
+        monkeypatch.setattr(checks, "check_unit", lambda *_: [])
 
         def run(texts, plain="a: 1\n", reload="/bin/kill -HUP $MAINPID", probes=()):
             common = {"mode": "0640", "owner": "root", "group": "root", "validate": None}
@@ -246,9 +257,9 @@ class TestLiveFiles:
                 "start_timeout": 5,
             }  # fmt: skip
             host.systemd.said.clear()
-            result = module.apply(host.service, arguments, check_mode=False)
+            result = deploy.deploy(host.service, arguments, check_mode=False)
             if result["await"]:
-                host.service.confirm()
+                rollback.confirm(host.service)
             return result
 
         return run
@@ -285,7 +296,7 @@ class TestLiveFiles:
     def test_going_back_keeps_those_of_today(self, host, run):
         run({"targets.yml": "one"})
         run({"targets.yml": "two", "more.yml": "three"}, plain="a: 2\n")
-        host.service.back()
+        rollback.go_back(host.service)
         assert {path.name: path.read_text() for path in (host.root / "etc/app").iterdir()} == {
             "app.yml": "a: 1\n", "targets.yml": "two", "more.yml": "three",
         }  # fmt: skip
@@ -293,14 +304,14 @@ class TestLiveFiles:
 
 class TestUnitsAmongTheFiles:
     def test_one_that_goes_is_stopped_first(self, host):
-        timer = {"path": str(service_release.UNITS / "app-night.timer"), "mode": "0644", "owner": "root"}
-        both = host.service.build([{**timer, "content": "[Timer]\n", "group": "root"}], [], UNIT)
+        timer = {"path": str(store.UNITS / "app-night.timer"), "mode": "0644", "owner": "root"}
+        both = contents.build(host.service, [{**timer, "content": "[Timer]\n", "group": "root"}], [], UNIT)
         serve(host, both)
-        none = host.service.build([], [], UNIT)
-        host.service.take_away(both, but=both)
+        none = contents.build(host.service, [], [], UNIT)
+        contents.take_away(host.service, both, but=both)
         assert Path(timer["path"]).exists()
         host.systemd.said.clear()
-        host.service.take_away(both, but=none)
+        contents.take_away(host.service, both, but=none)
         assert not Path(timer["path"]).exists()
         assert host.systemd.said == ["systemctl stop"]
 
@@ -308,34 +319,34 @@ class TestUnitsAmongTheFiles:
 class TestRestart:
     def test_a_stopped_service_is_started(self, host):
         release = wanted(host)
-        host.service.put(release)
-        assert host.service.restart_reason(release, []) == "it was not running (inactive, running)"
+        contents.put(host.service, release)
+        assert serving.restart_reason(host.service, release, []) == "it was not running (inactive, running)"
 
     def test_a_run_that_ended_before_the_start_is_healed(self, host):
         serve(host, wanted(host))
         new = wanted(host, text="a: 2\n")
-        host.service.put(new)
-        assert host.service.differences(new) == []
-        reason = host.service.restart_reason(new, [])
+        contents.put(host.service, new)
+        assert contents.differences(host.service, new) == []
+        reason = serving.restart_reason(host.service, new, [])
         assert reason == "the running process was not started with what is written"
 
     def test_a_change_is_named(self, host):
         serve(host, wanted(host))
         new = wanted(host, text="a: 2\n")
-        reason = host.service.restart_reason(new, host.service.differences(new))
+        reason = serving.restart_reason(host.service, new, contents.differences(host.service, new))
         assert reason == f"changed: {host.root}/etc/app/app.yml"
 
 
 class TestLook:
     def test_it_is_ready_when_its_probes_are(self, host):
         serve(host, wanted(host))
-        seen = host.service.look([], 0, 60)
+        seen = serving.poll(host.service, [], 0, 60)
         assert (seen["ready"], seen["dead"], seen["journal"]) == (True, False, [])
 
     def test_a_process_that_left_is_dead_at_once(self, host):
         serve(host, wanted(host))
         host.systemd.dead = True
-        seen = host.service.look([], 30, 60)
+        seen = serving.poll(host.service, [], 30, 60)
         assert (seen["ready"], seen["dead"]) == (False, True)
         assert seen["why"] == "its process left (exit-code, status 1)"
         assert seen["journal"] == ["a line"]
@@ -343,19 +354,19 @@ class TestLook:
     def test_a_restart_by_systemd_during_the_start_is_a_death(self, host):
         serve(host, wanted(host))
         host.systemd.restarts = 1
-        assert host.service.look([], 30, 60)["dead"] is True
+        assert serving.poll(host.service, [], 30, 60)["dead"] is True
 
     def test_a_crash_loop_before_the_start_is_not(self, host):
         serve(host, wanted(host))
         host.systemd.restarts = 2
-        host.service.start()
-        assert host.service.look([], 0, 60)["ready"] is True
+        serving.start(host.service)
+        assert serving.poll(host.service, [], 0, 60)["ready"] is True
 
     def test_a_restart_of_long_ago_is_not(self, host):
         serve(host, wanted(host))
         host.systemd.restarts = 3
-        host.service.watch()
-        assert host.service.look([], 0, 60)["ready"] is True
+        serving.watch(host.service)
+        assert serving.poll(host.service, [], 0, 60)["ready"] is True
 
     def test_the_journal_is_this_processs_own(self, host, monkeypatch):
         told = []
@@ -363,22 +374,22 @@ class TestLook:
         monkeypatch.setattr(systemd_unit, "journal_end", lambda: "s=1;i=2")
         serve(host, wanted(host))
         host.systemd.dead = True
-        host.service.look([], 0, 60)
+        serving.poll(host.service, [], 0, 60)
         # One that this run found running is told from its own start on, an hour ago.
         usual = host.systemd.show("app.service")
         begun = str(int((time.monotonic() - 3600) * 1e6))
         monkeypatch.setattr(systemd_unit, "show", lambda _: {**usual, "ExecMainStartTimestampMonotonic": begun})
-        host.service.watch()
-        host.service.look([], 0, 60)
+        serving.watch(host.service)
+        serving.poll(host.service, [], 0, 60)
         assert told[0] == "s=1;i=2"
         assert told[1] == pytest.approx(time.time() - 3600, abs=5)
 
     def test_a_clock_that_jumps_is_no_late_start(self, host, monkeypatch):
         serve(host, wanted(host))
         now = time.time()
-        monkeypatch.setattr(service_release.time, "time", lambda: now + 7200)
-        monkeypatch.setattr(service_release.probes, "first_failure", lambda *_: "not yet")
-        seen = host.service.look([{}], 0, 60)
+        monkeypatch.setattr(serving.time, "time", lambda: now + 7200)
+        monkeypatch.setattr(serving.probes, "first_failure", lambda *_: "not yet")
+        seen = serving.poll(host.service, [{}], 0, 60)
         assert (seen["dead"], seen["why"]) == (False, "not yet") and seen["elapsed"] < 60
 
     def test_the_time_to_stop_the_process_before_is_not_its_own(self, host, monkeypatch):
@@ -387,19 +398,19 @@ class TestLook:
 
         def slow(*argv, **options):
             if argv[1] == "restart":
-                monkeypatch.setattr(service_release.time, "monotonic", lambda: now + 30)
+                monkeypatch.setattr(serving.time, "monotonic", lambda: now + 30)
             return usual(*argv, **options)
 
         monkeypatch.setattr(systemd_unit, "run", slow)
-        host.service.start()
-        assert host.service.look([], 0, 20)["elapsed"] < 1
+        serving.start(host.service)
+        assert serving.poll(host.service, [], 0, 20)["elapsed"] < 1
 
     def test_it_does_not_look_past_its_limit(self, host, monkeypatch):
         serve(host, wanted(host))
         host.service.note(since=host.service.state()["since"] - 59.9)
         within = []
-        monkeypatch.setattr(service_release.probes, "first_failure", lambda _, most: within.append(most) or "not yet")
-        seen = host.service.look([{}], 600, 60)
+        monkeypatch.setattr(serving.probes, "first_failure", lambda _, most: within.append(most) or "not yet")
+        seen = serving.poll(host.service, [{}], 600, 60)
         assert (seen["ready"], seen["dead"], seen["why"]) == (False, False, "not yet")
         assert within[0] == 1 and len(within) <= 2
 
@@ -408,21 +419,21 @@ class TestBack:
     def test_the_last_verified_release_comes_back_whole(self, host):
         old, new = wanted(host), wanted(host, text="a: 2\n", version="1.1", name="other.yml")
         serve(host, old)
-        host.service.put(new)
-        host.service.take_away(old, but=new)
+        contents.put(host.service, new)
+        contents.take_away(host.service, old, but=new)
         host.service.note(current=digest(new))
-        assert host.service.back() == digest(old)
-        assert host.service.differences(old) == []
+        assert rollback.go_back(host.service) == digest(old)
+        assert contents.differences(host.service, old) == []
         assert host.systemd.running == digest(old)
         assert not (host.root / "etc/app/other.yml").exists()
 
     def test_the_failed_one_is_kept_until_something_newer_serves(self, host):
         old, bad, new = (wanted(host, version=version) for version in ("1.0", "1.1", "1.2"))
         serve(host, old)
-        host.service.put(bad)
+        contents.put(host.service, bad)
         host.service.note(current=digest(bad), failed=digest(bad))
-        host.service.back()
-        host.service.confirm()
+        rollback.go_back(host.service)
+        rollback.confirm(host.service)
         assert host.service.state()["failed"] == digest(bad)
         assert (host.root / "opt/app/1.1").is_dir() and host.service.release(digest(bad)) == bad
         serve(host, new)
@@ -431,19 +442,19 @@ class TestBack:
     def test_a_service_that_is_not_here_is_named_with_those_that_are(self, host):
         serve(host, wanted(host))
         with pytest.raises(Refused, match="there is no service ap on this host; there are: app"):
-            Service("ap").earlier()
+            rollback.earlier(Service("ap"))
 
     def test_without_an_earlier_one_there_is_no_way_back(self, host):
         serve(host, wanted(host))
         with pytest.raises(Refused, match="no earlier verified release is kept here"):
-            host.service.back()
+            rollback.go_back(host.service)
 
     def test_one_that_is_not_kept_is_refused_with_the_kept_ones(self, host):
         old, new = wanted(host), wanted(host, text="a: 2\n")
         serve(host, old)
         serve(host, new)
         with pytest.raises(Refused, match=f"release nope is not kept here; kept are: {digest(old)}"):
-            host.service.back("nope")
+            rollback.go_back(host.service, "nope")
 
     def test_three_are_kept_and_the_programs_that_none_needs_go(self, host):
         releases = [wanted(host, version=f"1.{number}") for number in range(5)]
@@ -465,7 +476,7 @@ def test_what_a_program_refuses_is_told_without_its_usage(host, tmp_path):
     with pytest.raises(
         Refused, match=r"^app: app refuses /etc/app.yml: app: error: unrecognized arguments: --no-such$"
     ):
-        host.service._ask_program([str(program), "%s"], file, tmp_path, None)
+        checks._ask_program(host.service, [str(program), "%s"], file, tmp_path, None)
 
 
 def test_what_amtool_says_of_a_file_is_told(host, tmp_path):
@@ -479,21 +490,21 @@ def test_what_amtool_says_of_a_file_is_told(host, tmp_path):
     program.chmod(0o755)
     said = "yaml: unmarshal errors: | line 9: field address not found in type config.plain"
     with pytest.raises(Refused, match=f"^app: amtool refuses /etc/app.yml: {said}$".replace("|", r"\|")):
-        host.service._ask_program([str(program), "%s"], {"path": "/etc/app.yml", "content": ""}, tmp_path, None)
+        checks._ask_program(host.service, [str(program), "%s"], {"path": "/etc/app.yml", "content": ""}, tmp_path, None)
 
 
 @pytest.mark.parametrize("mode, told", [("0640", "a: 2"), ("0600", "secret")])
 def test_the_way_back_is_shown_before_it_is_gone(host, mode, told):
     file = {"path": str(host.root / "etc/app/app.yml"), "mode": mode, "owner": "root", "group": "root"}
     for text in ("a: 1\n", "a: 2\n"):
-        serve(host, host.service.build([{**file, "content": text}], [], UNIT))
+        serve(host, contents.build(host.service, [{**file, "content": text}], [], UNIT))
     said = len(host.systemd.said)
-    foreseen = module.dry_run(host.service, {"state": "previous", "release": None})
-    assert foreseen["release"] == host.service.earlier() and foreseen["changed"]
+    foreseen = service_rollback.preview(host.service, {"release": None})
+    assert foreseen["release"] == rollback.earlier(host.service) and foreseen["changed"]
     (shown,) = foreseen["diff"]
     assert told in shown.get("before", shown.get("prepared"))
     assert len(host.systemd.said) == said
-    done = module.act(host.service, {"state": "previous", "release": None, "phase": "apply"})
+    done = service_rollback.change(host.service, {"release": None})
     assert (done["release"], done["diff"]) == (foreseen["release"], foreseen["diff"])
 
 
@@ -505,7 +516,7 @@ class TestLostNotes:
         note = host.service.store / "state.json"
         note.unlink() if text is None else note.write_text(text)
         restarts = host.systemd.said.count("systemctl restart")
-        monkeypatch.setattr(host.service, "build", lambda *_: release)
+        monkeypatch.setattr(contents, "build", lambda *_: release)
         arguments = {
             "files": [],
             "secrets": [],
@@ -519,10 +530,10 @@ class TestLostNotes:
             "before_start": [],
         }
         arguments |= {"user": None, "home": "/", "start_timeout": 60}
-        result = module.apply(host.service, arguments, check_mode=False)
+        result = deploy.deploy(host.service, arguments, check_mode=False)
         assert (result["restarted"], result["await"]) == (None, True)
         assert host.service.state()["current"] == digest(release)
-        host.service.confirm()
+        rollback.confirm(host.service)
         assert host.service.state()["verified"] == [digest(release)]
         assert host.systemd.said.count("systemctl restart") == restarts
 
@@ -531,13 +542,13 @@ class TestRefusal:
     @pytest.mark.parametrize("port", [0, 65536, -1])
     def test_a_number_that_is_no_port(self, host, port):
         with pytest.raises(Refused, match=f"{port} is no TCP port"):
-            host.service.check_ports([port])
+            checks.check_ports(host.service, [port])
 
     def test_a_port_of_another(self, host, monkeypatch):
         monkeypatch.setattr(systemd_unit, "port_holder", lambda port, unit: "nginx (pid 12)" if port == 80 else None)
-        host.service.check_ports([81])
+        checks.check_ports(host.service, [81])
         with pytest.raises(Refused, match=r"app: port 80 is taken by nginx \(pid 12\); stop it or choose another port"):
-            host.service.check_ports([81, 80])
+            checks.check_ports(host.service, [81, 80])
 
     def test_a_second_run_at_the_same_time(self, host):
         with (host.root / "llm-server-app.lock").open("w") as other:
@@ -554,29 +565,29 @@ class TestRemoval:
             {"path": str(host.root / "srv/app"), "owner": "root", "group": "root", "mode": "0755", "keep": False},
             {"path": str(host.root / "srv/data/app"), "owner": "root", "group": "root", "mode": "0750", "keep": keep},
         ):
-            host.service.put_directory(entry)
+            account.put_directory(host.service, entry)
 
     def test_everything_that_was_made_goes_and_the_rest_stays(self, host):
         (host.root / "srv").mkdir()
         (host.root / "srv/mine").write_text("mine")
         self.put_directories(host, keep=False)
         serve(host, wanted(host))
-        assert host.service.remove(purge=False) is True
+        assert removal.remove(host.service, purge=False) is True
         assert sorted(path.name for path in (host.root / "srv").iterdir()) == ["mine"]
         assert not (host.root / "var/lib/llm-server").exists()
         assert not (host.root / "etc/app/app.yml").exists()
         assert not host.service.unit_path.exists()
         assert "systemctl disable" in host.systemd.said
-        assert host.service.remove(purge=False) is False
+        assert removal.remove(host.service, purge=False) is False
 
     def test_data_stays_until_purging_is_asked_for(self, host):
         self.put_directories(host, keep=True)
         serve(host, wanted(host))
         (host.root / "srv/data/app/model").write_text("weights")
-        assert host.service.remove(purge=False) is True
+        assert removal.remove(host.service, purge=False) is True
         assert (host.root / "srv/data/app/model").read_text() == "weights"
-        assert host.service.remove(purge=False) is False
-        assert host.service.remove(purge=True) is True
+        assert removal.remove(host.service, purge=False) is False
+        assert removal.remove(host.service, purge=True) is True
         assert not (host.root / "srv/data").exists()
 
     def test_a_directory_is_noted_before_it_is_made(self, host, monkeypatch):
@@ -601,15 +612,15 @@ class TestRemoval:
 class TestWrite:
     def test_a_reader_never_sees_half_a_file(self, host, monkeypatch):
         path = host.root / "etc/app.yml"
-        service_release.write(path, "old", 0o600)
-        monkeypatch.setattr(service_release.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+        store.write(path, "old", 0o600)
+        monkeypatch.setattr(store.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
-            service_release.write(path, "new", 0o600)
+            store.write(path, "new", 0o600)
         assert path.read_text() == "old"
 
     def test_mode_is_set_before_the_text_is_there(self, host):
         path = host.root / "secret"
-        service_release.write(path, "text", 0o600)
+        store.write(path, "text", 0o600)
         assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -655,13 +666,13 @@ class TestSecrets:
             "files": [{"path": str(host.root / "etc/app/app.yml"), "content": text, "mode": "0640", **here}],
             "secrets": [secret], "links": [], "inputs": {}, "unit": UNIT, "directories": [], "listens": [],
             "trials": [], "probes": [probe], "before_start": [], "user": None, "home": "/", "start_timeout": 60,
-            "state": "present", "phase": "apply", "release": None, **others,
+            "state": "present", "release": None, **others,
         }  # fmt: skip
 
     def run(self, host, verify=True, **change):
-        result = module.act(host.service, self.ask(host, **change))
+        result = service_release.change(host.service, self.ask(host, **change))
         if verify:
-            host.service.confirm()
+            rollback.confirm(host.service)
         return result
 
     def key(self, host):
@@ -696,9 +707,9 @@ class TestSecrets:
     def test_going_back_keeps_the_new_one(self, host):
         self.run(host)
         self.run(host, key=NEW)
-        assert self.run(host, verify=False, key=NEW, text="bad\n")["gives_way"] is True
-        back = module.act(host.service, {**self.ask(host), "phase": "back", "release": host.service.state()["current"]})
-        host.service.confirm()
+        assert self.run(host, verify=False, key=NEW, text="bad\n")["may_roll_back"] is True
+        back = service_step.change(host.service, {"step": "roll_back", "release": host.service.state()["current"]})
+        rollback.confirm(host.service)
         assert (host.root / "etc/app/app.yml").read_text() == "a: 1\n"
         assert self.key(host) == f"KEY={NEW}\n"
         assert host.systemd.running == back["rolled_back_to"] == host.service.state()["current"]
@@ -709,8 +720,8 @@ class TestSecrets:
         self.run(host)
         old = host.service.state()["current"]
         self.run(host, key=NEW, text="a: 2\n")
-        back = module.act(host.service, {"state": "previous", "release": None, "phase": "apply"})
-        host.service.confirm()
+        back = service_rollback.change(host.service, {"release": None})
+        rollback.confirm(host.service)
         assert (host.root / "etc/app/app.yml").read_text() == "a: 1\n"
         assert self.key(host) == f"KEY={NEW}\n"
         assert back["release"] != old, "with another key it is another release"
@@ -722,7 +733,7 @@ class TestSecrets:
         self.run(host, text="a: 2\n")
         for key in ("second", "third", "fourth"):
             self.run(host, key=key, text="a: 2\n")
-        module.act(host.service, {"state": "previous", "release": None, "phase": "apply"})
+        service_rollback.change(host.service, {"release": None})
         assert (host.root / "etc/app/app.yml").read_text() == "a: 1\n"
         assert self.key(host) == "KEY=fourth\n"
 
@@ -730,9 +741,9 @@ class TestSecrets:
         """There is nothing to go back to: the release before differs in its secret alone, and that one is gone."""
         self.run(host)
         result = self.run(host, verify=False, key=NEW)
-        assert (result["gives_way"], result["new_secrets"]) == (False, True)
+        assert (result["may_roll_back"], result["new_secrets"]) == (False, True)
         with pytest.raises(Refused, match="no earlier verified release is kept here"):
-            host.service.earlier()
+            rollback.earlier(host.service)
 
     def settings(self, host, text):
         return [self.ask(host)["secrets"][0] | {"content": text, "plain": ["MODEL", "URL"]}]
@@ -741,10 +752,10 @@ class TestSecrets:
         """A setting may be what is wrong, and stands beside the keys."""
         self.run(host, secrets=self.settings(host, f"MODEL=a\nKEY={OLD}\nURL=http://u:{OLD}@host\nGONE={OLD}\n"))
         result = self.run(host, verify=False, secrets=self.settings(host, f"KEY={NEW}\nMODEL=b\nURL=\nMORE={NEW}\n"))
-        assert (result["gives_way"], result["new_secrets"]) == (True, False)
+        assert (result["may_roll_back"], result["new_secrets"]) == (True, False)
         assert "MODEL=a" in self.stored(host) and OLD not in self.stored(host) and NEW not in self.stored(host)
-        host.service.back()
-        host.service.confirm()
+        rollback.go_back(host.service)
+        rollback.confirm(host.service)
         assert self.key(host) == f"MODEL=a\nKEY={NEW}\nURL=\n"
         text = f"MODEL=a\nKEY={NEW}\nURL=\n"
         assert self.run(host, secrets=self.settings(host, text))["restarted"] is None
@@ -755,7 +766,7 @@ class TestSecrets:
         self.run(host, secrets=self.settings(host, text))
         assert self.run(host, secrets=self.settings(host, text))["changed"] is False
         self.run(host, secrets=self.settings(host, text.replace("MODEL='a", "MODEL='other")))
-        module.act(host.service, {"state": "previous", "release": None, "phase": "apply"})
+        service_rollback.change(host.service, {"release": None})
         assert self.key(host) == text
 
     def test_a_file_of_secrets_that_cannot_be_read_line_by_line_is_refused(self, host):
@@ -771,7 +782,7 @@ class TestSecrets:
         again = [self.ask(host)["secrets"][0] | {"content": f"{OLD}=x\n{OLD}", **whole}]
         assert self.run(host, secrets=again, probes=[])["restarted"] is None
         self.run(host, secrets=[again[0] | {"content": NEW}], text="b\n", probes=[])
-        host.service.back()
+        rollback.go_back(host.service)
         assert (host.root / "etc/app/env").read_text() == NEW
 
     def test_a_secret_that_is_gone_is_named(self, host):
@@ -779,7 +790,7 @@ class TestSecrets:
         self.run(host, text="a: 2\n")
         (host.root / "etc/app/env").unlink()
         with pytest.raises(Refused, match="etc/app/env is gone, and no release keeps a secret"):
-            host.service.back()
+            rollback.go_back(host.service)
 
     def test_a_secret_that_moved_stays_until_no_kept_release_needs_it(self, host):
         self.run(host)
@@ -790,27 +801,27 @@ class TestSecrets:
             self.run(host, secrets=[moved], text=f"{number}\n")
         assert not (host.root / "etc/app/env").exists()
         assert (host.root / "etc/other/env").exists()
-        assert host.service.remove(purge=True)
+        assert removal.remove(host.service, purge=True)
         assert not (host.root / "etc/other/env").exists()
 
     def put_as_before(self, host, text="a: 1\n", key=OLD):
         """Have a release that serves, stored as it was before secrets were kept out; return its name."""
         asked = self.ask(host, key, text)
-        release = host.service.build([*asked["files"], *asked["secrets"]], [], UNIT)
+        release = contents.build(host.service, [*asked["files"], *asked["secrets"]], [], UNIT)
         name = digest(release)
         serve(host, release)
         stored = {key: release[key] for key in ("files", "links", "unit")}
         (host.service.store / f"releases/{name}.json").write_text(json.dumps(stored))
         probe = {"http": {"url": "http://127.0.0.1:9/", "bearer": key}, "models": None}
         proof = {"probes": [probe], "start_timeout": 60}
-        service_release.write(host.service.store / f"probes/{name}.json", json.dumps(proof), 0o600)
+        store.write(host.service.store / f"probes/{name}.json", json.dumps(proof), 0o600)
         return name
 
     def test_a_store_of_before_is_cleaned_and_nothing_is_restarted(self, host, monkeypatch):
-        monkeypatch.setattr(module, "first_failure", lambda _: None)
+        monkeypatch.setattr(deploy, "first_failure", lambda _: None)
         older, running = self.put_as_before(host, text="a: 0\n"), self.put_as_before(host)
         assert OLD in self.stored(host)
-        foreseen = module.dry_run(host.service, self.ask(host))
+        foreseen = service_release.preview(host.service, self.ask(host))
         assert OLD in self.stored(host), "check mode writes nothing"
         said = list(host.systemd.said)
         result = self.run(host, verify=False)
@@ -823,7 +834,7 @@ class TestSecrets:
         again = self.run(host, verify=False)
         assert (again["changed"], again["restarted"]) == (False, None)
         assert host.systemd.running == running, "the process still says the name that it was started with"
-        module.act(host.service, {"state": "previous", "release": None, "phase": "apply"})
+        service_rollback.change(host.service, {"release": None})
         probes = host.service.proof_of(host.service.state()["current"])["probes"]
         assert probes[0]["http"]["bearer_file"] == str(host.root / "etc/app/env")
         assert (host.root / "etc/app/app.yml").read_text() == "a: 0\n"
@@ -831,7 +842,7 @@ class TestSecrets:
     def test_going_back_in_a_store_of_before_keeps_the_new_one(self, host):
         self.put_as_before(host, text="a: 0\n")
         self.put_as_before(host, key=NEW)
-        module.act(host.service, {"state": "previous", "release": None, "phase": "apply"})
+        service_rollback.change(host.service, {"release": None})
         assert (host.root / "etc/app/app.yml").read_text() == "a: 0\n"
         assert self.key(host) == f"KEY={NEW}\n"
         assert OLD not in self.stored(host) and NEW not in self.stored(host)
@@ -852,7 +863,7 @@ class TestSecrets:
         assert self.run(host)["restarted"] == "changed: input 'files of the model'"
 
     def test_more_time_to_start_changes_nothing_but_is_kept(self, host, monkeypatch):
-        monkeypatch.setattr(module, "first_failure", lambda _: None)
+        monkeypatch.setattr(deploy, "first_failure", lambda _: None)
         self.run(host)
         result = self.run(host, verify=False, start_timeout=900)
         assert (result["changed"], result["restarted"], result["await"]) == (False, None, False)
@@ -869,29 +880,29 @@ class TestBeforeStart:
     def held(self, host, monkeypatch):
         """The GPU's memory is held by somebody, until `held` is cleared."""
         holder = ["GPU 0 has 1 MiB free"]
-        monkeypatch.setattr(service_release, "BEFORE_START_TIMEOUT", 0)
-        monkeypatch.setattr(service_release.probes, "first_failure", lambda *_: holder[0] if holder else None)
+        monkeypatch.setattr(serving, "BEFORE_START_TIMEOUT", 0)
+        monkeypatch.setattr(serving.probes, "first_failure", lambda *_: holder[0] if holder else None)
         return holder
 
     def test_it_is_asked_after_the_process_before_has_left(self, host, held):
         held.clear()
         serve(host, wanted(host))
         said = len(host.systemd.said)
-        host.service.start(CONDITION)
+        serving.start(host.service, CONDITION)
         assert [line for line in host.systemd.said[said:] if line != "systemctl reset-failed"] == [
             "systemctl stop", "journalctl --lines", "systemctl restart",
         ]  # fmt: skip
 
     def test_without_one_the_service_is_restarted_in_one_step(self, host):
         serve(host, wanted(host))
-        host.service.start()
+        serving.start(host.service)
         assert "systemctl stop" not in host.systemd.said
 
     def test_nothing_is_started_where_it_does_not_hold(self, host, held):
         serve(host, wanted(host))
         restarts = host.systemd.said.count("systemctl restart")
-        host.service.start(CONDITION)
-        seen = host.service.look([], 0, 60)
+        serving.start(host.service, CONDITION)
+        seen = serving.poll(host.service, [], 0, 60)
         assert host.systemd.said.count("systemctl restart") == restarts
         assert (seen["dead"], seen["why"]) == (True, "GPU 0 has 1 MiB free after 0 s")
 
@@ -899,13 +910,13 @@ class TestBeforeStart:
         old, new = wanted(host), wanted(host, text="a: 2\n")
         serve(host, old)
         host.service.store_proof(digest(old), {"probes": [], "before_start": CONDITION, "start_timeout": 60})
-        host.service.put(new)
+        contents.put(host.service, new)
         host.service.note(current=digest(new))
-        assert host.service.back() == host.systemd.running
+        assert rollback.go_back(host.service) == host.systemd.running
         held.clear()
-        assert host.service.look([], 0, 60)["ready"] is True
+        assert serving.poll(host.service, [], 0, 60)["ready"] is True
         host.systemd.dead = True
-        assert host.service.look([], 0, 60)["why"] == "GPU 0 has 1 MiB free after 0 s"
+        assert serving.poll(host.service, [], 0, 60)["why"] == "GPU 0 has 1 MiB free after 0 s"
 
 
 class TestLeftovers:
@@ -918,7 +929,8 @@ class TestLeftovers:
         return place
 
     def release(self, host, place, text="a: 1\n"):
-        return host.service.build(
+        return contents.build(
+            host.service,
             [
                 {
                     "path": str(host.root / "etc/app.yml"),
@@ -936,7 +948,7 @@ class TestLeftovers:
         older = self.build(host, "older")
         serve(host, self.release(host, older))
         newer, refused = self.build(host, "newer"), self.build(host, "refused")
-        assert host.service.leftovers([self.release(host, newer)]) == [refused]
+        assert rollback.unused_builds(host.service, [self.release(host, newer)]) == [refused]
         serve(host, self.release(host, newer))
         assert older.exists() and newer.exists() and not refused.exists()
 
@@ -957,10 +969,10 @@ class TestLeftovers:
             place.mkdir(exist_ok=True)
             (place / ".environment.json").touch()
             bad = self.release(host, place)
-            host.service.put(bad)
+            contents.put(host.service, bad)
             host.service.note(current=digest(bad), failed=digest(bad))
-            host.service.back()
-            host.service.confirm()
+            rollback.go_back(host.service)
+            rollback.confirm(host.service)
         assert [path.name for path in (good, first, second) if path.exists()] == ["good", "second"]
 
     def test_what_others_put_there_or_use_stays(self, host):
@@ -973,17 +985,17 @@ class TestLeftovers:
         assert others.exists() and foreign.exists()
 
     def test_a_run_that_changes_nothing_else_takes_it_away_and_says_so(self, host, monkeypatch):
-        monkeypatch.setattr(module, "first_failure", lambda _: None)
+        monkeypatch.setattr(deploy, "first_failure", lambda _: None)
         good = self.build(host, "good")
         release = self.release(host, good)
         serve(host, release)
-        monkeypatch.setattr(host.service, "build", lambda *_: release)
+        monkeypatch.setattr(contents, "build", lambda *_: release)
         refused = self.build(host, "refused")
-        asked = {"state": "present", "phase": "apply", "user": None, "home": "/", "start_timeout": 60}
+        asked = {"state": "present", "user": None, "home": "/", "start_timeout": 60}
         asked |= {"files": [], "secrets": [], "links": [], "unit": UNIT, "inputs": {}, "directories": [], "listens": []}
         asked |= {"probes": [], "before_start": [], "trials": []}
-        assert module.dry_run(host.service, asked)["changed"] is True and refused.exists()
-        result = module.act(host.service, asked)
+        assert service_release.preview(host.service, asked)["changed"] is True and refused.exists()
+        result = service_release.change(host.service, asked)
         assert (result["changed"], result["restarted"]) == (True, None)
         assert good.exists() and not refused.exists()
-        assert module.act(host.service, asked)["changed"] is False
+        assert service_release.change(host.service, asked)["changed"] is False

@@ -2,16 +2,16 @@
 
 import pytest
 
-from plugins.module_utils.release import service_release
+from plugins.module_utils.release import account, removal, store, systemd_unit
 
 
 @pytest.fixture
 def service(tmp_path, tmp_path_factory, monkeypatch):
     """A service with a directory that holds data below it, a log directory, and parents that it made."""
-    monkeypatch.setattr(service_release, "STORE", tmp_path / "var/llm-server/services")
-    monkeypatch.setattr(service_release, "UNITS", tmp_path / "units")
-    monkeypatch.setattr(service_release, "LOCKS", tmp_path_factory.mktemp("run"))
-    made = service_release.Service("thing")
+    monkeypatch.setattr(store, "STORE", tmp_path / "var/llm-server/services")
+    monkeypatch.setattr(store, "UNITS", tmp_path / "units")
+    monkeypatch.setattr(store, "LOCKS", tmp_path_factory.mktemp("run"))
+    made = store.Service("thing")
     root = tmp_path / "srv/root"
     declared = [(root, False), (root / "program", False), (root / "data", True), (tmp_path / "log/deep", True)]
     entries = [{"path": str(tmp_path / name), "keep": False, "declared": False} for name in ("srv", "log")]
@@ -26,7 +26,7 @@ def service(tmp_path, tmp_path_factory, monkeypatch):
 
 def remove(service, purge=False):
     with service.lock():
-        return service.remove(purge)
+        return removal.remove(service, purge)
 
 
 def test_data_below_a_directory_that_goes_stays(service, tmp_path):
@@ -40,9 +40,9 @@ def test_a_second_removal_changes_nothing_and_a_later_purge_takes_the_rest(servi
     (tmp_path / "srv/root/data/file").touch()
     (tmp_path / "log/deep/file").touch()
     assert remove(service)
-    assert not service.removable(purge=False)
+    assert not removal.removable(service, purge=False)
     assert not remove(service)
-    assert service.removable(purge=True)
+    assert removal.removable(service, purge=True)
     assert remove(service, purge=True)
     assert not (tmp_path / "srv").exists()
     assert not (tmp_path / "log").exists()
@@ -63,7 +63,7 @@ def test_what_others_put_into_a_parent_stays(service, tmp_path):
 @pytest.fixture
 def other(service):
     """A second service that lives in what the first one made."""
-    made = service_release.Service("other")
+    made = store.Service("other")
     with made.lock():
         made.note(created={"user": None, "directories": []})
     return made
@@ -71,7 +71,7 @@ def other(service):
 
 def test_what_another_service_needs_becomes_its_own(service, other, tmp_path):
     with other.lock():
-        other.need("nobody", [{"path": str(tmp_path / "srv/root/program")}])
+        account.need(other, "nobody", [{"path": str(tmp_path / "srv/root/program")}])
     assert remove(service, purge=True)
     assert (tmp_path / "srv/root/program/file").exists()
     assert not (tmp_path / "srv/root/data").exists()
@@ -83,11 +83,11 @@ def test_what_another_service_needs_becomes_its_own(service, other, tmp_path):
 
 def test_a_user_that_another_service_runs_as_stays_and_goes_with_it(service, other, monkeypatch):
     ran = []
-    monkeypatch.setattr(service_release.systemd_unit, "run", lambda *argv, **_: ran.append(argv))
+    monkeypatch.setattr(systemd_unit, "run", lambda *argv, **_: ran.append(argv))
     with service.lock():
         service.note(created={"user": "nobody", "group": "nobody", "directories": []})
     with other.lock():
-        other.need("nobody", [])
+        account.need(other, "nobody", [])
     assert not remove(service, purge=True)
     assert ("userdel", "nobody") not in ran
     assert other.state()["created"]["user"] == "nobody"

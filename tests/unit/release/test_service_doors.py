@@ -1,0 +1,158 @@
+"""The modules of a service: what each does with its arguments, and what a step refuses."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from plugins.module_utils.release import account, deploy, door, serving, store
+from plugins.module_utils.release.description import Refused
+from plugins.modules import service_account, service_drain, service_release, service_rollback, service_step
+
+
+@pytest.fixture
+def service(tmp_path, monkeypatch):
+    """A service of a host below ``tmp_path``, without a release yet."""
+    monkeypatch.setattr(store, "STORE", tmp_path / "services")
+    monkeypatch.setattr(store, "LOCKS", tmp_path / "locks")
+    monkeypatch.setattr(store.shutil, "chown", lambda *_: None)
+    (tmp_path / "locks").mkdir()
+    return store.Service("app")
+
+
+class Module:
+    """An `AnsibleModule` whose end is an exception with the result."""
+
+    class Ended(Exception):
+        pass
+
+    def __init__(self, check_mode=False, **params):
+        self.params, self.check_mode, self.warned = {"name": "app", **params}, check_mode, []
+        self.warn = self.warned.append
+
+    def exit_json(self, **result):
+        raise self.Ended(result)
+
+    def fail_json(self, **result):
+        raise self.Ended({"failed": True, **result})
+
+
+def end(module, *work, **options) -> dict:
+    with pytest.raises(Module.Ended) as ended:
+        door.run(module, *work, **options)
+    return ended.value.args[0]
+
+
+def test_a_change_holds_the_lock_and_a_preview_does_not(service, tmp_path):
+    lock = tmp_path / "locks/llm-server-app.lock"
+    works = [lambda *_: {"did": "preview", "lock": lock.exists()}, lambda *_: {"did": "change", "lock": lock.exists()}]
+    assert end(Module(check_mode=True), *works) == {"did": "preview", "lock": False}
+    assert end(Module(), *works) == {"did": "change", "lock": True}
+
+
+def test_what_is_refused_is_one_sentence_and_what_others_added_is_a_warning(service):
+    def refuse(*_):
+        raise Refused("app: no")
+
+    assert end(Module(), refuse, refuse) == {"failed": True, "msg": "app: no"}
+    module = Module()
+    assert end(module, refuse, lambda *_: {"changed": False, "besides": ["x adds to app.service"]}) == {
+        "changed": False
+    }
+    assert module.warned == ["app: x adds to app.service; it is left as it is"]
+
+
+@pytest.mark.parametrize("name", ["", "../app", "a b"])
+def test_a_name_that_is_none(service, name):
+    result = end(Module(name=name), dict, dict)
+    assert result["failed"] and "it must be a service's" in result["msg"]
+
+
+def test_a_rollback_of_a_service_that_is_not_here_leaves_no_lock(service, tmp_path):
+    module = Module(release=None)
+    result = end(module, service_rollback.preview, service_rollback.change, before=service_rollback.target)
+    assert "there is no service app on this host" in result["msg"]
+    assert not any((tmp_path / "locks").iterdir())
+
+
+def test_user_and_directories_exist_before_a_release(service, tmp_path, monkeypatch):
+    added = []
+    monkeypatch.setattr(account, "accounts", lambda: {"root", *added})
+    monkeypatch.setattr(account, "add_user", lambda _, user, home: added.append(user))
+    here = {"path": str(tmp_path / "srv/app"), "owner": "root", "group": "root", "mode": "0750", "keep": False}
+    wanted = {"user": "app", "groups": [], "home": "/nonexistent", "directories": [here]}
+    assert service_account.preview(service, wanted)["changed"] and not (tmp_path / "srv").exists()
+    assert service_account.change(service, wanted)["changed"]
+    assert added == ["app"] and (tmp_path / "srv/app").stat().st_mode & 0o777 == 0o750
+    assert service.state()["needs"] == {"user": "app", "directories": [here["path"]]}
+    monkeypatch.setattr(account.contents, "attributes", lambda _: ("0750", "root", "root"))
+    assert not service_account.preview(service, wanted)["changed"]
+    assert not service_account.change(service, wanted)["changed"]
+
+
+def test_a_drained_host_is_recorded_once(service):
+    with pytest.raises(Refused, match="app is not on this host"):
+        service_drain.change(service, {})
+    service.note(current="abc")
+    assert service_drain.preview(service, {}) == {"changed": True}
+    assert [service_drain.change(service, {})["changed"] for _ in range(2)] == [True, False]
+    assert service_step.change(service, {"step": "restore"}) == {"changed": True}
+    assert not service.state()["out"]
+
+
+@pytest.mark.parametrize("step", ["poll", "confirm", "roll_back"])
+def test_a_step_about_the_release_of_another_run_is_refused(service, step):
+    service.note(current="theirs")
+    with pytest.raises(Refused, match="another run changed this service meanwhile"):
+        service_step.change(service, {"step": step, "release": "mine"})
+
+
+class TestPreview:
+    @pytest.fixture
+    def wanted(self, monkeypatch):
+        """The arguments of the step; ``tried`` has the trials that ran, ``restart`` what the deployment foresees."""
+        there = SimpleNamespace(tried=[], restart="changed: /etc/app")
+        monkeypatch.setattr(deploy, "deploy", lambda *_, check_mode: {"restarted": there.restart, "changed": True})
+        monkeypatch.setattr(deploy, "wanted_release", lambda *_: {})
+        monkeypatch.setattr(service_step.checks, "try_out", lambda *asked: there.tried.append(asked[2]))
+        there.arguments = {"step": "preview", "state": "present", "user": None, "trials": ["a trial"]}
+        return there
+
+    def test_an_interruption_is_tried_first(self, service, wanted):
+        service.note(current="abc", verified=["abc"])
+        assert service_step.change(service, wanted.arguments) == {"changed": False, "interrupts": True}
+        assert wanted.tried == [["a trial"]]
+
+    @pytest.mark.parametrize(("verified", "restart"), [([], "it was not running"), (["abc"], None)])
+    def test_nothing_that_serves_is_interrupted(self, service, wanted, verified, restart):
+        service.note(current="abc", verified=verified)
+        wanted.restart = restart
+        assert service_step.change(service, wanted.arguments)["interrupts"] is False
+        assert wanted.tried == []
+
+    def test_a_rollback_to_nothing_is_refused_before_the_host_is_drained(self, service, wanted):
+        service.note(current="abc", verified=["abc"])
+        with pytest.raises(Refused, match="no earlier verified release is kept here"):
+            service_step.change(service, {"step": "preview", "state": "previous", "release": None})
+
+    def test_a_removal_interrupts_what_serves(self, service, wanted, monkeypatch):
+        monkeypatch.setattr(service_step.removal, "removable", lambda *_: True)
+        service.note(current="abc", verified=["abc"])
+        asked = {**wanted.arguments, "state": "absent", "purge": False}
+        assert service_step.change(service, asked)["interrupts"] is True
+
+
+def test_a_failed_release_without_an_earlier_one_is_stopped(service, monkeypatch):
+    stopped = []
+    monkeypatch.setattr(serving, "stop", stopped.append)
+    service.note(current="bad")
+    told = service_step.change(service, {"step": "roll_back", "release": "bad"})
+    assert told == {"changed": True, "rolled_back_to": None} and stopped == [service]
+    assert service.state()["failed"] == "bad"
+
+
+def test_the_doors_share_their_arguments():
+    for each in (service_release.ARGUMENTS, service_step.ARGUMENTS):
+        assert set(service_rollback.ARGUMENTS) - {"drain_command", "restore_command", "release"} <= set(each)
+    assert "drain_command" not in service_step.ARGUMENTS
