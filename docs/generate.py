@@ -18,6 +18,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- variables: written by docs/generate.py from meta/argument_specs.yml -->"
 END = "<!-- end of variables -->"
+# The default of a version; see newest_version in plugins/filter/releases.py.
+NEWEST = re.compile(r"\{\{ __\w+_checksums \| llm\.server\.newest_version \}\}")
 
 
 def specification(role: str) -> dict[str, Any]:
@@ -67,6 +69,8 @@ def default(option: dict[str, Any]) -> str:
         return ""
     value = option["default"]
     text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    if NEWEST.fullmatch(text):
+        return "newest in the table"
     return f"`{text.strip()}`".replace("|", r"\|").replace("\n", " ")
 
 
