@@ -46,10 +46,8 @@ class ActionModule(ActionBase):
             valid_roles |= set() if wrong else {role}
         roles = [*self._task.args.get("roles", []), *sorted({engines.ROLES[one["kind"]] for one in resolved})]
         problems += self._misspelt(roles, task_vars)
-        # Options and rules of the task itself, for variables that no role has.
-        problems += self._option_problems(
-            self._task.args.get("options", {}), self._task.args.get("rules", []), task_vars
-        )
+        own = self._task.args.get("options", {}), self._task.args.get("rules", [])
+        problems += self._option_problems(*own, task_vars)
         problems += self._port_problems(self._ports(values, resolved))
         if resolved and not found:
             asked = engines.asked(resolved, str(values.get("ai_server_vllm_base_url", "")))
