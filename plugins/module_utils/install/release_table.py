@@ -1,6 +1,6 @@
 """Checksum tables of released programs: ``{version: {architecture: "sha256:…"}}``, by version.
 
-Plain Python, tested alone. Versions are compared as numbers (1.10.2 is newer than 1.9.1), by the rules of PEP 440.
+Plain Python, tested alone. Versions are compared as numbers (1.10.3 is newer than 1.9.1), by the rules of PEP 440.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def parsed(version: str) -> Version:
     try:
         return Version(str(version))
     except InvalidVersion:
-        raise ValueError(f"{version} is not a version, such as 1.10.2; correct it in the checksum table.") from None
+        raise ValueError(f"{version} is not a version, such as 1.10.3; correct it in the checksum table.") from None
 
 
 def newest_first(versions: Iterable[str]) -> list[str]:

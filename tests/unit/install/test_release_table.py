@@ -17,10 +17,10 @@ ROLES = Path(__file__).resolve().parents[3] / "roles"
 @pytest.mark.parametrize(
     ("versions", "newest"),
     [
-        (["1.8.2", "1.9.1", "1.10.2"], "1.10.2"),
-        (["1.10.2", "1.9.0"], "1.10.2"),
-        (["3.5.4"], "3.5.4"),
-        (["1.22.12", "1.23.2", "1.23.12"], "1.23.12"),
+        (["1.8.2", "1.9.1", "1.10.3"], "1.10.3"),
+        (["1.10.3", "1.9.0"], "1.10.3"),
+        (["2.0.1"], "2.0.1"),
+        (["1.22.12", "1.23.2", "1.23.10"], "1.23.10"),
         (["1.0-1", "1.1-1"], "1.1-1"),
         # A pre-release is never the default.
         (["0.27.0", "0.28.0-rc.0"], "0.27.0"),
@@ -34,7 +34,7 @@ def test_versions_are_compared_as_numbers(versions, newest):
 
 
 def test_newest_first():
-    assert release_table.newest_first(["1.9.0", "1.10.2", "1.11.0-rc.0", "1.8.2"]) == ["1.10.2", "1.9.0", "1.8.2"]
+    assert release_table.newest_first(["1.9.0", "1.10.3", "1.11.0-rc.0", "1.8.2"]) == ["1.10.3", "1.9.0", "1.8.2"]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_newest_first():
     [
         ({}, "The checksum table has no release (known: none); add one, or set the role's version."),
         ({"1.0.0-rc.1": {}}, "no release (known: 1.0.0-rc.1)"),
-        ({"1.0.0": {}, "latest": {}}, "latest is not a version, such as 1.10.2; correct it in the checksum table."),
+        ({"1.0.0": {}, "latest": {}}, "latest is not a version, such as 1.10.3; correct it in the checksum table."),
     ],
 )
 def test_a_table_without_a_release_is_one_sentence(table, sentence):
