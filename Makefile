@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help venv check test test-all demo demo-down demo-gcp plan ask plan-score diagnosis diagnosis-score bench \
-	gpu-check drill drill-quick lock dashboards pictures docs site clean
+	gpu-check drill drill-quick lock dashboards pictures docs site clean bump
 
 PYTHON := .venv/bin/python
 LOCK := requirements/dev.txt
@@ -56,6 +56,10 @@ diagnosis: venv ## Say what a saved log, `docker inspect` or `kubectl describe` 
 
 diagnosis-score: venv ## Score the diagnosis against failures whose cause is known (DATA=FILE)
 	@$(PYTHON) tests/diagnosis_score.py $(DATA)
+
+bump: venv ## Add a release to a program's checksum table (PROGRAM=promtail VERSION=3.5.5, MIRROR=http://…)
+	@test -n "$(PROGRAM)" -a -n "$(VERSION)" || { echo "Name both: make bump PROGRAM=promtail VERSION=3.5.5" >&2; exit 2; }
+	@$(PYTHON) -m lab.bump "$(PROGRAM)" "$(VERSION)" $(if $(MIRROR),--mirror "$(MIRROR)")
 
 drill: venv ## Do to servers whatever could break one (SEED=7 repeats the random choices, BED=fleet is one part)
 	@$(PYTHON) -m lab drill $(if $(SEED),--seed $(SEED)) $(if $(BED),--bed $(BED))

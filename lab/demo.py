@@ -75,6 +75,7 @@ def facts(booted: dict, offered: dict) -> dict:
         "engines": ENGINES,
         "services": {"mirror": offered["mirror"], "slack": offered["slack"]},
         "checksums": sums,
+        "versions": offered["versions"],
         "uv_cache": machine.SHARED_UV_CACHE,
         "vllm_wheel": offered["vllm_wheel"],
         "secrets": {name: earlier.get(name) or secrets.token_hex(24) for name in names},

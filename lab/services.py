@@ -148,7 +148,7 @@ def refusal(url: str) -> str | None:
 
 
 def describe() -> dict[str, Any]:
-    """Return the addresses of mirror (see lab/mirror.py for its paths), hub, Loki, the machine, and the programs."""
+    """Return the addresses of mirror (its paths: lab/mirror.py), hub, Loki, machine; programs and newest versions."""
     there = machine.describe(NAME)
     address = there["address"]
 
@@ -172,6 +172,7 @@ def describe() -> dict[str, Any]:
         },
         "machine": there,
         "programs": builds.listing(),
+        "versions": builds.newest(),
     }
 
 

@@ -26,7 +26,7 @@ from lab.latency import Link
 from lab.playbook import Outcome
 
 BASE = "lab/tiny-llama"
-OLDER = "1.8.2"  # of node_exporter: what the broken downloads are of
+OLDER = builds.older("node_exporter")  # what the broken downloads are of
 WORDS = "/var/log/drill"  # of the virtual machine: a file there tells a line that is sent twice
 ASKED = f"import glob, json; print(sum(json.load(open(path))['asked'] for path in glob.glob('{HOME}/caller-*.json')))"
 UNITS = ("vllm", "ai-server", "node_exporter", "promtail")

@@ -11,7 +11,7 @@ from ansible.utils.vars import load_extra_vars
 
 from ..module_utils.engines import engines
 from ..module_utils.quiet_module import without_credentials
-from ..module_utils.role_variables import kind_problems, typed
+from ..module_utils.role_variables import SHARED, SHARED_RULES, kind_problems, typed
 from ..plugin_utils.roles import SPECS, read
 
 VALIDATED = "llm_server_validated"  # fact: fingerprints of what was validated in this run
@@ -33,6 +33,11 @@ class ActionModule(ActionBase):
         self.valid: list[str] = []
         if self._validated_before(task_vars):
             return {**result, "changed": False, "problems": []}
+        if self._task.args.get("only") is None:
+            found = self._option_problems(SHARED, SHARED_RULES, task_vars)
+            problems += found
+            # Reported once, not again for the variable of each role whose default it is.
+            task_vars = {**task_vars, **dict.fromkeys(SHARED, "")} if found else task_vars
         resolved, found = self._engines(task_vars)
         problems += found
         if resolved and not found and not self._task.args.get("only"):
@@ -44,7 +49,8 @@ class ActionModule(ActionBase):
             valid_roles |= set() if wrong else {role}
         roles = [*self._task.args.get("roles", []), *sorted({engines.ROLES[one["kind"]] for one in resolved})]
         problems += self._misspelt(roles, task_vars)
-        problems += self._check_own_options(task_vars)
+        own = self._task.args.get("options", {}), self._task.args.get("rules", [])
+        problems += self._option_problems(*own, task_vars)
         problems += self._port_problems(self._ports(values, resolved))
         if resolved and not found:
             asked = engines.asked(resolved, str(values.get("ai_server_vllm_base_url", "")))
@@ -83,7 +89,7 @@ class ActionModule(ActionBase):
         It is a hash with a key of this run, and so says nothing about a secret.
         """
         written = {**read(role, "defaults/main.yml", self._loader), **task_vars}
-        variables = [(name, repr(written.get(name))) for name in sorted(SPECS[role])]
+        variables = [(name, repr(written.get(name))) for name in sorted({*SPECS[role], *SHARED})]
         facts = sorted(set(task_vars.get("ansible_facts", {})) - {VALIDATED})
         return f"{role} {hash((tuple(variables), tuple(facts))):x}"
 
@@ -137,18 +143,21 @@ class ActionModule(ActionBase):
         """Return a sentence for each unknown variable with almost the name of a role's: it would have no effect."""
         known = {name for options in SPECS.values() for name in options}
         own = tuple(f"{role}_" for role in roles)
-        unknown = [name for name in task_vars if own and str(name).startswith(own) and name not in known]
-        near = {name: difflib.get_close_matches(name, known, 1, SIMILARITY) for name in sorted(unknown)}
+        unknown = [str(name) for name in task_vars if name not in known]
+        near = {
+            name: difflib.get_close_matches(name, known if own and name.startswith(own) else SHARED, 1, SIMILARITY)
+            for name in sorted(set(unknown) - SHARED.keys())
+        }
         return [
             f"Unknown variable {name}; did you mean {found[0]}? Correct the name or take it out."
             for name, found in near.items()
             if found
         ]
 
-    def _check_own_options(self, task_vars: dict) -> list[str]:
-        """Return the problems of the variables that the task declares itself because no role has them."""
-        values, problems = self._typed(self._task.args.get("options", {}), task_vars)
-        rules = [rule for rule in self._task.args.get("rules", []) if rule["variable"] in values]
+    def _option_problems(self, options: dict, rules: list[dict], task_vars: dict) -> list[str]:
+        """Return the problems of variables that belong to no role, by their options and the rules with a kind."""
+        values, problems = self._typed(options, task_vars)
+        rules = [rule for rule in rules if rule["variable"] in values]
         return problems + [text for found in self._kind_violations(rules, values).values() for text in found]
 
     def _check_role(self, role: str, task_vars: dict, all_defaults: dict, all_values: dict) -> list[str]:

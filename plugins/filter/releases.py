@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 
 from ansible.errors import AnsibleFilterError
 
+from ..module_utils.install import release_table
+
 
 def mirrored(url: str, base: str | None) -> str:
     """Return ``url``, or its place below the mirror ``base``: ``<base>/<host>/<path>``.
@@ -36,6 +38,17 @@ def checksum_of(table: dict, version: str, architecture: str, variable: str) -> 
     return table[version][architecture]
 
 
+def newest_version(table: dict) -> str:
+    """Return the newest version of a checksum table (see ``checksum_of``) that is not a pre-release.
+
+    Raises an error for a table without a release, and for a key that is not a version.
+    """
+    try:
+        return release_table.newest(table)
+    except ValueError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
 class FilterModule:
     def filters(self):
-        return {"mirrored": mirrored, "checksum_of": checksum_of}
+        return {"mirrored": mirrored, "checksum_of": checksum_of, "newest_version": newest_version}

@@ -36,6 +36,9 @@ INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 ARGUMENT = re.compile(r"-{0,2}[A-Za-z][\w.-]*", re.ASCII)
 MEMORY_MAX = re.compile(r"infinity|[1-9]\d*[KMGT]?|(100|[1-9]\d?)%")
+# Variables of the inventory that are a default in several roles: {name: argument spec}, and their rules.
+SHARED = {"download_mirror": {"type": "str"}}
+SHARED_RULES = [{"variable": "download_mirror", "kind": "url", "optional": True}]
 ENGINE_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 

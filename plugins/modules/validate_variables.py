@@ -15,6 +15,8 @@ description:
     A rule with C(that) and C(fail_msg) is for combinations of variables.
   - A variable that an argument spec marks with C(no_log) is a secret. It must be text as it was written and is never
     shown; neither are users and passwords in addresses.
+  - A variable of the inventory that is the default of several roles, such as C(download_mirror), is checked with every
+    role and reported once.
   - A secret that cannot be decrypted is reported here instead of failing where it is first used.
   - Runs on the controller; does not connect to the host.
 author: The llm-server maintainers (@llm-server)

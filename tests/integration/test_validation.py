@@ -60,6 +60,50 @@ def test_no_credentials_of_an_address_are_told():
     )
 
 
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        (
+            {"download_mirror": "mirror.example/files"},
+            'download_mirror is "mirror.example/files"; it must be an http(s) address, such as http://host.example:3100.',
+        ),
+        ({"download_mirror": None}, "download_mirror has no value (null); give it one, or take it out."),
+        (
+            {"download_miror": "http://mirror.example"},
+            "Unknown variable download_miror; did you mean download_mirror? Correct the name or take it out.",
+        ),
+    ],
+)
+def test_the_mirror_of_all_roles_is_one_sentence(variables, problem, tmp_path):
+    code, problems = validate(variables)
+    assert (code != 0, problems) == (True, [problem])
+    # Also where a role runs alone.
+    role = [{"hosts": "localhost", "gather_facts": False, "roles": ["llm.server.node_exporter"]}]
+    (tmp_path / "role.yml").write_text(yaml.safe_dump(role))
+    done = playbook(str(tmp_path / "role.yml"), {**HERE, **variables}, "--tags", "preflight", inventory="localhost,")
+    assert done.returncode != 0
+    assert done.stdout.count(problem.replace('"', '\\"')) + done.stdout.count(problem) >= 1, done.stdout + done.stderr
+    assert "node_exporter_mirror" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, ""),
+        ({"download_mirror": "http://all.example"}, "http://all.example"),
+        ({"download_mirror": "http://all.example", "node_exporter_mirror": "http://own.example"}, "http://own.example"),
+        ({"download_mirror": "http://all.example", "node_exporter_mirror": ""}, ""),
+    ],
+)
+def test_a_roles_own_mirror_wins(variables, expected, tmp_path):
+    show = {"ansible.builtin.debug": {"msg": "mirror: <{{ node_exporter_mirror }}>"}}
+    own = "{{ 'roles/node_exporter/defaults/main.yml' | llm.server.own_path }}"
+    play = [{"hosts": "localhost", "gather_facts": False, "vars_files": [own], "tasks": [show]}]
+    (tmp_path / "show.yml").write_text(yaml.safe_dump(play))
+    done = playbook(str(tmp_path / "show.yml"), {**HERE, **variables}, inventory="localhost,")
+    assert f"mirror: <{expected}>" in done.stdout, done.stdout + done.stderr
+
+
 def test_where_traces_go_is_looked_at():
     secret = {
         "ai_server_otlp_headers": "authorization=Bearer canary",

@@ -6,8 +6,11 @@ import concurrent.futures
 
 import pytest
 
+from lab import builds
+
 METRICS = "http://127.0.0.1:9100/metrics"
 RELEASES = "/github.com/prometheus/node_exporter/releases/download"
+NEWEST, OLDER = builds.newest()["node_exporter"], builds.older("node_exporter")
 
 
 def page(host, url=METRICS):
@@ -223,24 +226,24 @@ def test_a_bad_download_leaves_what_runs(host, converge, services, build, fault,
     before = running_since(host)
     outcome = converge(
         {
-            "node_exporter_version": "1.8.2",
-            "node_exporter_checksums": build("node_exporter", "1.8.2"),
+            "node_exporter_version": OLDER,
+            "node_exporter_checksums": build("node_exporter", OLDER),
             "node_exporter_mirror": f"{services['mirror']}/faults/{fault}",
         }
     )
     assert outcome.code != 0
-    assert outcome.message.startswith("node_exporter 1.8.2 from http://")
+    assert outcome.message.startswith(f"node_exporter {OLDER} from http://")
     assert sentence in outcome.message
-    assert not host.file("/opt/node_exporter/1.8.2").exists
-    assert sorted(host.file("/opt/node_exporter").listdir()) == ["1.9.0", "current"]
+    assert not host.file(f"/opt/node_exporter/{OLDER}").exists
+    assert sorted(host.file("/opt/node_exporter").listdir()) == [NEWEST, "current"]
     assert running_since(host) == before
 
 
 @pytest.mark.full
 def test_a_full_disk_is_named(host, converge, build, cramped):
-    sums = build("node_exporter", "1.8.2")
+    sums = build("node_exporter", OLDER)
     cramped("/opt/node_exporter", 10)
-    outcome = converge({"node_exporter_version": "1.8.2", "node_exporter_checksums": sums})
+    outcome = converge({"node_exporter_version": OLDER, "node_exporter_checksums": sums})
     assert outcome.code != 0
     assert "MiB are needed" in outcome.message
     assert "node_exporter_build_info" in page(host)
@@ -248,27 +251,27 @@ def test_a_full_disk_is_named(host, converge, build, cramped):
 
 @pytest.mark.full
 def test_an_upgrade_a_downgrade_and_the_way_back(host, converge, build):
-    old = {"node_exporter_version": "1.8.2", "node_exporter_checksums": build("node_exporter", "1.8.2")}
+    old = {"node_exporter_version": OLDER, "node_exporter_checksums": build("node_exporter", OLDER)}
     both = ["released_service : Install the released program", "released_service : Run node_exporter"]
     assert converge(old).changed == both
-    assert 'version="1.8.2"' in page(host)
+    assert f'version="{OLDER}"' in page(host)
     # Both versions are kept, so the way back is a switch of the link.
     assert converge().changed == ["released_service : Run node_exporter"]
-    assert 'version="1.9.0"' in page(host)
-    assert host.file("/opt/node_exporter/1.8.2/node_exporter").exists
+    assert f'version="{NEWEST}"' in page(host)
+    assert host.file(f"/opt/node_exporter/{OLDER}/node_exporter").exists
 
 
 @pytest.mark.full
 def test_the_same_version_from_another_archive_is_another_program(host, converge, services):
     """It is installed beside the one that runs, whose directory stays as it is, and takes its place in one step."""
-    marker = "/opt/node_exporter/1.9.0/.release.json"
+    marker = f"/opt/node_exporter/{NEWEST}/.release.json"
     before = running_since(host)
     host.run_test("sed -i 's/sha256:..../sha256:0000/' %s", marker)
     assert converge().changed == [
         "released_service : Install the released program",
         "released_service : Run node_exporter",
     ]
-    assert host.file("/opt/node_exporter/current").linked_to.startswith("/opt/node_exporter/1.9.0-")
+    assert host.file("/opt/node_exporter/current").linked_to.startswith(f"/opt/node_exporter/{NEWEST}-")
     assert "sha256:0000" in host.file(marker).content_string
     assert running_since(host) != before
     assert converge().changed == []

@@ -11,9 +11,12 @@ import uuid
 
 import pytest
 
+from lab import builds
+
 CONFIG = "/etc/promtail/promtail.yml"
 INSTALL, RUN = "released_service : Install the released program", "released_service : Run promtail"
 ARRIVAL_TIMEOUT = 40
+NEWEST, OLDER = builds.newest()["promtail"], builds.older("promtail")
 
 
 @pytest.fixture(scope="session")
@@ -369,37 +372,37 @@ def test_bad_input_is_one_sentence_and_what_ran_still_runs(host, converge, varia
 )
 def test_a_bad_download_leaves_what_runs(host, converge, services, build, fault, sentence):
     before = running_since(host)
-    old = {"promtail_version": "3.4.1", "promtail_checksums": build("promtail", "3.4.1")}
+    old = {"promtail_version": OLDER, "promtail_checksums": build("promtail", OLDER)}
     start = time.monotonic()
     outcome = converge({**old, "promtail_mirror": f"{services['mirror']}/faults/{fault}"})
     # Three tries of 15 seconds without a byte, and the pauses between them.
     assert time.monotonic() - start < 90
     assert outcome.code != 0
-    assert outcome.message.startswith("promtail 3.4.1 from http://")
+    assert outcome.message.startswith(f"promtail {OLDER} from http://")
     assert sentence in outcome.message
-    assert not host.file("/opt/promtail/3.4.1").exists
+    assert not host.file(f"/opt/promtail/{OLDER}").exists
     assert running_since(host) == before
 
 
 @pytest.mark.full
 def test_a_full_disk_leaves_what_runs(host, converge, build, cramped):
-    old = {"promtail_version": "3.4.1", "promtail_checksums": build("promtail", "3.4.1")}
+    old = {"promtail_version": OLDER, "promtail_checksums": build("promtail", OLDER)}
     before = running_since(host)
     cramped("/opt/promtail", 0)
     outcome = converge(old)
     assert outcome.code != 0
     assert "has 0 MiB free" in outcome.message, outcome.message
-    assert not host.file("/opt/promtail/3.4.1").exists
+    assert not host.file(f"/opt/promtail/{OLDER}").exists
     assert running_since(host) == before
 
 
 @pytest.mark.full
 def test_an_upgrade_and_a_downgrade(host, converge, build):
-    old = {"promtail_version": "3.4.1", "promtail_checksums": build("promtail", "3.4.1")}
+    old = {"promtail_version": OLDER, "promtail_checksums": build("promtail", OLDER)}
     assert converge(old).changed == [INSTALL, RUN]
-    assert "version 3.4.1" in host.check_output("/opt/promtail/current/promtail --version")
+    assert f"version {OLDER}" in host.check_output("/opt/promtail/current/promtail --version")
     assert converge().changed == [RUN]
-    assert "version 3.4.2" in host.check_output("/opt/promtail/current/promtail --version")
+    assert f"version {NEWEST}" in host.check_output("/opt/promtail/current/promtail --version")
 
 
 @pytest.mark.full

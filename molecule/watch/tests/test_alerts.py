@@ -10,6 +10,8 @@ from urllib.parse import quote
 import pytest
 import yaml
 
+from lab import builds
+
 METRICS, LOGS, RULES, LOG_RULES, NOTICES = (f"http://127.0.0.1:{port}" for port in (8428, 9428, 8880, 8881, 9093))
 UNITS = ("victoria_logs", "vmalert", "vmalert_logs", "alertmanager")
 SCENARIO = Path(__file__).resolve().parents[1]
@@ -298,19 +300,19 @@ def test_a_password_is_asked_for_and_those_who_have_it_work(host, converge):
 @pytest.mark.full
 def test_an_older_release_and_the_way_back(host, converge, build):
     """Alertmanager keeps its silences over both ways; 0.25 has no file for a heartbeat's address."""
-    until_later = "2099-01-01T00:00:00Z"
+    older, until_later = builds.older("alertmanager"), "2099-01-01T00:00:00Z"
     silence = {
         "matchers": [{"name": "alertname", "value": "Nothing", "isRegex": False}], "startsAt": "2020-01-01T00:00:00Z",
         "endsAt": until_later, "createdBy": "test", "comment": "kept",
     }  # fmt: skip
     ask(host, f"{NOTICES}/api/v2/silences", json.dumps(silence), {"Content-Type": "application/json"})
     old = {
-        "alertmanager_version": "0.25.0", "alertmanager_checksums": build("alertmanager", "0.25.0"),
+        "alertmanager_version": older, "alertmanager_checksums": build("alertmanager", older),
         "alertmanager_heartbeat_url": "", "only": "alertmanager",
     }  # fmt: skip
     outcome = converge(old, playbook="only.yml")
     assert outcome.code == 0, outcome.message
-    assert 'version="0.25.0' in ask(host, f"{NOTICES}/metrics")
+    assert f'version="{older}' in ask(host, f"{NOTICES}/metrics")
     assert "kept" in ask(host, f"{NOTICES}/api/v2/silences")
     assert converge({"only": "alertmanager"}, playbook="only.yml").changed == ["released_service : Run alertmanager"]
     assert "kept" in ask(host, f"{NOTICES}/api/v2/silences")
@@ -318,15 +320,16 @@ def test_an_older_release_and_the_way_back(host, converge, build):
 
 @pytest.mark.full
 def test_an_older_vmalert_and_the_way_back(host, converge, build):
-    old = {"vmalert_version": "1.150.0", "vmalert_checksums": build("vmutils", "1.150.0"), "only": "vmalert"}
+    older = builds.older("vmutils")
+    old = {"vmalert_version": older, "vmalert_checksums": build("vmutils", older), "only": "vmalert"}
     outcome = converge(old, playbook="only.yml")
     assert outcome.code == 0, outcome.message
     for url in (RULES, LOG_RULES):
-        assert "vmalert-v1.150.0" in ask(host, f"{url}/metrics")
+        assert f"vmalert-v{older}" in ask(host, f"{url}/metrics")
     back = converge({"only": "vmalert"}, playbook="only.yml")
     assert back.changed == ["released_service : Run vmalert", "vmalert : Run vmalert_logs"]
     for url in (RULES, LOG_RULES):
-        assert "vmalert-v1.151.0" in ask(host, f"{url}/metrics")
+        assert f"vmalert-v{builds.newest()['vmutils']}" in ask(host, f"{url}/metrics")
 
 
 @pytest.mark.full

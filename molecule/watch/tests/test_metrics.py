@@ -9,6 +9,8 @@ from urllib.parse import quote
 
 import pytest
 
+from lab import builds
+
 STORE, AGENT = "http://127.0.0.1:8428", "http://127.0.0.1:8429"
 SERVICES = ("victoria_metrics", "vmagent")
 ASK = """
@@ -257,19 +259,19 @@ def test_bad_input_is_one_sentence_with_the_variable(host, apply, variables, sen
 
 @pytest.mark.full
 def test_an_upgrade_a_downgrade_and_the_way_back_keep_the_data(host, apply, build):
-    begun = now(host) - 10
+    begun, older = now(host) - 10, builds.older("vmutils")
     old = {
-        "victoria_metrics_version": "1.150.0",
-        "victoria_metrics_checksums": build("victoria_metrics", "1.150.0"),
-        "vmagent_version": "1.150.0",
-        "vmagent_checksums": build("vmutils", "1.150.0"),
+        "victoria_metrics_version": older,
+        "victoria_metrics_checksums": build("victoria_metrics", older),
+        "vmagent_version": older,
+        "vmagent_checksums": build("vmutils", older),
     }
     outcome = apply(old)
     assert outcome.code == 0, outcome.message
-    await_series(host, 'vm_app_version{short_version="v1.150.0", job="vmagent"}')
-    await_series(host, 'vm_app_version{short_version="v1.150.0", job="victoria_metrics"}')
+    await_series(host, f'vm_app_version{{short_version="v{older}", job="vmagent"}}')
+    await_series(host, f'vm_app_version{{short_version="v{older}", job="victoria_metrics"}}')
     assert apply().changed == [f"released_service : Run {name}" for name in SERVICES]
-    await_series(host, 'vm_app_version{short_version="v1.151.0", job="vmagent"}')
+    await_series(host, f'vm_app_version{{short_version="v{builds.newest()["vmutils"]}", job="vmagent"}}')
     seen = times(host, 'node_memory_MemTotal_bytes{host="machine"}', begun)
     assert seen[0] < begun + 3
 

@@ -13,19 +13,31 @@ import pytest
 import yaml
 
 from lab import builds, collector, host, licences
+from plugins.module_utils.install import release_table
 
 
 def test_archives_have_upstreams_names():
-    node, promtail = builds.parse(["node_exporter@1.9.0", "promtail"])
-    assert node.url == (
-        "https://github.com/prometheus/node_exporter/releases/download/v1.9.0/node_exporter-1.9.0.linux-amd64.tar.gz"
+    node, promtail = builds.parse(["node_exporter", "promtail"])
+    released = "https://github.com/prometheus/node_exporter/releases/download"
+    assert node.url == f"{released}/v{node.version}/node_exporter-{node.version}.linux-amd64.tar.gz"
+    assert node.member == f"node_exporter-{node.version}.linux-amd64/node_exporter"
+    version = builds.supported("promtail")[0]
+    assert promtail.url == f"https://github.com/grafana/loki/releases/download/v{version}/promtail-linux-amd64.zip"
+
+
+@pytest.mark.parametrize("name", builds.PROGRAMS)
+def test_the_newest_version_here_is_the_roles_default(name):
+    program = builds.PROGRAMS[name]
+    here, default = builds.newest()[name], builds.supported(program.role or name)[0]
+    assert here == default or program.instead, (
+        f"The default of {name} is {default} and lab/builds.py builds {here}: add {default} with its module's digest."
     )
-    assert node.member == "node_exporter-1.9.0.linux-amd64/node_exporter"
-    assert promtail.url == "https://github.com/grafana/loki/releases/download/v3.4.2/promtail-linux-amd64.zip"
+    assert list(program.versions) == release_table.newest_first(program.versions)
+    assert here != default or not program.instead, f"{name} no longer needs a reason in `instead`."
 
 
 def test_one_archive_may_have_several_programs(tmp_path):
-    (build,) = builds.parse(["vmutils@1.151.0"])
+    (build,) = builds.parse(["vmutils"])
     assert build.members == {
         "vmagent-prod": "./app/vmagent",
         "vmalert-prod": "./app/vmalert",
@@ -59,11 +71,12 @@ def test_a_program_that_says_another_version_is_not_packed(tmp_path, monkeypatch
 
 def test_the_collector_is_the_one_that_the_role_installs(tmp_path, monkeypatch):
     (build,) = builds.parse(["otel_collector"])
-    assert build.url.endswith("/opentelemetry-collector-releases/releases/download/v0.160.0/" + build.path.name)
-    assert build.path.name == "otelcol-contrib_0.160.0_linux_amd64.tar.gz"
-    assert build.member == "otelcol-contrib" and build.released_checksum.startswith("7bb60c58")
-    defaults = yaml.safe_load((host.ROOT / "roles/otel_collector/defaults/main.yml").read_text())
-    assert build.version == defaults["otel_collector_version"]
+    version = builds.supported("otel_collector")[0]
+    assert build.url.endswith(f"/opentelemetry-collector-releases/releases/download/v{version}/{build.path.name}")
+    assert build.path.name == f"otelcol-contrib_{version}_linux_amd64.tar.gz"
+    in_table = builds.checksums("otel_collector")[version]["amd64"]
+    assert build.member == "otelcol-contrib" and f"sha256:{build.released_checksum}" == in_table
+    assert build.version == version
     before = build.recipe
     lock = tmp_path / "go.sum"
     lock.write_text("another")
@@ -80,7 +93,7 @@ def test_the_collectors_source_is_made_by_upstreams_builder_and_locked(tmp_path,
 
     monkeypatch.setattr(host, "run", run)
     source = collector.generate("go", {}, tmp_path)
-    assert ran[0][-1] == "go.opentelemetry.io/collector/cmd/builder@v0.160.0"
+    assert ran[0][-1] == f"go.opentelemetry.io/collector/cmd/builder@v{collector.version()}"
     assert {"--skip-compilation", "--skip-get-modules"} <= set(ran[1])
     wanted = yaml.safe_load((tmp_path / "builder.yaml").read_text())
     assert wanted["dist"]["output_path"] == str(source)
@@ -89,7 +102,7 @@ def test_the_collectors_source_is_made_by_upstreams_builder_and_locked(tmp_path,
 
 
 def test_mirror_keeps_host_and_path_of_the_origin():
-    build = builds.Build("promtail", "3.4.2")
+    (build,) = builds.parse(["promtail"])
     assert str(build.path.relative_to(builds.MIRROR)) == build.url.removeprefix("https://")
 
 
@@ -100,7 +113,7 @@ def test_unknown_names_are_refused_with_the_choices(name):
 
 
 @pytest.mark.parametrize(
-    ("version", "enough"), [("go1.26.5", False), ("go1.26.6", True), ("go1.27", True), ("go2.0", True), ("", False)]
+    ("version", "enough"), [("go1.27.0", False), ("go1.27.1", True), ("go1.28", True), ("go2.0", True), ("", False)]
 )
 def test_old_go_is_not_used(version, enough):
     assert builds.new_enough(version) is enough
@@ -181,13 +194,14 @@ def test_the_released_archive_is_taken_where_its_origin_answers(cache, origin, m
 
 def test_a_released_archive_with_another_sum_is_not_used(cache, origin):
     # The sum is the one in the role's table.
-    with pytest.raises(host.Problem, match=r"28a470e6c694458d.*do not use it"):
+    with pytest.raises(host.Problem, match=rf"{builds.parse(['promtail'])[0].released_checksum}.*do not use it"):
         builds.ensure(["promtail"])
     assert builds.listing() == []
 
 
 def test_a_version_without_a_sum_in_the_role_is_made_here(cache, origin):
-    (told,) = builds.ensure(["promtail@3.4.1"])
+    assert not builds.parse(["victoria_logs"])[0].released_checksum
+    (told,) = builds.ensure(["victoria_logs"])
     assert (Path(told["archive"]).read_text(), origin) == ("built here", [])
 
 
@@ -204,7 +218,7 @@ def test_what_is_made_here_is_kept_where_the_origin_does_not_answer(cache, monke
 
 
 def test_changed_archive_is_not_finished(cache):
-    build = builds.Build("promtail", "3.4.2")
+    (build,) = builds.parse(["promtail"])
     build.path.parent.mkdir(parents=True)
     builds.make(build)
     assert build.finished()

@@ -111,3 +111,13 @@ def test_hand_written_text_stays(monkeypatch):
     assert generate.render("x", text) == f"# x\n\nprose\n{generate.BEGIN}\nnew\n{generate.END}\nmore prose\n"
     with pytest.raises(ValueError, match="must have each of these lines once"):
         generate.render("promtail", "# x\n")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_download_may_come_from_the_mirror_of_all_roles(role):
+    words = ("llm.server.mirrored(", "name: llm.server.released_service")
+    downloads = any(word in path.read_text() for path in (ROOT / "roles" / role).rglob("*.yml") for word in words)
+    mirror = generate.defaults(role).get(f"{role}_mirror")
+    if role != "released_service":  # which gets it from the role that imports it
+        assert downloads == (mirror is not None), f"{role} downloads and has no {role}_mirror, or the other way round"
+    assert mirror in (None, "{{ download_mirror | default('') }}")

@@ -1,0 +1,129 @@
+"""A released program is in every place that has to know it; see "A new released program" in CONTRIBUTING.md."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from jinja2.nativetypes import NativeEnvironment
+
+from plugins.module_utils.watch.scrape_targets import ENGINES, PROGRAMS, SHIPPERS, WATCHING
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def read(name: str) -> dict:
+    """Return a YAML file of the repository."""
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+def rendered(template, **variables):
+    """Return the value of a template of an inventory or a playbook's variables."""
+    return NativeEnvironment().from_string(template).render(variables) if isinstance(template, str) else template
+
+
+RELEASED = sorted(
+    path.parts[-3]
+    for path in ROOT.glob("roles/*/tasks/main.yml")
+    if "name: llm.server.released_service" in path.read_text()
+)
+DEFAULTS = {role: read(f"roles/{role}/defaults/main.yml") for role in RELEASED}
+ON = {"vmagent_url": "http://here", "vmalert_logs_url": "http://here"}
+# Units of all groups except the engines, whose names the inventory gives.
+UNITS = {
+    service["name"]
+    for group in read("playbooks/vars/services.yml")["services_of_groups"]
+    if group["group"] != "engines"
+    for shipper in SHIPPERS
+    for service in rendered(group["services"], log_shipper=shipper, **ON)
+}
+
+
+def secrets() -> list[str]:
+    """Return the variables of all roles that hold a secret: those that an argument spec marks with no_log."""
+
+    def marked(option: dict) -> bool:
+        return bool(option.get("no_log")) or any(map(marked, (option.get("options") or {}).values()))
+
+    specs = [yaml.safe_load(path.read_text()) for path in sorted(ROOT.glob("roles/*/meta/argument_specs.yml"))]
+    options = {k: v for spec in specs for k, v in (spec["argument_specs"]["main"].get("options") or {}).items()}
+    return sorted(name for name, option in options.items() if marked(option))
+
+
+def excluded(alert: str, name: str) -> set[str]:
+    """Return the jobs that the expression of an alert names."""
+    groups = read(f"data/alerts/{name}.yml")["groups"]
+    (rule,) = [one for group in groups for one in group["rules"] if one.get("alert") == alert]
+    return set(re.search(r'job[!=]~"([^"]+)"', rule["expr"])[1].split("|"))
+
+
+def test_the_programs_are_found():
+    assert {"promtail", "node_exporter", "victoria_logs"} <= set(RELEASED)
+    assert {"vmalert_logs", "ai-server", "llm-watchdog", *SHIPPERS} <= UNITS
+    assert {"vllm_api_key", "ai_server_engines"} <= set(secrets())
+
+
+@pytest.mark.parametrize("role", RELEASED)
+def test_a_playbook_runs_it(role):
+    text = "".join((ROOT / f"playbooks/{name}.yml").read_text() for name in ("monitoring", "watch"))
+    assert re.search(rf"- role: llm\.server\.{role}$", text, re.MULTILINE), (
+        "add it to playbooks/monitoring.yml or watch.yml"
+    )
+
+
+@pytest.mark.parametrize("role", RELEASED)
+def test_diagnosis_incident_and_watchdog_know_its_unit(role):
+    assert role in UNITS, "add its unit to playbooks/vars/services.yml"
+
+
+def test_an_engine_cannot_have_the_name_of_a_unit():
+    taken = set(read("playbooks/vars/engines.yml")["engine_names_taken"])
+    assert UNITS - taken == set(), "add them to engine_names_taken in playbooks/vars/engines.yml"
+
+
+@pytest.mark.parametrize("name", secrets())
+def test_an_archive_of_an_incident_has_no_secret(name):
+    known = read("playbooks/vars/incident.yml")["incident_secrets"]
+    assert re.search(rf"\b{name}\b", known), "add it to incident_secrets in playbooks/vars/incident.yml"
+
+
+@pytest.mark.parametrize("role", RELEASED)
+def test_its_metrics_are_scraped(role):
+    assert role in {program.role for program in (*PROGRAMS, *WATCHING)}, "add it to scrape_targets.py"
+
+
+def test_alerts_name_the_jobs_of_the_monitoring_server():
+    watching = {program.job for program in WATCHING}
+    assert excluded("WatchServiceDown", "watch") == watching
+    # Other alerts are about engines and the application.
+    assert excluded("ExporterDown", "services") == watching | {*ENGINES.values(), "ai_server"}
+
+
+@pytest.mark.parametrize("unit", sorted(UNITS))
+def test_the_example_observes_its_unit(unit):
+    variables = read("inventories/production/group_vars/all/main.yml")
+    pattern = rendered(variables["node_exporter_arguments"]["collector.systemd.unit-include"])
+    assert re.fullmatch(pattern, f"{unit}.service"), (
+        "add it to collector.systemd.unit-include of inventories/production"
+    )
+
+
+@pytest.mark.parametrize("role", sorted(set(RELEASED) - {"promtail"}))
+def test_the_demo_has_its_checksums(role):
+    assert f"{role}_checksums" in read("inventories/local/group_vars/all/main.yml")
+
+
+@pytest.mark.parametrize("role", RELEASED)
+def test_the_page_about_memory_has_its_limits(role):
+    rows = re.findall(
+        r"^\| ([^|]+) \| (\d+) \| (\w+) \|", (ROOT / "docs/operations/host-memory.md").read_text(), re.MULTILINE
+    )
+    written = {name: (int(score), limit) for names, score, limit in rows for name in names.split(", ")}
+    assert written.get(role) == (DEFAULTS[role][f"{role}_oom_score_adjust"], DEFAULTS[role][f"{role}_memory_max"])
+
+
+@pytest.mark.parametrize("role", RELEASED)
+def test_the_page_about_monitoring_names_it(role):
+    assert role in (ROOT / "docs/watching.md").read_text()
