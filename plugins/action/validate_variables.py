@@ -77,7 +77,7 @@ class ActionModule(ActionBase):
         return result
 
     def _validated_before(self, task_vars: dict) -> bool:
-        """Return whether this run has validated the task's only role with the same variables, as site.yml does first."""
+        """Return whether this run has validated the task's only role with the same variables, as site.yml does."""
         if set(self._task.args) != {"roles"} or len(self._task.args["roles"]) != 1:
             return False
         validated = task_vars.get("ansible_facts", {}).get(VALIDATED, [])

@@ -21,7 +21,7 @@ def _specs() -> dict[str, dict[str, dict]]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     found = {}
     for path in sorted(ROLES.glob("*/meta/argument_specs.yml")):
-        specs = yaml.load(path.read_text(), loader)["argument_specs"]  # noqa: S506 - a safe loader
+        specs = yaml.load(path.read_text(), loader)["argument_specs"]
         found[path.parts[-3]] = specs["main"].get("options") or {}
     return found
 

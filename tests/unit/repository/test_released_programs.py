@@ -68,7 +68,7 @@ def test_the_programs_are_found():
 @pytest.mark.parametrize("role", RELEASED)
 def test_a_playbook_runs_it(role):
     text = "".join((ROOT / f"playbooks/{name}.yml").read_text() for name in ("monitoring", "watch"))
-    assert re.search(rf"- role: llm\.server\.{role}$", text, re.MULTILINE), (
+    assert re.search(rf"name: llm\.server\.{role}$", text, re.MULTILINE), (
         "add it to playbooks/monitoring.yml or watch.yml"
     )
 
