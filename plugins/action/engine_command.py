@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import time
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ..module_utils import atomic_file
 from ..module_utils.engines import engine_runs
 
 display = Display()
@@ -98,8 +98,4 @@ class ActionModule(ActionBase):
 
 def write(path: Path, text: str) -> None:
     """Write a file in one step that only its owner can read."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as handle:
-        handle.write(text)
-    beside.replace(path)
+    atomic_file.write(path, text, 0o600, directory_mode=0o700)

@@ -11,6 +11,7 @@ from pathlib import Path
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ..module_utils import atomic_file
 from ..module_utils.load import judge, page, search, watch
 from ..module_utils.load.plan import PlanError, checked
 
@@ -195,13 +196,10 @@ class ActionModule(ActionBase):
 
 def written(directory: Path, report: dict) -> list[str]:
     """Write the report as JSON and HTML; return the paths."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     stem = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', report['host'])}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     texts = {"html": page.html(report), "json": json.dumps(report, indent=1) + "\n"}
     for kind, text in texts.items():
-        beside = directory / f".{stem}.{kind}.new"
-        beside.write_text(text)
-        beside.replace(directory / f"{stem}.{kind}")
+        atomic_file.write(directory / f"{stem}.{kind}", text, directory_mode=0o700)
     return [str(directory / f"{stem}.{kind}") for kind in texts]
 
 

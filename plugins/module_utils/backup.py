@@ -20,6 +20,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from . import atomic_file
 from .release import service_release, systemd_unit
 
 PROGRAM = Path("/usr/local/sbin/llm-backup")
@@ -108,12 +109,7 @@ class Place:
 
     def mark(self, phase: str) -> None:
         """Record the phase in one step: an empty record would look as if the earlier data could be removed."""
-        beside = self.area / "phase.new"
-        with beside.open("w") as handle:
-            handle.write(phase)
-            handle.flush()
-            os.fsync(handle.fileno())
-        beside.replace(self.phase)
+        atomic_file.write(self.phase, phase)
 
     def swap(self) -> None:
         self.before.mkdir(mode=0o700)

@@ -33,10 +33,10 @@ RETURN = ""
 
 from pathlib import Path
 
-from ..module_utils import host_text
+from ..module_utils import atomic_file, host_text
 from ..module_utils.host_module import HostModule
 from ..module_utils.release.log_rotation import LOGROTATE, RotationError, check
-from ..module_utils.release.service_release import attributes, write
+from ..module_utils.release.service_release import attributes
 
 MODE = ("0644", "root", "root")
 
@@ -56,7 +56,7 @@ def main() -> None:
         except RotationError as error:
             module.fail_json(msg=host_text.printable(str(error)))
     if changed and not module.check_mode:
-        write(path, content, 0o644)
+        atomic_file.write(path, content, 0o644, "root", "root")
     header = {"before_header": str(path), "after_header": str(path)}
     module.exit_json(changed=changed, diff={**header, "before": host_text.printable(before), "after": content})
 

@@ -14,6 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from .. import atomic_file
 from ..redaction import Redaction
 
 TIMEOUT = 10  # seconds
@@ -82,9 +83,8 @@ def sent_before(note: Path, rows: list[dict], now: float | None = None) -> float
 
 def keep(note: Path, rows: list[dict], now: float | None = None) -> None:
     """Record that a message of these rows was sent."""
-    note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     moment = time.time() if now is None else now
-    note.write_text(json.dumps({"digest": digest(rows), "at": moment}), encoding="utf-8")
+    atomic_file.write(note, json.dumps({"digest": digest(rows), "at": moment}), directory_mode=0o700)
 
 
 def digest(rows: list[dict]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -20,7 +19,7 @@ from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .. import host_text
+from .. import atomic_file, host_text
 from .system_packages import dpkg_failure
 
 ENTRY = re.compile(r"^\s*deb(?:-src)?\s+(?:\[[^\]]*\]\s+)?(\S+)\s")
@@ -234,14 +233,7 @@ class Apt:
             if not text and path in (self.repository.source, self.repository.settings):
                 place.unlink(missing_ok=True)
                 continue
-            place.parent.mkdir(parents=True, exist_ok=True)
-            beside = place.with_name(f".{place.name}.new")
-            beside.write_bytes(host_text.encoded(text))
-            if place.exists():
-                shutil.copystat(place, beside)
-            else:
-                beside.chmod(0o644)
-            beside.replace(place)
+            atomic_file.write(place, text)
 
     def patiently(self, argv: list[str]) -> None:
         """Run a command; retry while another program holds apt's lock. Raises `RepositoryError` if it fails."""

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from .. import atomic_file
+
 NOTES = Path("/var/lib/llm-server/packages")
 LOCKED = re.compile(r"Could not get lock|Unable to lock|is another process using it|was locked by another process")
 NEVER_REMOVED = {"ca-certificates"}  # by now, everything that uses TLS on this host needs it
@@ -241,7 +243,6 @@ class Packages:
         return f"{each.name}={full}"
 
     def _note(self, came: set[str], wanted: list[Wanted]) -> None:
-        self.note_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write(self.note_path, {"came": sorted(came), "wanted": sorted(each.name for each in wanted)})
 
     def _run(self, *argv: str) -> str:
@@ -278,8 +279,5 @@ def _read(note: Path) -> dict[str, list[str]]:
 
 
 def _write(note: Path, text: dict[str, list[str]]) -> None:
-    if note.exists() and json.loads(note.read_text()) == text:
-        return
-    beside = note.with_suffix(".new")
-    beside.write_text(json.dumps(text))
-    beside.replace(note)
+    if not note.exists() or json.loads(note.read_text()) != text:
+        atomic_file.write(note, json.dumps(text), directory_mode=0o700)

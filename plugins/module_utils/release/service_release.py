@@ -25,7 +25,6 @@ import grp
 import hashlib
 import hmac
 import json
-import os
 import pwd
 import re
 import secrets
@@ -37,7 +36,7 @@ from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
-from .. import unprivileged
+from .. import atomic_file, unprivileged
 from ..install import application_source, python_environment, released_program
 from . import probes, systemd_unit
 
@@ -998,13 +997,4 @@ def attributes(path: Path) -> tuple[str, str, str] | None:
 
 def write(path: Path, text: str, mode: int, owner: str = "root", group: str = "root") -> None:
     """Write ``text`` to ``path`` in one step: a reader sees either the old file or the complete new one."""
-    if not path.parent.exists():
-        path.parent.mkdir(parents=True, mode=0o755)
-    descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(descriptor, "w") as handle:
-        os.fchmod(handle.fileno(), mode)
-        shutil.chown(beside, owner, group)
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    Path(beside).replace(path)
+    atomic_file.write(path, text, mode, owner, group)

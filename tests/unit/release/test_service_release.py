@@ -602,7 +602,7 @@ class TestWrite:
     def test_a_reader_never_sees_half_a_file(self, host, monkeypatch):
         path = host.root / "etc/app.yml"
         service_release.write(path, "old", 0o600)
-        monkeypatch.setattr(service_release.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+        monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             service_release.write(path, "new", 0o600)
         assert path.read_text() == "old"
