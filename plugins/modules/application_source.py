@@ -59,11 +59,12 @@ import os
 import tempfile
 from pathlib import Path
 
-from ..module_utils.install.application_source import EXCLUDED, SourceError, export, install, made, named
+from ..module_utils.errors import UserError
+from ..module_utils.install.application_source import EXCLUDED, export, install, made, named
 from ..module_utils.install.downloads import download
-from ..module_utils.install.released_program import ReleaseError, sha256
+from ..module_utils.install.released_program import sha256
 from ..module_utils.quiet_module import QuietModule
-from ..module_utils.unprivileged import CommandError, barred, open_up
+from ..module_utils.unprivileged import barred, open_up
 
 UNKNOWN = "# known when the source is there\n"
 
@@ -84,7 +85,7 @@ def fetch(module: QuietModule, archive: Path) -> Path:
         download(module, wanted["url"], archive, wanted["ca_path"])
         found = sha256(archive)
         if found != wanted["checksum"]:
-            raise SourceError(f"it has {found}, expected {wanted['checksum']}")
+            raise UserError(f"it has {found}, expected {wanted['checksum']}")
         return archive
     if wanted["repository"]:
         export(wanted["repository"], wanted["version"], archive, wanted["user"])
@@ -138,11 +139,11 @@ def main() -> None:
             open_up(root)
             closed = barred(root, runs_as)
             if closed:
-                raise SourceError(closed)
+                raise UserError(closed)
             with tempfile.TemporaryDirectory(prefix=".fetched-", dir=root) as stage:
                 archive = fetch(module, Path(stage) / "archive")
                 noted = install(archive, origin, directory, wanted["uv"], wanted["user"])
-        except (SourceError, ReleaseError, CommandError, OSError) as error:
+        except (UserError, OSError) as error:
             module.fail_json(msg=f"the application's source {place}: {error}")
         result["requirements"] = noted["requirements"]
     module.exit_json(**result)

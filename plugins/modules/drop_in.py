@@ -38,9 +38,9 @@ EXAMPLES = r"""
 RETURN = ""
 
 from ..module_utils import host_text
+from ..module_utils.errors import UserError
 from ..module_utils.host_module import HostModule
 from ..module_utils.release.drop_in import carry_out, change
-from ..module_utils.release.systemd_unit import SystemdError
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
         planned = change(host, options["path"], text, options["unit"])
         if not module.check_mode:
             carry_out(host, planned, options["command"])
-    except (SystemdError, OSError) as error:
+    except (UserError, OSError) as error:
         module.fail_json(msg=host_text.printable(str(error)))
     before, after = host_text.printable(planned.before), host_text.printable(planned.after)
     headers = {"before_header": planned.path, "after_header": planned.path}

@@ -75,25 +75,26 @@ from pathlib import Path
 from ansible.module_utils.urls import fetch_url
 
 from ..module_utils import host_text
-from ..module_utils.install.keyring_repository import Apt, Repository, RepositoryError, keyring_of
+from ..module_utils.errors import UserError
+from ..module_utils.install.keyring_repository import Apt, Repository, keyring_of
 from ..module_utils.quiet_module import QuietModule
 
 SILENCE_LIMIT = 30  # seconds without a byte
 
 
 def download(module: QuietModule) -> bytes:
-    """Return the keyring package. Raises `RepositoryError` if the download fails or the checksum differs."""
+    """Return the keyring package. Raises UserError if the download fails or the checksum differs."""
     url, checksum = module.params["url"], module.params["checksum"]
     answer, info = fetch_url(module, url, timeout=SILENCE_LIMIT, ca_path=module.params["ca_path"])
     if info["status"] != 200:
-        raise RepositoryError(f"{url} cannot be had: {info['msg']}; check the address or the mirror")
+        raise UserError(f"{url} cannot be had: {info['msg']}; check the address or the mirror")
     try:
         package = answer.read()
     except (OSError, HTTPException) as error:
-        raise RepositoryError(f"the download of {url} broke off: {error}; run again") from None
+        raise UserError(f"the download of {url} broke off: {error}; run again") from None
     found = f"sha256:{hashlib.sha256(package).hexdigest()}"
     if found != checksum:
-        raise RepositoryError(f"{url} has the checksum {found}, expected was {checksum}; it is not installed")
+        raise UserError(f"{url} has the checksum {found}, expected was {checksum}; it is not installed")
     return package
 
 
@@ -152,7 +153,7 @@ def main() -> None:
             else:
                 apt.purge()
                 apt.write(texts)
-        except (RepositoryError, OSError) as error:
+        except (UserError, OSError) as error:
             module.fail_json(msg=f"{wanted['package']} {wanted['version']}: {error}")
     module.exit_json(
         changed=changed,

@@ -34,8 +34,9 @@ RETURN = ""
 from pathlib import Path
 
 from ..module_utils import atomic_file, host_text
+from ..module_utils.errors import UserError
 from ..module_utils.host_module import HostModule
-from ..module_utils.release.log_rotation import LOGROTATE, RotationError, check
+from ..module_utils.release.log_rotation import LOGROTATE, check
 from ..module_utils.release.service_release import attributes
 
 MODE = ("0644", "root", "root")
@@ -53,7 +54,7 @@ def main() -> None:
     if not module.check_mode or (Path(LOGROTATE).exists() and path.exists()):
         try:
             check(path, content)
-        except RotationError as error:
+        except UserError as error:
             module.fail_json(msg=host_text.printable(str(error)))
     if changed and not module.check_mode:
         atomic_file.write(path, content, 0o644, "root", "root")

@@ -80,10 +80,10 @@ restarted:
 
 import time
 
+from ..module_utils.errors import UserError
 from ..module_utils.host_module import HostModule
 from ..module_utils.incident import recovery
-from ..module_utils.release.service_release import Refused, Service
-from ..module_utils.release.systemd_unit import SystemdError
+from ..module_utils.release.service_release import Service
 
 
 def main() -> None:
@@ -112,7 +112,7 @@ def main() -> None:
                 told = recovery.recover(service, wanted["metrics"], module.check_mode)
                 if told.get("watch") and told["await"]:
                     service.watch()
-    except (Refused, SystemdError, OSError) as error:
+    except (UserError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=told.get("changed", False), recovery=told)
 

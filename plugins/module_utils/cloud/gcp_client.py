@@ -24,6 +24,8 @@ from google.auth.transport.requests import AuthorizedSession
 from google.oauth2 import credentials as oauth2
 from google.oauth2 import service_account
 
+from ..errors import UserError
+
 ROOT = "https://compute.googleapis.com/compute/v1/"
 DNS = "https://dns.googleapis.com/dns/v1/"
 PERMISSIONS = "https://cloudresourcemanager.googleapis.com/v1/projects/{}:testIamPermissions"
@@ -54,7 +56,7 @@ Items = list[dict]
 Names = list[str]
 
 
-class GcpError(Exception):
+class GcpError(UserError):
     """A request or an operation that failed; the text is one sentence with the cure.
 
     `status`: HTTP status, 0 where there is none, `reasons`: the API's codes, `zones_available`: the zones that the API

@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 import re
 
+from ..errors import UserError
+
 BACK = 600  # seconds at the end of a slot in which no restart begins, the time of a slow start
 SHORTEST = 2 * BACK  # seconds of the shortest slot
 DAY = 24 * 3600
-
-
-class NoTime(ValueError):
-    """The slots would be too short; the message says how long the window must be."""
 
 
 def seconds(at: str) -> int:
@@ -34,7 +32,7 @@ def slot(hosts: list[str], host: str, at: str, window: int, batch: int) -> dict:
     parts = math.ceil(len(order) / batch)
     length = window // parts
     if length < SHORTEST:
-        raise NoTime(
+        raise UserError(
             f"{len(order)} hosts in batches of {batch} need {parts * SHORTEST} s ({SHORTEST} s per batch), and it is "
             f"{window} s"
         )

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from ..engines import engine_states, vllm_api
+from ..errors import UserError
 from ..gpu import nvidia_driver, nvidia_smi
 from ..host import host_tuning, swap_file
 from ..install import keyring_repository
@@ -499,7 +500,7 @@ def tuning(**wanted) -> tuple[str, bool]:
     """The settings of kernel and GPU, options of `host_tuning.Wanted`, are in effect now and at the next boot."""
     try:
         seen = host_tuning.change(host_tuning.Host(), host_tuning.Wanted(**wanted))
-    except host_tuning.TuningError as error:
+    except UserError as error:
         return str(error), False
     faults = [*seen.differences(), *seen.warnings()]
     return "; ".join(faults) or f"{seen.settings} in force and at boot", not faults
@@ -523,7 +524,7 @@ def run(check: dict) -> dict:
     """Return the row of one check: ``{what, measured, ok, cure}``; ``cure`` is empty if it is ok."""
     try:
         measured, ok = KINDS[check["kind"]](**check["options"])
-    except (OSError, ValueError, KeyError, TypeError, systemd_unit.SystemdError) as error:
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         where = f"{check['options']['url']}: " if "url" in check["options"] else ""
         measured, ok = f"{where}{error}", False
     return {"what": check["what"], "measured": measured, "ok": ok, "cure": check.get("cure", "") if ok is False else ""}

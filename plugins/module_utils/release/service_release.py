@@ -37,6 +37,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .. import atomic_file, unprivileged
+from ..errors import UserError
 from ..install import application_source, python_environment, released_program
 from . import probes, systemd_unit
 
@@ -56,7 +57,7 @@ PLACES = ("files", "secrets", "links")
 BUILT = (application_source.MARKER, python_environment.MARKER)  # every build for a service has one of these
 
 
-class Refused(Exception):
+class Refused(UserError):
     """The release cannot be right. The text names the cause; the service was not touched."""
 
 

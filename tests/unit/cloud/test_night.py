@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from plugins.module_utils.cloud import night
+from plugins.module_utils.errors import UserError
 
 FLEET = [f"gpu-{number}" for number in range(1, 6)]
 
@@ -50,7 +51,7 @@ def test_after_midnight_comes_the_next_day():
 
 def test_parts_that_are_too_short_are_refused_with_what_would_do():
     with pytest.raises(
-        night.NoTime, match=r"^5 hosts in batches of 1 need 6000 s \(1200 s per batch\), and it is 3600 s$"
+        UserError, match=r"^5 hosts in batches of 1 need 6000 s \(1200 s per batch\), and it is 3600 s$"
     ):
         night.slot(FLEET, "gpu-1", "02:00", 3600, 1)
     assert night.slot(FLEET, "gpu-1", "02:00", 6000, 1)["patience"] == 600

@@ -11,7 +11,6 @@ import pytest
 
 from plugins.module_utils.engines.llama_cpp_build import (
     Build,
-    BuildError,
     Workshop,
     built,
     complaint,
@@ -19,6 +18,7 @@ from plugins.module_utils.engines.llama_cpp_build import (
     place,
     unused,
 )
+from plugins.module_utils.errors import UserError
 from plugins.module_utils.install import released_program
 from plugins.modules import llama_cpp_build as door
 
@@ -89,7 +89,7 @@ def test_one_that_fails_leaves_nothing_in_place_and_goes_on_later(shop, archive,
     path, checksum = archive()
     build, fetched = Build("b1", checksum), []
     (tmp_path / "broken").touch()
-    with pytest.raises(BuildError, match=r"cmake --build: ggml.c:1: error: expected ; \(.*last.log has all of it\)"):
+    with pytest.raises(UserError, match=r"cmake --build: ggml.c:1: error: expected ; \(.*last.log has all of it\)"):
         shop.make(build, giving(path, fetched))
     assert not (shop.home / "b1-cpu").exists()
     (tmp_path / "broken").unlink()
@@ -99,7 +99,7 @@ def test_one_that_fails_leaves_nothing_in_place_and_goes_on_later(shop, archive,
 
 def test_what_cmake_misses_is_told_with_its_reason_and_looked_for_again(shop, archive):
     path, checksum = archive("unfit")
-    with pytest.raises(BuildError, match=r"cmake -S: CMake Error at CMakeLists.txt:5: \| No CUDA found"):
+    with pytest.raises(UserError, match=r"cmake -S: CMake Error at CMakeLists.txt:5: \| No CUDA found"):
         shop.make(Build("b1", checksum, cuda=True), giving(path, []))
     (work,) = shop.home.iterdir()
     assert not (work / "build").exists()
@@ -107,7 +107,7 @@ def test_what_cmake_misses_is_told_with_its_reason_and_looked_for_again(shop, ar
 
 def test_another_archive_is_not_unpacked(shop, archive):
     path, _ = archive()
-    with pytest.raises(BuildError, match=r"expected sha256:0000.*do not use it"):
+    with pytest.raises(UserError, match=r"expected sha256:0000.*do not use it"):
         shop.make(Build("b1", f"sha256:{'0' * 64}"), giving(path, []))
     assert list(shop.home.iterdir()) == []
 
@@ -135,7 +135,7 @@ def test_a_build_that_was_cut_off_is_not_whole(shop, archive):
 
 def test_no_build_begins_without_room(shop, archive):
     path, checksum = archive()
-    with pytest.raises(BuildError, match="make room, or set llama_cpp_build_mib"):
+    with pytest.raises(UserError, match="make room, or set llama_cpp_build_mib"):
         replace(shop, needed_mib=1 << 30).make(Build("b1", checksum), giving(path, []))
 
 
