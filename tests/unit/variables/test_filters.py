@@ -548,3 +548,42 @@ def test_a_directory_in_another_that_is_backed_up_is_found():
 
 def test_a_file_of_variables_has_values_as_they_stand():
     assert load("backup")["variable_lines"]({"A": 'x "y" $z', "B": None, "C": 1}) == 'A=x "y" $z\nC=1\n'
+
+
+@pytest.mark.parametrize("rank", [1, 16, "512"])
+def test_a_rank_of_adapters_that_the_engine_takes(rank):
+    assert VLLM["lora_rank_problem"](rank) == ""
+
+
+def test_a_rank_of_adapters_that_the_engine_does_not_take_is_told_with_those_it_takes():
+    assert VLLM["lora_rank_problem"](9) == "9; the engine takes 1, 8, 16, 32, 64, 128, 256, 320 or 512"
+
+
+VERSIONS = {
+    "engines": {version: {"python": ">=3.10,<3.14", "transformers": ">=4.57.1,<5"} for version in ("0.15.2", "0.23.0")},
+    "quirks": [{"engines": "<0.15.2", "when": {}, "refuse": True, "says": "It is old.", "cure": "Take a newer one."}],
+    "advisories": [{"id": "CVE-1", "says": "a hole", "fixed": "0.15.2"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("version", "transformers", "python", "refused", "advised"),
+    [
+        ("0.23.0", "4.57.1", "3.12.3", [], 0),
+        ("0.23.0", "4.57.*", "", ["needs transformers"], 0),
+        ("0.23.0", "4.100.0", "3.14.0", ["runs on Python >=3.10,<3.14; this host has 3.14.0"], 0),
+        # A pre-release comes before its release, and belongs to it where a range ends before that release (PEP 440).
+        ("0.23.0", "5.0.0rc1", "3.14.0rc1", ["runs on Python", "needs transformers"], 0),
+        ("0.23.0", "4.57.1rc1", "", ["needs transformers >=4.57.1,<5, not 4.57.1rc1"], 0),
+        ("0.15.2rc1", "", "", ["is not in data/vllm/versions.yml"], 1),
+        ("0.15.1", "", "", ["is not in data/vllm/versions.yml", "It is old."], 1),
+        ("0.15.2.post1", "", "", ["is not in data/vllm/versions.yml"], 0),
+        ("0.15.10", "", "", ["is not in data/vllm/versions.yml"], 0),
+        ("0.15.2+cu129", "", "", ["is not in data/vllm/versions.yml"], 0),
+        ("newest", "", "", ["is not in data/vllm/versions.yml"], 0),
+    ],
+)
+def test_versions_are_compared_as_pip_compares_them(version, transformers, python, refused, advised):
+    found = VLLM["known_problems"](version, VERSIONS, transformers, python, {})
+    assert len(found["refused"]) == len(refused) and len(found["advised"]) == advised
+    assert all(part in sentence for part, sentence in zip(refused, found["refused"], strict=True))
