@@ -17,4 +17,4 @@ def night_slot(hosts: list, host: str, at: str, window: int, batch: int) -> dict
 
 class FilterModule:
     def filters(self):
-        return {"night_slot": night_slot}
+        return {"night_slot": night_slot, "night_units_problem": night.units_problem}

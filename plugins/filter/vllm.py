@@ -8,6 +8,7 @@ import re
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
+from ..module_utils.engines import adapters, sleep_mode
 from ..module_utils.gpu.memory.vllm_start import LORA_RANKS
 
 
@@ -36,9 +37,9 @@ def engine_config(arguments: dict) -> dict:
     return config
 
 
-def lora_modules(adapters: list, paths: dict, base: str) -> list:
+def lora_modules(wanted: list, paths: dict, base: str) -> list:
     """Return the engine's ``lora-modules``: one mapping per adapter, its directory taken from ``paths`` by its name."""
-    return [{"name": each["name"], "path": paths[each["name"]], "base_model_name": base} for each in adapters]
+    return [{"name": each["name"], "path": paths[each["name"]], "base_model_name": base} for each in wanted]
 
 
 def lora_rank_problem(rank) -> str:
@@ -145,6 +146,14 @@ def pinned_version(texts: list, name: str) -> str:
     return next((found[1] for text in texts if (found := pin.search(text))), "")
 
 
+def exports_traces(texts: list, version: str, lock: str) -> bool:
+    """Return whether the environment from these requirements texts has the exporter of traces.
+
+    vLLM requires it since 0.16; with a ``lock`` it has to be in the texts.
+    """
+    return bool(pinned_version(texts, "opentelemetry-exporter-otlp")) or (not lock and _within(version, ">=0.16"))
+
+
 def _version(text: str) -> Version | None:
     """Return a version, None for a text that is none; a pin such as ``4.57.*`` counts as its first version."""
     try:
@@ -165,10 +174,14 @@ class FilterModule:
             "completion_checks": completion_checks,
             "completion_probes": completion_probes,
             "engine_config": engine_config,
+            "exports_traces": exports_traces,
             "known_problems": known_problems,
             "length_told": length_told,
             "lora_modules": lora_modules,
             "lora_rank_problem": lora_rank_problem,
             "pinned_version": pinned_version,
             "runtime_needs": runtime_needs,
+            "sleep_arguments": sleep_mode.arguments,
+            "sleep_variables": sleep_mode.variables,
+            "vllm_unpinned": adapters.without_commit,
         }

@@ -40,3 +40,19 @@ def slot(hosts: list[str], host: str, at: str, window: int, batch: int) -> dict:
     begin = (seconds(at) + number * length) % DAY
     clock = f"{begin // 3600:02}:{begin // 60 % 60:02}:{begin % 60:02}"
     return {"number": number + 1, "parts": parts, "begin": clock, "patience": length - BACK}
+
+
+def units_problem(units: list[str], services: list[dict]) -> str:
+    """Return why the ``units`` cannot restart by night, empty if they can: the watchdog must know when they are idle.
+
+    ``services`` are those of the watchdog, each with ``unit`` and perhaps ``metrics``.
+    """
+    watched = {service["unit"]: service for service in services}
+    if not units or not watched.keys() >= set(units):
+        return f"name at least one unit, and only units of watchdog_services: {', '.join(watched)}"
+    if not any(watched[unit].get("metrics") for unit in units):
+        return (
+            "none of them has metrics in watchdog_services, so the watchdog cannot tell when they are idle; set "
+            "metrics for one of them, or add a service that has metrics"
+        )
+    return ""

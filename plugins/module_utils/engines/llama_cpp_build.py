@@ -41,6 +41,11 @@ OPTIONS = (
     "-DLLAMA_BUILD_APP=OFF",
     "-DLLAMA_SUBPROCESS=OFF",
 )
+# Instructions that server processors have had since 2015, because a virtual machine may move.
+INSTRUCTIONS = {
+    "amd64": ("-DGGML_NATIVE=OFF", "-DGGML_AVX2=ON", "-DGGML_FMA=ON", "-DGGML_F16C=ON", "-DGGML_BMI2=ON"),
+    "arm64": (),
+}
 TOLD = re.compile(r"CMake Error|\berror:|No space left|Killed signal|terminate called|not found|cannot find", re.I)
 MEMORY = re.compile(r"Killed signal|cannot allocate memory|virtual memory exhausted", re.I)
 
@@ -98,6 +103,16 @@ def unused(home: Path, needed: set[Path]) -> list[Path]:
 def jobs(wanted: int, cpus: int, memory_mib: int) -> int:
     """Return how many compilers run in parallel: ``wanted``, or as many as processors and memory allow."""
     return wanted or max(1, min(cpus, memory_mib // JOB_MIB))
+
+
+def options_of(architecture: str, cuda: str, more: list[str]) -> list[str]:
+    """Return cmake's options for a host; ``more`` come last, so that they win.
+
+    ``architecture`` is amd64 or arm64, ``cuda`` the version in the names of CUDA's packages (12-8), empty for none.
+    """
+    compiler = f"/usr/local/cuda-{cuda.replace('-', '.')}/bin/nvcc"
+    gpu = [f"-DCMAKE_CUDA_COMPILER={compiler}", "-DCMAKE_CUDA_ARCHITECTURES=native"] if cuda else []
+    return [*INSTRUCTIONS[architecture], *gpu, *more]
 
 
 def complaint(output: str) -> str:

@@ -56,6 +56,11 @@ class Wanted:
         return bool(self.gpu_persistence or self.gpu_power_limit_watts or self.gpu_clocks_mhz)
 
 
+def is_clock_range(clocks: list) -> bool:
+    """Return whether ``clocks`` is empty, or the lowest and the highest clock of a GPU in MHz."""
+    return not clocks or (len(clocks) == 2 and 0 < clocks[0] <= clocks[1])
+
+
 class Host(host_text.Tree):
     """The machine, or in tests a directory tree like one; commands are run by ``run(*argv)``."""
 

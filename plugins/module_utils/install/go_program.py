@@ -22,6 +22,13 @@ from ..errors import UserError
 NEEDED_MIB = 2048  # sources, modules, caches and objects of one build
 
 
+def environment_of(mirror: str, ca_path: str, own: dict) -> dict:
+    """Return the variables of a build behind a ``mirror`` whose certificate ``ca_path`` proves; ``own`` ones win."""
+    modules = {"GOPROXY": f"{mirror}/go-modules"} if mirror else {}
+    trusted = {"GIT_SSL_CAINFO": ca_path, "SSL_CERT_FILE": ca_path} if ca_path else {}
+    return {**modules, **trusted, **own}
+
+
 @dataclass(frozen=True)
 class Build:
     """What to build: the ``package`` of ``source`` (a git URL) at the tag ``version``, which must be ``commit``."""

@@ -32,6 +32,12 @@ class Plan:
         return self.minutes * 60
 
 
+def units_of(targets: list[dict], services: list[dict]) -> list[str]:
+    """Return the units to watch during a load: those of the targets, and the application before them, each once."""
+    before = [f"{each['name']}.service" for each in services if each["name"] == "ai-server"]
+    return list(dict.fromkeys([*(each["unit"] for each in targets), *before]))
+
+
 def checked(args: dict) -> Plan:
     """Return the plan for a task's arguments. Raises UserError."""
     find = _find(args.get("find"))

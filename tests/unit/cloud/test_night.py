@@ -61,3 +61,21 @@ def test_parts_that_are_too_short_are_refused_with_what_would_do():
 def test_what_is_no_time_is_none(at):
     with pytest.raises(AttributeError):
         night.seconds(at)
+
+
+WATCHED = [{"unit": "vllm.service", "metrics": "http://x/metrics"}, {"unit": "ai-server.service"}]
+
+
+@pytest.mark.parametrize(
+    ("units", "says"),
+    [
+        (["vllm.service"], ""),
+        (["ai-server.service", "vllm.service"], ""),
+        ([], "name at least one unit, and only units of watchdog_services: vllm.service, ai-server.service"),
+        (["vllm.service", "x.service"], "name at least one unit, and only units of"),
+        (["ai-server.service"], "none of them has metrics in watchdog_services"),
+    ],
+)
+def test_units_that_restart_by_night_are_watched_and_one_tells_when_it_is_idle(units, says):
+    problem = night.units_problem(units, WATCHED)
+    assert problem.startswith(says) and bool(problem) == bool(says)

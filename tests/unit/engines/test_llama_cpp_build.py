@@ -15,6 +15,7 @@ from plugins.module_utils.engines.llama_cpp_build import (
     built,
     complaint,
     jobs,
+    options_of,
     place,
     unused,
 )
@@ -174,3 +175,13 @@ def test_removal_keeps_what_another_engine_is_about_to_run_on(tmp_path, monkeypa
     door.remove(SimpleNamespace(check_mode=False, exit_json=lambda **_: None), tmp_path, [str(coming)])
     assert not gone.exists()
     assert coming.exists()
+
+
+def test_the_options_of_a_build():
+    assert options_of("arm64", "", ["-DA=B"]) == ["-DA=B"]
+    assert options_of("amd64", "", [])[0] == "-DGGML_NATIVE=OFF"
+    assert options_of("arm64", "12-8", ["-DCMAKE_CUDA_ARCHITECTURES=90"]) == [
+        "-DCMAKE_CUDA_COMPILER=/usr/local/cuda-12.8/bin/nvcc",
+        "-DCMAKE_CUDA_ARCHITECTURES=native",
+        "-DCMAKE_CUDA_ARCHITECTURES=90",
+    ]

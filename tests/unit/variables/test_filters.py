@@ -587,3 +587,57 @@ def test_versions_are_compared_as_pip_compares_them(version, transformers, pytho
     found = VLLM["known_problems"](version, VERSIONS, transformers, python, {})
     assert len(found["refused"]) == len(refused) and len(found["advised"]) == advised
     assert all(part in sentence for part, sentence in zip(refused, found["refused"], strict=True))
+
+
+EXPORTER = "opentelemetry-exporter-otlp==1.38.0 --hash=sha256:00\n"
+
+
+@pytest.mark.parametrize(
+    ("texts", "version", "lock", "has"),
+    [
+        ([], "0.15.1", "", False),
+        ([], "0.16.0rc1", "", False),
+        ([], "0.16.0", "", True),
+        ([], "0.23.0", "/lock.txt", False),
+        (["vllm==0.15.1\n" + EXPORTER], "0.15.1", "", True),
+        (["vllm==0.23.0\n", EXPORTER], "0.23.0", "/lock.txt", True),
+        (["opentelemetry-exporter-otlp-proto-http==1.38.0\n"], "0.15.1", "", False),
+    ],
+)
+def test_whether_an_environment_has_the_exporter_of_traces(texts, version, lock, has):
+    assert VLLM["exports_traces"](texts, version, lock) is has
+
+
+def test_the_origin_of_the_application_is_the_first_that_is_set():
+    origin = load("application_source")["application_origin"]
+    archive, repository, path = {"url": "https://a"}, {"repository": "https://b"}, {"path": "/c"}
+    assert origin(archive, repository, path) == archive
+    assert origin({"url": ""}, repository, path) == repository
+    assert origin({"url": ""}, {"repository": ""}, path) == path
+
+
+def test_a_go_build_behind_a_mirror():
+    environment = load("dcgm")["go_build_environment"]
+    assert environment("", "", {"GOFLAGS": "-p=1"}) == {"GOFLAGS": "-p=1"}
+    assert environment("https://mirror", "/ca.pem", {"SSL_CERT_FILE": "/own.pem"}) == {
+        "GOPROXY": "https://mirror/go-modules",
+        "GIT_SSL_CAINFO": "/ca.pem",
+        "SSL_CERT_FILE": "/own.pem",
+    }
+
+
+def test_a_load_watches_the_engines_and_the_application_before_them():
+    units = load("load")["load_units"]
+    targets = [{"unit": "vllm.service"}, {"unit": "vllm.service"}, {"unit": "code.service"}]
+    assert units(targets, [{"name": "ai-server"}, {"name": "promtail"}]) == [
+        "vllm.service", "code.service", "ai-server.service",
+    ]  # fmt: skip
+    assert units(targets[:1], []) == ["vllm.service"]
+
+
+@pytest.mark.parametrize(
+    ("clocks", "right"),
+    [([], True), ([300, 1500], True), ([300, 300], True), ([1500, 300], False), ([0, 300], False), ([300], False)],
+)
+def test_a_range_of_clocks(clocks, right):
+    assert load("host_tuning")["is_clock_range"](clocks) is right
