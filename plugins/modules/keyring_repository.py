@@ -80,6 +80,19 @@ from ..module_utils.install.keyring_repository import Apt, Repository, keyring_o
 from ..module_utils.quiet_module import QuietModule
 
 SILENCE_LIMIT = 30  # seconds without a byte
+ARGUMENTS = {
+    "package": {"type": "str", "required": True},
+    "version": {"type": "str", "required": True},
+    "url": {"type": "str", "required": True},
+    "checksum": {"type": "str"},
+    "keyring": {"type": "path", "required": True, "no_log": False},
+    "source": {"type": "path", "required": True},
+    "uri": {"type": "str", "required": True},
+    "origin": {"type": "str", "required": True},
+    "ca_path": {"type": "path"},
+    "lock_timeout": {"type": "int", "default": 600},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+}
 
 
 def download(module: QuietModule) -> bytes:
@@ -117,21 +130,22 @@ def register(module: QuietModule, apt: Apt, texts: dict[str, tuple[str, str]], n
     apt.update()
 
 
+def differences(texts: dict[str, tuple[str, str]]) -> list[dict]:
+    """Return the changed files in the form of Ansible's diff."""
+    return [
+        {
+            "before_header": path,
+            "after_header": path,
+            "before": host_text.printable(before),
+            "after": host_text.printable(after),
+        }
+        for path, (before, after) in texts.items()
+    ]
+
+
 def main() -> None:
     module = QuietModule(
-        argument_spec={
-            "package": {"type": "str", "required": True},
-            "version": {"type": "str", "required": True},
-            "url": {"type": "str", "required": True},
-            "checksum": {"type": "str"},
-            "keyring": {"type": "path", "required": True, "no_log": False},
-            "source": {"type": "path", "required": True},
-            "uri": {"type": "str", "required": True},
-            "origin": {"type": "str", "required": True},
-            "ca_path": {"type": "path"},
-            "lock_timeout": {"type": "int", "default": 600},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-        },
+        argument_spec=ARGUMENTS,
         required_if=[("state", "present", ("checksum",))],
         supports_check_mode=True,
     )
@@ -159,15 +173,7 @@ def main() -> None:
         changed=changed,
         installed=installed,
         set_aside=[path for path in texts if path not in (wanted["source"], repository.settings)],
-        diff=[
-            {
-                "before_header": path,
-                "after_header": path,
-                "before": host_text.printable(before),
-                "after": host_text.printable(after),
-            }
-            for path, (before, after) in texts.items()
-        ],
+        diff=differences(texts),
     )
 
 
