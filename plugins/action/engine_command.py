@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import time
@@ -13,16 +12,14 @@ from urllib.parse import urlsplit
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ..module_utils import atomic_file
 from ..module_utils.engines import engine_runs
+from ..module_utils.errors import UserError
 
 display = Display()
 
 TUNNEL_WITHIN = 30  # seconds
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-
-class TunnelError(Exception):
-    """The engine cannot be reached from the controller; the text says why and what to do."""
 
 
 class ActionModule(ActionBase):
@@ -47,7 +44,7 @@ class ActionModule(ActionBase):
             try:
                 with self._reached(args["url"]) as url:
                     told = engine_runs.run(list(args["argv"]), given[0], url, given[1], given[2], timeout)
-            except (TunnelError, OSError) as error:
+            except (UserError, OSError) as error:
                 return {"failed": True, "msg": f"{args['engine']}: {error}"}
         log = Path(args["log"]).expanduser().resolve()
         write(log, engine_runs.log_of(told, list(args["argv"]), args["engine"], args["model"]))
@@ -63,7 +60,7 @@ class ActionModule(ActionBase):
             yield url
             return
         if self._connection.transport != "ssh":
-            raise TunnelError(f"the controller cannot reach {url} of the host; write -e run_on=host")
+            raise UserError(f"the controller cannot reach {url} of the host; write -e run_on=host")
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         there = f"[{asked.hostname}]" if ":" in asked.hostname else asked.hostname
@@ -72,7 +69,7 @@ class ActionModule(ActionBase):
         # With the connection's own options and login, but not its master: the tunnel would outlive the command there.
         binary, *rest = self._connection._build_command("ssh", "ssh", *words, host)
         if binary != b"ssh":
-            raise TunnelError(f"a tunnel to {url} of the host takes an SSH key, not a password; write -e run_on=host")
+            raise UserError(f"a tunnel to {url} of the host takes an SSH key, not a password; write -e run_on=host")
         command = [binary, b"-S", b"none", *rest]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:
@@ -93,13 +90,9 @@ class ActionModule(ActionBase):
                 time.sleep(0.1)
         process.terminate()
         said = process.communicate()[1].decode("utf-8", "replace").strip().split("\n")[-1]
-        raise TunnelError(f"no SSH tunnel to the engine{f': {said}' if said else ''}; write -e run_on=host")
+        raise UserError(f"no SSH tunnel to the engine{f': {said}' if said else ''}; write -e run_on=host")
 
 
 def write(path: Path, text: str) -> None:
     """Write a file in one step that only its owner can read."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as handle:
-        handle.write(text)
-    beside.replace(path)
+    atomic_file.write(path, text, 0o600, directory_mode=0o700)

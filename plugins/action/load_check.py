@@ -11,8 +11,10 @@ from pathlib import Path
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ..module_utils import atomic_file
+from ..module_utils.errors import UserError
 from ..module_utils.load import judge, page, search, watch
-from ..module_utils.load.plan import PlanError, checked
+from ..module_utils.load.plan import checked
 
 display = Display()
 
@@ -20,10 +22,6 @@ SHOWN_EVERY = 10.0
 ANSWERED = 0.95  # share of a turn's requests; with fewer answers another turn would show nothing new
 LEAST_SHARE = 0.8  # share of the time that the requests must fill; otherwise another turn fills the rest
 TURNS = 4
-
-
-class Ended(Exception):
-    """A phase on the host failed; the message says why."""
 
 
 class ActionModule(ActionBase):
@@ -35,7 +33,7 @@ class ActionModule(ActionBase):
         args = self._task.args
         try:
             plan = checked(args)
-        except PlanError as error:
+        except UserError as error:
             return {"failed": True, "msg": str(error)}
         self._plan, self._samples, self._events = asdict(plan), [], []
         if self._task.check_mode:
@@ -50,7 +48,7 @@ class ActionModule(ActionBase):
             if others:
                 self._say(f"{others:.0f} requests of other clients are running; they count in the figures", "yellow")
             runs, answers = self._find(plan) if plan.find_ttft_ms else (self._load(plan), [])
-        except Ended as error:
+        except UserError as error:
             return {"failed": True, "msg": f"{self._host}: {error}"}
         finally:
             if hasattr(self, "_began"):
@@ -147,7 +145,7 @@ class ActionModule(ActionBase):
             )
             self._say(f"{elapsed:.0f} s: {_now(seen['samples']) if asked else 'the tool is starting'}")
             if elapsed > limit + 60:
-                raise Ended(f"the tool has not finished after {elapsed:.0f} s")
+                raise UserError(f"the tool has not finished after {elapsed:.0f} s")
 
     # -- the host and the controller ----------------------------------------------------------------------------------
 
@@ -158,7 +156,7 @@ class ActionModule(ActionBase):
     def _phase(self, phase: str, state: dict | None = None) -> dict:
         seen = self._execute(phase, state or {})
         if "told" not in seen:
-            raise Ended(" ".join(str(seen.get("msg") or seen.get("module_stderr") or "no answer").split()))
+            raise UserError(" ".join(str(seen.get("msg") or seen.get("module_stderr") or "no answer").split()))
         return seen["told"]
 
     def _say(self, text: str, colour: str = "cyan") -> None:
@@ -195,13 +193,10 @@ class ActionModule(ActionBase):
 
 def written(directory: Path, report: dict) -> list[str]:
     """Write the report as JSON and HTML; return the paths."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     stem = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', report['host'])}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     texts = {"html": page.html(report), "json": json.dumps(report, indent=1) + "\n"}
     for kind, text in texts.items():
-        beside = directory / f".{stem}.{kind}.new"
-        beside.write_text(text)
-        beside.replace(directory / f"{stem}.{kind}")
+        atomic_file.write(directory / f"{stem}.{kind}", text, directory_mode=0o700)
     return [str(directory / f"{stem}.{kind}") for kind in texts]
 
 

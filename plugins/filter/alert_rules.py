@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ansible.errors import AnsibleError, AnsibleFilterError
 from jinja2 import UndefinedError
 
+from ..module_utils.errors import UserError
 from ..module_utils.watch import alert_rules
 
 
@@ -19,7 +20,7 @@ def rule_file(patterns: list, variable: str, limits: dict | None = None, hosts: 
         held = alert_rules.groups(alert_rules.found(patterns, variable), variable)
         held = alert_rules.limited(held, limits or {}, "vmalert_limits")
         return alert_rules.text(held + alert_rules.inventory(hosts or []))
-    except alert_rules.RulesError as error:
+    except UserError as error:
         raise AnsibleFilterError(str(error)) from None
 
 

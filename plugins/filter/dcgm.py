@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ansible.errors import AnsibleFilterError
 
+from ..module_utils.install import go_program
+
 
 def exporter_release(dcgm: str, table: list, tag: str = "", commits: dict | None = None) -> dict:
     """Return ``{"tag", "commit"}`` of the exporter for the installed version ``dcgm``, such as "3.3.9".
@@ -44,4 +46,8 @@ def counters_csv(counters: list) -> str:
 
 class FilterModule:
     def filters(self):
-        return {"exporter_release": exporter_release, "counters_csv": counters_csv}
+        return {
+            "counters_csv": counters_csv,
+            "exporter_release": exporter_release,
+            "go_build_environment": go_program.environment_of,
+        }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ansible.errors import AnsibleFilterError
 
+from ..module_utils.errors import UserError
 from ..module_utils.watch import alert_rules
 
 
@@ -21,7 +22,7 @@ def json_files(patterns: list, directory: str, group: str, variable: str) -> lis
             | {"mode": "0640", "live": True}
             for path in alert_rules.found(patterns, variable)
         ]
-    except alert_rules.RulesError as error:
+    except UserError as error:
         raise AnsibleFilterError(str(error)) from None
 
 

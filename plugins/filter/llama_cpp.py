@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
+from ..module_utils.engines import adapters, llama_cpp_build
+
 
 def llama_cpp_words(arguments: dict) -> list[str]:
     """Return ``arguments`` as command-line words: true is ``--name``, false ``--no-name``, a list repeats the argument.
@@ -30,13 +32,13 @@ def llama_cpp_names(arguments: dict) -> list[str]:
     ]
 
 
-def llama_cpp_loras(adapters: list, paths: dict) -> str | None:
+def llama_cpp_loras(wanted: list, paths: dict) -> str | None:
     """Return the value of ``--lora-scaled``: each adapter's file with its scale, by default 0; None without adapters.
 
     With 0 an adapter is loaded and has no effect until a request names it. ``--lora-init-without-apply`` does not do
     that in 0.7.0.
     """
-    scaled = [f"{paths[each['name']]}:{float(each.get('scale', 0)):g}" for each in adapters]
+    scaled = [f"{paths[each['name']]}:{float(each.get('scale', 0)):g}" for each in wanted]
     return ",".join(scaled) or None
 
 
@@ -64,5 +66,7 @@ class FilterModule:
             "llama_cpp_loras": llama_cpp_loras,
             "llama_cpp_names": llama_cpp_names,
             "llama_cpp_supported": llama_cpp_supported,
+            "llama_cpp_unpinned": adapters.without_file,
             "llama_cpp_words": llama_cpp_words,
+            "llama_cpp_build_options": llama_cpp_build.options_of,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..module_utils.cloud import night
+from ..module_utils.errors import UserError
 
 
 def night_slot(hosts: list, host: str, at: str, window: int, batch: int) -> dict:
@@ -10,10 +11,10 @@ def night_slot(hosts: list, host: str, at: str, window: int, batch: int) -> dict
     try:
         # A batch of zero is refused by its own rule.
         return {**night.slot(list(hosts), host, at, int(window), max(1, int(batch))), "problem": ""}
-    except night.NoTime as error:
+    except UserError as error:
         return {"number": 0, "parts": 0, "begin": "", "patience": 0, "problem": str(error)}
 
 
 class FilterModule:
     def filters(self):
-        return {"night_slot": night_slot}
+        return {"night_slot": night_slot, "night_units_problem": night.units_problem}

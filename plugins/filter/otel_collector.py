@@ -7,6 +7,7 @@ from base64 import b64encode
 
 from ansible.errors import AnsibleFilterError
 
+from ..module_utils.errors import UserError
 from ..module_utils.watch import otel_collector
 
 
@@ -14,7 +15,7 @@ def collector_configuration(settings: dict) -> str:
     """Return the collector's configuration as text; JSON is YAML too."""
     try:
         return json.dumps(otel_collector.configuration(settings), indent=1) + "\n"
-    except ValueError as error:
+    except UserError as error:
         raise AnsibleFilterError(str(error)) from error
 
 

@@ -5,6 +5,12 @@ from __future__ import annotations
 import json
 import re
 
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from ..module_utils.engines import adapters, sleep_mode
+from ..module_utils.gpu.memory.vllm_start import LORA_RANKS
+
 
 def engine_config(arguments: dict) -> dict:
     """Return ``arguments`` in the form that every vLLM since 0.15 reads from a ``--config`` file.
@@ -31,9 +37,15 @@ def engine_config(arguments: dict) -> dict:
     return config
 
 
-def lora_modules(adapters: list, paths: dict, base: str) -> list:
+def lora_modules(wanted: list, paths: dict, base: str) -> list:
     """Return the engine's ``lora-modules``: one mapping per adapter, its directory taken from ``paths`` by its name."""
-    return [{"name": each["name"], "path": paths[each["name"]], "base_model_name": base} for each in adapters]
+    return [{"name": each["name"], "path": paths[each["name"]], "base_model_name": base} for each in wanted]
+
+
+def lora_rank_problem(rank) -> str:
+    """Return the rank and the ranks that the engine takes if ``rank`` is none of these; else an empty text."""
+    *others, last = (str(each) for each in LORA_RANKS)
+    return "" if str(rank) in (*others, last) else f"{rank}; the engine takes {', '.join(others)} or {last}"
 
 
 def length_told(length: int, arguments: dict) -> int | None:
@@ -76,7 +88,7 @@ def known_problems(version: str, table: dict, transformers: str, python: str, qu
     """
     refused, advised = [], []
     row = table["engines"].get(version)
-    wanted = _parts(version)
+    wanted = _version(version)
     if row is None:
         known = ", ".join(table["engines"])
         refused.append(
@@ -92,7 +104,7 @@ def known_problems(version: str, table: dict, transformers: str, python: str, qu
             (refused if quirk["refuse"] else advised).append(f"{quirk['says']} {quirk['cure']}")
     for advisory in table["advisories"]:
         applies = all(quirks.get(key) == value for key, value in advisory.get("when", {}).items())
-        if wanted < _parts(advisory["fixed"]) and applies:
+        if applies and wanted and wanted < Version(advisory["fixed"]):
             advised.append(
                 f"{advisory['id']} ({advisory['says']}) is fixed in {advisory['fixed']}; vllm_version is {version}."
             )
@@ -134,24 +146,26 @@ def pinned_version(texts: list, name: str) -> str:
     return next((found[1] for text in texts if (found := pin.search(text))), "")
 
 
-def _parts(version: str) -> tuple:
-    return tuple(int(part) for part in version.split("+")[0].split(".") if part.isdigit())
+def exports_traces(texts: list, version: str, lock: str) -> bool:
+    """Return whether the environment from these requirements texts has the exporter of traces.
+
+    vLLM requires it since 0.16; with a ``lock`` it has to be in the texts.
+    """
+    return bool(pinned_version(texts, "opentelemetry-exporter-otlp")) or (not lock and _within(version, ">=0.16"))
+
+
+def _version(text: str) -> Version | None:
+    """Return a version, None for a text that is none; a pin such as ``4.57.*`` counts as its first version."""
+    try:
+        return Version(text.removesuffix(".*"))
+    except InvalidVersion:
+        return None
 
 
 def _within(version: str, bounds: str) -> bool:
-    """Return whether ``version`` meets ``bounds``, such as ``>=3.10,<3.13`` (compared exactly, part by part)."""
-    tests = {
-        ">=": lambda a, b: a >= b, "<=": lambda a, b: a <= b, "==": lambda a, b: a == b,
-        ">": lambda a, b: a > b, "<": lambda a, b: a < b,
-    }  # fmt: skip
-    for bound in filter(None, (part.strip() for part in bounds.split(","))):
-        operator = next(sign for sign in tests if bound.startswith(sign))
-        limit = _parts(bound[len(operator) :].strip())
-        seen = _parts(version)
-        width = max(len(seen), len(limit))
-        if not tests[operator](seen + (0,) * (width - len(seen)), limit + (0,) * (width - len(limit))):
-            return False
-    return True
+    """Return whether ``version`` meets ``bounds``, such as ``>=3.10,<3.13``; a pre-release counts as in PEP 440."""
+    found = _version(version)
+    return found is not None and SpecifierSet(bounds).contains(found, prereleases=True)
 
 
 class FilterModule:
@@ -160,9 +174,14 @@ class FilterModule:
             "completion_checks": completion_checks,
             "completion_probes": completion_probes,
             "engine_config": engine_config,
+            "exports_traces": exports_traces,
             "known_problems": known_problems,
             "length_told": length_told,
             "lora_modules": lora_modules,
+            "lora_rank_problem": lora_rank_problem,
             "pinned_version": pinned_version,
             "runtime_needs": runtime_needs,
+            "sleep_arguments": sleep_mode.arguments,
+            "sleep_variables": sleep_mode.variables,
+            "vllm_unpinned": adapters.without_commit,
         }

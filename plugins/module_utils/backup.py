@@ -20,6 +20,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from . import atomic_file
+from .errors import UserError
 from .release import serving, store, systemd_unit
 
 PROGRAM = Path("/usr/local/sbin/llm-backup")
@@ -32,10 +34,6 @@ SETTLED = 5  # s that a unit without a release must stay up
 NONE = "no repository is configured on this host (backup_repository), so no backup was taken"
 
 
-class BackupError(Exception):
-    """Why a backup or restore is not possible, in one sentence."""
-
-
 # -- the program ------------------------------------------------------------------------------------------------------
 
 
@@ -45,17 +43,17 @@ def configured() -> bool:
 
 
 def ask(*words: str) -> dict:
-    """Return the answer of the host's backup program. Raises `BackupError` with its message if it fails."""
+    """Return the answer of the host's backup program. Raises UserError with its message if it fails."""
     done = subprocess.run(
         [sys.executable, "-I", str(PROGRAM), *words], capture_output=True, text=True, errors="replace", check=False
     )
     if done.returncode:
         said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise BackupError(said[0].removeprefix("<3>"))
+        raise UserError(said[0].removeprefix("<3>"))
     try:
         return dict(json.loads(done.stdout.splitlines()[-1]))
     except (ValueError, TypeError, IndexError):
-        raise BackupError(f"llm-backup {words[0]} gave no answer") from None
+        raise UserError(f"llm-backup {words[0]} gave no answer") from None
 
 
 def mib(size: float) -> str:
@@ -108,12 +106,7 @@ class Place:
 
     def mark(self, phase: str) -> None:
         """Record the phase in one step: an empty record would look as if the earlier data could be removed."""
-        beside = self.area / "phase.new"
-        with beside.open("w") as handle:
-            handle.write(phase)
-            handle.flush()
-            os.fsync(handle.fileno())
-        beside.replace(self.phase)
+        atomic_file.write(self.phase, phase)
 
     def swap(self) -> None:
         self.before.mkdir(mode=0o700)
@@ -198,7 +191,7 @@ def no_back_up():
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BackupError("a backup of this host is running; restore again when it has finished") from None
+            raise UserError("a backup of this host is running; restore again when it has finished") from None
         yield
 
 
@@ -214,24 +207,24 @@ def wanted(snapshot: dict, settings: dict) -> tuple[list[dict], list[dict]]:
             rows.append(row(one["name"], "not restored: this host has no such data", None))
         elif not Path(here["path"]).is_dir():
             if not here.get("optional"):
-                raise BackupError(f"{here['path']} does not exist on this host yet; run site.yml, then restore again")
+                raise UserError(f"{here['path']} does not exist on this host yet; run site.yml, then restore again")
             rows.append(row(one["name"], f"not restored: {here['path']} is not on this host", None))
         else:
             found.append({**one, "path": here["path"], "service": here["service"]})
     if not found:
-        raise BackupError(f"snapshot {snapshot['id'][:8]} of {snapshot['host']} contains no data for this host")
+        raise UserError(f"snapshot {snapshot['id'][:8]} of {snapshot['host']} contains no data for this host")
     return found, rows
 
 
 def check_room(sets: list[dict], usage=shutil.disk_usage, device=lambda path: Path(path).stat().st_dev) -> None:
-    """Raise `BackupError` if a disk has no room for the new data next to the old."""
+    """Raise UserError if a disk has no room for the new data next to the old."""
     needed: dict[int, int] = {}
     for one in sets:
         disk = device(one["path"])
         needed[disk] = needed.get(disk, RESERVE) + one["bytes"]
         free = usage(one["path"]).free
         if needed[disk] > free:
-            raise BackupError(
+            raise UserError(
                 f"the disk of {one['path']} needs {needed[disk] >> 20} MiB free, since the current data is kept until "
                 f"the service answers, but has only {free >> 20} MiB; free space with playbooks/housekeeping.yml or "
                 "use a larger disk"
@@ -239,18 +232,18 @@ def check_room(sets: list[dict], usage=shutil.disk_usage, device=lambda path: Pa
 
 
 def check_services(names: list[str]) -> list[Running]:
-    """Return the services to stop. Raises `BackupError` if one is not on this host."""
+    """Return the services to stop. Raises UserError if one is not on this host."""
     found = [Running(name) for name in dict.fromkeys(names) if name]
     absent = [one.name for one in found if not one.there()]
     if absent:
-        raise BackupError(
+        raise UserError(
             f"these services are not on this host yet: {', '.join(absent)}; run site.yml, then restore again"
         )
     return found
 
 
 def restore(snapshot: dict, settings: dict, only_look: bool = False) -> list[dict]:
-    """Restore the data of a snapshot; return rows. On `BackupError` everything is as it was before."""
+    """Restore the data of a snapshot; return rows. On UserError everything is as it was before."""
     sets, rows = wanted(snapshot, settings)
     services = check_services([one["service"] for one in sets])
     files = sum(one["files"] for one in sets)
@@ -310,7 +303,7 @@ def replace(services: list[Running], places: list[Place]) -> list[dict]:
         failure = str(error) or type(error).__name__
     seconds = time.monotonic() - begin
     if failure:
-        raise BackupError(f"{failure}; {undone(services, places)}")
+        raise UserError(f"{failure}; {undone(services, places)}")
     for place in places:
         place.clear()
     return [row(service.name, f"serves again after at most {seconds:.1f} s") for service in services]

@@ -5,9 +5,9 @@ A byte that is not UTF-8 becomes a surrogate and is written as the same byte; li
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
+
+from . import atomic_file
 
 
 class Tree:
@@ -25,16 +25,8 @@ class Tree:
         return read(place) if place.exists() else ""
 
     def write(self, path: str, text: str) -> None:
-        """Replace a file in one step, keeping its mode."""
-        place = self.at(path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        mode = place.stat().st_mode & 0o7777 if place.exists() else 0o644
-        with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".new-", delete=False) as handle:
-            handle.write(encoded(text))
-            handle.flush()
-            os.fsync(handle.fileno())
-        Path(handle.name).chmod(mode)
-        Path(handle.name).replace(place)
+        """Replace a file in one step, keeping its owner and mode."""
+        atomic_file.write(self.at(path), text)
 
     def keep(self, path: str, text: str) -> None:
         """Write a file with this text; remove the file if the text is empty."""

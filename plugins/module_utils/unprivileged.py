@@ -13,11 +13,13 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from .errors import UserError
+
 LEFT_OUT = ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH")
 ANYONE = "nobody"
 
 
-class CommandError(RuntimeError):
+class CommandError(UserError):
     """The program failed; the text is its name and its last message on one line."""
 
 

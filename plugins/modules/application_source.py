@@ -59,13 +59,30 @@ import os
 import tempfile
 from pathlib import Path
 
-from ..module_utils.install.application_source import EXCLUDED, SourceError, export, install, made, named
+from ..module_utils.errors import UserError
+from ..module_utils.install.application_source import EXCLUDED, export, install, made, named
 from ..module_utils.install.downloads import download
-from ..module_utils.install.released_program import ReleaseError, sha256
+from ..module_utils.install.released_program import sha256
 from ..module_utils.quiet_module import QuietModule
-from ..module_utils.unprivileged import CommandError, barred, open_up
+from ..module_utils.unprivileged import barred, open_up
 
 UNKNOWN = "# known when the source is there\n"
+ARGUMENTS = {
+    "root": {"type": "path", "required": True},
+    "path": {"type": "path"},
+    "excluded": {"type": "list", "elements": "str", "default": EXCLUDED},
+    "url": {"type": "str"},
+    "checksum": {"type": "str"},
+    "repository": {"type": "str"},
+    "version": {"type": "str"},
+    "ca_path": {"type": "path"},
+    "uv": {"type": "path", "default": "/opt/uv/current/bin/uv"},
+    "user": {"type": "str"},
+    "runs_as": {"type": "str"},
+    "environment": {"type": "dict", "default": {}},
+    "digest": {"type": "str"},
+    "file": {"type": "path"},
+}
 
 
 def origin_of(wanted: dict) -> dict:
@@ -84,7 +101,7 @@ def fetch(module: QuietModule, archive: Path) -> Path:
         download(module, wanted["url"], archive, wanted["ca_path"])
         found = sha256(archive)
         if found != wanted["checksum"]:
-            raise SourceError(f"it has {found}, expected {wanted['checksum']}")
+            raise UserError(f"it has {found}, expected {wanted['checksum']}")
         return archive
     if wanted["repository"]:
         export(wanted["repository"], wanted["version"], archive, wanted["user"])
@@ -92,24 +109,21 @@ def fetch(module: QuietModule, archive: Path) -> Path:
     return Path(wanted["file"])
 
 
+def bring(module: QuietModule, origin: dict, directory: Path) -> dict:
+    """Fetch the source and make ``directory`` from it; return its record. Raises UserError or OSError."""
+    wanted = module.params
+    open_up(directory.parent)
+    closed = barred(directory.parent, wanted["runs_as"] or wanted["user"])
+    if closed:
+        raise UserError(closed)
+    with tempfile.TemporaryDirectory(prefix=".fetched-", dir=directory.parent) as stage:
+        archive = fetch(module, Path(stage) / "archive")
+        return install(archive, origin, directory, wanted["uv"], wanted["user"])
+
+
 def main() -> None:
     module = QuietModule(
-        argument_spec={
-            "root": {"type": "path", "required": True},
-            "path": {"type": "path"},
-            "excluded": {"type": "list", "elements": "str", "default": EXCLUDED},
-            "url": {"type": "str"},
-            "checksum": {"type": "str"},
-            "repository": {"type": "str"},
-            "version": {"type": "str"},
-            "ca_path": {"type": "path"},
-            "uv": {"type": "path", "default": "/opt/uv/current/bin/uv"},
-            "user": {"type": "str"},
-            "runs_as": {"type": "str"},
-            "environment": {"type": "dict", "default": {}},
-            "digest": {"type": "str"},
-            "file": {"type": "path"},
-        },
+        argument_spec=ARGUMENTS,
         mutually_exclusive=[("path", "url", "repository")],
         required_one_of=[("path", "url", "repository")],
         required_together=[("url", "checksum"), ("repository", "version")],
@@ -118,10 +132,8 @@ def main() -> None:
     wanted = module.params
     os.environ.update({key: str(value) for key, value in wanted["environment"].items()})
     origin = origin_of(wanted)
-    root = Path(wanted["root"])
-    directory = root / named(origin)
-    runs_as = wanted["runs_as"] or wanted["user"]
-    noted = None if barred(directory / "app/main.py", runs_as, "r") else made(directory)
+    directory = Path(wanted["root"]) / named(origin)
+    noted = None if barred(directory / "app/main.py", wanted["runs_as"] or wanted["user"], "r") else made(directory)
     result = {
         "changed": noted is None,
         "path": str(directory),
@@ -135,14 +147,8 @@ def main() -> None:
         if wanted["path"] and not wanted["file"]:
             module.exit_json(**result, send=True)
         try:
-            open_up(root)
-            closed = barred(root, runs_as)
-            if closed:
-                raise SourceError(closed)
-            with tempfile.TemporaryDirectory(prefix=".fetched-", dir=root) as stage:
-                archive = fetch(module, Path(stage) / "archive")
-                noted = install(archive, origin, directory, wanted["uv"], wanted["user"])
-        except (SourceError, ReleaseError, CommandError, OSError) as error:
+            noted = bring(module, origin, directory)
+        except (UserError, OSError) as error:
             module.fail_json(msg=f"the application's source {place}: {error}")
         result["requirements"] = noted["requirements"]
     module.exit_json(**result)

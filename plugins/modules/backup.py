@@ -49,6 +49,7 @@ import platform
 import re
 
 from ..module_utils import backup
+from ..module_utils.errors import UserError
 from ..module_utils.host_module import HostModule
 
 
@@ -75,7 +76,7 @@ def main() -> None:
                 changed=changed, configured=True, taken=told.get("taken", False), rows=rows, report="would be taken"
             )
         told = backup.ask("take", reason)
-    except (backup.BackupError, OSError) as error:
+    except (UserError, OSError) as error:
         module.fail_json(msg=f"No complete backup was taken: {error}.", configured=True)
     settings = json.loads(backup.SETTINGS.read_text(encoding="utf-8"))
     module.exit_json(

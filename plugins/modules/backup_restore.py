@@ -43,9 +43,8 @@ rows:
 import json
 
 from ..module_utils import backup
+from ..module_utils.errors import UserError
 from ..module_utils.host_module import HostModule
-from ..module_utils.release.description import Refused
-from ..module_utils.release.systemd_unit import SystemdError
 
 
 def main() -> None:
@@ -65,7 +64,7 @@ def main() -> None:
     try:
         found = backup.ask("find", module.params["of"] or settings["host"], module.params["snapshot"])
         rows = backup.restore(found, settings, module.check_mode)
-    except (backup.BackupError, Refused, SystemdError, OSError) as error:
+    except (UserError, OSError) as error:
         module.fail_json(msg=f"Nothing was restored: {error}.")
     module.exit_json(changed=True, rows=rows)
 

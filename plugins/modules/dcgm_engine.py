@@ -41,6 +41,7 @@ restarted: {description: Why the engine was started; null if it was not., type: 
 
 import time
 
+from ..module_utils.errors import UserError
 from ..module_utils.gpu import dcgm
 from ..module_utils.host_module import HostModule
 from ..module_utils.release import systemd_unit
@@ -59,7 +60,7 @@ def main() -> None:
     )
     try:
         stop(module) if module.params["state"] == "stopped" else run(module)
-    except systemd_unit.SystemdError as error:
+    except UserError as error:
         module.fail_json(msg=f"DCGM's engine: {error}")
 
 

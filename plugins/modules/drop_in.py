@@ -45,9 +45,9 @@ EXAMPLES = r"""
 RETURN = ""
 
 from ..module_utils import host_text
+from ..module_utils.errors import UserError
 from ..module_utils.host_module import HostModule
 from ..module_utils.release.drop_in import Change, carry_out, change
-from ..module_utils.release.systemd_unit import SystemdError
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def main() -> None:
             done.append(planned)
             if not module.check_mode:
                 carry_out(host, planned, file["command"])
-    except (SystemdError, OSError) as error:
+    except (UserError, OSError) as error:
         module.fail_json(msg=host_text.printable(str(error)))
     module.exit_json(changed=any(planned.needed for planned in done), diff=[shown(planned) for planned in done])
 

@@ -92,7 +92,6 @@ from contextlib import nullcontext
 
 from ..module_utils import host_text
 from ..module_utils.engines.engine_states import (
-    EngineStateError,
     Host,
     Wanted,
     carry_out,
@@ -102,10 +101,9 @@ from ..module_utils.engines.engine_states import (
     runs,
     text_of,
 )  # fmt: skip
+from ..module_utils.errors import UserError
 from ..module_utils.host_module import HostModule
-from ..module_utils.release.description import Refused
 from ..module_utils.release.store import Service
-from ..module_utils.release.systemd_unit import SystemdError
 
 
 def main() -> None:
@@ -143,7 +141,7 @@ def main() -> None:
                 warning = carry_out(host, wanted, planned)
                 if warning:
                     module.warn(host_text.printable(warning))
-    except (EngineStateError, SystemdError, Refused, OSError) as error:
+    except (UserError, OSError) as error:
         module.fail_json(msg=host_text.printable(str(error)))
     before, after = text_of(planned.before), text_of(planned.after)
     headers = {"before_header": "engines.json", "after_header": "engines.json"}

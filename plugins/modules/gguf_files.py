@@ -63,7 +63,6 @@ fingerprint:
 from pathlib import Path
 
 from ..module_utils.engines.gguf_files import (
-    FileError,
     Store,
     Wanted,
     adapter_problem,
@@ -71,8 +70,8 @@ from ..module_utils.engines.gguf_files import (
     header,
     model_problem,
 )
+from ..module_utils.errors import UserError
 from ..module_utils.quiet_module import QuietModule
-from ..module_utils.unprivileged import UnknownUser
 
 SOURCE = {
     "file": {"type": "str", "default": ""},
@@ -115,7 +114,7 @@ def main() -> None:
     }
     try:
         result = bring(store, model, adapters, module.check_mode)
-    except (FileError, UnknownUser, OSError) as error:
+    except (UserError, OSError) as error:
         module.fail_json(msg=f"{error}.")
     module.exit_json(**result)
 
@@ -136,7 +135,7 @@ def bring(store: Store, model: Wanted, adapters: dict[str, Wanted], check_mode: 
         problem = model_problem(found) if not name else adapter_problem(found, headers[""]) if "" in headers else ""
         problem = f"{paths[name]} {problem}" if problem else store.unreadable(paths[name])
         if problem:
-            raise FileError(f"{every[name].what}: {problem}")
+            raise UserError(f"{every[name].what}: {problem}")
     return {
         "changed": bool(fetched),
         "model": str(paths.pop("")),

@@ -58,7 +58,8 @@ path:
 import re
 from pathlib import Path
 
-from ..module_utils.install.go_program import Build, BuildError, Workshop
+from ..module_utils.errors import UserError
+from ..module_utils.install.go_program import Build, Workshop
 from ..module_utils.quiet_module import QuietModule
 
 
@@ -105,7 +106,7 @@ def main() -> None:
                 changed = not shop.whole(build)
                 if changed:
                     shop.make(build)
-        except (BuildError, OSError, KeyError) as error:
+        except (UserError, OSError, KeyError) as error:
             module.fail_json(msg=f"{build.name} {build.version} cannot be built: {error}")
     diff = {"before": "", "after": f"{directory} from {build.source} {build.commit}\n"} if changed else {}
     module.exit_json(changed=changed, path=str(directory), diff=diff)

@@ -180,9 +180,9 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
+from ..module_utils import atomic_file
 from ..module_utils.gpu import nvidia_smi
 from ..module_utils.gpu.memory import journal, planner, question, render
 from ..module_utils.gpu.memory.errors import PlanError
@@ -236,17 +236,6 @@ def unit_log(unit: str) -> str:
     return done.stdout
 
 
-def write(path: str, text: str) -> None:
-    """Replace the file in one step, so that no reader sees a part of it."""
-    target = Path(path)
-    target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".gpu_memory")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    Path(temporary).chmod(0o644)
-    Path(temporary).replace(target)
-
-
 def compare(module: QuietModule, result: dict) -> tuple[dict, bool]:
     """Return (comparison by service, whether the history changed)."""
     path = module.params["history_path"]
@@ -261,7 +250,7 @@ def compare(module: QuietModule, result: dict) -> tuple[dict, bool]:
         if path and "uncorrected_kv_cache" in service:
             changed = journal.remember(history, service, rows, journal.compiled_before(log)) or changed
     if changed and not module.check_mode:
-        write(path, json.dumps(history, indent=2, sort_keys=True) + "\n")
+        atomic_file.write(Path(path), json.dumps(history, indent=2, sort_keys=True) + "\n", 0o644)
     return found, changed
 
 
@@ -270,7 +259,7 @@ def tell(module: QuietModule, result: dict) -> bool:
     path, text = module.params["metrics_path"], render.as_metrics(result, module.params["service"])
     known = Path(path).read_text(encoding="utf-8") if Path(path).is_file() else None
     if known != text and not module.check_mode:
-        write(path, text)
+        atomic_file.write(Path(path), text, 0o644)
     return known != text
 
 

@@ -66,9 +66,9 @@ overridden:
 """
 
 from ..module_utils import host_text
-from ..module_utils.host.host_tuning import Host, TuningError, Wanted, carry_out, change
+from ..module_utils.errors import UserError
+from ..module_utils.host.host_tuning import Host, Wanted, carry_out, change
 from ..module_utils.host_module import HostModule
-from ..module_utils.release.systemd_unit import SystemdError
 
 
 def main() -> None:
@@ -95,7 +95,7 @@ def main() -> None:
             left = change(host, wanted).differences()
             if left:
                 module.fail_json(msg=f"The machine did not take it: {'; '.join(left)}.")
-    except (TuningError, SystemdError, OSError, ValueError) as error:
+    except (UserError, OSError, ValueError) as error:
         module.fail_json(msg=host_text.printable(str(error)))
     for sentence in planned.warnings():
         module.warn(host_text.printable(sentence))

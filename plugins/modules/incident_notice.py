@@ -52,6 +52,7 @@ told: {description: The outcome as a sentence., type: str, returned: always, sam
 
 from pathlib import Path
 
+from ..module_utils.errors import UserError
 from ..module_utils.host_module import HostModule
 from ..module_utils.incident import notice
 
@@ -77,7 +78,7 @@ def main() -> None:
         if not module.check_mode:
             notice.send(url, wanted["text"])
             notice.keep(note, wanted["rows"])
-    except (notice.NoticeError, OSError) as error:
+    except (UserError, OSError) as error:
         module.fail_json(msg=f"{error}.")
     told = "it would be sent to the receiver" if module.check_mode else "sent to the receiver"
     module.exit_json(changed=True, sent=not module.check_mode, told=told)

@@ -75,25 +75,39 @@ from pathlib import Path
 from ansible.module_utils.urls import fetch_url
 
 from ..module_utils import host_text
-from ..module_utils.install.keyring_repository import Apt, Repository, RepositoryError, keyring_of
+from ..module_utils.errors import UserError
+from ..module_utils.install.keyring_repository import Apt, Repository, keyring_of
 from ..module_utils.quiet_module import QuietModule
 
 SILENCE_LIMIT = 30  # seconds without a byte
+ARGUMENTS = {
+    "package": {"type": "str", "required": True},
+    "version": {"type": "str", "required": True},
+    "url": {"type": "str", "required": True},
+    "checksum": {"type": "str"},
+    "keyring": {"type": "path", "required": True, "no_log": False},
+    "source": {"type": "path", "required": True},
+    "uri": {"type": "str", "required": True},
+    "origin": {"type": "str", "required": True},
+    "ca_path": {"type": "path"},
+    "lock_timeout": {"type": "int", "default": 600},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+}
 
 
 def download(module: QuietModule) -> bytes:
-    """Return the keyring package. Raises `RepositoryError` if the download fails or the checksum differs."""
+    """Return the keyring package. Raises UserError if the download fails or the checksum differs."""
     url, checksum = module.params["url"], module.params["checksum"]
     answer, info = fetch_url(module, url, timeout=SILENCE_LIMIT, ca_path=module.params["ca_path"])
     if info["status"] != 200:
-        raise RepositoryError(f"{url} cannot be had: {info['msg']}; check the address or the mirror")
+        raise UserError(f"{url} cannot be had: {info['msg']}; check the address or the mirror")
     try:
         package = answer.read()
     except (OSError, HTTPException) as error:
-        raise RepositoryError(f"the download of {url} broke off: {error}; run again") from None
+        raise UserError(f"the download of {url} broke off: {error}; run again") from None
     found = f"sha256:{hashlib.sha256(package).hexdigest()}"
     if found != checksum:
-        raise RepositoryError(f"{url} has the checksum {found}, expected was {checksum}; it is not installed")
+        raise UserError(f"{url} has the checksum {found}, expected was {checksum}; it is not installed")
     return package
 
 
@@ -116,21 +130,22 @@ def register(module: QuietModule, apt: Apt, texts: dict[str, tuple[str, str]], n
     apt.update()
 
 
+def differences(texts: dict[str, tuple[str, str]]) -> list[dict]:
+    """Return the changed files in the form of Ansible's diff."""
+    return [
+        {
+            "before_header": path,
+            "after_header": path,
+            "before": host_text.printable(before),
+            "after": host_text.printable(after),
+        }
+        for path, (before, after) in texts.items()
+    ]
+
+
 def main() -> None:
     module = QuietModule(
-        argument_spec={
-            "package": {"type": "str", "required": True},
-            "version": {"type": "str", "required": True},
-            "url": {"type": "str", "required": True},
-            "checksum": {"type": "str"},
-            "keyring": {"type": "path", "required": True, "no_log": False},
-            "source": {"type": "path", "required": True},
-            "uri": {"type": "str", "required": True},
-            "origin": {"type": "str", "required": True},
-            "ca_path": {"type": "path"},
-            "lock_timeout": {"type": "int", "default": 600},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-        },
+        argument_spec=ARGUMENTS,
         required_if=[("state", "present", ("checksum",))],
         supports_check_mode=True,
     )
@@ -152,21 +167,13 @@ def main() -> None:
             else:
                 apt.purge()
                 apt.write(texts)
-        except (RepositoryError, OSError) as error:
+        except (UserError, OSError) as error:
             module.fail_json(msg=f"{wanted['package']} {wanted['version']}: {error}")
     module.exit_json(
         changed=changed,
         installed=installed,
         set_aside=[path for path in texts if path not in (wanted["source"], repository.settings)],
-        diff=[
-            {
-                "before_header": path,
-                "after_header": path,
-                "before": host_text.printable(before),
-                "after": host_text.printable(after),
-            }
-            for path, (before, after) in texts.items()
-        ],
+        diff=differences(texts),
     )
 
 

@@ -68,9 +68,9 @@ import re
 import shutil
 from pathlib import Path
 
-from ..module_utils.engines.llama_cpp_build import Build, BuildError, Workshop, jobs, place, unused
+from ..module_utils.engines.llama_cpp_build import Build, Workshop, jobs, place, unused
+from ..module_utils.errors import UserError
 from ..module_utils.install.downloads import download
-from ..module_utils.install.released_program import ReleaseError
 from ..module_utils.quiet_module import QuietModule
 from ..module_utils.release.rollback import in_use
 from ..module_utils.unprivileged import ANYONE
@@ -118,7 +118,7 @@ def main() -> None:
                 changed = not shop.whole(build)
                 if changed:
                     shop.make(build, lambda target: download(module, wanted["url"], target, wanted["ca_path"]))
-        except (BuildError, ReleaseError, OSError) as error:
+        except (UserError, OSError) as error:
             module.fail_json(msg=f"llama.cpp {build.version} ({build.kind}) from {wanted['url']}: {error}")
     directory = place(shop.home, build)
     diff = {"before": "", "after": f"{directory} from {wanted['url']}\n"} if changed else {}

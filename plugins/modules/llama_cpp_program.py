@@ -37,7 +37,8 @@ names:
 
 from pathlib import Path
 
-from ..module_utils.engines.llama_cpp_program import ProgramError, ask, names, unknown, version
+from ..module_utils.engines.llama_cpp_program import ask, names, unknown, version
+from ..module_utils.errors import UserError
 from ..module_utils.host_module import HostModule
 
 
@@ -55,7 +56,7 @@ def main() -> None:
         module.exit_json(changed=False, version="", names=[])
     try:
         said, page = (ask(path, argument, module.params["user"]) for argument in ("--version", "--help"))
-    except (ProgramError, OSError) as error:
+    except (UserError, OSError) as error:
         module.fail_json(msg=str(error))
     known = names(page)
     problems = unknown(module.params["arguments"], known, "llama_cpp_arguments")

@@ -106,9 +106,9 @@ files:
 
 import time
 
+from ..module_utils.errors import UserError
 from ..module_utils.host_module import HostModule
 from ..module_utils.load import host, watch
-from ..module_utils.release.systemd_unit import SystemdError
 
 TARGET = {
     **{name: {"type": "str", "required": True} for name in ("name", "unit", "metrics", "url")},
@@ -156,7 +156,7 @@ def main() -> None:
         else:
             host.stop()
             told = {}
-    except (host.Refused, SystemdError, OSError) as error:
+    except (UserError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, told=told)
 

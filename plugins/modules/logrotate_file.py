@@ -33,11 +33,11 @@ RETURN = ""
 
 from pathlib import Path
 
-from ..module_utils import host_text
+from ..module_utils import atomic_file, host_text
+from ..module_utils.errors import UserError
 from ..module_utils.host_module import HostModule
 from ..module_utils.release.contents import attributes
-from ..module_utils.release.log_rotation import LOGROTATE, RotationError, check
-from ..module_utils.release.store import write
+from ..module_utils.release.log_rotation import LOGROTATE, check
 
 MODE = ("0644", "root", "root")
 
@@ -54,10 +54,10 @@ def main() -> None:
     if not module.check_mode or (Path(LOGROTATE).exists() and path.exists()):
         try:
             check(path, content)
-        except RotationError as error:
+        except UserError as error:
             module.fail_json(msg=host_text.printable(str(error)))
     if changed and not module.check_mode:
-        write(path, content, 0o644)
+        atomic_file.write(path, content, 0o644, "root", "root")
     header = {"before_header": str(path), "after_header": str(path)}
     module.exit_json(changed=changed, diff={**header, "before": host_text.printable(before), "after": content})
 

@@ -65,10 +65,10 @@ fingerprint:
 
 from pathlib import Path
 
-from ..module_utils.engines.model_files import Hub, ModelError
+from ..module_utils.engines.model_files import Hub
+from ..module_utils.errors import UserError
 from ..module_utils.gpu.memory.checks import check_adapter, check_model, own_model_type
 from ..module_utils.quiet_module import QuietModule
-from ..module_utils.unprivileged import CommandError
 
 
 def main() -> None:
@@ -104,7 +104,7 @@ def main() -> None:
     hub = Hub(Path(wanted["cache"]), wanted["python"], wanted["user"], variables)
     try:
         result = bring(hub, wanted, module.check_mode)
-    except (ModelError, CommandError, OSError) as error:
+    except (UserError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)
 
@@ -133,7 +133,7 @@ def bring(hub: Hub, wanted: dict, check_mode: bool) -> dict:
             found = check_adapter(str(places[""]), str(places[name]), wanted["max_lora_rank"])
             problems += [f"adapter {name}: {problem}" for problem in found]
     if problems:
-        raise ModelError(" ".join(problems))
+        raise UserError(" ".join(problems))
     return {
         "changed": bool(fetched),
         "model": str(places.pop("")),

@@ -37,9 +37,9 @@ samples: {description: Number of samples in the flame graph., type: int, returne
 
 from pathlib import Path
 
+from ..module_utils.errors import UserError
 from ..module_utils.host_module import HostModule
 from ..module_utils.load import process_profile
-from ..module_utils.release.systemd_unit import SystemdError
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def main() -> None:
         output = Path(wanted["output"])
         process_profile.record(wanted["program"], pid, wanted["seconds"], wanted["rate"], output)
         samples = process_profile.samples(output.read_text(errors="replace"))
-    except (process_profile.ProfileError, SystemdError, OSError) as error:
+    except (UserError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, pid=pid, samples=samples)
 

@@ -48,9 +48,9 @@ path: {description: The environment., type: str, returned: always, sample: /app/
 
 from pathlib import Path
 
-from ..module_utils.install.python_environment import Builder, BuildError, complete, digest
+from ..module_utils.errors import UserError
+from ..module_utils.install.python_environment import Builder, complete, digest
 from ..module_utils.quiet_module import QuietModule
-from ..module_utils.unprivileged import CommandError
 
 
 def main() -> None:
@@ -85,7 +85,7 @@ def main() -> None:
         builder = Builder(wanted["installer"], wanted["uv"], wanted["python"], wanted["user"], variables, runs_as)
         try:
             builder.build(directory, inputs, wanted["needed_mib"])
-        except (BuildError, CommandError, OSError) as error:
+        except (UserError, OSError) as error:
             module.fail_json(msg=f"{directory}: {error}")
     diff = {"before": "", "after": f"{directory}\n{wanted['requirements'][:2000]}"} if changed else {}
     module.exit_json(changed=changed, path=str(directory), diff=diff)

@@ -55,8 +55,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from ..module_utils.errors import UserError
 from ..module_utils.install.downloads import download
-from ..module_utils.install.released_program import ReleaseError, install, installed_checksum, place
+from ..module_utils.install.released_program import install, installed_checksum, place
 from ..module_utils.quiet_module import QuietModule
 from ..module_utils.unprivileged import ANYONE, barred, open_up
 
@@ -99,7 +100,7 @@ def main() -> None:
                 archive = Path(stage) / "archive"
                 download(module, wanted["url"], archive, wanted["ca_path"])
                 install(archive, wanted["checksum"], member, directory)
-        except (ReleaseError, OSError) as error:
+        except (UserError, OSError) as error:
             if not any(home.iterdir()):
                 home.rmdir()
             module.fail_json(msg=f"{wanted['name']} {wanted['version']} from {wanted['url']}: {error}")

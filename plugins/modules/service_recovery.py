@@ -80,12 +80,11 @@ restarted:
 
 import time
 
+from ..module_utils.errors import UserError
 from ..module_utils.host_module import HostModule
 from ..module_utils.incident import recovery
 from ..module_utils.release import serving
-from ..module_utils.release.description import Refused
 from ..module_utils.release.store import Service
-from ..module_utils.release.systemd_unit import SystemdError
 
 
 def main() -> None:
@@ -114,7 +113,7 @@ def main() -> None:
                 told = recovery.recover(service, wanted["metrics"], module.check_mode)
                 if told.get("watch") and told["await"]:
                     serving.watch(service)
-    except (Refused, SystemdError, OSError) as error:
+    except (UserError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=told.get("changed", False), recovery=told)
 

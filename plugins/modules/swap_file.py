@@ -59,7 +59,8 @@ foreign:
 """
 
 from ..module_utils import host_text
-from ..module_utils.host.swap_file import BRIDGE, Host, SwapError, carry_out, change
+from ..module_utils.errors import UserError
+from ..module_utils.host.swap_file import BRIDGE, Host, carry_out, change
 from ..module_utils.host_module import HostModule
 
 
@@ -81,7 +82,7 @@ def main() -> None:
         if not module.check_mode:
             carry_out(host, planned)
         active = host.active()
-    except (SwapError, OSError) as error:
+    except (UserError, OSError) as error:
         module.fail_json(msg=host_text.printable(str(error)))
     ours = {path + end for path in planned.places for end in ("", BRIDGE)}
     steps = [str(step) for step in planned.steps]

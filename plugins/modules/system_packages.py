@@ -73,8 +73,9 @@ versions:
   sample: {datacenter-gpu-manager: "1:3.3.9"}
 """
 
+from ..module_utils.errors import UserError
 from ..module_utils.host_module import HostModule
-from ..module_utils.install.system_packages import PackageError, Packages, Wanted, matching, plan
+from ..module_utils.install.system_packages import Packages, Wanted, matching, plan
 
 
 def main() -> None:
@@ -112,7 +113,7 @@ def main() -> None:
         if (steps or unnoted) and not module.check_mode:
             packages.apply(wanted, options["instead_of"])
         after = before if module.check_mode else packages.installed()
-    except (PackageError, OSError) as error:
+    except (UserError, OSError) as error:
         module.fail_json(msg=f"{options['name']}: {error}")
     module.exit_json(
         changed=bool(steps or unnoted),

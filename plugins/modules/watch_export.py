@@ -36,9 +36,9 @@ written:
   sample: [prometheus/targets.yml]
 """
 
-import tempfile
 from pathlib import Path
 
+from ..module_utils import atomic_file
 from ..module_utils.quiet_module import QuietModule
 
 ARGUMENTS = {
@@ -58,14 +58,6 @@ def wanted(files: dict, copies: dict) -> dict[str, bytes]:
     return found
 
 
-def write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as handle:
-        handle.write(data)
-    Path(handle.name).chmod(0o644)
-    Path(handle.name).replace(path)
-
-
 def main() -> None:
     module = QuietModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     root, changed = Path(module.params["directory"]), []
@@ -75,7 +67,7 @@ def main() -> None:
             if not path.is_file() or path.read_bytes() != data:
                 changed.append(name)
                 if not module.check_mode:
-                    write(path, data)
+                    atomic_file.write(path, data, 0o644)
     except OSError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=bool(changed), written=changed)

@@ -6,8 +6,6 @@ https://cloud.google.com/compute/docs/reference/rest/v1, and google.rpc.Status f
 
 from __future__ import annotations
 
-import datetime
-import email.utils
 import os
 import random
 import re
@@ -23,6 +21,10 @@ import requests
 from google.auth.transport.requests import AuthorizedSession
 from google.oauth2 import credentials as oauth2
 from google.oauth2 import service_account
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
+
+from ..errors import UserError
 
 ROOT = "https://compute.googleapis.com/compute/v1/"
 DNS = "https://dns.googleapis.com/dns/v1/"
@@ -54,7 +56,7 @@ Items = list[dict]
 Names = list[str]
 
 
-class GcpError(Exception):
+class GcpError(UserError):
     """A request or an operation that failed; the text is one sentence with the cure.
 
     `status`: HTTP status, 0 where there is none, `reasons`: the API's codes, `zones_available`: the zones that the API
@@ -233,6 +235,7 @@ class Client:
         """
         if not path.startswith("projects/"):
             path = f"projects/{self.project}/{path}".rstrip("/")
+        # No urllib3 Retry: it decides by the status alone, and the API's reason in the body says whether to go on.
         for attempt in range(1, self.tries + 1):
             last = attempt == self.tries
             try:
@@ -267,21 +270,12 @@ class Client:
         time.sleep(pause * random.uniform(1, 1 + JITTER))
 
 
-def seconds_asked(text: str | None, now: datetime.datetime | None = None) -> float:
-    """Return the seconds that a Retry-After header asks for, given as a number or a date; 0 for anything else.
-
-    Source: RFC 9110, 10.2.3.
-    """
-    text = (text or "").strip()
-    if text.isdigit():
-        return int(text)
+def seconds_asked(text: str | None) -> float:
+    """Return the seconds that a Retry-After header asks for, given as a number or a date; 0 for anything else."""
     try:
-        when = email.utils.parsedate_to_datetime(text)
-    except (ValueError, TypeError):
+        return Retry().parse_retry_after(text or "")
+    except InvalidHeader:
         return 0
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=datetime.timezone.utc)
-    return max((when - (now or datetime.datetime.now(datetime.timezone.utc))).total_seconds(), 0)
 
 
 def unexpected_answer(what: str) -> GcpError:

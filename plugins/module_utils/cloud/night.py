@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 import re
 
+from ..errors import UserError
+
 BACK = 600  # seconds at the end of a slot in which no restart begins, the time of a slow start
 SHORTEST = 2 * BACK  # seconds of the shortest slot
 DAY = 24 * 3600
-
-
-class NoTime(ValueError):
-    """The slots would be too short; the message says how long the window must be."""
 
 
 def seconds(at: str) -> int:
@@ -34,7 +32,7 @@ def slot(hosts: list[str], host: str, at: str, window: int, batch: int) -> dict:
     parts = math.ceil(len(order) / batch)
     length = window // parts
     if length < SHORTEST:
-        raise NoTime(
+        raise UserError(
             f"{len(order)} hosts in batches of {batch} need {parts * SHORTEST} s ({SHORTEST} s per batch), and it is "
             f"{window} s"
         )
@@ -42,3 +40,19 @@ def slot(hosts: list[str], host: str, at: str, window: int, batch: int) -> dict:
     begin = (seconds(at) + number * length) % DAY
     clock = f"{begin // 3600:02}:{begin // 60 % 60:02}:{begin % 60:02}"
     return {"number": number + 1, "parts": parts, "begin": clock, "patience": length - BACK}
+
+
+def units_problem(units: list[str], services: list[dict]) -> str:
+    """Return why the ``units`` cannot restart by night, empty if they can: the watchdog must know when they are idle.
+
+    ``services`` are those of the watchdog, each with ``unit`` and perhaps ``metrics``.
+    """
+    watched = {service["unit"]: service for service in services}
+    if not units or not watched.keys() >= set(units):
+        return f"name at least one unit, and only units of watchdog_services: {', '.join(watched)}"
+    if not any(watched[unit].get("metrics") for unit in units):
+        return (
+            "none of them has metrics in watchdog_services, so the watchdog cannot tell when they are idle; set "
+            "metrics for one of them, or add a service that has metrics"
+        )
+    return ""

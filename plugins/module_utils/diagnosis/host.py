@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 from ..engines import engine_states
 from ..gpu import nvidia_smi
 from ..release import probes, store, systemd_unit
+from ..watch import metrics_page
 from . import failures, lines
 from .judge import starts
 
@@ -487,11 +488,7 @@ def _upstream(given: dict) -> list[dict]:
 def _engine_load(url: str) -> list[dict]:
     """Return what vLLM's metrics show about slow answers."""
     _, text = probes.ask(url, timeout=3)
-    values = {}
-    for name in _ENGINE:
-        found = re.findall(rf"^{name}(?:{{[^}}]*}})? ([\d.e+-]+)$", text, re.MULTILINE)
-        values[name] = sum(float(each) for each in found)
-    waiting, running, usage = (values[name] for name in _ENGINE)
+    waiting, running, usage = (metrics_page.total(text, name) for name in _ENGINE)
     if waiting < 1:
         return []
     full = "; the KV cache is full" if usage > 0.95 else ""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .. import host_text
+from ..errors import UserError
 from ..gpu import nvidia_smi
 from ..release import probes, systemd_unit
 from .engines import resting
@@ -30,7 +31,7 @@ ANSWER_WITHIN = 300  # seconds for one request: tens of GiB of weights are copie
 NO_GPU = ("no_nvidia_smi", "no_driver", "no_gpu")
 
 
-class EngineStateError(Exception):
+class EngineStateError(UserError):
     """An engine could not be brought into a state; the text says why and what to do."""
 
 

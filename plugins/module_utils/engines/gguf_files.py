@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import unprivileged
+from ..errors import UserError
 from ..gpu.memory.errors import PlanError
 from ..gpu.memory.sources import LocalSource
 from ..gpu.memory.tensors import Gguf, gguf_header
@@ -86,10 +87,6 @@ json.dump({"problem": problem}, sys.stdout)
 """
 
 
-class FileError(RuntimeError):
-    """A file cannot be provided; the text is one sentence that names it and the cure."""
-
-
 @dataclass(frozen=True)
 class Wanted:
     """One file: an absolute path, or a repository of the hub with the file in it, its commit and its SHA-256."""
@@ -114,16 +111,16 @@ class Store:
         if wanted.source.startswith("/"):
             path = Path(wanted.source)
             if not path.is_file():
-                raise FileError(f"{wanted.what}: there is no file {path}; correct the path")
+                raise UserError(f"{wanted.what}: there is no file {path}; correct the path")
             return path, True
         if not REPOSITORY.fullmatch(wanted.source) or not wanted.file:
-            raise FileError(f"{wanted.what}: give the absolute path of a .gguf file, or owner/name and the file in it")
+            raise UserError(f"{wanted.what}: give the absolute path of a .gguf file, or owner/name and the file in it")
         if not COMMIT.fullmatch(wanted.revision):
-            raise FileError(f"{wanted.what}: the revision must be a commit of 40 hexadecimal digits")
+            raise UserError(f"{wanted.what}: the revision must be a commit of 40 hexadecimal digits")
         if not wanted.sha256:
-            raise FileError(f"{wanted.what}: a file of the hub needs its sha256, which the hub shows beside it")
+            raise UserError(f"{wanted.what}: a file of the hub needs its sha256, which the hub shows beside it")
         if PART.search(wanted.file):
-            raise FileError(
+            raise UserError(
                 f"{wanted.what}: {wanted.file} is one of several parts; join them by llama-gguf-split --merge and "
                 "give the path of the whole"
             )
@@ -131,14 +128,14 @@ class Store:
         return path, path.is_file() and self._compared(path, wanted.sha256)
 
     def bring(self, wanted: Wanted) -> Path:
-        """Fetch the file if needed and verify its checksum; return its path. Raises `FileError` if that fails."""
+        """Fetch the file if needed and verify its checksum; return its path. Raises UserError if that fails."""
         path, whole = self.place(wanted)
         if not whole:
             self._fetch(wanted, path)
         elif wanted.sha256 and not self._compared(path, wanted.sha256):
             found = released_program.sha256(path).removeprefix("sha256:")
             if found != wanted.sha256:
-                raise FileError(
+                raise UserError(
                     f"{wanted.what}: {path} has the sha256 {found}, expected {wanted.sha256}; it is another file or "
                     "was damaged"
                 )
@@ -164,11 +161,11 @@ class Store:
             problem = f"could not be fetched: {last}"
         name = f"{wanted.what}: {wanted.file} of {wanted.source} at {wanted.revision}"
         if problem:
-            raise FileError(f"{name} {problem}")
+            raise UserError(f"{name} {problem}")
         found = released_program.sha256(unfinished).removeprefix("sha256:")
         if found != wanted.sha256:
             unfinished.unlink()
-            raise FileError(
+            raise UserError(
                 f"{name} has the sha256 {found}, expected {wanted.sha256}; do not use it before you know why"
             )
         unfinished.rename(path)
@@ -207,11 +204,11 @@ class Store:
 
 
 def header(wanted: Wanted, path: Path) -> Gguf:
-    """Return the header of a file. Raises `FileError` if it is truncated, damaged or not a GGUF file."""
+    """Return the header of a file. Raises UserError if it is truncated, damaged or not a GGUF file."""
     try:
         return gguf_header(LocalSource(str(path.parent)), path.name)
     except PlanError as error:
-        raise FileError(f"{wanted.what}: {str(error).rstrip('.')}") from None
+        raise UserError(f"{wanted.what}: {str(error).rstrip('.')}") from None
 
 
 def model_problem(model: Gguf) -> str:

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .. import unprivileged
+from ..errors import UserError
 from ..install import released_program
 
 MARKER = ".build.json"
@@ -40,12 +41,13 @@ OPTIONS = (
     "-DLLAMA_BUILD_APP=OFF",
     "-DLLAMA_SUBPROCESS=OFF",
 )
+# Instructions that server processors have had since 2015, because a virtual machine may move.
+INSTRUCTIONS = {
+    "amd64": ("-DGGML_NATIVE=OFF", "-DGGML_AVX2=ON", "-DGGML_FMA=ON", "-DGGML_F16C=ON", "-DGGML_BMI2=ON"),
+    "arm64": (),
+}
 TOLD = re.compile(r"CMake Error|\berror:|No space left|Killed signal|terminate called|not found|cannot find", re.I)
 MEMORY = re.compile(r"Killed signal|cannot allocate memory|virtual memory exhausted", re.I)
-
-
-class BuildError(RuntimeError):
-    """The program cannot be built; the text is one sentence that names the cause."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,16 @@ def jobs(wanted: int, cpus: int, memory_mib: int) -> int:
     return wanted or max(1, min(cpus, memory_mib // JOB_MIB))
 
 
+def options_of(architecture: str, cuda: str, more: list[str]) -> list[str]:
+    """Return cmake's options for a host; ``more`` come last, so that they win.
+
+    ``architecture`` is amd64 or arm64, ``cuda`` the version in the names of CUDA's packages (12-8), empty for none.
+    """
+    compiler = f"/usr/local/cuda-{cuda.replace('-', '.')}/bin/nvcc"
+    gpu = [f"-DCMAKE_CUDA_COMPILER={compiler}", "-DCMAKE_CUDA_ARCHITECTURES=native"] if cuda else []
+    return [*INSTRUCTIONS[architecture], *gpu, *more]
+
+
 def complaint(output: str) -> str:
     """Return the error of a failed step: its first error, or its last lines."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
@@ -152,7 +164,7 @@ class Workshop:
     def _room(self) -> None:
         free = shutil.disk_usage(self.home).free >> 20
         if free < self.needed_mib:
-            raise BuildError(
+            raise UserError(
                 f"the disk of {self.home} has {free} MiB free, {self.needed_mib} MiB are needed to build; make room, "
                 "or set llama_cpp_build_mib"
             )
@@ -166,12 +178,12 @@ class Workshop:
         found = released_program.sha256(archive)
         if found != build.checksum:
             shutil.rmtree(work)
-            raise BuildError(f"the archive has {found}, expected {build.checksum}; do not use it before you know why")
+            raise UserError(f"the archive has {found}, expected {build.checksum}; do not use it before you know why")
         released_program.unpack(archive, work / "source")
         archive.unlink()
         if not (work / "source" / "CMakeLists.txt").is_file():
             shutil.rmtree(work)
-            raise BuildError("the archive has no CMakeLists.txt: it is not the source of llama.cpp")
+            raise UserError("the archive has no CMakeLists.txt: it is not the source of llama.cpp")
         for path in [work, *work.rglob("*")]:
             if not path.is_symlink():
                 path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
@@ -184,14 +196,14 @@ class Workshop:
                 unprivileged.own(path, self.user)
         try:
             self._run(work, "cmake", "-S", str(source), "-B", str(made), *build.flags)
-        except BuildError:
+        except UserError:
             # cmake's cache records what it found or missed.
             shutil.rmtree(made, ignore_errors=True)
             raise
         self._run(work, "cmake", "--build", str(made), "--target", PROGRAM, "--parallel", str(self.jobs))
         program = made / "bin" / PROGRAM
         if program.is_symlink() or not program.is_file():
-            raise BuildError(f"the build has no bin/{PROGRAM}")
+            raise UserError(f"the build has no bin/{PROGRAM}")
         self._run(work, str(program), "--version")
 
     def _put(self, build: Build, work: Path) -> Path:
@@ -212,7 +224,7 @@ class Workshop:
             whole.rename(target)
         closed = unprivileged.barred(target / PROGRAM, self.runs_as)
         if closed:
-            raise BuildError(closed)
+            raise UserError(closed)
         return target
 
     def _run(self, work: Path, *argv: str) -> None:
@@ -227,8 +239,8 @@ class Workshop:
                 umask=0o022, env=variables, check=False, **unprivileged.identity(self.user),
             )  # fmt: skip
         except (OSError, unprivileged.UnknownUser) as error:
-            raise BuildError(f"{Path(argv[0]).name}: {error}") from None
+            raise UserError(f"{Path(argv[0]).name}: {error}") from None
         (work / "last.log").write_text(done.stdout)
         if done.returncode:
             log = f"{work / 'last.log'} has all of it"
-            raise BuildError(f"{Path(argv[0]).name} {argv[1]}: {complaint(done.stdout)} ({log})")
+            raise UserError(f"{Path(argv[0]).name} {argv[1]}: {complaint(done.stdout)} ({log})")

@@ -11,15 +11,12 @@ import re
 import signal
 
 from .. import unprivileged
+from ..errors import UserError
 
 # `-c,    --ctx-size N    size of …`, `--metrics    …`, and lines that end with a comma and continue below.
 NAME = re.compile(r"(?<![\w-])--([a-zA-Z][\w.-]*)")
 ENTRY = re.compile(r"^-")
 VERSION = re.compile(r"^version: (?P<version>.+)$", re.MULTILINE)
-
-
-class ProgramError(RuntimeError):
-    """The program does not run here; the text is one sentence with the cure."""
 
 
 def names(page: str) -> set[str]:
@@ -57,7 +54,7 @@ def ask(program: str, argument: str, user: str | None) -> str:
         said = str(error).partition(": ")[2] or "it leaves without a word"
         if died_of(program, argument, user) == signal.SIGILL:
             said = "this processor lacks instructions that it was built for; build it on the host, or for an older one"
-        raise ProgramError(f"{program} does not run here: {said}") from None
+        raise UserError(f"{program} does not run here: {said}") from None
 
 
 def died_of(program: str, argument: str, user: str | None) -> int:

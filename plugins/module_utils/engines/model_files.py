@@ -14,6 +14,7 @@ import subprocess
 from pathlib import Path
 
 from .. import unprivileged
+from ..errors import UserError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -71,10 +72,6 @@ if "transformers" in places:
 HIDDEN = re.compile(r"/(home|root|run/user)(/|$)")  # from units with ProtectHome=yes
 
 
-class ModelError(RuntimeError):
-    """A model cannot be provided; the text is one sentence that names it and the cure."""
-
-
 class Hub:
     """Snapshots below ``cache``, fetched by ``python`` as ``user`` with the variables of ``environment``."""
 
@@ -84,16 +81,16 @@ class Hub:
     def place(self, source: str, revision: str | None) -> tuple[Path, bool]:
         """Return ``(directory, complete)`` of a source: an absolute path unchanged, a hub name as its snapshot.
 
-        Raises `ModelError` for a missing path and for a hub name without a full commit.
+        Raises UserError for a missing path and for a hub name without a full commit.
         """
         if source.startswith("/"):
             if not Path(source).is_dir():
-                raise ModelError(f"{source}: there is no such directory; correct vllm_model or vllm_lora_adapters")
+                raise UserError(f"{source}: there is no such directory; correct vllm_model or vllm_lora_adapters")
             return Path(source), True
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-            raise ModelError(f"{source!r} is neither an absolute path nor a name of the form owner/model")
+            raise UserError(f"{source!r} is neither an absolute path nor a name of the form owner/model")
         if not COMMIT.fullmatch(revision or ""):
-            raise ModelError(f"{source} needs its revision as a commit of 40 hexadecimal digits, not {revision!r}")
+            raise UserError(f"{source} needs its revision as a commit of 40 hexadecimal digits, not {revision!r}")
         snapshot = self.cache / f"models--{source.replace('/', '--')}" / "snapshots" / revision
         return snapshot, self._note(source, revision).exists() and snapshot.is_dir()
 
@@ -130,7 +127,7 @@ class Hub:
             last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
             answer = {"error": f"could not be fetched: {last}"}
         if "error" in answer:
-            raise ModelError(f"{source} at {revision}: {answer['error']}")
+            raise UserError(f"{source} at {revision}: {answer['error']}")
         note = self._note(source, revision)
         note.parent.mkdir(exist_ok=True)
         note.touch()

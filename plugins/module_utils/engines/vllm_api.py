@@ -13,10 +13,12 @@ import urllib.error
 import urllib.request
 from http.client import HTTPException, InvalidURL
 
+from ..errors import UserError
+
 BODY_LIMIT = 4 << 20
 
 
-class ApiError(Exception):
+class ApiError(UserError):
     """No list of models: `kind` is a word for programs, the text one sentence with the cure. Never contains the key."""
 
     def __init__(self, kind: str, text: str):

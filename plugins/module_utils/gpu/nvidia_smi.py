@@ -12,10 +12,12 @@ import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
 
+from ..errors import UserError
+
 TIMEOUT_S = 20
 
 
-class GpuError(Exception):
+class GpuError(UserError):
     """No GPU figures: `kind` is a word for programs, the text one sentence with the cure."""
 
     def __init__(self, kind: str, text: str):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import host_text
+from ..errors import UserError
 from ..gpu import nvidia_smi
 from ..release import systemd_unit
 from . import sysctl
@@ -38,10 +39,6 @@ PAGES = "transparent_hugepage"
 CLOCKS = "gpu clocks"
 
 
-class TuningError(RuntimeError):
-    """The change cannot be made; the text is one sentence that names the variable and the cure."""
-
-
 @dataclass(frozen=True)
 class Wanted:
     """The role's variables. Empty, 0 and False leave a setting unchanged; ``Wanted()`` leaves all unchanged."""
@@ -57,6 +54,11 @@ class Wanted:
     @property
     def gpu(self) -> bool:
         return bool(self.gpu_persistence or self.gpu_power_limit_watts or self.gpu_clocks_mhz)
+
+
+def is_clock_range(clocks: list) -> bool:
+    """Return whether ``clocks`` is empty, or the lowest and the highest clock of a GPU in MHz."""
+    return not clocks or (len(clocks) == 2 and 0 < clocks[0] <= clocks[1])
 
 
 class Host(host_text.Tree):
@@ -118,7 +120,7 @@ class Change:
 
 
 def change(host: Host, wanted: Wanted) -> Change:
-    """Compare the host with the wanted settings. Raises `TuningError` with all reasons why it cannot be changed."""
+    """Compare the host with the wanted settings. Raises UserError with all reasons why it cannot be changed."""
     note = host.note
     cards, problems = _cards(host, wanted, note)
     now = {name: sysctl.value(host, name) for name in KERNEL} | {PAGES: host.pages(), CLOCKS: ""}
@@ -128,7 +130,7 @@ def change(host: Host, wanted: Wanted) -> Change:
     targets = _kernel_targets(wanted, found) | _gpu_targets(wanted, cards)
     problems += _kernel_problems(host, wanted, targets, now) + _card_problems(wanted, cards)
     if problems:
-        raise TuningError("; ".join(problems))
+        raise UserError("; ".join(problems))
     back = {name: before for name, before in note.items() if name not in targets and name in now}
     values = {name: (now[name], value) for name, value in {**targets, **back}.items() if now[name] != value}
     values.pop(CLOCKS, None)
@@ -348,4 +350,4 @@ def _start(host: Host) -> None:
             "journalctl", "--unit", UNIT, "_TRANSPORT=stdout", "--lines", "3", "--output", "cat", check=False
         )
         words = " ".join(said.stdout.split()) or "see its journal"
-        raise TuningError(f"{UNIT} could not set up the GPUs: {words}") from None
+        raise UserError(f"{UNIT} could not set up the GPUs: {words}") from None

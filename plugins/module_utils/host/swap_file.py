@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import host_text
+from ..errors import UserError
 from . import sysctl
 
 BRIDGE, PART = ".bridge", ".part"
@@ -29,10 +30,6 @@ SYSCTL, EARLIER_SYSCTL = "/etc/sysctl.d/99-zz-swap.conf", "/etc/sysctl.d/99-swap
 FSTAB = "/etc/fstab"
 SWAPPINESS = "vm.swappiness"
 NOTE = "/var/lib/llm-server/swap.json"
-
-
-class SwapError(RuntimeError):
-    """The change cannot be made; the text is one sentence that names the variable and the cure."""
 
 
 @dataclass(frozen=True)
@@ -284,7 +281,7 @@ class Host(host_text.Tree):
         return None
 
     def do(self, step: Step) -> None:
-        """Do one step. Raises `SwapError` with the program's message."""
+        """Do one step. Raises UserError with the program's message."""
         place = self.at(step.path)
         if step.verb == "make":
             self.make(step)
@@ -300,7 +297,7 @@ class Host(host_text.Tree):
         else:
             problem = memory_problem([step], self.see([]))
             if problem:
-                raise SwapError(problem)
+                raise UserError(problem)
             self.run(["swapoff", str(place)])
 
     def make(self, step: Step) -> None:
@@ -316,7 +313,7 @@ class Host(host_text.Tree):
             self.run(["mkswap", str(part)])
             part.rename(self.at(step.path))
         except OSError as error:
-            raise SwapError(f"swap_path: {step.path} cannot be made: {error.strerror}") from None
+            raise UserError(f"swap_path: {step.path} cannot be made: {error.strerror}") from None
         finally:
             part.unlink(missing_ok=True)
 
@@ -346,7 +343,7 @@ class Change:
 
 
 def change(host: Host, state: str, path: str, size: int, swappiness: int) -> Change:
-    """Compare the host with what is wanted. Raises `SwapError` with all reasons why it cannot be changed."""
+    """Compare the host with what is wanted. Raises UserError with all reasons why it cannot be changed."""
     note, before, fstab = host.note, int(sysctl.value(host, SWAPPINESS)), host.read(FSTAB)
     # Only files in our record may be removed, and adopted ones never.
     earlier = [name for name in note["paths"] if name not in note["adopted"]]
@@ -391,7 +388,7 @@ def _by_unit(host: Host, fstab: str, path: str) -> bool:
 def _refuse(problems: list[str | None]) -> None:
     found = [problem for problem in problems if problem]
     if found:
-        raise SwapError("; ".join(found))
+        raise UserError("; ".join(found))
 
 
 def carry_out(host: Host, wanted: Change) -> None:
@@ -423,4 +420,4 @@ def _run(argv: list[str]) -> None:
         env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
     )
     if done.returncode != 0:
-        raise SwapError(f"`{' '.join(argv)}` failed: {done.stderr.strip() or done.returncode}")
+        raise UserError(f"`{' '.join(argv)}` failed: {done.stderr.strip() or done.returncode}")

@@ -14,6 +14,8 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from .. import atomic_file
+from ..errors import UserError
 from ..redaction import Redaction
 
 TIMEOUT = 10  # seconds
@@ -22,27 +24,23 @@ REPEAT = 1800  # seconds during which the same message is not sent twice
 SET = "set incident_webhook_url in the vault, or name a file of the controller that has it by incident_webhook_file"
 
 
-class NoticeError(Exception):
-    """The message could not be sent; the text names the reason and the cure."""
-
-
 def address(url: str | None, file: str | None) -> str:
     """Return the webhook's address from ``url`` or ``file``, whichever is given."""
     if not url and file:
         try:
             url = Path(file).expanduser().read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise NoticeError(f"incident_webhook_file is {file}, which cannot be read: {error}") from None
+            raise UserError(f"incident_webhook_file is {file}, which cannot be read: {error}") from None
     url = (url or "").strip()
     if not url:
-        raise NoticeError(f"neither incident_webhook_url nor incident_webhook_file is given; {SET}")
+        raise UserError(f"neither incident_webhook_url nor incident_webhook_file is given; {SET}")
     try:
         good = urlsplit(url).scheme in ("http", "https") and bool(urlsplit(url).hostname)
     except ValueError:
         good = False
     if not good or any(character.isspace() for character in url):
         name = "incident_webhook_file" if file else "incident_webhook_url"
-        raise NoticeError(f"{name} has no http(s) address, such as https://hooks.example.com/…; {SET}")
+        raise UserError(f"{name} has no http(s) address, such as https://hooks.example.com/…; {SET}")
     return url
 
 
@@ -55,7 +53,7 @@ def message(text: str) -> dict:
 
 
 def send(url: str, text: str) -> None:
-    """Post ``text``. Raises `NoticeError` if the receiver does not accept it."""
+    """Post ``text``. Raises UserError if the receiver does not accept it."""
     body = json.dumps(message(Redaction([url])(text))).encode()
     try:
         request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
@@ -64,10 +62,10 @@ def send(url: str, text: str) -> None:
     except urllib.error.HTTPError as error:
         with error:
             said = Redaction([url])(" ".join(error.read(300).decode(errors="replace").split()))
-        raise NoticeError(f"the receiver answered {error.code}: {said or 'nothing more'}") from None
+        raise UserError(f"the receiver answered {error.code}: {said or 'nothing more'}") from None
     except (OSError, ValueError, HTTPException) as error:
         why = Redaction([url])(str(getattr(error, "reason", error)))
-        raise NoticeError(f"the receiver cannot be reached: {why}") from None
+        raise UserError(f"the receiver cannot be reached: {why}") from None
 
 
 def sent_before(note: Path, rows: list[dict], now: float | None = None) -> float | None:
@@ -82,9 +80,8 @@ def sent_before(note: Path, rows: list[dict], now: float | None = None) -> float
 
 def keep(note: Path, rows: list[dict], now: float | None = None) -> None:
     """Record that a message of these rows was sent."""
-    note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     moment = time.time() if now is None else now
-    note.write_text(json.dumps({"digest": digest(rows), "at": moment}), encoding="utf-8")
+    atomic_file.write(note, json.dumps({"digest": digest(rows), "at": moment}), directory_mode=0o700)
 
 
 def digest(rows: list[dict]) -> str:

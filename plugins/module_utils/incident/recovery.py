@@ -6,7 +6,6 @@ The caller holds the service's lock. The controller waits for the start and does
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..engines import engine_states
 from ..release import checks, contents, probes, rollback, serving, systemd_unit
 from ..release.description import Refused
 from ..release.store import Service
+from ..watch import metrics_page
 
 WATCHDOG = (
     "/usr/bin/python3", "-I", "/usr/local/lib/llm-watchdog/watchdog.py", "/etc/llm-watchdog/settings.json",
@@ -128,8 +128,7 @@ def has_served(service: Service, age: float) -> bool:
         page = Path(METRICS).read_text()
     except OSError:
         return False
-    ready = re.search(rf'^llm_watchdog_ready{{unit="{re.escape(service.unit)}"}} 1$', page, re.MULTILINE)
-    return bool(ready) and age > STALE
+    return metrics_page.by_label(page, "llm_watchdog_ready", "unit").get(service.unit) == 1 and age > STALE
 
 
 def produced(metrics: str | None) -> float | None:
@@ -138,8 +137,8 @@ def produced(metrics: str | None) -> float | None:
         return None
     try:
         status, page = probes.ask(metrics)
-        return sum(probes.total(page, name) for name in PRODUCED) if status == 200 else None
-    except (OSError, ValueError, IndexError):
+        return sum(metrics_page.total(page, name) for name in PRODUCED) if status == 200 else None
+    except (OSError, ValueError):
         return None
 
 

@@ -15,16 +15,13 @@ import tempfile
 from pathlib import Path
 
 from .. import unprivileged
-from .released_program import ReleaseError, unpack
+from ..errors import UserError
+from .released_program import unpack
 
 MARKER = ".source.json"
 TAGS_TOLD = 8
 # Contents of a working tree that are not source: history, environments, secrets and caches.
 EXCLUDED = [".git", ".venv", ".env", "__pycache__", "*.pyc", ".pytest_cache", ".ruff_cache", ".mypy_cache"]
-
-
-class SourceError(RuntimeError):
-    """The source cannot be used; the text is one sentence that names the cause and the cure."""
 
 
 def named(origin: dict) -> str:
@@ -86,7 +83,7 @@ def pack(tree: Path, excluded: list[str], archive: Path) -> None:
 def export(repository: str, version: str, archive: Path, user: str | None) -> None:
     """Write the tag or commit ``version`` of a git repository into the .tar ``archive``, below one top folder.
 
-    Raises `SourceError` for a repository that cannot be read, and if ``version`` is neither a tag nor a full commit
+    Raises UserError for a repository that cannot be read, and if ``version`` is neither a tag nor a full commit
     hash.
     """
     with tempfile.TemporaryDirectory(prefix="repository-") as stage:
@@ -103,12 +100,9 @@ def export(repository: str, version: str, archive: Path, user: str | None) -> No
             "GIT_HTTP_LOW_SPEED_LIMIT": "1000",
             "GIT_HTTP_LOW_SPEED_TIME": "60",
         }
-        try:
-            git("clone", "--quiet", "--bare", "--", repository, clone)
-            commit = _commit(git(f"--git-dir={clone}", "tag", "--list", "--sort=-v:refname").split(), version)
-            git(f"--git-dir={clone}", "archive", "--format=tar", "--prefix=source/", f"--output={packed}", commit)
-        except unprivileged.CommandError as error:
-            raise SourceError(str(error)) from None
+        git("clone", "--quiet", "--bare", "--", repository, clone)
+        commit = _commit(git(f"--git-dir={clone}", "tag", "--list", "--sort=-v:refname").split(), version)
+        git(f"--git-dir={clone}", "archive", "--format=tar", "--prefix=source/", f"--output={packed}", commit)
         shutil.copyfile(packed, archive)
 
 
@@ -118,7 +112,7 @@ def _commit(tags: list[str], version: str) -> str:
     if re.fullmatch(r"[0-9a-f]{40}", version):
         return version
     known = ", ".join(tags[:TAGS_TOLD]) or "none"
-    raise SourceError(
+    raise UserError(
         f"there is no tag {version} (newest tags: {known}); name a tag or a commit by its 40 digits, "
         "since a branch moves"
     )
@@ -138,13 +132,10 @@ def install(archive: Path, origin: dict, directory: Path, uv: str, user: str | N
         Path(stage).chmod(0o755)
         tree = Path(stage) / "source"
         tree.mkdir()
-        try:
-            unpack(archive, tree)
-        except ReleaseError as error:
-            raise SourceError(str(error)) from None
+        unpack(archive, tree)
         _settle(tree)
         if not (tree / "app" / "main.py").is_file():
-            raise SourceError("it has no app/main.py, which is what the service runs (app.main:app)")
+            raise UserError("it has no app/main.py, which is what the service runs (app.main:app)")
         noted = {"origin": origin, "requirements": requirements(tree, uv, user)}
         (tree / MARKER).write_text(json.dumps(noted, indent=1))
         (tree / MARKER).chmod(0o644)
@@ -160,7 +151,7 @@ def _settle(tree: Path) -> None:
         if path.is_symlink():
             continue
         if not (path.is_dir() or path.is_file()):
-            raise SourceError(f"it has {path.relative_to(tree)}, which is neither a file nor a directory")
+            raise UserError(f"it has {path.relative_to(tree)}, which is neither a file nor a directory")
         shutil.chown(path, 0, 0)
         path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
 
@@ -174,10 +165,10 @@ def requirements(tree: Path, uv: str, user: str | None) -> str:
                 "--no-annotate", "--offline", "--no-cache", "--no-python-downloads", "--quiet", user=user,
             )  # fmt: skip
         except unprivileged.CommandError as error:
-            raise SourceError(f"its uv.lock cannot be read: {error}") from None
+            raise UserError(f"its uv.lock cannot be read: {error}") from None
     if (tree / "requirements.txt").is_file():
         try:
             return (tree / "requirements.txt").read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise SourceError(f"its requirements.txt cannot be read: {error}; write it in UTF-8") from None
-    raise SourceError("it has neither a uv.lock nor a requirements.txt: the application brings its requirements")
+            raise UserError(f"its requirements.txt cannot be read: {error}; write it in UTF-8") from None
+    raise UserError("it has neither a uv.lock nor a requirements.txt: the application brings its requirements")

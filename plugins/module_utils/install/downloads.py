@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ansible.module_utils.urls import fetch_url
 
-from .released_program import ReleaseError
+from ..errors import UserError
 
 TRIES = 3
 PATIENCE = (408, 425, 429)  # client errors after which a retry is allowed
@@ -17,7 +17,7 @@ SILENCE_LIMIT = 15  # seconds without a byte: a stalled mirror must not block th
 
 
 def download(module, url: str, target: Path, ca_path: str | None = None) -> None:
-    """Fetch ``url`` into ``target``. Raises `ReleaseError` with the last failure after three attempts.
+    """Fetch ``url`` into ``target``. Raises UserError with the last failure after three attempts.
 
     ``ca_path`` names certificate authorities to trust; the system's if None.
     """
@@ -33,9 +33,7 @@ def download(module, url: str, target: Path, ca_path: str | None = None) -> None
         length = int(info.get("content-length") or 0)
         free = shutil.disk_usage(target.parent).free
         if length * 4 > free:
-            raise ReleaseError(
-                f"the disk of {target.parent} has {free >> 20} MiB free, {length * 4 >> 20} MiB are needed"
-            )
+            raise UserError(f"the disk of {target.parent} has {free >> 20} MiB free, {length * 4 >> 20} MiB are needed")
         try:
             with target.open("wb") as handle:
                 shutil.copyfileobj(answer, handle)
@@ -45,4 +43,4 @@ def download(module, url: str, target: Path, ca_path: str | None = None) -> None
         if not length or target.stat().st_size == length:
             return
         failure = f"the download broke off after {target.stat().st_size} of {length} bytes"
-    raise ReleaseError(failure)
+    raise UserError(failure)

@@ -17,12 +17,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .. import unprivileged
+from ..errors import UserError
 
 NEEDED_MIB = 2048  # sources, modules, caches and objects of one build
 
 
-class BuildError(RuntimeError):
-    """The program cannot be built; the text is one sentence that names the cause."""
+def environment_of(mirror: str, ca_path: str, own: dict) -> dict:
+    """Return the variables of a build behind a ``mirror`` whose certificate ``ca_path`` proves; ``own`` ones win."""
+    modules = {"GOPROXY": f"{mirror}/go-modules"} if mirror else {}
+    trusted = {"GIT_SSL_CAINFO": ca_path, "SSL_CERT_FILE": ca_path} if ca_path else {}
+    return {**modules, **trusted, **own}
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,10 @@ class Workshop:
         target = self.home / build.directory_name
         closed = unprivileged.barred(self.home, self.user)
         if closed:
-            raise BuildError(closed)
+            raise UserError(closed)
         free = shutil.disk_usage(self.home).free >> 20
         if free < NEEDED_MIB:
-            raise BuildError(f"the disk of {self.home} has {free} MiB free, {NEEDED_MIB} MiB are needed to build")
+            raise UserError(f"the disk of {self.home} has {free} MiB free, {NEEDED_MIB} MiB are needed to build")
         with tempfile.TemporaryDirectory(prefix=".build-", dir=self.home) as name:
             stage = Path(name)
             stage.chmod(0o755)
@@ -95,11 +99,11 @@ class Workshop:
         return target
 
     def _fetch(self, build: Build, tree: Path) -> None:
-        """Fetch the tag. Raises `BuildError` if it is not the expected commit."""
+        """Fetch the tag. Raises UserError if it is not the expected commit."""
         self._run("git", "clone", "--quiet", "--branch", build.version, "--", build.source, str(tree))
         found = self._run("git", "-C", str(tree), "rev-parse", "HEAD").strip()
         if found != build.commit:
-            raise BuildError(
+            raise UserError(
                 f"tag {build.version} of {build.source} is commit {found}, expected {build.commit}; "
                 "do not use it before you know why"
             )
@@ -110,7 +114,7 @@ class Workshop:
         self._run(*go, *(["-ldflags", build.ldflags] if build.ldflags else []), build.package, own=tree.parent)
         said = self._run(str(program), "--version")
         if program.is_symlink() or build.says not in said:
-            raise BuildError(f"the built program says {said.strip()!r} instead of {build.says!r}")
+            raise UserError(f"the built program says {said.strip()!r} instead of {build.says!r}")
         return program
 
     def _run(self, *argv: str, own: Path | None = None) -> str:
@@ -134,4 +138,4 @@ class Workshop:
         try:
             return unprivileged.run(*argv, user=self.user, environment={**environment, **self.environment})
         except unprivileged.CommandError as error:
-            raise BuildError(str(error)) from None
+            raise UserError(str(error)) from None

@@ -7,31 +7,19 @@ Sources: sources.list(5), apt.conf(5), deb(5).
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 import tarfile
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .. import host_text
-from .system_packages import dpkg_failure
+from .. import atomic_file, host_text
+from ..errors import UserError
+from . import apt
 
 ENTRY = re.compile(r"^\s*deb(?:-src)?\s+(?:\[[^\]]*\]\s+)?(\S+)\s")
-BUSY = re.compile(r"could not get lock|unable to (?:acquire|lock)|(?:was|is) locked by", re.IGNORECASE)
-PAUSE = 3  # seconds between two attempts while another program holds apt's lock
-
-Run = Callable[[list[str]], "subprocess.CompletedProcess[bytes]"]
-
-
-class RepositoryError(RuntimeError):
-    """The repository cannot be registered; the text is one sentence that names the cause and the cure."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +109,12 @@ def list_name(uri: str) -> str:
 class Apt:
     """apt and dpkg of the machine, or in tests of a directory tree with a function that simulates them."""
 
-    def __init__(self, repository: Repository, root: Path = Path("/"), run: Run | None = None, patience: int = 600):
+    def __init__(
+        self, repository: Repository, root: Path = Path("/"), run: apt.Command = apt.command, patience: int = 600
+    ):
         self.repository = repository
         self.root = root
-        self.run = run or _run
+        self.run = run
         self.patience = patience
 
     def at(self, path: str) -> Path:
@@ -133,13 +123,13 @@ class Apt:
     def installed(self) -> str | None:
         """Return the installed version of the keyring package; None if it is not completely installed."""
         asked = ["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Version}", self.repository.package]
-        status, _, version = self.run(asked).stdout.decode(errors="replace").partition(" ")
+        status, _, version = self.run(asked).stdout.partition(" ")
         return version if status == "installed" and self.at(self.repository.keyring).exists() else None
 
     def known(self) -> bool:
         """Return whether dpkg has anything of the package, including its configuration files."""
         asked = ["dpkg-query", "--show", "--showformat", "${db:Status-Status}", self.repository.package]
-        return self.run(asked).stdout.decode(errors="replace") not in ("", "not-installed")
+        return self.run(asked).stdout not in ("", "not-installed")
 
     def indexed(self) -> bool:
         """Return whether apt has an index of the repository."""
@@ -183,7 +173,7 @@ class Apt:
         """Let apt read and verify the repository with separate files, before it is registered."""
         trust, path = self.repository.trust, self.repository.ca_path
         if trust and not (self.at(path).is_file() and self.at(path).stat().st_mode & 0o004):
-            raise RepositoryError(f"{path} must be a file that everyone can read: apt fetches as a user without rights")
+            raise UserError(f"{path} must be a file that everyone can read: apt fetches as a user without rights")
         with tempfile.TemporaryDirectory(prefix="apt-") as work:
             folder = Path(work)
             folder.chmod(0o755)  # the index is fetched and verified by unprivileged users
@@ -199,9 +189,9 @@ class Apt:
                 ]
             )
             if not list((folder / "lists").glob("*Packages*")):
-                raise RepositoryError(
-                    f"apt cannot use {self.repository.uri}: {_reason(done)}; check the address, the mirror, and that "
-                    "the keyring belongs to it"
+                raise UserError(
+                    f"apt cannot use {self.repository.uri}: {apt.reason(done)}; check the address, the mirror, and "
+                    "that the keyring belongs to it"
                 )
 
     def install(self, package: Path) -> None:
@@ -218,7 +208,7 @@ class Apt:
             ]
         )
         if not self.indexed():
-            raise RepositoryError(f"apt has no index of {self.repository.uri} after an update; run it again")
+            raise UserError(f"apt has no index of {self.repository.uri} after an update; run it again")
 
     def purge(self) -> None:
         """Remove the keyring package and the index."""
@@ -234,27 +224,11 @@ class Apt:
             if not text and path in (self.repository.source, self.repository.settings):
                 place.unlink(missing_ok=True)
                 continue
-            place.parent.mkdir(parents=True, exist_ok=True)
-            beside = place.with_name(f".{place.name}.new")
-            beside.write_bytes(host_text.encoded(text))
-            if place.exists():
-                shutil.copystat(place, beside)
-            else:
-                beside.chmod(0o644)
-            beside.replace(place)
+            atomic_file.write(place, text)
 
     def patiently(self, argv: list[str]) -> None:
-        """Run a command; retry while another program holds apt's lock. Raises `RepositoryError` if it fails."""
-        deadline = time.monotonic() + self.patience
-        while (done := self.run(argv)).returncode != 0:
-            if not BUSY.search(done.stderr.decode(errors="replace")):
-                raise RepositoryError(f"`{' '.join(argv[:2])}` failed: {_reason(done)}")
-            if time.monotonic() > deadline:
-                raise RepositoryError(
-                    f"another program has kept apt's lock for {self.patience} s: {_reason(done)}; wait for it to end, "
-                    "or raise the lock's time limit"
-                )
-            time.sleep(min(PAUSE, self.patience / 10))
+        """Run a command; wait while another program holds apt's lock. Raises UserError if it fails."""
+        apt.run(argv, self.patience, self.run)
 
 
 def keyring_of(package: bytes, path: str) -> bytes:
@@ -263,23 +237,4 @@ def keyring_of(package: bytes, path: str) -> bytes:
         for member in tree:
             if member.name.lstrip("./") == path.lstrip("/") and (file := tree.extractfile(member)):
                 return file.read()
-    raise RepositoryError(f"the keyring package holds no {path}; choose another version of it")
-
-
-def _reason(done: subprocess.CompletedProcess[bytes]) -> str:
-    text = done.stderr.decode(errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = re.compile(r"^(?:[EW]: |(?:Error|Warning): |dpkg: error: )")
-    first = next((line for line in lines if said.match(line)), lines[-1] if lines else "")
-    return dpkg_failure(text) or said.sub("", first) or f"exit code {done.returncode}"
-
-
-def _run(argv: list[str]) -> subprocess.CompletedProcess[bytes]:
-    # apt reads the proxy of the task's environment.
-    environment = {
-        **os.environ,
-        "LC_ALL": "C",
-        "DEBIAN_FRONTEND": "noninteractive",
-        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    }
-    return subprocess.run(argv, capture_output=True, check=False, env=environment)
+    raise UserError(f"the keyring package holds no {path}; choose another version of it")

@@ -17,13 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .. import unprivileged
+from ..errors import UserError
 
 MARKER = ".environment.json"
 LOCKS = Path("/run")
-
-
-class BuildError(RuntimeError):
-    """The environment cannot be built; the text is one sentence with the installer's last message."""
 
 
 def digest(inputs: dict) -> str:
@@ -66,7 +63,7 @@ class Builder:
         """
         free = shutil.disk_usage(existing(directory)).free >> 20
         if free < needed_mib:
-            raise BuildError(f"the disk of {directory} has {free} MiB free, {needed_mib} MiB are needed")
+            raise UserError(f"the disk of {directory} has {free} MiB free, {needed_mib} MiB are needed")
         with self._alone(directory):
             if not complete(directory, self.runs_as):
                 self._build(directory, inputs)
@@ -83,7 +80,7 @@ class Builder:
         unprivileged.open_up(directory.parent)
         closed = unprivileged.barred(directory.parent, self.runs_as)
         if closed:
-            raise BuildError(closed)
+            raise UserError(closed)
         # An environment that only its user can no longer run may still be in use by an older process.
         before = directory.with_name(f".{directory.name}.before")
         shutil.rmtree(before, ignore_errors=True)
@@ -99,7 +96,7 @@ class Builder:
                     self._run(str(directory / "bin/python"), "-c", f"import {name}")
             hindrance = _hindrance(directory, self.runs_as)
             if hindrance:
-                raise BuildError(hindrance)
+                raise UserError(hindrance)
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             if before.exists():
@@ -129,7 +126,7 @@ class Builder:
             self._run(self.uv, "pip", "install", *target, *sources)
         else:
             if "overrides" in files:
-                raise BuildError("pip knows no overrides; choose uv as the installer or leave them out")
+                raise UserError("pip knows no overrides; choose uv as the installer or leave them out")
             self._run(self.python, "-m", "venv", str(directory))
             self._run(
                 str(directory / "bin/python"), "-m", "pip", "install", "--no-input", *hashes, *constraints,
@@ -140,7 +137,7 @@ class Builder:
         try:
             unprivileged.run(*argv, user=self.user, environment=self.environment)
         except unprivileged.CommandError as error:
-            raise BuildError(f"{error}{self._through()}") from None
+            raise UserError(f"{error}{self._through()}") from None
 
     def _through(self) -> str:
         """Return the proxies given to the installer, without their passwords: the installer does not name them."""

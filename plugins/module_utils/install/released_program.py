@@ -15,15 +15,13 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from ..errors import UserError
+
 MARKER = ".release.json"
 
 
 # Python versions that know filters warn if none is given.
 _SAFE = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-
-
-class ReleaseError(RuntimeError):
-    """The program cannot be installed; the text is one sentence that names the cause and the cure."""
 
 
 def installed_checksum(directory: Path) -> str | None:
@@ -65,7 +63,7 @@ def sha256(path: Path) -> str:
 def unpack(archive: Path, directory: Path) -> None:
     """Unpack a .tar.gz or .zip into ``directory``; a single top folder is removed.
 
-    Raises `ReleaseError` for an archive that is damaged or has paths outside the directory.
+    Raises UserError for an archive that is damaged or has paths outside the directory.
     """
     try:
         if zipfile.is_zipfile(archive):
@@ -81,7 +79,7 @@ def unpack(archive: Path, directory: Path) -> None:
                         _inside(directory, str(Path(member.name).parent / member.linkname))
                 packed.extractall(directory, **_SAFE)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise ReleaseError(f"the archive is damaged: {error}") from None
+        raise UserError(f"the archive is damaged: {error}") from None
     entries = list(directory.iterdir())
     if len(entries) == 1 and entries[0].is_dir():
         for entry in list(entries[0].iterdir()):
@@ -91,7 +89,7 @@ def unpack(archive: Path, directory: Path) -> None:
 
 def _inside(directory: Path, name: str) -> None:
     if not (directory / name).resolve().is_relative_to(directory.resolve()):
-        raise ReleaseError(f"the archive holds a path outside itself: {name}")
+        raise UserError(f"the archive holds a path outside itself: {name}")
 
 
 def install(archive: Path, checksum: str, member: str, directory: Path) -> None:
@@ -102,7 +100,7 @@ def install(archive: Path, checksum: str, member: str, directory: Path) -> None:
     """
     found = sha256(archive)
     if found != checksum:
-        raise ReleaseError(f"the archive has {found}, expected {checksum}; do not use it before you know why")
+        raise UserError(f"the archive has {found}, expected {checksum}; do not use it before you know why")
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as stage_name:
         stage = Path(stage_name) / "tree"
@@ -113,7 +111,7 @@ def install(archive: Path, checksum: str, member: str, directory: Path) -> None:
         if not program.exists() and len(files) == 1 == len(list(stage.iterdir())):
             files[0].rename(program)
         if not program.is_file():
-            raise ReleaseError(f"the archive has no {member}")
+            raise UserError(f"the archive has no {member}")
         for path in [stage, *stage.rglob("*")]:
             if path.is_symlink():
                 continue

@@ -8,24 +8,16 @@ dpkg and apt.
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import time
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from .. import atomic_file
+from ..errors import UserError
+from . import apt
+
 NOTES = Path("/var/lib/llm-server/packages")
-LOCKED = re.compile(r"Could not get lock|Unable to lock|is another process using it|was locked by another process")
 NEVER_REMOVED = {"ca-certificates"}  # by now, everything that uses TLS on this host needs it
-INTERRUPTED = "dpkg was interrupted"
-DPKG_FAILURE = re.compile(r"^dpkg: error processing (?:archive|package) (\S+) .*:\s*\n\s*(.+)", re.MULTILINE)
-RETRY_AFTER = 5.0
-
-
-class PackageError(RuntimeError):
-    """The packages cannot be installed; the text is one sentence that names the cause and the cure."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +79,6 @@ def parse_simulation(text: str) -> tuple[list[str], list[str]]:
     return [word[1] for word in words if word[0] == "Inst"], [word[1] for word in words if word[0] != "Inst"]
 
 
-def dpkg_failure(text: str) -> str:
-    """Return dpkg's message about the first package that it could not install; empty if there is none.
-
-    apt prints it to its standard output, and itself only reports that dpkg failed. Source: dpkg's src/main/errors.c,
-    print_error_perpackage.
-    """
-    found = DPKG_FAILURE.search(text)
-    return f"{Path(found[1]).name}: {found[2].strip()}" if found else ""
-
-
 def plan(wanted: list[Wanted], instead_of: list[str], installed: dict[str, Installed]) -> Plan:
     """Return the changes to make; ``instead_of`` are patterns of names of packages that must be removed."""
     held = {name for name, each in installed.items() if each.held}
@@ -155,17 +137,17 @@ class Packages:
             brings, takes = parse_simulation(self._run("apt-get", "--simulate", *options, "install", *words))
             foreign = [name for name in takes if not any(fnmatch(name, pattern) for pattern in instead_of)]
             if foreign:
-                raise PackageError(f"installing {' '.join(words)} would remove {', '.join(foreign)}; remove it by hand")
+                raise UserError(f"installing {' '.join(words)} would remove {', '.join(foreign)}; remove it by hand")
             # Holds of others, such as those of the driver, are kept.
             held = [name for name in brings if name in before and before[name].held and name not in own]
             if held:
-                raise PackageError(
+                raise UserError(
                     f"installing {' '.join(words)} would change {', '.join(held)}, which is held; release it first"
                 )
             self._note({*self.came(), *(name for name in brings if name not in before)}, wanted)
             try:
                 self._run("apt-get", "--quiet", *options, "install", *words)
-            except PackageError:
+            except UserError:
                 self._hold_again(before, own)  # apt releases the holds before it knows whether it can install
                 raise
         self._note(set(self.came()), wanted)
@@ -233,40 +215,18 @@ class Packages:
         known = parse_madison(self._run("apt-cache", "madison", each.name))
         full = next((version for version in known if is_version(each.version, version)), None)
         if full is None and not known:
-            raise PackageError(f"no apt repository of this host has {each.name}; register the one that does first")
+            raise UserError(f"no apt repository of this host has {each.name}; register the one that does first")
         if full is None:
-            raise PackageError(
+            raise UserError(
                 f"{each.name} {each.version} is in no apt repository of this host (known: {', '.join(known)})"
             )
         return f"{each.name}={full}"
 
     def _note(self, came: set[str], wanted: list[Wanted]) -> None:
-        self.note_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write(self.note_path, {"came": sorted(came), "wanted": sorted(each.name for each in wanted)})
 
     def _run(self, *argv: str) -> str:
-        """Run a command of the package system; wait while another process holds the lock."""
-        environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-        end, resumed = time.monotonic() + self.lock_timeout, False
-        while True:
-            done = subprocess.run(argv, capture_output=True, text=True, errors="replace", env=environment, check=False)
-            if not done.returncode:
-                return done.stdout
-            if INTERRUPTED in done.stderr and not resumed:
-                # The machine stopped during a transaction; apt refuses everything until that one is completed.
-                resumed = True
-                self._run("dpkg", "--force-confdef", "--force-confold", "--configure", "--pending")
-                continue
-            if not LOCKED.search(done.stderr):
-                break
-            if time.monotonic() >= end:
-                raise PackageError(
-                    f"another run of apt holds its lock for more than {self.lock_timeout} s; wait for its end"
-                )
-            time.sleep(RETRY_AFTER)
-        said = [line for line in done.stderr.splitlines() if line.startswith("E:")] or done.stderr.splitlines()
-        reason = dpkg_failure(done.stdout) or " ".join(said[-2:]) or f"exit code {done.returncode}"
-        raise PackageError(f"{argv[0]}: {reason}")
+        return apt.run(list(argv), self.lock_timeout)
 
 
 def _read(note: Path) -> dict[str, list[str]]:
@@ -278,8 +238,5 @@ def _read(note: Path) -> dict[str, list[str]]:
 
 
 def _write(note: Path, text: dict[str, list[str]]) -> None:
-    if note.exists() and json.loads(note.read_text()) == text:
-        return
-    beside = note.with_suffix(".new")
-    beside.write_text(json.dumps(text))
-    beside.replace(note)
+    if not note.exists() or json.loads(note.read_text()) != text:
+        atomic_file.write(note, json.dumps(text), directory_mode=0o700)

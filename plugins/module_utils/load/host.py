@@ -17,6 +17,7 @@ import urllib.request
 from pathlib import Path
 
 from .. import unprivileged
+from ..errors import UserError
 from ..release import probes, systemd_unit
 from . import tool, watch
 
@@ -31,31 +32,27 @@ REQUESTS = 200_000
 NOT_TAKEN = {systemd_unit.RELEASE_VARIABLE, "HOME", "OMP_NUM_THREADS"}
 
 
-class Refused(Exception):
-    """Why the load check cannot run: one sentence with the cure."""
-
-
 def unit_of(name: str) -> str:
     return f"{PREFIX}{name}.service"
 
 
 def engine(unit: str) -> dict:
-    """Return what the tool needs of an engine's unit: program, user, environment, tokenizer. Raises Refused."""
+    """Return what the tool needs of an engine's unit: program, user, environment, tokenizer. Raises UserError."""
     names = "LoadState,ActiveState,ExecStart,User,Environment"
     out = systemd_unit.run("systemctl", "show", unit, "--property", names, check=False).stdout
     shown = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
     if shown.get("LoadState") != "loaded" or shown.get("ActiveState") != "active":
-        raise Refused(f"{unit} is not running on this host; run site.yml first, or set load_targets.")
+        raise UserError(f"{unit} is not running on this host; run site.yml first, or set load_targets.")
     program = re.search(r"path=(\S+)", shown.get("ExecStart", ""))
     config = re.search(r"--config[ =](\S+)", shown.get("ExecStart", ""))
     if not program or not config or not program[1].endswith("/vllm"):
-        raise Refused(
+        raise UserError(
             f"{unit} does not run vLLM with --config, which the load check needs; set load_targets to a unit that does."
         )
     text = Path(config[1]).read_text()
     model = re.search(r"^[\"']?model[\"']?: *[\"']?(/[^\s\"']+)", text, re.MULTILINE)
     if not model:
-        raise Refused(
+        raise UserError(
             f"{config[1]} names no model directory for the tool's tokenizer; set model to a directory on the host."
         )
     environment = dict(each.partition("=")[::2] for each in shlex.split(shown.get("Environment", "")))
@@ -69,7 +66,7 @@ def engine(unit: str) -> dict:
 
 
 def rate(job: dict, plan: dict) -> float:
-    """Return requests per second, measured with one concurrent request per caller. Raises Refused.
+    """Return requests per second, measured with one concurrent request per caller. Raises UserError.
 
     The very first requests may be slow. If they took little time, a second wave is measured instead.
     """
@@ -79,7 +76,7 @@ def rate(job: dict, plan: dict) -> float:
             answers = list(pool.map(lambda number: first(job, plan, number), range(plan["callers"])))
         problem = next((answer for answer in answers if answer), None)
         if problem:
-            raise Refused(f"{job['url']}: {job['model']}: the first request failed: {problem}")
+            raise UserError(f"{job['url']}: {job['model']}: the first request failed: {problem}")
         seconds = time.monotonic() - begin
         if seconds > WAVE_S:
             break
@@ -120,9 +117,9 @@ def running() -> list[str]:
 
 
 def begin(units: list[str]) -> None:
-    """Raise Refused if a load check is already running, or an engine cannot be tested."""
+    """Raise UserError if a load check is already running, or an engine cannot be tested."""
     if others := running():
-        raise Refused(
+        raise UserError(
             f"a load check is already running ({', '.join(others)}); wait until it ends, or run "
             f"systemctl stop {others[0]}"
         )
@@ -137,12 +134,12 @@ def start(jobs: list[dict], plan: dict, seconds: float, turn: int) -> dict:
     begun = {}
     for job in jobs:
         if not NAME.fullmatch(job["name"]):
-            raise Refused(f"load_targets: the name is {job['name']!r}; use only letters, digits, _ and -.")
+            raise UserError(f"load_targets: the name is {job['name']!r}; use only letters, digits, _ and -.")
         has = engine(job["unit"])
         counted = job.get("rate") or rate(job, plan)
         allowed = None if job.get("rate") else allowance(job)
         if allowed and counted * 60 > allowed:
-            raise Refused(
+            raise UserError(
                 f"{job['url']} allows this key {allowed} requests a minute, but {plan['callers']} callers would send "
                 f"{counted * 60:.0f}; set load_api_key to the key of a caller with a higher limit (ai_server_callers)."
             )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from ..errors import UserError
+
 CALLERS, MINUTES, TOKENS = 256, 120, 131_072
 FIND_CALLERS = 64  # upper bound of a search without load_callers
 LIMITS = {
@@ -12,10 +14,6 @@ LIMITS = {
     "itl_p95_ms": "ms between two tokens, p95",
     "error_share": "share of requests that failed",
 }
-
-
-class PlanError(Exception):
-    """A parameter is not valid: one sentence that names the variable and the cure."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,14 @@ class Plan:
         return self.minutes * 60
 
 
+def units_of(targets: list[dict], services: list[dict]) -> list[str]:
+    """Return the units to watch during a load: those of the targets, and the application before them, each once."""
+    before = [f"{each['name']}.service" for each in services if each["name"] == "ai-server"]
+    return list(dict.fromkeys([*(each["unit"] for each in targets), *before]))
+
+
 def checked(args: dict) -> Plan:
-    """Return the plan for a task's arguments. Raises PlanError."""
+    """Return the plan for a task's arguments. Raises UserError."""
     find = _find(args.get("find"))
     callers = args.get("callers")
     given = {
@@ -53,26 +57,26 @@ def _number(name: str, value, most: float, kind: type, least: float = 0):
     try:
         number = kind(str(value))
     except ValueError:
-        raise PlanError(f"{name} is {value!r}; give a {'whole ' * (kind is int)}number above 0.") from None
+        raise UserError(f"{name} is {value!r}; give a {'whole ' * (kind is int)}number above 0.") from None
     if not least < number <= most:
-        raise PlanError(f"{name} is {number}; it must be above {least} and at most {most}.")
+        raise UserError(f"{name} is {number}; it must be above {least} and at most {most}.")
     return number
 
 
 def _limits(given: dict) -> dict[str, float]:
     if not isinstance(given, dict):
-        raise PlanError(f"load_limits is {given!r}; give a mapping of {', '.join(LIMITS)}.")
+        raise UserError(f"load_limits is {given!r}; give a mapping of {', '.join(LIMITS)}.")
     unknown = sorted(set(given) - set(LIMITS))
     if unknown:
-        raise PlanError(f"load_limits has {', '.join(unknown)}; it takes {', '.join(LIMITS)}.")
+        raise UserError(f"load_limits has {', '.join(unknown)}; it takes {', '.join(LIMITS)}.")
     limits = {}
     for name, value in given.items():
         try:
             limits[name] = float(value)
         except (TypeError, ValueError):
-            raise PlanError(f"load_limits: {name} is {value!r}; give a number.") from None
+            raise UserError(f"load_limits: {name} is {value!r}; give a number.") from None
         if not 0 <= limits[name] < math.inf or (name == "error_share" and limits[name] > 1):
-            raise PlanError(f"load_limits: {name} is {value}; it must be {_range(name)}.")
+            raise UserError(f"load_limits: {name} is {value}; it must be {_range(name)}.")
     return limits
 
 
@@ -90,5 +94,5 @@ def _find(text) -> float | None:
     except ValueError:
         limit = 0
     if name != "ttft_ms" or not 0 < limit < math.inf:
-        raise PlanError(f"find is {text}; give a limit for the time to first token, such as ttft_ms:500.")
+        raise UserError(f"find is {text}; give a limit for the time to first token, such as ttft_ms:500.")
     return limit

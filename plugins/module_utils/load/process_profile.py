@@ -10,6 +10,7 @@ import re
 import subprocess
 from pathlib import Path
 
+from ..errors import UserError
 from ..release import systemd_unit
 
 SECONDS = 600
@@ -22,20 +23,16 @@ RESTRICTED = Path("/proc/sys/kernel/yama/ptrace_scope")
 IDLE = "No stack counts found"
 
 
-class ProfileError(Exception):
-    """Why nothing can be recorded: one sentence with the cure."""
-
-
 def main_process(unit: str, proc: Path = Path("/proc")) -> int:
-    """Return the main process of a running Python unit. Raises ProfileError."""
+    """Return the main process of a running Python unit. Raises UserError."""
     live = systemd_unit.show(unit)
     pid = int(live.get("MainPID") or 0)
     if live.get("LoadState") != "loaded":
-        raise ProfileError(f"{unit} is not on this host; set profile_unit to one that is, such as vllm.service.")
+        raise UserError(f"{unit} is not on this host; set profile_unit to one that is, such as vllm.service.")
     if live.get("ActiveState") != "active" or not pid:
-        raise ProfileError(f"{unit} is not running ({live.get('ActiveState')}); start it first.")
+        raise UserError(f"{unit} is not running ({live.get('ActiveState')}); start it first.")
     if not is_python(proc / str(pid)):
-        raise ProfileError(f"{unit} is not Python ({_program(proc / str(pid))}); py-spy can only profile Python.")
+        raise UserError(f"{unit} is not Python ({_program(proc / str(pid))}); py-spy can only profile Python.")
     return pid
 
 
@@ -57,20 +54,18 @@ def _program(process: Path) -> str:
 
 
 def record(program: str, pid: int, seconds: int, rate: int, output: Path) -> str:
-    """Record a process and its children to an SVG; return the tool's output. Raises ProfileError."""
+    """Record a process and its children to an SVG; return the tool's output. Raises UserError."""
     if RESTRICTED.is_file() and RESTRICTED.read_text().strip() == "3":
-        raise ProfileError(
-            "kernel.yama.ptrace_scope is 3, so not even root may profile; set it to 2 or less and reboot."
-        )
+        raise UserError("kernel.yama.ptrace_scope is 3, so not even root may profile; set it to 2 or less and reboot.")
     words = [program, "record", "--pid", str(pid), "--subprocesses", "--nonblocking", "--duration", str(seconds)]
     words += ["--rate", str(rate), "--format", "flamegraph", "--output", str(output)]
     limit = seconds + LATE_S
     try:
         done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False, timeout=limit)
     except subprocess.TimeoutExpired:
-        raise ProfileError(f"py-spy has not finished {LATE_S} s after the recording of {seconds} s.") from None
+        raise UserError(f"py-spy has not finished {LATE_S} s after the recording of {seconds} s.") from None
     if IDLE in done.stderr:
-        raise ProfileError(
+        raise UserError(
             f"Process {pid} was idle for all {seconds} s, so there is no graph; send it requests meanwhile or raise "
             "profile_seconds."
         )
@@ -78,7 +73,7 @@ def record(program: str, pid: int, seconds: int, rate: int, output: Path) -> str
     if done.returncode or not output.is_file():
         # A backtrace of Rust follows the reason.
         reason = " ".join(said.split("Stack backtrace:")[0].split())[-300:]
-        raise ProfileError(f"py-spy could not record process {pid} (exit status {done.returncode}): {reason}")
+        raise UserError(f"py-spy could not record process {pid} (exit status {done.returncode}): {reason}")
     return " ".join(said.split())[-300:]
 
 

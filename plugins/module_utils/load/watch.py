@@ -11,6 +11,7 @@ from pathlib import Path
 from ..diagnosis.host import OUT_OF_MEMORY
 from ..gpu import nvidia_smi
 from ..release import probes, systemd_unit
+from ..watch import metrics_page
 
 EVERY_S = 1.5
 PAGE_TIMEOUT_S = 3
@@ -40,7 +41,8 @@ def engine(url: str) -> dict | None:
         return None
     if status != 200:
         return None
-    return {key: probes.total(page, name) for key, name in SERIES.items() if re.search(rf"^{name}[ {{]", page, re.M)}
+    present = metrics_page.names(page)
+    return {key: metrics_page.total(page, name) for key, name in SERIES.items() if name in present}
 
 
 def memory(meminfo: str) -> dict:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import concurrent.futures
 import ipaddress
 import json
-import re
 import socket
 import time
 from pathlib import Path
 
 from ..engines import engine_states, vllm_api
+from ..errors import UserError
 from ..gpu import nvidia_driver, nvidia_smi
 from ..host import host_tuning, swap_file
 from ..install import keyring_repository
-from ..watch import log_shipping
+from ..watch import log_shipping, metrics_page
 from . import checks, leftovers, probes, systemd_unit
 from .description import unit_text
 from .store import Service
@@ -54,7 +54,7 @@ def remote_write(url: str, watched: float = 20, timeout: float = 5) -> tuple[str
         told = json.loads(probes.ask(f"{url}/api/v1/targets", timeout=timeout)[1])["data"]["activeTargets"]
         down = [target["labels"]["job"] for target in told if target["health"] != "up" and not _away(target)]
         page = probes.ask(f"{url}/metrics", timeout=timeout)[1]
-        sent, waiting, lost = (probes.total(page, f"vmagent_remotewrite_{name}") for name in REMOTE_WRITE)
+        sent, waiting, lost = (metrics_page.total(page, f"vmagent_remotewrite_{name}") for name in REMOTE_WRITE)
         dropped = lost if dropped is None else dropped
         good = bool(sent) and not waiting and not down and lost == dropped
         if good or time.monotonic() > deadline:
@@ -131,7 +131,7 @@ def planned_max_mib(name: str, folder: Path = PLANS) -> float | None:
         page = (folder / f"gpu_memory_{name}.prom").read_text(encoding="utf-8")
     except OSError:
         return None
-    total = probes.total(page, "llm_gpu_planned_max_bytes")
+    total = metrics_page.total(page, "llm_gpu_planned_max_bytes")
     return total / (1 << 20) if total else None
 
 
@@ -279,7 +279,7 @@ def rules(url: str, wait: float = 40, timeout: float = 5) -> tuple[str, bool]:
         time.sleep(1)
     firing = sum(rule.get("state") == "firing" for rule in every)
     told = [f"{len(every)} rules, {firing} alerts fire"]
-    unread = not probes.total(page, "vmalert_config_last_reload_successful")
+    unread = not metrics_page.total(page, "vmalert_config_last_reload_successful")
     if unread:
         told.append("the file that is there could not be read, those of before are in force")
     if failing:
@@ -297,10 +297,10 @@ def notices(url: str, watched: float = 3, timeout: float = 5) -> tuple[str, bool
         seen, text = probes.ask(f"{url}/metrics", timeout=timeout)
         if seen != 200:
             return f"{seen}: {shortened(text)}", False
-        sent, failed = (probes.total(text, f"alertmanager_notifications_{name}total") for name in ("", "failed_"))
+        sent, failed = (metrics_page.total(text, f"alertmanager_notifications_{name}total") for name in ("", "failed_"))
         counts.append(failed)
         if not failed or len(counts) > 1:
-            active = probes.total(text, "alertmanager_alerts")
+            active = metrics_page.total(text, "alertmanager_alerts")
             told = f"{active:.0f} alerts held, {sent - failed:.0f} notices delivered, {failed:.0f} failed"
             return told, counts[0] == failed
         time.sleep(watched)
@@ -314,19 +314,21 @@ def watchdog(path: str, interval: float) -> tuple[str, bool]:
     deadline = time.monotonic() + 2 * interval + LATE
     while True:
         page = Path(path).read_text()
-        age = time.time() - probes.total(page, "llm_watchdog_last_look_seconds")
-        up, ready, needed = (_of_units(page, f"llm_watchdog_{name}") for name in ("up", "ready", "person_needed"))
+        age = time.time() - metrics_page.total(page, "llm_watchdog_last_look_seconds")
+        up, ready, needed = (
+            metrics_page.by_label(page, f"llm_watchdog_{name}", "unit") for name in ("up", "ready", "person_needed")
+        )
         unseen = [unit for unit in up if up[unit] > ready[unit]]
         lost = [unit for unit in needed if needed[unit]]
         ok = age <= 2 * interval + LATE and not unseen and not lost
         if ok or lost or time.monotonic() > deadline:
             break
         time.sleep(1)
-    restarts = probes.total(page, "llm_watchdog_restarts_total")
+    restarts = metrics_page.total(page, "llm_watchdog_restarts_total")
     measured = (
-        f"looked {age:.0f} s ago at {len(up)} services, {sum(up.values())} run, {restarts:.0f} restarts since boot"
+        f"looked {age:.0f} s ago at {len(up)} services, {sum(up.values()):.0f} run, {restarts:.0f} restarts since boot"
     )
-    planned = probes.total(page, "llm_watchdog_planned_restarts_total") or 0
+    planned = metrics_page.total(page, "llm_watchdog_planned_restarts_total") or 0
     measured += f", {planned:.0f} planned" * bool(planned)
     measured += f"; not seen to serve: {', '.join(unseen)}" * bool(unseen)
     return measured + f"; a person is needed: {', '.join(lost)}" * bool(lost), ok
@@ -343,12 +345,6 @@ def timer(name: str) -> tuple[str, bool]:
     stale = live.get("NeedDaemonReload") == "yes"
     measured += "; systemd has not reloaded its changed unit file" * stale
     return measured, live.get("ActiveState") == "active" and not failed and not stale
-
-
-def _of_units(page: str, name: str) -> dict[str, int]:
-    """Return the values of a metric on the watchdog's page by unit."""
-    found = re.findall(rf'^{name}{{unit="([^"]+)"}} (\d+)$', page, re.MULTILINE)
-    return {unit: int(value) for unit, value in found}
 
 
 def backup(
@@ -392,7 +388,7 @@ def pushes(url: str, watched: float = 3, timeout: float = 5) -> tuple[str, bool]
         seen, text = probes.ask(url, timeout=timeout)
         if seen != 200:
             return f"{seen}: {shortened(text)}", False
-        sent, dropped = (probes.total(text, f"promtail_{name}_entries_total") for name in ("sent", "dropped"))
+        sent, dropped = (metrics_page.total(text, f"promtail_{name}_entries_total") for name in ("sent", "dropped"))
         counts.append(dropped)
         if not dropped or len(counts) > 1:
             return f"{sent:.0f} lines sent, {dropped:.0f} dropped", sent > 0 and counts[0] == dropped
@@ -500,7 +496,7 @@ def tuning(**wanted) -> tuple[str, bool]:
     """The settings of kernel and GPU, options of `host_tuning.Wanted`, are in effect now and at the next boot."""
     try:
         seen = host_tuning.change(host_tuning.Host(), host_tuning.Wanted(**wanted))
-    except host_tuning.TuningError as error:
+    except UserError as error:
         return str(error), False
     faults = [*seen.differences(), *seen.warnings()]
     return "; ".join(faults) or f"{seen.settings} in force and at boot", not faults
@@ -530,7 +526,7 @@ def run(check: dict) -> dict:
     """Return the row of one check: ``{what, measured, ok, cure}``; ``cure`` is empty if it is ok."""
     try:
         measured, ok = KINDS[check["kind"]](**check["options"])
-    except (OSError, ValueError, KeyError, TypeError, systemd_unit.SystemdError) as error:
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         where = f"{check['options']['url']}: " if "url" in check["options"] else ""
         measured, ok = f"{where}{error}", False
     return {"what": check["what"], "measured": measured, "ok": ok, "cure": check.get("cure", "") if ok is False else ""}

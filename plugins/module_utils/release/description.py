@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 
+from ..errors import UserError
 from . import systemd_unit
 
 PLACES = ("files", "secrets", "links")
 
 
-class Refused(Exception):
+class Refused(UserError):
     """The release cannot be right. The text names the cause; the service was not touched."""
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from .description import Refused
+from ..errors import UserError
 from .store import Service
-from .systemd_unit import SystemdError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 Work = Callable[[Service, dict], dict]
@@ -30,7 +29,7 @@ def run(module, preview: Work, change: Work, before: Callable[[Service, dict], o
         else:
             with service.lock():
                 result = change(service, wanted)
-    except (Refused, SystemdError, OSError) as error:
+    except (UserError, OSError) as error:
         module.fail_json(msg=str(error))
     for addition in result.pop("besides", []):
         module.warn(f"{service.name}: {addition}; it is left as it is")

@@ -13,12 +13,10 @@ import tempfile
 from itertools import takewhile
 from pathlib import Path
 
+from ..errors import UserError
+
 CONFIGURATION = Path("/etc/logrotate.conf")
 LOGROTATE = "/usr/sbin/logrotate"
-
-
-class RotationError(RuntimeError):
-    """The logs would not be rotated; the text is one sentence that names the file and the cure."""
 
 
 def asked(path: Path) -> tuple[int, str]:
@@ -80,19 +78,19 @@ def _meet(one: list[str], other: list[str]) -> bool:
 
 
 def check(path: Path, content: str, configuration: Path = CONFIGURATION, ask=asked) -> None:
-    """Raise `RotationError` if logrotate would skip ``content`` at ``path``, or another file because of it."""
+    """Raise UserError if logrotate would skip ``content`` at ``path``, or another file because of it."""
     _, said = ask(configuration)
     if f"including {path.parent}\n" not in said:
         errors = re.findall(rf"^error: (.*{re.escape(configuration.name)}.*?)[.]?$", said, re.MULTILINE)
         why = errors[0] if errors else f"it does not include {path.parent}"
-        raise RotationError(f"logrotate does not read {path}: {configuration}: {why}; correct {configuration}")
+        raise UserError(f"logrotate does not read {path}: {configuration}: {why}; correct {configuration}")
     with tempfile.TemporaryDirectory(prefix="logrotate-") as folder:
         staged = Path(folder, path.name)
         staged.write_text(content)
         staged.chmod(0o644)
         code, own = ask(staged)
     if code:
-        raise RotationError(f"logrotate refuses {path}: {first_error(own).replace(str(staged), str(path))}")
+        raise UserError(f"logrotate refuses {path}: {first_error(own).replace(str(staged), str(path))}")
     ours, whole = patterns(own), patterns(said)
     for other in [file for file in files_read(said, configuration) if file != path]:
         theirs = patterns(ask(other)[1])
@@ -105,7 +103,7 @@ def _compare(ours: list[str], theirs: list[str], path: Path, other: Path) -> Non
     both = [(mine, glob) for mine in ours for glob in theirs if overlap(mine, glob)]
     if both:
         mine, glob = both[0]
-        raise RotationError(
+        raise UserError(
             f"{other} rotates {glob} and {path} would rotate {mine}, and logrotate passes over a file that names a log "
             f"again; take {glob} out of {other}, or remove that file"
         )

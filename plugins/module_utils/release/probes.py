@@ -14,7 +14,6 @@ from __future__ import annotations
 import base64
 import inspect
 import json
-import re
 import socket
 import ssl
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 
 from ..engines import vllm_api
 from ..gpu import nvidia_smi
+from ..watch import metrics_page
 
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -100,16 +100,9 @@ def metric(url: str, series: list[str], timeout: float = 5):
     seen, text = ask(url, timeout=timeout)
     if seen != 200:
         return f"{url} answered {seen} instead of 200: {_short(text)}"
-    present = set(re.findall(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)[ {]", text, re.MULTILINE))
+    present = metrics_page.names(text)
     missing = [name for name in series if name not in present]
     return f"{url} has no series {', '.join(missing)} yet" if missing else None
-
-
-def total(page: str, name: str) -> float:
-    """Return the sum of all series of one metric on a Prometheus page."""
-    # The value is the first word after the labels; a timestamp may follow.
-    lines = (line for line in page.split("\n") if line.startswith((f"{name}{{", f"{name} ")))
-    return sum(float(line.removeprefix(name).rpartition("}")[2].split()[0]) for line in lines)
 
 
 def models(

@@ -14,14 +14,12 @@ from __future__ import annotations
 import fcntl
 import hmac
 import json
-import os
 import secrets
-import shutil
-import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from .. import atomic_file
 from . import secret_files
 from .description import Refused, digest
 
@@ -155,13 +153,4 @@ class Service:
 
 def write(path: Path, text: str, mode: int, owner: str = "root", group: str = "root") -> None:
     """Write ``text`` to ``path`` in one step: a reader sees either the old file or the complete new one."""
-    if not path.parent.exists():
-        path.parent.mkdir(parents=True, mode=0o755)
-    descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(descriptor, "w") as handle:
-        os.fchmod(handle.fileno(), mode)
-        shutil.chown(beside, owner, group)
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    Path(beside).replace(path)
+    atomic_file.write(path, text, mode, owner, group)

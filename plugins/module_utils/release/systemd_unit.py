@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+from ..errors import UserError
+
 # Hardening for every service of this project. A service that needs one of these rights sets it in its own sections, so
 # that each exception is written where the need is known.
 # Source of the meanings: systemd.exec(5), scored by `systemd-analyze security`.
@@ -79,7 +81,7 @@ CAP_SYS_RESOURCE = 24  # from linux/capability.h
 RESTART_SCHEDULED = "5eb03494b6584870a536b337290809b3"
 
 
-class SystemdError(RuntimeError):
+class SystemdError(UserError):
     """A command of systemd failed; the text is its last line."""
 
 

@@ -1,7 +1,7 @@
 """Combine rule files for vmalert or Prometheus from those of the repository and of the inventory.
 
 Several files become one, because a service that reloads one file needs no restart when a rule file is added or
-removed. Plain Python. Raises `RulesError` with one sentence that names the file and the cure.
+removed. Plain Python. Raises UserError with one sentence that names the file and the cure.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from ..errors import UserError
+
 LIMIT = "llm_limit_"  # rules compare with a series whose name is this plus the limit's name
 INVENTORY = "inventory"  # the group of rules made from the inventory
 EXPECTED = "expected_host"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 WILDCARD = re.compile(r"[*?\[]")
-
-
-class RulesError(ValueError):
-    """A rule file or a limit cannot be used."""
 
 
 def found(patterns: Iterable[str], variable: str) -> list[Path]:
@@ -33,7 +31,7 @@ def found(patterns: Iterable[str], variable: str) -> list[Path]:
         path = Path(pattern).resolve()
         matches = set(path.parent.glob(path.name))
         if not matches and not WILDCARD.search(path.name):
-            raise RulesError(f"{variable}: there is no file {pattern} on the controller; correct the path.")
+            raise UserError(f"{variable}: there is no file {pattern} on the controller; correct the path.")
         files |= matches
     return sorted(files)
 
@@ -46,15 +44,15 @@ def groups(files: Iterable[Path], variable: str) -> list[dict]:
         try:
             text = yaml.safe_load(path.read_text())
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RulesError(f"{variable}: {path} cannot be read: {' '.join(str(error).split())}.") from None
+            raise UserError(f"{variable}: {path} cannot be read: {' '.join(str(error).split())}.") from None
         held = text.get("groups") if isinstance(text, Mapping) else None
         if not isinstance(held, list) or not all(isinstance(group, Mapping) and group.get("name") for group in held):
-            raise RulesError(f"{variable}: {path} must hold groups, each with a name and rules.")
+            raise UserError(f"{variable}: {path} must hold groups, each with a name and rules.")
         for group in held:
             name = str(group["name"])
             if name in owner or name == INVENTORY:
                 other = owner.get(name, "the one that the inventory makes")
-                raise RulesError(f"{variable}: {path} has a group {name} and so has {other}; rename one of them.")
+                raise UserError(f"{variable}: {path} has a group {name} and so has {other}; rename one of them.")
             owner[name] = path
             every.append(dict(group))
     return every
@@ -75,9 +73,9 @@ def limited(held: list[dict], limits: Mapping, variable: str) -> list[dict]:
     changed = [{**group, "rules": [rule(one) for one in group.get("rules") or []]} for group in held]
     for name, value in limits.items():
         if name not in known:
-            raise RulesError(f"{variable} has {name}, which no rule asks for; there are {', '.join(sorted(known))}.")
+            raise UserError(f"{variable} has {name}, which no rule asks for; there are {', '.join(sorted(known))}.")
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise RulesError(f"{variable}.{name} is {value!r}; it must be a number.")
+            raise UserError(f"{variable}.{name} is {value!r}; it must be a number.")
     return changed
 
 

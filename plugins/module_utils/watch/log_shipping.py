@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..release import probes, systemd_unit
+from . import metrics_page
 
 JOURNAL = "/run/systemd/journal/socket"
 CLOSED = (401, 403, 404, 405)  # a gateway that accepts lines but answers no queries
@@ -94,14 +95,16 @@ class Collector:
         status, page = probes.ask(self.metrics, timeout=self.timeout)
         if status != 200:
             raise OSError(f"{self.metrics} answered {status} instead of 200")
-        own = "\n".join(line for line in page.split("\n") if f'receiver="{receiver}"' in line)
-        sent_to = "\n".join(line for line in page.split("\n") if 'exporter="otlp_http/logs"' in line)
+
+        def sent_to(name: str) -> float:
+            return metrics_page.total(page, f"otelcol_exporter_{name}", exporter="otlp_http/logs")
+
         return {
-            "read": probes.total(own, "otelcol_receiver_accepted_log_records"),
-            "sent": probes.total(sent_to, "otelcol_exporter_sent_log_records"),
-            "waiting": probes.total(sent_to, "otelcol_exporter_queue_size"),
-            "room": probes.total(sent_to, "otelcol_exporter_queue_capacity"),
-            "lost": probes.total(sent_to, "otelcol_exporter_send_failed_log_records"),
+            "read": metrics_page.total(page, "otelcol_receiver_accepted_log_records", receiver=receiver),
+            "sent": sent_to("sent_log_records"),
+            "waiting": sent_to("queue_size"),
+            "room": sent_to("queue_capacity"),
+            "lost": sent_to("send_failed_log_records"),
         }
 
 
@@ -129,7 +132,7 @@ class Shipper:
         status, page = probes.ask(self.metrics, timeout=self.timeout)
         if status != 200:
             raise OSError(f"{self.metrics} answered {status} instead of 200")
-        return tuple(probes.total(page, f"promtail_{name}_entries_total") for name in ("sent", "dropped"))
+        return tuple(metrics_page.total(page, f"promtail_{name}_entries_total") for name in ("sent", "dropped"))
 
 
 def write_as(unit: str, text: str) -> bool:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import yaml
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[3]
 TABLE = ROOT / "data/vllm/metrics.yml"
@@ -27,7 +28,7 @@ def known(version: str) -> set[str]:
     """Return all series that the engine of ``version`` can have, with the names on its page of metrics."""
     rows = _table()["metrics"]
     return {
-        f"vllm:{row['name']}{end}" for row in rows if _number(row["since"]) <= _number(version)
+        f"vllm:{row['name']}{end}" for row in rows if Version(row["since"]) <= Version(version)
         for end in SHOWN[row["kind"]]
     }  # fmt: skip
 
@@ -35,7 +36,7 @@ def known(version: str) -> set[str]:
 @cache
 def supported() -> list[str]:
     """Return the engine versions that this project installs, oldest first."""
-    return sorted(yaml.safe_load(ENGINES.read_text(encoding="utf-8"))["engines"], key=_number)
+    return sorted(yaml.safe_load(ENGINES.read_text(encoding="utf-8"))["engines"], key=Version)
 
 
 def problems(expression: str, versions: list[str] | None = None) -> list[str]:
@@ -61,8 +62,3 @@ def llama_cpp_problems(expression: str) -> list[str]:
 @cache
 def _table() -> dict:
     return yaml.safe_load(TABLE.read_text(encoding="utf-8"))
-
-
-def _number(version: str) -> tuple[int, ...]:
-    """Return the release as numbers: the table has only releases, no pre-releases."""
-    return tuple(int(part) for part in re.match(r"\d+(?:\.\d+)*", version).group().split("."))

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from datetime import datetime, timezone
 
+from ..errors import UserError
+
 STATE = "/var/lib/otel_collector"
 JOURNALCTL = "/etc/otel_collector/journalctl"
 AUTHORIZATION = "OTEL_COLLECTOR_AUTHORIZATION"  # environment variable with the key
@@ -45,10 +47,6 @@ ROTATED, PACKED = (".[0-9]", ".[0-9][0-9]", "-[0-9]*"), ("gz", "xz", "zst", "bz2
 
 DURATION = re.compile(r"(?:\d+[hms])+")
 STAGES = ("regex", "json", "labels", "static_labels", "multiline")
-
-
-class JobError(ValueError):
-    """A job requires something that the collector cannot do; the text names it and the cure."""
 
 
 def configuration(settings: dict) -> dict:
@@ -277,7 +275,7 @@ def levels(with_time: bool = False) -> list[dict]:
 
 
 def stages(job: dict) -> list[dict]:
-    """Return promtail's pipeline stages as operators. Raises JobError for a stage without an equivalent."""
+    """Return promtail's pipeline stages as operators. Raises UserError for a stage without an equivalent."""
     found: list[dict] = []
     for stage in job.get("pipeline_stages") or []:
         ((name, options),) = stage.items()
@@ -290,10 +288,10 @@ def stages(job: dict) -> list[dict]:
         elif name == "static_labels":
             found += [added("resource", label, str(text)) for label, text in options.items()]
         elif name == "multiline" and "unit" in job:
-            raise JobError(f"job {job['job']}: the stage multiline is for jobs of files; of a unit's lines tracebacks "
+            raise UserError(f"job {job['job']}: the stage multiline is for jobs of files; of a unit's lines tracebacks "
                            "are put together by themselves")  # fmt: skip
         elif name not in STAGES:  # json: every line of JSON is read; labels: what was read is kept
-            raise JobError(
+            raise UserError(
                 f"job {job['job']}: promtail's stage {name} has no counterpart here ({', '.join(STAGES)} have one); "
                 "say it in operators of the collector instead"
             )
@@ -385,7 +383,7 @@ def problems(settings: dict) -> list[str]:
         variable = f"otel_collector_{'journal' if 'unit' in job else 'file'}_jobs"
         try:
             stages(job)
-        except JobError as error:
+        except UserError as error:
             found.append(f"{variable}: {error}.")
         if not re.fullmatch(r"[\w.@:\\-]+", job.get("unit", "x")):
             found.append(f"{variable}: {job['unit']!r} is no name of a unit.")

@@ -8,7 +8,6 @@ ENGINES_FILE, or the one of the .env. Changes nothing. Arguments: the source, th
 import importlib
 import json
 import os
-import re
 import sys
 import tempfile
 import urllib.error
@@ -19,14 +18,19 @@ from pathlib import Path
 source, settings, engine_too = sys.argv[1:]
 
 
-def value(text):
-    """Return what a line of the .env says behind its name, plain or within single quotes; plugins/filter/dotenv.py."""
-    text = re.sub(r"\\(.)", r"\1", text[1:-1]) if text.startswith("'") else text
-    return re.sub(r"\$\{:-([^}]*)\}", r"\1", text)
+def imported(name):
+    """Return a module of the application or of its environment; leave with the cure where it is missing."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        sys.exit(
+            f"{name} cannot be imported: {error}; declare what is missing in the application's dependencies and lock "
+            "them"
+        )
 
 
-lines = (line.split("=", 1) for line in Path(settings).read_text(encoding="utf-8").rstrip("\n").split("\n"))
-written = {name: value(text) for name, text in lines}
+# The application reads its .env by the same library.
+written = imported("dotenv").dotenv_values(settings, encoding="utf-8")
 os.chdir(Path(settings).parent)  # where the application looks for its .env
 sys.path.insert(0, source)
 with tempfile.TemporaryDirectory() as folder:
@@ -40,13 +44,7 @@ with tempfile.TemporaryDirectory() as folder:
             one = {"name": "one", "url": "http://127.0.0.1:9/v1", "api_key": "none", "models": ["none"]}
             engines.write_text(json.dumps({"engines": [one]}))
             os.environ["ENGINES_FILE"] = str(engines)
-    try:
-        importlib.import_module("app.main")
-    except ImportError as error:
-        sys.exit(
-            f"app.main cannot be imported: {error}; declare what is missing in the application's dependencies and lock "
-            "them"
-        )
+    imported("app.main")
 
 if engine_too == "alone":
     sys.exit()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from plugins.module_utils import backup as restoring
+from plugins.module_utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 SPEC = importlib.util.spec_from_file_location("llm_backup", ROOT / "roles/backup/files/backup.py")
@@ -464,7 +465,7 @@ class TestReplace:
         assert "serves again" in told["measured"] and service.did == ["stop", "start"] and names(place) == ["both"]
 
     def test_what_stood_there_comes_back_where_it_does_not(self, place):
-        with pytest.raises(restoring.BackupError) as failed:
+        with pytest.raises(UserError) as failed:
             restoring.replace([Stub("503", None)], [place])
         assert str(failed.value) == (
             "ai-server does not serve with the restored data: 503; the previous data is back and in use by ai-server"
@@ -478,7 +479,7 @@ class TestReplace:
                 if len(self.did) == 2:
                     raise restoring.store.Refused("its note is gone")
 
-        with pytest.raises(restoring.BackupError, match="its note is gone; the previous data is back"):
+        with pytest.raises(UserError, match="its note is gone; the previous data is back"):
             restoring.replace([Odd()], [place])
         assert names(place) == ["both", "old"]
 
@@ -489,13 +490,13 @@ class TestReplace:
                 if len(self.did) > 2:
                     raise restoring.systemd_unit.SystemdError("no end after 300 s")
 
-        with pytest.raises(restoring.BackupError) as failed:
+        with pytest.raises(UserError) as failed:
             restoring.replace([Stuck("503")], [place])
         assert f"is not back (no end after 300 s): it is in {place.before};" in str(failed.value)
         assert (place.before / "old").exists()
 
     def test_a_service_that_served_on_neither_is_told(self, place):
-        with pytest.raises(restoring.BackupError, match="does not serve with it either: 500"):
+        with pytest.raises(UserError, match="does not serve with it either: 500"):
             restoring.replace([Stub("503", "500")], [place])
 
 
@@ -521,7 +522,7 @@ class TestAUnitOfSomebodyElse:
 
     def test_one_that_is_not_there_is_refused(self, unit):
         unit.shown["LoadState"] = "not-found"
-        with pytest.raises(restoring.BackupError, match="not on this host yet: prometheus"):
+        with pytest.raises(UserError, match="not on this host yet: prometheus"):
             restoring.check_services(["prometheus"])
 
 
@@ -550,20 +551,20 @@ class TestAfterAKilledRun:
         monkeypatch.setattr(restoring, "LOCK", program.HOME / "lock")
 
         def ask(*words):
-            raise restoring.BackupError("the repository is away")
+            raise UserError("the repository is away")
 
         monkeypatch.setattr(restoring, "ask", ask)
         return service
 
     def again(self, place):
         here = {"data": [{"name": "jobs", "path": str(place.path), "service": "ai-server"}]}
-        with pytest.raises(restoring.BackupError, match="the repository is away"):
+        with pytest.raises(UserError, match="the repository is away"):
             restoring.restore({**SNAPSHOT, "at": ""}, here)
 
     def test_nothing_is_touched_while_a_back_up_is_taken(self, place, services):
         place.swap()
         here = {"data": [{"name": "jobs", "path": str(place.path), "service": "ai-server"}]}
-        with program.alone(0), pytest.raises(restoring.BackupError, match="a backup of this host is running"):
+        with program.alone(0), pytest.raises(UserError, match="a backup of this host is running"):
             restoring.restore({**SNAPSHOT, "at": ""}, here)
         assert services.did == [] and place.reached() == "placing"
 
@@ -631,7 +632,7 @@ class TestWanted:
         ],
     )
     def test_what_cannot_be_placed_is_refused(self, data, sentence):
-        with pytest.raises(restoring.BackupError) as refused:
+        with pytest.raises(UserError) as refused:
             restoring.wanted(SNAPSHOT, {"data": data})
         assert sentence in str(refused.value)
 
@@ -639,5 +640,5 @@ class TestWanted:
         sets = [{"path": path, "bytes": 40 << 20} for path in ("/a", "/b")]
         usage = type("Usage", (), {"free": 120 << 20})
         restoring.check_room(sets, lambda path: usage, {"/a": 1, "/b": 2}.get)
-        with pytest.raises(restoring.BackupError, match="the disk of /b needs 144 MiB free"):
+        with pytest.raises(UserError, match="the disk of /b needs 144 MiB free"):
             restoring.check_room(sets, lambda path: usage, {"/a": 1, "/b": 1}.get)

@@ -42,9 +42,10 @@ def test_a_request_is_sent_at_least_once():
         (None, 0),
     ],
 )
-def test_what_retry_after_asks_for(text, seconds):
-    now = datetime.datetime(2026, 11, 26, 10, 0, tzinfo=datetime.timezone.utc)
-    assert gcp_client.seconds_asked(text, now) == seconds
+def test_what_retry_after_asks_for(monkeypatch, text, seconds):
+    now = datetime.datetime(2026, 11, 26, 10, 0, tzinfo=datetime.timezone.utc).timestamp()
+    monkeypatch.setattr("time.time", lambda: now)
+    assert gcp_client.seconds_asked(text) == seconds
 
 
 @pytest.mark.parametrize(("asked", "least"), [(0, 1), (7, 7), (120, 120)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from plugins.module_utils.cloud import night
+from plugins.module_utils.errors import UserError
 
 FLEET = [f"gpu-{number}" for number in range(1, 6)]
 
@@ -50,7 +51,7 @@ def test_after_midnight_comes_the_next_day():
 
 def test_parts_that_are_too_short_are_refused_with_what_would_do():
     with pytest.raises(
-        night.NoTime, match=r"^5 hosts in batches of 1 need 6000 s \(1200 s per batch\), and it is 3600 s$"
+        UserError, match=r"^5 hosts in batches of 1 need 6000 s \(1200 s per batch\), and it is 3600 s$"
     ):
         night.slot(FLEET, "gpu-1", "02:00", 3600, 1)
     assert night.slot(FLEET, "gpu-1", "02:00", 6000, 1)["patience"] == 600
@@ -60,3 +61,21 @@ def test_parts_that_are_too_short_are_refused_with_what_would_do():
 def test_what_is_no_time_is_none(at):
     with pytest.raises(AttributeError):
         night.seconds(at)
+
+
+WATCHED = [{"unit": "vllm.service", "metrics": "http://x/metrics"}, {"unit": "ai-server.service"}]
+
+
+@pytest.mark.parametrize(
+    ("units", "says"),
+    [
+        (["vllm.service"], ""),
+        (["ai-server.service", "vllm.service"], ""),
+        ([], "name at least one unit, and only units of watchdog_services: vllm.service, ai-server.service"),
+        (["vllm.service", "x.service"], "name at least one unit, and only units of"),
+        (["ai-server.service"], "none of them has metrics in watchdog_services"),
+    ],
+)
+def test_units_that_restart_by_night_are_watched_and_one_tells_when_it_is_idle(units, says):
+    problem = night.units_problem(units, WATCHED)
+    assert problem.startswith(says) and bool(problem) == bool(says)

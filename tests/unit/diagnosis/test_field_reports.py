@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from plugins.module_utils.errors import UserError
 from plugins.module_utils.host.swap_file import fstab_with
 from plugins.module_utils.install import python_environment
 
@@ -40,6 +41,6 @@ def test_an_interpreter_that_only_root_reaches_makes_no_environment(tmp_path, mo
         Path(open_to_all).chmod(0o755)
         directory = Path(open_to_all) / "environment"
         builder = python_environment.Builder("uv", str(UV), str(private / "python3"), "daemon", {})
-        with pytest.raises(python_environment.BuildError, match="Permission denied"):
+        with pytest.raises(UserError, match="Permission denied"):
             builder.build(directory, inputs, 1)
         assert not directory.exists()

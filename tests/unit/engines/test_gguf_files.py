@@ -12,7 +12,6 @@ import pytest
 
 from lab import model
 from plugins.module_utils.engines.gguf_files import (
-    FileError,
     Store,
     Wanted,
     adapter_problem,
@@ -20,6 +19,7 @@ from plugins.module_utils.engines.gguf_files import (
     header,
     model_problem,
 )
+from plugins.module_utils.errors import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -107,7 +107,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(store, hub):
 
 def test_a_file_with_another_sum_is_not_kept(store, hub):
     wanted = of_the_hub(hub, sha256="0" * 64)
-    with pytest.raises(FileError, match=f"has the sha256 {sum_of(hub.content)}, expected 0000"):
+    with pytest.raises(UserError, match=f"has the sha256 {sum_of(hub.content)}, expected 0000"):
         store.bring(wanted)
     assert not store.place(wanted)[0].exists() and not list(store.place(wanted)[0].parent.iterdir())
 
@@ -118,7 +118,7 @@ def test_a_file_with_another_sum_is_not_kept(store, hub):
 )
 def test_what_the_hub_refuses_is_told(store, hub, status, says):
     hub.status = status
-    with pytest.raises(FileError, match=says) as told:
+    with pytest.raises(UserError, match=says) as told:
         store.bring(of_the_hub(hub))
     assert "hf_canary" not in str(told.value)
     assert len(hub.asked) == (3 if status == 500 else 1)
@@ -136,7 +136,7 @@ def test_what_the_hub_refuses_is_told(store, hub, status, says):
     ],
 )
 def test_what_is_not_pinned_is_refused(store, hub, other, says):
-    with pytest.raises(FileError, match=says):
+    with pytest.raises(UserError, match=says):
         store.place(of_the_hub(hub, **other))
 
 
@@ -146,7 +146,7 @@ def test_a_file_by_path_is_compared_once(store, files, tmp_path):
     assert store.bring(Wanted("the model", str(path), sha256=sum_of(path.read_bytes()))) == path
     (note,) = (tmp_path / ".compared").iterdir()
     assert json.loads(note.read_text())["path"] == str(path)
-    with pytest.raises(FileError, match="is another file or was damaged"):
+    with pytest.raises(UserError, match="is another file or was damaged"):
         store.bring(Wanted("the model", str(path), sha256="0" * 64))
 
 
@@ -161,7 +161,7 @@ def test_only_a_model_is_served(files):
 
 @pytest.mark.parametrize(("name", "says"), [("cut.gguf", "is truncated"), ("page.gguf", "is not a GGUF file")])
 def test_a_file_that_is_not_whole_is_refused(files, name, says):
-    with pytest.raises(FileError, match=f"^the model: {name} of .* {says}"):
+    with pytest.raises(UserError, match=f"^the model: {name} of .* {says}"):
         read(files / "misfits" / name)
 
 

@@ -11,14 +11,15 @@ import pytest
 
 from plugins.module_utils.engines.llama_cpp_build import (
     Build,
-    BuildError,
     Workshop,
     built,
     complaint,
     jobs,
+    options_of,
     place,
     unused,
 )
+from plugins.module_utils.errors import UserError
 from plugins.module_utils.install import released_program
 from plugins.modules import llama_cpp_build as door
 
@@ -89,7 +90,7 @@ def test_one_that_fails_leaves_nothing_in_place_and_goes_on_later(shop, archive,
     path, checksum = archive()
     build, fetched = Build("b1", checksum), []
     (tmp_path / "broken").touch()
-    with pytest.raises(BuildError, match=r"cmake --build: ggml.c:1: error: expected ; \(.*last.log has all of it\)"):
+    with pytest.raises(UserError, match=r"cmake --build: ggml.c:1: error: expected ; \(.*last.log has all of it\)"):
         shop.make(build, giving(path, fetched))
     assert not (shop.home / "b1-cpu").exists()
     (tmp_path / "broken").unlink()
@@ -99,7 +100,7 @@ def test_one_that_fails_leaves_nothing_in_place_and_goes_on_later(shop, archive,
 
 def test_what_cmake_misses_is_told_with_its_reason_and_looked_for_again(shop, archive):
     path, checksum = archive("unfit")
-    with pytest.raises(BuildError, match=r"cmake -S: CMake Error at CMakeLists.txt:5: \| No CUDA found"):
+    with pytest.raises(UserError, match=r"cmake -S: CMake Error at CMakeLists.txt:5: \| No CUDA found"):
         shop.make(Build("b1", checksum, cuda=True), giving(path, []))
     (work,) = shop.home.iterdir()
     assert not (work / "build").exists()
@@ -107,7 +108,7 @@ def test_what_cmake_misses_is_told_with_its_reason_and_looked_for_again(shop, ar
 
 def test_another_archive_is_not_unpacked(shop, archive):
     path, _ = archive()
-    with pytest.raises(BuildError, match=r"expected sha256:0000.*do not use it"):
+    with pytest.raises(UserError, match=r"expected sha256:0000.*do not use it"):
         shop.make(Build("b1", f"sha256:{'0' * 64}"), giving(path, []))
     assert list(shop.home.iterdir()) == []
 
@@ -135,7 +136,7 @@ def test_a_build_that_was_cut_off_is_not_whole(shop, archive):
 
 def test_no_build_begins_without_room(shop, archive):
     path, checksum = archive()
-    with pytest.raises(BuildError, match="make room, or set llama_cpp_build_mib"):
+    with pytest.raises(UserError, match="make room, or set llama_cpp_build_mib"):
         replace(shop, needed_mib=1 << 30).make(Build("b1", checksum), giving(path, []))
 
 
@@ -174,3 +175,13 @@ def test_removal_keeps_what_another_engine_is_about_to_run_on(tmp_path, monkeypa
     door.remove(SimpleNamespace(check_mode=False, exit_json=lambda **_: None), tmp_path, [str(coming)])
     assert not gone.exists()
     assert coming.exists()
+
+
+def test_the_options_of_a_build():
+    assert options_of("arm64", "", ["-DA=B"]) == ["-DA=B"]
+    assert options_of("amd64", "", [])[0] == "-DGGML_NATIVE=OFF"
+    assert options_of("arm64", "12-8", ["-DCMAKE_CUDA_ARCHITECTURES=90"]) == [
+        "-DCMAKE_CUDA_COMPILER=/usr/local/cuda-12.8/bin/nvcc",
+        "-DCMAKE_CUDA_ARCHITECTURES=native",
+        "-DCMAKE_CUDA_ARCHITECTURES=90",
+    ]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils.engines.llama_cpp_program import ProgramError, ask, names, unknown, version
+from plugins.module_utils.engines.llama_cpp_program import ask, names, unknown, version
+from plugins.module_utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 # Lines of 0.7.0's own page.
@@ -62,16 +63,16 @@ def test_a_program_that_does_not_run_here_names_the_cause(tmp_path):
     program = tmp_path / "llama-server"
     program.write_text("#!/bin/sh\necho 'libgomp.so.1: cannot open shared object file' >&2\nexit 127\n")
     program.chmod(0o755)
-    with pytest.raises(ProgramError, match=r"llama-server does not run here: libgomp.so.1: cannot open"):
+    with pytest.raises(UserError, match=r"llama-server does not run here: libgomp.so.1: cannot open"):
         ask(str(program), "--version", None)
     program.write_text("#!/bin/sh\nkill -ILL $$\n")
-    with pytest.raises(ProgramError, match="this processor lacks instructions"):
+    with pytest.raises(UserError, match="this processor lacks instructions"):
         ask(str(program), "--version", None)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can ask as another user")
 def test_it_is_asked_as_the_services_user():
-    with pytest.raises(ProgramError, match=r"Permission denied|cannot open"):
+    with pytest.raises(UserError, match=r"Permission denied|cannot open"):
         ask("/root/llama-server", "--version", "nobody")
 
 

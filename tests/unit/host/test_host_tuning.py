@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from plugins.module_utils.errors import UserError
 from plugins.module_utils.gpu import nvidia_smi
 from plugins.module_utils.host import host_tuning
 from plugins.module_utils.host.host_tuning import (
@@ -19,7 +20,6 @@ from plugins.module_utils.host.host_tuning import (
     UNIT,
     UNIT_FILE,
     Host,
-    TuningError,
     Wanted,
     carry_out,
     change,
@@ -211,7 +211,7 @@ def test_a_host_without_a_gpu_has_no_unit(tmp_path):
     machine = Machine(tmp_path, gpu=False)
     assert converge(machine, PLAIN)
     assert not machine.at(UNIT_FILE).exists() and machine.commands == []
-    with pytest.raises(TuningError) as caught:
+    with pytest.raises(UserError) as caught:
         change(machine, ALL)
     assert "host_tuning_gpu_power_limit_watts is 60, and nvidia-smi is not installed" in str(caught.value)
     assert "host_tuning_gpu_clocks_mhz is [300, 1500]" in str(caught.value)
@@ -233,7 +233,7 @@ def test_a_host_without_a_gpu_has_no_unit(tmp_path):
 )
 def test_what_the_card_does_not_take_is_refused_and_nothing_is_touched(machine, wanted, sentence):
     before = machine.state()
-    with pytest.raises(TuningError) as caught:
+    with pytest.raises(UserError) as caught:
         change(machine, wanted)
     assert sentence in str(caught.value)
     assert machine.state() == before and not machine.at(NOTE).exists()
@@ -241,7 +241,7 @@ def test_what_the_card_does_not_take_is_refused_and_nothing_is_touched(machine, 
 
 def test_a_card_that_tells_no_limits_cannot_be_set(machine):
     machine.least = "N/A"
-    with pytest.raises(TuningError, match=r"GPU 0 \(NVIDIA L4\) does not let it be set; leave the variable out"):
+    with pytest.raises(UserError, match=r"GPU 0 \(NVIDIA L4\) does not let it be set; leave the variable out"):
         change(machine, ALL)
 
 
@@ -252,7 +252,7 @@ def test_a_driver_that_does_not_answer_is_a_sentence_or_nothing(machine):
         raise nvidia_smi.GpuError("no_driver", "The NVIDIA driver is not running.")
 
     machine.query = broken
-    with pytest.raises(TuningError, match="host_tuning_gpu_persistence: The NVIDIA driver is not running, or take"):
+    with pytest.raises(UserError, match="host_tuning_gpu_persistence: The NVIDIA driver is not running, or take"):
         change(machine, PLAIN)
     assert converge(machine, Wanted())
     assert not machine.at(UNIT_FILE).exists()
@@ -261,7 +261,7 @@ def test_a_driver_that_does_not_answer_is_a_sentence_or_nothing(machine):
 def test_a_kernel_without_a_setting_is_a_sentence(machine):
     machine.at("/proc/sys/net/core/wmem_max").unlink()
     machine.at(HUGE_PAGES).unlink()
-    with pytest.raises(TuningError) as caught:
+    with pytest.raises(UserError) as caught:
         change(machine, PLAIN)
     assert str(caught.value) == (
         "host_tuning_socket_buffer_mib: this kernel has no net.core.wmem_max; write host_tuning_socket_buffer_mib: 0 "
@@ -272,7 +272,7 @@ def test_a_kernel_without_a_setting_is_a_sentence(machine):
 
 def test_what_cannot_be_written_is_a_sentence(machine, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(TuningError, match=r"host_tuning_open_files: fs\.nr_open cannot be changed on this machine"):
+    with pytest.raises(UserError, match=r"host_tuning_open_files: fs\.nr_open cannot be changed on this machine"):
         change(machine, Wanted(open_files=65536))
 
 
@@ -285,7 +285,7 @@ def test_a_unit_that_fails_tells_nvidia_smis_words(machine):
 
     planned = change(machine, PLAIN)
     machine.run = command
-    with pytest.raises(TuningError, match=f"{UNIT} could not set up the GPUs: Setting persistence mode is not supp"):
+    with pytest.raises(UserError, match=f"{UNIT} could not set up the GPUs: Setting persistence mode is not supp"):
         carry_out(machine, planned)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from plugins.module_utils.errors import UserError
 from plugins.module_utils.host import sysctl
 from plugins.module_utils.host.swap_file import (
     DISK_RESERVE,
@@ -16,7 +17,6 @@ from plugins.module_utils.host.swap_file import (
     Host,
     Seen,
     Step,
-    SwapError,
     carry_out,
     change,
     disk_problem,
@@ -192,7 +192,7 @@ class Machine(Host):
         inside = "/" + str(path.relative_to(self.root))
         self.commands.append(" ".join([*argv[:-1], inside]))
         if self.commands[-1] == self.fail_at:
-            raise SwapError(f"`{self.fail_at}` failed")
+            raise UserError(f"`{self.fail_at}` failed")
         swaps = self.root / "proc/swaps"
         if name == "mkswap":
             page = os.sysconf("SC_PAGE_SIZE")
@@ -255,7 +255,7 @@ def test_fresh_repeat_grow_shrink_move_and_away(machine):
 def test_an_interrupted_change_is_finished_by_the_next_run(machine, fail_at):
     converge(machine)
     machine.fail_at = fail_at
-    with pytest.raises(SwapError, match=fail_at):
+    with pytest.raises(UserError, match=fail_at):
         converge(machine, 8)
     assert sum(size for path, (size, _) in machine.active().items() if "swapfile" in path) >= 4 * MIB
     machine.fail_at = ""
@@ -271,7 +271,7 @@ def test_a_file_in_use_is_never_touched_in_place(machine):
     converge(machine)
     inode = (machine.root / "swapfile").stat().st_ino
     machine.fail_at = "swapoff /swapfile"
-    with pytest.raises(SwapError):
+    with pytest.raises(UserError):
         converge(machine, 8)
     assert (machine.root / "swapfile").stat().st_ino == inode
     assert (machine.root / "swapfile").stat().st_size == 4 * MIB
@@ -291,20 +291,20 @@ def test_a_file_in_use_is_never_touched_in_place(machine):
 )
 def test_bad_input_is_one_sentence_and_nothing_is_done(machine, arguments, sentence):
     before = tree(machine)
-    with pytest.raises(SwapError) as raised:
+    with pytest.raises(UserError) as raised:
         converge(machine, **arguments)
     assert str(raised.value).startswith(sentence)
     assert tree(machine) == before and machine.commands == []
 
 
 def test_all_that_is_wrong_is_said_at_once(machine):
-    with pytest.raises(SwapError, match=r"swap_path: .*; swap_size_mib: .*; swap_swappiness: "):
+    with pytest.raises(UserError, match=r"swap_path: .*; swap_size_mib: .*; swap_swappiness: "):
         converge(machine, size=0, path="x", swappiness=-1)
 
 
 @pytest.mark.parametrize("kind", ["overlay", "tmpfs", "btrfs", "nfs4"])
 def test_file_systems_that_cannot_hold_swap_are_refused(tmp_path, kind):
-    with pytest.raises(SwapError, match=f"lies on {kind}, which cannot hold a swap file"):
+    with pytest.raises(UserError, match=f"lies on {kind}, which cannot hold a swap file"):
         converge(Machine(tmp_path, kind))
 
 
@@ -415,7 +415,7 @@ def test_an_adopted_file_stays_when_the_path_changes(machine):
 def test_an_adopted_file_is_the_roles_once_it_was_made_anew(machine, fail_at, stays):
     foreign(machine)
     machine.fail_at = fail_at
-    with pytest.raises(SwapError):
+    with pytest.raises(UserError):
         converge(machine, 8)
     machine.fail_at = ""
     converge(machine, state="absent")

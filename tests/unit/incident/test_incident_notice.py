@@ -10,6 +10,7 @@ import pytest
 from ansible.errors import AnsibleConnectionFailure
 
 from plugins.action import service_drain
+from plugins.module_utils.errors import UserError
 from plugins.module_utils.incident import notice, summary
 from plugins.plugin_utils import service
 
@@ -34,7 +35,7 @@ def test_an_address_is_taken_from_the_vault_or_a_file(tmp_path, url):
     ],
 )
 def test_one_that_cannot_be_is_refused_by_name_and_never_shown(url, file, says):
-    with pytest.raises(notice.NoticeError) as refused:
+    with pytest.raises(UserError) as refused:
         notice.address(url, file)
     assert says in str(refused.value) and "canary" not in str(refused.value)
 
@@ -54,7 +55,7 @@ def test_a_long_text_is_cut():
 def test_what_the_receiver_refuses_is_said_without_its_address(server):
     url = f"{server.url}/canary-hook"
     server.pages["/canary-hook"] = (403, f"invalid_token for {url}")
-    with pytest.raises(notice.NoticeError) as refused:
+    with pytest.raises(UserError) as refused:
         notice.send(url, "a")
     assert str(refused.value).startswith("the receiver answered 403: invalid_token")
     assert "canary" not in str(refused.value)
@@ -62,7 +63,7 @@ def test_what_the_receiver_refuses_is_said_without_its_address(server):
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/canary", "http://canary.invalid:x/"])
 def test_a_receiver_that_is_not_there(url):
-    with pytest.raises(notice.NoticeError) as refused:
+    with pytest.raises(UserError) as refused:
         notice.send(url, "a")
     assert str(refused.value).startswith("the receiver cannot be reached: ") and "canary" not in str(refused.value)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from plugins.module_utils.errors import UserError
 from plugins.module_utils.install import application_source as source
 
 UV = shutil.which("uv") or str(Path(__file__).resolve().parents[3] / ".venv/bin/uv")
@@ -90,14 +91,14 @@ def test_what_is_no_application_is_refused_and_leaves_nothing(tree, tmp_path, la
     (tree / "more").touch()
     archive = tmp_path / "source.tar.gz"
     source.pack(tree, source.EXCLUDED, archive)
-    with pytest.raises(source.SourceError, match=says):
+    with pytest.raises(UserError, match=says):
         source.install(archive, {}, tmp_path / "releases/0123", UV, None)
     assert list((tmp_path / "releases").iterdir()) == []
 
 
 def test_a_truncated_archive_is_refused_and_leaves_nothing(packed, tmp_path):
     packed.write_bytes(packed.read_bytes()[:-40])
-    with pytest.raises(source.SourceError, match="damaged"):
+    with pytest.raises(UserError, match="damaged"):
         source.install(packed, {}, tmp_path / "releases/0123", UV, None)
     assert list((tmp_path / "releases").iterdir()) == []
 
@@ -116,7 +117,7 @@ def test_a_lock_goes_before_the_requirements_file(tree):
 
 def test_requirements_that_are_no_utf_8_are_named(tree):
     (tree / "requirements.txt").write_bytes(b"# caf\xe9\nidna==3.10\n")
-    with pytest.raises(source.SourceError, match=r"its requirements\.txt cannot be read: .*write it in UTF-8"):
+    with pytest.raises(UserError, match=r"its requirements\.txt cannot be read: .*write it in UTF-8"):
         source.requirements(tree, UV, None)
 
 
@@ -150,10 +151,10 @@ def test_a_tag_and_a_commit_give_the_same_source(repository, tmp_path):
 
 @pytest.mark.parametrize("version", ["main", "v2", "--upload-pack=x", "HEAD"])
 def test_what_moves_or_is_unknown_is_refused_with_what_is_known(repository, tmp_path, version):
-    with pytest.raises(source.SourceError, match=r"there is no tag .*newest tags: v1"):
+    with pytest.raises(UserError, match=r"there is no tag .*newest tags: v1"):
         source.export(f"file://{repository[0]}", version, tmp_path / "archive", None)
 
 
 def test_a_repository_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(source.SourceError, match="nowhere"):
+    with pytest.raises(UserError, match="nowhere"):
         source.export(f"file://{tmp_path}/nowhere", "v1", tmp_path / "archive", None)

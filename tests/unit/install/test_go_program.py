@@ -7,8 +7,9 @@ import subprocess
 
 import pytest
 
+from plugins.module_utils.errors import UserError
 from plugins.module_utils.install import go_program
-from plugins.module_utils.install.go_program import Build, BuildError, Workshop
+from plugins.module_utils.install.go_program import Build, Workshop
 
 # Stands in for the toolchain: `go -C TREE build … -o TARGET …` writes a program that tells the tag's version.
 GO = """#!/bin/sh
@@ -74,19 +75,19 @@ def test_only_the_program_stays(repository, shop):
     ],
 )
 def test_failure_leaves_nothing(repository, shop, others, sentence):
-    with pytest.raises(BuildError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         shop.make(build_of(repository, **others))
     assert list(shop.home.iterdir()) == []
 
 
 def test_unknown_tag_is_named(repository, shop):
-    with pytest.raises(BuildError, match=r"3\.0\.0"):
+    with pytest.raises(UserError, match=r"3\.0\.0"):
         shop.make(dataclasses.replace(build_of(repository), version="3.0.0"))
 
 
 def test_full_disk_is_refused_before_anything_is_fetched(repository, shop, monkeypatch):
     monkeypatch.setattr(go_program, "NEEDED_MIB", 1 << 40)
-    with pytest.raises(BuildError, match="MiB free"):
+    with pytest.raises(UserError, match="MiB free"):
         shop.make(build_of(repository))
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from plugins.module_utils.errors import UserError
 from plugins.module_utils.install import python_environment
-from plugins.module_utils.install.python_environment import Builder, BuildError, complete, digest, existing
+from plugins.module_utils.install.python_environment import Builder, complete, digest, existing
 
 INPUTS = {
     "requirements": "uvicorn==0.30.0\n",
@@ -94,14 +95,14 @@ def test_hashes_overrides_and_constraints_reach_the_installer(tmp_path, installe
 @pytest.mark.parametrize("step", ["venv", "pip"])
 def test_a_failed_build_leaves_nothing_and_says_the_last_words(tmp_path, installer, step):
     directory = tmp_path / "abc"
-    with pytest.raises(BuildError, match=rf"uv {step}: first line \| error: no such package") as failure:
+    with pytest.raises(UserError, match=rf"uv {step}: first line \| error: no such package") as failure:
         builder(installer, FAIL=step).build(directory, INPUTS, 1)
     assert "Traceback" not in str(failure.value)
     assert not directory.exists()
 
 
 def test_a_module_that_cannot_be_imported_is_a_failed_build(tmp_path, installer):
-    with pytest.raises(BuildError, match="No module named 'prometheus_nowhere'"):
+    with pytest.raises(UserError, match="No module named 'prometheus_nowhere'"):
         builder(installer).build(tmp_path / "abc", {**INPUTS, "imports": ["prometheus_nowhere"]}, 1)
     assert not (tmp_path / "abc").exists()
 
@@ -116,7 +117,7 @@ def test_half_an_environment_is_built_anew(tmp_path, installer):
 
 
 def test_a_full_disk_is_told_before_anything_is_touched(tmp_path, installer):
-    with pytest.raises(BuildError, match=r"has \d+ MiB free, 1099511627776 MiB are needed"):
+    with pytest.raises(UserError, match=r"has \d+ MiB free, 1099511627776 MiB are needed"):
         builder(installer).build(tmp_path / "abc/def", INPUTS, 1 << 40)
     assert not (tmp_path / "abc").exists()
     assert not installer.file.exists()
@@ -132,7 +133,7 @@ def test_the_installer_never_sees_this_users_home_or_python(tmp_path, installer,
 
 def test_pip_knows_no_overrides(tmp_path):
     plain = Builder("pip", "/none", sys.executable, None, {})
-    with pytest.raises(BuildError, match="pip knows no overrides; choose uv"):
+    with pytest.raises(UserError, match="pip knows no overrides; choose uv"):
         plain.build(tmp_path / "abc", {**INPUTS, "overrides": "x==1"}, 1)
 
 
@@ -151,6 +152,6 @@ def test_two_runs_that_want_the_same_environment_build_it_once(tmp_path, install
 
 def test_a_failed_build_names_the_proxy_it_was_given_and_not_its_password(tmp_path, installer):
     proxies = {"HTTPS_PROXY": "http://user:hidden@127.0.0.1:9", "no_proxy": "localhost", "UV_CACHE_DIR": "/c"}
-    with pytest.raises(BuildError) as failure:
+    with pytest.raises(UserError) as failure:
         builder(installer, FAIL="pip", **proxies).build(tmp_path / "abc", INPUTS, 1)
     assert str(failure.value).endswith("no such package (it was to go through HTTPS_PROXY http://127.0.0.1:9)")

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from plugins.module_utils.errors import UserError
 from plugins.module_utils.install import downloads, released_program
-from plugins.module_utils.install.released_program import ReleaseError, install, installed_checksum, place, sha256
+from plugins.module_utils.install.released_program import install, installed_checksum, place, sha256
 
 PROGRAM = b"#!/bin/sh\necho hello\n"
 
@@ -138,7 +139,7 @@ class TestInstall:
     )
     def test_a_bad_archive_leaves_nothing(self, tmp_path, members, failure):
         archive = tarball(tmp_path / "app.tar.gz", members)
-        with pytest.raises(ReleaseError, match=failure):
+        with pytest.raises(UserError, match=failure):
             install(archive, sha256(archive), "app", tmp_path / "opt/app/1.0")
         assert list((tmp_path / "opt/app").iterdir()) == []
         assert not (tmp_path / "evil").exists()
@@ -150,13 +151,13 @@ class TestInstall:
         install(good, sha256(good), "app", directory)
         half = tmp_path / "half.tar.gz"
         half.write_bytes(good.read_bytes()[:cut])
-        with pytest.raises(ReleaseError, match="the archive is damaged"):
+        with pytest.raises(UserError, match="the archive is damaged"):
             install(half, sha256(half), "app", directory)
         assert (directory / "app").read_bytes() == PROGRAM
 
     def test_a_wrong_checksum_is_told_with_both(self, tmp_path):
         archive = zipped(tmp_path / "app.zip", {"app": (PROGRAM, 0)})
-        with pytest.raises(ReleaseError, match=f"the archive has {sha256(archive)}, expected sha256:aa"):
+        with pytest.raises(UserError, match=f"the archive has {sha256(archive)}, expected sha256:aa"):
             install(archive, "sha256:aa", "app", tmp_path / "opt/app/1.0")
         assert not (tmp_path / "opt").exists()
 
@@ -209,7 +210,7 @@ class TestDownload:
     )
     def test_it_gives_up_with_the_reason(self, tmp_path, network, answers, failure, asked):
         network.answers = list(answers)
-        with pytest.raises(ReleaseError, match=failure):
+        with pytest.raises(UserError, match=failure):
             downloads.download(None, "http://mirror/app", tmp_path / "app")
         assert network.asked == asked
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from plugins.module_utils.errors import UserError
 from plugins.module_utils.load import host, judge, page, search, tool, watch
-from plugins.module_utils.load.plan import PlanError, checked
+from plugins.module_utils.load.plan import checked
 
 # Written by vLLM 0.32.0 on a processor: 40 requests, 4 at a time, 16 tokens each; and 6 with a wrong key.
 DATA = Path(__file__).parent.parent / "data" / "load"
@@ -75,7 +76,7 @@ def report(runs: list[dict], events: list[dict] | None = None, limits: dict | No
     ],
 )
 def test_what_cannot_be_meant_or_would_be_too_much_is_refused(args, says):
-    with pytest.raises(PlanError) as error:
+    with pytest.raises(UserError) as error:
         checked(args)
     assert str(error.value) == says
 
@@ -244,7 +245,7 @@ def test_a_restart_and_memory_that_ran_out_are_seen():
 def test_first_requests_stop_what_could_not_work(server):
     job = {"url": server.url, "model": "m", "key": "canary", "seed": 1}
     server.pages["/v1/completions"] = (401, '{"error": "Unauthorized"}')
-    with pytest.raises(host.Refused) as error:
+    with pytest.raises(UserError) as error:
         host.rate(job, PLAN)
     assert str(error.value) == f'{server.url}: m: the first request failed: 401: {{"error": "Unauthorized"}}'
     server.pages["/v1/completions"] = (200, "{}")
@@ -259,7 +260,7 @@ def test_a_key_that_may_not_ask_so_often_is_refused_before_there_is_load(monkeyp
     monkeypatch.setattr(host, "engine", lambda unit: {})
     monkeypatch.setattr(host, "rate", lambda job, plan: 5.0)
     monkeypatch.setattr(host, "allowance", lambda job: 120)
-    with pytest.raises(host.Refused) as error:
+    with pytest.raises(UserError) as error:
         host.start([{"name": "vllm", "unit": "vllm.service", "url": "http://x", "key": "k"}], PLAN, 60, 0)
     assert str(error.value) == (
         "http://x allows this key 120 requests a minute, but 4 callers would send 300; "
@@ -270,7 +271,7 @@ def test_a_key_that_may_not_ask_so_often_is_refused_before_there_is_load(monkeyp
 def test_one_load_check_at_a_time(monkeypatch):
     monkeypatch.setattr(host, "running", lambda: ["llm-load-vllm.service"])
     with pytest.raises(
-        host.Refused, match=r"a load check is already running \(llm-load-vllm\.service\); wait until it ends"
+        UserError, match=r"a load check is already running \(llm-load-vllm\.service\); wait until it ends"
     ):
         host.begin(["vllm.service"])
 

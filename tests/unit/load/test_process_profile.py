@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from plugins.module_utils.errors import UserError
 from plugins.module_utils.load import process_profile
 from plugins.module_utils.release import systemd_unit
 
@@ -56,7 +57,7 @@ def test_a_program_with_python_built_in_is_taken(unit):
     ],
 )
 def test_what_cannot_be_recorded_is_refused(unit, live, program, says):
-    with pytest.raises(process_profile.ProfileError) as error:
+    with pytest.raises(UserError) as error:
         process_profile.main_process("vllm.service", unit(program, **live))
     assert says in str(error.value)
 
@@ -83,7 +84,7 @@ def test_a_tool_that_fails_is_quoted(tmp_path):
         tmp_path / "py-spy", "printf 'Error: Permission Denied\\n\\nStack backtrace:\\n 0: main\\n' >&2; exit 1"
     )
     with pytest.raises(
-        process_profile.ProfileError,
+        UserError,
         match=r"^py-spy could not record process 812 \(exit status 1\): Error: Permission Denied$",
     ):
         process_profile.record(tool, 812, 5, 100, tmp_path / "out.svg")
@@ -94,12 +95,12 @@ def test_an_idle_process_has_no_graph_and_is_told_so(tmp_path):
         "[ERROR inferno::flamegraph] No stack counts found\\nError: Failed to write flamegraph: No stack counts found"
     )
     tool = script(tmp_path / "py-spy", f"printf '{said}' >&2; exit 1")
-    with pytest.raises(process_profile.ProfileError, match=r"^Process 812 was idle for all 5 s, .* profile_seconds"):
+    with pytest.raises(UserError, match=r"^Process 812 was idle for all 5 s, .* profile_seconds"):
         process_profile.record(tool, 812, 5, 100, tmp_path / "out.svg")
 
 
 def test_a_kernel_that_forbids_it_is_named(tmp_path, monkeypatch):
     (tmp_path / "scope").write_text("3\n")
     monkeypatch.setattr(process_profile, "RESTRICTED", tmp_path / "scope")
-    with pytest.raises(process_profile.ProfileError, match=r"kernel\.yama\.ptrace_scope is 3"):
+    with pytest.raises(UserError, match=r"kernel\.yama\.ptrace_scope is 3"):
         process_profile.record("py-spy", 812, 5, 100, tmp_path / "out.svg")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils.release.log_rotation import RotationError, check, files_read, first_error, overlap, patterns
+from plugins.module_utils.errors import UserError
+from plugins.module_utils.release.log_rotation import check, files_read, first_error, overlap, patterns
 
 OURS = "/var/log/app/*.log"
 SAID = "\nHandling 1 logs\n\nrotating pattern: {}  weekly (4 rotations)\nempty log files are rotated\n"
@@ -76,14 +77,14 @@ def test_files_of_others_are_no_reason(tmp_path):
 @pytest.mark.parametrize("glob", [OURS, "/var/log/app/a.log", "/var/log/*/*.log /var/log/b.log"])
 def test_another_file_for_the_same_logs_is_named(tmp_path, glob):
     host = Logrotate(tmp_path, apt="/var/log/apt/*.log", x=glob)
-    with pytest.raises(RotationError) as raised:
+    with pytest.raises(UserError) as raised:
         host.check()
     assert str(raised.value).startswith(f"{tmp_path}/logrotate.d/x rotates {glob.split()[0]} and {host.path} would ")
     assert "take" in str(raised.value)
 
 
 def test_the_configuration_itself_may_be_the_other(tmp_path):
-    with pytest.raises(RotationError, match=r"logrotate\.conf rotates /var/log/app/a\.log and "):
+    with pytest.raises(UserError, match=r"logrotate\.conf rotates /var/log/app/a\.log and "):
         Logrotate(tmp_path, own="/var/log/app/a.log", apt="/var/log/apt/*.log").check()
 
 
@@ -93,14 +94,12 @@ def test_a_directory_that_is_not_included_and_a_refusal_are_told(tmp_path):
         False,
         "error: a:1 x\nerror: Ignoring logrotate.conf because it is writable by group or others.\n",
     )
-    with pytest.raises(
-        RotationError, match=r"does not read .*: Ignoring logrotate\.conf because it is writable by group"
-    ):
+    with pytest.raises(UserError, match=r"does not read .*: Ignoring logrotate\.conf because it is writable by group"):
         host.check()
     host.error = ""
-    with pytest.raises(RotationError, match="it does not include"):
+    with pytest.raises(UserError, match="it does not include"):
         host.check()
     host = Logrotate(tmp_path)
     host.code, host.error = 1, "error: ai-server:9 unknown user 'x'\n"
-    with pytest.raises(RotationError, match=r"refuses .*/ai-server: ai-server:9 unknown user 'x'"):
+    with pytest.raises(UserError, match=r"refuses .*/ai-server: ai-server:9 unknown user 'x'"):
         host.check()

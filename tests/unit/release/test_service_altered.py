@@ -25,7 +25,7 @@ def host(tmp_path, monkeypatch):
     live |= {"ExecMainStartTimestampMonotonic": str(int(time.monotonic() * 1e6))}
     monkeypatch.setattr(store, "STORE", tmp_path / "services")
     monkeypatch.setattr(store, "UNITS", places[1])
-    monkeypatch.setattr(store.shutil, "chown", lambda *_: None)
+    monkeypatch.setattr("shutil.chown", lambda *_: None)
     monkeypatch.setattr(systemd_unit, "unit_places", lambda: [str(place) for place in places])
     monkeypatch.setattr(systemd_unit, "show", lambda _: live)
     monkeypatch.setattr(systemd_unit, "run", lambda *argv, **_: said.append(" ".join(argv)))

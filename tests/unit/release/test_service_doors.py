@@ -16,7 +16,7 @@ def service(tmp_path, monkeypatch):
     """A service of a host below ``tmp_path``, without a release yet."""
     monkeypatch.setattr(store, "STORE", tmp_path / "services")
     monkeypatch.setattr(store, "LOCKS", tmp_path / "locks")
-    monkeypatch.setattr(store.shutil, "chown", lambda *_: None)
+    monkeypatch.setattr("shutil.chown", lambda *_: None)
     (tmp_path / "locks").mkdir()
     return store.Service("app")
 

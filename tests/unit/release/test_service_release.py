@@ -66,7 +66,7 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "UNITS", tmp_path / "etc/systemd/system")
     monkeypatch.setattr(store, "LOCKS", tmp_path)
     monkeypatch.setattr(store, "LOCK_TIMEOUT", 0)
-    monkeypatch.setattr(store.shutil, "chown", lambda *_: None)
+    monkeypatch.setattr("shutil.chown", lambda *_: None)
 
     def attributes(path):
         return (f"{path.stat().st_mode & 0o7777:04o}", "root", "root") if path.exists() else None
@@ -613,7 +613,7 @@ class TestWrite:
     def test_a_reader_never_sees_half_a_file(self, host, monkeypatch):
         path = host.root / "etc/app.yml"
         store.write(path, "old", 0o600)
-        monkeypatch.setattr(store.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+        monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             store.write(path, "new", 0o600)
         assert path.read_text() == "old"

@@ -34,7 +34,7 @@ def host(tmp_path, monkeypatch):
 
     monkeypatch.setattr(store, "STORE", tmp_path / "services")
     monkeypatch.setattr(store, "UNITS", tmp_path / "units")
-    monkeypatch.setattr(store.shutil, "chown", lambda *_: None)
+    monkeypatch.setattr("shutil.chown", lambda *_: None)
     monkeypatch.setattr(contents, "attributes", lambda path: ("0644", "root", "root") if path.exists() else None)
     monkeypatch.setattr(systemd_unit, "run", run)
     monkeypatch.setattr(systemd_unit, "show", show)

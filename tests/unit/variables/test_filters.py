@@ -548,3 +548,96 @@ def test_a_directory_in_another_that_is_backed_up_is_found():
 
 def test_a_file_of_variables_has_values_as_they_stand():
     assert load("backup")["variable_lines"]({"A": 'x "y" $z', "B": None, "C": 1}) == 'A=x "y" $z\nC=1\n'
+
+
+@pytest.mark.parametrize("rank", [1, 16, "512"])
+def test_a_rank_of_adapters_that_the_engine_takes(rank):
+    assert VLLM["lora_rank_problem"](rank) == ""
+
+
+def test_a_rank_of_adapters_that_the_engine_does_not_take_is_told_with_those_it_takes():
+    assert VLLM["lora_rank_problem"](9) == "9; the engine takes 1, 8, 16, 32, 64, 128, 256, 320 or 512"
+
+
+VERSIONS = {
+    "engines": {version: {"python": ">=3.10,<3.14", "transformers": ">=4.57.1,<5"} for version in ("0.15.2", "0.23.0")},
+    "quirks": [{"engines": "<0.15.2", "when": {}, "refuse": True, "says": "It is old.", "cure": "Take a newer one."}],
+    "advisories": [{"id": "CVE-1", "says": "a hole", "fixed": "0.15.2"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("version", "transformers", "python", "refused", "advised"),
+    [
+        ("0.23.0", "4.57.1", "3.12.3", [], 0),
+        ("0.23.0", "4.57.*", "", ["needs transformers"], 0),
+        ("0.23.0", "4.100.0", "3.14.0", ["runs on Python >=3.10,<3.14; this host has 3.14.0"], 0),
+        # A pre-release comes before its release, and belongs to it where a range ends before that release (PEP 440).
+        ("0.23.0", "5.0.0rc1", "3.14.0rc1", ["runs on Python", "needs transformers"], 0),
+        ("0.23.0", "4.57.1rc1", "", ["needs transformers >=4.57.1,<5, not 4.57.1rc1"], 0),
+        ("0.15.2rc1", "", "", ["is not in data/vllm/versions.yml"], 1),
+        ("0.15.1", "", "", ["is not in data/vllm/versions.yml", "It is old."], 1),
+        ("0.15.2.post1", "", "", ["is not in data/vllm/versions.yml"], 0),
+        ("0.15.10", "", "", ["is not in data/vllm/versions.yml"], 0),
+        ("0.15.2+cu129", "", "", ["is not in data/vllm/versions.yml"], 0),
+        ("newest", "", "", ["is not in data/vllm/versions.yml"], 0),
+    ],
+)
+def test_versions_are_compared_as_pip_compares_them(version, transformers, python, refused, advised):
+    found = VLLM["known_problems"](version, VERSIONS, transformers, python, {})
+    assert len(found["refused"]) == len(refused) and len(found["advised"]) == advised
+    assert all(part in sentence for part, sentence in zip(refused, found["refused"], strict=True))
+
+
+EXPORTER = "opentelemetry-exporter-otlp==1.38.0 --hash=sha256:00\n"
+
+
+@pytest.mark.parametrize(
+    ("texts", "version", "lock", "has"),
+    [
+        ([], "0.15.1", "", False),
+        ([], "0.16.0rc1", "", False),
+        ([], "0.16.0", "", True),
+        ([], "0.23.0", "/lock.txt", False),
+        (["vllm==0.15.1\n" + EXPORTER], "0.15.1", "", True),
+        (["vllm==0.23.0\n", EXPORTER], "0.23.0", "/lock.txt", True),
+        (["opentelemetry-exporter-otlp-proto-http==1.38.0\n"], "0.15.1", "", False),
+    ],
+)
+def test_whether_an_environment_has_the_exporter_of_traces(texts, version, lock, has):
+    assert VLLM["exports_traces"](texts, version, lock) is has
+
+
+def test_the_origin_of_the_application_is_the_first_that_is_set():
+    origin = load("application_source")["application_origin"]
+    archive, repository, path = {"url": "https://a"}, {"repository": "https://b"}, {"path": "/c"}
+    assert origin(archive, repository, path) == archive
+    assert origin({"url": ""}, repository, path) == repository
+    assert origin({"url": ""}, {"repository": ""}, path) == path
+
+
+def test_a_go_build_behind_a_mirror():
+    environment = load("dcgm")["go_build_environment"]
+    assert environment("", "", {"GOFLAGS": "-p=1"}) == {"GOFLAGS": "-p=1"}
+    assert environment("https://mirror", "/ca.pem", {"SSL_CERT_FILE": "/own.pem"}) == {
+        "GOPROXY": "https://mirror/go-modules",
+        "GIT_SSL_CAINFO": "/ca.pem",
+        "SSL_CERT_FILE": "/own.pem",
+    }
+
+
+def test_a_load_watches_the_engines_and_the_application_before_them():
+    units = load("load")["load_units"]
+    targets = [{"unit": "vllm.service"}, {"unit": "vllm.service"}, {"unit": "code.service"}]
+    assert units(targets, [{"name": "ai-server"}, {"name": "promtail"}]) == [
+        "vllm.service", "code.service", "ai-server.service",
+    ]  # fmt: skip
+    assert units(targets[:1], []) == ["vllm.service"]
+
+
+@pytest.mark.parametrize(
+    ("clocks", "right"),
+    [([], True), ([300, 1500], True), ([300, 300], True), ([1500, 300], False), ([0, 300], False), ([300], False)],
+)
+def test_a_range_of_clocks(clocks, right):
+    assert load("host_tuning")["is_clock_range"](clocks) is right

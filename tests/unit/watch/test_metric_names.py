@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.version import Version
 
 from plugins.module_utils.watch import metric_names
 
@@ -50,8 +51,8 @@ def test_a_name_that_a_version_lacks_is_said(expression, version, sentence):
 
 
 def test_every_supported_engine_lies_within_the_versions_that_were_read():
-    numbers = [metric_names._number(each) for each in yaml.safe_load(metric_names.TABLE.read_text())["checked"]]
-    assert all(numbers[0] <= metric_names._number(each) <= numbers[-1] for each in metric_names.supported())
+    numbers = [Version(each) for each in yaml.safe_load(metric_names.TABLE.read_text())["checked"]]
+    assert all(numbers[0] <= Version(each) <= numbers[-1] for each in metric_names.supported())
 
 
 @pytest.mark.parametrize("path", ASKING, ids=lambda path: str(path.relative_to(ROOT)))

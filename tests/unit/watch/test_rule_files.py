@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from plugins.module_utils.errors import UserError
 from plugins.module_utils.watch import alert_rules
 
 ONE = "groups: [{name: one, rules: [{record: llm_limit_ttft_seconds, expr: vector(5)}, {alert: A, expr: up == 0}]}]"
@@ -53,7 +54,7 @@ def test_every_host_is_expected_once(folder):
 )
 def test_a_file_that_cannot_be_used_is_named(folder, name, text, sentence):
     (folder / name).write_text(text)
-    with pytest.raises(alert_rules.RulesError, match=f"rules: .*{sentence}"):
+    with pytest.raises(UserError, match=f"rules: .*{sentence}"):
         made(folder)
 
 
@@ -66,12 +67,12 @@ def test_a_file_that_cannot_be_used_is_named(folder, name, text, sentence):
     ],
 )
 def test_a_limit_that_cannot_be_used_is_named(folder, limits, sentence):
-    with pytest.raises(alert_rules.RulesError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         made(folder, limits)
 
 
 def test_a_file_that_is_not_there_is_refused_and_a_pattern_may_find_nothing(tmp_path):
-    with pytest.raises(alert_rules.RulesError, match=r"rules: there is no file .*/none\.yml"):
+    with pytest.raises(UserError, match=r"rules: there is no file .*/none\.yml"):
         alert_rules.found([f"{tmp_path}/none.yml"], "rules")
     assert alert_rules.found([f"{tmp_path}/*.yml"], "rules") == []
 

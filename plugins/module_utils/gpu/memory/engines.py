@@ -128,6 +128,7 @@ MESSAGE_OOM = "cudaMalloc failed: out of memory (allocating {size} MiB on device
 
 def parse_version(text: str) -> tuple[int, int, int]:
     """Return (major, minor, patch) of `0.15.1`, `0.15.2rc1`, `0.8.x`. Raises PlanError if the text has no version."""
+    # The only comparison of versions without the library packaging, which the system's Python of a host does not have.
     match = re.match(r"\s*v?(\d+)\.(\d+)(?:\.(\d+|x))?", str(text))
     if not match:
         raise PlanError(f"Engine version {text!r} is not a version such as 0.23.0: give the one that is installed.")

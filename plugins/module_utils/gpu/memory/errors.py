@@ -1,7 +1,9 @@
-"""The only exception of the planner: its text is a complete sentence for the user."""
+"""The only exception of the planner."""
 
 from __future__ import annotations
 
+from ...errors import UserError
 
-class PlanError(Exception):
+
+class PlanError(UserError):
     """An input that the planner cannot use; the message names it and the cure."""

@@ -1,0 +1,32 @@
+"""The services of this machine that have a release store, and what their records say. Plain Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .store import STORE, Service
+
+ENVIRONMENTS = "environments"  # the directory of a service's virtual environments, in its root
+
+
+def listed() -> list[dict]:
+    """Return each service with ``name``, ``unit``, ``current``, ``verified`` and ``environments``; sorted by name.
+
+    ``current`` is the digest of the release that runs (None before the first one), ``verified`` the digests to which a
+    rollback can go, newest last, and ``environments`` the directories in which its virtual environments are built.
+    """
+    return [_told(Service(path.name)) for path in sorted(STORE.glob("*")) if path.is_dir()]
+
+
+def _told(service: Service) -> dict:
+    state = service.state()
+    directories = {
+        Path(entry["path"]) for part in ("created", "needs") for entry in (state.get(part) or {}).get("directories", [])
+    }
+    return {
+        "name": service.name,
+        "unit": service.unit,
+        "current": state["current"],
+        "verified": state["verified"],
+        "environments": sorted(str(path) for path in directories if path.name == ENVIRONMENTS),
+    }
