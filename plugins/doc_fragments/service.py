@@ -76,6 +76,25 @@ options:
       keep: {description: Whether it holds data that outlives the service., type: bool, default: false}
 """
 
+    PROGRAM = r"""
+options:
+  program:
+    description:
+      - The released program that the service runs, named as the service. It is installed into
+        C(/opt/<name>/<version>) as by M(llm.server.released_program) before anything else is written, and the link
+        C(/opt/<name>/current), a part of the release, selects it. Commands that check a file or run a trial use the new
+        version where they name the link.
+    type: dict
+    suboptions:
+      version: {description: Its version., type: str, required: true}
+      url: {description: The archive (.tar.gz or .zip)., type: str, required: true}
+      checksum: {description: "Its checksum, C(sha256:<64 hexadecimal digits>).", type: str, required: true}
+      member:
+        description: The program inside the archive, without the archive's top folder; O(name) by default.
+        type: str
+      ca_path: {description: Certificate authorities to trust for the download., type: path}
+"""
+
     CONTENTS = r"""
 options:
   peers:

@@ -50,16 +50,13 @@ RETURN = r"""
 path: {description: Directory of this version., type: str, returned: when present, sample: /opt/node_exporter/1.9.0}
 """
 
-import re
 import shutil
-import tempfile
 from pathlib import Path
 
 from ..module_utils.errors import UserError
-from ..module_utils.install.downloads import download
-from ..module_utils.install.released_program import install, installed_checksum, place
+from ..module_utils.install.program import provide
 from ..module_utils.quiet_module import QuietModule
-from ..module_utils.unprivileged import ANYONE, barred, open_up
+from ..module_utils.unprivileged import ANYONE
 
 
 def main() -> None:
@@ -85,29 +82,12 @@ def main() -> None:
         if existed and not module.check_mode:
             shutil.rmtree(home)
         module.exit_json(changed=existed)
-    if not re.fullmatch(r"sha256:[0-9a-f]{64}", wanted["checksum"]):
-        module.fail_json(msg=f"checksum must be sha256: and 64 hexadecimal digits, not {wanted['checksum']!r}")
-    directory = place(home, wanted["version"], wanted["checksum"])
-    member = wanted["member"] or wanted["name"]
-    # The service's user may be created only later, so any other user is checked instead.
-    user = wanted["runs_as"] or None
-    changed = installed_checksum(directory) != wanted["checksum"] or bool(barred(directory / member, user))
-    diff = {"before": "", "after": f"{directory} from {wanted['url']}\n"} if changed else {}
-    if changed and not module.check_mode:
-        open_up(home)
-        try:
-            with tempfile.TemporaryDirectory(prefix=".download-", dir=home) as stage:
-                archive = Path(stage) / "archive"
-                download(module, wanted["url"], archive, wanted["ca_path"])
-                install(archive, wanted["checksum"], member, directory)
-        except (UserError, OSError) as error:
-            if not any(home.iterdir()):
-                home.rmdir()
-            module.fail_json(msg=f"{wanted['name']} {wanted['version']} from {wanted['url']}: {error}")
-        closed = barred(directory / member, user)
-        if closed:
-            module.fail_json(msg=f"{wanted['name']} {wanted['version']}: {closed}")
-    module.exit_json(changed=changed, path=str(directory), diff=diff)
+    try:
+        # The service's user may be created only later, so any other user is checked by default.
+        result = provide(module, wanted, Path(wanted["root"]), wanted["runs_as"] or None)
+    except UserError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ extends_documentation_fragment:
   - llm.server.service
   - llm.server.service.start
   - llm.server.service.account
+  - llm.server.service.program
   - llm.server.service.contents
   - llm.server.service.rotation
 options:
@@ -47,8 +48,10 @@ EXAMPLES = r"""
   llm.server.service_release:
     name: node_exporter
     user: node_exporter
-    links:
-      - {path: /opt/node_exporter/current, target: /opt/node_exporter/1.9.0}
+    program:
+      version: 1.9.0
+      url: https://github.com/prometheus/node_exporter/releases/download/v1.9.0/node_exporter-1.9.0.linux-amd64.tar.gz
+      checksum: sha256:<64 hexadecimal digits>
     unit:
       Unit: {Description: Host metrics for Prometheus}
       Service:
@@ -66,6 +69,11 @@ EXAMPLES = r"""
 
 RETURN = r"""
 release: {description: Digest of the requested release., type: str, returned: always, sample: 1f0c9a7be2d34c55}
+program:
+  description: Directory of the program's version.
+  type: str
+  returned: with O(program)
+  sample: /opt/node_exporter/1.9.0
 restarted: {description: Why the service was restarted; null if it was not., type: str, returned: always}
 elapsed: {description: Seconds from the start until the probes answered., type: float, returned: when it was started}
 cause: {description: "Cause found in the journal, with its cure.", type: dict, returned: on failure}
@@ -74,14 +82,17 @@ rolled_back_to: {description: Release that serves again; null if there was none.
 rotation: {description: Whether the host was put back into rotation., type: str, returned: when hooks ran, sample: back}
 """
 
+from functools import partial
+
 from ..module_utils.quiet_module import QuietModule
-from ..module_utils.release import account, arguments, deploy, door, removal, secret_files
+from ..module_utils.release import arguments, deploy, door, removal, secret_files
 from ..module_utils.release.store import Service
 
 ARGUMENTS = {
     **arguments.NAME,
     **arguments.START,
     **arguments.ACCOUNT,
+    **arguments.PROGRAM,
     **arguments.CONTENTS,
     **arguments.ROTATION,
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
@@ -90,14 +101,12 @@ ARGUMENTS = {
 
 
 def preview(service: Service, wanted: dict) -> dict:
-    account.settle_groups(service, wanted)
     if wanted["state"] == "absent":
         return {"changed": removal.removable(service, wanted["purge"])}
     return deploy.deploy(service, wanted, check_mode=True)
 
 
 def change(service: Service, wanted: dict) -> dict:
-    account.settle_groups(service, wanted)
     if wanted["state"] == "absent":
         return {"changed": removal.remove(service, wanted["purge"])}
     secret_files.clean(service, {secret["path"]: secret["plain"] for secret in wanted["secrets"]})
@@ -106,7 +115,7 @@ def change(service: Service, wanted: dict) -> dict:
 
 def main() -> None:
     module = QuietModule(argument_spec=ARGUMENTS, supports_check_mode=True)
-    door.run(module, preview, change)
+    door.run(module, preview, change, before=partial(deploy.settle, module))
 
 
 if __name__ == "__main__":

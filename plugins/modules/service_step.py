@@ -16,6 +16,7 @@ extends_documentation_fragment:
   - llm.server.service
   - llm.server.service.start
   - llm.server.service.account
+  - llm.server.service.program
   - llm.server.service.contents
 options:
   step:
@@ -75,8 +76,10 @@ rolled_back_to:
   returned: with step=roll_back
 """
 
+from functools import partial
+
 from ..module_utils.quiet_module import QuietModule
-from ..module_utils.release import account, arguments, checks, deploy, door, removal, rollback, serving
+from ..module_utils.release import arguments, checks, deploy, door, removal, rollback, serving
 from ..module_utils.release.description import Refused
 from ..module_utils.release.store import Service
 
@@ -84,6 +87,7 @@ ARGUMENTS = {
     **arguments.NAME,
     **arguments.START,
     **arguments.ACCOUNT,
+    **arguments.PROGRAM,
     **arguments.CONTENTS,
     "step": {
         "type": "str",
@@ -120,7 +124,6 @@ def preview(service: Service, wanted: dict) -> dict:
     if wanted["state"] == "previous":
         rollback.preview(service, rollback.earlier(service, wanted["release"]))
         return {"changed": False, "interrupts": serves}
-    account.settle_groups(service, wanted)
     if wanted["state"] == "absent":
         return {"changed": False, "interrupts": serves and removal.removable(service, wanted["purge"])}
     interrupts = serves and bool(deploy.deploy(service, wanted, check_mode=True)["restarted"])
@@ -131,7 +134,9 @@ def preview(service: Service, wanted: dict) -> dict:
 
 def main() -> None:
     module = QuietModule(argument_spec=ARGUMENTS, supports_check_mode=True)
-    door.run(module, lambda *_: {"changed": False}, change)
+    describes = module.params["step"] == "preview" and module.params["state"] != "previous"
+    settle = partial(deploy.settle, module) if describes else None
+    door.run(module, lambda *_: {"changed": False}, change, before=settle)
 
 
 if __name__ == "__main__":

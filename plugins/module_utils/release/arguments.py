@@ -43,6 +43,18 @@ ACCOUNT = {
         }
     ),
 }
+PROGRAM = {
+    "program": {
+        "type": "dict",
+        "options": {
+            "version": {"type": "str", "required": True},
+            "url": {"type": "str", "required": True},
+            "checksum": {"type": "str", "required": True},
+            "member": {"type": "str"},
+            "ca_path": {"type": "path"},
+        },
+    }
+}
 CONTENTS = {
     "peers": _texts(),
     "files": _listed(_file("0644", {"live": {"type": "bool", "default": False}})),

@@ -101,10 +101,10 @@ def check(service: Service, release: dict, files: list[dict], user: str | None, 
         stage = Path(directory)
         stage.chmod(0o755)
         for file in files:
-            argv = file["validate"]
+            argv = [_on_new_program(release, part) for part in file["validate"] or []]
             if argv and not (check_mode and not all(Path(part).exists() for part in argv if part.startswith("/"))):
                 _ask_program(service, argv, file, stage, user)
-        text = systemd_unit.limited(_on_new_program(release), release.get("limits", {}))
+        text = systemd_unit.limited(_on_new_program(release, release["unit"]), release.get("limits", {}))
         complaint = systemd_unit.verify(service.unit, text, stage)
         if release.get("timer") and not complaint:
             (stage / service.unit).write_text(text)
@@ -126,8 +126,9 @@ def try_out(service: Service, release: dict, trials: list[dict]) -> None:
         for trial in trials:
             script, output = stage / "trial", stage / "output"
             write(script, trial["script"], 0o644)
-            argv = [word.replace("%s", str(script)) for word in trial["argv"]]
-            _try(service, systemd_unit.in_sandbox(_on_new_program(release), argv, output, TRIAL_TIMEOUT), output)
+            argv = [_on_new_program(release, word).replace("%s", str(script)) for word in trial["argv"]]
+            unit = _on_new_program(release, release["unit"])
+            _try(service, systemd_unit.in_sandbox(unit, argv, output, TRIAL_TIMEOUT), output)
 
 
 def _try(service: Service, text: str, output: Path) -> None:
@@ -146,9 +147,8 @@ def _try(service: Service, text: str, output: Path) -> None:
         raise Refused(f"{service.name}: {said.strip().splitlines()[-1]}")
 
 
-def _on_new_program(release: dict) -> str:
-    """Return the unit as if its links were switched already, so that systemd checks the new program."""
-    text = release["unit"]
+def _on_new_program(release: dict, text: str) -> str:
+    """Return ``text`` as if the links of ``release`` were switched already, so that the new program is meant."""
     for link in release["links"]:
         text = text.replace(f"{link['path']}/", f"{link['target']}/")
     return text

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from ..install import program
 from . import account, checks, contents, rollback, serving
 from .description import digest, digest_before
 from .probes import first_failure
 from .store import Service
+
+
+def settle(module, service: Service, wanted: dict) -> None:
+    """Check the users and groups of ``wanted`` and install its program, which changes nothing for the running service.
+
+    Adds to ``wanted`` the link that selects the program, and what became of it. Raises `Refused` or UserError.
+    """
+    account.settle_groups(service, wanted)
+    if wanted["state"] != "absent" and wanted["program"]:
+        installed = program.provide(module, {"name": service.name, **wanted["program"]})
+        current = {"path": str(program.ROOT / service.name / "current"), "target": installed["path"]}
+        wanted |= {"links": [current, *wanted["links"]], "installed": installed}
 
 
 def wanted_release(service: Service, wanted: dict) -> dict:
@@ -35,12 +48,15 @@ def deploy(service: Service, wanted: dict, check_mode: bool) -> dict:
     differences = contents.differences(service, release)
     restart = serving.restart_reason(service, release, differences, digest_before(files, release))
     unused = rollback.unused_builds(service, [release])
+    installed = wanted.get("installed") or {"changed": False, "path": None, "diff": {}}
+    changes = (installed["changed"], reread, new_user, directories, differences, restart, unused)
     result = {
-        "changed": bool(reread or new_user or directories or differences or restart or unused),
+        "changed": any(map(bool, changes)),
+        "program": installed["path"],
         "release": digest(release),
         "restarted": restart,
         "besides": besides,
-        "diff": [contents.shown(difference) for difference in differences],
+        "diff": [*filter(None, [installed["diff"]]), *map(contents.shown, differences)],
     }
     if differences or restart:
         checks.check_ports(service, wanted["listens"])
