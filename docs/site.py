@@ -45,13 +45,13 @@ def constants(body: list[ast.stmt]) -> dict[str, Any]:
 
 def fragment(name: str) -> dict[str, Any]:
     """Return the options of a documentation fragment such as llm.server.service.account."""
-    file, _, part = name.removeprefix("llm.server.").partition(".")
+    file, *part = name.removeprefix("llm.server.").split(".")
     (holder,) = (
         node
         for node in ast.parse((ROOT / f"plugins/doc_fragments/{file}.py").read_text()).body
         if isinstance(node, ast.ClassDef)
     )
-    return yaml.safe_load(constants(holder.body)[part.upper() or "DOCUMENTATION"])["options"]
+    return yaml.safe_load(constants(holder.body)["".join(part).upper() or "DOCUMENTATION"])["options"]
 
 
 def documentation(path: Path) -> dict[str, Any]:

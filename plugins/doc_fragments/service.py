@@ -184,9 +184,11 @@ options:
     default: {}
   timer:
     description:
-      - Sections of the unit C(<name>.timer), like O(unit), such as C({Timer: {OnCalendar: daily}}). The timer starts
-        the service, whose type is C(oneshot) then. The timer is enabled instead of the service, and a release counts as
-        serving once its timer is active and O(probes) answer. The service is not started outside its time.
+      - >-
+        Sections of the unit C(<name>.timer), like O(unit), such as C({Timer: {OnCalendar: daily}}). The timer starts
+        the service, whose type is C(oneshot) then.
+      - The timer is enabled instead of the service, and a release counts as serving once its timer is active and
+        O(probes) answer. The service is not started outside its time.
     type: dict
     default: {}
   limits:

@@ -53,7 +53,7 @@ def build(
             for link in links
         ],
         "inputs": {name: str(value) for name, value in (inputs or {}).items()},
-        "unit": systemd_unit.render(sections, systemd_unit.TIMED if timer else systemd_unit.DEFAULTS),
+        "unit": systemd_unit.render(sections, systemd_unit.TIMED if timer else None),
         **({"timer": systemd_unit.render(timer, systemd_unit.TIMER)} if timer else {}),
         "limits": dict(limits or {}),
     }

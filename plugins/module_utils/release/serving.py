@@ -64,7 +64,7 @@ def stop(service: Service) -> None:
 
 
 def start(service: Service, conditions: list[dict] | None = None, regardless: bool = False) -> None:
-    """Start the process with what is written; `poll` reports whether it stays up.
+    """Start the process (or the timer) with what is written; `poll` reports whether it stays up.
 
     ``conditions`` are probes that must succeed after the old process has stopped and before the new one starts. If
     they do not in time, the process is started only with ``regardless``. If it does not serve then, the failed

@@ -85,12 +85,13 @@ class SystemdError(UserError):
     """A command of systemd failed; the text is its last line."""
 
 
-def render(sections: dict, defaults: dict = DEFAULTS) -> str:
-    """Return the text of a unit: ``sections`` merged over ``defaults``, the hardened ones of a service.
+def render(sections: dict, defaults: dict | None = None) -> str:
+    """Return the text of a unit: ``sections`` merged over ``defaults``, by default the hardened ones of a service.
 
     ``sections`` is ``{section: {directive: value}}``; a list gives one line per item, ``None`` removes a default.
     Values are literal: systemd would expand ``%``, so every ``%`` is doubled here.
     """
+    defaults = defaults or DEFAULTS
     lines = ["# Written by Ansible; changes made here are undone by the next run."]
     for section in defaults:
         own = {**_defaults(section, sections, defaults), **(sections.get(section) or {})}

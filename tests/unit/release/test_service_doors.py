@@ -5,8 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
-from plugins.module_utils.release import account, deploy, door, serving, store
+from plugins.doc_fragments.service import ModuleDocFragment
+from plugins.module_utils.release import account, arguments, deploy, door, serving, store
 from plugins.module_utils.release.description import Refused
 from plugins.modules import service_account, service_drain, service_release, service_rollback, service_step
 
@@ -150,6 +152,19 @@ def test_a_failed_release_without_an_earlier_one_is_stopped(service, monkeypatch
     told = service_step.change(service, {"step": "roll_back", "release": "bad"})
     assert told == {"changed": True, "rolled_back_to": None} and stopped == [service]
     assert service.state()["failed"] == "bad"
+
+
+@pytest.mark.parametrize("part", ["START", "ROTATION", "ACCOUNT", "CONTENTS"])
+def test_shared_arguments_are_documented(part):
+    def types(options):
+        """Return options as nested names and types; suboptions are called differently in a module."""
+        return {
+            name: (option["type"], types(option.get("suboptions") or option.get("options") or {}))
+            for name, option in options.items()
+        }
+
+    documented = yaml.safe_load(getattr(ModuleDocFragment, part))["options"]
+    assert types(documented) == types(getattr(arguments, part))
 
 
 def test_the_doors_share_their_arguments():

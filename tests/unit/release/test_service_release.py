@@ -112,6 +112,28 @@ class TestDigest:
         (host.root / "opt/app/1.0/.release.json").write_text('{"checksum": "sha256:aa"}')
         assert digest(wanted(host)) != before
 
+    def test_a_release_that_an_earlier_version_stored_keeps_its_digest(self, host):
+        """Another digest would restart every service; this one was computed before the modules were split."""
+        owned = {"owner": "root", "group": "root"}
+        live = {"path": "/etc/app/live.json", "content": "{}", "mode": "0644", "live": True, **owned}
+        key = {"path": "/etc/app/env", "content": "KEY=canary\nMODEL=a\n", "mode": "0600", "plain": ["MODEL"], **owned}
+        word = {"path": "/etc/app/word", "content": "canary", "mode": "0600", "plain": [], "whole": True, **owned}
+        program = {"ExecStart": "/opt/app/current/app", "PrivateDevices": "no", "ProtectHome": None}
+        host.service._own_key = "0" * 64
+        host.service.environment = Path("/var/lib/llm-server/services/app/environment")
+        release = contents.build(
+            host.service,
+            [{"path": "/etc/app/a.yml", "content": "a: 1\n", "mode": "0640", **owned}, live],
+            [{"path": "/opt/app/current", "target": "/opt/app/1.0"}],
+            {"Unit": {"Description": "App 100%"}, "Service": program},
+            [key, word],
+            {"input": 1},
+            ["adm"],
+            ["localhost"],
+            {"oom_score_adjust": 1, "memory_max": "1G"},
+        )
+        assert digest(release) == "8d62214492218379"
+
 
 TRIAL = {"script": "print(1)", "argv": ["/opt/app/current/bin/python", "%s", "part"]}
 

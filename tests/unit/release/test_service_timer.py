@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from plugins.module_utils.incident import evidence
 from plugins.module_utils.release import contents, removal, rollback, serving, store, systemd_unit
 from plugins.module_utils.release.description import digest
 
@@ -63,6 +64,13 @@ def test_the_units_that_are_written(host):
     assert (host.enabled, host.active) == ({"look.timer"}, {"look.timer"})
     assert contents.differences(host.service, release) == []
     assert serving.restart_reason(host.service, release, []) is None
+
+
+def test_an_incident_looks_at_the_timer(host):
+    assert evidence.unit_of("look", {}) == "look.service"
+    serve(host, HOURLY)
+    assert evidence.unit_of("look", {}) == "look.timer"
+    assert evidence.unit_of("look", {"unit": "other.service"}) == "other.service"
 
 
 def test_another_program_restarts_nothing_and_another_time_restarts_the_timer(host):
