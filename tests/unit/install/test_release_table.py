@@ -33,6 +33,24 @@ def test_versions_are_compared_as_numbers(versions, newest):
     assert releases.newest_version({version: {} for version in versions}) == newest
 
 
+@pytest.mark.parametrize(
+    "rising",
+    [
+        ["1.0.0-alpha.1", "1.0.0-beta.1", "1.0.0-rc.1", "1.0.0-rc.2", "1.0.0-rc.10", "1.0.0", "1.0.1"],
+        ["0.9.9", "0.10.0rc1", "0.10.0", "0.10.0-1", "0.10.0-2"],
+        ["9", "9.1", "10"],
+    ],
+)
+def test_the_order(rising):
+    assert sorted(reversed(rising), key=release_table.parsed) == rising
+
+
+@pytest.mark.parametrize("text", ["", "v1.0", "1.", "1..0", "latest", "1.0 ", "1.0-x", "\u0661.0", "1.0\n"])
+def test_what_is_no_version(text):
+    with pytest.raises(ValueError, match=r"is not a version, such as 1\.10\.0; correct it in the checksum table\.$"):
+        release_table.parsed(text)
+
+
 def test_newest_first():
     assert release_table.newest_first(["1.9.0", "1.10.3", "1.11.0-rc.0", "1.8.2"]) == ["1.10.3", "1.9.0", "1.8.2"]
 
@@ -42,7 +60,7 @@ def test_newest_first():
     [
         ({}, "The checksum table has no release (known: none); add one, or set the role's version."),
         ({"1.0.0-rc.1": {}}, "no release (known: 1.0.0-rc.1)"),
-        ({"1.0.0": {}, "latest": {}}, "latest is not a version, such as 1.10.3; correct it in the checksum table."),
+        ({"1.0.0": {}, "latest": {}}, "latest is not a version, such as 1.10.0; correct it in the checksum table."),
     ],
 )
 def test_a_table_without_a_release_is_one_sentence(table, sentence):
