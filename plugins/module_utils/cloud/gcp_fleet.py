@@ -406,7 +406,7 @@ class Fleet:
                     f"{error} The next run of playbooks/gcp_provision.yml makes it.",
                     error.status,
                     error.reasons,
-                ) from error
+                ) from None
         self.changes.append(Change(f"make rule {name} anew", before, after))
 
     def _rule_absent(self, client: Client, firewall: dict) -> None:
@@ -588,7 +588,7 @@ class Fleet:
                 # The disk of a machine that was deleted without its disk has the name.
                 raise GcpError(
                     f"{error} {declared.leftover_disk_cure(name, zone)}", error.status, error.reasons
-                ) from error
+                ) from None
 
     def _wait_until_settled(self, client: Client, zone: str, name: str) -> dict | None:
         """Return an instance once its status is not transitional and it has its external address; None once deleted.
@@ -729,7 +729,7 @@ class Fleet:
                     "by a snapshot (docs/google-cloud.md, Snapshots).",
                     error.status,
                     error.reasons,
-                ) from error
+                ) from None
             raise
         result.changes.append(change)
         return self._wait_until_settled(client, zone, name)

@@ -288,8 +288,10 @@ def stages(job: dict) -> list[dict]:
         elif name == "static_labels":
             found += [added("resource", label, str(text)) for label, text in options.items()]
         elif name == "multiline" and "unit" in job:
-            raise UserError(f"job {job['job']}: the stage multiline is for jobs of files; of a unit's lines tracebacks "
-                           "are put together by themselves")  # fmt: skip
+            raise UserError(
+                f"job {job['job']}: the stage multiline is for jobs of files; of a unit's lines tracebacks are put "
+                "together by themselves"
+            )
         elif name not in STAGES:  # json: every line of JSON is read; labels: what was read is kept
             raise UserError(
                 f"job {job['job']}: promtail's stage {name} has no counterpart here ({', '.join(STAGES)} have one); "
