@@ -10,4 +10,5 @@ compile --python-version 3.14 --constraint requirements/dev-newest.txt requireme
 compile --python-version 3.10 --constraint requirements/dev.txt requirements/host.in --output-file requirements/host.txt
 compile --python-version 3.10 roles/uv/files/requirements.in --output-file roles/uv/files/requirements.txt
 compile --python-version 3.10 data/profile/py-spy.in --output-file data/profile/py-spy.txt
+compile --python-version 3.11 lab/pyinfra/requirements.in --output-file lab/pyinfra/requirements.txt
 compile --python-version 3.11 --override lab/vllm/overrides.txt lab/vllm/requirements.in --output-file lab/vllm/requirements.txt
