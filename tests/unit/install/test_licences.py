@@ -1,8 +1,8 @@
 """Nothing under a licence that is not permissive is built, or installed by the project's locks.
 
 What this does not read: the locks of vLLM's environments (lab/vllm, data/vllm/locks), whose packages are not installed
-here; that of pyinfra (lab/pyinfra), which only the benchmark runs and which brings paramiko under the LGPL; and Debian's
-packages. Of a Go program that is built, the text of every module that it links is read while it is built
+here; that of pyinfra (lab/pyinfra), which only the benchmark runs and which brings paramiko under the LGPL; and
+Debian's packages. Of a Go program that is built, the text of every module that it links is read while it is built
 (lab/licences.py), and it is not kept where one will not do.
 """
 
