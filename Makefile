@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help venv check test test-all demo demo-down demo-gcp plan ask plan-score diagnosis diagnosis-score bench \
-	gpu-check drill drill-quick lock dashboards pictures docs site clean bump
+	bench-site gpu-check drill drill-quick lock dashboards pictures docs site clean bump
 
 PYTHON := .venv/bin/python
 LOCK := requirements/dev.txt
@@ -67,9 +67,13 @@ drill: venv ## Do to servers whatever could break one (SEED=7 repeats the random
 drill-quick: venv ## The part of the drill that fits into eight minutes
 	@$(PYTHON) -m lab drill --quick $(if $(SEED),--seed $(SEED))
 
-bench: venv ## Time fresh and repeated runs beside the floor, and ai-server beside nginx
+bench: venv ## Time fresh and repeated runs beside the floor, site.yml beside pyinfra, ai-server beside nginx
 	@$(PYTHON) -m lab bench
 	@$(PYTHON) -m lab bench-relay --write
+	@$(PYTHON) -m lab bench-site --write
+
+bench-site: venv ## Time a run of site.yml without changes on one and on ten hosts, beside pyinfra (10 min)
+	@$(PYTHON) -m lab bench-site --write
 
 dashboards: venv ## Write the dashboards for Grafana and VictoriaMetrics' UI from their source
 	@$(PYTHON) -m dashboards.generate

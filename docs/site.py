@@ -1,11 +1,14 @@
-"""Hooks of mkdocs: pages from outside docs/, a page for each module from its documentation, and the navigation."""
+"""Hooks of mkdocs: pages from outside docs/, those of modules and filters from their documentation, the navigation."""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import posixpath
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +112,36 @@ def module_page(name: str, path: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def filters() -> dict[str, dict[str, Callable]]:
+    """Return the filters' functions by their full name, for each file of plugins/filter with what it says of itself."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    found = {}
+    for path in sorted((ROOT / "plugins/filter").glob("*.py")):
+        plugin = importlib.import_module(f"plugins.filter.{path.stem}")
+        named = sorted(plugin.FilterModule().filters().items())
+        found[inspect.getdoc(plugin)] = {f"llm.server.{name}": function for name, function in named}
+    return found
+
+
+def call(name: str, function: Callable) -> str:
+    """Return how a filter is used, such as ``rows | llm.server.checklist_table(width=60)``."""
+    parameters = inspect.signature(function).parameters.values()
+    value, *rest = (str(each.replace(annotation=inspect.Parameter.empty)) for each in parameters)
+    return f"{value.lstrip('_')} | {name}" + (f"({', '.join(rest)})" if rest else "")
+
+
+def filters_page() -> str:
+    """Return the page of all filters: how each is used, and what its function says of itself."""
+    lines = ["# Filters"]
+    for about, functions in filters().items():
+        lines += ["", about]
+        for name, function in functions.items():
+            text = inspect.getdoc(function).replace("``", "`")
+            lines += ["", f"## {name}", "", f"`{call(name, function)}`", "", text]
+    return "\n".join(lines) + "\n"
+
+
 def on_config(config: Any) -> Any:
     """Set the navigation, so that a new page is in it by its folder."""
 
@@ -125,6 +158,7 @@ def on_config(config: Any) -> Any:
         {
             "Reference": [
                 {"Modules": [{path.stem: f"reference/modules/{name}.md"} for name, path in modules().items()]},
+                "reference/filters.md",
                 *reference,
             ]
         },
@@ -135,11 +169,12 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages from elsewhere and those of the modules."""
+    """Add the pages from elsewhere and those of modules and filters."""
     for source, place in ELSEWHERE.items():
         files.append(File.generated(config, place, abs_src_path=str(ROOT / source)))
     for name, path in modules().items():
         files.append(File.generated(config, f"reference/modules/{name}.md", content=module_page(name, path)))
+    files.append(File.generated(config, "reference/filters.md", content=filters_page()))
     return files
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from lab import (
     bench,
     bench_relay,
+    bench_site,
     builds,
     demo,
     demo_gcp,
@@ -67,6 +68,11 @@ def parser() -> argparse.ArgumentParser:
     relay.add_argument("--application", type=Path, default=host.ROOT / "ai_server", help="default: this one's")
     relay.add_argument("--nginx", help="the program, where it is not on the PATH")
     relay.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
+
+    whole = commands.add_parser("bench-site", help="time a run of site.yml without changes beside one of pyinfra")
+    whole.add_argument("--repeats", type=int, default=3)
+    whole.add_argument("--hosts", type=int, default=10)
+    whole.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
 
     drilled = commands.add_parser("drill", help="do to a server whatever could break it, and say what came of it")
     drilled.add_argument("--quick", action="store_true", help="what fits into eight minutes")
@@ -153,6 +159,9 @@ def act(options: argparse.Namespace) -> Any:
             return None
         case "bench":
             print(bench.run(options.repeats))
+            return 0
+        case "bench-site":
+            print(bench_site.run(options.repeats, options.hosts, options.write))
             return 0
         case "pictures":
             problems = pictures.look_around(options)

@@ -1,7 +1,8 @@
-"""CPython 3.10 for machines whose distribution has an older one, laid out as its own `make altinstall` would.
+"""CPython from Maven Central, laid out as its own `make altinstall` would.
 
-Ubuntu 22.04, which production runs on, has this Python. It comes from Maven Central, complete with venv and headers,
-and finds its library beside itself, so it needs no environment variable: neither on a machine nor on this host.
+Version 3.10 is for machines whose distribution has an older one: Ubuntu 22.04, which production runs on, has it. The
+newest one is for the controller of tests/newest_controller.py. Both come complete with venv and headers, and find their
+libraries beside themselves, so they need no environment variable: neither on a machine nor on this host.
 """
 
 from __future__ import annotations
@@ -10,102 +11,143 @@ import shutil
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from lab import builds, host
 from lab.host import CACHE, Problem
 
-VERSION = "3.10.8"
-ARTEFACT = f"org.bytedeco:cpython:{VERSION}-1.5.8:jar:linux-x86_64"
-CHECKSUM = "2f101b1aa06effdbda3c318c1728b13f22b571707c7b7704abaf5d19a33aa981"
+
+@dataclass(frozen=True)
+class Release:
+    """A version as Maven Central has it; `sqlite` is the wheel that brings its extension, where it was left out."""
+
+    version: str
+    artefact: str
+    checksum: str
+    ffi: str
+    sqlite: str = ""
+
+    @property
+    def name(self) -> str:
+        """The interpreter's name, such as python3.10."""
+        return f"python{self.version.rpartition('.')[0]}"
+
+    @property
+    def places(self) -> dict[str, str]:
+        """What is wanted, by where it lies in the artefact and where in the installation."""
+        library = f"lib{self.name}.so.1.0"
+        return {
+            f"bin/{self.name}": f"bin/{self.name}",
+            library: f"lib/{library}",
+            self.ffi: f"lib/{self.ffi}",
+            f"lib/{self.name}/": f"lib/{self.name}/",
+            f"include/{self.name}/": f"include/{self.name}/",
+        }
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Folders that nothing here imports."""
+        return tuple(f"lib/{self.name}/{name}/" for name in ("test", "idlelib", "lib2to3", "tkinter", "turtledemo"))
+
+
+# The application imports SQLite. This wheel has the same extension, linked with it.
+SQLITE = "pysqlite3-binary==0.5.4.post2 --hash=sha256:7f8171c8dd11dfc6fe5321394903782df9610f51d457a3ebe8c972c0bc4606fb"
+UBUNTU = Release(
+    version="3.10.8",
+    artefact="org.bytedeco:cpython:3.10.8-1.5.8:jar:linux-x86_64",
+    checksum="2f101b1aa06effdbda3c318c1728b13f22b571707c7b7704abaf5d19a33aa981",
+    ffi="libffi.so.6",
+    sqlite=SQLITE,
+)
+NEWEST = Release(
+    version="3.14.3",
+    artefact="org.bytedeco:cpython:3.14.3-1.5.13:jar:linux-x86_64",
+    checksum="eb5f1a6fe2dc498ac18927189a37f28a47b0ba06ae6bd85112eff023fe2eb46f",
+    ffi="libffi.so.8",
+)
 COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
 INSIDE = "org/bytedeco/cpython/linux-x86_64/"
-# What is wanted, by where it lies in the artefact and where in the installation.
-PLACES = {
-    "bin/python3.10": "bin/python3.10",
-    "libpython3.10.so.1.0": "lib/libpython3.10.so.1.0",
-    "libffi.so.6": "lib/libffi.so.6",
-    "lib/python3.10/": "lib/python3.10/",
-    "include/python3.10/": "include/python3.10/",
-}
-LEFT_OUT = tuple(f"lib/python3.10/{name}/" for name in ("test", "idlelib", "lib2to3", "tkinter", "turtledemo"))
-# It was compiled without SQLite, which the application imports: this wheel has the same extension, linked with it.
-SQLITE = "pysqlite3-binary==0.5.4.post2 --hash=sha256:7f8171c8dd11dfc6fe5321394903782df9610f51d457a3ebe8c972c0bc4606fb"
 PROGRAM = "/usr/local/bin/python3.10"
 # Where its OpenSSL looks for certificates: a folder of the machine that compiled it.
 CERTIFICATES = "__w/javacpp-presets/javacpp-presets/cpython/cppbuild/linux-x86_64/ssl/cert.pem"
 
 
-def recipe() -> str:
-    """Return what decides how a machine's copy turns out."""
-    return host.digest([CHECKSUM, PLACES, LEFT_OUT, SQLITE, CERTIFICATES])
+def recipe(release: Release | None = None) -> str:
+    """Return what decides how a copy turns out; without a release, a machine's."""
+    wanted = release or UBUNTU
+    return host.digest([wanted.checksum, wanted.places, wanted.left_out, wanted.sqlite, CERTIFICATES])
 
 
-def ensure() -> Path:
+def ensure(release: Release = UBUNTU) -> Path:
     """Make sure the interpreter is in the cache, and return its folder: what `/usr/local` is on a machine."""
-    folder = CACHE / "python" / f"{VERSION}-{recipe()}"
+    folder = CACHE / "python" / f"{release.version}-{recipe(release)}"
     with host.lock("python"):
         if not folder.exists():
-            host.ensure_room(folder.parent, 1, f"CPython {VERSION}")
+            host.ensure_room(folder.parent, 1, f"CPython {release.version}")
             builds.prepared(folder.parent)
             with (
-                host.step(f"Fetching CPython {VERSION} from Maven Central", "15 s"),
+                host.step(f"Fetching CPython {release.version} from Maven Central", "15 s"),
                 tempfile.TemporaryDirectory(dir=folder.parent) as work,
             ):
                 tree = Path(work) / "tree"
-                unpack(fetch(Path(work)), tree)
-                add_sqlite(tree)
+                unpack(fetch(Path(work), release), tree, release)
+                if release.sqlite:
+                    add_sqlite(tree, release)
                 tree.rename(folder)
     return folder
 
 
-def fetch(folder: Path) -> Path:
+def fetch(folder: Path, release: Release = UBUNTU) -> Path:
     """Fetch the artefact by Maven into `folder`, and return it, checked."""
     host.ensure_packages({"mvn": "maven"})
-    settings = {"maven.repo.local": CACHE / "maven", "artifact": ARTEFACT, "outputDirectory": folder}
+    settings = {"maven.repo.local": CACHE / "maven", "artifact": release.artefact, "outputDirectory": folder}
     words = [f"-D{name}={value}" for name, value in settings.items()]
     host.run(
         ["mvn", "--quiet", "--batch-mode", COPY, *words], cure="check that this machine reaches Maven Central", tries=3
     )
     (archive,) = folder.glob("cpython-*.jar")
-    if builds.sha256(archive) != CHECKSUM:
+    if builds.sha256(archive) != release.checksum:
         archive.unlink()
-        raise Problem(f"{ARTEFACT} is not what it was: its checksum differs from the one in {Path(__file__).name}.")
+        raise Problem(
+            f"{release.artefact} is not what it was: its checksum differs from the one in {Path(__file__).name}."
+        )
     return archive
 
 
-def unpack(archive: Path, tree: Path) -> None:
+def unpack(archive: Path, tree: Path, release: Release = UBUNTU) -> None:
     """Write the wanted parts of the artefact to the folder `tree`."""
     with zipfile.ZipFile(archive) as packed:
         for name in packed.namelist():
-            place = place_of(name)
+            place = place_of(name, release)
             if place:
                 target = tree / place
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(packed.read(name))
-    (tree / "bin/python3.10").chmod(0o755)
+    (tree / "bin" / release.name).chmod(0o755)
 
 
-def add_sqlite(tree: Path) -> None:
+def add_sqlite(tree: Path, release: Release) -> None:
     """Give the interpreter in `tree` the extension that it lacks."""
     lock, wheel = tree.with_name("sqlite.txt"), tree.with_name("sqlite")
-    lock.write_text(f"{SQLITE}\n")
+    lock.write_text(f"{release.sqlite}\n")
     installer = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
-    words = ["--python", str(tree / "bin/python3.10"), "--target", str(wheel), "--requirement", str(lock)]
+    words = ["--python", str(tree / "bin" / release.name), "--target", str(wheel), "--requirement", str(lock)]
     host.run([*installer, *words], cure="check that this machine reaches PyPI", tries=3)
     (extension,) = (wheel / "pysqlite3").glob("_sqlite3.*.so")
-    shutil.copy(extension, tree / "lib/python3.10/lib-dynload")
+    shutil.copy(extension, tree / "lib" / release.name / "lib-dynload")
 
 
-def place_of(name: str) -> str | None:
+def place_of(name: str, release: Release = UBUNTU) -> str | None:
     """Return where a member of the artefact goes, None for what is not wanted.
 
     The interpreter that the artefact has twice is the one in `bin`.
     """
     inside = name.removeprefix(INSIDE)
-    if name.endswith("/") or inside == name or inside.startswith(LEFT_OUT):
+    if name.endswith("/") or inside == name or inside.startswith(release.left_out):
         return None
-    return next((to + inside[len(at) :] for at, to in PLACES.items() if inside == at or inside.startswith(at)), None)
+    pairs = release.places.items()
+    return next((to + inside[len(at) :] for at, to in pairs if inside == at or inside.startswith(at)), None)
 
 
 def lay_over(root: Path) -> None:

@@ -3,7 +3,7 @@
     python tests/suite.py check             linters and everything that needs no machine
     python tests/suite.py roles [NAME …]    the scenarios on booted machines (PLATFORM, FULL by environment)
     python tests/suite.py long [NAME …]     the scenarios in full on the newest platform, and once on each of the
-                                            others; the host's own Python; the drill's quick part
+                                            others; the host's own Python; the newest controller; the drill's quick part
 
 Each step's whole output is in .lab/logs/<step>.log. The long part begins with what the commits of the last day are
 about. Where TEST_DEADLINE (seconds of the epoch) has passed it begins nothing more, and says what it has left out.
@@ -55,6 +55,7 @@ EARLIER = {"vllm-debian13": 17 * 60, "engines-forky": 20 * 60, "llama_cpp_build-
 A_DAY = 24 * 3600
 
 GCP = "tests/integration/gcp"
+NEWEST = [sys.executable, "tests/newest_controller.py"]
 
 # Linters first: they are the quickest to say that something is wrong. The longest begin early: two run side by side.
 CHECKS = {
@@ -65,6 +66,7 @@ CHECKS = {
     "integration": [str(BIN / "pytest"), "-q", "-p", "no:cacheprovider", "tests/integration", "--ignore", GCP],
     "unit": [str(BIN / "pytest"), "-q", "-p", "no:cacheprovider", "tests/unit"],
     "sanity": [sys.executable, "tests/sanity.py"],
+    "newest-controller": [*NEWEST, "check"],
     "application": [str(BIN / "pytest"), "-q", "-p", "no:cacheprovider", "--rootdir=ai_server", "ai_server/tests"],
     "ansible-lint": [str(BIN / "ansible-lint"), "--offline", "--strict"],
     "site": [str(BIN / "mkdocs"), "build", "--strict", "--quiet"],
@@ -171,6 +173,8 @@ def long_steps(wanted: list[str]) -> list[Step]:
     ]
     if not wanted:
         steps.append(Step("unit-python3.10", [sys.executable, "tests/on_host_python.py"], about="plugins"))
+        steps.append(Step("node_exporter-newest", [*NEWEST, "scenario", "node_exporter"], about="requirements"))
+        steps.append(Step("sanity-newest", [*NEWEST, "sanity"], about="requirements"))
     return [replace(step, optional=True) for step in steps]
 
 

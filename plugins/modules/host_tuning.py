@@ -52,7 +52,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-values:
+settings:
   description: The settings that were not as wanted, each with the value before and after.
   type: dict
   returned: success
@@ -103,7 +103,7 @@ def main() -> None:
     commands = {"GPUs": ("", "".join(f"{' '.join(command)}\n" for command in planned.commands))}
     module.exit_json(
         changed=planned.needed,
-        values=planned.values,
+        settings=planned.values,
         overridden=[host_text.printable(sentence) for sentence in planned.warnings()],
         diff=[
             {

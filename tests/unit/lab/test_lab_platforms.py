@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import zipfile
 from pathlib import Path
@@ -27,6 +28,17 @@ from lab import cpython, host, image, machine, nvidia_driver
 def test_the_interpreter_is_laid_out_as_an_installation(member, place):
     assert cpython.place_of(cpython.INSIDE + member) == place
     assert cpython.place_of(member) is None
+
+
+def test_the_newest_interpreter_is_laid_out_in_the_same_way():
+    def place(member):
+        return cpython.place_of(cpython.INSIDE + member, cpython.NEWEST)
+
+    assert place("bin/python3.14") == "bin/python3.14"
+    assert place("libffi.so.8") == "lib/libffi.so.8"
+    assert place("lib/python3.14/os.py") == "lib/python3.14/os.py"
+    assert place("lib/python3.14/test/test_os.py") is None
+    assert place("bin/python3.10") is None
 
 
 def test_the_interpreter_is_unpacked_whole_and_can_be_run(tmp_path):
@@ -71,7 +83,7 @@ def test_only_the_bare_machine_may_make_device_nodes():
 def test_the_recipe_follows_what_is_laid_over(monkeypatch):
     before = nvidia_driver.recipe(), cpython.recipe()
     monkeypatch.setattr(nvidia_driver, "MODPROBE", nvidia_driver.LIBRARY)
-    monkeypatch.setattr(cpython, "CHECKSUM", "another")
+    monkeypatch.setattr(cpython, "UBUNTU", dataclasses.replace(cpython.UBUNTU, checksum="another"))
     after = nvidia_driver.recipe(), cpython.recipe()
     assert all(old != new for old, new in zip(before, after, strict=True))
 

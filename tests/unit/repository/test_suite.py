@@ -96,6 +96,11 @@ def test_what_a_change_is_about_comes_first_and_the_rest_keeps_its_order():
     assert names(suite.touched_first(steps, ["plugins/module_utils/host/swap_file.py"]))[2] == "unit-python3.10"
 
 
+def test_the_newest_controller_gives_a_role_to_a_machine_unless_one_scenario_is_asked_for():
+    assert {"node_exporter-newest", "sanity-newest"} <= set(names(suite.long_steps([])))
+    assert not [name for name in names(suite.long_steps(["swap"])) if "newest" in name]
+
+
 def test_a_change_of_nothing_known_keeps_the_fixed_order():
     steps = suite.long_steps([])
     assert suite.touched_first(steps, []) == suite.touched_first(steps, ["README.md"]) == steps

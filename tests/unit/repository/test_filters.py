@@ -1,0 +1,31 @@
+"""Each filter says what it returns: the site's page of filters is made of that."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+SPEC = importlib.util.spec_from_file_location("site_of_the_docs", ROOT / "docs/site.py")
+site = sys.modules["site_of_the_docs"] = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(site)
+
+FILTERS = {name: function for functions in site.filters().values() for name, function in functions.items()}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_filter_says_what_it_returns(name):
+    first = (inspect.getdoc(FILTERS[name]) or "").partition("\n\n")[0]
+    assert len(first.split()) > 3 and first.rstrip().endswith((".", ")", ":"))
+
+
+def test_the_page_shows_each_with_its_arguments():
+    page = site.filters_page()
+    assert page.count("\n## llm.server.") == len(FILTERS) > 90
+    assert "`settings | llm.server.vmalert_argv(asked, kept)`" in page
+    assert "`rows | llm.server.checklist_table(width=60)`" in page
+    assert "`argv | llm.server.exec_line`" in page
