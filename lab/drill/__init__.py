@@ -63,7 +63,7 @@ def light(offered: dict[str, Any], build: str = "0.32.0") -> dict[str, Any]:
         "vllm_version": "0.32.0",
         "vllm_lock": "",
         "vllm_overrides": [],
-        "vllm_environment_mib": 200,
+        "vllm_build_mib": 200,
         "vllm_extra_packages": [offered["light_engine"][build]],
     }
 
@@ -75,7 +75,7 @@ def beds(offered: dict[str, Any], quick: bool) -> list[tuple[Bed, tuple[Line, ..
     if quick:
         return [(Bed("quick", ["drill"], everything, {**light(offered), **often}), QUICK, False)]
     logs = {"promtail_journal_jobs": [{"job": "vllm", "unit": "vllm.service"}], "promtail_file_jobs": []}
-    own = {**logs, "install_environment": {}, "vllm_start_timeout": 300, "swap_size_mib": 256}
+    own = {**logs, "build_environment": {}, "vllm_start_timeout": 300, "swap_size_mib": 256}
     own["promtail_file_jobs"] = [{"job": "words", "path": f"{cases.WORDS}/*.log"}]
     fleet = [f"drill-{number}" for number in range(1, 6)]
     return [

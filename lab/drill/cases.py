@@ -779,7 +779,12 @@ def one_bad_host(bed: Bed, stage: Stage) -> Row:
     rotation = bed.folder / "rotation.txt"
     rotation.unlink(missing_ok=True)
     hook = ["sh", "-c", f'echo "$0 $1" >> {rotation}', "{{ inventory_hostname }}"]
-    change = {"vllm_port": 8010, "rollout_batch": 1, "vllm_take_out": [*hook, "out"], "vllm_put_back": [*hook, "in"]}
+    change = {
+        "vllm_port": 8010,
+        "rollout_batch": 1,
+        "vllm_drain_command": [*hook, "out"],
+        "vllm_restore_command": [*hook, "in"],
+    }
     before = [each.services()["vllm"] for each in bed.hosts]
     silences = [Silence(each) for each in bed.hosts]
     outcome = bed.converge(change)

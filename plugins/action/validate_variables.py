@@ -11,7 +11,7 @@ from ansible.utils.vars import load_extra_vars
 
 from ..module_utils.engines import engines
 from ..module_utils.quiet_module import without_credentials
-from ..module_utils.role_variables import SHARED, SHARED_RULES, kind_problems, typed
+from ..module_utils.role_variables import RENAMED, SHARED, SHARED_RULES, kind_problems, typed
 from ..plugin_utils.roles import SPECS, read
 
 VALIDATED = "llm_server_validated"  # fact: fingerprints of what was validated in this run
@@ -148,10 +148,13 @@ class ActionModule(ActionBase):
             name: difflib.get_close_matches(name, known if own and name.startswith(own) else SHARED, 1, SIMILARITY)
             for name in sorted(set(unknown) - SHARED.keys())
         }
-        return [
+        renamed = [
+            f"{name} is now called {RENAMED[name]}; rename it." for name in sorted(RENAMED.keys() & set(unknown))
+        ]
+        return renamed + [
             f"Unknown variable {name}; did you mean {found[0]}? Correct the name or take it out."
             for name, found in near.items()
-            if found
+            if found and name not in RENAMED
         ]
 
     def _option_problems(self, options: dict, rules: list[dict], task_vars: dict) -> list[str]:

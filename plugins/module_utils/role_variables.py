@@ -39,6 +39,28 @@ MEMORY_MAX = re.compile(r"infinity|[1-9]\d*[KMGT]?|(100|[1-9]\d?)%")
 # Variables of the inventory that are a default in several roles: {name: argument spec}, and their rules.
 SHARED = {"download_mirror": {"type": "str"}}
 SHARED_RULES = [{"variable": "download_mirror", "kind": "url", "optional": True}]
+# Refused with the new name for one release. An entry of `engines` has the same names without the role's.
+RENAMED = {
+    "ai_server_environment_mib": "ai_server_build_mib",
+    "ai_server_install_environment": "ai_server_build_environment",
+    "ai_server_put_back": "ai_server_restore_command",
+    "ai_server_take_out": "ai_server_drain_command",
+    "llama_cpp_environment": "llama_cpp_service_environment",
+    "llama_cpp_install_environment": "llama_cpp_build_environment",
+    "llama_cpp_put_back": "llama_cpp_restore_command",
+    "llama_cpp_take_out": "llama_cpp_drain_command",
+    "profile_install_environment": "profile_build_environment",
+    "rotation_put_back": "rotation_restore_command",
+    "rotation_take_out": "rotation_drain_command",
+    "uv_environment": "uv_build_environment",
+    "vllm_environment": "vllm_service_environment",
+    "vllm_environment_mib": "vllm_build_mib",
+    "vllm_install_environment": "vllm_build_environment",
+    "vllm_put_back": "vllm_restore_command",
+    "vllm_take_out": "vllm_drain_command",
+    "watchdog_night_put_back": "watchdog_night_restore_command",
+    "watchdog_night_take_out": "watchdog_night_drain_command",
+}
 ENGINE_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 

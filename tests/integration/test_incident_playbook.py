@@ -72,7 +72,7 @@ def test_a_host_that_does_not_answer_is_told_of_kept_and_leaves_rotation(inciden
     file, note = tmp_path / "webhook", tmp_path / "rotation"
     file.write_text(f"http://127.0.0.1:{receiver.server_port}/canary-hook\n")
     take_out = ["/bin/sh", "-c", f"echo out >> {note}"]
-    outcome = incident(step="escalate", incident_webhook_file=str(file), rotation_take_out=take_out)
+    outcome = incident(step="escalate", incident_webhook_file=str(file), rotation_drain_command=take_out)
     assert outcome.code == 0, outcome.message
     (text,) = receiver.got
     assert "host: it cannot be looked at" in text

@@ -54,7 +54,7 @@ OF_ANOTHER_KIND = {
     "llama_cpp_arguments": ({"ctx-size": 1, "hf_token": "canary"}, "whose place is llama_cpp_"),
     "llama_cpp_clients": (["everyone"], "an IP address or a network"),
     "llama_cpp_context": (0, "more than 0"),
-    "llama_cpp_environment": ({"LLAMA_API_KEY": "canary"}, "whose place is llama_cpp_api_key"),
+    "llama_cpp_service_environment": ({"LLAMA_API_KEY": "canary"}, "whose place is llama_cpp_api_key"),
     "llama_cpp_flash_attention": ("maybe", "one of auto, on, off"),
     "llama_cpp_host": ("banana", "an IP address of the host or localhost"),
     "llama_cpp_port": (70000, "1 to 65535"),

@@ -188,16 +188,20 @@ def test_each_bad_value_is_named_with_its_cure():
                 "vllm_model": None,
                 "vllm_dtype": "fp4",
                 "vllm_root": "{{ nowhere }}/x",
-                "vllm_environment": {"A": "{{ vault_a }}"},
+                "vllm_service_environment": {"A": "{{ vault_a }}"},
                 "vllm_max_model_length": 4096,
+                "vllm_take_out": ["drain"],
+                "rotation_put_back": ["restore"],
             },
             [
                 "vllm_lora_adapters is text; it must be a list of mappings",
                 "vllm_model has no value (null)",
                 "it must be one of auto, half, float16, bfloat16, float, float32.",
                 "vllm_root uses nowhere, which is undefined; define nowhere",
-                "vllm_environment uses vault_a, which is undefined",
+                "vllm_service_environment uses vault_a, which is undefined",
                 "Unknown variable vllm_max_model_length; did you mean vllm_max_model_len? Correct the name",
+                "vllm_take_out is now called vllm_drain_command; rename it.",
+                "rotation_put_back is now called rotation_restore_command; rename it.",
             ],
         ),
         (
@@ -301,8 +305,10 @@ def test_engines_of_the_application_are_looked_at_together():
 
 def test_each_value_has_one_place_and_no_secret_is_told():
     told = {
-        "vllm_environment.X is true or false and not text": {"vllm_environment": {"X": True, "Y": ["a"]}},
-        "vllm_environment.Y is a list and not text": {},
+        "vllm_service_environment.X is true or false and not text": {
+            "vllm_service_environment": {"X": True, "Y": ["a"]}
+        },
+        "vllm_service_environment.Y is a list and not text": {},
         "vllm_engine_arguments has port, whose place is vllm_port": {
             "vllm_engine_arguments": {"port": 9000, "host": "0.0.0.0", "model": "x", "hf_token": "canary"}
         },
@@ -317,7 +323,7 @@ def test_each_value_has_one_place_and_no_secret_is_told():
         },
         "ai_server_ocr_api is a number and not text; write it in quotes.": {"vault_ocr_api": 5744368105847},
         "vllm_huggingface_token is true or false and not text; write it in quotes.": {"vault_huggingface_token": True},
-        "vllm_install_environment.HTTPS_PROXY is a list": {"vllm_install_environment": {"HTTPS_PROXY": ["x"]}},
+        "vllm_build_environment.HTTPS_PROXY is a list": {"vllm_build_environment": {"HTTPS_PROXY": ["x"]}},
         "node_exporter_arguments has web.listen-address, whose place is node_exporter_listen_address": {
             "node_exporter_arguments": {"web.listen-address": ":9"}
         },

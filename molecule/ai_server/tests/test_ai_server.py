@@ -293,7 +293,7 @@ def test_it_serves_by_ipv6_and_reads_what_was_written(host, converge):
 
 
 def test_what_the_installers_are_given_stays_out_of_the_journal(host, converge):
-    outcome = converge({"ai_server_install_environment": {"NO_PROXY": "canary-proxy-password"}})
+    outcome = converge({"ai_server_build_environment": {"NO_PROXY": "canary-proxy-password"}})
     assert (outcome.code, outcome.changed) == (0, [])
     assert "canary-proxy-password" not in host.check_output("journalctl --no-pager")
 

@@ -52,9 +52,9 @@ def turns(services):
         ]
         own = {
             "api_key": KEY, "package": "vllm-light", "version": "0.32.0", "lock": "", "overrides": [], "gpu": False,
-            "environment_mib": 50, "start_timeout": 15, "stop_timeout": 5, "memory_plan": "off", "system_packages": [],
+            "build_mib": 50, "start_timeout": 15, "stop_timeout": 5, "memory_plan": "off", "system_packages": [],
             "model_path": "/srv/models/tiny", "lora_adapters": [], "max_model_len": 512, "dtype": "float32",
-            "engine_arguments": {}, "environment": {}, "trust_remote_code": False,
+            "engine_arguments": {}, "service_environment": {}, "trust_remote_code": False,
         }  # fmt: skip
         given = {"engines": [{**own, **each} for each in engines], "engine_groups": {"turns": {"sleep": sleep}}}
         return {**given, **more}

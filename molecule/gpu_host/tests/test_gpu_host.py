@@ -108,13 +108,13 @@ def test_a_library_that_the_loader_does_not_know_is_refused(host, converge, unto
 
 
 def test_who_chooses_the_sampler_without_nvcc_is_told_so(converge, untouched):
-    outcome = converge({"vllm_environment": {"VLLM_USE_FLASHINFER_SAMPLER": "1"}}, playbook=ALONE)
+    outcome = converge({"vllm_service_environment": {"VLLM_USE_FLASHINFER_SAMPLER": "1"}}, playbook=ALONE)
     assert outcome.code != 0
     assert "there is no nvcc: install a CUDA toolkit, or set VLLM_USE_FLASHINFER_SAMPLER to 0" in outcome.message
 
 
 def test_a_cache_outside_of_what_the_unit_may_write_is_refused(converge, untouched):
-    outcome = converge({"vllm_environment": {"TRITON_CACHE_DIR": "/srv/triton"}}, playbook=ALONE)
+    outcome = converge({"vllm_service_environment": {"TRITON_CACHE_DIR": "/srv/triton"}}, playbook=ALONE)
     assert outcome.code != 0
     assert "the compile cache cannot be written (/srv/triton)" in outcome.message
 
@@ -183,7 +183,7 @@ def test_missing_nodes_make_the_checklist_red(host, converge):
 def test_a_rotation_is_not_left_for_a_start_that_cannot_be(converge, away, tmp_path, untouched):
     away("/usr/bin/gcc")
     mark = tmp_path / "out"
-    outcome = converge({**CHANGE, "vllm_take_out": ["touch", str(mark)]}, playbook=ALONE)
+    outcome = converge({**CHANGE, "vllm_drain_command": ["touch", str(mark)]}, playbook=ALONE)
     assert outcome.code != 0
     assert not mark.exists()
 

@@ -50,7 +50,7 @@ def light(services, tmp_path_factory):
             "vllm_lock": str(locks / version),
             "vllm_overrides": [],
             "vllm_extra_packages": [],
-            "vllm_environment_mib": 50,
+            "vllm_build_mib": 50,
             "vllm_start_timeout": 15,
             "vllm_stop_timeout": 5,
             **others,
@@ -234,7 +234,7 @@ def test_a_model_that_is_too_large_is_refused_and_passes_when_only_warned_of(hos
 def test_a_disk_that_is_too_small_is_named_before_anything_is_built(host, converge, light):
     before = pid(host), environment(host)
     there = host.file("/app/vllm-server/environments").listdir()
-    outcome = converge(light("0.32.0", vllm_constraints=["absent==1"], vllm_environment_mib=10**9))
+    outcome = converge(light("0.32.0", vllm_constraints=["absent==1"], vllm_build_mib=10**9))
     assert outcome.code != 0
     assert "MiB free, 1000000000 MiB are needed" in outcome.message
     assert outcome.message.startswith("/app/vllm-server/environments/")
@@ -248,7 +248,7 @@ def test_the_installer_goes_through_the_proxy_and_its_password_stays_secret(host
     there = host.file("/app/vllm-server/environments").listdir()
     proxy = {"HTTP_PROXY": "http://someone:canary-password@127.0.0.1:9", "NO_PROXY": ""}
     constraint = [f"absent=={len(installer)}"]
-    change = {"vllm_installer": installer, "vllm_install_environment": proxy, "vllm_constraints": constraint}
+    change = {"vllm_installer": installer, "vllm_build_environment": proxy, "vllm_constraints": constraint}
     outcome = converge(light("0.32.0", **change), verbose=True)
     assert outcome.code != 0
     assert "module_args" in outcome.text and "canary-password" not in outcome.text

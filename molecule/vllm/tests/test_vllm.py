@@ -164,7 +164,7 @@ def test_it_serves_by_ipv6_in_an_environment_that_is_what_was_written(host, conv
         "OMP_NUM_THREADS": 2,
         "VLLM_CPU_KVCACHE_SPACE": "1",
     }
-    outcome = converge({"vllm_host": "::1", "vllm_environment": written})
+    outcome = converge({"vllm_host": "::1", "vllm_service_environment": written})
     assert outcome.code == 0, outcome.message
     seen = json.loads(host.check_output("python3 -c %s %s", ENVIRON, pid(host)))
     assert {name: seen.get(name) for name in written} == {name: str(value) for name, value in written.items()}

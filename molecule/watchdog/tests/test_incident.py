@@ -163,7 +163,7 @@ def test_escalate_takes_the_host_out_and_tells_the_receiver_once(host, incident,
     out = ["/bin/sh", "-c", f"echo out >> {note}"]
     host.check_output("systemctl stop ai-server.service")
     for _ in range(2 if FULL else 1):
-        outcome = incident("escalate", incident_webhook_url=receiver.url, rotation_take_out=out)
+        outcome = incident("escalate", incident_webhook_url=receiver.url, rotation_drain_command=out)
         assert outcome.code == 0, outcome.message
     (text,) = receiver.got
     assert "Incident on machine" in text and "NOT OK  ai-server" in text and CANARY not in text

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from ..addresses import local_url
-from ..role_variables import ENGINE_NAME
+from ..role_variables import ENGINE_NAME, RENAMED
 
 ROLES = {"vllm": "vllm", "llama_cpp": "llama_cpp"}
 # The only engine of a host without a list; its unit, paths and port are the role's defaults.
@@ -81,6 +81,9 @@ def _unknown_keys(at: str, kind: str, entry: Mapping, known: set[str]) -> list[s
             continue
         if str(key).removeprefix(prefix) in words:
             problems.append(f"{at} has {key}; in an entry it is {str(key).removeprefix(prefix)}.")
+            continue
+        if renamed := RENAMED.get(f"{prefix}{key}"):
+            problems.append(f"{at} has {key}, which is now called {renamed.removeprefix(prefix)}; rename it.")
             continue
         near = difflib.get_close_matches(str(key), words, 1)
         told = f"; did you mean {near[0]}?" if near else f"; it takes the variables of the role {ROLES[kind]}."

@@ -54,8 +54,13 @@ def escalated(look: list[dict], rotation: dict, notice: dict) -> list[dict]:
 
 def _rotation(result: dict) -> dict:
     if result.get("skipped"):
-        told = "the host was left in: rotation_take_out is not set"
-        return row("rotation", told, None, "set rotation_take_out and rotation_put_back, or take the host out by hand")
+        told = "the host was left in: rotation_drain_command is not set"
+        return row(
+            "rotation",
+            told,
+            None,
+            "set rotation_drain_command and rotation_restore_command, or take the host out by hand",
+        )
     if "rotation" not in result:
         return row("rotation", str(result.get("msg") or "no answer"), False, "take the host out by hand")
     beside = f"; {result['unnoted']}" if result.get("unnoted") else ""

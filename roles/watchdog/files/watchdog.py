@@ -727,10 +727,10 @@ class Night:
 
     def leave(self):
         """Take the host out of rotation if a command is set; return whether the run may continue."""
-        if not self.plan["take_out"]:
+        if not self.plan["drain_command"]:
             return True
         self.mark.touch()
-        problem = command(self.plan["take_out"])
+        problem = command(self.plan["drain_command"])
         if problem:
             say(3, f"no restart tonight: the host could not be taken out of rotation: {problem}.")
         return not problem
@@ -740,7 +740,7 @@ class Night:
         if not self.mark.exists():
             return True
         wanted_out = any(out_of_rotation(entry["unit"]) for entry in self.entries)
-        problem = None if wanted_out else command(self.plan["put_back"])
+        problem = None if wanted_out else command(self.plan["restore_command"])
         if problem:
             say(3, f"the host could not be put back into rotation: {problem}.")
             return False

@@ -33,6 +33,7 @@ def test_a_list_that_is_right_has_no_problems():
         ({"name": "chat", "kind": "tgi"}, "engines: chat has no valid kind (tgi); set kind to one of vllm, llama_cpp"),
         ({"name": "chat"}, "engines: chat has no valid kind (None)"),
         ({"name": "ai-server", "kind": "vllm"}, "engines: ai-server has the name of another service of this host"),
+        ({**CHAT, "take_out": []}, "engines: vllm has take_out, which is now called drain_command; rename it."),
         ({**CHAT, "prot": 1}, "engines: vllm has prot, which is not known; did you mean port?"),
         ({**CHAT, "vllm_port": 1}, "engines: vllm has vllm_port; in an entry it is port."),
         ({**CHAT, "zzzz": 1}, "engines: vllm has zzzz, which is not known; it takes the variables of the role vllm."),

@@ -92,7 +92,7 @@ def test_the_same_is_not_sent_twice_within_half_an_hour(tmp_path):
             True,
             "taken out; nothing could",
         ),
-        ({"skipped": True, "changed": False}, None, "rotation_take_out is not set"),
+        ({"skipped": True, "changed": False}, None, "rotation_drain_command is not set"),
         ({"failed": False, "msg": "drain_command failed: 503"}, False, "drain_command failed: 503"),
     ],
 )

@@ -216,7 +216,7 @@ class TestNight:
         entries = [
             {"unit": unit, "health": "x", "metrics": "y", "ready_within": 100} for unit in (self.ENGINE, self.SERVER)
         ]
-        plan = {"units": [self.ENGINE], "patience": 1000, "quiet": 60, "take_out": [], "put_back": []}
+        plan = {"units": [self.ENGINE], "patience": 1000, "quiet": 60, "drain_command": [], "restore_command": []}
         host.settings = {"services": entries, "interval": 10, "state": str(tmp_path / "state.json"), "night": plan}
         host.plan, host.known = plan, lambda: json.loads((tmp_path / "state.json").read_text())["services"]
         host.night = lambda: watchdog.Night(host.settings).run()
@@ -316,7 +316,7 @@ class TestNight:
         assert host.said[-1] == (3, "vllm.service has not served since its planned restart 100 s ago.")
 
     def test_the_host_leaves_rotation_before_it_waits_and_comes_back_in_any_case(self, host):
-        host.plan |= {"take_out": ["drain"], "put_back": ["restore"]}
+        host.plan |= {"drain_command": ["drain"], "restore_command": ["restore"]}
         host.found[self.ENGINE] = lambda now: seen(pending=1.0)
         assert host.night()
         assert [did for _, did in host.did] == ["drain", "restore"]
@@ -326,14 +326,14 @@ class TestNight:
         assert [did[1] for did in host.did] == ["drain", "restart", "restore"]
 
     def test_one_that_cannot_leave_rotation_is_not_restarted(self, host):
-        host.plan |= {"take_out": ["drain"], "put_back": ["restore"]}
+        host.plan |= {"drain_command": ["drain"], "restore_command": ["restore"]}
         host.problem = "no such host"
         assert not host.night()
         assert (3, "no restart tonight: the host could not be taken out of rotation: no such host.") in host.said
         assert "restart" not in [did[1] for did in host.did]
 
     def test_one_that_is_stopped_while_it_leaves_rotation_comes_back(self, host, monkeypatch):
-        host.plan |= {"take_out": ["drain"], "put_back": ["restore"]}
+        host.plan |= {"drain_command": ["drain"], "restore_command": ["restore"]}
 
         def command(argv):
             host.did.append(argv[0])
@@ -346,13 +346,13 @@ class TestNight:
         assert host.did == ["drain", "restore"]
 
     def test_a_host_that_stays_out_is_a_failure(self, host, monkeypatch):
-        host.plan |= {"take_out": ["drain"], "put_back": ["restore"]}
+        host.plan |= {"drain_command": ["drain"], "restore_command": ["restore"]}
         monkeypatch.setattr(watchdog, "command", lambda argv: "no such pool" if argv == ["restore"] else None)
         assert not host.night()
         assert host.said[-1] == (3, "the host could not be put back into rotation: no such pool.")
 
     def test_a_host_that_ansible_has_taken_out_is_left_there(self, host):
-        host.plan |= {"take_out": ["drain"], "put_back": ["restore"]}
+        host.plan |= {"drain_command": ["drain"], "restore_command": ["restore"]}
         host.out = "its host is out of rotation"
         assert host.night()
         assert host.did == []
@@ -367,7 +367,7 @@ class TestNight:
         assert [did for _, did in host.did] == ["drain"]
 
     def test_a_host_that_went_down_meanwhile_is_put_back_by_the_next_watchdog(self, host):
-        host.plan |= {"take_out": ["drain"], "put_back": ["restore"]}
+        host.plan |= {"drain_command": ["drain"], "restore_command": ["restore"]}
         night = watchdog.Night(host.settings)
         assert night.leave()
         with watchdog.held("night"):

@@ -11,7 +11,7 @@ import yaml
 
 from plugins.module_utils.engines import engines
 from plugins.module_utils.quiet_module import without_credentials
-from plugins.module_utils.role_variables import KINDS, MAPPINGS, kind_problems, typed
+from plugins.module_utils.role_variables import KINDS, MAPPINGS, RENAMED, kind_problems, typed
 
 ROLES = Path(__file__).resolve().parents[3] / "roles"
 ADAPTERS = {
@@ -270,3 +270,11 @@ def test_the_plan_looks_at_every_variable_that_it_reads():
         assert set(engines.planned_variables(kind)) <= set(options)
     read = set(re.findall(r"\b(?:vllm|llama_cpp)_\w+(?= [|] default)", text))
     assert read - {"vllm_huggingface_token"} <= set(re.findall(r"'(\w+)'", looked_at))  # a secret is asked of no one
+
+
+def test_a_renamed_variable_has_a_role_or_a_playbook_under_its_new_name_alone():
+    specs = "".join(path.read_text() for path in ROLES.glob("*/meta/argument_specs.yml"))
+    playbooks = "".join(path.read_text() for path in (ROLES.parent / "playbooks").rglob("*.yml"))
+    for old, new in RENAMED.items():
+        assert f"      {new}:\n" in specs or new in playbooks, new
+        assert not re.search(rf"\b{old}\b", specs + playbooks), old
