@@ -16,7 +16,8 @@ import pytest
 CONTROLLER = (
     *("ansible.errors", "ansible.parsing", "ansible.plugins", "ansible.template"),
     *("plugins.action", "plugins.filter", "lab", "dashboards"),
-    *("cryptography", "dotenv", "numpy", "requests", "safetensors", "tokenizers"),
+    "plugins.module_utils.cloud.gcp_updates",  # and its client, which needs google-auth
+    *("cryptography", "dotenv", "numpy", "prometheus_client", "requests", "safetensors", "tokenizers"),
 )
 ON_A_HOST = sys.version_info < (3, 11)  # see tests/on_host_python.py; a controller has a newer one
 

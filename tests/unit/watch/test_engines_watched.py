@@ -1,21 +1,13 @@
 """What looks at a host from outside the roles takes from the list of its engines."""
 
-import importlib
 from pathlib import Path
 
 import yaml
 
+from plugins.filter import engines, systemd
 from plugins.module_utils.engines import engine_states
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def door(name):
-    module = importlib.import_module(f"plugins.filter.{name}")
-    return module
-
-
-engines, systemd = door("engines"), door("systemd")
 ADDRESSES = {"vllm": {"host": "127.0.0.1", "port": 8001}, "llama_cpp": {"host": "127.0.0.1", "port": 8004}}
 LISTED = [
     {"name": "vllm", "kind": "vllm"},
