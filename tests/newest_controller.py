@@ -89,7 +89,11 @@ def main() -> int:
     parser.add_argument("part", choices=["check", "scenario", "sanity"])
     parser.add_argument("name", nargs="?", default="node_exporter")
     options = parser.parse_args()
-    folder = environment()
+    try:
+        folder = environment()
+    except host.Problem as problem:
+        host.say(f"error: {problem}")
+        return 2
     python = str(folder / "bin/python")
     if options.part == "check":
         return run(folder, [python, *PYTEST, *CHECKS, "-k", LEFT_OUT])
