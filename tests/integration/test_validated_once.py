@@ -1,0 +1,46 @@
+"""A role that was validated in a run is not validated again, unless one of its variables is another."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+VALIDATE = {"name": "Validate", "llm.server.validate_variables": {"roles": ["housekeeping"]}}
+
+
+def run(tmp_path, *tasks: dict) -> tuple[int, str, int]:
+    """Return the exit code and the output of the tasks, and how often a variable of the role was read."""
+    note = tmp_path / "read"
+    counted = {"housekeeping_age_hours": f"{{{{ lookup('ansible.builtin.pipe', 'echo 24 | tee -a {note}') | int }}}}"}
+    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "vars": counted, "tasks": [*tasks]}
+    (tmp_path / "play.yml").write_text(json.dumps([play]))
+    argv = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "localhost,", str(tmp_path / "play.yml")]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout + done.stderr, len(note.read_text().splitlines())
+
+
+def test_the_same_variables_are_read_once(tmp_path):
+    code, said, once = run(tmp_path, VALIDATE)
+    assert (code, once > 0) == (0, True), said
+    (tmp_path / "read").unlink()
+    code, said, twice = run(tmp_path, VALIDATE, VALIDATE)
+    assert (code, twice) == (0, once), said
+
+
+def test_a_variable_that_is_another_is_looked_at(tmp_path):
+    other = {**VALIDATE, "vars": {"housekeeping_free_mib": "many"}}
+    code, said, _ = run(tmp_path, VALIDATE, other)
+    assert code == 2
+    assert "housekeeping_free_mib" in said
+
+
+def test_facts_that_were_gathered_since_are_looked_at(tmp_path):
+    setup = {"name": "Gather", "ansible.builtin.setup": {"gather_subset": ["!all", "!min", "platform"]}}
+    (tmp_path / "read").write_text("")
+    _, _, once = run(tmp_path, VALIDATE)
+    (tmp_path / "read").write_text("")
+    _, _, again = run(tmp_path, VALIDATE, setup, VALIDATE)
+    assert again == 2 * once
