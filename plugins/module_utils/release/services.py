@@ -20,13 +20,12 @@ def listed() -> list[dict]:
 
 def _told(service: Service) -> dict:
     state = service.state()
-    directories = {
-        Path(entry["path"]) for part in ("created", "needs") for entry in (state.get(part) or {}).get("directories", [])
-    }
+    created, needs = (state.get(part) or {} for part in ("created", "needs"))
+    paths = [entry["path"] for entry in created.get("directories", [])] + needs.get("directories", [])
     return {
         "name": service.name,
         "unit": service.unit,
         "current": state["current"],
         "verified": state["verified"],
-        "environments": sorted(str(path) for path in directories if path.name == ENVIRONMENTS),
+        "environments": sorted({path for path in paths if Path(path).name == ENVIRONMENTS}),
     }

@@ -28,7 +28,7 @@ def test_a_host_without_services(store):
 
 def test_services_are_told_with_their_releases_and_environments(store, tmp_path):
     made = {"user": None, "directories": [{"path": "/opt/vllm/environments"}, {"path": "/opt/vllm"}]}
-    used = {"user": None, "directories": [{"path": "/srv/other/environments"}]}
+    used = {"user": None, "directories": ["/opt/vllm/environments", "/srv/other/environments"]}
     store("vllm", json.dumps({"current": "72", "verified": ["71", "72"], "created": made, "needs": used}))
     store("node_exporter", json.dumps({"current": "5", "verified": ["5"], "created": {"directories": []}}))
     first, second = services.listed()
