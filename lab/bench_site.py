@@ -1,4 +1,4 @@
-"""How long a run of site.yml without changes takes, beside a deploy of pyinfra that looks at the same things.
+"""How long a run of site.yml without changes takes, beside a deploy of pyinfra that checks the same things.
 
 Machines with the engine's light stand-in are converged once. Then each round runs, one after the other: a bare SSH
 command (the floor), site.yml, and pyinfra on one machine; both again where each round trip takes 20 ms; and both on all
@@ -107,13 +107,21 @@ class Site:
         offered = services.up()
         names = [f"bench-site-{number}" for number in range(1, hosts + 1)]
         self.bed = Bed("bench-site", names, GROUPS, light(offered))
+        try:
+            self._converge(offered, hosts)
+        except BaseException:
+            self.bed.down()
+            raise
+
+    def _converge(self, offered: dict, hosts: int) -> None:
+        """Boot and converge the machines, and write what they have for the deploy of pyinfra."""
         self.bed.boot(offered)
         host.say(f"Converging {hosts} machines (usually {2 + hosts // 2} min) …")
         outcome = self.bed.converge({"rollout_batch": hosts})
         if outcome.code:
             raise Problem(f"The machines were not converged: {outcome.message}")
         for each in self.bed.hosts:
-            (folder / f"{each.name}.json").write_text(json.dumps(self.state(each)))
+            (self.folder / f"{each.name}.json").write_text(json.dumps(self.state(each)))
 
     def state(self, there: Host) -> dict[str, Any]:
         """Return what is right on a machine, with each file's content in a file of this host."""

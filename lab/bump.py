@@ -46,13 +46,13 @@ def address(variables: dict[str, Any], template: str, program: str, version: str
     """Return an address that a role's variables have as a template, for one version and architecture."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
     values = {**variables, f"{program}_version": version, "__released_service_architecture": architecture}
-    while "{{" in template:  # a variable that has another one in it
+    while "{{" in template:  # variables may contain others
         template = environment.from_string(template).render(values)
     return template.strip()
 
 
 def fetched(url: str) -> str:
-    """Return the text at an address. Raises Problem if it cannot be had."""
+    """Return the text at an address. Raises Problem if it cannot be fetched."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
             content = answer.read(LARGEST + 1)
@@ -63,12 +63,12 @@ def fetched(url: str) -> str:
         reason = getattr(error, "reason", error)
         raise Problem(f"{url} cannot be read ({reason}); try again, or name a mirror with MIRROR=URL.") from error
     if len(content) > LARGEST:
-        raise Problem(f"{url} has more than 1 MiB, so it is no list of checksums; correct __NAME_sums_url of the role.")
+        raise Problem(f"{url} has more than 1 MiB, so it is not a checksum list; correct __NAME_sums_url of the role.")
     return content.decode(errors="replace")
 
 
 def published_sum(text: str, name: str, url: str) -> str:
-    """Return the SHA-256 that a list has for a file. Raises Problem without one, and for what is no SHA-256."""
+    """Return the SHA-256 that a list has for a file. Raises Problem if there is none, or if it is not a SHA-256."""
     rows = (line.split() for line in text.splitlines())
     found = {row[0] for row in rows if len(row) == 2 and row[1].lstrip("*").rpartition("/")[2] == name}
     if not found:
@@ -109,7 +109,7 @@ def with_row(text: str, program: str, version: str, found: dict[str, str]) -> st
         if release_table.parsed(row[1]) > number:
             break
         place = row.end()
-    row = f'  # From the list that the release has.\n  "{version}":\n'
+    row = f'  # From the checksum list of the release.\n  "{version}":\n'
     row += "".join(f"    {architecture}: sha256:{value}\n" for architecture, value in found.items())
     changed = text[:place] + row + text[place:]
     table, expected = (yaml.safe_load(each)[f"__{program}_checksums"] for each in (changed, text))
@@ -125,9 +125,9 @@ def bump(program: str, version: str, mirror: str = "", roles: Path = ROLES) -> s
     try:
         release_table.parsed(version)
     except ValueError:
-        raise Problem(f"VERSION {version} is no version; write it like {release_table.newest(table)}.") from None
+        raise Problem(f"VERSION {version} is not a version; write it like {release_table.newest(table)}.") from None
     if version in table:
-        raise Problem(f"{program} {version} is in the table of roles/{program}/vars/main.yml; nothing is to be done.")
+        raise Problem(f"{program} {version} is already in the table of roles/{program}/vars/main.yml; nothing to do.")
     found = sums(program, version, mirror, roles)
     path = roles / program / "vars/main.yml"
     before = path.read_text()

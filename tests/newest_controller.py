@@ -1,7 +1,7 @@
 """Test the newest controller of requirements/controller-newest.txt: ansible-core 2.21 on Python 3.14.
 
     python tests/newest_controller.py check              what needs no machine: a part of the daily tests
-    python tests/newest_controller.py scenario NAME      a role of molecule/ on a booted machine, given to it twice
+    python tests/newest_controller.py scenario NAME      a role of molecule/ on a booted machine, applied twice
     python tests/newest_controller.py sanity             what its ansible-test says of the modules
 
 It has an interpreter and an environment of its own in the laboratory's cache. A deprecation warning counts as a
@@ -42,7 +42,7 @@ CHECKS = (
 )
 # In one process in tests/newest: one for each playbook takes 40 seconds.
 LEFT_OUT = "not test_every_playbook_is_found_whole"
-# What a scenario verifies of the finished machine is no matter of the controller.
+# The controller does not affect what a scenario verifies on the finished machine.
 SEQUENCE = ("destroy", "converge", "idempotence", "destroy")
 # Style is judged by the older version. This one's pylint also asks for the run_command of a module, and the logic of
 # ours is plain Python that has none.
@@ -50,7 +50,7 @@ SANITY = ("--skip-test", "pylint")
 
 
 def environment() -> Path:
-    """Return the environment's folder, made anew when its lock or its interpreter has changed."""
+    """Return the environment's folder, rebuilt when its lock or its interpreter has changed."""
     folder = HOME / host.digest([LOCK.read_text(), cpython.recipe(cpython.NEWEST)])
     interpreter = cpython.ensure(cpython.NEWEST) / "bin" / cpython.NEWEST.name
     with host.lock("controllers"):

@@ -47,7 +47,7 @@ sys.exit(subprocess.call([sys.executable, "-m", "pip", "install", *words]))
 
 def prepare_home() -> None:
     """Write what ansible-test would download, and the user's settings of pip."""
-    # An interpreter that was built anew has another place, and ansible-test does not notice.
+    # An interpreter that was rebuilt is in another place, and ansible-test does not notice.
     for environment in HOME.glob(".ansible/test/venv/*/*/*"):
         if not (environment / "bin" / "python").exists():
             shutil.rmtree(environment)

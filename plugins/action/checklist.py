@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 
+from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
 from ..module_utils.engines import engines
@@ -51,6 +52,8 @@ class ActionModule(ActionBase):
         gathered = self._execute_module(
             module_name="ansible.builtin.setup", module_args={"gather_subset": FACTS}, task_vars=task_vars
         )
+        if gathered.get("failed"):
+            raise AnsibleError(gathered.get("msg") or "The facts of the host could not be gathered.")
         own = {name.removeprefix("ansible_"): value for name, value in gathered.get("ansible_facts", {}).items()}
         return {**task_vars, "ansible_facts": {**facts, **own}}
 

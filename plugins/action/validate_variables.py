@@ -90,6 +90,8 @@ class ActionModule(ActionBase):
         """
         written = {**read(role, "defaults/main.yml", self._loader), **task_vars}
         variables = [(name, repr(written.get(name))) for name in sorted({*SPECS[role], *SHARED})]
+        # Text that is the same for each item of a loop has another value in each.
+        variables.append(("item", repr(task_vars.get(task_vars.get("ansible_loop_var", "item")))))
         facts = sorted(set(task_vars.get("ansible_facts", {})) - {VALIDATED})
         return f"{role} {hash((tuple(variables), tuple(facts))):x}"
 

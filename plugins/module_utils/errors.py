@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """What was asked for is not possible; the text tells the user why, and the cure where there is one.
+    """A request that cannot be carried out; the text says why, and gives the cure if there is one.
 
-    Modules and action plugins show the text. A subclass exists only where a caller must tell it from the others.
+    Modules and action plugins show the text. Define a subclass only if a caller must distinguish it.
     """

@@ -45,6 +45,7 @@ RENAMED = {
     "ai_server_install_environment": "ai_server_build_environment",
     "ai_server_put_back": "ai_server_restore_command",
     "ai_server_take_out": "ai_server_drain_command",
+    "install_environment": "build_environment",
     "llama_cpp_environment": "llama_cpp_service_environment",
     "llama_cpp_install_environment": "llama_cpp_build_environment",
     "llama_cpp_put_back": "llama_cpp_restore_command",

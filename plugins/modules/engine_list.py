@@ -103,8 +103,8 @@ def main() -> None:
     wanted, noted, state = module.params["engines"], read(LIST), module.params["state"]
     names = [{"name": each["name"], "kind": each["kind"]} for each in wanted]
     served_before = (STORE / engines.SINGLE["name"] / "state.json").exists()
-    recorded = sorted(noted, key=str) == sorted(names, key=str)
     gone = engines.gone([each["name"] for each in wanted], noted, served_before)
+    recorded = not gone and sorted(noted, key=str) == sorted(names, key=str)
     states = {}
     if state == "begun":
         try:

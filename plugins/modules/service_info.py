@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: service_info
-short_description: Tell which services of a host have releases
+short_description: List the services of a host that have releases
 description:
   - Reads the release stores of M(llm.server.service_release) on a host. Other parts of the project ask here instead of
     reading the store's files, whose form may change.
@@ -37,7 +37,7 @@ services:
     name: {description: Name of the service., type: str, returned: always, sample: vllm}
     unit: {description: Its unit of systemd., type: str, returned: always, sample: vllm.service}
     current:
-      description: Digest of the release that runs, or nothing before the first one.
+      description: Digest of the recorded release; null before the first one.
       type: str
       returned: always
       sample: 72af0c1be2d94e11

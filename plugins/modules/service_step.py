@@ -120,7 +120,8 @@ def change(service: Service, wanted: dict) -> dict:
 
 def preview(service: Service, wanted: dict) -> dict:
     """Return whether the change ``interrupts`` a serving service. Raises `Refused` if it would be refused."""
-    serves = bool(service.state()["verified"])
+    # A service that a timer starts serves nobody in between.
+    serves = bool(service.state()["verified"]) and service.main_unit() == service.unit
     if wanted["state"] == "previous":
         rollback.preview(service, rollback.earlier(service, wanted["release"]))
         return {"changed": False, "interrupts": serves}

@@ -33,6 +33,10 @@ class ServiceSteps(ActionBase):
         """Return the result of a step; see the module service_step."""
         return self._quietly("service_step", {"name": self._task.args["name"], "step": step, **arguments}, task_vars)
 
+    def confirm(self, release: str, task_vars: dict) -> dict:
+        """Record that a release serves. What no kept release needs goes then, but not what is built for others."""
+        return self.step("confirm", task_vars, release=release, beside=self._task.args.get("beside") or [])
+
     def _quietly(self, module: str, arguments: dict, task_vars: dict) -> dict:
         # The host's syslog masks a secret of one line, but not a file of several lines.
         quiet = {**task_vars, "ansible_no_target_syslog": True}
@@ -70,7 +74,7 @@ class ServiceStart(ServiceSteps):
         out = result.pop("out", False)
         seen = self.wait(service, host, result["release"], task_vars)
         if seen.get("ready"):
-            confirmed = self.step("confirm", task_vars, release=result["release"])
+            confirmed = self.confirm(result["release"], task_vars)
             return confirmed if confirmed.get("failed") else {**result, "elapsed": seen["elapsed"], "out": out}
         if "journal" not in seen:
             return seen
@@ -119,7 +123,7 @@ class ServiceStart(ServiceSteps):
             why = again.get("why") or again.get("msg")
             now = f"release {earlier} was put back and does not serve: {why}"
             return self._failure(service, {**result, **back}, now)
-        self.step("confirm", task_vars, release=earlier)
+        self.confirm(earlier, task_vars)
         now = f"release {earlier} serves again"
         return {**self._failure(service, {**result, **back}, now), "serves": True}
 

@@ -1,4 +1,4 @@
-"""A role that was validated in a run is not validated again, unless one of its variables is another."""
+"""A role that was validated in a run is validated again only if one of its variables has changed."""
 
 from __future__ import annotations
 
@@ -30,17 +30,24 @@ def test_the_same_variables_are_read_once(tmp_path):
     assert (code, twice) == (0, once), said
 
 
-def test_a_variable_that_is_another_is_looked_at(tmp_path):
+def test_a_changed_variable_is_validated(tmp_path):
     other = {**VALIDATE, "vars": {"housekeeping_free_mib": "many"}}
     code, said, _ = run(tmp_path, VALIDATE, other)
     assert code == 2
     assert "housekeeping_free_mib" in said
 
 
-def test_facts_that_were_gathered_since_are_looked_at(tmp_path):
+def test_facts_that_were_gathered_later_are_considered(tmp_path):
     setup = {"name": "Gather", "ansible.builtin.setup": {"gather_subset": ["!all", "!min", "platform"]}}
     (tmp_path / "read").write_text("")
     _, _, once = run(tmp_path, VALIDATE)
     (tmp_path / "read").write_text("")
     _, _, again = run(tmp_path, VALIDATE, setup, VALIDATE)
     assert again == 2 * once
+
+
+def test_each_item_of_a_loop_is_validated(tmp_path):
+    loop = {**VALIDATE, "loop": ["1", "many"], "vars": {"housekeeping_free_mib": "{{ item }}"}}
+    code, said, _ = run(tmp_path, loop)
+    assert code == 2
+    assert "housekeeping_free_mib" in said

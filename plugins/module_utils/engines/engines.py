@@ -82,7 +82,7 @@ def _unknown_keys(at: str, kind: str, entry: Mapping, known: set[str]) -> list[s
         if str(key).removeprefix(prefix) in words:
             problems.append(f"{at} has {key}; in an entry it is {str(key).removeprefix(prefix)}.")
             continue
-        if renamed := RENAMED.get(f"{prefix}{key}"):
+        if renamed := RENAMED.get(f"{prefix}{str(key).removeprefix(prefix)}"):
             problems.append(f"{at} has {key}, which is now called {renamed.removeprefix(prefix)}; rename it.")
             continue
         near = difflib.get_close_matches(str(key), words, 1)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..diagnosis import host
 from ..engines import engine_states
+from ..errors import UserError
 from ..redaction import Redaction
 from ..release import probes, store, systemd_unit
 
@@ -67,7 +68,11 @@ def known(services: list[dict]) -> dict[str, dict]:
 
 
 def unit_of(name: str, given: dict) -> str:
-    return given.get("unit") or store.Service(name).main_unit()
+    """Return the unit of a service: what is given, or the timer of one that a timer starts."""
+    try:
+        return given.get("unit") or store.Service(name).main_unit()
+    except (UserError, OSError, ValueError):  # a damaged release is evidence, too, and stops nothing
+        return f"{name}.service"
 
 
 def secrets_of_host(given: list[str] | None = None) -> Redaction:
@@ -225,6 +230,10 @@ def pieces(services: dict[str, dict], logs: list[str]) -> dict[str, Piece]:
         own = unit_of(name, given)
         made[f"units/{name}.txt"] = lambda own=own: unit(own)
         made[f"journals/{name}.txt"] = lambda own=own: journal(own)
+        if own.endswith(".timer"):
+            started = f"{name}.service"
+            made[f"units/{name}.service.txt"] = lambda started=started: unit(started)
+            made[f"journals/{name}.service.txt"] = lambda started=started: journal(started)
         made[f"releases/{name}.json"] = lambda name=name: releases(name)
         if given.get("metrics"):
             made[f"metrics/{name}.txt"] = lambda url=given["metrics"]: page(url)

@@ -12,7 +12,8 @@ from .store import Service
 def settle(module, service: Service, wanted: dict) -> None:
     """Check the users and groups of ``wanted`` and install its program, which changes nothing for the running service.
 
-    Adds to ``wanted`` the link that selects the program, and what became of it. Raises `Refused` or UserError.
+    Adds to ``wanted`` the link that selects the program, and the result of its installation. Raises `Refused` or
+    UserError.
     """
     account.settle_groups(service, wanted)
     if wanted["state"] != "absent" and wanted["program"]:

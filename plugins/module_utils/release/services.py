@@ -15,10 +15,10 @@ def listed() -> list[dict]:
     ``current`` is the digest of the release that runs (None before the first one), ``verified`` the digests to which a
     rollback can go, newest last, and ``environments`` the directories in which its virtual environments are built.
     """
-    return [_told(Service(path.name)) for path in sorted(STORE.glob("*")) if path.is_dir()]
+    return [_described(Service(path.name)) for path in sorted(STORE.glob("*")) if path.is_dir()]
 
 
-def _told(service: Service) -> dict:
+def _described(service: Service) -> dict:
     state = service.state()
     created, needs = (state.get(part) or {} for part in ("created", "needs"))
     paths = [entry["path"] for entry in created.get("directories", [])] + needs.get("directories", [])

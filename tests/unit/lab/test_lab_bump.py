@@ -67,7 +67,7 @@ def test_a_new_release_is_one_row_and_the_default(roles, origin):
     added = [line[1:] for line in shown.splitlines() if line.startswith("+") and not line.startswith("+++")]
     assert [line for line in shown.splitlines() if line.startswith("-") and not line.startswith("---")] == []
     assert added == [
-        "  # From the list that the release has.",
+        "  # From the checksum list of the release.",
         '  "9.0.0":',
         f"    amd64: sha256:{AMD64}",
         f"    arm64: sha256:{ARM64}",
@@ -150,16 +150,16 @@ def test_a_comment_stays_with_its_row():
             "has the same checksum for every architecture; do not use it",
         ),
         ("promtail", "9.0.0", BOTH + BOTH.replace(AMD64, ARM64), "has several checksums for promtail-linux-amd64.zip"),
-        ("promtail", "9.0.0", "<html>" * 200_000, "has more than 1 MiB, so it is no list of checksums"),
+        ("promtail", "9.0.0", "<html>" * 200_000, "has more than 1 MiB, so it is not a checksum list"),
         (
             "promtail",
             NEWEST,
             BOTH,
-            f"promtail {NEWEST} is in the table of roles/promtail/vars/main.yml; nothing is to be",
+            f"promtail {NEWEST} is already in the table of roles/promtail/vars/main.yml; nothing to",
         ),
-        ("promtail", "v9.0.0", BOTH, "VERSION v9.0.0 is no version; write it like "),
-        ("promtail", "latest", BOTH, "VERSION latest is no version; write it like "),
-        ("promtail", "9.0.0/../..", BOTH, "is no version; write it like "),
+        ("promtail", "v9.0.0", BOTH, "VERSION v9.0.0 is not a version; write it like "),
+        ("promtail", "latest", BOTH, "VERSION latest is not a version; write it like "),
+        ("promtail", "9.0.0/../..", BOTH, "is not a version; write it like "),
         ("promtall", "9.0.0", BOTH, "PROGRAM promtall has no checksum table: use alertmanager, "),
         ("vmalert", "9.0.0", BOTH, "its table is that of vmagent, so bump vmagent."),
         ("../promtail", "9.0.0", BOTH, "PROGRAM ../promtail has no checksum table"),

@@ -109,7 +109,7 @@ def test_on_a_new_host_the_user_and_his_group_are_still_to_come(host):
         ({"directories": [entry("root", "logs")]}, "app: there is no group logs on this host, to which /etc/app is to"),
         ({"secrets": [entry("build", "root")]}, "app: there is no user build on this host, to which /etc/app is to"),
         ({"groups": ["adm", "video", "render"]}, "there is no group video, render on this host .* out of app_groups$"),
-        ({"state": "prepared", "groups": ["video"]}, "there is no group video on this host for the service to join"),
+        ({"groups": ["video"]}, "there is no group video on this host for the service to join"),
     ],
 )
 def test_what_the_host_lacks_is_refused_by_name(host, change, sentence):

@@ -154,7 +154,7 @@ def test_a_failed_release_without_an_earlier_one_is_stopped(service, monkeypatch
     assert service.state()["failed"] == "bad"
 
 
-@pytest.mark.parametrize("part", ["START", "ROTATION", "ACCOUNT", "CONTENTS"])
+@pytest.mark.parametrize("part", ["START", "ROTATION", "ACCOUNT", "PROGRAM", "CONTENTS"])
 def test_shared_arguments_are_documented(part):
     def types(options):
         """Return options as nested names and types; suboptions are called differently in a module."""

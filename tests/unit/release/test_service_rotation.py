@@ -117,3 +117,20 @@ def test_the_release_before_has_the_time_that_it_was_given(task):
     answers = {"apply": APPLIED, "looks": [DEAD, READY], "roll_back": {**BACK, "start_timeout": 300}}
     run(task.make(answers, drain_command=[], restore_command=[], start_timeout=20))
     assert [limit for limit in task.limits if limit] == [20, 300]
+
+
+@pytest.mark.parametrize(
+    "answers, last",
+    [
+        ({"apply": APPLIED, "looks": [READY]}, "new"),
+        ({"apply": APPLIED, "looks": [DEAD, READY], "roll_back": BACK}, "old"),
+    ],
+)
+def test_what_was_built_for_other_services_is_kept_when_a_release_is_confirmed(task, answers, last):
+    action = task.make(answers, beside=["/opt/vllm/environments/other"], drain_command=[])
+    confirmed = []
+    step = action.step
+    action.step = lambda name, task_vars, **extra: confirmed.append((name, extra)) or step(name, task_vars, **extra)
+    run(action)
+    asked = dict(confirmed)["confirm"]
+    assert asked == {"release": last, "beside": ["/opt/vllm/environments/other"]}
