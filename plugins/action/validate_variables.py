@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 
 from ansible.errors import AnsibleError
@@ -12,9 +13,10 @@ from ansible.utils.vars import load_extra_vars
 from ..module_utils.engines import engines
 from ..module_utils.quiet_module import without_credentials
 from ..module_utils.role_variables import RENAMED, SHARED, SHARED_RULES, kind_problems, typed
-from ..plugin_utils.roles import SPECS, read
+from ..plugin_utils.roles import KEY, SPECS, read
 
 VALIDATED = "llm_server_validated"  # fact: fingerprints of what was validated in this run
+KEPT = 200  # of these, since a cache of facts may keep them from run to run
 SIMILARITY = 0.88  # an unknown name that is at least this similar counts as misspelt; the ratio of difflib, 0 to 1
 
 
@@ -70,7 +72,7 @@ class ActionModule(ActionBase):
             result.update(failed=True, msg=" ".join(numbered))
         else:
             before = task_vars.get("ansible_facts", {}).get(VALIDATED, [])
-            result["ansible_facts"] = {VALIDATED: [*before, *self.valid]}
+            result["ansible_facts"] = {VALIDATED: [*before, *self.valid][-KEPT:]}
         if not problems and "engines" in self._task.args:
             # The settings contain API keys, so this result is never shown.
             result.update(engines=resolved, _ansible_no_log=True)
@@ -86,14 +88,14 @@ class ActionModule(ActionBase):
     def _fingerprint(self, role: str, task_vars: dict) -> str:
         """Return a value for a role's variables as they are written, and for the facts that its rules may look at.
 
-        It is a hash with a key of this run, and so says nothing about a secret.
+        It is made with a key of this run, so it says nothing about a secret and is worth nothing in another run.
         """
         written = {**read(role, "defaults/main.yml", self._loader), **task_vars}
         variables = [(name, repr(written.get(name))) for name in sorted({*SPECS[role], *SHARED})]
-        # Text that is the same for each item of a loop has another value in each.
-        variables.append(("item", repr(task_vars.get(task_vars.get("ansible_loop_var", "item")))))
+        # The same text has another value in each item of a loop.
+        item = repr(task_vars.get(task_vars.get("ansible_loop_var", "item")))
         facts = sorted(set(task_vars.get("ansible_facts", {})) - {VALIDATED})
-        return f"{role} {hash((tuple(variables), tuple(facts))):x}"
+        return hashlib.blake2b(repr((role, variables, item, facts)).encode(), key=KEY, digest_size=16).hexdigest()
 
     def _engines(self, task_vars: dict) -> tuple[list[dict], list[str]]:
         """Return ``(the engines of the host with all variables of their roles, problems)``; see the module's RETURN."""

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import secrets
 from pathlib import Path
 
 import yaml
 
 from .. import filter as filters
 
+# A key of this run alone; all tasks of it inherit the same.
+KEY = secrets.token_bytes(16)
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 
 
