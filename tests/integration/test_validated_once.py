@@ -1,4 +1,4 @@
-"""A role that was validated in a run is not validated again, unless one of its variables is another."""
+"""A role is validated once in a run, unless one of its variables changes."""
 
 from __future__ import annotations
 
