@@ -69,7 +69,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Stage:
-    """What all lines share: the laboratory's services, the random generator, and whether only eight minutes remain."""
+    """What all lines share: the laboratory's services, the random generator, and whether it is the quick drill."""
 
     offered: dict[str, Any]
     random: random.Random

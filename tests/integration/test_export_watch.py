@@ -68,7 +68,7 @@ def export(folder: Path, inventory: Path, **variables) -> subprocess.CompletedPr
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, exporter):
-    """Return the export for two hosts, only one of which has a running exporter, and an Alertmanager's port."""
+    """Return the folder of the export for two hosts, one with a running exporter, and an Alertmanager's port."""
     folder, port = tmp_path_factory.mktemp("export"), free_port()
     hosts = {
         "gpu1": {"node_exporter_port": exporter},
