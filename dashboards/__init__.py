@@ -1,1 +1,1 @@
-"""Dashboards as code: one source, written for Grafana and for VictoriaMetrics' own UI. See docs/dashboards.md."""
+"""Dashboards as code: one source for Grafana and for VictoriaMetrics' own UI. See docs/dashboards.md."""

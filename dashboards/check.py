@@ -1,12 +1,12 @@
-"""Ask a VictoriaMetrics or Prometheus for every expression of every dashboard, and name those without series.
+"""Query a VictoriaMetrics or Prometheus for every expression of every dashboard, and list those without series.
 
     python -m dashboards.check http://127.0.0.1:8428 [--logs http://127.0.0.1:9428] [--only host fleet …]
         [--minutes 15] [--has "a GPU" … | --has-all] [--user NAME --password-file FILE]
 
-With --logs a VictoriaLogs is asked for every query of logs too. What is asked is what stands in the generated files,
-for Grafana and for VictoriaMetrics' UI. An expression must return at least one series within the last minutes, unless
-its panel says what it needs (a GPU, say), and that is not among what there is (`--has`, or `--has-all`). Exit 1 if any
-does not, or if the store refuses one.
+With --logs, a VictoriaLogs is queried for every log query too. The queries are those of the generated files, for
+Grafana and for VictoriaMetrics' UI. An expression must return at least one series within the last minutes, unless its
+panel needs something (a GPU, say) that `--has` does not name (`--has-all` names everything). Exit code 1 if one does
+not, or if the store refuses one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NAMES = tuple(dashboard.name for dashboard in ALL)
 STEP = 15
 TIMEOUT = 30
 LINES = 5
-# What Grafana would put in place of its variables; every one of them is chosen in full.
+# The values of Grafana's variables, with everything selected.
 GRAFANA = {"$__rate_interval": "1m", "$__interval": "1m", "$host": ".*", "$service": ".*"}
 LIMIT = re.compile(r"label_set\(-?[\d.e+-]+, .*\)")
 
@@ -41,7 +41,7 @@ Ask = Callable[[str], int]
 
 
 class Refused(Exception):
-    """The store did not answer a query; the text says why."""
+    """The store did not answer a query; the text gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Expression:
 
 
 def of_grafana(content: dict, needs: dict[str, str]) -> Iterator[Expression]:
-    """Yield the metric expressions of a dashboard for Grafana, with its variables replaced."""
+    """Yield the metric expressions of a Grafana dashboard, with its variables replaced."""
     for panel in content["panels"]:
         for target in panel.get("targets") or []:
             if target["datasource"]["type"] == "prometheus":
@@ -68,7 +68,7 @@ def of_grafana(content: dict, needs: dict[str, str]) -> Iterator[Expression]:
 
 
 def of_logs(content: dict, needs: dict[str, str]) -> Iterator[Expression]:
-    """Yield the queries of VictoriaLogs of a dashboard for Grafana."""
+    """Yield the VictoriaLogs queries of a Grafana dashboard."""
     for panel in content["panels"]:
         for target in panel.get("targets") or []:
             if target["datasource"]["type"] == VICTORIA_LOGS:
@@ -86,7 +86,7 @@ def of_vmui(content: dict, needs: dict[str, str]) -> Iterator[Expression]:
 
 
 def expressions(names: Iterable[str] = NAMES, home: Path = HOME) -> list[Expression]:
-    """Return every expression of the generated files of some dashboards."""
+    """Return all expressions of the generated files of some dashboards."""
     found = []
     for dashboard in (one for one in ALL if one.name in names):
         needs = {panel.title: panel.needs for panel in dashboard.panels()}
@@ -97,7 +97,7 @@ def expressions(names: Iterable[str] = NAMES, home: Path = HOME) -> list[Express
 
 
 def log_queries(home: Path = HOME) -> list[Expression]:
-    """Return every query of VictoriaLogs of the generated files."""
+    """Return all VictoriaLogs queries of the generated files."""
     found = []
     for dashboard in ALL:
         needs = {panel.title: panel.needs for panel in dashboard.log_panels()}
@@ -107,7 +107,7 @@ def log_queries(home: Path = HOME) -> list[Expression]:
 
 @dataclass(frozen=True)
 class Store:
-    """A store of metrics or of logs, and who asks it; both count what there was in the last ``minutes``."""
+    """A store of metrics or logs, and its login. Both methods count results of the last ``minutes``."""
 
     url: str
     minutes: float = 15
@@ -115,13 +115,13 @@ class Store:
     password: str = ""
 
     def series(self, text: str) -> int:
-        """Return the number of series that an expression has."""
-        # VictoriaMetrics would leave out the newest figures for the sake of its cache; Prometheus takes no notice.
+        """Return the number of series that an expression returns."""
+        # Without nocache, VictoriaMetrics omits the newest samples; Prometheus ignores the argument.
         answer = self._answer("/api/v1/query_range", query=text, step=STEP, nocache=1)
         return len(json.loads(answer)["data"]["result"])
 
     def logs(self, text: str) -> int:
-        """Return the number of series or lines that a query of VictoriaLogs has; a few lines are enough."""
+        """Return the number of series or lines that a VictoriaLogs query returns, up to a few lines."""
         if "| stats" in text:
             answer = self._answer("/select/logsql/stats_query_range", query=text, step=f"{STEP}s")
             return len(json.loads(answer)["data"]["result"])
@@ -145,7 +145,7 @@ class Store:
 
 
 def judge(all_of_them: list[Expression], ask: Ask, has: set[str], has_all: bool = False) -> tuple[list[str], list[str]]:
-    """Return the rows of what is wrong, and of what lacks what it needs."""
+    """Return the rows of failed expressions, and of those that lack what they need."""
     wrong, lacking = [], []
     for expression in all_of_them:
         try:

@@ -1,7 +1,7 @@
-"""Write the dashboards anew, as `make dashboards` does.
+"""Regenerate the dashboards, as `make dashboards` does.
 
 python -m dashboards.generate            write
-python -m dashboards.generate --check    say which files are out of date; exit 1 if any is
+python -m dashboards.generate --check    list the files that are out of date; exit code 1 if there are any
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HOME = Path(__file__).resolve().parent
 
 
 def generated() -> dict[str, str]:
-    """Return what the files must contain, by their path below this folder."""
+    """Return the expected content of the files, by their path below this folder."""
     files = {}
     for dashboard in ALL:
         files[f"grafana/{dashboard.name}.json"] = to_grafana.build(dashboard)
@@ -32,7 +32,7 @@ def generated() -> dict[str, str]:
 
 
 def out_of_date() -> list[str]:
-    """Return the files that differ from what they must contain, are missing, or should not be there."""
+    """Return the files that differ from their expected content, are missing, or should not exist."""
     wanted = generated()
     there = {str(path.relative_to(HOME)): path.read_text() for path in HOME.glob("*/*.json")}
     return sorted(path for path in wanted.keys() | there.keys() if wanted.get(path) != there.get(path))

@@ -1,6 +1,6 @@
-"""What a dashboard is made of, and the words that both writers replace in an expression.
+"""The parts of a dashboard, and the placeholders that both writers replace in an expression.
 
-Expressions are PromQL that Prometheus understands too. In them stand:
+Expressions are PromQL that Prometheus understands too, with these placeholders:
 
     $host      the chosen hosts; first in a selector: `up{$host,job="vllm"}`
     $service   the chosen hosts and services; in the selectors of engines and ai-server
@@ -17,7 +17,7 @@ COLUMNS = 12
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit by Grafana's name, and for a UI that shows bare numbers: what to divide by, and the sign to show."""
+    """A unit by Grafana's name, and its divisor and sign for a UI that shows bare numbers."""
 
     grafana: str
     sign: str = ""
@@ -37,7 +37,7 @@ HOURS = Unit("s", "h", 3600)
 
 @dataclass(frozen=True)
 class Limit:
-    """A line that the figure should not cross: upwards, or downwards where `least` is set."""
+    """A line that the value should not rise above, or not fall below if `least` is set."""
 
     value: float
     least: bool = False
@@ -47,10 +47,9 @@ class Limit:
 class Panel:
     """Lines over time.
 
-    ``queries`` are pairs of an expression and a legend, in which ``{{label}}`` stands for a label's value. ``needs``
-    says what has to be there, or to have happened, for the expressions to return series; without it every expression
-    must always return one. ``negative`` figures can be; of others the axis begins at 0. ``width`` is in twelfths of the
-    page.
+    ``queries`` are pairs of an expression and a legend, in which ``{{label}}`` stands for a label's value. ``needs`` is
+    the condition under which the expressions return series; without it, every expression must always return one.
+    ``negative``: values can be below 0; otherwise the axis begins at 0. ``width`` is in twelfths of the page.
     """
 
     title: str
@@ -65,10 +64,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class LogPanel:
-    """What a log store tells, as lines over time or as the log lines themselves; in Grafana alone.
+    """The result of a log store's query, as lines over time or as the log lines themselves; only in Grafana.
 
-    ``logsql`` is asked of VictoriaLogs, ``logql`` of Loki; both know ``$host`` and ``$service`` as values, not as
-    selectors, and ``legend`` has a place for one label, by the name that each store has for it.
+    ``logsql`` is for VictoriaLogs, ``logql`` for Loki. In both, ``$host`` and ``$service`` are values, not selectors.
+    ``legend`` is one label, by its name in each store.
     """
 
     title: str
@@ -89,18 +88,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Dashboard:
-    """``name`` is the file's name; ``order`` is the place among the tabs of VictoriaMetrics' UI."""
+    """``name`` is the file's name; ``order`` is the position among the tabs of VictoriaMetrics' UI."""
 
     name: str
     order: int
     title: str
     about: str
     rows: tuple[Row, ...]
-    services: bool = True  # offer the choice of services
+    services: bool = True  # offer a choice of services
     tags: tuple[str, ...] = field(default=("llm-server",))
 
     def panels(self) -> list[Panel]:
-        """Return the panels that metrics fill."""
+        """Return the panels of metrics."""
         return [panel for row in self.rows for panel in row.panels if isinstance(panel, Panel)]
 
     def log_panels(self) -> list[LogPanel]:
@@ -108,7 +107,7 @@ class Dashboard:
 
 
 def vllm(name: str) -> str:
-    """Return the name of a metric of vLLM as it stands in expressions."""
+    """Return the name of a vLLM metric as used in expressions."""
     return f"vllm:{name}"
 
 
@@ -124,5 +123,5 @@ def mean(histogram: str, by: str = "host, service", selector: str = "$service") 
 
 
 def share(part: str, whole: str) -> str:
-    """Return the expression of a share that is 0, not missing, while the whole or the part is nothing."""
+    """Return the expression of a share that is 0, not missing, if the part is missing or the whole is 0."""
     return f"({part} or 0 * {whole}) / clamp_min({whole}, 1e-9)"

@@ -36,7 +36,7 @@ def expression(text: str) -> str:
 
 
 class VictoriaLogsQuery(Builder):
-    """A query of VictoriaLogs' data source, whose plugin the SDK does not know."""
+    """A query of VictoriaLogs' data source, whose plugin the SDK does not support."""
 
     def __init__(self, panel: LogPanel) -> None:
         self._query = {
@@ -57,7 +57,7 @@ def loki_query(panel: LogPanel) -> Builder:
 
 
 def plot(title: str, about: str, width: int) -> timeseries.Panel:
-    """Return the frame that every panel of lines has."""
+    """Return a panel with the settings that all panels of lines share."""
     return (
         timeseries.Panel()
         .title(title)
@@ -118,7 +118,7 @@ def log_panel(panel: LogPanel, store: models.DataSourceRef) -> Builder:
 
 
 def choice(name: str, query: str) -> builders.QueryVariable:
-    """Return a variable of which all values are chosen at first."""
+    """Return a variable with all values selected by default."""
     return (
         builders.QueryVariable(name)
         .label(name.capitalize())
@@ -134,7 +134,7 @@ def choice(name: str, query: str) -> builders.QueryVariable:
 
 
 def build(dashboard: Dashboard, store: models.DataSourceRef = VICTORIA_LOGS) -> dict[str, Any]:
-    """Return the dashboard as Grafana's JSON; ``store`` is where logs are asked for."""
+    """Return the dashboard as Grafana's JSON; ``store`` is the data source for logs."""
     suffix = "-loki" if store is LOKI else ""
     built = (
         builders.Dashboard(f"LLM server: {dashboard.title}{' (Loki)' if suffix else ''}")

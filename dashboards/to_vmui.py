@@ -1,4 +1,4 @@
-"""Write a dashboard for VictoriaMetrics' own UI. It has no variables: every host is a line of its own."""
+"""Write a dashboard for VictoriaMetrics' own UI. It has no variables: every host has its own line."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from urllib.parse import urlencode
 
 from dashboards.model import Dashboard, Panel
 
-# Long enough to have two points at any interval that people scrape with, short enough to show what is now.
+# Long enough for two samples at any usual scrape interval, short enough to show the current rate.
 WINDOW = "2m"
 
 
 def expression(text: str, divisor: float = 1) -> str:
-    """Return the expression for all hosts and services; the UI shows bare numbers, so they come divided."""
+    """Return the expression for all hosts and services, divided, because the UI shows bare numbers."""
     text = re.sub(r"\$(?:host|service)\b,?", "", text).replace("{}", "").replace("$rate", WINDOW)
     return text if divisor == 1 else f"({text}) / {divisor:.12g}" if divisor > 1 else f"({text}) * {1 / divisor:.12g}"
 
 
 def limit(panel: Panel) -> str:
-    """Return the line of the limit as an expression, with a label that legends can be grouped by."""
+    """Return the limit's line as an expression, with a label by which legends can be grouped."""
     return f'label_set({panel.limit.value / panel.unit.divisor:.12g}, "host", "all")' if panel.limit else ""
 
 
@@ -53,7 +53,7 @@ def build(dashboard: Dashboard) -> dict[str, Any]:
 
 
 def address(url: str, minutes: int = 30) -> str:
-    """Return the address of the dashboards, with legends that are short: the lines of a host together."""
+    """Return the URL of the dashboards, with short legends: a host's lines are grouped."""
     words = {
         "g0.range_input": f"{minutes}m",
         "g0.relative_time": "none",

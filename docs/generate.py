@@ -1,7 +1,8 @@
-"""Put the table of variables into each role's page, from the role's argument specs.
+"""Write the table of variables into each role's page, from the role's argument specs.
 
-`python docs/generate.py` writes, `--check` only says which pages are old (exit code 1). A page is docs/roles/<role>.md:
-prose by hand, and one block between two marks that belongs to this program. A role without a page gets a first one.
+`python docs/generate.py` writes, `--check` only lists the pages that are out of date (exit code 1). A page is
+docs/roles/<role>.md: hand-written text, and one generated block between two marks. A role without a page gets a new
+one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- variables: written by docs/generate.py from meta/argument_specs.yml -->"
 END = "<!-- end of variables -->"
-# Defaults that are templates, and what the table says instead; see newest_version in plugins/filter/releases.py.
+# Defaults that are templates, and their text in the table; see newest_version in plugins/filter/releases.py.
 SAID = {
     re.compile(r"\{\{ __\w+_checksums \| llm\.server\.newest_version \}\}"): "newest in the table",
     re.compile(r"\{\{ download_mirror \| default\(''\) \}\}"): "`download_mirror`",
@@ -32,30 +33,30 @@ def specification(role: str) -> dict[str, Any]:
 
 
 def defaults(role: str) -> dict[str, Any]:
-    """Return the role's defaults, with templates as they are written."""
+    """Return the role's defaults, without rendering templates."""
     path = ROOT / "roles" / role / "defaults" / "main.yml"
     return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
 
 
 def roles() -> list[str]:
-    """Return the roles that say which variables they take."""
+    """Return the roles that have argument specs."""
     return sorted(path.parent.parent.name for path in ROOT.glob("roles/*/meta/argument_specs.yml"))
 
 
 def page(role: str) -> Path:
-    """Return where the role's page is."""
+    """Return the path of the role's page."""
     return ROOT / "docs" / "roles" / f"{role}.md"
 
 
 def plain(text: str | list[str]) -> str:
-    """Turn Ansible's markup (`C(x)`, `V(x)`, `O(x)`, `M(x)`) into Markdown, on one line, fit for a cell of a table."""
+    """Convert Ansible's markup (`C(x)`, `V(x)`, `O(x)`, `M(x)`) to Markdown on one line, for a cell of a table."""
     joined = " ".join([text] if isinstance(text, str) else text)
     joined = re.sub(r"\b[CVOM]\(((?:[^()]|\([^()]*\))*)\)", r"`\1`", joined)
     return re.sub(r"\s+", " ", joined).replace("|", r"\|").strip()
 
 
 def kind(option: dict[str, Any]) -> str:
-    """Return the type of a variable, with that of a list's elements and the choices."""
+    """Return the type of a variable, with the type of a list's elements and the choices."""
     name = option.get("type", "str")
     if "elements" in option:
         name = f"{name} of {option['elements']}"
@@ -79,7 +80,7 @@ def default(option: dict[str, Any]) -> str:
 
 
 def rows(options: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return one line of the table a variable, and below it those that it is made of."""
+    """Return one line of the table per variable, followed by the lines of its suboptions."""
     lines = []
     for name, option in options.items():
         cells = [f"`{prefix}{name}`", kind(option), default(option), plain(option["description"])]
@@ -91,7 +92,7 @@ def rows(options: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def block(role: str) -> str:
-    """Return the generated part of a role's page, marks included."""
+    """Return the generated block of a role's page, including its marks."""
     head = ["| variable | type | default | meaning |", "| --- | --- | --- | --- |"]
     return "\n".join([BEGIN, "", *head, *rows(specification(role).get("options") or {}), "", END])
 
@@ -103,7 +104,7 @@ def beginning(role: str) -> str:
 
 
 def render(role: str, text: str) -> str:
-    """Return a page's text with its generated block made anew. Raises ValueError where the marks are missing."""
+    """Return a page's text with its block regenerated. Raises ValueError if the marks are missing."""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"{page(role).relative_to(ROOT)} must have each of these lines once: {BEGIN} … {END}")
     before, rest = text.split(BEGIN)
@@ -111,7 +112,7 @@ def render(role: str, text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write or check the pages; returns the exit code."""
+    """Write or check the pages; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="only say which pages are old")
     options = parser.parse_args(arguments)

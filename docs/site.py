@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: pages from outside docs/, those of modules and filters from their documentation, the navigation."""
+"""Hooks of mkdocs: pages from outside docs/, pages of modules and filters from their documentation, the navigation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import generate
 
 ROOT = generate.ROOT
-# Pages that stand beside what they describe: path in the repository → path in the site.
+# Pages that are in the folder that they describe: path in the repository → path in the site.
 ELSEWHERE = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -36,7 +36,7 @@ MARKED = re.compile(r"\b[PMLRU]\(([^(),]+)[^()]*\)")
 
 
 def modules() -> dict[str, Path]:
-    """Return the modules by their full name."""
+    """Return the paths of the modules by full name."""
     return {f"llm.server.{path.stem}": path for path in sorted((ROOT / "plugins/modules").glob("*.py"))}
 
 
@@ -113,7 +113,7 @@ def module_page(name: str, path: Path) -> str:
 
 
 def filters() -> dict[str, dict[str, Callable]]:
-    """Return the filters' functions by their full name, for each file of plugins/filter with what it says of itself."""
+    """Return the docstring of each file in plugins/filter, with the file's filter functions by full name."""
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     found = {}
@@ -125,14 +125,14 @@ def filters() -> dict[str, dict[str, Callable]]:
 
 
 def call(name: str, function: Callable) -> str:
-    """Return how a filter is used, such as ``rows | llm.server.checklist_table(width=60)``."""
+    """Return an example call of a filter, such as ``rows | llm.server.checklist_table(width=60)``."""
     parameters = inspect.signature(function).parameters.values()
     value, *rest = (str(each.replace(annotation=inspect.Parameter.empty)) for each in parameters)
     return f"{value.lstrip('_')} | {name}" + (f"({', '.join(rest)})" if rest else "")
 
 
 def filters_page() -> str:
-    """Return the page of all filters: how each is used, and what its function says of itself."""
+    """Return the page of all filters: each one's call and its docstring."""
     lines = ["# Filters"]
     for about, functions in filters().items():
         lines += ["", about]
@@ -143,7 +143,7 @@ def filters_page() -> str:
 
 
 def on_config(config: Any) -> Any:
-    """Set the navigation, so that a new page is in it by its folder."""
+    """Set the navigation, so that a new page is included by its folder."""
 
     def folder(name: str) -> list[str]:
         return [path.relative_to(ROOT / "docs").as_posix() for path in sorted((ROOT / "docs" / name).glob("*.md"))]
@@ -169,7 +169,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages from elsewhere and those of modules and filters."""
+    """Add the pages from outside docs/ and those of modules and filters."""
     for source, place in ELSEWHERE.items():
         files.append(File.generated(config, place, abs_src_path=str(ROOT / source)))
     for name, path in modules().items():
@@ -179,7 +179,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Point links at the site's pages; a link to a file that is not in the site becomes its name."""
+    """Rewrite links to the site's pages; a link to a file outside the site becomes its name."""
     place = page.file.src_uri
     here = {site: source for source, site in ELSEWHERE.items()}.get(place, f"docs/{place}")
 

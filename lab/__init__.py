@@ -1,1 +1,1 @@
-"""The laboratory: everything that exists only because here is no GPU, no cloud and no model hub."""
+"""The laboratory: everything that stands in for a GPU, a cloud and a model hub, none of which are available here."""

@@ -115,12 +115,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command; returns the exit code, 2 for a problem that the user can cure."""
+    """Run one command; return the exit code, 2 for a problem that the user can fix."""
     options = parser().parse_args(arguments)
     try:
         if options.command not in ("model", "bench-relay"):
             host.become_root(arguments)
-        os.umask(0o022)  # machines' users read the cache too
+        os.umask(0o022)  # the machines' users read the cache too
         result = act(options)
     except host.Problem as problem:
         host.say(f"error: {problem}")
@@ -133,7 +133,7 @@ def main(arguments: list[str]) -> int:
 
 
 def kind_of(name: str) -> ModuleType:
-    """Return the module that keeps the machine of that name."""
+    """Return the module that manages the machine of that name."""
     return qemu if name in qemu.names() else machine
 
 

@@ -1,4 +1,4 @@
-"""Machines of one inventory, converged by site.yml and asked for tokens: for the drill and the benchmark."""
+"""Machines of one inventory, converged by site.yml and probed with completion requests: for drill and benchmark."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CALLER = "caller-of-the-drill-0123456789abcdef"
 ENGINE_KEY = "engine-of-the-drill-0123456789abcdef"
 BACKUP_PASSWORD = "backups-of-the-drill-0123456789abcdef"  # shared by all machines: one restores another's backup
 
-# What the services of a machine run on, beside what is written for them.
+# Runs on a machine and prints each service's process and releases as JSON.
 SERVICES = r"""
 import json, pathlib, subprocess
 told = {}
@@ -46,7 +46,7 @@ print(json.dumps(told))
 
 @dataclass
 class Host:
-    """One machine: `kind` is the module of the laboratory that keeps it."""
+    """One machine. `kind` is the laboratory's module that manages it."""
 
     name: str
     kind: Any
@@ -54,12 +54,12 @@ class Host:
     reached: dict[str, Any] = field(default_factory=dict)
 
     def boot(self) -> None:
-        """Have the machine anew."""
+        """Recreate the machine."""
         self.kind.down(self.name)
         self.reached = self.kind.up(self.name, self.platform)
 
     def sh(self, script: str, check: bool = True) -> str:
-        """Run a shell script as root and return what it printed."""
+        """Run a shell script as root and return its output."""
         argv = self.kind.ssh_command(self.name, ["sudo", "sh", "-s"])
         done = subprocess.run(argv, input=script, capture_output=True, text=True, errors="replace", check=False)
         if check and done.returncode:
@@ -67,15 +67,15 @@ class Host:
         return done.stdout
 
     def put(self, text: str, place: str) -> None:
-        """Write a file that only root reads."""
+        """Write a file that only root can read."""
         self.sh(f"umask 077; mkdir -p {Path(place).parent}; cat > {place} <<'END-OF-FILE'\n{text}\nEND-OF-FILE\n")
 
     def services(self) -> dict[str, dict[str, Any]]:
-        """Return each service's pid, starts so far, and the releases that are written, running and verified."""
+        """Return each service's pid, its start count, and its written, running and verified releases."""
         return json.loads(self.sh(f"python3 - <<'END-OF-FILE'\n{SERVICES}\nEND-OF-FILE\n"))
 
     def astray(self) -> list[str]:
-        """Return the services that run on something else than what is written and verified."""
+        """Return the services that are inactive or whose written, running and verified releases differ."""
         return [
             name
             for name, seen in self.services().items()
@@ -83,7 +83,7 @@ class Host:
         ]
 
     def watch(self, url: str, key: str, model: str) -> None:
-        """Begin to ask the server for tokens; `watched` tells what came of it."""
+        """Start sending completion requests to the server; `watched` returns the result."""
         self.sh("systemctl stop drill-watch 2>/dev/null; true")
         self.put(WATCH.read_text(), f"{HOME}/watch.py")
         self.put(json.dumps({"url": url, "key": key, "model": model}), f"{HOME}/question.json")
@@ -93,7 +93,7 @@ class Host:
         self.until(lambda: self.watched()["asked"] > 0, 30, "the watch asks nothing")
 
     def watched(self) -> dict[str, Any]:
-        """Return how often the server was asked, how often it did not answer, and for how many seconds in all."""
+        """Return the number of requests, the number that failed, and the total seconds without an answer."""
         told = self.sh(f"cat {HOME}/state.json 2>/dev/null || true")
         return json.loads(told) if told else {"asked": 0, "refused": 0, "silent": 0.0, "now": False}
 
@@ -108,7 +108,7 @@ class Host:
 
 
 def logs(offered: dict[str, Any]) -> dict[str, Any]:
-    """Return what makes a bed ship its logs by promtail to the stand-in of Loki, and push no metrics."""
+    """Return the variables that make a bed ship its logs by promtail to the stand-in of Loki and push no metrics."""
     sums = {each["version"]: {"amd64": each["checksum"]} for each in offered["programs"] if each["name"] == "promtail"}
     return {
         "vmagent_url": "",
@@ -122,23 +122,23 @@ def logs(offered: dict[str, Any]) -> dict[str, Any]:
 
 
 class Bed:
-    """Machines of one inventory, with the variables that all of them have."""
+    """Machines of one inventory, with the variables that they share."""
 
     def __init__(self, name: str, hosts: list[str], groups: list[str], variables: dict[str, Any], **about: Any) -> None:
         kind, platform = about.get("kind", machine), about.get("platform", "debian12")
         self.hosts = [Host(each, kind, platform) for each in hosts]
         self.name, self.groups, self.variables = name, groups, variables
-        self.members: dict[str, list[str]] = about.get("members", {})  # of groups that not all machines are in
+        self.members: dict[str, list[str]] = about.get("members", {})  # of groups that only some machines are in
         self.folder = FOLDER / name
-        self.own: dict[str, dict[str, Any]] = {}  # variables of one machine
+        self.own: dict[str, dict[str, Any]] = {}  # per machine
 
     @property
     def one(self) -> Host:
-        """The machine of a bed that has only one."""
+        """Return the machine of a bed that has only one."""
         return self.hosts[0]
 
     def boot(self, offered: dict[str, Any]) -> None:
-        """Have all machines anew and write the inventory: the demo's, with facts of its own for each machine."""
+        """Recreate all machines and write the inventory: the demo's, with each machine's own facts."""
         for each in self.hosts:
             each.boot()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ class Bed:
         self.describe(offered)
 
     def prepare(self) -> None:
-        """Bring the tiny model to machines that do not share this host's folders."""
+        """Copy the tiny model to machines that do not share this host's folders."""
         for each in self.hosts:
             if each.kind is not machine:
                 packed = subprocess.run(["tar", "-c", "-C", str(model.ensure()), "."], capture_output=True, check=True)
@@ -158,7 +158,7 @@ class Bed:
                 subprocess.run(unpack, input=packed.stdout, capture_output=True, check=True)
 
     def describe(self, offered: dict[str, Any]) -> None:
-        """Write the inventory's hosts; anew after a machine was reached in another way."""
+        """Write the inventory's hosts; call it again when a machine's address or port has changed."""
         variables = {}
         for each in self.hosts:
             facts = demo.facts(each.reached, offered)
@@ -177,15 +177,15 @@ class Bed:
         (self.folder / "hosts.yml").chmod(0o600)
 
     def command(self, change: dict[str, Any] | None = None, *words: str, run: str = "site.yml") -> list[str]:
-        """Return the words that run site.yml on this bed with some variables changed."""
+        """Return the command that runs a playbook, site.yml by default, on this bed with some variables changed."""
         return playbook.command(self.folder / "hosts.yml", run, change or {}, *words)
 
     def converge(self, change: dict[str, Any] | None = None, *words: str, run: str = "site.yml") -> Outcome:
-        """Run site.yml on this bed, with some variables changed."""
+        """Run a playbook, site.yml by default, on this bed with some variables changed."""
         return playbook.run(self.command(change, *words, run=run), ROOT, self.environment())
 
     def environment(self) -> dict[str, str]:
-        """Return what each run gets: connections of its own, so that a killed run leaves none to the next."""
+        """Return the environment of each run: its own SSH sockets, so that a killed run leaves none to the next."""
         return {"ANSIBLE_SSH_CONTROL_PATH_DIR": str(host.STATE / "cp"), "ANSIBLE_HOME": str(STATE / "ansible")}
 
     def down(self) -> None:

@@ -1,8 +1,8 @@
-"""How long the roles take, fresh and when nothing is to be done, beside the floor under any run over SSH.
+"""Measure how long the roles take, on a fresh machine and without changes, against the floor of any run over SSH.
 
-For each case, each round boots a machine and measures on it, one after the other: a bare SSH command and one module
-call (the floor), then a first run and a second one. Every command opens its own SSH connection. Module calls are
-counted in the machine's journal, requests in the mirror's record.
+For each case, each round boots a machine and measures on it in turn: a bare SSH command and one module call (the
+floor), then a first run and a second one. Every command opens its own SSH connection. Module calls are counted in the
+machine's journal, requests in the mirror's record.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class Case:
-    """The roles that are timed, those that must be there before, and what kind of machine they need."""
+    """The roles that are timed, the roles that must run before them, and whether they need a virtual machine."""
 
     roles: tuple[str, ...]
     before: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ CASES = {
 VIRTUAL = " (virtual machine)"
 FLOOR = "one module call"
 BARE = "one bare SSH command"
-# What users would pick instead, as measured once on a machine like this one; see the page.
+# What users would otherwise choose, measured once on a machine like this one; see the page.
 PEERS = """
 What users would pick instead, measured once on a machine like this one with the same versions of both programs and
 pipelining on, medians of 4 (collections prometheus.prometheus 0.30.2, grafana.grafana 6.0.6; one module call: 1.3 s):
@@ -67,7 +67,7 @@ pipelining on, medians of 4 (collections prometheus.prometheus 0.30.2, grafana.g
 
 @dataclass
 class Series:
-    """Repeated measurements of one thing: seconds, and what each run did."""
+    """Repeated measurements of one command: seconds, module calls and requests."""
 
     seconds: list[float] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
@@ -86,7 +86,7 @@ class Series:
 
 
 class Bench:
-    """One machine after the other, and what was measured on them."""
+    """Benchmark one machine after another and keep the measurements."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -96,7 +96,7 @@ class Bench:
         self.bed: Bed
 
     def boot(self, case: Case) -> None:
-        """Have a machine that nothing was ever done to, but for what the case needs before it."""
+        """Boot a fresh machine and run only the roles that the case needs before it."""
         nvidia = {**nvidia_repository.ensure(), "exporter": exporter_repository.ensure()}
         go = nvidia["exporter"]["go"]
         variables = {
@@ -119,14 +119,14 @@ class Bench:
                 raise Problem(f"{', '.join(case.before)} failed: {outcome.message}")
 
     def run_of(self, roles: tuple[str, ...]) -> list[str]:
-        """Return the command that gives the machine some roles."""
+        """Return the command that runs some roles on the machine."""
         play = {"hosts": "all", "gather_facts": False, "roles": [f"llm.server.{role}" for role in roles]}
         written = self.folder / f"{'-'.join(roles)}.yml"
         written.write_text(yaml.safe_dump([play]))
         return self.bed.command(run=str(written))
 
     def measure(self, name: str, command: list[str], counted: bool = True) -> None:
-        """Time a command and count what it did; raises Problem with its last words where it fails."""
+        """Time a command and count its module calls and requests; raise Problem with its error if it fails."""
         since = self.ask("date", "+%s.%N").strip()
         self.record("DELETE")
         environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_HOME": str(self.folder)}
@@ -143,7 +143,7 @@ class Bench:
             raise Problem(f"{name} failed: {told[0]}")
         series = self.series.setdefault(name, Series())
         series.seconds.append(seconds)
-        # The floor of the same machine in the same minute: a busy host slows both.
+        # The floor comes from the same machine in the same minute, because a busy host slows both.
         if name.startswith(FLOOR):
             self.floor = seconds
         elif counted:
@@ -154,22 +154,22 @@ class Bench:
         host.say(f"  {name}: {seconds:.1f} s")
 
     def ask(self, *command: str) -> str:
-        """Run a command on the machine, outside of what is timed."""
+        """Run a command on the machine without timing it."""
         there = self.bed.one
         argv = there.kind.ssh_command(there.name, list(command))
         return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
     def module_calls(self, since: str) -> int:
-        """Count the modules that ran on the machine as root: each is a command of sudo in the journal."""
+        """Count the modules that ran on the machine as root: each is a sudo command in the journal."""
         lines = self.ask("sudo", "journalctl", f"--since=@{since}", "--no-pager").splitlines()
         return sum("BECOME-SUCCESS" in line for line in lines)
 
     def record(self, method: str) -> dict[str, Any]:
-        """Return or forget (DELETE) what the mirror was asked by this machine."""
+        """Return the requests that this machine sent to the mirror; DELETE clears them."""
         request = urllib.request.Request(f"{self.services['mirror']}/requests", method=method)
         with urllib.request.urlopen(request, timeout=10) as answer:
             told = json.load(answer)
-        # A virtual machine's requests come from this host, which asks nothing itself meanwhile.
+        # A virtual machine's requests come from this host's address; the host itself sends none meanwhile.
         clients = {self.bed.one.reached["address"]}
         if clients != {"127.0.0.1"}:
             return {"requests": [entry for entry in told["requests"] if entry["client"] in clients]}
@@ -191,7 +191,7 @@ class Bench:
                 self.bed.down()
 
     def table(self) -> list[str]:
-        """Return the lines of the table of results."""
+        """Return the lines of the result table."""
         head = ["what", "median", "spread", "/ floor", "module calls", "requests"]
         lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
         for name, series in self.series.items():

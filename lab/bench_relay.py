@@ -1,8 +1,8 @@
-"""What ai-server costs: the same requests straight to a stand-in for vLLM, through nginx, and through ai-server.
+"""Measure the cost of ai-server: the same requests directly to a stand-in for vLLM, by nginx, and by ai-server.
 
-All in turn, in the same minute: a busy machine slows them alike. The stand-in and the load are raw protocols on
-sockets, each in a process of its own, so that what stands between them is what is measured. A chunk carries the time
-at which it was sent; the clock is the machine's, so its lag is read off where it arrives.
+All three are measured in turn within the same minute, because a busy machine slows them alike. The stand-in and the
+load are raw protocols on sockets, each in its own process, so that only the relay between them is measured. Each chunk
+carries the time at which it was sent. Both sides use the machine's clock, so the receiver computes the delay from it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lab.host import ROOT, Problem, say
 PAGE = ROOT / "docs" / "benchmarks.md"
 MARK = "## What ai-server costs"
 KEY = "bench-key-0123456789"
-TOKENS, PACE = 8, 0.05  # of an answer; seconds between the chunks of a paced stream
+TOKENS, PACE = 8, 0.05  # per answer; seconds between the chunks of a paced stream
 SEQUENTIAL, CONCURRENT, STREAMS, CHUNKS = 300, 16, 200, 60
 NGINX = """
 daemon off;
@@ -59,7 +59,7 @@ http {{
 
 
 class Engine(asyncio.Protocol):
-    """The stand-in for vLLM: an answer at once, whole or in chunks, or a stream with one chunk after each PACE."""
+    """The stand-in for vLLM: it answers at once in one piece or as a stream, or sends one chunk every PACE seconds."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport, self.read = transport, b""
@@ -111,7 +111,7 @@ def event(text: str, finish_reason: str | None = None) -> bytes:
 
 
 def chunked(data: bytes) -> bytes:
-    """Return the data as one chunk of HTTP's."""
+    """Return the data as one HTTP chunk."""
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
@@ -122,7 +122,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Client(asyncio.Protocol):
-    """One connection of the load; `ask` returns when the answer is whole, `arrived` has (time, bytes) of its pieces."""
+    """One connection of the load. `ask` waits for the complete response; `arrived` has (time, bytes) of its pieces."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport, self.over = transport, None
@@ -161,7 +161,7 @@ HEAD = (
 
 
 async def load(port: int, seconds: float) -> dict[str, float]:
-    """Ask what listens on the port; return the four figures of the table: ms, requests/s, ms, ms."""
+    """Send requests to a port; return the four figures of the table: ms, requests/s, ms, ms."""
 
     async def connect(number: int) -> list[Client]:
         made = [asyncio.get_running_loop().create_connection(Client, "127.0.0.1", port) for _ in range(number)]
@@ -202,7 +202,7 @@ async def load(port: int, seconds: float) -> dict[str, float]:
 
 
 def times(data: bytes) -> Iterator[float]:
-    """Yield when the events in it were sent."""
+    """Yield the times at which the events in the data were sent."""
     for part in data.split(b'"content": "')[1:]:
         with contextlib.suppress(ValueError):
             yield float(part.split(b'"')[0])
@@ -210,26 +210,26 @@ def times(data: bytes) -> Iterator[float]:
 
 @dataclass
 class Candidate:
-    """Something that is asked: its port, and the processes whose memory counts."""
+    """A server under test: its port, and the processes whose memory counts."""
 
     port: int
     pids: Callable[[], list[int]] = list
 
     def mib(self) -> float:
-        """Return the memory that is the processes' own or their share of what they share, in MiB."""
+        """Return the processes' proportional set size (own memory and their share of shared memory) in MiB."""
         pages = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self.pids()]
         return sum(int(page.partition("\nPss:")[2].split()[0]) for page in pages) / 1024
 
 
 def free_port() -> int:
-    """Return a port of loopback that nothing listens on."""
+    """Return a free port on loopback."""
     with socket.create_server(("127.0.0.1", 0)) as there:
         return there.getsockname()[1]
 
 
 @contextlib.contextmanager
 def running(command: list[str], port: int, **how) -> Iterator[subprocess.Popen]:
-    """Start a process, wait until it listens, end it by its own id; raises Problem with its last words."""
+    """Start a process, wait until it listens, and end it by its process ID; raise Problem with its last output."""
     with tempfile.TemporaryFile() as told:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=told, stderr=told, **how)
         try:
@@ -254,7 +254,7 @@ def running(command: list[str], port: int, **how) -> Iterator[subprocess.Popen]:
 
 @contextlib.contextmanager
 def candidates(application: Path, nginx: str, folder: Path) -> Iterator[dict[str, Candidate]]:
-    """Start the stand-in, nginx and ai-server; end them."""
+    """Start the stand-in, nginx and ai-server; stop them at the end."""
     upstream, proxy, port = free_port(), free_port(), free_port()
     with contextlib.ExitStack() as stack:
         here = [sys.executable, "-m", "lab.bench_relay"]
@@ -279,7 +279,7 @@ def candidates(application: Path, nginx: str, folder: Path) -> Iterator[dict[str
 
 
 def settings(upstream: int, application: Path) -> dict[str, str]:
-    """Return the environment of ai-server."""
+    """Return ai-server's environment variables."""
     return {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(application),
@@ -300,7 +300,7 @@ def settings(upstream: int, application: Path) -> dict[str, str]:
 
 
 def measure(port: int, seconds: float) -> dict[str, float]:
-    """Run the load in a process of its own; return its figures."""
+    """Run the load in its own process; return its figures."""
     argv = [sys.executable, "-m", "lab.bench_relay", "load", str(port), str(seconds)]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -309,7 +309,7 @@ def measure(port: int, seconds: float) -> dict[str, float]:
 
 
 def run(rounds: int, application: Path, nginx: str | None, page: bool = False, seconds: float = 3) -> str:
-    """Measure so many rounds; return the table. application: where `app/` is; page: write the page too."""
+    """Measure `rounds` rounds; return the table. application: the folder of `app/`; page: also write the page."""
     nginx = nginx or shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if nginx is None:
         raise Problem("nginx is needed for comparison: apt-get install nginx-light, or --nginx PATH")
@@ -330,7 +330,7 @@ def run(rounds: int, application: Path, nginx: str | None, page: bool = False, s
 
 
 def table(found: dict[str, list[dict[str, float]]], memory: dict[str, float]) -> str:
-    """Return the lines of the table: each cell the median of the rounds."""
+    """Return the lines of the table; each cell is the median of the rounds."""
     rows = {
         "one after the other, p50": ("p50_ms", "{:.2f} ms"),
         f"{CONCURRENT} at once": ("rate", "{:,.0f} requests/s"),
@@ -347,7 +347,7 @@ def table(found: dict[str, list[dict[str, float]]], memory: dict[str, float]) ->
 
 
 def section(table: str, rounds: int) -> str:
-    """Return the part of the page."""
+    """Return the section of the page."""
     load = f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} at the end"
     return (
         f"{MARK}\n\n"
@@ -361,12 +361,12 @@ def section(table: str, rounds: int) -> str:
 
 
 def write(text: str) -> None:
-    """Put the section at the end of the page, in the place of the one before."""
+    """Replace the section at the end of the page."""
     PAGE.write_text(PAGE.read_text().partition(MARK)[0].rstrip("\n") + "\n\n" + text)
 
 
 def main() -> None:
-    """What the processes of this module run: the engine, or the load."""
+    """Run the engine or the load: the entry point of this module's processes."""
     with contextlib.suppress(ImportError):
         import uvloop
 

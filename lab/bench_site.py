@@ -1,9 +1,9 @@
-"""How long a run of site.yml without changes takes, beside a deploy of pyinfra that checks the same things.
+"""Measure a run of site.yml without changes against a pyinfra deploy that checks the same things.
 
-Machines with the engine's light stand-in are converged once. Then each round runs, one after the other: a bare SSH
-command (the floor), site.yml, and pyinfra on one machine; both again where each round trip takes 20 ms; and both on all
-machines. What pyinfra has to find is read from the finished machines: the packages and users of the services, their
-directories, their files with owner, mode and content, links, programs by checksum, units, and addresses that answer.
+Machines with the engine's light stand-in are converged once. Each round then runs in turn: a bare SSH command (the
+floor), site.yml, and pyinfra on one machine; the same with a round-trip time of 20 ms; and site.yml and pyinfra on all
+machines. The expected state for pyinfra is read from the finished machines: packages, the services' users and
+directories, files with owner, mode and content, links, programs by checksum, units, and addresses that answer.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PACKAGES = ["ca-certificates", "logrotate", "python3-venv"]
 ONE_WAY = 0.010  # seconds
 NEAR, FAR = "0 ms", "20 ms"
 
-# As measured once on a busy machine like this one; see the page.
+# Measured once on a busy machine like this one; see the page.
 MITOGEN = """
 Mitogen 0.3.54 would halve the time: site.yml without changes took 28 s with `strategy: mitogen_linear` and 62 s without
 it (one host, ansible-core 2.19, a busy machine, 2 runs each). It also runs with ansible-core 2.21. It is not an option
@@ -50,7 +50,7 @@ of this project:
 - `engine_command` builds a tunnel from the options of Ansible's own SSH connection, which Mitogen replaces.
 """
 
-# Runs on a machine and prints what is right there, as JSON.
+# Runs on a machine and prints its actual state as JSON.
 LOOK = r"""
 import base64, glob, grp, hashlib, json, os, pathlib, pwd, re, stat
 state = {"users": {}, "directories": {}, "files": [], "links": [], "programs": [], "units": [], "probes": []}
@@ -87,7 +87,7 @@ print(json.dumps(state))
 
 
 def pyinfra() -> Path:
-    """Return the program, in an environment of its own in the cache."""
+    """Return the path of pyinfra, installed in its own environment in the cache."""
     folder = CACHE / "pyinfra" / host.digest([LOCK.read_text(), sys.version])
     with host.lock("pyinfra"):
         if not (folder / ".complete").exists():
@@ -124,7 +124,7 @@ class Site:
             (self.folder / f"{each.name}.json").write_text(json.dumps(self.state(each)))
 
     def state(self, there: Host) -> dict[str, Any]:
-        """Return what is right on a machine, with each file's content in a file of this host."""
+        """Return a machine's actual state, with each file's content in a file on this host."""
         state = json.loads(there.sh(f"python3 - <<'END-OF-FILE'\n{LOOK}\nEND-OF-FILE\n"))
         place = self.folder / there.name
         place.mkdir()
@@ -135,7 +135,7 @@ class Site:
         return {**state, "packages": PACKAGES}
 
     def ask(self, hosts: int, ports: dict[str, int]) -> list[str]:
-        """Write pyinfra's inventory of the first machines, by their own addresses or by `ports` here."""
+        """Write pyinfra's inventory of the first machines (their addresses or local `ports`); return the command."""
         told = []
         for there in self.bed.hosts[:hosts]:
             reached, port = there.reached, ports.get(there.name)
@@ -158,7 +158,7 @@ class Site:
         return [str(self.program), "-y", "--sudo", str(HERE / "inventory.py"), str(HERE / "deploy.py")]
 
     def options(self, there: Host, port: int | None) -> list[str]:
-        """Return the words by which ssh checks a machine's key, also behind a port of this host."""
+        """Return ssh's options that check a machine's host key, also behind a port of this host."""
         options = ["StrictHostKeyChecking=yes", f"UserKnownHostsFile={there.reached['known_hosts']}"]
         options += ["HostName=127.0.0.1", f"HostKeyAlias={there.reached['address']}"] if port else []
         return [word for option in options for word in ("-o", option)]
@@ -172,7 +172,7 @@ class Site:
         return ["ssh", *batch, *words, f"{reached['user']}@{reached['address']}", "true"]
 
     def ansible(self, hosts: int, port: int | None) -> list[str]:
-        """Return a run of site.yml on the first machines, all of them at once."""
+        """Return a command that runs site.yml on the first machines, all at once."""
         change: dict[str, Any] = {"rollout_batch": hosts}
         if port:
             change["ansible_port"] = port
@@ -182,14 +182,16 @@ class Site:
 
     @contextlib.contextmanager
     def far(self) -> Iterator[int]:
-        """Give the first machine a port of this host behind which each round trip takes 20 ms."""
+        """Open a local port to the first machine with a round-trip time of 20 ms."""
         reached = self.bed.one.reached
         with Link((reached["address"], reached["port"]), ONE_WAY) as port:
             yield port
 
 
 def timed(name: str, command: list[str], folder: Path) -> float:
-    """Return the seconds that a command takes with connections of its own; raises Problem where something changed."""
+    """Return the seconds that a command takes with its own SSH connections; raise Problem if it fails or changes
+    something.
+    """
     with tempfile.TemporaryDirectory(prefix="cp-") as sockets:
         own = {
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
@@ -210,7 +212,7 @@ def timed(name: str, command: list[str], folder: Path) -> float:
 
 
 def unchanged(said: str) -> bool:
-    """Tell whether a run of Ansible or pyinfra says that it changed nothing; True for ssh, which says nothing."""
+    """Return whether the output of Ansible or pyinfra reports no changes; True for ssh, which reports nothing."""
     recap = said.partition("PLAY RECAP")[2]
     if recap:
         return all("changed=0 " in line for line in recap.splitlines() if "ok=" in line)
@@ -218,7 +220,7 @@ def unchanged(said: str) -> bool:
 
 
 def run(repeats: int, hosts: int, writes: bool) -> str:
-    """Measure `repeats` rounds and return the table; `writes` puts it into the page."""
+    """Measure `repeats` rounds and return the table; `writes` also puts it into the page."""
     seconds: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-site-") as folder:
         site = Site(Path(folder), hosts)
@@ -235,7 +237,7 @@ def run(repeats: int, hosts: int, writes: bool) -> str:
 
 
 def measure(site: Site, seconds: dict[tuple[str, str], list[float]], hosts: int) -> None:
-    """Run everything once and add its seconds, by what ran and where."""
+    """Run everything once and append the seconds by command and place."""
 
     def one(what: str, where: str, command: list[str]) -> None:
         seconds.setdefault((what, where), []).append(timed(f"{what}, {where}", command, site.folder))
@@ -254,7 +256,7 @@ def measure(site: Site, seconds: dict[tuple[str, str], list[float]], hosts: int)
 
 
 def rows(seconds: dict[tuple[str, str], list[float]], hosts: int) -> list[str]:
-    """Return the lines of the table: medians, one column for each place."""
+    """Return the lines of the table: medians, one column per place."""
     places = [NEAR, FAR, *([f"{hosts} hosts"] if hosts > 1 else [])]
     heads = [f"1 host, {NEAR}", f"1 host, {FAR}", *([f"{hosts} hosts, {NEAR}"] if hosts > 1 else [])]
     lines = [f"| {' | '.join(['what', *heads])} |", f"|{' --- |' * (1 + len(heads))}"]
@@ -266,7 +268,7 @@ def rows(seconds: dict[tuple[str, str], list[float]], hosts: int) -> list[str]:
 
 
 def part(table: str, repeats: int) -> str:
-    """Return the text of the part of the page."""
+    """Return the section of the page."""
     load = f"{os.cpu_count()} processors, load {os.getloadavg()[2]:.1f} at the end"
     version = LOCK.read_text().partition("pyinfra==")[2].split()[0]
     return (
@@ -281,7 +283,7 @@ def part(table: str, repeats: int) -> str:
 
 
 def write(text: str) -> None:
-    """Put the part into the page, in the place of the one before, ahead of ai-server's."""
+    """Replace the section in the page; it stands before ai-server's."""
     before, _, rest = PAGE.read_text().partition(NEXT)
     kept = before.partition(MARK)[0].rstrip("\n")
     PAGE.write_text(f"{kept}\n\n{text}\n{NEXT}{rest}" if rest else f"{kept}\n\n{text}")

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven by its DevTools protocol over a pipe: nothing listens, and no driver is needed."""
+"""A headless Chromium, driven by the DevTools protocol over a pipe: it needs no port and no driver program."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from typing import Any
 from lab import host
 from lab.host import Problem
 
-# Debian's package and the names that others give the same program; the first that is there is taken.
+# Debian's package, and the names of the program elsewhere; the first one found is used.
 PACKAGE = "chromium-headless-shell"
 PROGRAMS = (PACKAGE, "chromium", "chromium-browser", "google-chrome")
-# It asks nothing of the network but the page that it is shown.
+# The browser requests nothing from the network except the page that it shows.
 ARGUMENTS = (
     "--headless",
     "--remote-debugging-pipe",
     "--disable-gpu",
-    "--disable-dev-shm-usage",  # containers have a small one
+    "--disable-dev-shm-usage",  # /dev/shm is small in containers
     "--disable-quic",
     "--disable-background-networking",
     "--disable-component-update",
@@ -52,7 +52,7 @@ class Browser:
         self.call("Page.enable")
 
     def call(self, method: str, **words: Any) -> dict[str, Any]:
-        """Call a method of the protocol and return its result; events in between are passed over."""
+        """Call a method of the protocol and return its result; ignore events before it."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": words}
         if self._session:
@@ -75,7 +75,7 @@ class Browser:
         return message
 
     def size(self, width: int, height: int, scale: float = 1) -> None:
-        """Make the page so large, in its own measure; `scale` is how much smaller or larger it is drawn."""
+        """Set the size of the page in CSS pixels; `scale` is its device scale factor."""
         words = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **words)
 
@@ -85,7 +85,7 @@ class Browser:
             raise Problem(f"The browser cannot open {url}: {result['errorText']}")
 
     def ask(self, script: str) -> Any:
-        """Return the value of an expression in JavaScript; a promise is waited for."""
+        """Return the value of a JavaScript expression; wait for it if it is a promise."""
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in result:
             details = result["exceptionDetails"]
@@ -93,7 +93,7 @@ class Browser:
         return result["result"].get("value")
 
     def wait(self, script: str, seconds: float) -> bool:
-        """Wait until an expression in JavaScript is true; False if it is not in time."""
+        """Wait until a JavaScript expression is true; return False on a timeout."""
         end = time.monotonic() + seconds
         while not self.ask(script):
             if time.monotonic() > end:
@@ -102,14 +102,14 @@ class Browser:
         return True
 
     def picture(self, width: float, height: float) -> bytes:
-        """Return the upper left part of the page as PNG."""
+        """Return the top left part of the page as PNG."""
         clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
         answer = self.call("Page.captureScreenshot", format="png", clip=clip)
         return base64.b64decode(answer["data"])
 
 
 def program() -> str:
-    """Return the path of a browser; Debian's is installed where there is none."""
+    """Return the path of a browser; install Debian's if there is none."""
     found = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if not found:
         host.ensure_packages({PACKAGE: PACKAGE})
@@ -121,10 +121,10 @@ def program() -> str:
 
 @contextlib.contextmanager
 def running() -> Iterator[Browser]:
-    """Run a browser with a profile of its own, and end it."""
+    """Run a browser with its own profile, and stop it at the end."""
     arguments = [program(), *ARGUMENTS, "about:blank"]
     if os.geteuid() == 0:
-        arguments.insert(1, "--no-sandbox")  # root may not have one; it is shown pages of this project alone
+        arguments.insert(1, "--no-sandbox")  # root may not have one; the browser only shows this project's pages
     (their_read, our_write), (our_read, their_write) = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as profile:
         arguments.insert(1, f"--user-data-dir={profile}")

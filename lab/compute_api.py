@@ -1,10 +1,10 @@
-"""Google's Compute API on loopback: as much of it as the project uses, strict about what it is asked.
+"""Google's Compute API on loopback: the part that the project uses, with strict checks of each request.
 
-One listener is both the CONNECT proxy and, behind TLS with an authority of its own, the API for
-compute.googleapis.com and www.googleapis.com, the Resource Manager that says which permissions the account has, and the
-place where a service account gets a token. Every request to the API is held against Google's published discovery
-document (path, parameters, body; it comes with the PyPI package google-api-python-client) and refused where it does
-not fit. Faults are told to it beforehand (`fail`). Nothing is forwarded anywhere.
+One listener is both the CONNECT proxy and, behind TLS with its own certificate authority, the API for
+compute.googleapis.com and www.googleapis.com, the Resource Manager that lists the account's permissions, and the
+token endpoint of service accounts. Every request to the API is checked against Google's published discovery document
+(path, parameters, body; it comes with the PyPI package google-api-python-client) and refused if it does not match.
+Tests configure faults beforehand (`fail`). Nothing is forwarded anywhere.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HOSTS = (
 URL = "https://www.googleapis.com/compute/v1/"
 IMAGES = "ubuntu-os-accelerator-images"
 FAMILY = "ubuntu-accelerator-2204-amd64-with-nvidia-580"
-MACHINE_TYPES = {  # name -> NVIDIA L4 that come with it, vCPUs
+MACHINE_TYPES = {  # name -> number of NVIDIA L4 that come with it, vCPUs
     "g2-standard-4": (1, 4),
     "g2-standard-8": (1, 8),
     "g2-standard-16": (1, 16),
@@ -48,7 +48,7 @@ MACHINE_TYPES = {  # name -> NVIDIA L4 that come with it, vCPUs
     "e2-small": (0, 2),
 }
 ATTACHABLE = {"n1": ("nvidia-tesla-t4", "nvidia-tesla-v100", "nvidia-tesla-p100", "nvidia-tesla-p4")}
-QUOTAS = {  # of a region, by Google's names
+QUOTAS = {  # per region, by Google's names
     "CPUS": 72,
     "N2_CPUS": 24,
     "PREEMPTIBLE_CPUS": 0,
@@ -73,7 +73,7 @@ COMMON_PARAMETERS = {"alt", "fields", "key", "prettyPrint", "quotaUser", "userIp
 
 
 class Refused(Exception):
-    """An answer that is not 200: status (0: none comes), the API's reason, a message."""
+    """A response other than 200: status (0: no response), the API's reason, a message."""
 
     def __init__(self, status, reason, message):
         super().__init__(message)
@@ -82,11 +82,11 @@ class Refused(Exception):
 
 @dataclass
 class Fault:
-    """Something that goes wrong `times` times for requests of `method` whose path contains `where`.
+    """A fault of the next `times` requests of `method` whose path contains `where`.
 
     With `status` the request is refused; with `operation` (code, message, details) it is accepted and its operation
-    fails; with `broken` the connection ends without an answer. `done` lets a refused or unanswered request take effect
-    all the same, as when the answer gets lost.
+    fails; with `broken` the connection ends without an answer. With `done`, a refused or unanswered request still takes
+    effect, as when the response is lost.
     """
 
     method: str
@@ -98,7 +98,7 @@ class Fault:
     times: int = 1
     done: bool = False
     broken: bool = False
-    answer: object = ...  # what is answered instead, with status 200, whatever it is
+    answer: object = ...  # any other answer to send, with status 200
 
     def refuse(self):
         raise Refused(self.status, self.reason, self.message)
@@ -158,7 +158,7 @@ class Schema:
             raise Refused(400, "invalid", f"{method['id']}: takes no body")
 
     def fits(self, schema, value, where):
-        """Refuse a value that its schema does not allow: unknown, wrongly typed, output-only, outside an enum."""
+        """Refuse a value that its schema does not allow: unknown, of the wrong type, output-only, not in the enum."""
         if "$ref" in schema:
             schema = self.schemas[schema["$ref"]]
         kinds = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float)}
@@ -199,7 +199,7 @@ def new_fingerprint():
 
 @dataclass
 class Cloud:
-    """State of one project, and the methods of the API on it. Methods are named after the discovery document's ids."""
+    """State of one project, and the API's methods on it. Methods are named after the discovery document's ids."""
 
     project: str = "lab-project"
     zones: dict = field(
@@ -216,12 +216,12 @@ class Cloud:
     )
     routers: list = field(default_factory=list)  # (region, router)
     denied: set = field(default_factory=set)  # permissions that the account lacks
-    unreachable: set = field(default_factory=set)  # zones that lists cannot ask
+    unreachable: set = field(default_factory=set)  # zones that lists cannot reach
     networks: tuple = ("default",)
     page_size: int = 500
-    polls: int = 1  # how often an operation is asked about before it is done
+    polls: int = 1  # how many polls an operation needs until it is done
     schedule_while_running: bool = True
-    address: str | None = None  # the external address of every VM, instead of one from a test network
+    address: str | None = None  # the external address of every VM instead of one from a test network
     on_power: object = None  # called with (name, "on", "off" or "gone"); may return the address of the machine
 
     def __post_init__(self):
@@ -278,7 +278,7 @@ class Cloud:
             handler = getattr(self, method["id"].removeprefix("compute.").replace(".", "_"), None)
             if handler is None:
                 raise Refused(501, "notImplemented", f"the laboratory does not know {method['id']}")
-            # The same change under the same requestId is the same operation, and nothing is done twice.
+            # A repeated change with the same requestId is the same operation; nothing is done twice.
             once = (verb, path, query.get("requestId"))
             if once[2] and once in self.known_requests:
                 return dict(self.operations[self.known_requests[once]][0])
@@ -337,7 +337,7 @@ class Cloud:
         return operation
 
     def _pass_time(self, target=""):
-        """Let operations on what is looked at go on, as they do where nobody asks about them."""
+        """Advance the operations of a target, as they do on Google Cloud when nobody polls them."""
         for name, (operation, *_) in list(self.operations.items()):
             if operation["status"] != "DONE" and target in operation["targetLink"]:
                 self._poll(name)
@@ -419,7 +419,7 @@ class Cloud:
         return {"kind": "compute#acceleratorTypeAggregatedList", "items": dict(page), **more}
 
     def _named(self, kind, resources, name, url):
-        """Answer for one of a few resources that differ in nothing but their names."""
+        """Return one of a few resources that differ only in their names."""
         for one in resources:
             if one["name"] == name:
                 return {"kind": f"compute#{kind}", **one}
@@ -570,7 +570,7 @@ class Cloud:
         return self._aggregated("disks", self.disks, query)
 
     def _aggregated(self, kind, resources, query):
-        """Return a page of an aggregated list, with what a scope without items says instead of them."""
+        """Return a page of an aggregated list, with the API's warning for a scope without items."""
         items = [
             (f"zones/{zone}", copy.deepcopy(one))
             for (zone, _), one in resources.items()
@@ -649,7 +649,7 @@ class Cloud:
             }
         ]
 
-        # It is there from now on and on its way; only what is made of it is not to be had yet.
+        # It exists from now on, in a transition state; only the operation is not done yet.
         self.instances[zone, name] = instance
         self.disks[zone, name] = {
             "kind": "compute#disk",
@@ -710,7 +710,7 @@ class Cloud:
         if booted:
             network["networkIP"] = booted
         for access in network.get("accessConfigs", []):
-            # An ephemeral address goes with the power and another one comes; a reserved one stays.
+            # An ephemeral address is lost at power-off and a new one is assigned later; a reserved one stays.
             if access.get("natIP") in self._reserved():
                 continue
             access.pop("natIP", None)
@@ -718,7 +718,7 @@ class Cloud:
                 access["natIP"] = booted or self.address or f"203.0.113.{self._number() % 250 + 1}"
 
     def _moving(self, values, url, verb, status, effect):
-        """Begin what takes an instance from one state to another; between them it takes no further change."""
+        """Start a state transition of an instance; until it ends, the instance accepts no further change."""
         instance = self._instance(values)
         self._still(instance)
         instance["status"] = status
@@ -987,7 +987,7 @@ class Cloud:
 
 
 def authority(folder):
-    """Make an authority and a certificate for Google's hosts below `folder`; return their paths."""
+    """Create a certificate authority and a certificate for Google's hosts below `folder`; return their paths."""
     now = datetime.datetime.now(datetime.timezone.utc)
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Laboratory authority")])
@@ -1040,7 +1040,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if not isinstance(self.connection, ssl.SSLSocket):
                 raise Refused(400, "badRequest", "The API speaks TLS only")
             if split.path == "/token" and dict(parse_qsl(text.decode())).get("assertion"):
-                # Any service account is believed here.
+                # Any service account is accepted.
                 self._send(200, {"access_token": self.server.token, "expires_in": 3600, "token_type": "Bearer"})
                 return
             if self.headers.get("Authorization") != f"Bearer {self.server.token}":
@@ -1083,7 +1083,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server:
-    """The listener; a context manager. `environment` is all that a client needs."""
+    """The listener, a context manager. `environment` has all variables that a client needs."""
 
     def __init__(self, folder, cloud=None):
         self.cloud = cloud or Cloud()

@@ -1,8 +1,8 @@
 """CPython from Maven Central, laid out as its own `make altinstall` would.
 
-Version 3.10 is for machines whose distribution has an older one: Ubuntu 22.04, which production runs on, has it. The
-newest one is for the controller of tests/newest_controller.py. Both come complete with venv and headers, and find their
-libraries beside themselves, so they need no environment variable: neither on a machine nor on this host.
+Version 3.10 is for machines whose distribution has an older one: it is the Python of Ubuntu 22.04, which production
+runs on. The newest version is for the controller of tests/newest_controller.py. Both include venv and headers, and find
+their libraries in their own folder, so they need no environment variable on a machine or on this host.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lab.host import CACHE, Problem
 
 @dataclass(frozen=True)
 class Release:
-    """A version as Maven Central has it; `sqlite` is the wheel that brings its extension, where it was left out."""
+    """A version on Maven Central. `sqlite` is the wheel with the SQLite extension, if the artefact lacks it."""
 
     version: str
     artefact: str
@@ -30,12 +30,12 @@ class Release:
 
     @property
     def name(self) -> str:
-        """The interpreter's name, such as python3.10."""
+        """Return the interpreter's name, such as python3.10."""
         return f"python{self.version.rpartition('.')[0]}"
 
     @property
     def places(self) -> dict[str, str]:
-        """What is wanted, by where it lies in the artefact and where in the installation."""
+        """Return the needed files: path in the artefact -> path in the installation."""
         library = f"lib{self.name}.so.1.0"
         return {
             f"bin/{self.name}": f"bin/{self.name}",
@@ -47,11 +47,11 @@ class Release:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Folders that nothing here imports."""
+        """Return the folders that nothing here imports."""
         return tuple(f"lib/{self.name}/{name}/" for name in ("test", "idlelib", "lib2to3", "tkinter", "turtledemo"))
 
 
-# The application imports SQLite. This wheel has the same extension, linked with it.
+# The application imports SQLite. This wheel has the same extension, statically linked with SQLite.
 SQLITE = "pysqlite3-binary==0.5.4.post2 --hash=sha256:7f8171c8dd11dfc6fe5321394903782df9610f51d457a3ebe8c972c0bc4606fb"
 UBUNTU = Release(
     version="3.10.8",
@@ -74,7 +74,7 @@ CERTIFICATES = "__w/javacpp-presets/javacpp-presets/cpython/cppbuild/linux-x86_6
 
 
 def recipe(release: Release | None = None) -> str:
-    """Return what decides how a copy turns out; without a release, a machine's."""
+    """Return a digest of everything that determines a copy; without a release, of the one on machines."""
     wanted = release or UBUNTU
     return host.digest([wanted.checksum, wanted.places, wanted.left_out, wanted.sqlite, CERTIFICATES])
 
@@ -99,7 +99,7 @@ def ensure(release: Release = UBUNTU) -> Path:
 
 
 def fetch(folder: Path, release: Release = UBUNTU) -> Path:
-    """Fetch the artefact by Maven into `folder`, and return it, checked."""
+    """Download the artefact by Maven into `folder`, verify it, and return it."""
     host.ensure_packages({"mvn": "maven"})
     settings = {"maven.repo.local": CACHE / "maven", "artifact": release.artefact, "outputDirectory": folder}
     words = [f"-D{name}={value}" for name, value in settings.items()]
@@ -116,7 +116,7 @@ def fetch(folder: Path, release: Release = UBUNTU) -> Path:
 
 
 def unpack(archive: Path, tree: Path, release: Release = UBUNTU) -> None:
-    """Write the wanted parts of the artefact to the folder `tree`."""
+    """Write the needed parts of the artefact to the folder `tree`."""
     with zipfile.ZipFile(archive) as packed:
         for name in packed.namelist():
             place = place_of(name, release)
@@ -128,7 +128,7 @@ def unpack(archive: Path, tree: Path, release: Release = UBUNTU) -> None:
 
 
 def add_sqlite(tree: Path, release: Release) -> None:
-    """Give the interpreter in `tree` the extension that it lacks."""
+    """Add the missing SQLite extension to the interpreter in `tree`."""
     lock, wheel = tree.with_name("sqlite.txt"), tree.with_name("sqlite")
     lock.write_text(f"{release.sqlite}\n")
     installer = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
@@ -139,9 +139,9 @@ def add_sqlite(tree: Path, release: Release) -> None:
 
 
 def place_of(name: str, release: Release = UBUNTU) -> str | None:
-    """Return where a member of the artefact goes, None for what is not wanted.
+    """Return the target path of a member of the artefact; None if it is not needed.
 
-    The interpreter that the artefact has twice is the one in `bin`.
+    The artefact has the interpreter twice; the one in `bin` is used.
     """
     inside = name.removeprefix(INSIDE)
     if name.endswith("/") or inside == name or inside.startswith(release.left_out):
@@ -151,7 +151,7 @@ def place_of(name: str, release: Release = UBUNTU) -> str | None:
 
 
 def lay_over(root: Path) -> None:
-    """Put the interpreter into a machine's root file system."""
+    """Copy the interpreter into a machine's root file system."""
     shutil.copytree(ensure(), root / "usr/local", symlinks=True)
     link = root / CERTIFICATES
     link.parent.mkdir(parents=True)

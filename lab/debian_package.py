@@ -1,7 +1,7 @@
-"""Programs of a package of Debian, for an archive that has upstream's layout.
+"""Programs from a Debian package, for an archive with upstream's layout.
 
-apt downloads the package from the host's own mirrors, by the suite's signed index, into folders of its own: the host's
-lists of packages stay as they are.
+apt downloads the package from the host's own mirrors, verified by the suite's signed index, into separate folders: the
+host's package lists do not change.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from lab.host import Problem
 
 @dataclass(frozen=True)
 class Repacked:
-    """What is taken from a package: its programs by their names in the archive, and files of its folder of data.
+    """What is taken from a package: its programs by their names in the archive, and files of its data folder.
 
-    Debian's programs read such files by an absolute path, and an archive has none; so they are told to look in
-    `moved_to`, where the role links the version that runs.
+    Debian's programs read these files by an absolute path, which an archive does not have. So the path in the programs
+    is replaced by `moved_to`, where the role links the version that runs.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Repacked:
 
 
 def unpack(wanted: Repacked, sources: tuple[str, ...], options: tuple[str, ...], folder: Path) -> dict[str, Path]:
-    """Download a package and return the files of the archive by their names in it, programs first.
+    """Download a package and return the archive's files by name, programs first.
 
     `sources` are lines of apt's sources and `options` lines of its configuration.
     """
@@ -43,7 +43,7 @@ def unpack(wanted: Repacked, sources: tuple[str, ...], options: tuple[str, ...],
 
 
 def download(package: str, sources: tuple[str, ...], options: tuple[str, ...], folder: Path) -> Path:
-    """Download a package of the suite that the sources name, and return its path."""
+    """Download a package of the suite in the sources, and return its path."""
     (folder / "sources.list").write_text("".join(f"{line}\n" for line in sources))
     for name in ("lists/partial", "cache/archives/partial", "parts"):
         (folder / name).mkdir(parents=True)
@@ -65,9 +65,9 @@ def download(package: str, sources: tuple[str, ...], options: tuple[str, ...], f
 
 
 def moved(program: bytes, old: str, new: str) -> bytes:
-    """Return a program that looks in the folder `new` for what it has in `old`.
+    """Return a program in which the folder `old` is replaced by `new`.
 
-    The path stays as long as it was, which a program's other addresses rely on: slashes more mean nothing.
+    The path is padded with slashes to its old length, so that the program's other addresses stay valid.
     """
     if len(new) > len(old):
         raise Problem(f"{new} is longer than {old}, so it cannot take its place.")

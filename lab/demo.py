@@ -1,7 +1,7 @@
-"""`make demo`: the whole way on a machine of the laboratory, and `make demo-down`.
+"""`make demo`: a complete server on a machine of the laboratory; `make demo-down` removes it.
 
-The machine is converged by the same site.yml that production runs, through inventories/local, which reads what it needs
-to know of the machine from .lab/demo.json.
+The machine is converged by the same site.yml as production, with inventories/local, which reads the machine's facts
+from .lab/demo.json.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lab import host, machine, services
 NAME = "demo"
 FACTS = host.STATE / "demo.json"
 PORT = int(os.environ.get("DEMO_PORT", "8000"))
-# The pages of the watching side, on the same ports as on the machine.
+# The monitoring server's pages, on the same ports as on the machine.
 PAGES = {"metrics": 8428, "logs": 9428, "alerts": 8880}
-# `make demo ENGINES=two`: vLLM and llama.cpp, whose package is in Debian's next release alone.
+# `make demo ENGINES=two`: vLLM and llama.cpp, whose package only exists in Debian's next release.
 ENGINES = os.environ.get("ENGINES") or "one"
 PLATFORMS = {"one": "debian12", "two": "forky"}
 SERVED = ["lab/tiny-llama", "easycontract", "checklist"]
@@ -32,7 +32,7 @@ PROMPT = "Write one short sentence about a rented home."
 
 
 def up(arguments: list[str]) -> int:
-    """Boot, converge and show; returns the exit code of the run."""
+    """Boot, converge and show; return the exit code of the run."""
     begin = time.monotonic()
     if ENGINES not in PLATFORMS:
         raise host.Problem(f"ENGINES is {ENGINES}; it must be {' or '.join(PLATFORMS)}.")
@@ -57,7 +57,7 @@ def up(arguments: list[str]) -> int:
 
 
 def facts(booted: dict, offered: dict) -> dict:
-    """Return what inventories/local reads: where the machine and its services are, sums, and secrets of its own."""
+    """Return what inventories/local reads: addresses of the machine and its services, checksums, generated secrets."""
     sums: dict = {}
     for program in offered["programs"]:
         sums.setdefault(program["name"], {}).setdefault(program["version"], {})["amd64"] = program["checksum"]
@@ -118,7 +118,7 @@ make demo again changes nothing; make demo-down takes it all away.""")
 
 
 def answer(base: str, key: str, model_name: str) -> str:
-    """Return what a model says to the demo's prompt."""
+    """Return a model's answer to the demo's prompt."""
     body = {"model": model_name, "max_tokens": 12, "temperature": 0, "messages": [{"role": "user", "content": PROMPT}]}
     request = urllib.request.Request(
         f"{base}/v1/chat/completions",
@@ -130,7 +130,7 @@ def answer(base: str, key: str, model_name: str) -> str:
 
 
 def down() -> None:
-    """Remove the demo's machines and everything the laboratory wrote into this clone."""
+    """Remove the demo's machines and everything that the laboratory wrote into this clone."""
     for name in (NAME, services.NAME):
         machine.down(name)
     FACTS.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""`make demo-gcp`: a machine's life on Google Cloud, from nothing to nothing, without Google and without a GPU.
+"""`make demo-gcp`: a machine's complete life on Google Cloud, from creation to deletion, without Google or a GPU.
 
-The playbooks, the inventory and site.yml are production's. Three things stand in: the Compute API on loopback
-(lab/compute_api.py), a machine of the laboratory for the VM, and the settings of `make demo` (a tiny model on the CPU),
-which inventories/local holds. Ansible learns of the API from the environment only.
+The playbooks, the inventory and site.yml are production's. Three things are replaced: the Compute API by one on
+loopback (lab/compute_api.py), the VM by a machine of the laboratory, and the settings by those of `make demo` (a tiny
+model on the CPU) in inventories/local. Ansible gets the API's address only from environment variables.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ BESIDE = host.STATE / "gcp"
 
 
 def run(arguments: list[str]) -> int:
-    """Go through the whole life; returns 0 when every step did what it says."""
+    """Run the complete life; return 0 if every step succeeds."""
     begin = time.monotonic()
     offered = services.up()
     model.ensure()
     write_inventory(offered)
-    # A clean folder for the authority's key: it is good for this run only.
+    # A temporary folder for the authority's key, which is only valid for this run.
     with tempfile.TemporaryDirectory() as folder, Server(folder, Cloud(on_power=power)) as server:
         try:
             done = all(step(server, arguments) for step in (look, make, repeat, stop, start, leave))
@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> int:
 
 
 def write_inventory(offered: dict) -> None:
-    """Write what is laid over inventories/gcp: the values of `make demo`, and variables only known now."""
+    """Write the overlay of inventories/gcp: the values of `make demo`, and variables that are only known now."""
     shutil.rmtree(BESIDE, ignore_errors=True)
     over = BESIDE / "inventory"
     over.mkdir(parents=True)
@@ -55,7 +55,7 @@ def write_inventory(offered: dict) -> None:
     link = over / "group_vars"
     link.symlink_to(host.ROOT / "inventories/local/group_vars")
     reached = {
-        "address": "",  # the inventory tells it
+        "address": "",  # set by the inventory
         "port": 22,
         "user": machine.USER,
         "key": str(host.STATE / "ssh" / "id_ed25519"),
@@ -65,7 +65,7 @@ def write_inventory(offered: dict) -> None:
         "demo": demo.facts(reached, offered),
         "gcp_project": PROJECT,
         "gcp_source_ranges": ["10.0.0.0/8"],
-        # No GPU and no swap here, so not in those groups; everything else as declared.
+        # Without GPU and swap, so not in those groups; everything else as declared.
         "gcp_machines": [
             {
                 "name": NAME,
@@ -80,7 +80,7 @@ def write_inventory(offered: dict) -> None:
 
 
 def power(name: str, state: str) -> str | None:
-    """Be the hypervisor: boot, halt or remove the machine; returns its address when it is on."""
+    """Act as the hypervisor: boot, halt or remove the machine; return its address when it is on."""
     if state == "on":
         return machine.up(MACHINE)["address"]
     if state == "off":
@@ -91,7 +91,7 @@ def power(name: str, state: str) -> str | None:
 
 
 def ansible(server: Server, *words: str) -> tuple[int, str]:
-    """Run ansible-playbook and show what it says; returns the exit code and the output."""
+    """Run ansible-playbook and show its output; return the exit code and the output."""
     program = str(Path(sys.executable).with_name("ansible-playbook"))
     inventories = ["-i", "inventories/gcp", "-i", str(BESIDE / "inventory")]
     argv = [program, *inventories, "-e", f"@{BESIDE / 'extra.json'}", *words]
@@ -149,7 +149,7 @@ def leave(server: Server, arguments: list[str]) -> bool:
 
 
 def serves(server: Server, limit: float = 240) -> bool:
-    """Wait until the application on the VM says that it and the engine are well."""
+    """Wait until the application on the VM reports that it and the engine are healthy."""
     address = server.cloud.instance(NAME)["networkInterfaces"][0]["accessConfigs"][0]["natIP"]
     url = f"http://{address}:8000/health"
     begin = time.monotonic()

@@ -1,6 +1,6 @@
-"""Stand-in of the dcgm-exporter repository: its tags, with the program of `lab/stand_ins/dcgm_exporter` at each.
+"""Stand-in of the dcgm-exporter repository: its tags, each with the program of `lab/stand_ins/dcgm_exporter`.
 
-It lies in the mirror as a bare repository that git reads over plain HTTP, where the original lies at its origin.
+It is a bare repository in the mirror, at its origin's path, and git reads it over plain HTTP.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lab import builds, go_toolchain, host
 
 SOURCE = Path(__file__).with_name("stand_ins") / "dcgm_exporter"
 PLACE = "github.com/NVIDIA/dcgm-exporter.git"
-# The tags, oldest first, with the major of the library that each opens.
+# The tags, oldest first, each with the major version of the library that it opens.
 TAGS = {"3.3.8-3.6.0": 3, "3.3.9-3.6.1": 3, "4.0.0-4.0.1": 4}
 MISSING = {3: "the engine's library cannot be opened", 4: "the libdcgm.so.4 library was not found"}
 WHO = {"NAME": "laboratory", "EMAIL": "laboratory@localhost", "DATE": "2025-01-01T00:00:00Z"}
@@ -22,7 +22,7 @@ IDENTITY = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for k
 
 
 def ensure() -> dict[str, Any]:
-    """Make the repository where it is missing or old, and return what a build of the exporter needs.
+    """Create the repository if it is missing or outdated, and return what a build of the exporter needs.
 
     Returns `commits` {tag: commit} and `go`, the version and checksums of the toolchain in the mirror.
     """
@@ -40,7 +40,7 @@ def ensure() -> dict[str, Any]:
 
 
 def make(target: Path) -> None:
-    """Write the repository: one commit a tag, always the same ones."""
+    """Write the repository: one commit per tag, always with the same digests."""
     shutil.rmtree(target, ignore_errors=True)
     builds.prepared(target.parent)
     with tempfile.TemporaryDirectory() as work:
@@ -57,7 +57,7 @@ def make(target: Path) -> None:
 
 
 def library(major: int) -> str:
-    """Return library.go of a release: the library it opens, without a major in the name up to 3.x."""
+    """Return library.go of a release; the name of the library it opens has no major version up to 3.x."""
     name = "libdcgm.so" if major < 4 else f"libdcgm.so.{major}"
     return f"""package main
 

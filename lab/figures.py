@@ -1,4 +1,4 @@
-"""A VictoriaMetrics with the figures of a fleet: a stand-in of its programs, and this machine's real node_exporter."""
+"""A VictoriaMetrics with the metrics of a fleet: a stand-in for its programs, and this machine's real node_exporter."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DASHBOARDS = host.ROOT / "dashboards" / "vmui"
 INTERVAL = 5
 READS = 6
 START = 60
-# All that panels need is there but this.
+# What panels need and this store lacks.
 LACKS = {"speculative decoding", "an engine of llama.cpp", "an alert that fires", "the role promtail"}
 # Program -> the unit that it runs as, for every served host.
 SERVED = {
@@ -40,12 +40,12 @@ SERVED = {
 
 
 def has() -> set[str]:
-    """Return what panels need and the figures have."""
+    """Return what panels need and this store has."""
     return {panel.needs for dashboard in ALL for panel in dashboard.panels()} - LACKS
 
 
 def unpacked(folder: Path) -> dict[str, Path]:
-    """Have the programs and return the path of each, by its name in the archive."""
+    """Create the programs and return their paths by their names in the archive."""
     found = {}
     for built in builds.ensure(list(PROGRAMS)):
         with tarfile.open(built["archive"]) as archive:
@@ -57,7 +57,7 @@ def unpacked(folder: Path) -> dict[str, Path]:
 
 
 def job(program: str, on: str, service: str, target: str, path: str = "/metrics", number: int = 0) -> dict[str, Any]:
-    """Return one scrape job, with the labels that vmagent gives on a watched host."""
+    """Return one scrape job, with the labels that vmagent sets on a monitored host."""
     labels = {"job": program, "host": on, "service": service}
     return {
         "job_name": f"{program}-{on}-{number}",
@@ -67,7 +67,7 @@ def job(program: str, on: str, service: str, target: str, path: str = "/metrics"
 
 
 def scraped(pages: str, node: str, store: str, agent: str) -> dict[str, Any]:
-    """Return the whole scrape configuration."""
+    """Return the complete scrape configuration."""
     jobs = []
     for on in metric_pages.HOSTS:
         jobs += [job(program, on, unit, pages, f"/{on}/{program}") for program, unit in SERVED.items()]
@@ -86,7 +86,7 @@ def scraped(pages: str, node: str, store: str, agent: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def live() -> Iterator[str]:
-    """Run the store and what fills it on free ports of loopback; yields the store's address."""
+    """Run the store and its sources on free ports of loopback; yield the store's address."""
     pages, node, store, agent = (f"127.0.0.1:{bench_relay.free_port()}" for _ in range(4))
     with tempfile.TemporaryDirectory(prefix="figures-") as made, contextlib.ExitStack() as ends:
         folder = Path(made)
@@ -103,7 +103,7 @@ def live() -> Iterator[str]:
                 f"-storageDataPath={folder / 'data'}",
                 f"-vmui.customDashboardsPath={DASHBOARDS}",
                 "-memory.allowedPercent=5",
-                "-search.latencyOffset=1s",  # by default the last half minute is not told
+                "-search.latencyOffset=1s",  # by default a query ends 30 seconds ago
             ],
             [
                 str(programs["vmagent-prod"]),
@@ -131,7 +131,7 @@ def ended(process: subprocess.Popen) -> None:
 
 
 def await_figures(url: str, folder: Path) -> None:
-    """Wait until every program was read a few times: rates need two figures, and stores do not tell the newest."""
+    """Wait until every program was scraped several times: a rate needs two samples, and stores hide the newest ones."""
     query = urllib.parse.urlencode({"query": f"count(count_over_time(up[2m]) > {READS})"})
     wanted = len(yaml.safe_load((folder / "scrape.yml").read_text())["scrape_configs"])
     end = time.monotonic() + START

@@ -1,4 +1,4 @@
-"""The tiny model and its adapters as llama.cpp reads them: one GGUF file each, its bytes made from the folder alone.
+"""The tiny model and its adapters in llama.cpp's format: one GGUF file each, whose bytes depend only on the folder.
 
 The format: magic, version, metadata, table of tensors, then the tensors' data, each at a multiple of ALIGNMENT bytes.
 Source: docs/gguf.md of the ggml project, and convert_hf_to_gguf.py and convert_lora_to_gguf.py of llama.cpp.
@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 ALIGNMENT = 32
 FLOAT32 = 0  # the type of a tensor
 CONTROL, NORMAL = 3, 1  # the types of a token
-# type of a value: (its number in the format, how it is packed)
+# type of a value -> (its number in the format, its struct format)
 KINDS = {"u32": (4, "<I"), "i32": (5, "<i"), "f32": (6, "<f"), "bool": (7, "<?")}
 NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -38,7 +38,7 @@ OUTER = {
 
 
 def text(value: str) -> bytes:
-    """Return a string as the format has it."""
+    """Return a string in the format's encoding."""
     return struct.pack("<Q", len(value.encode())) + value.encode()
 
 
@@ -59,7 +59,7 @@ def write(path: Path, metadata: list[tuple[str, str, Any]], tensors: dict[str, n
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)) + b"".join(pair(*entry) for entry in metadata)
     data = b""
     for name, tensor in tensors.items():
-        sizes = tuple(reversed(tensor.shape))  # the innermost first
+        sizes = tuple(reversed(tensor.shape))  # innermost first
         head += text(name) + struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes)
         head += struct.pack("<IQ", FLOAT32, len(data))
         data += padded(np.ascontiguousarray(tensor, dtype=np.float32).tobytes())
@@ -68,17 +68,17 @@ def write(path: Path, metadata: list[tuple[str, str, Any]], tensors: dict[str, n
 
 
 def padded(content: bytes) -> bytes:
-    """Return bytes up to the next multiple of ALIGNMENT."""
+    """Return bytes padded to the next multiple of ALIGNMENT."""
     return content + bytes(-len(content) % ALIGNMENT)
 
 
 def turned(weights: np.ndarray, heads: int) -> np.ndarray:
-    """Return the rows of a query or key in llama.cpp's order: it has the halves of a rotary pair side by side."""
+    """Return the rows of a query or key in llama.cpp's order: the halves of a rotary pair are side by side."""
     return weights.reshape(heads, 2, len(weights) // heads // 2, -1).swapaxes(1, 2).reshape(weights.shape)
 
 
 def named(tensor: str) -> str:
-    """Return llama.cpp's name of a tensor of a Llama checkpoint."""
+    """Return llama.cpp's name for a tensor of a Llama checkpoint."""
     if tensor in OUTER:
         return OUTER[tensor]
     _, _, layer, rest = tensor.split(".", 3)

@@ -1,6 +1,6 @@
-"""The Go toolchain of this machine, packed like the archive that Go publishes: its origin cannot be reached here.
+"""The Go toolchain of this machine, packed like the archive that Go publishes: its origin cannot be reached from here.
 
-Tests and documentation are left out; a build needs neither, and the archive is a third of the size.
+Tests and documentation are left out: a build does not need them, and the archive has a third of the size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PARTS = ("bin", "pkg/include", "pkg/tool", "src", "VERSION", "go.env")
 
 
 def ensure() -> dict[str, Any]:
-    """Pack the toolchain into the mirror unless it is there; returns its version and checksums {architecture: sum}."""
+    """Pack the toolchain into the mirror unless it is there; return its version and checksums {architecture: sum}."""
     go = builds.go_command()
     told = host.run([go, "env", "GOVERSION", "GOROOT"]).split()
     version, root = told[0].removeprefix("go"), Path(told[1])
@@ -31,7 +31,7 @@ def ensure() -> dict[str, Any]:
 
 
 def pack(root: Path, archive: Path) -> None:
-    """Write the parts of a Go root that a build needs below the folder `go/`, the same bytes every time."""
+    """Write the parts of a Go root that a build needs below the folder `go/`; the bytes are always the same."""
     builds.prepared(archive.parent)
     unfinished = archive.with_name(f"{archive.name}.part")
     with (
@@ -48,7 +48,7 @@ def pack(root: Path, archive: Path) -> None:
 
 
 def needed(path: Path, root: Path) -> bool:
-    """Tell whether a build may read this file."""
+    """Return whether a build may read this file."""
     inside = path.relative_to(root)
     return path.is_file() and "testdata" not in inside.parts and not path.name.endswith("_test.go")
 

@@ -1,4 +1,4 @@
-"""What the laboratory needs from the machine it runs on: programs, rights, room, and places for its files."""
+"""What the laboratory needs from its host: programs, rights, disk space, and places for its files."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ ROOT = Path(__file__).resolve().parents[1]
 STATE = ROOT / ".lab"
 CACHE = Path(os.environ.get("LAB_CACHE") or "~/.cache/llm-server-lab").expanduser()
 GIB = 1024**3
-PAUSE = 5  # seconds before the network is asked again
+PAUSE = 5  # seconds before the network command is tried again
 
 
 class Problem(Exception):
-    """Something the user can cure; its text is one sentence that says how. The command ends with exit code 2."""
+    """A problem that the user can fix; its text is one sentence with the cure. The command ends with exit code 2."""
 
 
 def say(text: str) -> None:
-    """Tell the progress on standard error: standard output carries results only."""
+    """Print progress to standard error: standard output is only for results."""
     print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def step(what: str, usually: str) -> Iterator[None]:
-    """Say what is being done, how long that usually takes, and how long it took."""
+    """Print what is being done, how long that usually takes, and how long it took."""
     say(f"{what} (usually {usually}) …")
     start = time.monotonic()
     yield
@@ -46,8 +46,8 @@ def run(
 ) -> str:
     """Run a command and return its standard output; `env` is added to the environment.
 
-    Raises Problem with the command's last line of error, and the cure where the caller knows one. `tries` above 1 is
-    for what asks the network and keeps what it got.
+    Raises Problem with the last line of the command's error, and the caller's cure if given. `tries` above 1 is for
+    commands that use the network and keep what they have downloaded.
     """
     variables = {**os.environ, **(env or {})}
     for left in reversed(range(tries)):
@@ -63,13 +63,13 @@ def run(
 
 
 def digest(recipe: Any) -> str:
-    """Twelve hexadecimal digits that change when anything in the recipe (any JSON value) changes."""
+    """Return twelve hexadecimal digits that change when anything in the recipe (any JSON value) changes."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @contextlib.contextmanager
 def lock(name: str) -> Iterator[None]:
-    """Keep two commands, also of different clones, from doing the same work at once."""
+    """Hold a lock, so that two commands, also of different clones, do not do the same work at once."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / f"{name}.lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -77,7 +77,7 @@ def lock(name: str) -> Iterator[None]:
 
 
 def become_root(arguments: list[str]) -> None:
-    """Go on as root, through sudo where the caller is not root: system containers need it."""
+    """Continue as root, by sudo if the caller is not root: system containers need it."""
     if os.geteuid() == 0:
         return
     if not shutil.which("sudo"):
@@ -91,13 +91,13 @@ def become_root(arguments: list[str]) -> None:
 
 
 def give_to_caller(path: Path) -> None:
-    """Hand a file made by root to the user who called sudo, so that Ansible run by that user can read it."""
+    """Give a file of root to the user who called sudo, so that Ansible run by that user can read it."""
     if "SUDO_UID" in os.environ:
         os.chown(path, int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
 
 
 def ssh_key() -> Path:
-    """Return this clone's private key for all its machines, made at the first call."""
+    """Return this clone's private key for all its machines; the first call creates it."""
     key = STATE / "ssh" / "id_ed25519"
     with lock("key"):
         if not key.exists():
@@ -109,7 +109,7 @@ def ssh_key() -> Path:
 
 
 def ensure_packages(programs: dict[str, str]) -> None:
-    """Install the distribution's packages (values) whose programs (keys: a command or an absolute path) are missing."""
+    """Install the packages (values) whose programs (keys: a command or an absolute path) are missing."""
     missing = sorted(
         {pkg for name, pkg in programs.items() if not (Path(name).exists() if "/" in name else shutil.which(name))}
     )
@@ -128,7 +128,7 @@ def ensure_packages(programs: dict[str, str]) -> None:
 
 
 def ensure_room(folder: Path, gib: float, purpose: str) -> None:
-    """Refuse to begin what cannot be finished: `gib` is the free space needed in GiB."""
+    """Fail early if less than `gib` GiB are free in a folder's file system."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free / GIB
@@ -140,7 +140,7 @@ def ensure_room(folder: Path, gib: float, purpose: str) -> None:
 
 
 def ensure_port_free(address: str, port: int) -> None:
-    """Refuse a port of this machine that another program listens on."""
+    """Fail if another program listens on a port of this machine."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

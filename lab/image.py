@@ -1,4 +1,4 @@
-"""The machine image: a fresh cloud machine's root file system, made from the distribution's packages."""
+"""The machine image: the root file system of a fresh cloud machine, made from the distribution's packages."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from lab.host import Problem
 
 @dataclass(frozen=True)
 class Platform:
-    """A suite of Debian, what is laid over its root file system, and what its machines have that others have not."""
+    """A Debian suite, what is copied over its root file system, and how its machines differ from others."""
 
     suite: str
     laid_over: ModuleType | None = None
-    python: str = "/usr/bin/python3"  # the interpreter that roles are given
+    python: str = "/usr/bin/python3"  # the interpreter for the roles
     capabilities: tuple[str, ...] = ()
-    packages: tuple[str, ...] = ()  # what every machine needs and the suite's packages do not bring by themselves
-    unified_control_groups: bool = False  # its systemd does not run on the first version of control groups
+    packages: tuple[str, ...] = ()  # what every machine needs and the suite's packages do not install by themselves
+    unified_control_groups: bool = False  # its systemd does not run on cgroup version 1
 
 
 PLATFORMS = {
-    # Older than Ubuntu 22.04 in systemd and glibc, with that one's Python.
+    # Older than Ubuntu 22.04 in systemd and glibc, with the Python of Ubuntu 22.04.
     "debian11": Platform("bullseye", cpython, cpython.PROGRAM),
     "debian12": Platform("bookworm"),
     "debian13": Platform("trixie"),
-    # A host of an image for accelerators: a driver, and nothing to build with.
+    # An accelerator image: a driver, and no build tools.
     "bare": Platform("bookworm", nvidia_driver, capabilities=("MKNOD",)),
-    # Debian's next release, in testing: the first one with a package of llama.cpp.
+    # Debian's next release (testing): the first with a package of llama.cpp.
     "forky": Platform("forky", packages=("mount", "passwd"), unified_control_groups=True),
 }
 
-# What a cloud image has, and nothing that the roles must bring themselves (python3-venv, compilers, curl).
-# python3-apt is on cloud images, and without it Ansible's check mode cannot look at packages.
-# No systemd-networkd and no udev: inside a container they would take hold of network interfaces.
+# The packages of a cloud image, without those that the roles must install themselves (python3-venv, compilers, curl).
+# python3-apt is on cloud images, and without it Ansible's check mode cannot inspect packages.
+# No systemd-networkd and no udev: inside a container they would take over network interfaces.
 PACKAGES = [
     "ca-certificates",
     "dbus",
@@ -90,8 +90,8 @@ sed -i 's/^session *required *pam_loginuid.so/session optional pam_loginuid.so/'
 chroot "$root" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer fstrim.timer e2scrub_all.timer
 """
 
-# Only for a host that has certificates of its own: without them no TLS connection works from inside.
-# Python's installers look at their own certificate lists unless they are told, sudo drops the variable.
+# Only for a host with its own certificates: without them every TLS connection from inside fails.
+# Python's installers use their own certificate lists unless configured; sudo drops the variable.
 CERTIFICATES = rf"""
 cp {EXTRA_CERTIFICATES}/*.crt "$root/usr/local/share/ca-certificates/"
 chroot "$root" update-ca-certificates >/dev/null
@@ -105,7 +105,7 @@ printf 'native-tls = true\n' > "$root/etc/uv/uv.toml"
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides how an image turns out: the same recipe needs no second build."""
+    """Everything that determines an image; an image of the same recipe is not built again."""
 
     platform: str
     sources: tuple[str, ...]
@@ -117,19 +117,19 @@ class Recipe:
 
     @property
     def tag(self) -> str:
-        """The image's name in podman's store; changes with the recipe."""
+        """Return the image's name in podman's store; it changes with the recipe."""
         return f"localhost/llm-server-lab:{self.platform}-{host.digest(self.__dict__)}"
 
     @property
     def archive(self) -> Path:
-        """The root file system's archive in the cache."""
+        """Return the path of the root file system's archive in the cache."""
         return host.CACHE / "images" / f"{self.tag.rpartition(':')[2]}.tar"
 
 
 def archive_addresses(index_targets: str) -> dict[str, str]:
-    """Read the host's Debian mirrors from lines `origin|label|address` of apt's index targets.
+    """Return the host's Debian mirrors from lines `origin|label|address` of apt's index targets.
 
-    Returns label -> address, `Debian` for packages and `Debian-Security` for updates where the host has them.
+    The result maps label to address: `Debian` for packages, and `Debian-Security` for updates if the host has them.
     """
     addresses = {}
     for line in index_targets.splitlines():
@@ -140,7 +140,7 @@ def archive_addresses(index_targets: str) -> dict[str, str]:
 
 
 def first_mirror(address: str) -> str:
-    """Resolve apt's `mirror+file:` indirection, which cloud images use, to the first address in the list."""
+    """Return the address; for apt's `mirror+file:` (on cloud images), the first address of its list."""
     if not address.startswith("mirror+file:"):
         return address
     lines = Path(urlsplit(address).path).read_text().split("\n")
@@ -148,7 +148,7 @@ def first_mirror(address: str) -> str:
 
 
 def sources(platform: str, addresses: dict[str, str]) -> tuple[str, ...]:
-    """Return the package sources of a platform, one line each, on the host's own mirrors."""
+    """Return a platform's package sources, one line each, on the host's own mirrors."""
     if "Debian" not in addresses:
         raise Problem("No Debian mirror in this host's apt configuration: the laboratory needs a Debian host.")
     suite = PLATFORMS[platform].suite
@@ -159,13 +159,13 @@ def sources(platform: str, addresses: dict[str, str]) -> tuple[str, ...]:
 
 
 def apt_options(dump: str) -> tuple[str, ...]:
-    """Keep those of the host's apt settings (lines of `apt-config dump`) that decide how packages are reached."""
+    """Return the host's apt settings (lines of `apt-config dump`) that determine how packages are downloaded."""
     wanted = re.compile(r'^Acquire::(https?::Proxy[^ ]*|Check-Valid-Until|Check-Date|Retries) "[^"]+";$')
     return ('Acquire::Languages "none";', *(line for line in dump.splitlines() if wanted.match(line)))
 
 
 def recipe(platform: str) -> Recipe:
-    """Return the recipe of a platform's image for this host.
+    """Return the recipe of a platform's image on this host.
 
     Raises Problem for an unknown platform or a host without a Debian mirror.
     """
@@ -190,7 +190,7 @@ def recipe(platform: str) -> Recipe:
 
 
 def bootstrap(made: Recipe, target: Path) -> None:
-    """Make the root file system: an archive or a folder, by the target's name."""
+    """Create the root file system: an archive or a folder, by the target's name."""
     laid_over = PLATFORMS[made.platform].laid_over
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
         script, tree = Path(work) / "customize.sh", Path(work) / "tree"
@@ -202,7 +202,7 @@ def bootstrap(made: Recipe, target: Path) -> None:
 
 
 def bootstrap_command(made: Recipe, script: Path, tree: Path, target: Path) -> list[str]:
-    """Return the command that makes the root file system; `tree` is laid over it before the script runs."""
+    """Return the command that creates the root file system; `tree` is copied over it before the script runs."""
     unneeded = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
     return [
         "mmdebstrap",
@@ -241,10 +241,10 @@ def ensure(platform: str) -> str:
 
 
 def clean() -> None:
-    """Remove the laboratory's images and its whole cache of downloads and builds."""
+    """Remove the laboratory's images and its complete cache of downloads and builds."""
     tags = host.run(["podman", "images", "--quiet", "--filter", "reference=localhost/llm-server-lab"]).split()
     if tags:
         host.run(["podman", "rmi", "--force", *sorted(set(tags))])
-    # Go keeps its modules read-only.
+    # Go's module cache is read-only.
     host.run(["chmod", "-R", "u+w", str(host.CACHE)])
     shutil.rmtree(host.CACHE)

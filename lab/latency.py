@@ -1,4 +1,4 @@
-"""A link with latency: connections to a port of this machine arrive elsewhere, each way delayed by the same time."""
+"""A link with latency: connections to a port of this machine are forwarded, with the same delay in each direction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHUNK = 65536
 
 
 class Link:
-    """`with Link(("10.88.0.2", 22), 0.010) as port:` — what goes through 127.0.0.1:port takes 10 ms each way."""
+    """`with Link(("10.88.0.2", 22), 0.010) as port:` delays traffic through 127.0.0.1:port by 10 ms each way."""
 
     def __init__(self, there: tuple[str, int], delay: float) -> None:
         self.there, self.delay = there, delay
@@ -41,12 +41,12 @@ class Link:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection(*self.there)
-        # The link ends while connections are kept open for the next command: no reason to report.
+        # The link closes while clients keep connections open for their next command; that is not an error.
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(self._carry(reader, far_writer), self._carry(far_reader, writer))
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Hand on what comes, in its order, each piece as long after its arrival as the delay says."""
+        """Forward data in its order, each piece `delay` seconds after its arrival."""
         waiting: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
 
         async def deliver() -> None:

@@ -1,6 +1,7 @@
-"""Under which licences a Go program may be used: read from the modules that it was linked from.
+"""Check the licence of a Go program: that of each module that is linked into it.
 
-Every module comes with the text of its licence; what is not permissive is refused before a program is kept.
+Every module contains the text of its licence; a program with a module that is not permissive is refused before it is
+kept.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from lab import host
 from lab.host import Problem
 
 NAMES = re.compile(r"(licen[cs]e|copying|unlicense)([-.].*)?", re.IGNORECASE)
-# By words of the text itself; the first that agrees.
+# Patterns of the licences' texts; the first match counts.
 TEXTS = {
-    "MPL-2.0": r"\A\W*(\S+\s+){0,20}?Mozilla Public License,?\s+(v\.|version)\s*2\.0",  # speaks of the next one too
+    "MPL-2.0": r"\A\W*(\S+\s+){0,20}?Mozilla Public License,?\s+(v\.|version)\s*2\.0",  # its text mentions the GPL too
     "GPL": r"GNU\s+(AFFERO\s+|LESSER\s+|LIBRARY\s+)?GENERAL\s+PUBLIC\s+LICENSE",
     "Apache-2.0": r"Apache License,?\s+Version 2\.0",
     "BSD": r"Redistribution and use in source and binary forms",
@@ -23,37 +24,37 @@ TEXTS = {
     "CC0": r"CC0 1\.0 Universal|released into the public domain",
 }
 PERMISSIVE = TEXTS.keys() - {"GPL"}
-# Modules without a text of their own, with where their licence is said.
+# Modules without a licence text, and the licence that their author states elsewhere.
 TOLD_ELSEWHERE = {
-    # Of node_exporter: by the author of github.com/dennwc/btrfs, which is Apache-2.0 and has it as its only dependency.
+    # A dependency of node_exporter, by the author of github.com/dennwc/btrfs (Apache-2.0), whose only dependency it is.
     "github.com/dennwc/ioctl": "Apache-2.0",
 }
 
 
 def kind(text: str) -> str:
-    """Return which licence a text is; empty for one that is not known."""
+    """Return the name of the licence of a text; empty if it is unknown."""
     return next((name for name, words in TEXTS.items() if re.search(words, text, re.IGNORECASE)), "")
 
 
 def of_folder(folder: Path) -> str:
-    """Return the licence of a module's folder; empty without a text, or with one that is not known."""
+    """Return the licence of a module's folder; empty if it has no text or an unknown one."""
     kinds = {kind(path.read_text(errors="replace")) for path in sorted(folder.iterdir()) if NAMES.fullmatch(path.name)}
     return " AND ".join(sorted(kinds)) if "" not in kinds else ""
 
 
 def linked(go: str, program: Path) -> list[tuple[str, str]]:
-    """Return the modules that a program was linked from, with their versions; its own is not among them."""
+    """Return the modules that are linked into a program, with their versions, without its own module."""
     said = host.run([go, "version", "-m", str(program)])
     return re.findall(r"^\t(?:dep|=>)\t(\S+)\t(v\S+)", said, re.MULTILINE)
 
 
 def folder_of(cache: Path, module: str, version: str) -> Path:
-    """Return where Go's cache has a module: capital letters are written as ! and a small one."""
+    """Return a module's folder in Go's cache, where a capital letter is written as ! and the small letter."""
     return cache / (re.sub("[A-Z]", lambda found: f"!{found[0].lower()}", module) + f"@{version}")
 
 
 def check(go: str, program: Path, cache: Path) -> dict[str, str]:
-    """Return the licence of every module that a program was linked from; raises Problem for one that will not do."""
+    """Return the licence of every module linked into a program; raise Problem if one is not permissive."""
     found = {}
     for module, version in linked(go, program):
         folder = folder_of(cache, module, version)
@@ -68,12 +69,12 @@ def check(go: str, program: Path, cache: Path) -> dict[str, str]:
 
 
 def permissive(licence: str) -> bool:
-    """Tell whether every part of a module's licence is permissive."""
+    """Return whether every part of a module's licence is permissive."""
     return bool(licence) and all(part in PERMISSIVE for part in licence.split(" AND "))
 
 
 def table(go: str, environment: dict[str, str], modules: Path) -> str:
-    """Return the licences of all modules that a go.mod locks, a line each: module, version, licence."""
+    """Return the licences of all modules in a go.mod, one line each: module, version, licence."""
     locked = re.findall(r"^(?:require )?\s*(\S+\.\S+/\S+|\S+\.\S+) (v\S+)", modules.read_text(), re.MULTILINE)
     cache, lines = Path(environment["GOMODCACHE"]), []
     for module, version in sorted(locked):

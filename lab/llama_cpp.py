@@ -1,7 +1,7 @@
 """llama.cpp for the mirror: its source as the archive of a tag, and a release archive built from it.
 
-github.com has both; where it does not answer, the source is the copy in the source distribution of llama-cpp-python,
-whose digest is below. The archives lie on the mirror under upstream's names, by the commit of that copy.
+Both are published on github.com. If it does not answer, the source comes from the source distribution of
+llama-cpp-python, whose digest is below. The archives have upstream's names in the mirror, by the commit of that copy.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ CHECKSUM = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 INSIDE = "llama_cpp_python-0.3.36/vendor/llama.cpp/"
 VERSION = "0c1e57098"  # the commit of the copy
 SAYS = "0.5.0-dev"
-# What a build does not need.
+# Not needed for a build.
 LEFT_OUT = ("docs/", "models/", "media/", "benches/", ".git", ".github/", ".devops/", ".pi/", ".gemini/")
 REPOSITORY = "github.com/ggml-org/llama.cpp"
 PROGRAMS = {"cmake": "cmake", "g++": "g++", "ninja": "ninja-build", "strip": "binutils"}
-# Every virtual machine that the laboratory may run on has these; some advertise more than they allow.
+# Every virtual machine on which the laboratory may run has these; some advertise more than they allow.
 OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=OFF",
@@ -47,34 +47,34 @@ OPTIONS = (
 
 
 def source() -> Path:
-    """Return where the mirror has the archive of the source."""
+    """Return the path of the source archive in the mirror."""
     return MIRROR / REPOSITORY / "archive" / f"{VERSION}.tar.gz"
 
 
 def release() -> Path:
-    """Return where the mirror has the archive of the program; it runs on Debian 12 and later."""
+    """Return the path of the program's archive in the mirror; the program runs on Debian 12 and later."""
     return MIRROR / REPOSITORY / "releases/download" / VERSION / f"llama-{VERSION}-bin-ubuntu-x64.tar.gz"
 
 
 def finished(archive: Path) -> bool:
-    """Tell whether an archive is there and was made as this file says."""
+    """Return whether an archive exists and was made by the current recipe."""
     note = archive.with_name(f"{archive.name}.build")
     return archive.exists() and note.exists() and note.read_text() == recipe()
 
 
 def keep(unfinished: Path, archive: Path) -> None:
-    """Give an archive its name, with a note of how it was made beside it."""
+    """Give an archive its final name, and write its recipe into a file beside it."""
     archive.with_name(f"{archive.name}.build").write_text(recipe())
     unfinished.rename(archive)
 
 
 def recipe() -> str:
-    """Return a digest of all that decides how the archives turn out."""
+    """Return a digest of everything that determines the archives."""
     return host.digest([CHECKSUM, LEFT_OUT, OPTIONS])
 
 
 def ensure(program: bool = False) -> dict[str, Any]:
-    """Have the archive of the source on the mirror, and that of the program where it is asked for or was built before.
+    """Create the source archive in the mirror, and the program's if it is requested or was built before.
 
     Returns version, and for `source` and `program` their url (upstream's place) and checksum.
     """
@@ -97,7 +97,7 @@ def described(archive: Path) -> dict[str, str]:
 
 
 def fetch(target: Path) -> None:
-    """Download the source distribution, checked by its digest, and pack the copy of llama.cpp in it."""
+    """Download the source distribution, verify its digest, and pack its copy of llama.cpp."""
     builds.prepared(target.parent)
     with tempfile.TemporaryDirectory(dir=builds.prepared(CACHE / "llama.cpp")) as folder:
         wanted = Path(folder) / "wanted.txt"
@@ -125,14 +125,14 @@ def wanted_members(packed: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         if inside == member.name or inside.startswith(LEFT_OUT):
             continue
         member.name = f"llama.cpp-{VERSION}/{inside}"
-        member.pax_headers = {}  # a long name stands here too
+        member.pax_headers = {}  # they repeat a long name
         member.uid = member.gid = 0
         member.uname = member.gname = "root"
         yield member
 
 
 def build(archive: Path, target: Path) -> None:
-    """Build llama-server from the archive of the source, and pack it as upstream's release is."""
+    """Build llama-server from the source archive, and pack it like upstream's release."""
     builds.prepared(target.parent)
     with tempfile.TemporaryDirectory(dir=builds.prepared(CACHE / "llama.cpp")) as folder:
         host.run(["tar", "--extract", "--file", str(archive), "--directory", folder])

@@ -1,4 +1,4 @@
-"""Machines: containers that boot systemd, answer SSH, and are reached like any other host."""
+"""Machines: containers that boot systemd, answer SSH, and are accessed like any other host."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BOOT_TIMEOUT = 180
 SHARED_UV_CACHE = "/var/cache/llm-server-lab/uv"
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 HOST_BEFORE = Path("/run/llm-server-lab/host.json")
-CHAIN = "CNI-"  # how podman's network programs begin the names of their packet filter chains
+CHAIN = "CNI-"  # prefix of the packet filter chains that podman's network programs create
 
 PROGRAMS = {
     "podman": "podman",
@@ -36,13 +36,13 @@ PROGRAMS = {
     "ssh-keygen": "openssh-client",
 }
 
-# systemd mounts credentials in a namespace of its own and expects them to appear outside: the root must be a
-# shared mount, which in a container nobody else makes. The last word lets systemd 256 and later run on hosts that
-# still have the first version of control groups; elsewhere it means nothing.
+# systemd mounts credentials in its own namespace and expects them to appear outside: the root must be a shared mount,
+# which nothing else sets up in a container. The last word lets systemd 256 and later run on hosts with cgroup version
+# 1; on other hosts it has no effect.
 INIT = "mount --make-rshared / && exec /sbin/init SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"
 
-# On a host that has the first version of control groups, a second one lies beside it, without controllers. systemd from
-# 258 on runs on that alone, and accepts limits of memory and CPU without keeping them.
+# On a host with cgroup version 1, a second hierarchy of version 2 exists, without controllers. systemd from 258 on runs
+# on that alone; it accepts limits of memory and CPU but does not enforce them.
 UNIFIED_INIT = f"umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && {INIT}"
 
 # SYS_ADMIN: mount namespaces of hardened units. SYS_PTRACE: root reads the environment of other users' processes.
@@ -51,18 +51,18 @@ CAPABILITIES = ("SYS_ADMIN", "SYS_PTRACE", "AUDIT_WRITE")
 
 
 def container(name: str) -> str:
-    """Return the container's name of a machine of this clone."""
+    """Return the container name of one of this clone's machines."""
     return f"{PREFIX}-{name}"
 
 
 def ready_host() -> None:
-    """Make sure machines can be started here: programs and rights."""
+    """Make sure that machines can be started here: programs and rights."""
     host.ensure_packages(PROGRAMS)
     host.run(["podman", "info"], cure="podman needs root's rights and its storage; run `podman info` to see more")
 
 
 def ensure_network() -> None:
-    """Make the network between machines, and note first what it will change on this host (see leave_host)."""
+    """Create the network between machines, and first record what it will change on this host (see leave_host)."""
     if not HOST_BEFORE.exists():
         HOST_BEFORE.parent.mkdir(parents=True, exist_ok=True)
         chains = CHAIN in host.run(["iptables-save"])
@@ -72,7 +72,7 @@ def ensure_network() -> None:
 
 
 def uplink_mtu() -> int:
-    """Return the largest packet in bytes that leaves this host, so that machines do not send larger ones."""
+    """Return the MTU of this host's uplink in bytes, so that machines send no larger packets."""
     for line in Path("/proc/net/route").read_text().splitlines()[1:]:
         interface, destination = line.split()[:2]
         if destination == "00000000":
@@ -81,13 +81,13 @@ def uplink_mtu() -> int:
 
 
 def inspect(name: str) -> dict[str, Any] | None:
-    """Return podman's record of a machine, None when there is no such machine."""
+    """Return podman's record of a machine, None if there is no such machine."""
     seen = subprocess.run(["podman", "container", "inspect", container(name)], capture_output=True, check=False)
     return json.loads(seen.stdout)[0] if seen.returncode == 0 else None
 
 
 def free_address(subnet: str, used: set[str]) -> str:
-    """Return the first address of the subnet that no machine has; the first is the bridge's own."""
+    """Return the first free address of the subnet; its first address is the bridge's own."""
     for address in list(ipaddress.ip_network(subnet).hosts())[1:]:
         if str(address) not in used:
             return str(address)
@@ -95,13 +95,12 @@ def free_address(subnet: str, used: set[str]) -> str:
 
 
 def hardware_address(address: str) -> str:
-    """Return the hardware address that goes with an address: a restarted machine is found at once, not after ARP's
-    memory of the old one has run out."""
+    """Return the MAC address of an IP address, so that a restarted machine is found before its ARP entry expires."""
     return "02:4c" + "".join(f":{part:02x}" for part in ipaddress.ip_address(address).packed)
 
 
 def network_use() -> tuple[str, set[str]]:
-    """Return the network's subnet and the addresses that machines of any clone were given."""
+    """Return the network's subnet and the addresses that machines of all clones use."""
     network = json.loads(host.run(["podman", "network", "inspect", NETWORK]))[0]
     subnet = network["subnets"][0]["subnet"]
     every = json.loads(host.run(["podman", "ps", "--all", "--filter", f"network={NETWORK}", "--format", "json"]))
@@ -126,17 +125,17 @@ def create_command(
         *("--label", f"{LABEL}={PREFIX}", "--label", f"{LABEL}.address={address}"),
         *("--label", f"{LABEL}.python={kind.python}"),
         *("--network", NETWORK, "--ip", address, "--mac-address", hardware_address(address)),
-        # Named, not left to the default: the other common runtime fails on hosts with mixed control groups.
+        # Set explicitly: the other common runtime fails on hosts with both cgroup versions.
         *("--runtime", "runc", "--systemd", "always", "--stop-signal", "SIGRTMIN+3"),
         *(("--cgroupns", "private") if kind.unified_control_groups else ()),
         *("--cap-add", ",".join((*CAPABILITIES, *kind.capabilities))),
         *("--security-opt", "apparmor=unconfined", "--security-opt", "label=disable"),
-        # Podman's defaults are higher than what a host without CAP_SYS_RESOURCE may hand on.
+        # Podman's defaults are higher than a host without CAP_SYS_RESOURCE may pass on.
         *("--ulimit", f"nofile={open_files}:{open_files}", "--ulimit", "nproc=32768:32768"),
         *("--shm-size", shm),
         # On disk as on a real machine: podman would put both into memory, and a restart would empty them.
         *("--volume", "/tmp", "--volume", "/var/log/journal"),
-        # Virtual environments are linked from this cache, so the path must be the same in every machine.
+        # Virtual environments are linked from this cache, so the path must be the same on every machine.
         *("--volume", f"{CACHE / 'uv'}:{SHARED_UV_CACHE}"),
         *("--volume", f"{models}:/srv/models:ro"),
         *(word for mount in mounts for word in ("--volume", mount)),
@@ -147,7 +146,7 @@ def create_command(
 
 
 def published_ports(publish: Sequence[str]) -> list[tuple[str, int]]:
-    """Read `ADDRESS:HOST_PORT:PORT` or `HOST_PORT:PORT` into (address, host port)."""
+    """Parse `ADDRESS:HOST_PORT:PORT` or `HOST_PORT:PORT` into (address, host port)."""
     ports = []
     for text in publish:
         parts = text.split(":")
@@ -164,9 +163,9 @@ def up(
     publish: Sequence[str] = (),
     mounts: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Boot a machine, or find it running, and return how it is reached.
+    """Boot a machine unless it is running, and return how to access it.
 
-    `publish` and `mounts` are podman's words for a port and for a folder of this host on the machine.
+    `publish` and `mounts` are podman's options for a port and for a host folder on the machine.
     Returns name, address, port, user, key (path of the private key), known_hosts (path), and python (the interpreter
     for roles).
     """
@@ -179,14 +178,14 @@ def up(
         models = model.ensure()
         host.ensure_room(CACHE, 1, "a machine")
         (CACHE / "uv").mkdir(parents=True, exist_ok=True)
-        # In one go: another clone that leaves takes a network without machines with it.
+        # Under one lock: another clone that removes its last machine also removes a network without machines.
         with host.lock("network"):
             ensure_network()
             subnet, used = network_use()
             address = free_address(subnet, used)
             host.run(create_command(name, platform, tag, address, shm, publish, mounts, models))
     if seen is None or not seen["State"]["Running"]:
-        # It belongs to root and everyone may read it: the SSH server takes it, the user cannot lose it.
+        # Owned by root and readable by everyone: the SSH server accepts it, and the user cannot delete it.
         public = host.ssh_key().with_suffix(".pub")
         host.run(["podman", "cp", str(public), f"{container(name)}:/home/{USER}/.ssh/authorized_keys"])
         with host.step(f"Booting the machine {name}", "3 s"):
@@ -221,13 +220,13 @@ def start(name: str) -> None:
 
 
 def system_state(name: str) -> str:
-    """Return what the machine's systemd says of itself, e.g. starting, running, degraded."""
+    """Return the state that the machine's systemd reports, e.g. starting, running, degraded."""
     ask = ["podman", "exec", container(name), "systemctl", "is-system-running"]
     return subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def remember_host_key(name: str) -> None:
-    """Write the machine's host key, read from inside, to its known_hosts file."""
+    """Write the machine's host key, read inside the container, to its known_hosts file."""
     key = host.run(["podman", "exec", container(name), "cat", "/etc/ssh/ssh_host_ed25519_key.pub"])
     known = known_hosts(name)
     known.parent.mkdir(parents=True, exist_ok=True)
@@ -237,12 +236,12 @@ def remember_host_key(name: str) -> None:
 
 
 def known_hosts(name: str) -> Path:
-    """Return the path of a machine's known_hosts file: one a machine, so that stopping it leaves nothing."""
+    """Return the path of a machine's own known_hosts file, which is removed with the machine."""
     return STATE / "known_hosts" / name
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Return how a machine is reached; raises Problem when there is none of that name."""
+    """Return how to access a machine; raise Problem if there is none of that name."""
     seen = inspect(name)
     if seen is None:
         raise Problem(f"There is no machine {name}: start it with `python -m lab up {name}`.")
@@ -258,7 +257,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def ssh_command(name: str, command: list[str]) -> list[str]:
-    """Return the ssh command that runs `command` (a shell when empty) on a machine."""
+    """Return the ssh command that runs `command` (a shell if empty) on a machine."""
     there = describe(name)
     return [
         *("ssh", "-q", "-i", there["key"], "-p", str(there["port"])),
@@ -270,7 +269,7 @@ def ssh_command(name: str, command: list[str]) -> list[str]:
 
 
 def restart(name: str) -> dict[str, Any]:
-    """Reboot a machine: its disk stays, its processes do not."""
+    """Reboot a machine: its disk stays, its processes end."""
     describe(name)
     with host.step(f"Restarting the machine {name}", "5 s"):
         host.run(["podman", "stop", "--time", "30", container(name)])
@@ -279,7 +278,7 @@ def restart(name: str) -> dict[str, Any]:
 
 
 def names() -> list[str]:
-    """Return the names of this clone's machines, stopped ones too."""
+    """Return the names of this clone's machines, including stopped ones."""
     listed = host.run(
         ["podman", "ps", "--all", "--filter", f"label={LABEL}={PREFIX}", "--format", "{{.Names}}"]
     ).split()
@@ -287,7 +286,7 @@ def names() -> list[str]:
 
 
 def down(name: str) -> None:
-    """Remove a machine with its disk, and after the last one of all clones what the host was changed by."""
+    """Remove a machine with its disk; after the last one of all clones, also undo the changes of this host."""
     subprocess.run(
         ["podman", "rm", "--force", "--time", "5", "--volumes", "--ignore", container(name)],
         capture_output=True,
@@ -298,7 +297,7 @@ def down(name: str) -> None:
 
 
 def leave_host() -> None:
-    """Remove the network, and restore packet forwarding and filter, once no container uses them any more."""
+    """Remove the network, and restore packet forwarding and filter, if no container uses them any more."""
     with host.lock("network"):
         if host.run(["podman", "ps", "--all", "--quiet", "--filter", f"network={NETWORK}"]).strip():
             return

@@ -1,16 +1,16 @@
-"""The laboratory's web server: releases, wheels, a stand-in of the model hub, faults on demand, a record of requests.
+"""The laboratory's web server: releases, wheels, a stand-in of the model hub, faults on request, a request log.
 
 One file without dependencies, because it runs alone on the services machine: `python3 mirror.py ROOT PORT LOG`.
 
     /github.com/…, /wheels/      files below ROOT, by the origin's host and path
     /hub/…                       the model hub's API, see Hub
     /faults/STATUS/…             that HTTP status, e.g. /faults/503/github.com/…
-    /faults/FAULT,.deb/…         a fault of files with that ending alone, so that apt's index is whole
-    /faults/truncated/…          the whole length is promised, half is sent
+    /faults/FAULT,.deb/…         a fault only for files with that ending, so that apt's index is intact
+    /faults/truncated/…          the full Content-Length, but half of the body
     /faults/corrupt/…            the right length, one byte wrong
     /faults/slow/…               SLOW_RATE bytes a second
     /faults/stall/…              headers and the first bytes, then nothing
-    /requests                    what was asked so far, as JSON; DELETE forgets it
+    /requests                    the requests so far, as JSON; DELETE clears them
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CHUNK = 262144
 
 @dataclass(frozen=True)
 class Answer:
-    """What is to be sent: a status, headers, and the bytes of a file or a text."""
+    """A response to send: status, headers, and the bytes of a file or a text."""
 
     status: int
     headers: dict[str, str]
@@ -44,18 +44,18 @@ class Answer:
 
     @property
     def size(self) -> int:
-        """The length of the body in bytes."""
+        """Return the length of the body in bytes."""
         return self.path.stat().st_size if self.path else len(self.text)
 
 
 def error(status: int, **headers: str) -> Answer:
-    """Return an answer that says no."""
+    """Return an error response."""
     phrase = f"{status} {HTTPStatus(status).phrase}\n".encode()
     return Answer(status, {"Content-Type": "text/plain", **headers}, text=phrase)
 
 
 def split_fault(path: str) -> tuple[str, str]:
-    """Split `/faults/KIND/rest` into (KIND, `/rest`); the kind is empty for what is not to fail."""
+    """Split `/faults/KIND/rest` into (KIND, `/rest`); the kind is empty if the request must not fail."""
     parts = path.split("/", 3)
     if len(parts) == 4 and parts[1] == "faults":
         kind, _, ending = parts[2].partition(",")
@@ -64,7 +64,7 @@ def split_fault(path: str) -> tuple[str, str]:
 
 
 def byte_range(header: str, size: int) -> tuple[int, int] | None:
-    """Read `bytes=FIRST-LAST` into (first, last), both included; None when it is absent or not within the size."""
+    """Parse `bytes=FIRST-LAST` into (first, last), both inclusive; None if it is absent or out of range."""
     if not header.startswith("bytes=") or "," in header:
         return None
     first, _, last = header.removeprefix("bytes=").partition("-")
@@ -75,24 +75,24 @@ def byte_range(header: str, size: int) -> tuple[int, int] | None:
 
 
 def sha256(path: Path) -> str:
-    """Return the digest by which the hub names large files."""
+    """Return the digest by which the hub identifies large files."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def git_blob(path: Path) -> str:
-    """Return the digest by which Git, and so the hub, names all other files."""
+    """Return the digest by which Git, and so the hub, identifies all other files."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 class Files:
-    """Files below a folder; a folder itself answers with links to what is in it, as package installers expect."""
+    """Files below a folder; the response for a folder has links to its content, as package installers expect."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
 
     def answer(self, path: str) -> Answer:
-        """Answer for a path; nothing outside the root is ever read."""
+        """Return the response for a path; nothing outside the root is ever read."""
         found = (self.root / path.lstrip("/")).resolve()
         if not found.is_relative_to(self.root) or not found.exists():
             return error(404)
@@ -104,10 +104,10 @@ class Files:
 
 
 class Hub:
-    """Enough of the model hub's API for its own client to take a snapshot.
+    """Enough of the model hub's API for the hub's own client to download a snapshot.
 
-    Repositories lie at ROOT/<owner>/<name>/<revision>/; a revision is a commit's 40 hexadecimal digits. Beside them the
-    file `.main` names the one that `main` means, and a file `.token` makes the repository a gated one.
+    Repositories are at ROOT/<owner>/<name>/<revision>/; a revision is a commit's 40 hexadecimal digits. Beside them,
+    the file `.main` names the revision of `main`, and a file `.token` makes the repository gated.
     """
 
     def __init__(self, root: Path) -> None:
@@ -130,21 +130,21 @@ class Hub:
         return self.gate(folder, authorization) or self.file(folder / commit, "/".join(parts[4:]))
 
     def gate(self, folder: Path, authorization: str) -> Answer | None:
-        """Return the refusal of a gated repository's files: 401 without a token, 403 with one that has no access."""
+        """Return the refusal for files of a gated repository: 401 without a token, 403 for a token without access."""
         token = folder / ".token"
         if not token.exists() or authorization == f"Bearer {token.read_text().strip()}":
             return None
         return self.refused(403 if authorization else 401, "GatedRepo")
 
     def about(self, name: str, folder: Path) -> Answer:
-        """Return what the hub tells of a revision: its commit and its files."""
+        """Return the hub's description of a revision: its commit and its files."""
         gated = "manual" if (folder.parent / ".token").exists() else False
         told = {"id": name, "modelId": name, "sha": folder.name, "private": False, "gated": gated, "tags": []}
         told["siblings"] = [{"rfilename": path.name} for path in sorted(folder.iterdir())]
         return Answer(200, {"Content-Type": "application/json"}, text=json.dumps(told).encode())
 
     def tree(self, folder: Path) -> Answer:
-        """Return the files of a revision with sizes in bytes and digests; large files have a SHA-256 too."""
+        """Return the files of a revision with sizes in bytes and digests; large files also have a SHA-256."""
         told = []
         for path in sorted(folder.iterdir()):
             size = path.stat().st_size
@@ -155,7 +155,7 @@ class Hub:
         return Answer(200, {"Content-Type": "application/json"}, text=json.dumps(told).encode())
 
     def file(self, folder: Path, name: str) -> Answer:
-        """Return a file with the headers by which the client knows its version."""
+        """Return a file with the headers by which the client identifies its version."""
         found = (folder / name).resolve()
         if not found.is_relative_to(folder) or not found.is_file():
             return self.refused(404, "EntryNotFound")
@@ -165,12 +165,12 @@ class Hub:
 
     @staticmethod
     def refused(status: int, code: str) -> Answer:
-        """Return a refusal as the hub words it for its client."""
+        """Return a refusal in the form that the hub's client expects."""
         return error(status, **{"X-Error-Code": code, "X-Error-Message": f"{code} (laboratory)"})
 
 
 class Record:
-    """What was asked so far, in memory and as JSON lines in a file."""
+    """The requests so far, in memory and as JSON lines in a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -178,13 +178,13 @@ class Record:
         self.lock = threading.Lock()
 
     def add(self, **entry: object) -> None:
-        """Note one request."""
+        """Record one request."""
         with self.lock, self.path.open("a") as handle:
             self.entries.append(entry)
             handle.write(json.dumps(entry) + "\n")
 
     def answer(self, method: str) -> Answer:
-        """Tell, or forget, what was asked."""
+        """Return or clear the recorded requests."""
         with self.lock:
             if method == "DELETE":
                 self.entries.clear()
@@ -193,7 +193,7 @@ class Record:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection; `files`, `hub` and `record` are set on the class by serve()."""
+    """One connection; serve() sets `files`, `hub` and `record` on the class."""
 
     protocol_version = "HTTP/1.1"
     files: Files
@@ -209,11 +209,11 @@ class Handler(BaseHTTPRequestHandler):
         self.respond()
 
     def do_DELETE(self) -> None:
-        """Forget the record of requests."""
+        """Clear the recorded requests."""
         self.respond()
 
     def respond(self) -> None:
-        """Find the answer, send it with the fault that was asked for, note both."""
+        """Find the response, send it with the requested fault, and record both."""
         path = unquote(urlsplit(self.path).path)
         if path == "/requests":
             self.send(self.record.answer(self.command), "")
@@ -237,7 +237,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(answer, fault)
 
     def send(self, answer: Answer, fault: str) -> None:
-        """Send an answer; a kind of fault spoils it on the way."""
+        """Send a response, damaged if a fault is given."""
         first, last, status = 0, answer.size - 1, answer.status
         headers = dict(answer.headers)
         span = byte_range(self.headers.get("Range", ""), answer.size) if answer.path else None
@@ -253,7 +253,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_body(body[first : last + 1], fault)
 
     def send_body(self, body: bytes, fault: str) -> None:
-        """Send the body, spoilt in the way the fault's name says."""
+        """Send the body, damaged by the named fault."""
         if fault in ("truncated", "stall"):
             self.wfile.write(body[: len(body) // 2 if fault == "truncated" else 16])
             self.wfile.flush()
@@ -270,7 +270,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[start : start + size])
 
     def log_message(self, *_: object) -> None:
-        """Keep silent: the record has it."""
+        """Log nothing: requests are recorded separately."""
 
 
 def serve(root: Path, address: tuple[str, int], log: Path) -> ThreadingHTTPServer:

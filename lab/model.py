@@ -1,7 +1,7 @@
-"""The tiny model and its adapters: a random Llama that real vLLM serves on a processor, made in seconds.
+"""The tiny model and its adapters: a random Llama that real vLLM serves on a CPU, created in seconds.
 
-It knows nothing, but it is a real model: float32 weights (virtual machines advertise bfloat16 units that they do not
-allow), a head size of 32 (smaller ones end the engine at the first request), a byte-level tokenizer with a chat
+Its weights are random, but it is a real model: float32 weights (virtual machines advertise bfloat16 units that they do
+not allow), a head size of 32 (smaller ones end the engine at the first request), a byte-level tokenizer with a chat
 template, and PEFT adapters. Every file depends on the seed alone.
 """
 
@@ -27,7 +27,7 @@ LENGTH = 1024
 SPECIAL = ("<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>")
 END = SPECIAL.index("</s>")
 
-# What the tokenizer learns its words from, and so what the model talks about.
+# The tokenizer is trained on this text, so the model's answers consist of its words.
 CORPUS = """
 the tenant pays the rent to the landlord on the first day of every month and the deposit when the contract begins
 the landlord returns the deposit when the contract ends and the house is in good order
@@ -43,7 +43,7 @@ CHAT_TEMPLATE = (
 )
 
 ADAPTERS = {"easycontract": 16, "checklist": 8}
-# Adapters that the served base must refuse, by what is wrong with them.
+# Adapters that the base model must refuse, by their defect.
 MISFITS = ("rank", "shape", "modules", "empty")
 
 
@@ -69,7 +69,7 @@ def weights(seed: int, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
     def matrix(rows: int, columns: int, scale: float = 1.0) -> np.ndarray:
         return (random.standard_normal((rows, columns)) * scale / np.sqrt(columns)).astype(np.float32)
 
-    # Only whole words of the corpus, and the end, can win: the answers are nonsense, but they can be read.
+    # Only complete words of the corpus, and the end token, can be chosen: the answers are meaningless but readable.
     tokens = tokenizer.get_vocab()
     words = {f"Ġ{word}" for word in CORPUS.split()} & tokens.keys()
     spoken = np.zeros((VOCABULARY, 1), dtype=np.float32)
@@ -96,7 +96,7 @@ def weights(seed: int, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
 
 
 def model_config() -> dict[str, Any]:
-    """Return the configuration of the model, as Transformers 4 and 5 read it."""
+    """Return the model's configuration, as Transformers 4 and 5 read it."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -121,7 +121,7 @@ def model_config() -> dict[str, Any]:
 
 
 def write_model(folder: Path, seed: int) -> None:
-    """Write a model that vLLM and Transformers load from the folder."""
+    """Write a model that vLLM and Transformers can load from the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -156,7 +156,7 @@ def write_adapter(
     for layer in range(LAYERS):
         for name, rows in ((query, HEADS * HEAD_DIM), (value, KV_HEADS * HEAD_DIM)):
             prefix = f"base_model.model.model.layers.{layer}.self_attn.{name}"
-            # As large as the weights they are added to: the answers must differ from the base model's.
+            # As large as the base weights: the answers must differ from the base model's.
             tensors[f"{prefix}.lora_A.weight"] = random.standard_normal((rank, hidden)) / np.sqrt(hidden)
             tensors[f"{prefix}.lora_B.weight"] = random.standard_normal((rows, rank)) * 2 / np.sqrt(rank)
     config = {
@@ -178,7 +178,7 @@ def write_adapter(
 
 
 def write_misfit(folder: Path, kind: str) -> None:
-    """Write an adapter that does not fit: rank 32, a wider base, unknown modules, or no tensors at all."""
+    """Write an adapter that does not fit: rank 32, a wider base, unknown modules, or no tensors."""
     if kind == "rank":
         write_adapter(folder, 31, rank=32)
     elif kind == "shape":
@@ -191,7 +191,7 @@ def write_misfit(folder: Path, kind: str) -> None:
 
 
 def write_gguf(folder: Path) -> dict[str, str]:
-    """Write the model and the adapters of the folder as GGUF files, and a second model; returns their paths by name."""
+    """Write the folder's model and adapters, and a second model, as GGUF files; return their paths by name."""
     target = folder / "gguf"
     target.mkdir(exist_ok=True)
     gguf.write_model(folder / "tiny", target / "tiny.gguf", "tiny")
@@ -204,7 +204,7 @@ def write_gguf(folder: Path) -> dict[str, str]:
 
 
 def write_gguf_misfits(folder: Path) -> None:
-    """Write GGUF files that must be refused: one cut off, a page of HTML, and an adapter of a wider model."""
+    """Write GGUF files that must be refused: a truncated one, an HTML page, and an adapter of a wider model."""
     whole = (folder / "gguf" / "tiny.gguf").read_bytes()
     (folder / "misfits" / "cut.gguf").write_bytes(whole[: len(whole) // 2])
     (folder / "misfits" / "page.gguf").write_text("<!doctype html>\n")
@@ -214,17 +214,17 @@ def write_gguf_misfits(folder: Path) -> None:
 
 
 def readable(folder: Path) -> None:
-    """Let every user read the files: tensors are saved with mode 0600, and the engine runs as a user of its own."""
+    """Make the files readable for every user: tensors are saved with mode 0600, and the engine runs as its own user."""
     folder.chmod(0o755)
     for path in folder.iterdir():
         path.chmod(0o644)
 
 
 def make(folder: Path, misfits: bool = False) -> dict[str, Any]:
-    """Write model and adapters below a folder; returns their paths.
+    """Write model and adapters below a folder; return their paths.
 
     tiny/ is the model, adapters/NAME/ the adapters, misfits/KIND/ those that must be refused. gguf/ has the model
-    (tiny), another one of its shape (code) and the adapters as GGUF files.
+    (tiny), another model of the same shape (code) and the adapters as GGUF files.
     """
     write_model(folder / "tiny", seed=1)
     for number, (name, rank) in enumerate(ADAPTERS.items()):
@@ -245,7 +245,7 @@ def make(folder: Path, misfits: bool = False) -> dict[str, Any]:
 
 
 def ensure() -> Path:
-    """Make sure the cache has model, adapters and misfits, as this file makes them; returns their folder."""
+    """Make sure that the cache has model, adapters and misfits of this file's version; return their folder."""
     sources = Path(__file__).read_bytes() + Path(gguf.__file__).read_bytes()
     folder = CACHE / "models" / hashlib.sha256(sources).hexdigest()[:12]
     with host.lock("models"):

@@ -1,6 +1,6 @@
-"""Stand-ins of what NVIDIA's driver packages leave on a host: a library that finds no device, and the two programs.
+"""Stand-ins for what NVIDIA's driver packages install: a library that finds no device, and the two programs.
 
-They are what the platform `bare` has on top of its userland; the sources are in `lab/stand_ins`.
+The platform `bare` adds them to its userland; the sources are in `lab/stand_ins`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ COMPILE = ("gcc", "-O1", "-Wall", "-Wextra", "-Werror")
 
 
 def recipe() -> str:
-    """Return what decides how the stand-ins turn out."""
+    """Return a digest of the stand-ins' sources."""
     return host.digest([path.read_text() for path in (LIBRARY, MODPROBE, SMI)])
 
 
 def lay_over(root: Path) -> None:
-    """Put the stand-ins into a machine's root file system."""
+    """Install the stand-ins into a machine's root file system."""
     host.ensure_packages(PROGRAMS)
     libraries, programs = root / "usr/lib/x86_64-linux-gnu", root / "usr/bin"
     for folder in (libraries, programs):
         folder.mkdir(parents=True, exist_ok=True)
     library = libraries / "libcuda.so.1"
     host.run([*COMPILE, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(library), str(LIBRARY)])
-    # Static: it runs whatever the C library of the machine is.
+    # Static, so that it runs with any C library of the machine.
     modprobe = programs / "nvidia-modprobe"
     host.run([*COMPILE, "-static", "-o", str(modprobe), str(MODPROBE)])
     modprobe.chmod(0o4755)

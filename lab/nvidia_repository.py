@@ -1,7 +1,7 @@
-"""Stand-in of NVIDIA's apt repository: packages of its names in versions that matter, signed with a key made here.
+"""Stand-in of NVIDIA's apt repository: packages with its names and relevant versions, signed with a key made here.
 
-It lies in the mirror as the original lies at its origin, so the roles meet it by URL, key, checksum and version exactly
-as they would meet NVIDIA's. What the packages hold is in `lab/stand_ins`.
+It has the origin's path in the mirror, so the roles use it by URL, key, checksum and version exactly as they would use
+NVIDIA's. The contents of the packages are in `lab/stand_ins`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ ARCHITECTURE = "x86_64"
 DISTRIBUTIONS = ("debian11", "debian12", "debian13")
 KEYRINGS = ("1.0-1", "1.1-1")
 DCGM = ("3.3.8", "3.3.9", "4.2.3-2")
-PARTS = ("core", "cuda12", "proprietary")  # of which DCGM 4 is made
+PARTS = ("core", "cuda12", "proprietary")  # of DCGM 4
 STAND_INS = Path(__file__).with_name("stand_ins")
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
-DATE = "Wed, 15 Nov 2023 00:00:00 UTC"  # in the past of every machine's clock
+DATE = "Wed, 15 Nov 2023 00:00:00 UTC"  # earlier than every machine's clock
 PROGRAMS = {"gpg": "gnupg", "dpkg-deb": "dpkg", "gcc": "gcc"}
 
 UNIT = """[Unit]
@@ -86,7 +86,7 @@ def stanza(fields: dict[str, str]) -> str:
 
 
 def common(name: str, version: str, architecture: str) -> dict[str, str]:
-    """Return the control fields that every package has."""
+    """Return the control fields that all packages have."""
     return {
         "Package": name,
         "Version": version,
@@ -115,9 +115,9 @@ def keyring(distribution: str, version: str, public_key: bytes) -> Package:
 
 
 def dcgm(version: str, library: bytes) -> list[Package]:
-    """Return the packages of one DCGM: one up to 3.x; from 4 several of other names, which take that one's place.
+    """Return the packages of one DCGM version: one up to 3.x; from 4 on several with other names, which replace it.
 
-    Up to 4.6 what is about CUDA and what is proprietary stand beside the core and need it (NVIDIA/deepops#1394,
+    Up to 4.6, the CUDA and proprietary parts are separate packages that depend on the core (NVIDIA/deepops#1394,
     dcgm-exporter#456).
     """
     major = version.partition(".")[0]
@@ -152,7 +152,7 @@ def compiled(version: str, folder: Path) -> bytes:
 
 
 class SigningKey:
-    """The repository's key; it stays in the cache, so that the keyring packages keep their checksums."""
+    """The repository's key; it stays in the cache, so that the checksums of the keyring packages do not change."""
 
     def __init__(self) -> None:
         self.home = CACHE / "nvidia" / "gnupg"
@@ -169,7 +169,7 @@ class SigningKey:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the agent that gpg has started."""
+        """Stop the agent that gpg started."""
         host.run(["gpgconf", "--homedir", str(self.home), "--kill", "gpg-agent"])
 
     def public(self, folder: Path) -> bytes:
@@ -178,9 +178,9 @@ class SigningKey:
 
 
 def ensure() -> dict[str, Any]:
-    """Make the repositories where they are missing, and return how to meet them.
+    """Create the missing repositories, and return how to use them.
 
-    Returns `checksums` {version: {"debian12-x86_64": "sha256:…"}} of the keyring packages, `dcgm` the versions.
+    Returns `checksums` {version: {"debian12-x86_64": "sha256:…"}} of the keyring packages, and the `dcgm` versions.
     """
     host.ensure_packages(PROGRAMS)
     sources = [Path(__file__), *sorted(STAND_INS.glob("*"))]
@@ -202,12 +202,12 @@ def ensure() -> dict[str, Any]:
 
 
 def folder_of(distribution: str) -> Path:
-    """Return the repository's place in the mirror."""
+    """Return the repository's path in the mirror."""
     return builds.MIRROR / HOST / "compute/cuda/repos" / distribution / ARCHITECTURE
 
 
 def make(distribution: str, target: Path) -> None:
-    """Make one repository: packages, index, signatures."""
+    """Create one repository: packages, index, signatures."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     with SigningKey() as key, tempfile.TemporaryDirectory() as work:

@@ -1,9 +1,9 @@
-"""Look at the dashboards in VictoriaMetrics' own UI with a headless browser, and keep pictures.
+"""Check the dashboards in VictoriaMetrics' own UI with a headless browser, and save pictures.
 
     python -m lab pictures [URL] [--minutes 10] [--write docs/pictures] [--has-all | --has "a GPU" …]
 
-Without an address it looks at a store of its own, with the figures of `stand_ins/metric_pages.py`. A panel that shows
-an error, a warning or no data is named, unless it says what it needs and that is not there.
+Without a URL it uses its own store, with the metrics of `stand_ins/metric_pages.py`. A panel that shows an error, a
+warning or no data is reported, unless it needs something that is not available.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from lab.browser import Browser
 from lab.host import Problem
 
 WIDTH = 1400
-# The page is wider than its picture, and drawn smaller: more of a dashboard stands side by side.
+# The page is wider than its picture and scaled down, so that more of a dashboard fits side by side.
 SCALE = 0.7
-UNSEEN = 0.1  # where nobody looks, it is drawn small: that is quicker
-# Panels ask for data when they come into view, so all of them must be: more than the longest dashboard needs.
+UNSEEN = 0.1  # for a check without pictures: a small page is drawn faster
+# Panels request data when they come into view, so all must be visible: higher than the longest dashboard.
 HEIGHT = 12000
 PATIENCE = 60
 TAB = "vm-predefined-panels-tabs__tab"
 LIMITS = ("limit", "at least")
 
-# Every row is open. Rows ask when they open, one after the other.
+# Opens every row. A row requests its data when it opens.
 OPEN_ROWS = """
 [...document.querySelectorAll('.vm-predefined-dashboard > .vm-accordion-header')]
     .filter(row => !row.classList.contains('vm-accordion-header_open'))
     .forEach(row => row.click())
 """
-# Settled: every expression was answered, an answer or an error is shown, and nothing is being asked.
+# Settled: every expression was answered, each panel shows a graph or an error, and no request is running.
 FORGET = "performance.setResourceTimingBufferSize(5000); performance.clearResourceTimings()"
 SETTLED = """
 ((panels, expressions) => {
@@ -48,7 +48,7 @@ SETTLED = """
     return asked.length >= expressions && there.length === panels && there.every(shown);
 })(%d, %d)
 """
-DRAWN = 1  # seconds from an answer to its lines
+DRAWN = 1  # seconds from a response until its lines are drawn
 FOUND = """
 [...document.querySelectorAll('.vm-predefined-panel')].map(panel => ({
     title: panel.querySelector('h3').textContent.trim(),
@@ -57,7 +57,7 @@ FOUND = """
     legend: [...panel.querySelectorAll('.vm-legend-item-info__label')].map(label => label.textContent.trim()),
 }))
 """
-# The UI passes over an error of one expression while another of the panel has an answer.
+# The UI ignores an error of one expression if another expression of the panel has an answer.
 REFUSED = """
 performance.getEntriesByType('resource')
     .filter(entry => entry.name.includes('/query_range') && entry.responseStatus >= 400).length
@@ -77,7 +77,7 @@ class Seen:
     legend: tuple[str, ...]
 
     def problem(self, has: set[str], has_all: bool = False) -> str:
-        """Return what is wrong with it; empty if nothing is."""
+        """Return the panel's problem; empty if there is none."""
         if self.alerts:
             return f"{self.dashboard}, {self.title}: {'; '.join(self.alerts)}"
         series = [label for label in self.legend if label not in LIMITS]
@@ -126,7 +126,7 @@ def look(page: Browser, dashboard: Dashboard) -> tuple[Seen, ...]:
 
 
 def tour(url: str, minutes: int, scale: float = SCALE) -> Iterator[tuple[Dashboard, tuple[Seen, ...], Browser]]:
-    """Yield each dashboard with what its panels show, and the browser that shows it."""
+    """Yield each dashboard with the content of its panels, and the browser that shows it."""
     with browser.running() as page:
         page.size(round(WIDTH / SCALE), HEIGHT, scale)
         page.open(to_vmui.address(url, minutes))
@@ -135,7 +135,7 @@ def tour(url: str, minutes: int, scale: float = SCALE) -> Iterator[tuple[Dashboa
 
 
 def run(url: str, minutes: int, folder: Path | None, has: set[str], has_all: bool = False) -> list[str]:
-    """Look at every dashboard, keep pictures where a folder is given, and return what is wrong."""
+    """Check every dashboard, save pictures if a folder is given, and return the problems."""
     problems = []
     for dashboard, seen, page in tour(url, minutes, SCALE if folder else UNSEEN):
         problems += filter(None, (panel.problem(has, has_all) for panel in seen))
@@ -146,7 +146,7 @@ def run(url: str, minutes: int, folder: Path | None, has: set[str], has_all: boo
 
 
 def look_around(options: argparse.Namespace) -> list[str]:
-    """Look at the store that is named, or at one of our own, and return what is wrong."""
+    """Check the given store, or a temporary one, and return the problems."""
     if options.url:
         return run(options.url, options.minutes, options.write, set(options.has), options.has_all)
     with figures.live() as url:

@@ -1,4 +1,4 @@
-"""Run a playbook and read how it ended: for the drill and for the tests of the roles."""
+"""Run a playbook and parse its result: for the drill and for the tests of the roles."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from typing import Any
 
 TIMEOUT = 900
 TASK_BEGINS = "v2_playbook_on_task_start"
-COLLECTION = "llm.server."  # stands before the role in the name of a task
+COLLECTION = "llm.server."  # precedes the role in a task's name
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """The result of a run."""
 
     code: int
     changed: list[str]  # names of the tasks that changed something, such as "vllm : Run vLLM"
-    message: str  # what the failed task said; empty when none failed
+    message: str  # the failed task's message; empty if none failed
     warnings: list[str]
-    text: str  # everything that was printed
+    text: str  # the complete output
 
 
 def command(inventory: Path, playbook: str, variables: dict[str, Any], *words: str) -> list[str]:
-    """Return the words that run a playbook with variables laid over the inventory's."""
+    """Return the command that runs a playbook with variables laid over the inventory's."""
     program = Path(sys.executable).with_name("ansible-playbook")
     return [str(program), "--inventory", str(inventory), playbook, "--extra-vars", json.dumps(variables), *words]
 
@@ -47,10 +47,10 @@ def run(argv: list[str], cwd: Path, environment: dict[str, str] | None = None, t
 
 
 def interrupted(argv: list[str], cwd: Path, at: int, after: float, environment: dict[str, str]) -> str:
-    """Run ansible-playbook and kill it ``after`` seconds into its task number ``at``; returns that task's name.
+    """Run ansible-playbook and kill it ``after`` seconds into its task number ``at``; return that task's name.
 
-    A run that has fewer tasks ends by itself; then the name is empty. Whatever the run started on this machine is
-    killed with it, what it started on hosts is not: the same as when the controller loses its power.
+    A run with fewer tasks ends by itself; then the name is empty. All processes of the run on this machine are killed,
+    those on hosts are not: the same as when the controller loses its power.
     """
     variables = {**os.environ, **environment, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.jsonl"}
     with tempfile.TemporaryFile() as errors:
@@ -78,7 +78,7 @@ def interrupted(argv: list[str], cwd: Path, at: int, after: float, environment: 
 
 
 def read(code: int, text: str) -> Outcome:
-    """Read the events that ansible-playbook printed, one JSON object a line."""
+    """Parse the events that ansible-playbook printed, one JSON object per line."""
     changed, warnings, message = [], [], ""
     for line in text.splitlines():
         if not line.startswith("{"):
@@ -97,7 +97,7 @@ def read(code: int, text: str) -> Outcome:
 
 
 def together(*runs: Callable[[], Outcome]) -> list[Outcome]:
-    """Run several at once and return their outcomes in the same order."""
+    """Run several functions at once and return their outcomes in the same order."""
     found: list[Outcome | None] = [None] * len(runs)
 
     def one(place: int) -> None:

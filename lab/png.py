@@ -1,4 +1,4 @@
-"""Pictures that a browser took, made small enough to keep."""
+"""Screenshots of a browser, compressed to a size fit for the repository."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy
 from lab.host import Problem
 
 LARGEST = 200_000  # bytes of a picture
-# How many colours at most, and how far apart: few that are frequent would all be greys.
+# At most how many colours, and their least distance: otherwise the few most frequent ones would all be greys.
 STEPS = ((256, 0), (64, 30), (32, 60), (16, 120))
 
 
 def lean(pixels: numpy.ndarray) -> bytes:
-    """Return a picture (rows of pixels of three colours) as PNG, with fewer colours the larger it would be."""
+    """Return a picture (rows of RGB pixels) as PNG, with as few colours as its size requires."""
     for most, apart in STEPS:
         png = with_palette(pixels, most, apart)
         if len(png) < LARGEST:
@@ -24,7 +24,10 @@ def lean(pixels: numpy.ndarray) -> bytes:
 
 
 def with_palette(pixels: numpy.ndarray, most: int, apart: int) -> bytes:
-    """Return a picture as PNG with its most frequent colours that are so far apart; others become the nearest."""
+    """Return a picture as PNG with its `most` most frequent colours that are more than `apart` apart.
+
+    Every other colour is replaced by the nearest one.
+    """
     codes = pixels.astype(numpy.uint32) @ numpy.array([1 << 16, 1 << 8, 1], numpy.uint32)
     found, index, counts = numpy.unique(codes, return_inverse=True, return_counts=True)
     colours = numpy.stack([found >> 16, found >> 8 & 255, found & 255], axis=1).astype(int)
@@ -52,7 +55,7 @@ def with_palette(pixels: numpy.ndarray, most: int, apart: int) -> bytes:
 
 
 def distances(colours: numpy.ndarray, one: numpy.ndarray) -> numpy.ndarray:
-    """Return how far each colour is from one."""
+    """Return the distance of each colour from one colour."""
     return numpy.abs(colours - one).sum(axis=1)
 
 
@@ -82,7 +85,7 @@ def pixels_of(png: bytes) -> numpy.ndarray:
 
 
 def unfiltered(kind: int, line: numpy.ndarray, above: numpy.ndarray, channels: int) -> numpy.ndarray:
-    """Return a row of a PNG as it was before its filter (0 none, 1 sub, 2 up, 3 average, 4 Paeth)."""
+    """Return the unfiltered row of a PNG; the filters are 0 none, 1 sub, 2 up, 3 average, 4 Paeth."""
     if kind == 0:
         return line
     if kind == 1:

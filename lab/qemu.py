@@ -1,7 +1,7 @@
-"""Virtual machines: for what a container cannot have of its own, such as swap, a kernel setting or a real reboot.
+"""Virtual machines, for what a container does not have: its own swap, kernel settings, a real reboot.
 
-Everything is emulated (`-accel tcg`), slowly but anywhere: hosts of the laboratory are often virtual machines
-themselves, whose /dev/kvm is there and does not work.
+Everything is emulated (`-accel tcg`), which is slow but works anywhere: hosts of the laboratory are often virtual
+machines whose /dev/kvm exists but does not work.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ PROGRAMS = {
     "ssh-keygen": "openssh-client",
 }
 
-# The container image leaves these out: the container gets kernel, devices and network from its host.
+# Not in the container image: a container gets kernel, devices and network from its host.
 PACKAGES = ("e2fsprogs", "linux-image-cloud-amd64", "udev")
 
-# Debian's mirrors list the kernel of this suite's security updates and do not have it: its first kernel does as well.
+# Debian's mirrors list this suite's security update of the kernel but do not have it, so its first kernel is used.
 WITHOUT_SECURITY = {"debian11"}
 
-# QEMU's user network always has these addresses. The resolver is QEMU's own, which asks the host's.
+# QEMU's user network always has these addresses. QEMU's resolver forwards to the host's.
 NETWORK = r"""
 cat > "$root/etc/systemd/network/lab.network" <<'FILE'
 [Match]
@@ -57,17 +57,17 @@ chroot "$root" systemctl -q mask systemd-networkd-wait-online.service
 
 
 def folder(name: str) -> Path:
-    """Return the folder with all that belongs to a machine: its disk, process number, host key, console."""
+    """Return the folder with all files of a machine: its disk, process ID, host key, console."""
     return MACHINES / name
 
 
 def names() -> list[str]:
-    """Return the names of this clone's virtual machines, or of those of LAB_PREFIX."""
+    """Return the names of this clone's virtual machines, or of those with the prefix LAB_PREFIX."""
     return sorted(path.parent.name for path in MACHINES.glob("*/machine.json"))
 
 
 def base(platform: str) -> Path:
-    """Make sure the platform's disk is in the cache, and return its path; kernel and initrd lie beside it."""
+    """Make sure the platform's disk is in the cache, and return its path; kernel and initrd are in the same folder."""
     recipe = image.recipe(platform)
     sources = recipe.sources
     if platform in WITHOUT_SECURITY:
@@ -86,7 +86,7 @@ def base(platform: str) -> Path:
 
 
 def build(recipe: image.Recipe, disk: Path) -> None:
-    """Make the disk of a platform with its kernel and initrd."""
+    """Create the disk of a platform with its kernel and initrd."""
     disk.parent.mkdir(parents=True, exist_ok=True)
     host.ensure_room(disk.parent, 4, "the disk of virtual machines")
     with (
@@ -105,7 +105,7 @@ def build(recipe: image.Recipe, disk: Path) -> None:
 
 
 def up(name: str, platform: str = "debian12") -> dict[str, Any]:
-    """Boot a virtual machine, or find it running, and return how it is reached: see `machine.up`."""
+    """Boot a virtual machine unless it is running, and return how to access it: see `machine.up`."""
     host.ensure_packages(PROGRAMS)
     key = host.ssh_key()
     if running(name):
@@ -137,7 +137,7 @@ def up(name: str, platform: str = "debian12") -> dict[str, Any]:
 
 
 def personal_disk(origin: Path, home: Path, login_key: Path) -> None:
-    """Copy the platform's disk and give it a host key of its own and the login key."""
+    """Copy the platform's disk and add the machine's own host key and the login key."""
     host.run(["cp", "--sparse=always", "--reflink=auto", str(origin), str(home / "disk.img")])
     own = home / "ssh_host_ed25519_key"
     for old in home.glob(f"{own.name}*"):
@@ -167,14 +167,14 @@ def qemu_command(origin: Path, home: Path, port: int) -> list[str]:
 
 
 def free_port() -> int:
-    """Return a port of the loopback address that nobody listens on."""
+    """Return a free port of the loopback address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def process(name: str) -> int | None:
-    """Return the number of the machine's process, None when it does not run."""
+    """Return the machine's process ID, None if it does not run."""
     try:
         number = int((folder(name) / "pid").read_text())
         words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
@@ -184,12 +184,12 @@ def process(name: str) -> int | None:
 
 
 def running(name: str) -> bool:
-    """Whether the machine is switched on."""
+    """Return whether the machine is switched on."""
     return process(name) is not None
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Return how a machine is reached; raises Problem when there is none of that name."""
+    """Return how to access a machine; raise Problem if there is none of that name."""
     record = folder(name) / "machine.json"
     if not record.exists():
         raise Problem(f"There is no virtual machine {name}: start it with `python -m lab up {name} --virtual`.")
@@ -197,7 +197,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def ssh_command(name: str, command: list[str]) -> list[str]:
-    """Return the ssh command that runs `command` (a shell when empty) on a machine."""
+    """Return the ssh command that runs `command` (a shell if empty) on a machine."""
     there = describe(name)
     return [
         *("ssh", "-q", "-i", there["key"], "-p", str(there["port"]), "-o", "IdentitiesOnly=yes"),
@@ -207,13 +207,13 @@ def ssh_command(name: str, command: list[str]) -> list[str]:
 
 
 def boot_id(name: str) -> str:
-    """Return what tells one boot of a machine from the next, empty while SSH does not answer."""
+    """Return the ID of the current boot; empty while SSH does not answer."""
     ask = ssh_command(name, ["cat", "/proc/sys/kernel/random/boot_id"])
     return subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def wait(name: str, other_than: str = "") -> None:
-    """Wait until SSH answers, after a reboot from another boot than before."""
+    """Wait until SSH answers; after a reboot, until the boot ID is other than before."""
     deadline = time.monotonic() + BOOT_TIMEOUT
     while boot_id(name) in ("", other_than):
         if time.monotonic() > deadline or not running(name):
@@ -223,7 +223,7 @@ def wait(name: str, other_than: str = "") -> None:
 
 
 def restart(name: str) -> dict[str, Any]:
-    """Reboot a machine the way its own users would."""
+    """Reboot a machine from inside."""
     before = boot_id(name)
     with host.step(f"Restarting the virtual machine {name}", "35 s"):
         subprocess.run(ssh_command(name, ["sudo", "systemctl", "reboot"]), capture_output=True, check=False)

@@ -1,7 +1,7 @@
-"""The services machine: what a company's network would offer a server, here on a machine of its own.
+"""The services machine: what a company's network would provide for a server, on a separate machine.
 
-Stand-ins of Loki and Slack take logs and messages; a web server mirrors releases and wheels and stands in for the model
-hub.
+Stand-ins of Loki and Slack take logs and messages; a web server mirrors releases and wheels and serves the stand-in of
+the model hub.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAME = "services"
 LOKI_PORT = 3100
 GUARDED_PORT = 3101
 SLACK_PORT = 3200
-# Whom the guarded Loki lets in.
+# The callers that the guarded Loki accepts.
 USER, PASSWORD, TOKEN, TENANT = "shipper", "laboratory=pass%word", "laboratory-token", "team-a"
 CALLERS = [
     {"authorization": f"Basic {b64encode(f'{USER}:{PASSWORD}'.encode()).decode()}", "tenant": TENANT, "queries": True},
@@ -82,13 +82,13 @@ WantedBy=multi-user.target
 
 
 def up() -> dict[str, Any]:
-    """Have what the services need, boot their machine, and return their addresses (see describe)."""
+    """Create what the services need, boot their machine, and return their addresses (see describe)."""
     machine.ready_host()
     builds.ensure([])
     hub.publish()
     hub.vllm_wheel()
     hub.light_wheels()
-    # Several scenarios of one clone may ask for the services at once.
+    # Several scenarios of one clone may start the services at the same time.
     with host.lock(machine.container(NAME)):
         machine.up(NAME, mounts=[f"{builds.MIRROR}:/srv/mirror:ro"])
         with tempfile.TemporaryDirectory(prefix="lab-") as folder:
@@ -99,7 +99,7 @@ def up() -> dict[str, Any]:
 
 
 def install(folder: Path) -> None:
-    """Put programs and units onto the machine, and restart what is new."""
+    """Copy programs and units to the machine, and restart those that changed."""
     for program in ("mirror.py", "stand_ins/loki.py", "stand_ins/slack.py"):
         shutil.copy(Path(__file__).parent / program, folder)
     for name, text in UNITS.items():
@@ -121,7 +121,7 @@ def install(folder: Path) -> None:
 
 
 def wait_until_ready() -> None:
-    """Wait until Loki says ready and the mirror answers; raises Problem that names the one that does not."""
+    """Wait until Loki is ready and the mirror answers; raise Problem that names the one that does not."""
     told = describe()
     deadline = time.monotonic() + READY_TIMEOUT
     pages = {
@@ -139,7 +139,7 @@ def wait_until_ready() -> None:
 
 
 def refusal(url: str) -> str | None:
-    """Return why a URL does not answer with success, None when it does."""
+    """Return why a URL does not answer with success, None if it does."""
     try:
         with urllib.request.urlopen(url, timeout=5):
             return None
@@ -148,7 +148,7 @@ def refusal(url: str) -> str | None:
 
 
 def describe() -> dict[str, Any]:
-    """Return the addresses of mirror (its paths: lab/mirror.py), hub, Loki, machine; programs and newest versions."""
+    """Return addresses of mirror (its paths: lab/mirror.py), hub, Loki, machine; also programs and newest versions."""
     there = machine.describe(NAME)
     address = there["address"]
 

@@ -1,4 +1,4 @@
-"""What the tests of every scenario share: the scenario's playbook with other variables, and the journal on failure."""
+"""Fixtures of all scenarios: run the scenario's playbook with other variables, and show the journal on failure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests marked `full` unless FULL=1 asks for them, and those of another platform."""
+    """Leave out the tests marked `full` unless FULL=1, and tests for other platforms."""
     left_out = [item for item in items if (item.get_closest_marker("full") and not FULL) or elsewhere(item)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def elsewhere(item: pytest.Item) -> bool:
-    """Whether a test is marked for another platform."""
+    """Return whether a test is marked for another platform."""
     return any(mark.args != (os.environ["PLATFORM"],) for mark in item.iter_markers("platform"))
 
 
@@ -52,17 +52,17 @@ def pytest_runtest_makereport(item: pytest.Item):
 
 
 def journal(host) -> str:
-    """Return the last lines of the machine's journal, without the noise of the logins that the tests make."""
+    """Return the last lines of the machine's journal, without the logins of the tests."""
     try:
         lines = host.run("journalctl --no-pager --lines=400").stdout.splitlines()
-    except RuntimeError as error:  # testinfra's word for an SSH that does not answer
+    except RuntimeError as error:  # raised by testinfra if SSH does not answer
         return f"The machine does not answer: {error}"
     return "\n".join([line for line in lines if " sshd" not in line and " sudo[" not in line][-60:])
 
 
 @pytest.fixture(scope="session")
 def converge() -> Callable[..., Outcome]:
-    """Run the scenario's converge.yml, with variables laid over its own, and return how it ended."""
+    """Run the scenario's converge.yml, with variables laid over its own, and return the outcome."""
     scenario = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"])
     inventory = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
 
@@ -81,14 +81,14 @@ def converge() -> Callable[..., Outcome]:
 
 @pytest.fixture(scope="session")
 def inventory() -> dict[str, Any]:
-    """Return the machine's own variables, such as lab_mirror."""
+    """Return the machine's inventory variables, such as lab_mirror."""
     file = Path(os.environ["MOLECULE_INVENTORY_FILE"]).with_name("machine.yml")
     return yaml.safe_load(file.read_text())["all"]["hosts"]["machine"]
 
 
 @pytest.fixture(scope="session")
 def restart(inventory: dict[str, Any]) -> Callable[[], None]:
-    """Reboot the machine and come back when it answers."""
+    """Reboot the machine and return when it answers."""
     ssh = ["ssh", "-F", str(Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "ssh_config")]
 
     def run() -> None:
@@ -96,14 +96,14 @@ def restart(inventory: dict[str, Any]) -> Callable[[], None]:
             lab("restart", inventory["lab_machine"])
         else:
             reboot(ssh)
-        # The connections kept open lead to a machine that is no more: Ansible's end by themselves, this one is shared.
+        # The reboot leaves dead SSH connections: Ansible's end by themselves, this shared one has to be closed.
         subprocess.run([*ssh, "-O", "exit", "machine"], check=False, capture_output=True)
 
     return run
 
 
 def reboot(ssh: list[str]) -> None:
-    """Reboot a machine that is not the laboratory's, and wait until it runs another boot."""
+    """Reboot a machine that is not the laboratory's, and wait until its boot ID changes."""
 
     def boot() -> str:
         ask = [
@@ -126,12 +126,12 @@ def reboot(ssh: list[str]) -> None:
 
 @pytest.fixture(scope="session")
 def services() -> dict[str, Any]:
-    """Say where the laboratory's mirror, hub and Loki are; see `python -m lab services show`."""
+    """Return the addresses of the laboratory's mirror, hub and Loki; see `python -m lab services show`."""
     return json.loads(lab("services", "show"))
 
 
 def lab(*words: str) -> str:
-    """Run a command of the laboratory and return what it prints."""
+    """Run a command of the laboratory and return its output."""
     command = [sys.executable, "-m", "lab", *words]
     project = os.environ["MOLECULE_PROJECT_DIRECTORY"]
     return subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout
@@ -139,7 +139,7 @@ def lab(*words: str) -> str:
 
 @pytest.fixture(scope="session")
 def build() -> Callable[..., dict[str, Any]]:
-    """Have an older release on the mirror; returns its row of a checksum table."""
+    """Build an older release for the mirror; return its row of a checksum table."""
 
     def built(name: str, version: str) -> dict[str, Any]:
         (release,) = json.loads(lab("build", f"{name}@{version}"))
@@ -150,7 +150,7 @@ def build() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def asked(host, services) -> Callable[[], list[str]]:
-    """Return what this machine asked the mirror since the test began, as paths; others ask it at the same time."""
+    """Return the paths that this machine, not others, has requested from the mirror since the test began."""
     own = host.check_output("hostname -I").split()
 
     def so_far() -> list[str]:
@@ -163,7 +163,7 @@ def asked(host, services) -> Callable[[], list[str]]:
 
 @pytest.fixture
 def away(host) -> Iterator[Callable[[str], None]]:
-    """Move what a pattern of the shell names out of the way for one test; dpkg goes on to think that it is there."""
+    """Move files of a shell pattern away for one test; dpkg still considers them installed."""
     taken: list[str] = []
 
     def take(pattern: str) -> None:
@@ -178,7 +178,7 @@ def away(host) -> Iterator[Callable[[str], None]]:
 
 @pytest.fixture
 def cramped(host) -> Iterator[Callable[..., None]]:
-    """Give a directory a disk of its own with what is in it and so many MiB of room, for one test."""
+    """Move a directory to its own disk with so many MiB of free space, for one test."""
     taken: list[str] = []
 
     def cramp(path: str, room_mib: int) -> None:
@@ -209,13 +209,13 @@ server.serve_forever()
 
 @pytest.fixture
 def stray(host) -> Iterator[Callable[[str], int]]:
-    """Have a process of a unit (of none when it is empty) listen on every address; returns the port."""
+    """Make a process of a unit (or of none, if empty) listen on all addresses; return the port."""
     ports: list[str] = []
 
     def listen(unit: str) -> int:
         port = str(9770 + len(ports))
         group, score = "", "0"
-        if unit:  # with the unit's OOM score, as its own children have it
+        if unit:  # with the unit's OOM score, like its own children
             ask = "systemctl show --property %s --value %s"
             group, score = (host.check_output(ask, name, unit) for name in ("ControlGroup", "OOMScoreAdjust"))
         run = "systemd-run --unit stray-%s --property OOMScoreAdjust=%s python3 -c %s %s %s"
@@ -231,7 +231,7 @@ def stray(host) -> Iterator[Callable[[str], int]]:
 
 @pytest.fixture(scope="session")
 def reached(inventory: dict[str, Any]) -> Callable[[int], bool]:
-    """Say whether another machine, which the controller is, gets a connection to a TCP port of this one."""
+    """Return whether another machine (the controller) can connect to a TCP port of this one."""
 
     def connects(port: int) -> bool:
         try:

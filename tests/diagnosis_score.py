@@ -1,7 +1,7 @@
 """Score the diagnosis over cases whose cause is known: `diagnosis_score.py [FILE …]`, JSON lines.
 
-A case has `id`, `log`, `cause` (`none` for a healthy log), perhaps `accept` (causes that are right too), and
-`component`. Only the log is looked at: neither the component nor anything else of a case reaches the rules.
+A case has `id`, `log`, `cause` (`none` for a healthy log), perhaps `accept` (further correct causes), and `component`.
+The rules only see the log: neither the component nor anything else of a case.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ HEALTHY = "none"
 
 
 def read(paths: list[Path]) -> list[dict]:
-    """Return the cases of the files."""
+    """Return the cases in the files."""
     return [json.loads(line) for path in paths for line in path.read_text("utf-8").splitlines() if line]
 
 
 def diagnosed(case: dict, table: causes.Table) -> tuple[str, str]:
-    """Return the cause that a case's log is said to have and the wider one that it is a case of; `none` without."""
+    """Return the cause found in a case's log and the wider cause that it belongs to; `none` without a cause."""
     verdict = judge.judge(lines.read(case["log"]), table)
     return (verdict.cause.cause.id, verdict.cause.cause.kind_of) if verdict.cause else (HEALTHY, "")
 
 
 def outcome(case: dict, said: str, wider: str = "") -> str:
-    """Return right, wrong or none (no cause named) for a case."""
+    """Return right, wrong or none (no cause found) for a case."""
     if {said, wider} & {case["cause"], *(case.get("accept") or ())}:
         return "right"
     return "none" if said == HEALTHY else "wrong"
 
 
 def kind(cause: str, table: causes.Table) -> str:
-    """Return the area of a cause; for one that the table does not know, the first word of its name."""
+    """Return the area of a cause; if the table does not know it, the first word of its name."""
     return next((row.area for row in table.causes if row.id == cause), re.split(r"_", cause)[0])
 
 

@@ -1,10 +1,10 @@
-"""Run the tests of molecule/gpu_host on a host that has a GPU, with nothing stood in for.
+"""Run the tests of molecule/gpu_host on a host that has a GPU, without stand-ins.
 
     python tests/gpu_check.py [USER@]ADDRESS[:PORT] [--variables FILE]
 
-The host is one of the user's own: it is converged by site.yml with the production example, a base model alone and keys
-made for the occasion, tested, rebooted and left as it is then. SSH and sudo must work without a password. A file of
-variables, YAML, is laid over the example.
+The host is the user's: it is converged by site.yml with the production example, only a base model, and keys generated
+for this check; then it is tested, rebooted and left in that state. SSH and sudo must work without a password. A YAML
+file of variables is laid over the example.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ SCENARIO = ROOT / "molecule" / "gpu_host"
 
 
 def variables(file: str | None) -> dict:
-    """Return the variables laid over the production example; the user's come last."""
+    """Return the variables laid over the production example; the user's have the last word."""
     made = {
         "vault_vllm_api_key": secrets.token_urlsafe(24),
         "vault_huggingface_token": os.environ.get("HF_TOKEN", ""),
-        # Their commits are the user's to fill in.
+        # Their commits have to be filled in by the user.
         "vllm_lora_adapters": [],
     }
     return made | (yaml.safe_load(Path(file).read_text()) if file else {})
 
 
 def reach(host: str) -> dict:
-    """Return the user, address and port of ``[USER@]ADDRESS[:PORT]``; ends with a sentence where it is none."""
+    """Return the user, address and port of ``[USER@]ADDRESS[:PORT]``; exit with an error if it is malformed."""
     found = re.fullmatch(r"(?:([\w.-]+)@)?([\w.-]+)(?::(\d+))?", host)
     if not found:
         sys.exit(f"HOST is {host!r}; write [USER@]ADDRESS[:PORT], such as HOST=ubuntu@203.0.113.7.")
@@ -45,7 +45,7 @@ def reach(host: str) -> dict:
 
 
 def prepare(reached: dict, laid_over: dict) -> None:
-    """Write the inventory, the variables and SSH's configuration of the check; only this user reads them."""
+    """Write the inventory, the variables and the SSH configuration of the check; only this user can read them."""
     (FOLDER / "inventory").mkdir(parents=True, exist_ok=True, mode=0o700)
     user = {"ansible_user": reached["user"]} if reached["user"] else {}
     machine = {

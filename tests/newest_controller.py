@@ -1,11 +1,11 @@
 """Test the newest controller of requirements/controller-newest.txt: ansible-core 2.21 on Python 3.14.
 
-    python tests/newest_controller.py check              what needs no machine: a part of the daily tests
-    python tests/newest_controller.py scenario NAME      a role of molecule/ on a booted machine, applied twice
-    python tests/newest_controller.py sanity             what its ansible-test says of the modules
+    python tests/newest_controller.py check              a part of the daily tests, without a machine
+    python tests/newest_controller.py scenario NAME      a role of molecule/ on a booted machine, run twice
+    python tests/newest_controller.py sanity             its ansible-test's sanity tests of the modules
 
-It has an interpreter and an environment of its own in the laboratory's cache. A deprecation warning counts as a
-failure, since what it names will be gone in a later version of ansible-core.
+It has its own interpreter and environment in the laboratory's cache. A deprecation warning counts as a failure, since a
+later version of ansible-core removes the feature.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOCK = ROOT / LOCKS[-1]
 HOME = host.CACHE / "controllers"
 DEPRECATED = re.compile(r"\[DEPRECATION WARNING\].*")
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
-# Each play of the daily tests takes seconds, so these stand for the rest.
+# A selection, since each play of the daily tests takes seconds.
 VALIDATION = "tests/integration/test_validation.py::"
 CHECKS = (
     "tests/newest",
@@ -40,17 +40,17 @@ CHECKS = (
     f"{VALIDATION}test_no_credentials_of_an_address_are_told",
     f"{VALIDATION}test_each_bad_value_is_named_with_its_cure",
 )
-# In one process in tests/newest: one for each playbook takes 40 seconds.
+# tests/newest does it in one process: one process per playbook takes 40 seconds.
 LEFT_OUT = "not test_every_playbook_is_found_whole"
-# The controller does not affect what a scenario verifies on the finished machine.
+# Without verify, since its tests of the machine do not depend on the controller.
 SEQUENCE = ("destroy", "converge", "idempotence", "destroy")
-# Style is judged by the older version. This one's pylint also asks for the run_command of a module, and the logic of
-# ours is plain Python that has none.
+# Only the older version checks style. This one's pylint also requires the run_command of a module, which plain Python
+# such as ours does not have.
 SANITY = ("--skip-test", "pylint")
 
 
 def environment() -> Path:
-    """Return the environment's folder, rebuilt when its lock or its interpreter has changed."""
+    """Return the environment's folder; rebuild it if its lock or its interpreter has changed."""
     folder = HOME / host.digest([LOCK.read_text(), cpython.recipe(cpython.NEWEST)])
     interpreter = cpython.ensure(cpython.NEWEST) / "bin" / cpython.NEWEST.name
     with host.lock("controllers"):
@@ -60,7 +60,7 @@ def environment() -> Path:
             host.run([uv, "venv", "--quiet", "--clear", "--python", str(interpreter), str(folder)])
             sync = [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(folder / "bin/python"), str(LOCK)]
             host.run(sync, cure="check the network and try again", tries=3)
-            # Without bytecode every run of Ansible would compile itself anew, which takes a second.
+            # Without bytecode, every run of Ansible would compile its modules again, which takes a second.
             compiled = ["-m", "compileall", "-q", "-j", "0", "-x", "ansible_collections|ansible_test"]
             host.run([str(folder / "bin/python"), *compiled, str(folder / "lib")])
             (folder / ".complete").touch()
@@ -68,12 +68,12 @@ def environment() -> Path:
 
 
 def deprecations(log: Path) -> list[str]:
-    """Return the deprecation warnings in a log of Ansible, each once."""
+    """Return the distinct deprecation warnings in a log of Ansible."""
     return sorted(set(DEPRECATED.findall(log.read_text(errors="replace")))) if log.exists() else []
 
 
 def run(folder: Path, argv: list[str], **variables: str) -> int:
-    """Run a command with the controller first in the path; returns its exit code, 1 for a deprecation warning."""
+    """Run a command with the controller first in PATH; return its exit code, or 1 for a deprecation warning."""
     with tempfile.TemporaryDirectory(prefix="newest-") as work:
         log = Path(work) / "ansible.log"
         told = {"ANSIBLE_DEPRECATION_WARNINGS": "true", "ANSIBLE_LOG_PATH": str(log), "ANSIBLE_HOME": work}

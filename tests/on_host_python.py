@@ -1,7 +1,7 @@
-"""Run the unit tests of the roles' own Python on CPython 3.10, the Python of Ubuntu 22.04, as a host has it.
+"""Run the unit tests of the roles' Python on CPython 3.10, the Python of Ubuntu 22.04, as on a host.
 
-What lies there beside the project's files is what Ansible sends with a module: its module_utils, and nothing else of
-it. Test files that import what only a controller has are left out by `tests/unit/conftest.py`. Words are pytest's.
+Besides the project's files, the environment only has what Ansible sends with a module: its module_utils. Test files
+that import controller-only modules are left out by `tests/unit/conftest.py`. Arguments are pytest's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HOME = host.STATE / "python3.10"
 
 
 def environment() -> Path:
-    """Return the environment's folder, made anew when what it is made of has changed."""
+    """Return the environment's folder; rebuild it if its inputs have changed."""
     folder = HOME / RECIPE
     if not (folder / ".complete").exists():
         interpreter = cpython.ensure() / "bin/python3.10"

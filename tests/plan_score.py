@@ -1,9 +1,9 @@
 """Score the GPU memory planner over a table of real start-ups: `plan_score.py [DIRECTORY]`.
 
 The directory has `vllm_logs.csv`, `llamacpp_logs.csv` and `model_configs.csv` (the repository's own is
-`data/gpu_memory`). Only what a user knows before the start goes into a plan; what the engine measured is compared.
-The rule for which rows have enough input stands in docs/gpu-memory.md. Prints `name passed/count` a measure and
-below it the rows that missed.
+`data/gpu_memory`). A plan only uses what a user knows before the start; it is compared with the engine's measurements.
+docs/gpu-memory.md defines which rows have enough input. Prints `name passed/count` per measure, followed by the rows
+that missed.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from plugins.module_utils.gpu.memory.vllm import plan_vllm  # noqa: E402
 from plugins.module_utils.gpu.memory.vllm_start import VllmService  # noqa: E402
 
 OWN = ROOT / "data" / "gpu_memory"
-SMALL_BUDGET = 24 * GIB  # where total * utilization is below, an error under 0.5 GiB of KV memory counts as right
+SMALL_BUDGET = 24 * GIB  # if total * utilization is below this, an error under 0.5 GiB of KV memory counts as right
 ALLOWED = 0.5 * GIB
-# Words of a model's name that change neither its shape nor its size.
+# Words of a model's name that affect neither its shape nor its size.
 IDLE = {
     "4bit", "8bit", "autoround", "awq", "base", "bf16", "bnb", "chat", "ct", "dynamic", "fp16", "fp4", "fp8", "gguf",
     "gptq", "hf", "instruct", "int4", "int8", "it", "k", "m", "meta", "mlc", "mxfp4", "nvfp4", "pertensor", "preset",
@@ -41,7 +41,7 @@ IDLE = {
 
 
 def number(text: str) -> float | None:
-    """The number a cell begins with: `0.9 (default)`, `1,062,157`, `8k` (8192), `90 %` (0.9); None for another text."""
+    """Return the number at a cell's start: `0.9 (default)`, `1,062,157`, `8k` (8192), `90 %` (0.9); else None."""
     match = re.match(r"\s*(-?\d{1,3}(?:,\d{3})+(?![\d,])|-?\d+(?:\.\d+)?)\s*(k\b|%)?", text or "", re.IGNORECASE)
     if not match:
         return None
@@ -50,23 +50,23 @@ def number(text: str) -> float | None:
 
 
 def table(path: Path) -> list[dict]:
-    """The rows of a table, every cell a text; a column or cell that is absent is an empty one."""
+    """Return the rows of a table, every cell as text; a missing column or cell is empty."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
         return [defaultdict(str, {k: (v or "").strip() for k, v in row.items() if k}) for row in csv.DictReader(handle)]
 
 
 def words(name: str) -> frozenset[str]:
-    """The words that tell one model from another: family, version, size, variant."""
+    """Return the words that distinguish models: family, version, size, variant."""
     name = re.sub(r"\([^)]*\)", " ", name.split("/")[-1]).lower()
     name = re.sub(r"\.gguf$", "", name.strip())
-    name = re.sub(r"[-_.](i?q\d(_\w+)?|f16|f32)$", "", name)  # what a GGUF file is quantized to
+    name = re.sub(r"[-_.](i?q\d(_\w+)?|f16|f32)$", "", name)  # a GGUF file's quantization
     name = re.sub(r"(qwen|llama|gemma|phi|granite|mistral|exaone)[-_ ]?(\d)", r"\1 \2", name)
     found = {word.strip(".") for word in re.split(r"[^a-z0-9.]+", name)} - IDLE - {""}
     return frozenset(word for word in found if not re.fullmatch(r"\d{4}|v\d+(\.\d+)?|\d+k", word))
 
 
 class Shapes:
-    """Shapes by model name: the given folder's rows first, then the repository's own."""
+    """Shapes by model name: first the rows of the given folder, then the repository's own."""
 
     def __init__(self, folder: Path):
         self.rows = []
@@ -77,15 +77,15 @@ class Shapes:
         self.shapes = [(row["model"], shape_or_none(row)) for row in self.rows]
 
     def find(self, model: str, method: str = "") -> Shape | None:
-        """The shape of a row of this name, else of one with the same telling words; rows with all sizes first.
+        """Return the shape of a row with this name, otherwise with the same distinguishing words; complete rows first.
 
-        Where only a variant of another quantization is in the table, its dimensions count, not what it is stored as.
+        If the table only has a variant with another quantization, only its dimensions are used.
         """
         wanted = words(model)
         if not any(re.search(r"\d", word) for word in wanted):
             return None
         found = [(name, shape) for name, shape in self.shapes if shape and shape.hidden and words(name) == wanted]
-        # A preset repeats a model in another program's words, sometimes under another model's name.
+        # A preset repeats a model in another program's terms, sometimes under another model's name.
         found.sort(
             key=lambda item: (
                 not item[1].intermediate,
@@ -100,19 +100,19 @@ class Shapes:
         return shape
 
 
-# Words for a way of storing, not for a number of bits: the model's own configuration says how many.
+# Storage formats without a fixed number of bits: the model's own configuration gives it.
 OPEN_METHODS = {"compressed-tensors", "modelopt", "quark", "torchao"}
 
 
 def same_storage(stored: str, method: str) -> bool:
-    """Whether weights stored as `stored` are what the start calls `method` ("" for plain ones)."""
+    """Return whether weights stored as `stored` match the start's quantization `method` ("" for none)."""
     if not stored or not method:
         return not stored and not method
     return bool({stored, method} & OPEN_METHODS) or quantized_bits(stored) == quantized_bits(method)
 
 
 def shape_or_none(row: dict) -> Shape | None:
-    """The row's shape; None where it has too few figures or words that the planner does not know."""
+    """Return the row's shape; None if values are missing or the planner does not know its words."""
     try:
         return shape_from_row(row)
     except PlanError:
@@ -121,7 +121,7 @@ def shape_or_none(row: dict) -> Shape | None:
 
 @dataclass
 class VllmRow:
-    """One row of vllm_logs.csv and what may be read of it."""
+    """One row of vllm_logs.csv and the values derived from it."""
 
     row: dict
     shape: Shape | None
@@ -135,7 +135,7 @@ class VllmRow:
 
 
 def total_bytes(row: dict) -> float | None:
-    """The GPU's total as a user knows it: stated, or by the card's name and its MiB figure."""
+    """Return the GPU's total memory as a user knows it: stated, or from the card's name and its MiB value."""
     stated = number(row["gpu_total_gib"])
     if stated:
         return stated * GIB
@@ -149,7 +149,7 @@ def total_bytes(row: dict) -> float | None:
     return cuda_mib(min(sizes)) * MIB if sizes else None
 
 
-# What tables and names call a quantization, and the planner's word for it; the first that is found wins.
+# Names of quantizations in tables and model names, and the planner's name; the first match counts.
 METHODS = (
     ("nvfp4", "nvfp4"), ("mxfp4", "mxfp4"), ("w4a16|wna16", "w4a16"), ("w8a8", "w8a8"), ("w8a16|int8|8bit", "int8"),
     ("awq", "awq"), ("gptq", "gptq"), ("auto-?round|int4", "auto-round"), ("bnb|bitsandbytes", "bitsandbytes"),
@@ -158,7 +158,7 @@ METHODS = (
 
 
 def quantization(row: dict) -> str:
-    """The method a row states, else the one in the model's name; "" for plain weights."""
+    """Return the row's quantization method, otherwise the one in the model's name; "" for none."""
     for text in (row["quantization"], row["model"]):
         for pattern, method in METHODS:
             if re.search(pattern, text, re.IGNORECASE):
@@ -167,9 +167,9 @@ def quantization(row: dict) -> str:
 
 
 def load(row: dict, shapes: Shapes) -> VllmRow:
-    """The row with its shape, or the reason why it has too little input for a plan of tokens."""
+    """Return the row with its shape, or with the reason why its input is insufficient for a plan of tokens."""
     shape = shapes.find(row["model"], quantization(row))
-    # The first version that the cell names, with or without words before it.
+    # The first version in the cell, with or without words before it.
     version = re.search(r"\d+\.\d+\S*", row["vllm_version"])
     out = VllmRow(row, shape, version.group() if version else "", total_bytes(row))
     try:
@@ -193,7 +193,7 @@ TYPES = {"bf16": "bfloat16", "fp16": "float16", "f16": "float16", "fp32": "float
 
 
 def type_word(text: str) -> str:
-    """The type a cell begins with as vLLM calls it, "auto" for an empty one."""
+    """Return the type at a cell's start by vLLM's name, "auto" for an empty cell."""
     word = re.match(r"[\w.-]*", text).group().lower().removeprefix("torch.")
     return TYPES.get(word, word) or "auto"
 
@@ -203,13 +203,13 @@ def whole(text: str) -> int | None:
 
 
 def block_size(row: dict) -> int:
-    """Tokens of a block: the engine's 16 unless the row's command line says another."""
+    """Return the tokens per block: the engine's 16 unless the row's command line has another value."""
     told = re.search(r"block[-_]size[= ](\d+)", row["notes"])
     return int(told.group(1)) if told else 16
 
 
 def service_of(entry: VllmRow) -> VllmService:
-    """The service a row describes, without anything the engine measured."""
+    """Return the service that a row describes, without the engine's measurements."""
     row = entry.row
     return VllmService(
         name=entry.case, version=entry.version, model=row["model"], shape=entry.shape,
@@ -230,19 +230,19 @@ def service_of(entry: VllmRow) -> VllmService:
 
 
 def adapter_slots(row: dict) -> int:
-    """Adapters used at once where the row says `2 slots`; else the engine's default."""
+    """Return the adapters used at once if the row has `2 slots`; otherwise the engine's default."""
     told = re.search(r"(\d+) slots", row["lora"])
     return int(told.group(1)) if told else 1
 
 
 def capture_size(row: dict) -> int:
-    """Largest batch with a CUDA graph where the row's command line says it; 0 where it does not."""
+    """Return the largest batch with a CUDA graph from the row's command line; 0 if it is not there."""
     told = re.search(r"capture[-_ ]size[= ](\d+)", row["notes"])
     return int(told.group(1)) if told else 0
 
 
 def speculation(row: dict) -> dict:
-    """The drafter's layer and tokens a step where the row has multi-token prediction; one token where it says none."""
+    """Return the drafter's layers and tokens per step if the row has multi-token prediction; by default one token."""
     if not re.search(r"\bMTP drafter\b", row["notes"]):
         return {}
     told = re.search(r"num_speculative_tokens\D{0,3}(\d+)", row["notes"])
@@ -250,7 +250,7 @@ def speculation(row: dict) -> dict:
 
 
 def expert_parallel(row: dict) -> int | None:
-    """GPUs the experts are spread over where the row's command line says so: all that the row names."""
+    """Return the GPUs that share the experts, if the row's command line enables it: all GPUs of the row."""
     if "expert-parallel" not in row["notes"]:
         return None
     named = re.findall(r"(?:x|of )(\d+)", row["gpu"])
@@ -264,7 +264,7 @@ def gpu_of(entry: VllmRow) -> Gpu:
 
 
 def measured_tokens(row: dict, plan: dict | None) -> float | None:
-    """Tokens the engine had room for: logged, or by its blocks, or by its KV memory where all layers are alike."""
+    """Return the tokens that fit: logged, or from the blocks, or from the KV memory if all layers are alike."""
     tokens, blocks, memory = (number(row[k]) for k in ("kv_cache_tokens", "gpu_blocks", "available_kv_gib"))
     if tokens or blocks:
         return tokens or blocks * block_size(row)
@@ -272,7 +272,7 @@ def measured_tokens(row: dict, plan: dict | None) -> float | None:
 
 
 def start_check(row: dict, total: float | None, version: str) -> bool | None:
-    """Whether free memory covers the share asked for; None where a figure is absent."""
+    """Return whether the free memory covers the requested share; None if a value is missing."""
     free, share = number(row["gpu_free_at_start_gib"]), number(row["gpu_memory_utilization"])
     if share is None and version:
         try:
@@ -283,7 +283,7 @@ def start_check(row: dict, total: float | None, version: str) -> bool | None:
 
 
 class Score:
-    """Counts one measure and remembers what missed."""
+    """Counts one measure and collects the rows that missed."""
 
     def __init__(self, name: str):
         self.name, self.passed, self.count, self.missed = name, 0, 0, []
@@ -301,7 +301,7 @@ class Score:
 
 
 def kinds(plan: dict | None, entry: VllmRow) -> list[str]:
-    """The kinds of start a row belongs to; `plain` where it is none of the others."""
+    """Return the kinds of start that a row belongs to; `plain` if none of the others applies."""
     shape, row = entry.shape, entry.row
     if plan is None or shape is None:
         return []
@@ -318,7 +318,7 @@ def kinds(plan: dict | None, entry: VllmRow) -> list[str]:
 
 @dataclass
 class Kinds:
-    """The verdicts and the grade A errors of tokens (percent) by kind of start."""
+    """Verdicts, and errors of tokens with grade A (percent), by kind of start."""
 
     verdicts: dict
     errors: dict
@@ -333,7 +333,7 @@ class Kinds:
 
 @dataclass
 class Tokens:
-    """How near the tokens of a row were planned: percent, and whether the allowance covers it."""
+    """The accuracy of a row's planned tokens: error in percent, and whether it is within the allowance."""
 
     error: float
     allowed: bool
@@ -341,7 +341,7 @@ class Tokens:
 
 
 def tokens_of(entry: VllmRow, plan: dict, measured: float) -> Tokens:
-    """Planned against measured tokens."""
+    """Compare planned with measured tokens."""
     row = entry.row
     planned = plan["figures"]["kv_tokens"].value
     memory = plan["figures"]["kv_cache"].value
@@ -355,7 +355,7 @@ def tokens_of(entry: VllmRow, plan: dict, measured: float) -> Tokens:
 
 
 def planned(entry: VllmRow) -> tuple[dict | None, str]:
-    """(plan, the sentence the planner refused the row with); the entry gets its reason."""
+    """Return (plan, the planner's error if it refused the row), and set the entry's reason."""
     if entry.reason:
         return None, ""
     try:
@@ -366,7 +366,7 @@ def planned(entry: VllmRow) -> tuple[dict | None, str]:
 
 
 class VllmScore:
-    """Every measure over a table of vLLM's starts."""
+    """All measures over a table of vLLM starts."""
 
     def __init__(self, verbose: bool):
         self.verbose = verbose
@@ -428,7 +428,7 @@ class VllmScore:
 
 
 def show_figures(text: str, figures: dict, row: dict) -> None:
-    """One line a start: each figure as planned and, where the log tells it, as measured."""
+    """Print one line per start: each value as planned and, if logged, as measured."""
     columns = (
         ("weights", "weights_gib"), ("activation", "activation_peak_gib"), ("overhead", "non_torch_gib"),
         ("cuda_graphs", "cudagraph_gib"), ("kv_cache", "available_kv_gib"),
@@ -444,7 +444,7 @@ def score_vllm(folder: Path, shapes: Shapes, verbose: bool) -> None:
 
 
 def show_left_out(engine: str, left_out: dict[str, list[tuple[str, str]]]) -> None:
-    """How many rows lack what, and what the planner said where it refused one."""
+    """Print how many rows lack which input, and the planner's errors."""
     for reason, cases in sorted(left_out.items()):
         name = f"left_out_{engine}_no_{re.sub('[ -]', '_', reason)}"
         print(f"{name} {len(cases)}: {' '.join(case for case, _ in cases)}")
@@ -454,13 +454,13 @@ def show_left_out(engine: str, left_out: dict[str, list[tuple[str, str]]]) -> No
 
 
 def slots(row: dict) -> int:
-    """Slots of the server: what the row says, else one (most rows are older than the default of four)."""
+    """Return the server's slots: the row's value, otherwise one (most rows are older than the default of four)."""
     told = re.search(r"(\d+) slots|parallel[= ](\d+)", row["engine_note"] + row["notes"])
     return int(told.group(1) or told.group(2)) if told else 1
 
 
 def llama_service(row: dict, shape: Shape) -> LlamaService:
-    """The server a row describes."""
+    """Return the server that a row describes."""
     size = number(row["model_size_file"])
     unit = GIB if "GiB" in row["model_size_file"] else MIB
     layers = number(row["offloaded_layers"])
@@ -475,7 +475,7 @@ def llama_service(row: dict, shape: Shape) -> LlamaService:
 
 
 def buffers(text: str) -> float | None:
-    """Sum of the MiB figures in a cell such as `96.00 (12 layers) + 15.00 (12 SWA layers)`."""
+    """Return the sum of the MiB values in a cell such as `96.00 (12 layers) + 15.00 (12 SWA layers)`."""
     plain = re.sub(r"\([^)]*\)", "", text or "")
     found = [float(x) for x in re.findall(r"\d+(?:\.\d+)?", plain)]
     return sum(found) if found else None

@@ -1,7 +1,7 @@
-"""Run ansible-test's sanity tests on the collection as it is built and installed.
+"""Run ansible-test's sanity tests on the built and installed collection.
 
-Its linters' environments are kept in the laboratory's cache, in a home of their own. The file in tests/sanity lists the
-accepted findings of every version, each with its reason. Arguments are those of `ansible-test sanity`, such as
+The environments of its linters are kept in the laboratory's cache, with their own home. The file in tests/sanity lists
+the accepted findings of every version, each with its reason. Arguments are those of `ansible-test sanity`, such as
 `--test pylint`.
 """
 
@@ -34,7 +34,7 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 CORE = __version__.rpartition(".")[0]
 ACCEPTED = ROOT / "tests" / "sanity" / "ignore-2.19.txt"
 
-# ansible-test would download get-pip.py from a host of its own; the pip that comes with Python does the same.
+# Instead of downloading get-pip.py from the Internet, ansible-test uses the pip that comes with Python.
 BOOTSTRAP = """\
 import subprocess
 import sys
@@ -46,8 +46,8 @@ sys.exit(subprocess.call([sys.executable, "-m", "pip", "install", *words]))
 
 
 def prepare_home() -> None:
-    """Write what ansible-test would download, and the user's settings of pip."""
-    # An interpreter that was rebuilt is in another place, and ansible-test does not notice.
+    """Write the files that ansible-test would download, and the user's pip settings."""
+    # After an interpreter was rebuilt at another path, ansible-test does not notice that its environments are broken.
     for environment in HOME.glob(".ansible/test/venv/*/*/*"):
         if not (environment / "bin" / "python").exists():
             shutil.rmtree(environment)
@@ -55,7 +55,7 @@ def prepare_home() -> None:
     cache.mkdir(parents=True, exist_ok=True)
     version = get_venv_packages(SimpleNamespace(version=PYTHON))["pip"]
     (cache / f"get_pip_{version.replace('.', '_')}.py").write_text(BOOTSTRAP)
-    # It hands on no variables: what the user has set for pip, such as another index, goes by a file.
+    # ansible-test passes no environment variables on, so the user's pip settings, such as the index, go into a file.
     settings = configparser.RawConfigParser()
     settings.read(Path("~/.config/pip/pip.conf").expanduser())
     given = {name[4:].lower().replace("_", "-"): value for name, value in os.environ.items() if name.startswith("PIP_")}
@@ -67,7 +67,7 @@ def prepare_home() -> None:
 
 
 def install(folder: Path) -> Path:
-    """Build the collection and install it below ``folder``; return where it is, with the findings that are accepted."""
+    """Build the collection and install it below ``folder``; return its path, with the accepted findings in it."""
     galaxy = [str(BIN / "ansible-galaxy"), "collection"]
     own = {"HOME": str(HOME)}
     host.run([*galaxy, "build", str(ROOT), "--output-path", str(folder)], env=own, cwd=folder)
@@ -81,9 +81,9 @@ def install(folder: Path) -> Path:
 
 
 def accepted(text: str) -> str:
-    """Return the accepted findings for this Python; what cannot be imported is listed once for each version.
+    """Return the accepted findings for this Python; modules that cannot be imported are listed once per version.
 
-    Plugins that run on the controller are imported by its versions of Python alone.
+    Plugins that run on the controller are only imported by the controller's versions of Python.
     """
     lines = [line for line in text.splitlines(keepends=True) if not _too_old(line)]
     last = max(re.findall(r" import-(3\.\d+) ", text), key=lambda version: int(version[2:]))

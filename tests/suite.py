@@ -1,13 +1,13 @@
-"""Run the project's tests, quickest first: a line a step, the log of what failed, and the count at the end.
+"""Run the project's tests, fastest first: one line per step, the log of failed steps, and the count at the end.
 
-    python tests/suite.py check             linters and everything that needs no machine
-    python tests/suite.py roles [NAME …]    the scenarios on booted machines (PLATFORM, FULL by environment)
+    python tests/suite.py check             linters and all tests without a machine
+    python tests/suite.py roles [NAME …]    the scenarios on booted machines (variables PLATFORM, FULL)
     python tests/suite.py long [NAME …]     the scenarios in full on the newest platform, and once on each of the
                                             others; the host's own Python; the newest controller; the drill's quick part
 
-Each step's whole output is in .lab/logs/<step>.log. The long part begins with what the commits of the last day are
-about. Where TEST_DEADLINE (seconds of the epoch) has passed it begins nothing more, and says what it has left out.
-Where TEST_TALLY names a file, the count at the end is the sum of all parts that were given the same file.
+Each step's complete output is in .lab/logs/<step>.log. The long part begins with the subjects of the last day's
+commits. After TEST_DEADLINE (seconds since the epoch) it starts no further step, and lists those it left out. If
+TEST_TALLY names a file, the count at the end is the sum of all parts that use this file.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ FRAME = re.compile(r"^\s*(\x1b\[[\d;]*m)*│?(\x1b\[[\d;]*m)*\s?|\x1b\[[\d;]*m")
 FAILURE = re.compile(r"(FAILED|ERROR|E  |fatal:|\[ERROR\])")
 DEADLINE = float(os.environ.get("TEST_DEADLINE") or "inf")
 
-# Two scenarios run side by side, so these begin first.
+# Two scenarios run in parallel, so these start first.
 LONGEST = ("engines", "swap", "vllm")
-# The scenarios of the long part, by platform. Debian 12 is the daily one: `make test` has it.
+# The scenarios of the long part, by platform. Debian 12 is tested daily by `make test`.
 EVERY = ()
 ON_A_GPU = ("cuda_keyring", "dcgm", "dcgm_exporter", "gpu_host", "laboratory", "production_engine")
 BARE = "bare"
 FORKY = "forky"
-# Scenarios that run on one platform alone, whatever is asked for: only that suite has the package of llama.cpp.
+# Scenarios that only run on one platform, whatever PLATFORM is: only that suite has the package of llama.cpp.
 PLACED = {"engines": FORKY, "llama_cpp": FORKY}
-# Its build from source takes 12 minutes of CPU, so it is no daily one.
+# Not tested daily, since its build from source takes 12 minutes of CPU.
 RARE = {"llama_cpp_build": "debian13"}
 LONG = {"debian13": EVERY, "debian11": EVERY, BARE: ON_A_GPU, FORKY: tuple(PLACED)}
-# Debian's alertmanager, which the laboratory packs as upstream does, needs a newer libc.
+# Debian's alertmanager, which the laboratory packs like upstream's, needs a newer libc.
 NOT_ON = {"debian11": ("watch",)}
 IN_FULL = ("debian13", FORKY)
-# Scenarios of the role vllm that make sense on a bare machine alone, and the GiB of disk that each needs.
+# Scenarios of the role vllm that only make sense on a bare machine, and the GiB of disk that each needs.
 ENGINE_ON_BARE = {"gpu_host": 3, "production_engine": 14}
-# Seconds before the deadline by which a step must have begun: in full it takes half an hour, on a slow day twice that.
+# Seconds before the deadline by which a step must start: a full run takes half an hour, on a slow day twice that.
 EARLIER = {"vllm-debian13": 17 * 60, "engines-forky": 20 * 60, "llama_cpp_build-debian13": 25 * 60}
 A_DAY = 24 * 3600
 
 GCP = "tests/integration/gcp"
 NEWEST = [sys.executable, "tests/newest_controller.py"]
 
-# Linters first: they are the quickest to say that something is wrong. The longest begin early: two run side by side.
+# Linters first, since they report errors fastest. The longest start early, because two steps run in parallel.
 CHECKS = {
     "ruff": [str(BIN / "ruff"), "check", "."],
     "ruff-format": [str(BIN / "ruff"), "format", "--check", "."],
@@ -75,7 +75,7 @@ CHECKS = {
 
 @dataclass
 class Step:
-    """One command and what came of it; `about` is the word that names its subject in the paths of files."""
+    """One command and its result; `about` is the word that identifies its subject in file paths."""
 
     name: str
     argv: list[str]
@@ -109,7 +109,7 @@ class Step:
         return self
 
     def obstacle(self) -> str:
-        """Return why the step is left out; empty where it can run."""
+        """Return why the step is left out; empty if it can run."""
         if self.optional and time.time() > DEADLINE - EARLIER.get(self.name, 0):
             return "the time was up"
         free = shutil.disk_usage(Path.home()).free >> 30
@@ -123,19 +123,19 @@ class Step:
 
 
 def failures(log: Path) -> tuple[str, ...]:
-    """Return the lines of a log that name what failed and why: pytest's, Ansible's; Molecule's frame is taken off."""
+    """Return a log's lines that say what failed and why, of pytest and Ansible; without Molecule's frame."""
     lines = [FRAME.sub("", line).rstrip() for line in log.read_text(errors="replace").splitlines()]
     return tuple(line for line in lines if FAILURE.match(line))[-NAMED:]
 
 
 def known_scenarios() -> list[str]:
-    """Return the names of the scenarios; those that take longest first, because two run side by side."""
+    """Return the names of the scenarios, the longest first because two run in parallel."""
     names = [path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml")]
     return sorted(names, key=lambda name: (name not in LONGEST, name))
 
 
 def scenario(name: str, platform: str, **environment: str) -> Step:
-    """Return the step of a scenario on a platform, with a folder of its own: a scenario may run on two at once."""
+    """Return a scenario's step on a platform, with its own folder: a scenario may run on two platforms at once."""
     folder = ROOT / ".lab" / "molecule" / f"{name}-{platform}"
     variables = {"PLATFORM": platform, "MOLECULE_EPHEMERAL_DIRECTORY": str(folder), **environment}
     argv = [str(BIN / "molecule"), "test", "--scenario-name", name]
@@ -144,7 +144,7 @@ def scenario(name: str, platform: str, **environment: str) -> Step:
 
 
 def chosen(wanted: list[str], platform: str, among: tuple[str, ...] = EVERY) -> list[str]:
-    """Return a platform's scenarios that are wanted, or all of them; ends the program for one that is not there."""
+    """Return the wanted scenarios (or all) of a platform; exit with an error if one does not exist."""
     known = known_scenarios()
     unknown = set(wanted) - set(known)
     if unknown:
@@ -156,7 +156,7 @@ def chosen(wanted: list[str], platform: str, among: tuple[str, ...] = EVERY) -> 
 
 
 def daily_scenarios(wanted: list[str], platform: str) -> list[tuple[str, str]]:
-    """Return scenarios with their platforms: the one asked for, or the only one that a scenario runs on."""
+    """Return scenarios with their platforms: the given one, or the only one that a scenario runs on."""
     others = {*PLACED.values(), *(RARE[name] for name in RARE if name in wanted)} - {platform}
     placed = [(name, other) for other in sorted(others) for name in chosen(wanted, other) if name in {**PLACED, **RARE}]
     own = [(name, platform) for name in chosen(wanted, platform) if name not in RARE or name in wanted]
@@ -179,24 +179,24 @@ def long_steps(wanted: list[str]) -> list[Step]:
 
 
 def changed_files() -> list[str]:
-    """Return the files that the commits of the last day before the newest changed; none where git cannot tell."""
+    """Return the files changed by the commits of the last day before the newest; empty if git fails."""
     newest = subprocess.run(["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True)
     if newest.returncode != 0:
         return []
     since = f"--since={int(newest.stdout) - A_DAY}"
-    # With a merge's first parent, a branch that was merged counts as a whole.
+    # With a merge's first parent, a merged branch counts in full.
     words = ["git", "log", "--first-parent", "--diff-merges=first-parent", "--name-only", "--format=", since]
     told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     return sorted({line for line in told.stdout.splitlines() if line})
 
 
 def touched_first(steps: list[Step], changed: list[str]) -> list[Step]:
-    """Return the steps with those first whose subject is named in the path of a changed file."""
+    """Return the steps; those whose subject is in the path of a changed file come first."""
     return sorted(steps, key=lambda step: not any(step.about in path for path in changed))
 
 
 def tally(passed: int, failed: int) -> tuple[int, int]:
-    """Add what this part came to to what earlier parts did, where TEST_TALLY names their file; return the sums."""
+    """Add this part's counts to those of earlier parts, if TEST_TALLY names their file; return the sums."""
     path = os.environ.get("TEST_TALLY")
     if path:
         earlier = re.findall(r"^(\d+) passed, (\d+) failed$", Path(path).read_text(), re.MULTILINE)
@@ -207,7 +207,7 @@ def tally(passed: int, failed: int) -> tuple[int, int]:
 
 
 def perform(steps: list[Step], side_by_side: int) -> list[Step]:
-    """Run ``steps``; print a line as each ends, and the end of its log where it failed."""
+    """Run ``steps``; print a line when each ends, and the end of its log if it failed."""
     LOGS.mkdir(parents=True, exist_ok=True)
     print(f"Running {len(steps)} steps: {', '.join(step.name for step in steps)}", flush=True)
     with concurrent.futures.ThreadPoolExecutor(side_by_side) as pool:
@@ -237,7 +237,7 @@ def main() -> int:
     else:
         steps = perform(touched_first(long_steps(options.names), changed_files()), SIDE_BY_SIDE)
         if not options.names:
-            # Alone: they measure for how long a server does not answer, and how late an alert is.
+            # Not in parallel: they measure how long a server does not answer, and how late an alert is.
             drill = [sys.executable, "-m", "lab", "drill"]
             last = {"drill-quick": [*drill, "--quick"], "drill-watched": [*drill, "--bed", "watched"]}
             steps += perform([Step(name, argv, optional=True) for name, argv in last.items()], 1)
@@ -245,7 +245,7 @@ def main() -> int:
     for reason in dict.fromkeys(step.left_out for step in steps if step.left_out):
         print(f"Not run, because {reason}: {', '.join(step.name for step in steps if step.left_out == reason)}")
     for step in ran:
-        # Once more at the end: what is kept of a long output is often its end alone.
+        # Repeated at the end, because often only the end of a long output is kept.
         print("".join(f"{step.name}: {line}\n" for line in step.failures), end="")
     passed, failed = tally(sum(step.passed for step in ran), sum(step.failed for step in ran))
     print(f"{passed} passed, {failed} failed")

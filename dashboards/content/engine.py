@@ -1,4 +1,4 @@
-"""The engine in depth: where the time of a request goes, what waits, and how full the cache is."""
+"""The engine in detail: where the time of a request goes, what waits, and how full the cache is."""
 
 from dashboards.model import (
     BYTES,
@@ -20,7 +20,7 @@ LLAMA_CPP = "an engine of llama.cpp"
 
 
 def quantiles(histogram: str) -> tuple[tuple[str, str], ...]:
-    """Return the queries of what half, 95 % and 99 % of the requests stay under."""
+    """Return the queries of the median, the 95th and the 99th percentile of a histogram."""
     return tuple(
         (quantile(q, vllm(histogram)), f"{{{{host}}}} {{{{service}}}} {words}")
         for q, words in ((0.5, "half"), (0.95, "95 %"), (0.99, "99 %"))
@@ -32,7 +32,7 @@ def rate(counter: str, by: str = "host, service", selector: str = "$service") ->
 
 
 def hits(cache: str) -> tuple[tuple[str, str], ...]:
-    """Return the query of the share of tokens that a cache had."""
+    """Return the query of a cache's hit rate, as a share of tokens."""
     part, whole = (rate(vllm(f"{cache}_{end}_total")) for end in ("hits", "queries"))
     return ((share(part, whole), "{{host}} {{service}}"),)
 

@@ -1,4 +1,4 @@
-"""All hosts side by side, and whether they are watched at all."""
+"""All hosts side by side, and whether they are monitored at all."""
 
 from dashboards.content.server import FAILED, REQUESTS
 from dashboards.model import (

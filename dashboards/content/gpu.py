@@ -1,4 +1,4 @@
-"""The GPUs, as DCGM sees them."""
+"""The GPUs, as DCGM reports them."""
 
 from dashboards.model import (
     BYTES,

@@ -1,7 +1,7 @@
-"""Logs: how many and how bad, the lines themselves, and whether they arrive.
+"""Logs: how many lines and of which severity, the lines themselves, and whether they arrive.
 
-The lines are shown by Grafana alone. VictoriaMetrics' UI draws metrics and nothing else, so its page has the last row;
-the lines are in VictoriaLogs' own UI.
+Only Grafana shows the lines. VictoriaMetrics' UI draws only metrics, so its page has the last row; the lines are in
+VictoriaLogs' own UI.
 """
 
 from dashboards.model import (

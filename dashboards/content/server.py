@@ -1,4 +1,4 @@
-"""One server at a glance: does it serve, how fast, and what runs out next."""
+"""One server at a glance: whether it serves, how fast, and which resource will be short next."""
 
 from dashboards.model import (
     BYTES,

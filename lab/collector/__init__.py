@@ -1,7 +1,7 @@
-"""The source of the laboratory's OpenTelemetry Collector: upstream's own parts, put together by upstream's builder.
+"""The source of the laboratory's OpenTelemetry Collector: upstream's parts, assembled by upstream's builder.
 
-`builder.yaml` says which parts, and go.mod and go.sum lock every module below them, so that each build has the same.
-After a change of builder.yaml write both anew: run ocb with it as `generate` does, without `--skip-get-modules`.
+`builder.yaml` lists the parts; go.mod and go.sum lock all their modules, so that each build uses the same versions.
+After a change of builder.yaml, regenerate both: run ocb as `generate` does, but without `--skip-get-modules`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ LOCK = ("go.mod", "go.sum")
 
 
 def version() -> str:
-    """Return the version of the collector that is put together."""
+    """Return the version of the collector that is assembled."""
     return yaml.safe_load((HERE / "builder.yaml").read_text())["dist"]["version"]
 
 
 def generate(go: str, environment: dict[str, str], folder: Path) -> Path:
-    """Write the collector's source into a folder and return it; ocb is built first, of the same version."""
+    """Write the collector's source into a folder and return it; first build ocb in the same version."""
     tools = folder / "tools"
     cure = "see the whole output by running it again by hand"
-    # Outside of a module, go asks for no lock; what it fetches it compares with the checksum database.
+    # Outside a module, Go uses no lock; it verifies its downloads against the checksum database.
     install = ["nice", go, "install", f"{BUILDER}@v{version()}"]
     host.run(install, env={**environment, "GOBIN": str(tools)}, cwd=folder, tries=3, cure=cure)
     source, manifest = folder / "collector", folder / "builder.yaml"

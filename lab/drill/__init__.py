@@ -1,9 +1,9 @@
-"""`make drill`: whatever could break a server is done to one, and a table says what came of it.
+"""`make drill`: break running servers in every known way, and print a table of the results.
 
-Six beds, each new: a server with the real engine; one with the engine's light stand-in, for runs that are interrupted
-again and again; a fleet of five; a lost machine and its replacement; a served machine and one that watches it; a
-virtual machine with a kernel of its own.
-`make drill-quick` is what fits into eight minutes, on one server with the light engine.
+Six beds, each freshly created: a server with the real engine; one with the engine's light stand-in, for runs that are
+interrupted again and again; a fleet of five; a lost machine and its replacement; a server and its monitoring server; a
+virtual machine with its own kernel.
+`make drill-quick` is the part that takes eight minutes, on one server with the light engine.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ QUICK: tuple[Line, ...] = (
 
 
 def light(offered: dict[str, Any], build: str = "0.32.0") -> dict[str, Any]:
-    """Return the variables that choose a build of the engine's light stand-in."""
+    """Return the variables that select a build of the engine's light stand-in."""
     return {
         "vllm_package": "vllm-light",
         "vllm_version": "0.32.0",
@@ -69,7 +69,7 @@ def light(offered: dict[str, Any], build: str = "0.32.0") -> dict[str, Any]:
 
 
 def beds(offered: dict[str, Any], quick: bool) -> list[tuple[Bed, tuple[Line, ...], bool]]:
-    """Return what is drilled where, and whether the bed is converged before its first line."""
+    """Return each bed with its lines, and whether the bed is converged before the first line."""
     often = {"ai_server_environment": {"RATE_LIMIT_PER_MINUTE": "60000"}, **cases.WATCHDOG}
     everything = ["vllm", "ai_server", "monitoring", "watchdog"]
     if quick:
@@ -109,10 +109,10 @@ def beds(offered: dict[str, Any], quick: bool) -> list[tuple[Bed, tuple[Line, ..
 
 
 def run(quick: bool, seed: int | None, on: list[str], only: list[str]) -> int:
-    """Drill, print the table, and write the page once every bed was drilled; returns the exit code.
+    """Drill, print the table, and write the page once every bed has been drilled; return the exit code.
 
-    ``on`` are the beds (all, when empty), ``only`` the lines. What whole beds came to is kept beside the machines'
-    keys, so that one bed can be drilled again and the page still tells all.
+    ``on`` lists the beds (empty: all), ``only`` the lines. The results of complete beds are kept beside the machines'
+    keys, so that the page stays complete when one bed is drilled again.
     """
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     host.say(f"Seed {seed}: SEED={seed} repeats the random choices.")
@@ -135,14 +135,14 @@ def run(quick: bool, seed: int | None, on: list[str], only: list[str]) -> int:
     print(f"Seed {seed}, {took / 60:.0f} min.")
     print(f"{len(rows) - failed} passed, {failed} failed")
     known = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    # A part that was drilled by itself on a machine that knows no more is no page.
+    # A bed that was drilled alone, without stored results of the others, makes no page.
     if not quick and known and (not on or known.keys() >= {bed.name for bed, *_ in every}):
         PAGE.write_text(page(known, [bed.name for bed, *_ in every]))
     return int(failed > 0)
 
 
 def keep(name: str, lines: tuple[Line, ...], found: dict[Line, Row], seed: int, took: float) -> None:
-    """Keep what a bed came to; a line that was drilled again takes the place of what it came to before."""
+    """Store a bed's results; a line that was drilled again replaces its earlier result."""
     known = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     before = known.get(name, {"rows": {}, "minutes": 0})
     rows = before["rows"] | {line.__name__: dataclasses.asdict(row) for line, row in found.items()}
@@ -154,7 +154,7 @@ def keep(name: str, lines: tuple[Line, ...], found: dict[Line, Row], seed: int, 
 
 
 def drill(bed: Bed, lines: list[Line], converged: bool, stage: Stage) -> list[Row]:
-    """Have a bed anew and do every line of its part; the machines go again."""
+    """Recreate a bed, drill its lines, and remove the machines."""
     rows: list[Row] = []
     host.say(f"Bed {bed.name}: {', '.join(each.name for each in bed.hosts)}; {len(lines)} lines")
     try:
@@ -184,7 +184,7 @@ def drill(bed: Bed, lines: list[Line], converged: bool, stage: Stage) -> list[Ro
 
 
 def table(rows: list[Row]) -> str:
-    """Return the table as people read it in a terminal."""
+    """Return the table for a terminal."""
     widths = (34, 34, 60)
     lines = []
     for row in rows:
@@ -202,12 +202,12 @@ def table(rows: list[Row]) -> str:
 
 
 def cells_of(row: Row) -> list[str]:
-    """Return the texts of a line."""
+    """Return the cells of a line."""
     return [row.done, row.expected, row.seen, "" if row.silent is None else f"{row.silent:.1f} s"]
 
 
 def page(known: dict[str, dict[str, Any]], beds: list[str]) -> str:
-    """Return the text of docs/drill.md from what the beds came to that were drilled so far."""
+    """Return the text of docs/drill.md from the results of the beds that have been drilled."""
     found = [known[name] for name in beds if name in known]
     missing = [name for name in beds if name not in known]
     lines = ["| done | expected | seen | not answering | |", "| --- | --- | --- | --- | --- |"]

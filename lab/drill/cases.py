@@ -1,4 +1,4 @@
-"""What is done to a server, what must come of it, and what came of it: one function a line of the table."""
+"""What is done to a server, what must happen, and what was measured: one function per line of the table."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from lab.latency import Link
 from lab.playbook import Outcome
 
 BASE = "lab/tiny-llama"
-OLDER = builds.older("node_exporter")  # what the broken downloads are of
-WORDS = "/var/log/drill"  # of the virtual machine: a file there tells a line that is sent twice
+OLDER = builds.older("node_exporter")  # the release of the broken downloads
+WORDS = "/var/log/drill"  # of the virtual machine: log files here show whether a line is sent twice
 ASKED = f"import glob, json; print(sum(json.load(open(path))['asked'] for path in glob.glob('{HOME}/caller-*.json')))"
 UNITS = ("vllm", "ai-server", "node_exporter", "promtail")
-JUMP = 540  # seconds: Loki, and its stand-in here, takes no line that is ten minutes ahead
-BACK_WITHIN = 30  # seconds until a service that was killed answers again; a real engine loads its model in that time
+JUMP = 540  # seconds; Loki and its stand-in refuse lines that are ten minutes ahead
+BACK_WITHIN = 30  # seconds until a killed service answers again; a real engine loads its model in that time
 ENGINE_BACK_WITHIN = 180
-HUNG = 15  # seconds until the watchdog of a bed takes the engine for hung
-HEALED_WITHIN = 60  # seconds after that
+HUNG = 15  # seconds until a bed's watchdog considers the engine hung
+HEALED_WITHIN = 60  # seconds after that limit
 CALLERS = 16
 INCIDENT = "playbooks/incident.yml"
 HOUSEKEEPING = "playbooks/housekeeping.yml"
 ROOM_MIB = 32  # free space of the disk before it is filled
-MEMORY_MIB = 700  # of a machine with the light engine while a program uses up its memory
+MEMORY_MIB = 700  # of a machine with the light engine while a program exhausts its memory
 ALL_MEMORY_MIB = 1 << 30  # more than any host has
 WATCHDOG = {
     "watchdog_services": [
@@ -58,7 +58,7 @@ WATCHDOG = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; `silent` is for how many seconds the server did not answer, None where none was asked."""
+    """One line of the table; `silent` is the seconds without an answer from the server, None if nobody asked it."""
 
     done: str
     expected: str
@@ -69,7 +69,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Stage:
-    """What all lines share: the services of the laboratory, the seed, and whether only eight minutes are given."""
+    """What all lines share: the laboratory's services, the random generator, and whether it is the quick drill."""
 
     offered: dict[str, Any]
     random: random.Random
@@ -77,30 +77,30 @@ class Stage:
 
     @property
     def mirror(self) -> str:
-        """The address of the laboratory's mirror."""
+        """Return the URL of the laboratory's mirror."""
         return self.offered["mirror"]
 
 
 def sentence(outcome: Outcome, length: int = 160) -> str:
-    """Return what a run said in the end, on one line."""
+    """Return a run's last message, on one line."""
     said = " ".join(outcome.message.split()) or f"exit code {outcome.code}"
     return said if len(said) <= length else f"{said[: length - 1]}…"
 
 
 class Silence:
-    """Measures for how long the server of a machine does not answer while something is done."""
+    """Measure how long a machine's server does not answer while something is done to it."""
 
     def __init__(self, there: Host) -> None:
         self.there = there
         self.before = there.watched()["silent"]
 
     def seconds(self) -> float:
-        """Return the seconds of silence since the beginning."""
+        """Return the seconds without an answer since the beginning."""
         return round(self.there.watched()["silent"] - self.before, 1)
 
 
 def refused(bed: Bed, done: str, change: dict[str, Any], says: str) -> Row:
-    """A change that cannot work: refused with a sentence, and the very processes of before go on serving."""
+    """A change that cannot work: it is refused with an error, and the same processes go on serving."""
     before, silence = bed.one.services(), Silence(bed.one)
     outcome = bed.converge(change)
     after, silent = bed.one.services(), silence.seconds()
@@ -111,7 +111,7 @@ def refused(bed: Bed, done: str, change: dict[str, Any], says: str) -> Row:
 
 
 def gives_way(bed: Bed, done: str, change: dict[str, Any], says: str) -> Row:
-    """A start that fails: the release before serves again and the failed one is kept to be looked at."""
+    """A start that fails: the previous release serves again, and the failed one is kept for inspection."""
     before, silence = bed.one.services()["vllm"], Silence(bed.one)
     outcome = bed.converge(change)
     after = bed.one.services()["vllm"]
@@ -123,11 +123,11 @@ def gives_way(bed: Bed, done: str, change: dict[str, Any], says: str) -> Row:
     return Row(done, expected, sentence(outcome), good and answers, silence.seconds())
 
 
-# -- a run by itself --------------------------------------------------------------------------------------------------
+# -- a single run ----------------------------------------------------------------------------------------------------
 
 
 def fresh_with_apt_locked(bed: Bed, stage: Stage) -> Row:
-    """The first run on a new machine, where unattended-upgrades holds apt's lock for minutes."""
+    """The first run on a new machine while unattended-upgrades holds apt's lock for minutes."""
     seconds = 20 if stage.quick else 300
     program = (
         "import fcntl, time\\nh = open('/var/lib/dpkg/lock-frontend', 'w')\\n"
@@ -156,18 +156,18 @@ def nothing_to_do(bed: Bed, stage: Stage) -> Row:
 
 
 def forget_requests(stage: Stage) -> None:
-    """Let the mirror forget what it was asked."""
+    """Clear the mirror's record of requests."""
     urllib.request.urlopen(urllib.request.Request(f"{stage.mirror}/requests", method="DELETE"), timeout=10).close()
 
 
 def requests(stage: Stage, there: Host) -> list[str]:
-    """Return what the mirror was asked by a machine."""
+    """Return the requests that a machine sent to the mirror."""
     with urllib.request.urlopen(f"{stage.mirror}/requests", timeout=10) as answer:
         entries = json.load(answer)["requests"]
     return [entry["path"] for entry in entries if entry["client"] == there.reached["address"]]
 
 
-# -- what cannot work -------------------------------------------------------------------------------------------------
+# -- changes that cannot work ----------------------------------------------------------------------------------------
 
 
 def bad_argument(bed: Bed, stage: Stage) -> Row:
@@ -177,14 +177,14 @@ def bad_argument(bed: Bed, stage: Stage) -> Row:
 
 
 def bad_adapter(bed: Bed, stage: Stage) -> Row:
-    """An adapter that was trained on another base."""
+    """An adapter that was trained on another base model."""
     change = {"vllm_lora_adapters": [{"name": "misfit", "source": "/srv/models/misfits/shape"}]}
     change |= {"ai_server_lora_adapter_easycontract": "misfit", "ai_server_lora_adapter_checklist": "misfit"}
     return refused(bed, "an adapter of another model", change, "adapter misfit:")
 
 
 def port_taken(bed: Bed, stage: Stage) -> Row:
-    """A port that another program has."""
+    """A port that another program uses."""
     return refused(bed, "a port that is taken", {"vllm_port": 22}, "port 22 is taken by sshd")
 
 
@@ -209,7 +209,7 @@ with (folder / "model.safetensors").open("wb") as handle:
 
 
 def too_large(bed: Bed, stage: Stage) -> Row:
-    """A model whose weights are larger than the GPU; its files are whole, and sparse. The GPU is a stand-in."""
+    """A model whose weights are larger than the GPU; its files are complete, and sparse. The GPU is a stand-in."""
     bed.one.put(LARGE, "/run/drill/large.py")
     bed.one.put((ROOT / "lab/stand_ins/nvidia-smi").read_text(), "/usr/bin/nvidia-smi")
     bed.one.sh("python3 /run/drill/large.py; chmod 755 /usr/bin/nvidia-smi; chmod -R a+rX /srv/large")
@@ -244,7 +244,7 @@ def wrong_vault_password(bed: Bed, stage: Stage) -> Row:
 
 
 def broken_download(kind: str, done: str, says: str) -> Callable[[Bed, Stage], Row]:
-    """Return the line for a release that does not arrive whole."""
+    """Return the line for the download of a release that fails or arrives damaged."""
 
     def line(bed: Bed, stage: Stage) -> Row:
         (release,) = builds.ensure([f"node_exporter@{OLDER}"])
@@ -258,34 +258,34 @@ def broken_download(kind: str, done: str, says: str) -> Callable[[Bed, Stage], R
     return line
 
 
-# -- what fails only when it runs -------------------------------------------------------------------------------------
+# -- failures that only occur at run time ----------------------------------------------------------------------------
 
 
 def never_ready(bed: Bed, stage: Stage) -> Row:
-    """A new engine that starts and never gets ready."""
+    """A new engine that starts and never becomes ready."""
     change = {**other_engine(stage, "hangs"), "vllm_start_timeout": 20}
     return gives_way(bed, "a new engine that never gets ready (20 s given)", change, "not ready after 20 s")
 
 
 def dies_at_first_completion(bed: Bed, stage: Stage) -> Row:
-    """A new engine that is ready, lists its models, and dies when it is asked for the first time."""
+    """A new engine that is ready, lists its models, and dies at its first completion request."""
     return gives_way(
         bed, "a new engine that dies at its first completion", other_engine(stage, "dies"), "vllm: release"
     )
 
 
 def start_fails(bed: Bed, stage: Stage) -> Row:
-    """A length that the argument parser takes and the model does not."""
+    """A context length that the argument parser accepts and the model does not."""
     return gives_way(bed, "a length that the model does not allow", {"vllm_max_model_len": 100000}, "is more than")
 
 
 def other_engine(stage: Stage, build: str) -> dict[str, Any]:
-    """Return the variables that choose a broken build of the light engine."""
+    """Return the variables that select a broken build of the light engine."""
     return dict(stage.offered["light_engine"][build])
 
 
 def killed(unit: str, child: bool = False) -> Callable[[Bed, Stage], Row]:
-    """Return the line for a service, or its child, that is killed."""
+    """Return the line that kills a service or its child process."""
     ask = {
         "node_exporter": "http://127.0.0.1:9100/metrics",
         "promtail": "http://127.0.0.1:9080/ready",
@@ -294,7 +294,7 @@ def killed(unit: str, child: bool = False) -> Callable[[Bed, Stage], Row]:
 
     def line(bed: Bed, stage: Stage) -> Row:
         before, silence = bed.one.services()[unit]["pid"], Silence(bed.one)
-        # The largest: beside the engine itself there may be a small one that only tidies up.
+        # The largest child: beside the engine itself there may be a small process that only cleans up.
         pid = bed.one.sh(f"ps --ppid {before} -o pid= --sort=-rss | head -1").strip() if child else str(before)
         begin = time.monotonic()
         bed.one.sh(f"kill -KILL {pid}")
@@ -316,10 +316,10 @@ def killed(unit: str, child: bool = False) -> Callable[[Bed, Stage], Row]:
 
 
 def hung(child: bool = False) -> Callable[[Bed, Stage], Row]:
-    """Return the line for an engine, or its child that computes, that stays and does nothing."""
+    """Return the line for an engine, or its worker process, that is running but does nothing."""
 
     def line(bed: Bed, stage: Stage) -> Row:
-        """The process stays and does nothing."""
+        """The process is running but does nothing."""
         before, silence = bed.one.services()["vllm"]["pid"], Silence(bed.one)
         stop(bed.one, before, child)
         took = bed.one.until(
@@ -336,12 +336,12 @@ def hung(child: bool = False) -> Callable[[Bed, Stage], Row]:
 
 
 def stop(there: Host, pid: int, child: bool = False) -> None:
-    """Stop a process, or its largest child, so that it stays and does nothing."""
+    """Suspend a process, or its largest child, so that it exists but does nothing."""
     there.sh(f"kill -STOP $(ps --ppid {pid} -o pid= --sort=-rss | head -1)" if child else f"kill -STOP {pid}")
 
 
 def busy(bed: Bed, stage: Stage) -> Row:
-    """Many callers at once, for longer than the watchdog's limit."""
+    """Many concurrent requests, for longer than the watchdog's limit."""
     before, silence = bed.one.services()["vllm"]["pid"], Silence(bed.one)
     for number in range(CALLERS):
         bed.one.sh(
@@ -367,7 +367,7 @@ def budget(bed: Bed, stage: Stage) -> Row:
         stop(bed.one, before)
         bed.one.until(lambda: bed.one.services()["vllm"]["pid"] not in (0, before), HUNG + HEALED_WITHIN, "no restart")  # noqa: B023
         bed.one.until(lambda: bed.one.watched()["now"], ENGINE_BACK_WITHIN, "the engine does not answer")
-        time.sleep(3 * WATCHDOG["watchdog_interval"])  # until the watchdog has seen it serve
+        time.sleep(3 * WATCHDOG["watchdog_interval"])  # until the watchdog has seen that it serves
     last = bed.one.services()["vllm"]["pid"]
     stop(bed.one, last)
     needed = 'llm_watchdog_person_needed{unit="vllm.service"} 1'
@@ -384,7 +384,7 @@ def budget(bed: Bed, stage: Stage) -> Row:
 
 
 def incident(bed: Bed, stage: Stage) -> Row:
-    """An engine that somebody stopped, and the playbook of incidents."""
+    """An engine that somebody stopped, and incident.yml."""
     silence = Silence(bed.one)
     bed.one.sh("systemctl stop vllm.service")
     with tempfile.TemporaryDirectory() as place:
@@ -414,7 +414,7 @@ def incident(bed: Bed, stage: Stage) -> Row:
 
 
 def contents(path: Path) -> list[str]:
-    """Return the texts of an archive."""
+    """Return the texts in an archive."""
     with tarfile.open(path) as archive:
         return [archive.extractfile(entry).read().decode(errors="replace") for entry in archive]
 
@@ -433,8 +433,8 @@ mount --bind /run/drill/disk/app /app
 mount --bind /run/drill/disk/log /var/log/dojangkok
 systemctl start vllm ai-server promtail
 """
-# Fill it with something that housekeeping removes: a ten-day-old environment without a release. cat ends when the disk
-# is full, which is an error to it; that no byte is left is what the line itself asks for.
+# Fill it with something that housekeeping removes: a ten-day-old environment without a release. cat fails when the
+# disk is full, which is intended; the line itself checks that no byte is free.
 FILL = """
 set -e
 folder=/app/vllm-server/environments/bbbbbbbbbbbb
@@ -496,7 +496,7 @@ while True:
 
 
 def memory_short(bed: Bed, stage: Stage) -> Row:
-    """A program uses up the memory of a small machine: the kernel kills services in the order their units set."""
+    """A program exhausts the memory of a small machine: the kernel kills services in the order that their units set."""
     there, began = bed.one, bed.one.sh("date +%s").strip()
     there.put(HOG, "/run/drill/hog.py")
     before, silence = there.services()["vllm"]["pid"], Silence(there)
@@ -549,7 +549,7 @@ def jobs(there: Host, first: int = 0, count: int = 0) -> set[str]:
 
 
 def restored_elsewhere(bed: Bed, stage: Stage) -> Row:
-    """The machine is lost; a new one with another name restores its last backup."""
+    """The machine is lost; a new one with another name restores the last backup."""
     old, new = bed.hosts
     done = "the machine lost; a new one of another name: site.yml, restore.yml, site.yml"
     expected = "all jobs and uploads of the backup are there, the second site.yml changes nothing"
@@ -585,7 +585,7 @@ LIST_UPLOADS = "cd /app/ai-server/resources/s3 && sha256sum *.pdf && stat -c '%U
 
 
 def carry(source: Host, target: Host, path: str) -> None:
-    """Copy a directory from one machine to another, as if its disk was attached there."""
+    """Copy a directory from one machine to another, as if its disk had been attached there."""
     packed = subprocess.run(
         source.kind.ssh_command(source.name, ["sudo", "tar", "-c", "-C", path, "."]), capture_output=True, check=True
     ).stdout
@@ -594,7 +594,7 @@ def carry(source: Host, target: Host, path: str) -> None:
 
 
 def loki_away(bed: Bed, stage: Stage) -> Row:
-    """Nobody takes the logs: the server serves all the same, and the run does not end well."""
+    """Loki accepts no logs: the server still serves, and the run fails."""
     silence, address = Silence(bed.one), "http://127.0.0.1:3999"
     outcome = bed.converge({"promtail_loki_url": address})
     up = not bed.one.astray()
@@ -604,7 +604,7 @@ def loki_away(bed: Bed, stage: Stage) -> Row:
     return Row("Loki does not answer", expected, sentence(outcome, 240), good, silence.seconds())
 
 
-# -- runs that do not end, and runs side by side ----------------------------------------------------------------------
+# -- runs that are interrupted, and concurrent runs ------------------------------------------------------------------
 
 CHANGES = (
     {"vllm_max_model_len": 256, "ai_server_http_timeout_sec": 20, "node_exporter_port": 9101, "promtail_port": 9081},
@@ -613,7 +613,7 @@ CHANGES = (
 
 
 def controller_killed(bed: Bed, stage: Stage) -> Row:
-    """The controller is killed in random tasks of runs that change every service; one more run must heal each."""
+    """The controller is killed in random tasks of runs that change every service; one more run must repair each."""
     times = 3 if stage.quick else 20
     silence, healed, wrong, places = Silence(bed.one), 0, [], []
     for number in range(times):
@@ -646,7 +646,7 @@ def connection_cut(bed: Bed, stage: Stage) -> Row:
     run = threading.Thread(target=lambda: found.append(bed.converge(change)))
     run.start()
     bed.one.until(lambda: bed.one.services()["vllm"]["starts"] > before, 120, "the engine is not restarted")
-    # The session that gives the order must end last, so the order is carried out by systemd.
+    # This command's own session must end last, so systemd runs the kill.
     cut = "pkill -KILL -e -f 'sshd.*@' > /run/drill/cut"
     timer = "systemd-run --quiet --on-active=0.3 --timer-property=AccuracySec=50ms"
     bed.one.sh(f'{timer} sh -c "{cut}"', check=False)
@@ -663,7 +663,7 @@ def connection_cut(bed: Bed, stage: Stage) -> Row:
 
 
 def two_controllers(bed: Bed, stage: Stage) -> Row:
-    """Two controllers that want different things on one host at once."""
+    """Two controllers with different variables on one host at the same time."""
     silence = Silence(bed.one)
     both = playbook.together(*(lambda change=change: bed.converge(change) for change in CHANGES))
     ended = ["converged" if each.code == 0 else sentence(each, 60) for each in both]
@@ -677,7 +677,7 @@ def two_controllers(bed: Bed, stage: Stage) -> Row:
 
 
 def rebooted(bed: Bed, stage: Stage) -> Row:
-    """The machine goes down while a run restarts the engine."""
+    """The machine reboots while a run restarts the engine."""
     change, before = CHANGES[1], bed.one.services()["vllm"]["starts"]
     run = threading.Thread(target=lambda: bed.converge(change))
     run.start()
@@ -692,7 +692,7 @@ def rebooted(bed: Bed, stage: Stage) -> Row:
 
 
 def lost_notes(bed: Bed, stage: Stage) -> Row:
-    """What earlier runs noted of the services is gone or cut off, and everything runs as written."""
+    """The state files of earlier runs are missing or truncated, and all services run as written."""
     bed.converge()
     before, silence = {unit: seen["pid"] for unit, seen in bed.one.services().items()}, Silence(bed.one)
     bed.one.sh(
@@ -709,7 +709,7 @@ def lost_notes(bed: Bed, stage: Stage) -> Row:
 
 # -- secrets ----------------------------------------------------------------------------------------------------------
 
-# Everything an unprivileged user of the machine can read.
+# Everything that an unprivileged user of the machine can read.
 PROBE = r"""
 id drill-probe >/dev/null 2>&1 || useradd --system drill-probe
 runuser -u drill-probe -- sh -c '
@@ -723,9 +723,9 @@ journalctl --no-pager; systemctl show vllm ai-server node_exporter promtail; sys
 
 
 def canaries(bed: Bed, stage: Stage) -> Row:
-    """Secrets of a known text are searched wherever they could have leaked.
+    """Secrets with known values are searched in all places to which they could have leaked.
 
-    The text is nowhere else: the application's own tests, which come to the machine with it, have canaries too.
+    The values occur nowhere else: the application's own tests, which are copied to the machine, contain other canaries.
     """
     secrets = {
         "vllm_api_key": "canary-drill-engine-key-2718281828",
@@ -737,9 +737,9 @@ def canaries(bed: Bed, stage: Stage) -> Row:
     watch(bed, "canary-drill-caller-key-16180339887498948482")
     silence = Silence(bed.one)
     outcome = bed.converge(secrets, "--diff", "-vvv")
-    # The controller's own command line has them here, because this drill gives them as extra variables.
+    # The controller's own command line has them, because this drill passes them as extra variables.
     printed = [line for line in outcome.text.splitlines() if "canary-drill" in line and "--extra-vars" not in line]
-    # One that anybody can read is planted: a search that does not find it proves nothing.
+    # A planted canary that everybody can read: if the search does not find it, the search proves nothing.
     bed.one.sh("echo canary-drill-planted > /etc/drill-planted; chmod 644 /etc/drill-planted")
     found = [line for line in bed.one.sh(PROBE, check=False).splitlines() if "canary-drill" in line]
     bed.one.sh("rm /etc/drill-planted")
@@ -759,7 +759,7 @@ def canaries(bed: Bed, stage: Stage) -> Row:
 
 
 def watch(bed: Bed, key: str = CALLER) -> None:
-    """Ask the application on every machine of a bed, or the engine where there is none."""
+    """Send requests to the application on every machine of a bed, or to the engine if there is no application."""
     through = "ai_server" in bed.groups
     for each in bed.hosts:
         if each.name not in bed.members.get("vllm", [each.name]):
@@ -772,7 +772,7 @@ def watch(bed: Bed, key: str = CALLER) -> None:
 
 
 def one_bad_host(bed: Bed, stage: Stage) -> Row:
-    """One of five has what the change needs taken by something else."""
+    """On one of five hosts, another program uses the port that the change needs."""
     bad = bed.hosts[2]
     bad.sh("systemd-run --quiet --unit squatter python3 -m http.server 8010 --bind 127.0.0.1")
     bad.until(lambda: ":8010" in bad.sh("ss -Hltn"), 30, "nobody takes the port")
@@ -804,7 +804,7 @@ def one_bad_host(bed: Bed, stage: Stage) -> Row:
 
 
 def unreachable_host(bed: Bed, stage: Stage) -> Row:
-    """One of five does not answer SSH."""
+    """One of five hosts does not answer SSH."""
     away = bed.hosts[4]
     before = [each.services() for each in bed.hosts[:4]]
     subprocess.run(["podman", "stop", "--time", "5", machine.container(away.name)], check=True, capture_output=True)
@@ -819,7 +819,7 @@ def unreachable_host(bed: Bed, stage: Stage) -> Row:
 
 
 def new_virtual_machine(bed: Bed, stage: Stage) -> Row:
-    """A machine with a kernel of its own, from a fresh image."""
+    """A machine with its own kernel, from a fresh image."""
     begin = time.monotonic()
     outcome = bed.converge()
     again = bed.converge() if outcome.code == 0 else outcome
@@ -830,7 +830,7 @@ def new_virtual_machine(bed: Bed, stage: Stage) -> Row:
 
 
 def clock_jumps(bed: Bed, stage: Stage) -> Row:
-    """The clock jumps by more than a start may take, forward and back, while the engine starts."""
+    """The clock jumps forward and back by more than the start timeout while the engine starts."""
     ended = []
     for seconds, change in ((JUMP, {"vllm_max_model_len": 256}), (-JUMP, {})):
         starts = bed.one.services()["vllm"]["starts"]
@@ -846,7 +846,7 @@ def clock_jumps(bed: Bed, stage: Stage) -> Row:
 
 
 def virtual_reboot(bed: Bed, stage: Stage) -> Row:
-    """A real reboot: everything is up again, swap is on, and no line of the log is sent twice."""
+    """A real reboot: all services are running, swap is on, and no log line is sent twice."""
     there, mark = bed.one, f"drill-{stage.random.randrange(10**9)}"
     say = f"mkdir -p {WORDS}; for n in $(seq {{}} {{}}); do echo {mark} $n >> {WORDS}/words.log; done"
     there.sh(say.format(1, 20))
@@ -860,7 +860,7 @@ def virtual_reboot(bed: Bed, stage: Stage) -> Row:
     took = time.monotonic() - begin
     swap = "swapfile" in there.sh("cat /proc/swaps")
     there.until(lambda: len(set(logged(stage, mark))) == 40, 60, "the lines do not arrive")
-    time.sleep(5)  # for those that come again
+    time.sleep(5)  # for duplicates that arrive later
     lines = logged(stage, mark)
     outcome = bed.converge()
     good = swap and len(lines) == len(set(lines)) == 40 and outcome.code == 0 and not outcome.changed
@@ -870,7 +870,7 @@ def virtual_reboot(bed: Bed, stage: Stage) -> Row:
 
 
 def logged(stage: Stage, mark: str) -> list[str]:
-    """Return the lines with a mark that Loki has."""
+    """Return the lines in Loki that contain a mark."""
     query = urllib.parse.quote(f'{{job=~".+"}} |= "{mark}"')
     url = f"{stage.offered['loki']}/loki/api/v1/query_range?limit=1000&since=3h&query={query}"
     with urllib.request.urlopen(url, timeout=10) as answer:
@@ -878,11 +878,11 @@ def logged(stage: Stage, mark: str) -> list[str]:
     return [line for stream in streams for _, line in stream["values"]]
 
 
-# -- how fast nothing is ----------------------------------------------------------------------------------------------
+# -- the time of a run without changes -------------------------------------------------------------------------------
 
 
 def far_away(bed: Bed, stage: Stage) -> Row:
-    """A run without a change where each round trip takes 20 ms."""
+    """A run without a change with a round-trip time of 20 ms."""
     there = bed.one
     with Link((there.reached["address"], there.reached["port"]), 0.010) as port:
         options = ["HostName=127.0.0.1", f"HostKeyAlias={there.reached['address']}", "StrictHostKeyChecking=yes"]
@@ -898,14 +898,14 @@ def far_away(bed: Bed, stage: Stage) -> Row:
 
 
 def ssh(there: Host, port: int, options: list[str]) -> list[str]:
-    """Return the bare command: one connection, one word."""
+    """Return the bare SSH command: one connection that runs `true`."""
     reached = there.reached
     batch = ["-q", "-i", reached["key"], "-p", str(port), "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes"]
     return ["ssh", *batch, *options, f"{reached['user']}@{reached['address']}", "true"]
 
 
 def timed(command: list[str]) -> float:
-    """Return how many seconds a command takes; raises Problem where it fails."""
+    """Return the seconds that a command takes; raise Problem if it fails."""
     begin = time.monotonic()
     if subprocess.run(command, capture_output=True, check=False).returncode:
         raise Problem(f"`{' '.join(command)}` failed")

@@ -1,8 +1,8 @@
-"""Ask a server for one token again and again and count for how long it did not answer.
+"""Send completion requests of one token to a server and count the seconds without an answer.
 
 One file without dependencies: `python3 watch.py QUESTION STATE` runs alone on a machine. QUESTION is a JSON file with
-url, key and model, that only root reads; STATE is written after each answer: asked, refused, silent in seconds, and
-whether it answers now.
+url, key and model that only root can read. STATE is written after each answer: asked, refused, silent in seconds, and
+now (whether the server answers).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PATIENCE = 10
 
 
 def answers(url: str, key: str, model: str) -> bool:
-    """Whether the server gives a token now."""
+    """Return whether the server returns a token now."""
     body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "Hello"}]}
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
@@ -30,7 +30,7 @@ def answers(url: str, key: str, model: str) -> bool:
 
 
 def main(question: Path, state: Path) -> None:
-    """Watch until somebody ends it."""
+    """Send requests until the process is stopped."""
     wanted = json.loads(question.read_text())
     asked = refused = 0
     silent, since = 0.0, None

@@ -1,4 +1,4 @@
-"""Lines about two machines: the first serves, the second keeps its metrics and logs, and alerts."""
+"""Lines about two machines: the first serves models; the second is its monitoring server."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lab.bed import Bed
 from lab.drill.cases import WORDS, Row, Stage
 
 SERVED, WATCHING = "drill-served", "drill-watching"
-AWAY = 120  # seconds for which the stores do not run
+AWAY = 120  # seconds for which the stores are stopped
 LINES = 300
-WITHIN = 300  # seconds until a message must have come
+WITHIN = 300  # seconds until a message must have arrived
 
-# The watching machine is asked by the other one, and by the drill.
+# The other machine and the drill send requests to the monitoring server.
 VARIABLES: dict[str, Any] = {
     "log_shipper": "otel_collector",
     "vmagent_url": f"http://{{{{ hostvars['{WATCHING}'].ansible_host }}}}:8428",
@@ -33,20 +33,20 @@ VARIABLES: dict[str, Any] = {
 
 
 def told(stage: Stage, *words: str, since: int) -> bool:
-    """Return whether a message after the first ``since`` has all the words."""
+    """Return whether a message after the first ``since`` contains all the words."""
     with urllib.request.urlopen(f"{stage.offered['slack']}/messages", timeout=10) as answer:
         messages = json.load(answer)[since:]
     return any(all(word in each["text"] for word in words) for each in messages)
 
 
 def messages(stage: Stage) -> int:
-    """Return how many messages there are so far."""
+    """Return the number of messages so far."""
     with urllib.request.urlopen(f"{stage.offered['slack']}/messages", timeout=10) as answer:
         return len(json.load(answer))
 
 
 def ask(bed: Bed, port: int, path: str, **query: str) -> str:
-    """Return what a store on the watching machine answers; empty while it does not."""
+    """Return a store's response on the monitoring server; empty if it does not answer."""
     url = f"http://{bed.hosts[1].reached['address']}:{port}{path}?{urllib.parse.urlencode(query)}"
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
@@ -56,14 +56,14 @@ def ask(bed: Bed, port: int, path: str, **query: str) -> str:
 
 
 def value(bed: Bed, expression: str) -> float | None:
-    """Return the value of an expression of one series; None without one."""
+    """Return the value of an expression's first series; None if there is none."""
     found = json.loads(ask(bed, 8428, "/api/v1/query", query=expression) or '{"data": {"result": []}}')
     result = found["data"]["result"]
     return float(result[0]["value"][1]) if result else None
 
 
 def engine_stopped(bed: Bed, stage: Stage) -> Row:
-    """The engine of the served machine is stopped, and started again."""
+    """The engine of the monitored machine is stopped, and started again."""
     served, before = bed.hosts[0], messages(stage)
     served.until(lambda: value(bed, f'up{{job="vllm",host="{SERVED}"}}') == 1, 60, "the store has no figures")
     served.sh("systemctl stop vllm")
@@ -77,7 +77,7 @@ def engine_stopped(bed: Bed, stage: Stage) -> Row:
 
 
 def stores_away(bed: Bed, stage: Stage) -> Row:
-    """The stores of metrics and logs do not run for two minutes while the served machine goes on writing lines."""
+    """The stores of metrics and logs are stopped for two minutes while the monitored machine writes log lines."""
     served, watching = bed.hosts[:2]
     mark = f"away-{int(time.time())}"
     watching.sh("systemctl stop victoria_metrics victoria_logs")
@@ -91,7 +91,7 @@ def stores_away(bed: Bed, stage: Stage) -> Row:
         return [json.loads(line)["_msg"] for line in found.splitlines()]
 
     served.until(lambda: len(lines()) >= LINES, 180, "the lines do not come")
-    time.sleep(10)  # for what would come twice
+    time.sleep(10)  # for duplicates
     came = lines()
     figures = f'count_over_time(up{{job="node_exporter",host="{SERVED}"}}[2m])'
     served.until(lambda: (value(bed, figures) or 0) >= 22, 120, "the figures of the two minutes do not come")
@@ -101,7 +101,7 @@ def stores_away(bed: Bed, stage: Stage) -> Row:
 
 
 def host_gone(bed: Bed, stage: Stage) -> Row:
-    """The served machine is switched off."""
+    """The monitored machine is switched off."""
     before = messages(stage)
     box = machine.container(bed.hosts[0].name)
     subprocess.run(["podman", "stop", "--time", "5", box], check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""A stand-in of Loki: takes what log shippers push and answers the questions that tests and people ask of it.
+"""A stand-in of Loki: accepts what log shippers push and answers the queries of tests and users.
 
 One file without dependencies, because it runs alone on the services machine: `python3 loki.py FOLDER PORT [CALLERS]`.
 
@@ -7,12 +7,12 @@ One file without dependencies, because it runs alone on the services machine: `p
     GET /loki/api/v1/labels           /loki/api/v1/label/NAME/values
     GET /ready
 
-Every line is in FOLDER/lines.jsonl before the push is answered. Like Loki it keeps one of two equal lines of a stream
-with the same time, and refuses a push whose lines lie too far ahead or too far back, or have no labels. It knows no
-metric queries and no parsers.
+Every line is written to FOLDER/lines.jsonl before the push is answered. Like Loki, it stores two equal lines of a
+stream with the same time once, and refuses a push whose lines are too far ahead or too old, or have no labels. It
+supports no metric queries and no parsers.
 
-With CALLERS, a JSON file of a list of `{"authorization", "tenant", "queries"}`, it does what a proxy in front of Loki
-does: who is none of these gets 401, who may not query 403, and each tenant has lines of its own.
+With CALLERS, a JSON file of a list of `{"authorization", "tenant", "queries"}`, it acts like a proxy in front of Loki:
+an unknown caller gets 401, a caller without `queries` gets 403 for a query, and each tenant has its own lines.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 SECOND = 10**9
-AHEAD = 600 * SECOND  # a line may lie this far ahead of the clock
+AHEAD = 600 * SECOND  # a line may be this far ahead of the clock
 BACK = 7 * 24 * 3600 * SECOND
 LIMIT = 5000
 
@@ -40,14 +40,14 @@ Stream = tuple[dict[str, str], list[tuple[int, str]]]
 
 
 class Refused(Exception):
-    """What was sent or asked cannot be taken; the text says why."""
+    """The push or query cannot be accepted; the text gives the reason."""
 
 
-# -- what is pushed ---------------------------------------------------------------------------------------------------
+# -- pushes ----------------------------------------------------------------------------------------------------------
 
 
 def unsnap(data: bytes) -> bytes:
-    """Undo Snappy's block format: a length, then literals and copies of what stands before."""
+    """Decompress Snappy's block format: a length, then literals and copies of earlier bytes."""
     size, at = varint(data, 0)
     out = bytearray()
     while at < len(data):
@@ -67,7 +67,7 @@ def unsnap(data: bytes) -> bytes:
             length, offset, at = more + 1, int.from_bytes(data[at : at + width], "little"), at + width
         if not 0 < offset <= len(out):
             raise Refused("snappy: corrupt input")
-        for _ in range(length):  # a copy may reach into itself
+        for _ in range(length):  # a copy may overlap its own output
             out.append(out[-offset])
     if len(out) != size:
         raise Refused("snappy: corrupt input")
@@ -75,7 +75,7 @@ def unsnap(data: bytes) -> bytes:
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """Read a number of seven bits a byte; returns it and where the next thing begins."""
+    """Read a varint; return its value and the position after it."""
     value = shift = 0
     while True:
         byte, at = data[at], at + 1
@@ -86,7 +86,7 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Go through a Protobuf message: the number of each field, and its bytes or number."""
+    """Yield the fields of a Protobuf message: number, and bytes or number."""
     at = 0
     while at < len(data):
         key, at = varint(data, at)
@@ -107,7 +107,7 @@ def fields(data: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def from_protobuf(data: bytes) -> list[Stream]:
-    """Read a PushRequest: streams (1) of labels (1) and entries (2) of a time (1) and a line (2)."""
+    """Parse a PushRequest: streams (1) of labels (1) and entries (2) of a time (1) and a line (2)."""
     streams = []
     for stream in (value for number, value in fields(data) if number == 1):
         labels: dict[str, str] = {}
@@ -124,14 +124,14 @@ def from_protobuf(data: bytes) -> list[Stream]:
 
 
 def from_json(data: bytes) -> list[Stream]:
-    """Read Loki's JSON form of the same."""
+    """Parse Loki's JSON form of a push."""
     return [
         (stream["stream"], [(int(value[0]), str(value[1])) for value in stream["values"]])
         for stream in json.loads(data)["streams"]
     ]
 
 
-# -- what is asked ----------------------------------------------------------------------------------------------------
+# -- queries ---------------------------------------------------------------------------------------------------------
 
 TEXT = r'"(?:[^"\\]|\\.)*"|`[^`]*`'
 MATCHER = re.compile(rf"\s*([a-zA-Z_]\w*)\s*(=~|!~|!=|=)\s*({TEXT})\s*(,|\}})")
@@ -139,12 +139,12 @@ FILTER = re.compile(rf"\s*(\|=|!=|\|~|!~)\s*({TEXT})\s*")
 
 
 def text_of(literal: str) -> str:
-    """Return what stands between the quotes of a query."""
+    """Return the value of a quoted string in a query."""
     return literal[1:-1] if literal.startswith("`") else json.loads(literal, strict=False)
 
 
 def matchers(query: str) -> tuple[list[tuple[str, str, str]], str]:
-    """Read `{name="text", …}`; returns name, operator and text of each, and what follows."""
+    """Parse `{name="text", …}`; return name, operator and text of each matcher, and the rest of the query."""
     rest = query.lstrip()
     if not rest.startswith("{"):
         raise Refused(f"parse error: the stand-in takes log queries only, not {query!r}")
@@ -161,7 +161,7 @@ def matchers(query: str) -> tuple[list[tuple[str, str, str]], str]:
 
 
 def condition(operator: str, text: str, whole: bool) -> Condition:
-    """Return the condition of a matcher, which is about the whole text, or of a filter, which is about a part."""
+    """Return the condition of a label matcher (`whole`: on the complete text) or of a line filter (on a part)."""
     if operator.endswith("~"):
         try:
             pattern = re.compile(text)
@@ -175,7 +175,7 @@ def condition(operator: str, text: str, whole: bool) -> Condition:
 
 
 def parse(query: str) -> tuple[list[tuple[str, Condition]], list[Condition]]:
-    """Return the conditions of a query's labels and of its lines."""
+    """Return a query's conditions on labels and its conditions on lines."""
     selected, rest = matchers(query)
     tests = [(name, condition(operator, text, whole=True)) for name, operator, text in selected]
     if all(test("") for _, test in tests):
@@ -190,7 +190,7 @@ def parse(query: str) -> tuple[list[tuple[str, Condition]], list[Condition]]:
 
 
 def instant(text: str) -> int:
-    """Read a time: nanoseconds, seconds with a fraction, or RFC 3339."""
+    """Parse a time: nanoseconds, seconds with a fraction, or RFC 3339."""
     if re.fullmatch(r"\d+", text):
         return int(text) if len(text) > 10 else int(text) * SECOND
     if re.fullmatch(r"\d+\.\d+", text):
@@ -203,7 +203,7 @@ def instant(text: str) -> int:
 
 
 def duration(text: str) -> int:
-    """Read `1h30m` or the like."""
+    """Parse a duration such as `1h30m`."""
     units = {"ms": SECOND // 1000, "s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND, "d": 24 * 3600 * SECOND}
     parts = re.findall(r"(\d+)(ms|[smhd])", text)
     if not parts or "".join(map("".join, parts)) != text:
@@ -211,18 +211,18 @@ def duration(text: str) -> int:
     return sum(int(number) * units[unit] for number, unit in parts)
 
 
-# -- what is kept -----------------------------------------------------------------------------------------------------
+# -- storage ---------------------------------------------------------------------------------------------------------
 
 
 class Store:
-    """All lines, in memory and in one file that only grows."""
+    """All lines, in memory and in an append-only file."""
 
     def __init__(self, folder: Path) -> None:
         self.lock = threading.Lock()
         self.streams: dict[tuple[tuple[str, str], ...], dict[tuple[int, str], None]] = {}
         path = folder / "lines.jsonl"
         if path.exists():
-            # A power cut may have left half a line at the end: its push was never answered.
+            # A power failure may have left an incomplete line at the end: its push was never answered.
             whole, _, half = path.read_bytes().rpartition(b"\n")
             for text in whole.splitlines():
                 labels, entries = json.loads(text)
@@ -232,14 +232,14 @@ class Store:
         self.file = path.open("a")
 
     def keep(self, labels: dict[str, str], entries: list[tuple[int, str]]) -> list[tuple[int, str]]:
-        """Keep the entries of a stream in memory; returns those that are new."""
+        """Store the entries of a stream in memory; return the new ones."""
         lines = self.streams.setdefault(tuple(sorted(labels.items())), {})
         fresh = [entry for entry in dict.fromkeys(entries) if entry not in lines]
         lines.update(dict.fromkeys(fresh))
         return fresh
 
     def push(self, streams: list[Stream]) -> None:
-        """Take a push as a whole, or refuse it."""
+        """Store all lines of a push, or refuse the push."""
         now = time.time_ns()
         if not any(entries for _, entries in streams):
             raise Refused("the push has no lines")
@@ -258,13 +258,13 @@ class Store:
             self.file.flush()
 
     def labels(self, name: str = "") -> list[str]:
-        """Return the names of all labels, or the values of one."""
+        """Return all label names, or the values of one label."""
         with self.lock:
             pairs = [pair for stream in self.streams for pair in stream]
         return sorted({value for known, value in pairs if known == name} if name else {known for known, _ in pairs})
 
     def query(self, asked: dict[str, str]) -> list[dict[str, Any]]:
-        """Return the streams of a query with their newest lines first, or their oldest, as many as were asked for."""
+        """Return a query's streams with up to `limit` lines, newest or oldest first."""
         tests, filters = parse(asked.get("query", ""))
         end = instant(asked["end"]) if "end" in asked else time.time_ns()
         begin = instant(asked["start"]) if "start" in asked else end - duration(asked.get("since", "1h"))
@@ -287,14 +287,14 @@ class Store:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection; the store is given by serve()."""
+    """One connection; serve() sets the store."""
 
     protocol_version = "HTTP/1.1"
     stores: dict[str, Store]
     callers: list[dict[str, Any]]
 
     def let_in(self, query: bool) -> bool:
-        """Choose the caller's store; answers itself where the caller is not known or may not do that."""
+        """Select the caller's store and return True; answer 401 or 403 and return False if the caller is refused."""
         tenant = self.headers.get("X-Scope-OrgID", "")
         asked = {"authorization": self.headers.get("Authorization", ""), "tenant": tenant}
         found = [each for each in self.callers if asked.items() <= each.items()]
@@ -308,7 +308,7 @@ class Handler(BaseHTTPRequestHandler):
         return False
 
     def do_GET(self) -> None:
-        """Answer a question."""
+        """Answer a query."""
         parts = urlsplit(self.path)
         asked = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         if parts.path != "/ready" and not self.let_in(query=True):
@@ -329,7 +329,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send(400, f"{error}\n")
 
     def do_POST(self) -> None:
-        """Take a push."""
+        """Accept or refuse a push."""
         data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if urlsplit(self.path).path != "/loki/api/v1/push":
             self.send(404, "404 page not found\n")
@@ -347,7 +347,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(204, "")
 
     def succeed(self, data: Any) -> None:
-        """Send what was asked for in Loki's frame."""
+        """Send data in Loki's response format."""
         self.send(200, json.dumps({"status": "success", "data": data}), "application/json; charset=UTF-8")
 
     def send(self, status: int, text: str, kind: str = "text/plain; charset=utf-8") -> None:
@@ -361,7 +361,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Keep silent: what was taken is in the file."""
+        """Log nothing: accepted lines are in the file."""
 
 
 def serve(folder: Path, address: tuple[str, int], callers: list[dict[str, Any]] | None = None) -> ThreadingHTTPServer:

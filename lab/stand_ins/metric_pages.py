@@ -1,11 +1,11 @@
-"""A stand-in of the programs of a fleet with GPUs: the pages that Prometheus reads, with figures that move.
+"""A stand-in for the programs of a fleet with GPUs: pages for Prometheus, with changing metrics.
 
     python lab/stand_ins/metric_pages.py PORT
 
-It serves no model and ships no log. It is what dashboards are looked at with where no GPU is. The names and labels are
-those of vLLM 0.32, of ai-server, of dcgm-exporter, of the collector, promtail and VictoriaLogs, and of the textfile
-metrics of the roles; tests compare them with their sources where those are in this repository. A page is at
-`/HOST/PROGRAM`, such as `/gpu1/vllm`.
+It serves no model and ships no log; it is only for viewing dashboards without a GPU. The names and labels are those of
+vLLM 0.32, of ai-server, of dcgm-exporter, of the collector, promtail and VictoriaLogs, and of the textfile metrics of
+the roles; tests compare them with their sources if those are in this repository. A page is at `/HOST/PROGRAM`, such as
+`/gpu1/vllm`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MIB_OF_AN_L4 = 23034
 
 
 class Page:
-    """One program's page: metrics by name, made at the first use, with the labels of that use."""
+    """One program's page: metrics by name; the first use of a metric creates it with its labels."""
 
     def __init__(self, prefix: str = "", **fixed: str) -> None:
         self.registry = CollectorRegistry()
@@ -61,7 +61,7 @@ class Page:
 
 
 class Host:
-    """A served host: a few requests a second in waves, and what its programs would tell of them."""
+    """A host that serves models: a few requests a second in waves, and the metrics of its programs."""
 
     def __init__(self, name: str, seed: int) -> None:
         self.random = random.Random(seed)
@@ -84,7 +84,7 @@ class Host:
             self.vllm.count("request_success", 0, finished_reason=reason)
 
     def tick(self, now: float) -> None:
-        """Go on by one second."""
+        """Advance the host by one second."""
         chance, load = self.random, 2.2 + 1.6 * math.sin(now / 90 + self.phase) + 0.5 * math.sin(now / 17)
         arrived = max(0, round(chance.gauss(load, 0.8)))
         for _ in range(arrived):
@@ -164,7 +164,7 @@ class Host:
             "FB_USED": round(used),
             "FB_FREE": round(MIB_OF_AN_L4 - used),
             "POWER_USAGE": 28 + busy * 0.43,
-            "CLOCK_THROTTLE_REASONS": 4 if busy > 90 else 0,  # the software's power cap
+            "CLOCK_THROTTLE_REASONS": 4 if busy > 90 else 0,  # the software power cap
             "XID_ERRORS": 0,
             "ECC_SBE_VOL_TOTAL": 0,
             "ECC_DBE_VOL_TOTAL": 0,
@@ -219,7 +219,7 @@ class Fleet:
             return b"".join(b'expected_host{host="%s"} 1\n' % name.encode() for name in (*HOSTS, WATCH))
         served = self.hosts[host]
         if program == "otel_collector":
-            # The collector's own names have no `_total`, which the library would add.
+            # The collector's own names lack the `_total` that the library would add.
             sent = f'otelcol_exporter_sent_log_records{{exporter="otlphttp"}} {self.sent[host]}\n'
             return served.collector.text() + b"# TYPE otelcol_exporter_sent_log_records counter\n" + sent.encode()
         pages = {"vllm": served.vllm, "ai_server": served.relay, "dcgm_exporter": served.gpu, "textfile": served.node}
@@ -247,7 +247,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def serve(port: int) -> ThreadingHTTPServer:
-    """Start the pages on a loopback port and return the server; it goes on in threads."""
+    """Start the pages on a loopback port and return the server; it runs in threads."""
     Handler.fleet = Fleet()
     threading.Thread(target=Handler.fleet.run, daemon=True).start()
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)

@@ -1,10 +1,10 @@
-"""A stand-in of Slack's incoming webhooks: keeps what is posted to it and shows it to people and tests.
+"""A stand-in of Slack's incoming webhooks: stores posted messages and shows them to people and tests.
 
 One file without dependencies, because it runs alone on the services machine: `python3 slack.py PORT`.
 
-    POST /services/CHANNEL    JSON with `text` or `attachments`, as Slack takes it; else 400 `invalid_payload`
+    POST /services/CHANNEL    JSON with `text` or `attachments`, as Slack accepts it; else 400 `invalid_payload`
     GET /messages             the last 200, oldest first, as JSON: channel, time (UTC, ISO 8601), text
-    GET /                     the same to read
+    GET /                     the same as a readable page
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROW = "<b>{channel}</b> {time}<pre>{shown}</pre>"
 
 
 def text_of(message: Any) -> str:
-    """Return what a person would read of a message. Raises ValueError for what Slack would not take."""
+    """Return the readable text of a message. Raises ValueError for a message that Slack would refuse."""
     if not isinstance(message, dict):
         raise ValueError("a message must be an object")
     parts = [message.get("text", "")]
@@ -76,7 +76,7 @@ class Webhooks(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Whoever wants to see the messages asks for them."""
+        """Log nothing: the messages are at /messages."""
 
 
 if __name__ == "__main__":

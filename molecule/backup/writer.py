@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """A service that writes continuously, like ai-server: a database in WAL mode and uploads. It answers /health.
 
-Each transaction adds two rows, so an odd number of rows means half a transaction. It refuses to start if the database
-has a table named `broken`.
+Each transaction adds two rows, so an odd number of rows means an incomplete transaction. It refuses to start if the
+database has a table named `broken`.
 """
 
 import http.server

@@ -1,4 +1,4 @@
-"""Takes what is posted to it, as Slack does, and writes a line of JSON for each: FILE PORT."""
+"""Accepts posts as Slack does, and writes a line of JSON for each: FILE PORT."""
 
 import http.server
 import json

@@ -1,8 +1,9 @@
 #!/usr/bin/python3
-"""A service that can be made ill: the file /run/sick says how, and `once` behind it that a restart cures it.
+"""A service with configurable faults: the file /run/sick names one; `once` after it means that a restart cures it.
 
-serve: well. work: answers, a request is pending, tokens come. stall: answers, a request is pending, no token comes.
-busy: does not answer, tokens come. hang: nothing answers. load: never gets ready. die: leaves at the start.
+serve: healthy. work: answers, a request is pending, tokens are generated. stall: answers, a request is pending, no
+token is generated. busy: does not answer, tokens are generated. hang: nothing answers. load: never becomes ready.
+die: exits at the start.
 """
 
 import http.server

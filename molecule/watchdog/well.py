@@ -1,7 +1,7 @@
 #!/usr/bin/python3
-"""A service of one port that answers 200, and tells its key wherever one can be told.
+"""A service on one port that answers 200, and reveals its key wherever it can.
 
-Called with its port, a file with the number of its release, and its key. Release 2 leaves while /run/well-bad is there.
+Arguments: its port, a file with the number of its release, and its key. Release 2 exits if /run/well-bad exists.
 """
 
 import http.server

@@ -1,7 +1,7 @@
-"""The alert rules under the tools' own tests: vmalert-tool, the distribution's promtool, and a real VictoriaLogs.
+"""The alert rules in the tools' own tests: vmalert-tool, the distribution's promtool, and a real VictoriaLogs.
 
-The cases stand in tests/data/alerts. They run without the rules' annotations, which a case would have to repeat, and
-are the same for both tools. Annotations are templates: the tools read them in full where they check the rule files.
+The cases are in tests/data/alerts. They run without the rules' annotations, which a case would have to repeat, and
+are the same for both tools. Annotations are templates: the tools parse them when they check the rule files.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from lab import builds, debian_package, host, image
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "data/alerts"
 CASES = ROOT / "tests/data/alerts"
-# The clocks of the tools begin here.
+# Start of each tool's test clock.
 STARTS = {"vmalert-tool": 946684800, "promtool": 0}
 PROMETHEUS = "debian12"
 
 
 @pytest.fixture(scope="session")
 def vmutils(tmp_path_factory) -> Path:
-    """The folder with vmalert and vmalert-tool of the release that the role installs."""
+    """Return the folder with vmalert and vmalert-tool of the release that the role installs."""
     return unpacked("vmutils", tmp_path_factory.mktemp("vmutils"))
 
 
 @pytest.fixture(scope="session")
 def promtool() -> Path:
-    """The distribution's promtool."""
+    """Return the path of the distribution's promtool."""
     return prometheus_package() / "usr/bin/promtool"
 
 
 def prometheus_package() -> Path:
-    """Return the folder with the files of the distribution's package of Prometheus."""
+    """Return the folder with the files of the distribution's Prometheus package."""
     folder = host.CACHE / "prometheus" / PROMETHEUS
     with host.lock("prometheus"):
         if not (folder / "complete").exists():
@@ -70,7 +70,7 @@ def unpacked(name: str, folder: Path) -> Path:
 
 
 def write_cases(folder: Path, tool: str, change=lambda rule: None) -> list[Path]:
-    """Write rules without annotations, each changed by ``change``, and the cases for ``tool``; return their paths."""
+    """Write rules without annotations, each modified by ``change``, and the cases for ``tool``; return their paths."""
     for path in RULES.glob("*.yml"):
         rules = yaml.safe_load(path.read_text())
         for group in rules["groups"]:
@@ -134,7 +134,7 @@ def test_both_read_the_files_as_they_are(vmutils, promtool):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A VictoriaLogs of its own; returns its address."""
+    """Run a separate VictoriaLogs; yield its address."""
     folder = unpacked("victoria_logs", tmp_path_factory.mktemp("victoria_logs"))
     port = free_port()
     command = [folder / "victoria-logs-prod", f"-httpListenAddr=127.0.0.1:{port}", f"-storageDataPath={folder}/data"]
@@ -167,14 +167,14 @@ def line(host_name: str, seconds_ago: float, severity: int = 9, service: str = "
 def put(url: str, lines: list[dict]) -> None:
     fields = "_stream_fields=host.name,service.name&_time_field=_time&_msg_field=_msg"
     body = "".join(json.dumps(each) + "\n" for each in lines).encode()
-    kind = {"Content-Type": "application/stream+json"}  # as a form's, the lines would be read as its fields
+    kind = {"Content-Type": "application/stream+json"}  # with a form's type, the lines would be parsed as form fields
     asked = urllib.request.Request(f"{url}/insert/jsonline?{fields}", data=body, headers=kind)
     urllib.request.urlopen(asked, timeout=10).close()
     urllib.request.urlopen(f"{url}/internal/force_flush", timeout=10).close()
 
 
 def firing(url: str, alert: str) -> list[dict]:
-    """Return the labels of what an alert of the log rules fires for."""
+    """Return the labels for which an alert of the log rules fires."""
     rules = yaml.safe_load((RULES / "logs/logs.yml").read_text())["groups"][0]["rules"]
     query = next(rule["expr"] for rule in rules if rule["alert"] == alert)
     asked = urllib.parse.urlencode({"query": query})

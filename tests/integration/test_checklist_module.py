@@ -1,4 +1,4 @@
-"""The checklist of roles and engines: one call measures all checks, and some are measured from the controller."""
+"""The checklist of roles and engines: one call measures all checks; some are measured from the controller."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OWN = [
 
 
 def measure(tmp_path, variables: dict, **arguments) -> tuple[list[dict], str]:
-    """Return the rows of a task on this machine, and what the run has shown."""
+    """Return the rows of a task on this machine, and the output of the run."""
     tasks = [
         {"name": "Measure", "llm.server.checklist": {"checks": OWN, **arguments}, "register": "found"},
         {

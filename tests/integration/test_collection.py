@@ -1,4 +1,4 @@
-"""The collection as another repository uses it: built, installed, and run from a folder with nothing else in it."""
+"""The collection as another repository uses it: built, installed, and run from an otherwise empty folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ L4 = {"name": "L4", "total_mib": 23034}
 
 
 def run(program: str, *words: str, cwd: Path) -> subprocess.CompletedProcess:
-    # Away from the repository's ansible.cfg and from what the user has installed.
+    # Ignore the repository's ansible.cfg and the user's installed collections.
     own = {"ANSIBLE_HOME": str(cwd / "home"), "ANSIBLE_COLLECTIONS_PATH": str(cwd / "collections")}
     environment = {**{key: value for key, value in os.environ.items() if key != "ANSIBLE_CONFIG"}, **own}
     return subprocess.run([str(BIN / program), *words], cwd=cwd, env=environment, capture_output=True, text=True)

@@ -1,11 +1,11 @@
-"""The dashboards on a real VictoriaMetrics: every expression has series, and a real browser shows every panel."""
+"""The dashboards on a real VictoriaMetrics: every expression returns series, and a real browser shows every panel."""
 
 import pytest
 
 from dashboards import check
 from lab import figures, pictures
 
-# What the expressions look back at is younger than this.
+# The stored metrics are not older than this.
 MINUTES = 5
 
 

@@ -1,4 +1,4 @@
-"""What export_watch.yml writes is read, and used, by the distribution's Prometheus and a real Alertmanager."""
+"""The distribution's Prometheus and a real Alertmanager accept and use the files of export_watch.yml."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Exporter(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def exporter():
-    """A server of metrics on loopback, which stands for a host; returns its port."""
+    """Serve metrics on loopback in place of a host; yield the port."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Exporter)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server.server_port
@@ -48,10 +48,10 @@ def exporter():
 
 @pytest.fixture(scope="module")
 def amtool():
-    """Its path; alertmanager lies beside it."""
+    """Yield the path of amtool; alertmanager is in the same folder."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         (program,) = unpacked("alertmanager", Path(folder)).glob("*/amtool")
-        # Debian's looks for its templates where the role links it; upstream's has them inside and stays as it is.
+        # Debian's alertmanager looks for its templates at the role's link; upstream's contains them and is not changed.
         server, place = program.with_name("alertmanager"), builds.PROGRAMS["alertmanager"].package
         linked = place.moved_to.ljust(len(f"/{place.data}"), "/")
         server.write_bytes(debian_package.moved(server.read_bytes(), linked, folder))
@@ -68,7 +68,7 @@ def export(folder: Path, inventory: Path, **variables) -> subprocess.CompletedPr
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, exporter):
-    """The folder for two hosts: one whose exporter answers and one whose does not, and the port of an Alertmanager."""
+    """Return the folder of the export for two hosts, one with a running exporter, and an Alertmanager's port."""
     folder, port = tmp_path_factory.mktemp("export"), free_port()
     hosts = {
         "gpu1": {"node_exporter_port": exporter},
@@ -141,7 +141,7 @@ def ask(port: int, path: str):
 
 
 def eventually(check, seconds: float = 30):
-    """Return what ``check`` returns as soon as it is true."""
+    """Return the result of ``check`` as soon as it is true."""
     end = time.monotonic() + seconds
     while True:
         with contextlib.suppress(OSError):
@@ -166,7 +166,7 @@ def test_a_real_prometheus_scrapes_and_its_alerts_arrive(exported, amtool, tmp_p
         f"--config.file={folder}/prometheus/prometheus.yml",
         f"--storage.tsdb.path={tmp_path}/metrics",
         f"--web.listen-address=127.0.0.1:{own}",
-        # An alert that fires before Alertmanager was found is sent again, a minute later by default.
+        # If Alertmanager was not found yet, a firing alert is sent again, by default after a minute.
         "--rules.alert.resend-delay=1s",
     ]
     receiver = [
@@ -196,7 +196,7 @@ def test_a_real_prometheus_scrapes_and_its_alerts_arrive(exported, amtool, tmp_p
         assert person["labels"]["host"] == "gpu1"
         assert person["receivers"] == [{"name": "now"}]
         assert person["annotations"]["summary"].startswith("restarts did not cure vllm.service on gpu1")
-        # Down, and not yet for a minute.
+        # Down for less than a minute.
         waiting = [each for each in ask(own, "/api/v1/alerts")["data"]["alerts"] if each["state"] == "pending"]
         assert ("ExporterDown", "gpu2") in {
             (each["labels"]["alertname"], each["labels"].get("host")) for each in waiting

@@ -1,4 +1,4 @@
-"""The planner against a hub on loopback: range requests, redirects to a content network, gated and absent models."""
+"""The planner against a hub on loopback: range requests, redirects to a CDN, gated and missing models."""
 
 import sys
 import threading
@@ -19,7 +19,7 @@ TOKEN = "hub-token"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves `root`; `content` is another port that large files are redirected to."""
+    """Serves `root`; redirects large files to the port `content`."""
 
     protocol_version = "HTTP/1.1"
 

@@ -1,4 +1,4 @@
-"""The plan as people and roles meet it: the playbook, and the module on a host with a (canned) nvidia-smi."""
+"""The plan as users and roles run it: the playbook, and the module on a host with a canned nvidia-smi."""
 
 import json
 import os
@@ -23,7 +23,7 @@ ONE_L4 = (DATA / "l4_two.xml").read_text().split('<gpu id="00000000:C1')[0] + "<
 
 
 class Left(Exception):
-    """The module's end with its result."""
+    """The module has exited with this result."""
 
 
 def run(monkeypatch, module, check=False, **arguments):
@@ -40,7 +40,7 @@ def run(monkeypatch, module, check=False, **arguments):
 
 @pytest.fixture
 def one_l4(monkeypatch):
-    """A host with one L4; returns a function that sets what is used and by which unit."""
+    """A host with one L4; return a function that sets the used memory and the unit that uses it."""
 
     def put(used=1, free=22601, unit=""):
         entry = (
@@ -133,7 +133,7 @@ def test_what_was_planned_is_told_to_node_exporter_and_stays(monkeypatch, tmp_pa
     planned, most = (int(value) for value in told.values())
     assert 19000 << 20 < planned <= most < 22569 << 20
     assert page.stat().st_mode & 0o777 == 0o644
-    # By the plan that knows this start, so that the next run changes nothing.
+    # The plan now includes this start's measurement, so the next run changes nothing.
     assert not run(monkeypatch, gpu_memory_plan, **arguments)["changed"]
 
 
@@ -184,7 +184,7 @@ def test_the_playbook_plans_without_asking_any_host(tmp_path):
     model = f"vllm_model_path={tmp_path / 'model'}"
     done = playbook(tmp_path, "-e", L4_BY_HAND, "-e", model, "-e", f"gpu_memory_plan_output={output}")
     assert done.returncode == 0, done.stdout + done.stderr
-    # As a table, line by line, and nothing of it in quotes or twice.
+    # The table is printed line by line, unquoted and once.
     assert "\n  in use after start" in done.stdout
     assert "\nverdict: fits\n" in done.stdout
     assert done.stdout.count("KV cache") == 1
@@ -248,7 +248,7 @@ def test_the_command_line_needs_no_ansible_and_little_time(tmp_path):
     after = os.times()
     assert done.returncode == 0, done.stderr
     assert "verdict: fits" in done.stdout
-    # The processor's time, not the clock's: other tests run beside this one.
+    # CPU time, not wall time: other tests run at the same time.
     assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
 
 
@@ -329,5 +329,5 @@ def test_the_production_example_is_planned_by_its_shape_alone(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     planned = json.loads(output.read_text())["services"][0]
     assert planned["verdict"] == "fits"
-    # As the engine is told: a slot for each of the two.
+    # The engine gets one slot for each of the two adapters.
     assert planned["figures"]["lora"]["note"] == "2 adapter slots of rank 16"

@@ -1,4 +1,4 @@
-"""The playbook of incidents where no machine answers: what it refuses, keeps, and whom it tells all the same."""
+"""incident.yml when no machine answers: what it refuses and keeps, and that it still sends a notice."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def incident(tmp_path):
 
 @pytest.fixture
 def receiver(monkeypatch):
-    """A receiver of webhooks on loopback; ``got`` has what was sent."""
+    """A webhook receiver on loopback; ``got`` has the messages."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""The stand-in of NVIDIA's repository is signed by the key that its keyring package carries, and its libraries load."""
+"""The stand-in of NVIDIA's repository is signed with the key in its keyring package, and its libraries load."""
 
 from __future__ import annotations
 

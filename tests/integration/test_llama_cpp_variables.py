@@ -1,4 +1,4 @@
-"""What the role llama_cpp says to bad input: one sentence each, all of them at once."""
+"""The role llama_cpp's errors for bad variables: one sentence each, all at once."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ OF_ANOTHER_KIND = {
     "llama_cpp_source": ("git", "one of build, archive, package"),
     "llama_cpp_user": ("root", "and not root"),
 }
-# Asked only of values that are of the right kind.
+# These rules only apply to values of the right type.
 UNFIT = {
     "llama_cpp_api_key": ("canary", "at least 8 characters of"),
     "llama_cpp_build_jobs": (-1, "or 0 for what the host allows"),

@@ -1,4 +1,4 @@
-"""The load check refuses to run on hosts that nobody named."""
+"""The load check refuses to run on hosts that the user did not name."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""gpu_vram's reading against real programs: the distribution's own nvidia-smi, and the one of this machine.
+"""gpu_vram with real programs: the distribution's nvidia-smi, and this machine's.
 
-The distribution's packages are fetched once into the laboratory's cache and unpacked there; nothing is installed.
+The distribution's packages are downloaded once into the laboratory's cache and unpacked there; nothing is installed.
 """
 
 import os
@@ -17,7 +17,7 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 def archive() -> str:
-    """The source line of the distribution's non-free part, at the archive this machine already uses."""
+    """Return the source line of the distribution's non-free part, at the archive that this machine already uses."""
     targets = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(COMPONENT)"],
         capture_output=True, text=True, check=True,
@@ -31,7 +31,7 @@ def archive() -> str:
 
 @pytest.fixture(scope="module")
 def distribution():
-    """Directory with Debian's nvidia-smi and libnvidia-ml, unpacked."""
+    """Return the directory with Debian's nvidia-smi and libnvidia-ml, unpacked."""
     root = CACHE / "root"
     if not (root / "usr/lib/nvidia/current/nvidia-smi").is_file():
         for part in ("lists/partial", "archives/partial", "packages"):
@@ -62,7 +62,7 @@ def test_the_distributions_program_without_a_driver(distribution, monkeypatch):
     monkeypatch.setenv("LD_LIBRARY_PATH", str(library))
     binary = str(distribution / "usr/lib/nvidia/current/nvidia-smi")
     if Path("/proc/driver/nvidia/version").exists():
-        # The machine has a driver: this library is another version, or serves it.
+        # The machine has a driver: this library either has another version or works with it.
         try:
             assert nvidia_smi.parse(nvidia_smi.query(binary=binary))["gpus"]
         except nvidia_smi.GpuError as error:
@@ -75,7 +75,7 @@ def test_the_distributions_program_without_a_driver(distribution, monkeypatch):
 
 
 def test_this_machine():
-    """With a GPU the figures agree with nvidia-smi's own list; without, the sentence says what is absent."""
+    """With a GPU, the values agree with nvidia-smi's own list; without one, the error says what is missing."""
     program = shutil.which("nvidia-smi")
     if program is None:
         with pytest.raises(nvidia_smi.GpuError) as caught:

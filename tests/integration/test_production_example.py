@@ -1,4 +1,4 @@
-"""The production example: what it would give to an L4, and what it refuses before it gives anything."""
+"""The production example: what it would install for an L4, and what it refuses before that."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ def test_the_unit_has_the_limits_of_the_guide_and_sees_the_gpu(rendered):
         "ExecStart=/app/vllm-server/venv/bin/vllm serve --config /etc/vllm/config.yaml",
     ):  # fmt: skip
         assert line in text.splitlines(), f"{line} is not in\n{text}"
-    assert "ProtectClock" not in text  # on Ubuntu 22.04 it would close the GPU's devices
+    assert "ProtectClock" not in text  # on Ubuntu 22.04 it would block the GPU's devices
 
 
 def test_the_unit_waits_for_the_engines_before_it_and_no_timeout_of_the_inventory_is_in_it(rendered):
-    """Type=simple knows no start that could take too long: a variable there would only restart the engine."""
+    """Type=simple has no start that could time out: a variable there would only restart the engine."""
     lines = systemd_unit.render(rendered["unit"]).splitlines()
     assert "ExecStartPre=-+/usr/bin/python3 -I -B /etc/vllm/await_turn.py /etc/vllm/turn.json" in lines
     assert [line for line in lines if line.startswith("TimeoutStartSec")] == ["TimeoutStartSec=3600"]
@@ -148,7 +148,7 @@ def test_a_secret_that_cannot_be_decrypted_is_named(tmp_path):
 
 
 def test_collections_named_twice_are_the_same():
-    """requirements.yml is for those who install ansible-core alone."""
+    """requirements.yml is for users who install only ansible-core."""
     import ansible_collections
 
     for named in yaml.safe_load((ROOT / "requirements.yml").read_text())["collections"]:

@@ -1,4 +1,4 @@
-"""What an installer is given as environment is shown by no run, however much of it is asked to be shown."""
+"""No run shows the environment variables of an installer, at any verbosity."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ENVIRONMENT = {
     "SOME_SETTING": f"plain-{CANARY}",
     "UV_LINK_MODE": "symlink",
 }
-# Says on its standard error what it was given, as an installer does when it fails.
+# Prints its environment to standard error, as an installer does when it fails.
 TELLS = '#!/bin/sh\necho "cannot read $PIP_INDEX_URL with $UV_INDEX_OWN_TOKEN by symlink 1" >&2\nexit 1\n'
 
 
 def play(tmp_path: Path, module: str, arguments: dict, *words: str) -> subprocess.CompletedProcess:
-    """Run one task as people do, with all that a person can ask to see; the values come from the inventory."""
+    """Run one task with -vvv and --diff; the values come from the inventory."""
     task = {"name": "Install", f"llm.server.{module}": {name: "{{ given." + name + " }}" for name in arguments}}
     task["vars"] = {"ansible_no_target_syslog": True}
     book = {"name": "Install", "hosts": "localhost", "connection": "local", "gather_facts": False, "become": False}

@@ -1,4 +1,4 @@
-"""What the playbooks of engines that take turns refuse before they ask a host."""
+"""What the playbooks for engines that take turns refuse before they connect to a host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_GROUP = "No engine of this inventory has a group; write group: NAME to those 
 
 @pytest.fixture
 def run(tmp_path):
-    """Run a playbook on two hosts that do not answer, of which one has the engines."""
+    """Run a playbook on two unreachable hosts, of which one has the engines."""
 
     def run(name, engines=ENGINES, **given):
         inventory = tmp_path / "hosts.json"

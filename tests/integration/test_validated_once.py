@@ -1,4 +1,4 @@
-"""A role that was validated in a run is validated again only if one of its variables has changed."""
+"""A role is validated once in a run, unless one of its variables changes."""
 
 from __future__ import annotations
 

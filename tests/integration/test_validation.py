@@ -1,4 +1,4 @@
-"""What the validation play says to bad input: one sentence each, all of them at once, and nothing is changed."""
+"""The validation play's errors for bad variables: one sentence each, all at once; nothing is changed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOOD = {
     "promtail_loki_url": "http://loki.example:3100",
     "vllm_lora_adapters": [{"name": "easycontract", "source": "/srv/a"}, {"name": "checklist", "source": "/srv/b"}],
 }
-# Nothing is asked of a host: this controller stands in for it.
+# No host is contacted: the controller takes the host's place.
 HERE = {"ansible_connection": "local", "ansible_become": False, "ansible_python_interpreter": sys.executable}
 
 
@@ -77,7 +77,7 @@ def test_no_credentials_of_an_address_are_told():
 def test_the_mirror_of_all_roles_is_one_sentence(variables, problem, tmp_path):
     code, problems = validate(variables)
     assert (code != 0, problems) == (True, [problem])
-    # Also where a role runs alone.
+    # The same for a role on its own.
     role = [{"hosts": "localhost", "gather_facts": False, "roles": ["llm.server.node_exporter"]}]
     (tmp_path / "role.yml").write_text(yaml.safe_dump(role))
     done = playbook(str(tmp_path / "role.yml"), {**HERE, **variables}, "--tags", "preflight", inventory="localhost,")
@@ -167,7 +167,7 @@ def test_each_bad_value_is_named_with_its_cure():
     for name, (_, cure) in bad.items():
         assert any(text.startswith(name) and cure in text for text in problems), (name, problems)
     assert not [text for text in problems if not text.endswith(".") or text.endswith("..")]
-    assert len(problems) <= len(bad) + 3  # three variables have their values from those: a user, the model, the key
+    assert len(problems) <= len(bad) + 3  # three more get their values from these: a user, the model, the key
     assert "canary" not in str(problems)
 
 
@@ -211,7 +211,7 @@ def test_each_bad_value_is_named_with_its_cure():
                 "vllm_root cannot be read: No filter named 'nothing'.",
             ],
         ),
-        # What only shows in combination.
+        # Rules about combinations.
         (
             {
                 "vllm_model": "gpt2",
@@ -354,7 +354,7 @@ def test_an_engine_elsewhere_has_names_of_its_own():
 
 def test_a_host_that_cannot_be_reached_ends_the_run_before_anything_is_changed(tmp_path):
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers, and nobody else can take it
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers, and nobody else can bind it
         port = taken.getsockname()[1]
         away = {"ansible_host": "127.0.0.1", "ansible_port": port, "ansible_ssh_retries": 0}
         inventory = tmp_path / "hosts.yml"

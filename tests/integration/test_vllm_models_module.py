@@ -1,4 +1,4 @@
-"""The vllm_models module against a server that answers as vLLM does, and as others do."""
+"""The module vllm_models against servers that answer like vLLM, and differently."""
 
 import json
 import ssl
@@ -22,7 +22,7 @@ CARDS = [
 
 
 class Server(BaseHTTPRequestHandler):
-    """Answers by the first part of the path that the client was given as its base."""
+    """Selects its response by the first part of the path, from the base URL of the client."""
 
     calls = 0
 
@@ -71,7 +71,7 @@ def serving(context=None):
 
 
 class Left(Exception):
-    """The module's end with its result."""
+    """The module has exited with this result."""
 
 
 def run(monkeypatch, **arguments):

@@ -1,4 +1,4 @@
-"""What only the newest controller is asked; tests/newest_controller.py runs this file there."""
+"""Tests only for the newest controller; tests/newest_controller.py runs this file with it."""
 
 from __future__ import annotations
 

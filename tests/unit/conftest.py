@@ -1,4 +1,4 @@
-"""A server on loopback that says what it is told to; and which files a host's own Python can run."""
+"""Test servers on loopback; and which test files a host's own Python can run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-# What a controller has and a host has not: the rest of Ansible, its plugins, the laboratory, and libraries.
+# What a controller has and a host does not: the rest of Ansible, its plugins, the laboratory, and libraries.
 CONTROLLER = (
     *("ansible.errors", "ansible.parsing", "ansible.plugins", "ansible.template"),
     *("plugins.action", "plugins.filter", "lab", "dashboards"),
@@ -23,9 +23,9 @@ ON_A_HOST = sys.version_info < (3, 11)  # see tests/on_host_python.py; a control
 
 
 def imports(source: str) -> set[str]:
-    """Return the names of the modules that a file imports, with those of their packages: a and a.b for `import a.b`.
+    """Return the modules that a file imports, with their packages: a and a.b for `import a.b`.
 
-    A plugin loaded by its path is one too: plugins.filter for "plugins/filter/dcgm.py".
+    A plugin that is loaded by its path counts too: plugins.filter for "plugins/filter/dcgm.py".
     """
     found = set()
     for node in ast.walk(ast.parse(source)):
@@ -43,14 +43,14 @@ def imports(source: str) -> set[str]:
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Leave out on a host's Python the files that import what only a controller has."""
+    """On a host's Python, leave out the files that import controller-only modules."""
     if ON_A_HOST and collection_path.name.startswith("test_") and collection_path.suffix == ".py":
         return bool(imports(collection_path.read_text()) & set(CONTROLLER)) or None
     return None
 
 
 class Answers(BaseHTTPRequestHandler):
-    """Answers from its class's ``pages``, by path: (status, text); notes in ``asked`` what it was asked."""
+    """Answers from its class's ``pages``, by path: (status, text); records the requests in ``asked``."""
 
     def do_GET(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -72,7 +72,7 @@ class Answers(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    """A server; its ``pages`` maps paths to (status, text), status 0 keeps silent."""
+    """A server; its ``pages`` maps paths to (status, text); with status 0 it does not answer."""
     yield from serving(ThreadingHTTPServer, "127.0.0.1")
 
 
@@ -95,7 +95,7 @@ def serving(kind: type, address: str):
 
 @pytest.fixture
 def not_http():
-    """The address of a port that speaks another protocol, once."""
+    """The address of a port that speaks another protocol, for one connection."""
     with socket.create_server(("127.0.0.1", 0)) as other:
 
         def answer():

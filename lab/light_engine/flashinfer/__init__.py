@@ -1,1 +1,1 @@
-"""What the light stand-in has of FlashInfer: the sampler that wants a compiler for GPUs."""
+"""The light stand-in of FlashInfer: only the sampler that needs a GPU compiler."""

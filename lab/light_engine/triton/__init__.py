@@ -1,1 +1,1 @@
-"""What the light stand-in has of Triton: the helper in C that is compiled before the first kernel."""
+"""The light stand-in of Triton: only the C helper that is compiled before the first kernel."""

@@ -1,7 +1,7 @@
-"""The laboratory's light stand-in of vLLM: its commands, routes and ways to die, and no engine behind them.
+"""The laboratory's light stand-in of vLLM: its commands, routes and failures, without an engine.
 
-It starts in a second, answers in words that mean nothing, and is only for tests of what surrounds an engine. The local
-part of its version is what is wrong with it: `+hangs` never gets ready, `+dies` ends at its first request.
+It starts in a second and answers with meaningless words; it is only for tests of an engine's surroundings. The local
+part of its version selects a fault: `+hangs` never becomes ready, `+dies` exits at its first request.
 """
 
 from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""The engine's process, a child of the server's: it loads for a moment, then answers with words."""
+"""The engine process, a child of the server: it loads for a moment, then answers with words."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ WORDS = ("tenant", "landlord", "rent", "deposit", "contract", "month", "house", 
 
 
 class EngineDeadError(Exception):
-    """The engine's process is gone."""
+    """The engine process has exited."""
 
 
 class Engine:
-    """Starts the process and hands it one request at a time."""
+    """Starts the engine process and sends it one request at a time."""
 
     def __init__(self) -> None:
         fork = multiprocessing.get_context("fork")
@@ -32,7 +32,7 @@ class Engine:
         self.lock = threading.Lock()
 
     def wait_until_ready(self) -> None:
-        """Return when the process has loaded; EngineDeadError when it ends before."""
+        """Return when the process has loaded; raise EngineDeadError if it exits before."""
         try:
             self.pipe.recv()
         except EOFError:
@@ -40,7 +40,7 @@ class Engine:
         self.ready = True
 
     def complete(self, model: str, prompt: str, count: int) -> list[str]:
-        """Return that many words: the same question gets the same answer, and each model has its own."""
+        """Return `count` words: the same for the same model and prompt."""
         try:
             with self.lock:
                 self.pipe.send((model, prompt, count))
@@ -50,7 +50,7 @@ class Engine:
 
 
 def work(parents_end, pipe) -> None:
-    """Answer requests until the server is gone."""
+    """Answer requests until the server exits."""
     parents_end.close()
     Path("/proc/self/comm").write_text("VLLM::EngineCore")
     time.sleep(LOADING)
@@ -67,5 +67,5 @@ def work(parents_end, pipe) -> None:
 
 
 def word(seed: str) -> str:
-    """Return the word that a text always leads to."""
+    """Return a word that depends only on the text."""
     return WORDS[hashlib.sha256(seed.encode()).digest()[0] % len(WORDS)]

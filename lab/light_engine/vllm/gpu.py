@@ -1,6 +1,6 @@
-"""What an engine for GPUs does before it loads a model, and dies of: it looks for devices and compiles.
+"""What an engine for GPUs does before it loads a model: it looks for devices and compiles. Both may fail.
 
-A host counts as one with a GPU where the loader knows the driver's library; CUDA_VISIBLE_DEVICES="" hides it.
+A host has a GPU if the loader finds the driver's library; CUDA_VISIBLE_DEVICES="" hides it.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ NODES = ("nvidiactl", "nvidia0", "nvidia-uvm")
 
 
 def expected() -> bool:
-    """Tell whether this host is one with a GPU."""
+    """Return whether this host should have a GPU."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return False
     return "libcuda.so.1" in subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True).stdout
 
 
 def seen() -> bool:
-    """Tell whether the devices that are expected are there."""
+    """Return whether the expected devices exist."""
     return not expected() or all(Path("/dev", name).is_char_device() for name in NODES)
 
 
 def prepare() -> None:
-    """Find the devices and compile; RuntimeError or CalledProcessError in the engine's and its compiler's own words."""
+    """Find the devices and compile; raise RuntimeError or CalledProcessError with the real programs' messages."""
     if not expected():
         return
     if not seen():

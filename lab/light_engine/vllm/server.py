@@ -1,4 +1,4 @@
-"""The server: the engine's routes, over a child that does the work. Until that is ready, every route answers 503."""
+"""The server: the engine's routes, over a child process that does the work; until that is ready, they answer 503."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ DEVELOPMENT = os.environ.get("VLLM_SERVER_DEV_MODE") == "1"
 
 
 def log(text: str, level: str = "INFO") -> None:
-    """Print a line as the engine does."""
+    """Print a line in the engine's log format."""
     print(f"(APIServer pid={os.getpid()}) {level} {time.strftime('%m-%d %H:%M:%S')} [stand-in] {text}", flush=True)
 
 
 def fail(text: str) -> None:
-    """End with an error."""
+    """Exit with an error."""
     log(text, "ERROR")
     sys.exit(1)
 
 
 def run(args) -> None:
-    """Serve until SIGTERM; end with an error when the engine's process is gone."""
-    # The engine does so while it loads; its child does so always, and leaves when this process does.
+    """Serve until SIGTERM; exit with an error if the engine process exits."""
+    # The engine ignores SIGTERM while it loads. Its child process always ignores it, and exits when this process does.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     begun = time.monotonic()
     log("This is vllm-light, the laboratory's stand-in: there is no engine and no model in it.")
@@ -54,7 +54,7 @@ def run(args) -> None:
     try:
         server = Server((args.host, args.port), Handler)
     except OSError:
-        engine.process.kill()  # or it would be waited for
+        engine.process.kill()  # otherwise this process would wait for it
         raise
     Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}).start()
     try:
@@ -68,24 +68,24 @@ def run(args) -> None:
         pass
     log("Engine core proc EngineCore_DP0 died unexpectedly, shutting down client.", "ERROR")
     server.shutdown()
-    server.server_close()  # waits for the answers that are under way
+    server.server_close()  # waits for running requests
     fail("EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause.")
 
 
 def middleware(path: str) -> object:
-    """Return the middleware of an import path; of what it does the stand-in asks only whether a request passes."""
+    """Return the middleware of an import path; the stand-in only asks it whether a request passes."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)(None)
 
 
 def stop(*_) -> None:
-    """End at once and in order; the child sees its pipe closed and leaves too."""
+    """Exit at once without an error; the child process sees its pipe closed and exits too."""
     log("Shutting down")
     os._exit(0)
 
 
 def check_length(args, config: dict) -> int:
-    """Return the longest text; end with the engine's words when the model does not know that length."""
+    """Return the context length; exit with the engine's message if the model does not support it."""
     derived = config["max_position_embeddings"]
     if (args.max_model_len or 0) > derived:
         fail(
@@ -96,7 +96,7 @@ def check_length(args, config: dict) -> int:
 
 
 def model_cards(args, length: int) -> dict[str, dict]:
-    """Return the cards of /v1/models by id; end with the engine's words when an adapter cannot be loaded."""
+    """Return the cards of /v1/models by id; exit with the engine's message if an adapter cannot be loaded."""
     names = args.served_model_name or [args.model_tag]
     cards = [{"id": name, "root": args.model_tag, "parent": None, "max_model_len": length} for name in names]
     for lora in map(json.loads, args.lora_modules):
@@ -113,7 +113,7 @@ def model_cards(args, length: int) -> dict[str, dict]:
 
 
 class Server(ThreadingHTTPServer):
-    """Waits for the answers under way when it is closed."""
+    """Waits for running requests when it is closed."""
 
     daemon_threads = False
 
@@ -123,7 +123,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request; engine, cards and key are set by run()."""
+    """One request; run() sets engine, cards and key."""
 
     timeout = 5
     engine: Engine
@@ -157,7 +157,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         path, _, query = self.path.partition("?")
         if DEVELOPMENT and path in ("/sleep", "/wake_up", "/collective_rpc"):
-            # Awake are the weights first, then the cache.
+            # The weights wake up first, then the cache.
             partly = path == "/collective_rpc" or query == "tags=weights"
             Handler.asleep = path == "/sleep" or (Handler.asleep and partly)
             self.answer(200, {"status": "sleeping" if Handler.asleep else "awake"})
@@ -174,7 +174,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(500, {"error": {"message": said, "type": "InternalServerError", "code": 500}})
 
     def refused(self) -> bool:
-        """Answer a request that is not to be served; tell whether it was one."""
+        """Refuse a request that must not be served; return whether it was refused."""
         if not self.engine.ready:
             self.answer(503, "")
         elif not all(guard.passes(self.scope()) for guard in self.guards) or (
@@ -186,12 +186,12 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def scope(self) -> dict:
-        """Return the request as ASGI tells it."""
+        """Return the request as an ASGI scope."""
         headers = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
         return {"type": "http", "method": self.command, "path": self.path.partition("?")[0], "headers": headers}
 
     def complete(self, asked: dict, chat: bool) -> None:
-        """Answer a prompt or a conversation, whole or as a stream."""
+        """Answer a prompt or a conversation, in one piece or as a stream."""
         prompt = json.dumps(asked["messages"]) if chat else asked["prompt"]
         if isinstance(prompt, list):  # tokens
             prompt = " ".join(map(str, prompt))

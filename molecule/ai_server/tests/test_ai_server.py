@@ -1,4 +1,4 @@
-"""The application as the role runs it, while vLLM is away."""
+"""The application as the role runs it, without vLLM."""
 
 import json
 import re
@@ -14,7 +14,7 @@ SERVICE = "ai_server : Run ai-server"
 
 
 def ask(host, path: str, port: int = 8000, key: str | None = None) -> tuple[int, str]:
-    """Ask the machine itself; return status and text (0 where nobody answers)."""
+    """Send a request on the machine; return status and text (status 0 without an answer)."""
     program = (
         "import sys, urllib.error, urllib.request\n"
         "request = urllib.request.Request(sys.argv[1], headers=dict(zip(sys.argv[2:3], sys.argv[3:])))\n"
@@ -113,7 +113,7 @@ def test_logs_are_rotated_and_written_on(host):
     ask(host, "/v1/models")
     assert host.file(f"{LOG}.1").user == "ai-server"
     assert "request" in host.file(LOG).content_string
-    # Not before: until it has rotated something, an older one calls the state that is not there an error.
+    # Not earlier: before the first rotation, an older logrotate reports the missing state file as an error.
     done = host.run("logrotate --debug /etc/logrotate.d/ai-server")
     assert (done.rc, "error" in done.stderr) == (0, False), done.stderr
 
@@ -209,7 +209,7 @@ PROMPT = '\u3000全角\tfirst line\n second line: it\'s "${HOME}" #1 \u2028 50% 
 
 def test_callers_come_and_go_without_a_restart(host, converge):
     def answers(key: str, status: int) -> bool:
-        ask_for = "for _ in 1 2 3 4 5 6; do sleep 0.5; done"  # the file is looked at once a second
+        ask_for = "for _ in 1 2 3 4 5 6; do sleep 0.5; done"  # the file is checked once a second
         host.check_output(ask_for)
         return ask(host, "/v1/models", key=key)[0] == status
 
@@ -230,7 +230,7 @@ def test_callers_come_and_go_without_a_restart(host, converge):
     file = host.file(f"{ROOT}/callers.json")
     assert (file.mode, file.user, file.group) == (0o640, "root", "ai-server")
     journal = host.check_output("journalctl --no-pager --quiet").splitlines()
-    # sudo writes down how this test asks.
+    # sudo logs this test's own requests.
     written = [line for line in journal if " sudo[" not in line]
     assert "canary" not in "".join([file.content_string, outcome.text, *written])
     refused = converge({"ai_server_callers": [{"name": "Backend", "keys": [{"key": new}]}]})
@@ -258,7 +258,7 @@ def test_a_table_of_engines_changes_without_a_restart(host, converge):
     after, wants = (
         host.check_output("systemctl show ai-server --property %s --value", name).split() for name in ("After", "Wants")
     )
-    # The first engine alone is waited for: the others start in their turn.
+    # The unit only waits for the first engine: the others start in their turn.
     assert "chat.service" in after and not {"feedback.service", "vllm.service"} & {*after}
     assert "chat.service" in wants and "feedback.service" not in wants, "it would start what the switch stopped"
     assert converge(engines("other"), check=True).changed == [write]
@@ -268,7 +268,7 @@ def test_a_table_of_engines_changes_without_a_restart(host, converge):
     file = host.file(f"{ROOT}/engines.json")
     assert (file.mode, file.user, file.group) == (0o640, "root", "ai-server")
     journal = host.check_output("journalctl --no-pager --quiet").splitlines()
-    # sudo writes down how this test asks.
+    # sudo logs this test's own requests.
     written = [line for line in journal if " sudo[" not in line]
     assert "canary" not in "".join([outcome.text, *written])
     assert converge().code == 0
@@ -311,13 +311,13 @@ BREAK = {
 
 
 def built_things(host):
-    """The applications and environments that stand on the machine."""
+    """Return the applications and environments that are on the machine."""
     return {path for kind in ("releases", "environments") for path in host.file(f"{ROOT}/{kind}").listdir()}
 
 
 @pytest.fixture
 def copy(tmp_path):
-    """A copy of the application on the controller, to be changed."""
+    """A copy of the application on the controller that tests may change."""
     source = Path(__file__).resolve().parents[3] / "ai_server"
     names = shutil.ignore_patterns(".*", "__pycache__", "tests")
     return Path(shutil.copytree(source, tmp_path / "application", ignore=names))
@@ -334,7 +334,7 @@ def test_a_broken_application_never_replaces_the_one_that_serves(host, converge,
     assert says in outcome.message
     assert (pid(host), host.file(f"{ROOT}/current").linked_to) == (before, current)
     assert serves(host)
-    # The next good run takes away what was built for the refused release; the process stays.
+    # The next successful run removes what was built for the refused release; the process stays.
     assert built_things(host) > built
     assert converge().changed == [SERVICE]
     assert (built_things(host), pid(host)) == (built, before)
@@ -377,7 +377,7 @@ def test_the_source_goes_up_and_down_and_an_archive_serves_too(host, converge, c
     right = {**archive, "ai_server_source_checksum": f"sha256:{sum_}"}
     assert SERVICE in converge(right).changed
     host.check_output("systemctl stop www")
-    # Nothing is asked of the network any more: its server is gone.
+    # No request is sent any more: the server is stopped.
     assert (again := converge(right)).code == 0, again.message
     assert again.changed == []
     assert SERVICE in converge().changed
@@ -387,7 +387,7 @@ def test_the_source_goes_up_and_down_and_an_archive_serves_too(host, converge, c
 def test_a_tag_of_a_repository_serves_and_a_branch_is_refused(host, converge):
     current = host.file(f"{ROOT}/current").linked_to
     git = {"ai_server_source_git": "file:///srv/repository", "ai_server_source_version": "v1.0.0"}
-    first = converge(git)  # brings git; there is no repository yet
+    first = converge(git)  # installs git; the repository does not exist yet
     assert first.code != 0
     assert "/srv/repository" in first.message
     host.check_output(f"cp -r {current} /srv/repository && rm /srv/repository/.source.json")
@@ -426,7 +426,7 @@ def test_a_profile_of_the_hardened_unit_is_brought_and_nothing_stays(host, conve
     wanted = {"profile_unit": "ai-server.service", "profile_seconds": 2, "profile_directory": str(tmp_path)}
     assert converge(wanted, check=True, playbook=PROFILE).changed == []
     assert not list(tmp_path.iterdir())
-    # An idle server has no graph.
+    # An idle server produces no graph.
     requests = "import urllib.request as r; any(not r.urlopen('http://127.0.0.1:8000/health') for _ in iter(int, 1))"
     host.check_output(f'systemd-run --unit requests python3 -c "{requests}"')
     outcome = converge(wanted, playbook=PROFILE)

@@ -110,7 +110,7 @@ def test_lost_data_comes_back_whole_while_the_service_writes(host, restore, conv
     assert outcome.code == 0, outcome.text
     assert "serves again" in outcome.text
     assert ask(host, "PRAGMA integrity_check") == "ok"
-    # A pair is written in one transaction, and the service has gone on since.
+    # A pair is written in one transaction; the service has written more since the backup.
     assert ask(host, "SELECT count(*) FROM (SELECT number FROM pairs GROUP BY number HAVING count(*) % 2)") == "0"
     assert had * 0.5 < rows(host)
     assert owners(host, JOBS) == "ai-server:ai-server 640"
@@ -154,7 +154,7 @@ def test_what_cannot_be_found_is_refused_before_anything_stops(host, restore, va
 
 @pytest.fixture
 def secrets(host):
-    """Change the file of secrets for one test."""
+    """Return a function that changes the file of secrets for one test."""
     host.check_output("cp -p /etc/llm-backup/secrets.env /root/secrets.env")
 
     def change(expression: str) -> None:
@@ -232,7 +232,7 @@ def test_another_machine_gets_the_data_with_its_own_users(host, restore, converg
         f"&& rm -rf {ROOT}/state/* {UPLOADS}/* && chown -R ai-server:ai-server {ROOT}/state {UPLOADS} {ROOT}/.env "
         "&& systemctl start ai-server"
     )
-    # Under another name it is another machine.
+    # Another name makes it another machine.
     assert converge({"backup_host": "new-machine"}).code == 0
     outcome = restore(backup_host="new-machine", backup_of="machine")
     assert outcome.code == 0, outcome.text

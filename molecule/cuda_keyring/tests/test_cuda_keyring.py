@@ -1,4 +1,4 @@
-"""NVIDIA's repository, by a mirror, on a host that knew it in other ways before."""
+"""NVIDIA's repository, by a mirror, on a host that was configured for it in other ways before."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ KEYRING = "/usr/share/keyrings/cuda-archive-keyring.gpg"
 
 @pytest.fixture
 def own(host) -> str:
-    """The file that registers the repository."""
+    """Return the file that registers the repository."""
     return f"/etc/apt/sources.list.d/cuda-debian{host.system_info.release.partition('.')[0]}-x86_64.list"
 
 

@@ -1,4 +1,4 @@
-"""DCGM 3.x stays 3.x while the repository has a newer major, and the engine that runs is the one installed."""
+"""DCGM 3.x stays 3.x although the repository has a newer major, and the running engine is the installed one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ NEWER = f"{PACKAGE}-4-cuda12"
 
 
 def packages(host) -> dict[str, str]:
-    """Return what is installed of DCGM, with the version."""
+    """Return the installed packages of DCGM, with versions."""
     shown = host.run("dpkg-query -W -f '${Package} ${Version} ${db:Status-Abbrev}\\n' 'datacenter-gpu-manager*'").stdout
-    # One that is not installed has no version.
+    # A package that is not installed has no version.
     rows = [line.split() for line in shown.splitlines()]
     return {row[0]: row[1] for row in rows if len(row) == 3 and row[2].endswith("i")}
 
@@ -21,7 +21,7 @@ def held(host) -> list[str]:
 
 
 def engine(host) -> str:
-    """Return the version that the running engine tells. dcgmi waits 100 ms for it, too short on a busy machine."""
+    """Return the version that the running engine reports. dcgmi waits 100 ms for it, too short on a busy machine."""
     told = host.check_output("timeout 30 sh -c 'until dcgmi -v; do sleep 0.3; done'")
     return told.rpartition("Version : ")[2].strip()
 
@@ -36,11 +36,11 @@ def test_pinned_held_and_running(host):
 
 
 def test_repository_offers_the_newer_major(host):
-    """What the hold is for: without it 4.x, under names of its own, would take the place of 3.x."""
+    """The reason for the hold: without it, packages of 4.x with other names would replace 3.x."""
     assert "Candidate: 1:3.3.9" in host.check_output(f"apt-cache policy {PACKAGE}")
     assert "Candidate: 1:4." in host.check_output(f"apt-cache policy {NEWER}")
     refused = host.run(f"apt-get -y install {NEWER}")
-    assert refused.rc != 0 and "held" in refused.stderr.lower(), refused.stderr  # each apt has its own sentence
+    assert refused.rc != 0 and "held" in refused.stderr.lower(), refused.stderr  # the sentence depends on apt's version
     host.run_expect([0], "apt-get -y dist-upgrade")
     assert packages(host) == {PACKAGE: "1:3.3.9"}
 
@@ -52,7 +52,7 @@ def test_repeat_asks_nothing_of_the_network(converge, asked):
 
 
 def test_engine_older_than_the_package_is_restarted(host, converge):
-    """An upgrade that was interrupted before the restart: the package is new, the process is old."""
+    """An upgrade was interrupted before the restart: the package is new, the process is old."""
     older = "sed -i 's/^VERSION = .*/VERSION = \"3.3.8\"/' /usr/bin/nv-hostengine"
     host.run_expect([0], f"cp /usr/bin/nv-hostengine /root/engine && {older} && systemctl restart nvidia-dcgm")
     host.run_expect(
@@ -97,7 +97,7 @@ def test_host_without_gpu_is_refused(host, converge):
 
 
 def test_engine_that_does_not_start_is_no_success(host, converge):
-    """Its port is taken, so systemd reports a started unit and no engine answers."""
+    """Its port is taken, so systemd reports a started unit, but no engine answers."""
     host.run_expect([0], "systemctl stop nvidia-dcgm")
     host.run_expect([0], "systemd-run --unit squatter python3 -m http.server 5555 --bind 127.0.0.1")
     host.run_expect([0], "timeout 60 sh -c 'until ss -Hltn sport = :5555 | grep -q .; do sleep 0.2; done'")
@@ -111,7 +111,7 @@ def test_engine_that_does_not_start_is_no_success(host, converge):
 
 @pytest.mark.full
 def test_downgrade_from_the_next_major(host, converge):
-    """The drift that the pin is against has happened: 4.x stands where 3.x was."""
+    """The change that the pin should prevent has happened: 4.x has replaced 3.x."""
     host.run_expect([0], f"apt-mark unhold {PACKAGE} && apt-get -y install {NEWER} && systemctl restart nvidia-dcgm")
     assert set(packages(host)) == {NEWER, f"{PACKAGE}-4-core"}
     outcome = converge()

@@ -1,4 +1,4 @@
-"""The exporter fits the installed DCGM, serves its series, and a start that serves nothing is a failure."""
+"""The exporter fits the installed DCGM and serves its series; a start without series is a failure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COUNTERS = "/etc/dcgm-exporter/default-counters.csv"
 
 
 def page(host, port: int = 9400) -> str:
-    """Return the metrics page as the machine itself sees it, empty where nobody answers."""
+    """Return the metrics page, requested on the machine; empty without an answer."""
     ask = f"import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:{port}/metrics').read().decode())"
     return host.run(f'python3 -c "{ask}"').stdout
 
@@ -84,7 +84,7 @@ def test_build_leaves_only_the_program_and_its_toolchain(host):
 
 
 def test_comes_back_when_the_process_leaves_with_exit_code_0(host):
-    """The engine goes and comes: the exporter follows, and is brought back."""
+    """The engine restarts; the exporter exits with it and is started again."""
     pid = main_pid(host)
     host.run_expect([0], "systemctl restart nvidia-dcgm")
     deadline = time.monotonic() + 60
@@ -117,7 +117,7 @@ def test_changes_restart_once_and_take_effect(host, converge):
 
 @pytest.mark.full
 def test_check_mode_judges_what_a_run_brings(host, converge):
-    """On a host where another major took the place of 3.x, the role dcgm of the same run brings 3.x back."""
+    """On a host where another major has replaced 3.x, the role dcgm of the same run installs 3.x again."""
     package = "datacenter-gpu-manager"
     host.run_expect([0], f"apt-mark unhold {package} && apt-get -y install {package}-4-cuda12")
     outcome = converge(check=True)
@@ -174,7 +174,7 @@ def test_exit_code_0_without_engine_is_a_failure(host, converge):
 
 
 def test_open_port_without_series_is_not_ready(host, converge):
-    """The GPU is gone: the exporter stays up with an empty page."""
+    """The GPU is gone: the exporter still runs, with an empty page."""
     host.run_expect([0], "touch /etc/stand-in-without-gpu")
     try:
         outcome = converge({"dcgm_exporter_interval_ms": 1000, "dcgm_exporter_start_timeout": 6})
@@ -240,7 +240,7 @@ def test_downgrade_builds_beside_and_upgrade_builds_nothing(host, converge):
 
 @pytest.mark.full
 def test_build_on_the_controller(host, converge, tmp_path):
-    """One build for a fleet; the target needs neither toolchain nor compiler."""
+    """One build for a fleet; the target needs no toolchain and no compiler."""
     where = {"dcgm_exporter_build_on": "controller", "dcgm_exporter_controller_root": str(tmp_path)}
     assert converge({"dcgm_exporter_state": "absent"}).code == 0
     assert converge(where, check=True).code == 0
@@ -253,7 +253,7 @@ def test_build_on_the_controller(host, converge, tmp_path):
 
 @pytest.mark.full
 def test_program_that_does_not_run_on_the_target_is_refused(host, converge, tmp_path):
-    """As when the controller's C library is newer: the build is replaced by one that cannot run."""
+    """As if the controller's C library were newer: the build is replaced by one that cannot run."""
     where = {"dcgm_exporter_build_on": "controller", "dcgm_exporter_controller_root": str(tmp_path)}
     assert converge(where).code == 0
     (built,) = tmp_path.glob("dcgm_exporter/3.3.9-3.6.1-*/dcgm-exporter")

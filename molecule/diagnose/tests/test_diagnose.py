@@ -1,4 +1,4 @@
-"""What diagnose.yml reports about a server that is broken on purpose."""
+"""The report of diagnose.yml about a server that is broken on purpose."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_damaged_model(host, diagnose):
     weights = host.check_output("find -L /srv/models/tiny -name '*.safetensors' | head -1")
     copy = "mkdir /run/model && cp -r /srv/models/tiny/. /run/model && truncate -s 1000 /run/model/*.safetensors"
     cover = f"{copy} && mount --bind /run/model /srv/models/tiny"
-    # The light engine reads no weights, so the test stops it while it starts, as the real engine would fail.
+    # The light engine reads no weights, so the test lets its start fail, as the real engine's would.
     with done(host, cover, "umount /srv/models/tiny; rm -r /run/model"), drop_in(host, "ExecStartPre=/bin/false"):
         fail(host)
         report = diagnose()

@@ -1,4 +1,4 @@
-"""Several engines of two kinds on one host: what happens to one happens to no other."""
+"""Several engines of two kinds on one host: an action on one does not affect the others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ print(json.dumps([answer.status, answer.read().decode()]))
 
 
 def listed(*changes: dict) -> dict:
-    """Return the scenario's list with entries changed by name; {"name": x, "gone": True} takes one away."""
+    """Return the scenario's list with entries changed by name; {"name": x, "gone": True} removes one."""
     entries = {each["name"]: deepcopy(each) for each in ENGINES}
     for change in changes:
         if change.get("gone"):
@@ -48,7 +48,7 @@ def pids(host, *names: str) -> dict[str, str]:
 
 
 def completion(host, entry: dict) -> tuple[int, str]:
-    """Return status and text of a completion by an engine, asked on the machine."""
+    """Return status and text of an engine's completion, requested on the machine."""
     model = entry.get("alias") or entry["model"]
     body = {"model": model, "prompt": "A rented home", "max_tokens": 8, "temperature": 0}
     told = json.dumps([f"http://127.0.0.1:{entry['port']}/v1/completions", KEYS[entry["kind"]], body])
@@ -71,7 +71,7 @@ def until(holds: Callable[[], bool], seconds: float) -> None:
 
 @pytest.fixture
 def others(host, converge):
-    """Return a check that the processes of engines are as before; at the end the host has the scenario's again."""
+    """Return a check that engines' processes are unchanged; finally, restore the scenario's engines."""
 
     def unchanged(*but: str) -> None:
         names = [name for name in NAMES if name not in but]
@@ -88,7 +88,7 @@ def others(host, converge):
 def test_all_of_them_serve_and_give_the_same_text(host):
     texts = [completion(host, entry) for entry in ENGINES]
     assert [status for status, _ in texts] == [200] * len(ENGINES)
-    assert len({text for _, text in texts}) == 1, texts  # one model in two forms, at temperature 0
+    assert len({text for _, text in texts}) == 1, texts  # one model in two formats, at temperature 0
 
 
 def test_equal_engines_share_their_environment_and_nothing_else(host):

@@ -1,4 +1,4 @@
-"""Engines that take turns: the light stand-in three times, in lists of their own beside the scenario's engines."""
+"""Engines that take turns: three light stand-ins, in their own lists in addition to the scenario's engines."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def turns(services):
 
 @pytest.fixture(scope="module", autouse=True)
 def gone(turns, converge):
-    """Take the engines of these tests away when they end."""
+    """Remove the engines of these tests at the end."""
     yield
     assert converge(turns(), playbook="leave_turns.yml").code == 0
 
@@ -170,7 +170,7 @@ def test_a_command_runs_against_each_and_the_one_before_serves_again(
 class TestSleep:
     def test_one_falls_asleep_and_wakes_as_the_same_process(self, host, switch):
         assert switch("turn-one").code == 0
-        # Where sleep is new, the one that serves is started anew with it.
+        # When sleep is enabled for the first time, the serving engine is restarted with it.
         assert switch("turn-one", sleep=1).code == 0
         before = pids(host, "turn-one")
         outcome = switch("turn-two", sleep=1)

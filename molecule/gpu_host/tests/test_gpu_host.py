@@ -1,4 +1,4 @@
-"""A first start on a GPU host and the one after a reboot, and what is refused before the engine is touched."""
+"""A first start on a GPU host, the start after a reboot, and what is refused before the engine is touched."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def answers(host) -> bool:
 
 @pytest.fixture
 def untouched(host):
-    """The process that serves is the same afterwards."""
+    """The serving process is the same afterwards."""
     before = pid(host), host.file(CONFIG).content_string
     yield
     assert (pid(host), host.file(CONFIG).content_string) == before

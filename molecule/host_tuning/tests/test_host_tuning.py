@@ -1,4 +1,4 @@
-"""Settings of the kernel and the GPU on a real kernel, in the order of a machine's life."""
+"""Settings of the kernel and the GPU on a real kernel; the tests run in the order of a machine's life."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TUNED = {
 
 
 def greatest(host) -> dict[str, int]:
-    """Return the last number of each setting, which for TCP is the greatest."""
+    """Return the last number of each setting; for TCP it is the maximum."""
     return {name: int(host.check_output("sysctl -n %s", name).split()[-1]) for name in TUNED}
 
 
@@ -50,7 +50,7 @@ def test_what_was_changed_by_hand_is_mended_and_a_later_file_is_named(host, conv
     host.check_output("echo 'net.core.wmem_max = 300000' > %s", LATER)
     outcome = converge()
     assert outcome.code == 0 and outcome.changed, outcome.text
-    # A warning is wrapped.
+    # Ansible wraps warnings.
     assert f"Atthenextboot{LATER}setsnet.core.wmem_maxto300000" in "".join(outcome.text.split())
     assert greatest(host) == TUNED and "[madvise]" in pages(host) and gpu(host)["power"] == 60
     host.check_output("rm %s", LATER)

@@ -1,4 +1,4 @@
-"""Room on the disk of a host with a service."""
+"""Free disk space on a host with a service."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MODEL = f"{HUB}/models--owner--model"
 SERVED, BEFORE = ("1" * 40, "2" * 40)
 JOURNAL = "/etc/systemd/journald.conf.d/housekeeping.conf"
 CORES = "/etc/systemd/coredump.conf.d/housekeeping.conf"
-# An environment that was refused, an installation and a download that were killed, code of an engine before.
+# A refused environment, an interrupted installation, an interrupted download, and an earlier engine's code.
 LEFTOVERS = {
     f"{ENVIRONMENTS}/bbbbbbbbbbbb": f"{ENVIRONMENTS}/bbbbbbbbbbbb/.environment.json",
     f"{ENVIRONMENTS}/.cccccccccccc-0a1b2c3d": f"{ENVIRONMENTS}/.cccccccccccc-0a1b2c3d/wheel",
@@ -23,7 +23,7 @@ STAY = [f"{ENVIRONMENTS}/aaaaaaaaaaaa", f"{ENVIRONMENTS}/mine", f"{MODEL}/snapsh
 
 @pytest.fixture(autouse=True)
 def littered(host):
-    """Have what releases leave, ten days old, and a model at two revisions."""
+    """Create leftovers of releases, ten days old, and a model at two revisions."""
     files = [*LEFTOVERS.values(), f"{ENVIRONMENTS}/mine/notes", f"{MODEL}/blobs/one", f"{MODEL}/blobs/two"]
     for file in files:
         host.check_output("mkdir -p $(dirname %s) && head -c 3000000 /dev/zero > %s", file, file)
@@ -82,7 +82,7 @@ def test_a_service_that_another_run_changes_is_left_alone(host, converge):
 
 @pytest.fixture
 def no_room(host, cramped):
-    """Have no free byte where the service lies, nor where programs have their temporary files."""
+    """Leave no free byte on the service's disk and in the directories of temporary files."""
     cramped(ROOT, 0)
     for path in ("/tmp", "/var/tmp"):
         host.check_output("mount -t tmpfs -o size=4k tmpfs %s", path)

@@ -1,4 +1,4 @@
-"""The timer on a machine: it waits, it acts, it goes."""
+"""The timer on a machine: it waits, it acts, it is removed."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ WantedBy=timers.target
 
 @pytest.fixture
 def earlier(host, converge):
-    """A host that was set up by a version of the role that wrote its units itself."""
+    """A host that was set up by an older version of the role, which wrote its units itself."""
     assert converge({"idle_stop_state": "absent"}).code == 0
     host.check_output("mkdir -p /usr/local/lib/idle-stop")
     for path, text in BEFORE.items():

@@ -1,4 +1,4 @@
-"""The bare machine has a driver's user space that finds no device, and device nodes once somebody asks for them."""
+"""The bare machine has a driver's user space without a device, and device nodes once a program requests them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOAD = (
 
 @pytest.fixture(autouse=True)
 def no_nodes(host):
-    """Take the nodes away after each test."""
+    """Remove the nodes after each test."""
     yield
     host.check_output("find /dev -name 'nvidia*' -delete")
 

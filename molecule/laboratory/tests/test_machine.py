@@ -1,4 +1,4 @@
-"""A machine has nothing that a role must bring itself, as the images of real hosts have not."""
+"""A machine lacks what a role must install itself, as real hosts' images do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Debian 11 is older than Ubuntu 22.04 in what the roles stand on, with the Python of that one for the roles."""
+"""Debian 11 is older than Ubuntu 22.04 in what the roles depend on, but has the Python of Ubuntu 22.04 for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the tests ask the server on the machine."""
+"""Requests of the tests to the server on the machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LOG = f"journalctl --no-pager --output cat _SYSTEMD_INVOCATION_ID=$(systemctl sh
 
 
 def ask(host, path: str, body: dict | None = None, key: str | None = KEY) -> tuple[int, dict]:
-    """Return status and JSON of one request, made on the machine, which has no curl."""
+    """Return status and JSON of one request, sent on the machine, which has no curl."""
     program = (
         "import json,sys,urllib.request,urllib.error\n"
         "url,key,body=json.load(sys.stdin)\n"

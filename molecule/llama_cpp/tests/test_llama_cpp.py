@@ -1,4 +1,4 @@
-"""The real llama-server under its real unit: what it serves, what it keeps to itself, and what cannot break it."""
+"""The real llama-server in its real unit: what it serves, what it protects, and what cannot break it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ADAPTERS = ["easycontract", "checklist"]
 
 
 def still_serves(host, before: str) -> None:
-    """The very process of before is there, and answers."""
+    """The same process as before exists, and answers."""
     assert pid(host) == before
     assert say(host)
 

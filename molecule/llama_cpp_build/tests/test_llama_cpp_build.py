@@ -1,4 +1,4 @@
-"""llama-server built on the machine: once, beside what runs, and never half."""
+"""llama-server built on the machine: once, next to the running one, and never incomplete."""
 
 from __future__ import annotations
 

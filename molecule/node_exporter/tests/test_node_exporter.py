@@ -14,13 +14,13 @@ NEWEST, OLDER = builds.newest()["node_exporter"], builds.older("node_exporter")
 
 
 def page(host, url=METRICS):
-    """Return the page of metrics as the machine itself sees it; empty when nothing answers."""
+    """Return the metrics page, requested on the machine; empty without an answer."""
     ask = f"import urllib.request; print(urllib.request.urlopen({url!r}, timeout=10).read().decode())"
     return host.run("python3 -c %s", ask).stdout
 
 
 def listening(host):
-    """Return address:port of everything that the service's process listens on."""
+    """Return address:port of all sockets on which the service's process listens."""
     pid = host.check_output("systemctl show --property MainPID --value node_exporter")
     rows = host.check_output("ss --no-header --listening --tcp --numeric --processes").splitlines()
     return {row.split()[3] for row in rows if f"pid={pid}," in row}
@@ -38,7 +38,7 @@ def test_it_measures_this_host(host):
     assert 'node_systemd_unit_state{name="node_exporter.service",state="active",type="simple"} 1' in metrics
     assert 'node_systemd_service_restart_total{name="node_exporter.service"} 0' in metrics
     assert 'node_systemd_unit_state{name="dbus.service"' not in metrics
-    # The mounts are the host's, not the ones of the service's own view of it.
+    # The mounts are those of the host, not those of the service's namespace.
     assert 'mountpoint="/tmp"} 0' in "".join(
         line for line in metrics.splitlines() if line.startswith("node_filesystem_readonly")
     )
@@ -102,7 +102,7 @@ def test_it_listens_where_an_interface_is_and_takes_a_port_as_text(host, converg
 
 
 def test_a_run_that_was_killed_before_the_start_is_healed_by_the_next(host, converge):
-    # Kills the run at the moment when everything is written and the old process still runs.
+    # Kills the run when everything is written and the old process still runs.
     shim = "/usr/local/bin/systemctl"
     text = '#!/bin/sh\n[ "$1" = restart ] && kill -9 $PPID && exit 1\nexec /usr/bin/systemctl "$@"\n'
     host.run_test("printf '%%b' %s > %s && chmod 755 %s", text.replace("\n", "\\n"), shim, shim)
@@ -255,7 +255,7 @@ def test_an_upgrade_a_downgrade_and_the_way_back(host, converge, build):
     both = ["released_service : Install the released program", "released_service : Run node_exporter"]
     assert converge(old).changed == both
     assert f'version="{OLDER}"' in page(host)
-    # Both versions are kept, so the way back is a switch of the link.
+    # Both versions are kept, so the way back only changes the link.
     assert converge().changed == ["released_service : Run node_exporter"]
     assert f'version="{NEWEST}"' in page(host)
     assert host.file(f"/opt/node_exporter/{OLDER}/node_exporter").exists
@@ -263,7 +263,7 @@ def test_an_upgrade_a_downgrade_and_the_way_back(host, converge, build):
 
 @pytest.mark.full
 def test_the_same_version_from_another_archive_is_another_program(host, converge, services):
-    """It is installed beside the one that runs, whose directory stays as it is, and takes its place in one step."""
+    """It is installed next to the running one, whose directory does not change, and replaces it in one step."""
     marker = f"/opt/node_exporter/{NEWEST}/.release.json"
     before = running_since(host)
     host.run_test("sed -i 's/sha256:..../sha256:0000/' %s", marker)
@@ -379,7 +379,7 @@ OVERRIDE = "/etc/systemd/system/node_exporter.service.d/override.conf"
 
 @pytest.fixture
 def drop_in(host):
-    """Lay a drop-in beside the unit and start the service on it; it is gone after the test."""
+    """Install a drop-in for the unit and restart the service; remove the drop-in after the test."""
 
     def lay(path, text):
         program = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.parent.mkdir(exist_ok=True)"
@@ -403,7 +403,7 @@ def checklist(converge):
 def test_a_drop_in_with_a_command_of_its_own_is_told_and_mended_once_it_is_gone(host, converge, drop_in, path):
     command = "/opt/node_exporter/current/node_exporter"
     lines = f"[Service]\nExecStart=\nExecStart={command} --web.listen-address=:9100\n"
-    if path != OVERRIDE:  # it is read by other services too
+    if path != OVERRIDE:  # other services read it too
         lines = "[Service]\nEnvironment=GOMAXPROCS=1\n"
     drop_in(path, lines)
     before = running_since(host)

@@ -1,8 +1,9 @@
-"""A receiver of logs by OTLP over HTTP: every record it took is a line of a file, one that came twice is there twice.
+"""A receiver of logs by OTLP over HTTP: each received record is one line of a file, also if it arrives twice.
 
     receiver.py PORT FILE [KEY]
 
-KEY is a file with the one Authorization that is let in; without the file everyone is. Standard library only.
+KEY is a file with the only accepted Authorization header; without the file, every request is accepted. Standard library
+only.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """Read a number of seven bits a byte; returns it and where the next thing begins."""
+    """Read a varint; return its value and the position after it."""
     value = shift = 0
     while True:
         byte, at = data[at], at + 1
@@ -30,7 +31,7 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Go through a Protobuf message: the number of each field, and its bytes or number."""
+    """Yield the fields of a Protobuf message: number, and bytes or number."""
     at = 0
     while at < len(data):
         key, at = varint(data, at)
@@ -47,7 +48,7 @@ def fields(data: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def any_value(data: bytes) -> Any:
-    """Read an AnyValue."""
+    """Parse an AnyValue."""
     for number, value in fields(data):
         if number == 1:
             return value.decode(errors="replace")
@@ -72,7 +73,7 @@ def pairs(data: bytes, wanted: int) -> dict[str, Any]:
 
 
 def records(data: bytes) -> Iterator[dict[str, Any]]:
-    """Return the records of an ExportLogsServiceRequest."""
+    """Yield the records of an ExportLogsServiceRequest."""
     for _, group in fields(data):
         parts = list(fields(group))
         resource = pairs(next((value for number, value in parts if number == 1), b""), 1)
@@ -90,7 +91,7 @@ def records(data: bytes) -> Iterator[dict[str, Any]]:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection; `file`, `key` and `lock` are set on the class by main()."""
+    """One connection; main() sets `file`, `key` and `lock` on the class."""
 
     protocol_version = "HTTP/1.1"
     file: Path
@@ -98,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
     lock = threading.Lock()
 
     def do_POST(self) -> None:
-        """Take an export, or refuse it."""
+        """Accept or refuse an export."""
         data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         allowed = self.key.read_text().strip() if self.key and self.key.exists() else None
         if allowed is not None and self.headers.get("Authorization") != allowed:
@@ -123,11 +124,11 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Keep silent: the file has it."""
+        """Log nothing: the file has the records."""
 
 
 def main() -> None:
-    """Serve until the end."""
+    """Serve until the process is stopped."""
     Handler.file = Path(sys.argv[2])
     Handler.key = Path(sys.argv[3]) if len(sys.argv) > 3 else None
     Handler.file.touch()

@@ -19,13 +19,13 @@ SOCKETS = {"127.0.0.1:8888", "127.0.0.1:13133"}
 
 @pytest.fixture(scope="session")
 def mark():
-    """A word that no other run's lines hold."""
+    """A word that occurs in no other run's lines."""
     return f"mark-{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture
 def arrived(host):
-    """Wait for records that hold a text; returns them, once there are ``count``."""
+    """Wait for ``count`` records that contain a text, and return them."""
 
     def ask(text):
         lines = host.run("grep --fixed-strings %s %s", text, RECORDS).stdout.splitlines()
@@ -41,7 +41,7 @@ def arrived(host):
 
 
 def say(host, unit, text):
-    """Have a service write a line to the journal."""
+    """Make a service write a line to the journal."""
     host.run_test("systemd-run --quiet --wait --unit %s sh -c %s", unit, f"echo '{text}'; sleep 0.3")
 
 
@@ -54,7 +54,7 @@ def pid(host):
 
 
 def listening(host):
-    """Return address:port of everything that the service's process listens on."""
+    """Return address:port of all sockets on which the service's process listens."""
     own = pid(host)
     rows = host.check_output("ss --no-header --listening --tcp --numeric --processes").splitlines()
     return {row.split()[3] for row in rows if f"pid={own}," in row}
@@ -71,7 +71,7 @@ def test_it_runs_hardened_as_its_own_user(host):
     assert "NoNewPrivs:\t1" in status
     assert "CapBnd:\t0000000000000000" in status
     assert host.check_output("ps -o user:32= -p %s", pid(host)).strip() == "otel_collector"
-    # It reads through groups that the service is given, not the user.
+    # Its read access comes from groups of the unit, not of the user.
     assert host.user("otel_collector").groups == ["otel_collector"]
 
 
@@ -147,7 +147,7 @@ def test_nothing_is_lost_or_sent_twice_while_the_receiver_is_away_and_over_kills
         time.sleep(3)
         bodies = [record["body"] for record in arrived(f"{mark} {kind} ", count)]
         missing = {f"{mark} {kind} {number}." for number in range(1, count + 1)} - set(bodies)
-        # The journal's position is stored a moment before its line: a kill may take one with it.
+        # The journal's position is stored just before its line, so a kill may lose one line.
         assert len(missing) <= (2 if kind == "long" else 0), missing
         assert len(bodies) == len(set(bodies))
 
@@ -191,7 +191,7 @@ def test_what_cannot_work_is_refused_and_what_ran_still_runs(host, converge, var
 
 @pytest.fixture
 def units(host):
-    """Have the services of the journal jobs run."""
+    """Start the services of the journal jobs."""
     host.run_test("for unit in alpha beta; do systemd-run --quiet --unit $unit.service sleep 600; done")
     yield
     host.run_test("systemctl stop alpha beta")
@@ -243,7 +243,7 @@ def test_a_receiver_that_asks_for_a_key(host, converge, arrived, mark):
 
 
 def test_it_takes_over_from_promtail_and_not_beside_it(host, converge, arrived, mark):
-    """Another shipper's unit is enough to be refused; it goes on where that one ended, by the time."""
+    """It refuses a host where the other shipper's unit runs; then it continues from the time where that one ended."""
     host.run_test("systemd-run --quiet --unit promtail sleep 600")
     try:
         outcome = converge()

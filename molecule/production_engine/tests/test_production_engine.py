@@ -1,4 +1,4 @@
-"""The engine that production installs, up to the device that is not there."""
+"""The engine that production installs, up to the missing device."""
 
 from __future__ import annotations
 

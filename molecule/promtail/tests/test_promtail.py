@@ -21,13 +21,13 @@ NEWEST, OLDER = builds.newest()["promtail"], builds.older("promtail")
 
 @pytest.fixture(scope="session")
 def mark():
-    """A word that no other run's lines hold."""
+    """A word that occurs in no other run's lines."""
     return f"mark-{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture
 def arrived(services, host):
-    """Wait for lines that hold a text; returns ``[(labels, line)]`` of this machine, once there are ``count``."""
+    """Wait for ``count`` lines of this machine that contain a text, and return ``[(labels, line)]``."""
     own = host.check_output("hostname")
 
     def ask(text, loki, headers):
@@ -47,7 +47,7 @@ def arrived(services, host):
 
 
 def say(host, unit, text):
-    """Have a service write a line to the journal."""
+    """Make a service write a line to the journal."""
     host.run_test("systemd-run --quiet --wait --unit %s sh -c %s", unit, f"echo '{text}'; sleep 0.5")
 
 
@@ -56,7 +56,7 @@ def write(host, text):
 
 
 def listening(host):
-    """Return address:port of everything that the service's process listens on."""
+    """Return address:port of all sockets on which the service's process listens."""
     pid = host.check_output("systemctl show --property MainPID --value promtail")
     rows = host.check_output("ss --no-header --listening --tcp --numeric --processes").splitlines()
     return {row.split()[3] for row in rows if f"pid={pid}," in row}
@@ -79,7 +79,7 @@ def test_it_runs_hardened_as_its_own_user(host):
     status = host.file(f"/proc/{process.pid}/status").content_string
     assert "NoNewPrivs:\t1" in status
     assert "CapBnd:\t0000000000000000" in status
-    # It reads through groups that the service is given, not the user.
+    # Its read access comes from groups of the unit, not of the user.
     assert host.user("promtail").groups == ["promtail"]
 
 
@@ -114,7 +114,7 @@ def test_no_line_is_sent_twice_after_a_kill(host, arrived, mark):
         write(host, f"{mark} before {number}")
     say(host, "alpha.service", f"{mark} before the kill")
     assert len(arrived(f"{mark} before", 6)) == 6
-    time.sleep(2)  # the positions are on disk after one
+    time.sleep(2)  # positions are written to disk after one second
     host.run_test("systemctl kill --signal=KILL promtail")
     write(host, f"{mark} after 0")
     say(host, "alpha.service", f"{mark} after the kill")
@@ -149,7 +149,7 @@ def test_a_bad_stage_gives_way_to_what_served(host, converge, arrived, mark):
 
 
 def test_a_port_as_text_and_a_loki_that_is_away(host, converge):
-    # The address is one that never answers; there are no files to ship either.
+    # This address never answers; there are no files to ship either.
     away = {"promtail_loki_url": "http://192.0.2.1:3100/", "promtail_file_jobs": []}
     outcome = converge({"promtail_port": "9081", **away})
     assert (outcome.code, outcome.changed) == (0, [RUN]), outcome.message
@@ -188,7 +188,7 @@ def test_a_taken_port_is_named_before_anything_changes(host, converge):
 
 @pytest.fixture
 def closed(host):
-    """Have log files and a directory that promtail may not read, and a directory that no journal is written to."""
+    """Create log files and a directory that promtail may not read, and a directory without a journal."""
     host.run_test("install -d -m 0700 /var/log/closed && install -m 0600 /dev/null /var/log/apps/closed.log")
     host.run_test("install -d /var/log/no-journal")
     yield
@@ -212,7 +212,7 @@ def test_sources_that_it_cannot_read_are_refused_before_anything_changes(host, c
 
 
 def test_a_journal_that_is_kept_in_memory_is_named(host, converge):
-    """As with Storage=volatile: what lies in /var/log/journal is of before."""
+    """As with Storage=volatile: the content of /var/log/journal is old."""
     drop_in = "/etc/systemd/journald.conf.d/volatile.conf"
     host.run_test("mkdir -p /etc/systemd/journald.conf.d && printf '[Journal]\\nStorage=volatile\\n' > %s", drop_in)
     host.run_test("systemctl restart systemd-journald")
@@ -229,7 +229,7 @@ def test_a_journal_that_is_kept_in_memory_is_named(host, converge):
 
 @pytest.fixture
 def units(host):
-    """Have the services of the journal jobs run."""
+    """Start the services of the journal jobs."""
     host.run_test("for unit in alpha beta; do systemd-run --quiet --unit $unit.service sleep 600; done")
     yield
     host.run_test("systemctl stop alpha beta")
@@ -269,7 +269,7 @@ def test_a_loki_that_asks_for_credentials(host, converge, services, arrived, uni
     assert (secret.user, secret.group, secret.mode) == ("promtail", "promtail", 0o400)
     assert converge(basic).changed == []
 
-    # This one may push and not query: the checklist says what it could prove.
+    # This token may push but not query: the checklist reports what it could prove.
     token = {**given, "promtail_loki_token": loki["token"]}
     assert converge(token).code == 0
     write(host, f"{mark} with a token")

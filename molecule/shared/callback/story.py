@@ -1,4 +1,4 @@
-"""Callback of the scenarios: a check of a converged machine must be silent, and a failure is told with the journal."""
+"""Callback of the scenarios: a check of a converged machine must report no change; a failure shows the journal."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ JOURNAL_LINES = 80
 
 
 def converged() -> bool:
-    """Whether Molecule has converged the machine of this scenario."""
+    """Return whether Molecule has converged this scenario's machine."""
     state = Path(os.environ["MOLECULE_STATE_FILE"])
     return state.exists() and bool((yaml.safe_load(state.read_text()) or {}).get("converged"))
 
 
 def journal() -> str:
-    """Return the last lines of the machine's journal, or why they cannot be read."""
+    """Return the last lines of the machine's journal, or the error why they cannot be read."""
     config = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "ssh_config"
     ask = ["ssh", "-F", str(config), "machine", "sudo", "journalctl", "--no-pager", "--lines=400"]
     done = subprocess.run(ask, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)

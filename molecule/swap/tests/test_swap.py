@@ -1,4 +1,4 @@
-"""The swap file on a real kernel, in the order of a machine's life."""
+"""The swap file on a real kernel; the tests run in the order of a machine's life."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SWAPPED_WITHIN = 600  # seconds; the machine is emulated
 
 
 def swaps(host) -> dict[str, int]:
-    """Return the swap in use as {path: MiB}; the kernel's figure lacks the file's first page."""
+    """Return the active swap as {path: MiB}; the kernel's number lacks the file's first page."""
     rows = host.file("/proc/swaps").content_string.splitlines()[1:]
     return {row.split()[0]: round((int(row.split()[2]) + 4) / 1024) for row in rows}
 
@@ -27,11 +27,11 @@ def test_it_is_in_use_and_written_down_once(host):
 
 @pytest.fixture
 def hold(host) -> Iterator[Callable[[int, int], None]]:
-    """Have a program hold so many MiB, and wait until so many of them are in swap; it ends with the test."""
+    """Run a program that holds so many MiB until the test ends, and wait until so many of them are in swap."""
 
     def start(held: int, swapped: int) -> None:
         program = f"import time; held = [bytearray(b'x') * (4 << 20) for _ in range({held // 4})]; time.sleep(3600)"
-        # Its own limit pushes it into swap, so that the machine keeps what is safe to work with.
+        # Its own limit pushes it into swap, so that enough memory remains for the machine.
         host.run_expect([0], "systemd-run --unit=holder --property=MemoryHigh=24M python3 -c %s", program)
         deadline = time.monotonic() + SWAPPED_WITHIN
         while int(host.check_output("awk 'NR > 1 {used += $4} END {print used}' /proc/swaps")) < swapped * 1024:
@@ -44,7 +44,7 @@ def hold(host) -> Iterator[Callable[[int, int], None]]:
 
 @pytest.fixture
 def scarce(host) -> Iterator[Callable[[int], None]]:
-    """Leave the machine so many MiB of available memory; huge pages take the rest without being written."""
+    """Leave the machine so many MiB of available memory; huge pages use the rest without being written."""
 
     def leave(available: int) -> None:
         now = int(host.check_output("awk '/^MemAvailable/ {print $2}' /proc/meminfo")) >> 10

@@ -1,4 +1,4 @@
-"""How the tests ask the engine on the machine."""
+"""Requests of the tests to the engine on the machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOAD_TARGET = {
 
 
 def ask(host, path: str, body: dict | None = None, key: str | None = KEY) -> tuple[int, dict]:
-    """Return status and JSON of one request, made on the machine, which has no curl."""
+    """Return status and JSON of one request, sent on the machine, which has no curl."""
     program = (
         "import json,sys,urllib.request,urllib.error\n"
         "url,key,body=json.load(sys.stdin)\n"

@@ -1,4 +1,4 @@
-"""Engines that come, go and fail, with the laboratory's light stand-in: the same role, starts of a second."""
+"""Upgrades, downgrades and failures of engines, by the laboratory's light stand-in: the same role, with fast starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BUILD, RUN = "vllm : Build the engine's environment beside the running one", "vl
 STORE = "/var/lib/llm-server/services/vllm"
 STAND_IN = Path(__file__).resolve().parents[3] / "lab/stand_ins/nvidia-smi"
 LARGE = "/srv/large"
-# A copy of the tiny model with this many words: its weights would take 29 GiB, of which the disk holds the header.
+# A copy of the tiny model with this many words: its weights would have 29 GiB, of which only the header is on disk.
 ENLARGE = """
 import json, pathlib, shutil, sys
 source, target, words = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), 60_000_000
@@ -38,7 +38,7 @@ with (target / "model.safetensors").open("wb") as handle:
 
 @pytest.fixture(scope="module")
 def light(services, tmp_path_factory):
-    """Return the variables of one version of the stand-in, locked with its hash, and others with them."""
+    """Return a function for the variables of one stand-in version, locked by its hash, and further variables."""
     locks = tmp_path_factory.mktemp("locks")
     for version, reference in services["light_engine"].items():
         (locks / version).write_text(f"{reference}\n")
@@ -61,7 +61,7 @@ def light(services, tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def stand_in_serves(converge, light):
-    """Have the stand-in serve for these tests, and the real engine after them."""
+    """Make the stand-in serve for these tests, and the real engine after them."""
     outcome = converge(light("0.32.0"))
     assert outcome.code == 0, outcome.message
     yield
@@ -78,7 +78,7 @@ def version(host):
 
 
 def still_serves(host, before):
-    """What served before does, as the very same process."""
+    """The engine from before serves, as the same process."""
     assert (pid(host), environment(host)) == before
     assert say(host, BASE)
 
@@ -146,7 +146,7 @@ def test_a_rotated_key_does_not_come_back_with_a_release_of_before(host, converg
     assert (answers(ROTATED), answers(KEY)) == (200, 401)
 
     for good, bad in ((ROTATED, KEY), (KEY, ROTATED)):
-        # The first time the key was new before the change that fails, the second time it is new with it.
+        # In the first round the key changes before the failing run, in the second round in the failing run itself.
         outcome = converge(light("0.32.0+dies", vllm_api_key=good))
         assert outcome.code != 0 and "serves again" in outcome.message, outcome.message
         assert (version(host), answers(good), answers(bad)) == ("0.32.0", 200, 401)

@@ -1,4 +1,4 @@
-"""The real engine under its real unit: what it serves, what it keeps to itself, and what cannot break it."""
+"""The real engine in its real unit: what it serves, what it protects, and what cannot break it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ print(json.dumps({path: [name for each in those for name in each.model_fields] f
 
 
 def still_serves(host, before: str) -> None:
-    """The very process of before is there, and answers."""
+    """The same process as before exists, and answers."""
     assert pid(host) == before
     assert say(host, BASE)
 
@@ -93,7 +93,7 @@ def test_it_runs_hardened_and_as_itself(host):
 
 def test_all_its_processes_have_its_place_when_memory_is_short(host):
     score = "cat /proc/%s/oom_score_adj"
-    assert host.check_output(score, pid(host)) == "50"  # of the scenario: what any process has proves nothing
+    assert host.check_output(score, pid(host)) == "50"  # the scenario's score, not the default
     children = host.check_output("ps --ppid %s -o pid=", pid(host)).split()
     assert children and {host.check_output(score, child) for child in children} == {"50"}
 
@@ -136,7 +136,7 @@ def test_what_cannot_work_is_refused_before_the_service_is_touched(host, converg
 
 
 def test_files_that_the_engine_cannot_read_are_refused_before_it_is_touched(host, converge):
-    """Root, who converges, reads them; tensors are often saved with mode 0600."""
+    """They are readable for root, who converges; tensors are often saved with mode 0600."""
     before = pid(host)
     host.check_output("cp -r /srv/models/adapters/checklist /srv/own && chmod -R a+rX /srv/own")
     host.check_output("chmod 600 /srv/own/adapter_model.safetensors")
@@ -178,7 +178,7 @@ def test_it_serves_by_ipv6_in_an_environment_that_is_what_was_written(host, conv
 
 
 def test_a_start_that_fails_gives_way_to_what_served(host, converge):
-    """The engine's parser takes this length; the model does not, which shows only when the engine starts."""
+    """The engine's parser accepts this length; the model does not, which only shows when the engine starts."""
     outcome = converge({"vllm_max_model_len": 100000})
     assert outcome.code != 0
     assert "100000 is more than the model allows" in outcome.message, outcome.message
@@ -189,7 +189,7 @@ def test_a_start_that_fails_gives_way_to_what_served(host, converge):
 
 def test_the_engine_comes_back_when_its_child_is_killed(host):
     before = pid(host)
-    # The largest: beside the engine itself there is one that only tidies up.
+    # The largest child: beside the engine itself there is a process that only cleans up.
     child = host.check_output("ps --ppid %s -o pid= --sort=-rss | head -1", before).strip()
     host.check_output("kill -KILL %s", child)
     deadline = time.monotonic() + 180
@@ -254,7 +254,7 @@ def test_a_load_check_uses_the_engines_own_tool(host, converge, tmp_path):
 
 
 def test_no_other_machine_reaches_what_the_engine_listens_on(host, converge, stray, reached):
-    """Its libraries open ports of their own on every interface, without authentication."""
+    """Its libraries open further ports on every interface, without authentication."""
     assert reached(stray(""))
     stray("vllm")
     program = (

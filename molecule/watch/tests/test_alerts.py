@@ -1,4 +1,4 @@
-"""From a figure or a line to a notice: rules, what they are made of, and whom Alertmanager tells."""
+"""From a metric or a log line to a notification: rules, their inputs, and Alertmanager's receivers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OWN_RULES = str(SCENARIO / "rules/metrics.yml")
 
 
 def ask(host, url, body=None, headers=None):
-    """Return what an address of the machine answers; empty when nothing does."""
+    """Return the response from an address of the machine; empty without an answer."""
     program = (
         "import json, sys, urllib.request as u; url, body, headers = json.loads(sys.argv[1]); "
         "print(u.urlopen(u.Request(url, body.encode() if body else None, headers), timeout=10).read().decode())"
@@ -30,20 +30,20 @@ def ask(host, url, body=None, headers=None):
 
 
 def value(host, query):
-    """Return the value of one series in the store of metrics, None without one."""
+    """Return the value of one series in the metrics store, None without one."""
     answer = json.loads(ask(host, f"{METRICS}/api/v1/query?query={quote(query)}"))["data"]["result"]
     return float(answer[0]["value"][1]) if answer else None
 
 
 def lines(host, query):
-    """Return the lines that the store of logs has for a query."""
+    """Return the log store's lines for a query."""
     return [
         json.loads(line) for line in ask(host, f"{LOGS}/select/logsql/query?query={quote(query)}").splitlines() if line
     ]
 
 
 def until(seen, within=30):
-    """Ask until there is an answer, and return it."""
+    """Call ``seen`` until it returns something, and return that."""
     deadline = time.monotonic() + within
     while True:
         found = seen()
@@ -53,7 +53,7 @@ def until(seen, within=30):
 
 
 def told(host, path, since):
-    """Return what the receiver got on a path since a moment: titles and texts of Slack, or bodies."""
+    """Return what the receiver got on a path since a time: attachments for Slack, bodies for others."""
     entries = [json.loads(line) for line in host.check_output("cat /var/lib/receiver.jsonl").splitlines()]
     bodies = [entry["body"] for entry in entries if entry["at"] >= since and entry["path"].startswith(f"/{path}/")]
     return [body["attachments"][0] if path == "slack" else body for body in bodies]
@@ -68,7 +68,7 @@ def pids(host, *units):
 
 
 def push(host, service):
-    """Give the store of logs three lines of severity ERROR, with the fields that the collector gives them."""
+    """Write three lines of severity ERROR to the log store, with the collector's fields."""
     fields = {"_msg": f"line of {service}", "severity_text": "ERROR", "severity_number": "17"}
     line = json.dumps({**fields, "host.name": "machine", "service.name": service})
     where = f"{LOGS}/insert/jsonline?_stream_fields=host.name,service.name"
@@ -169,7 +169,7 @@ def test_no_secret_stands_where_others_read(host):
     for name in ("slack_webhook", "heartbeat_url"):
         file = host.file(f"/etc/alertmanager/secrets/{name}")
         assert (file.user, file.mode) == ("alertmanager", 0o400)
-    # Not this very question, which sudo logs.
+    # Not this command itself, which sudo logs.
     assert host.run("journalctl --no-pager | grep 'canary-of-the-[wh]'").rc == 1
 
 
@@ -228,7 +228,7 @@ def test_what_fires_goes_on_firing_after_a_restart_of_everything(host):
         assert until(lambda: "vmalert_config" in ask(host, f"{RULES}/metrics"))
         time.sleep(5)
         assert value(host, state) == begun
-        # Who was told is told no second time.
+        # A notification is not sent twice.
         again = [
             one for one in told(host, "slack", since) if "FIRING" in one["title"] and "node_exporter" in one["text"]
         ]
@@ -299,7 +299,7 @@ def test_a_password_is_asked_for_and_those_who_have_it_work(host, converge):
 
 @pytest.mark.full
 def test_an_older_release_and_the_way_back(host, converge, build):
-    """Alertmanager keeps its silences over both ways; 0.25 has no file for a heartbeat's address."""
+    """Alertmanager keeps its silences in both directions; 0.25 cannot read a heartbeat's address from a file."""
     older, until_later = builds.older("alertmanager"), "2099-01-01T00:00:00Z"
     silence = {
         "matchers": [{"name": "alertname", "value": "Nothing", "isRegex": False}], "startsAt": "2020-01-01T00:00:00Z",

@@ -1,4 +1,4 @@
-"""What the store of metrics and its agent promise, on a booted machine."""
+"""What the metrics store and its agent promise, on a booted machine."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ print(urllib.request.urlopen(urllib.request.Request(sys.argv[1], data=data), tim
 
 
 def page(host, url, data=None):
-    """Return what the machine itself sees at a URL; empty when nothing answers."""
+    """Return the response of a URL, requested on the machine; empty without an answer."""
     return host.run("python3 -c %s %s" + (" %s" if data else ""), ASK, url, *([data] if data else [])).stdout
 
 
 def query(host, expression, url=STORE):
-    """Return the series that an expression finds, as pairs of labels and value."""
+    """Return the series of an expression, as pairs of labels and value."""
     answer = page(host, f"{url}/api/v1/query?query={quote(expression)}&nocache=1")
     found = json.loads(answer)["data"]["result"] if answer else []
     return [(series["metric"], float(series["value"][1])) for series in found]
 
 
 def await_series(host, expression, there=True, seconds=20):
-    """Wait until an expression finds something (nothing, if not ``there``), and return it."""
+    """Wait until an expression returns something (nothing, if not ``there``), and return it."""
     deadline = time.monotonic() + seconds
     while bool(found := query(host, expression)) != there:
         assert time.monotonic() < deadline, f"{expression} finds {found} after {seconds} s"
@@ -42,13 +42,13 @@ def await_series(host, expression, there=True, seconds=20):
 
 
 def times(host, expression, begin):
-    """Return the seconds of all samples since ``begin``, from the store itself and not from a query's steps."""
+    """Return the times in seconds of all raw samples since ``begin``, not those of a query's steps."""
     rows = page(host, f"{STORE}/api/v1/export?match[]={quote(expression)}&start={begin}").splitlines()
     return sorted(stamp / 1000 for row in rows if row for stamp in json.loads(row)["timestamps"])
 
 
 def sent(host):
-    """Wait until nothing waits in the agent any more."""
+    """Wait until the agent has nothing left to send."""
     names = ("vmagent_remotewrite_pending_data_bytes", "vmagent_remotewrite_pending_inmemory_blocks")
 
     def waiting():
@@ -71,7 +71,7 @@ def now(host):
 
 @pytest.fixture
 def apply(converge):
-    """Run the two roles alone, with variables laid over the scenario's."""
+    """Run only the two roles, with variables laid over the scenario's."""
 
     def run(variables=None, **options):
         return converge(variables, playbook="metrics.yml", **options)
@@ -107,7 +107,7 @@ def test_limits_of_time_disk_and_memory_are_in_force(host):
     metrics = page(host, f"{STORE}/metrics")
     assert 'vm_free_disk_space_limit_bytes{path="/var/lib/victoria_metrics"} 2147483648' in metrics
     assert "MemoryMax=1073741824" in host.check_output("systemctl show victoria_metrics --property MemoryMax")
-    # Older than victoria_metrics_retention is not taken; what is younger is there.
+    # A sample older than victoria_metrics_retention is refused; a younger one is stored.
     day = 24 * 3600
     begun = int(now(host))
     samples = "".join(f'kept{{days="{days}"}} {days} {(begun - days * day) * 1000}\n' for days in (85, 95))
@@ -121,7 +121,7 @@ def test_limits_of_time_disk_and_memory_are_in_force(host):
 def test_killed_they_are_back_with_what_they_had(host):
     names = 'node_memory_MemTotal_bytes{host="machine"}'
     before, killed = processes(host), now(host)
-    # What was taken in the last seconds before a kill was in memory alone.
+    # Samples of the last seconds before a kill were only in memory.
     kept = [one for one in times(host, names, killed - 60) if one < killed - 15]
     assert kept
     for name in SERVICES:
@@ -191,11 +191,11 @@ def test_a_store_that_is_away_loses_nothing(host, seconds):
         seen = [begun, *(one for one in known if one < until), until]
         return [later - earlier for earlier, later in itertools.pairwise(seen)]
 
-    # A block that is tried again counts as neither waiting nor sent: it comes after a pause of a minute at most.
+    # A block that is retried counts as neither waiting nor sent: it arrives after a pause of at most a minute.
     deadline = time.monotonic() + 75
     while max(gaps()) >= 5 and time.monotonic() < deadline:
         time.sleep(1)
-    # A sample a second; the machine is shared, so one may come late.
+    # One sample per second; on a shared machine, one may be late.
     found = gaps()
     assert max(found) < 5, found
     assert len(found) >= (until - begun) * 0.7
@@ -300,7 +300,7 @@ def test_with_a_password_and_tls_other_machines_push_and_ask(host, apply, reache
         assert outcome.code == 0, outcome.message
         assert "laboratory=pass" not in outcome.text
         assert reached(8428)
-        assert page(host, f"{STORE}/api/v1/query?query=up") == ""  # asks for the password
+        assert page(host, f"{STORE}/api/v1/query?query=up") == ""  # requires the password
         sent(host)
         assert 'vmagent_remotewrite_requests_total{url="1:secret-url", status_code="2XX"}' in page(
             host, f"{AGENT}/metrics"

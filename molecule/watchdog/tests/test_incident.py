@@ -1,4 +1,4 @@
-"""The playbook of incidents, on services that hang, stop and tell their secrets."""
+"""incident.yml, with services that hang, stop and print their secrets."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ STORE = "/var/lib/llm-server/services"
 SPEND = (
     "/usr/bin/python3 -I /usr/local/lib/llm-watchdog/watchdog.py /etc/llm-watchdog/settings.json --spend vllm.service"
 )
-START = 3  # seconds: the start_timeout of the services
+START = 3  # seconds: the services' start_timeout
 
 
 @pytest.fixture(scope="module", autouse=True)
 def services_there(converge):
-    """The engine's and the application's stand-ins. They stay: nobody else's test is about their units and ports."""
+    """Run stand-ins for the engine and the application. They stay: no other test uses their units and ports."""
     assert converge(playbook="services.yml").code == 0
 
 
@@ -45,7 +45,7 @@ def incident(converge, archives):
 
 @pytest.fixture(scope="module")
 def receiver():
-    """A receiver of webhooks on loopback; ``got`` has what was sent."""
+    """A webhook receiver on loopback; ``got`` has the messages."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
@@ -73,7 +73,7 @@ def pids(host) -> dict[str, str]:
 
 
 def hang(host) -> str:
-    """Stop the engine's process once its start is over; return its id."""
+    """Suspend the engine's process after its start; return its process ID."""
     time.sleep(START + 1)
     before = pids(host)["vllm"]
     host.check_output("kill -STOP %s", before)
@@ -81,7 +81,7 @@ def hang(host) -> str:
 
 
 def attempts(host) -> int:
-    """Return how many restarts of the engine the watchdog counts, those just taken from its budget included."""
+    """Return how many restarts of the engine the watchdog counts, including those just taken from its budget."""
     noted = json.loads(host.file("/var/lib/llm-watchdog/state.json").content_string)["services"]["vllm.service"]
     return len(noted["attempts"]) + len(noted.get("spent", []))
 
@@ -119,7 +119,7 @@ def test_recover_restarts_the_one_that_hangs_within_the_watchdogs_budget(host, i
     assert host.run("ls /var/lib/llm-watchdog/evidence").stdout.count("-vllm") >= 1
     again = incident("recover")
     assert again.code == 0 and not again.changed and pids(host) == after
-    time.sleep(3)  # the watchdog has seen the new process, and does not take it for a person's
+    time.sleep(3)  # the watchdog has seen the new process, and does not count it as a person's restart
     assert attempts(host) == counted + 1
 
 
@@ -134,7 +134,7 @@ def test_recover_keeps_to_the_budget(host, incident):
     assert "vllm does not serve; run ansible-playbook playbooks/incident.yml -e step=escalate" in outcome.message
     assert "3 restarts did not cure it" in outcome.text
     assert pids(host)["vllm"] == before and pids(host)["ai-server"] != "0"
-    # A person does, and the budget is new; the first time counts as the restart that was taken and never made.
+    # A person restarts it, which resets the budget; the first restart counts as the one that was taken but not done.
     for _ in range(2):
         host.check_output("systemctl restart vllm.service")
         time.sleep(3)

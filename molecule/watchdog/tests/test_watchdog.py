@@ -1,4 +1,4 @@
-"""The watchdog on a machine, beside a service that can be made ill."""
+"""The watchdog on a machine, with a service that has configurable faults."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-LIMIT = 4  # seconds: silent_after and stalled_after of the scenario
+LIMIT = 4  # seconds: the scenario's silent_after and stalled_after
 HEALED_WITHIN = 60  # seconds after the limit
 PAGE = "/var/lib/llm-watchdog/metrics/watchdog.prom"
 EVIDENCE = "/var/lib/llm-watchdog/evidence"
@@ -16,7 +16,7 @@ NOTES = "/var/lib/llm-server/services/sick"
 
 @pytest.fixture(autouse=True)
 def well(host):
-    """Before each test the service is well, and a person has just seen to it."""
+    """Before each test the service is healthy, and a person has just restarted it."""
     cure(host)
     yield
     host.check_output("rm -f /run/sick")
@@ -28,7 +28,7 @@ def cure(host):
     looks = {looked(host)}
 
     def seen_well():
-        # The page of a look that had begun before the restart may still come, so the next one counts.
+        # A look that had begun before the restart may still write its page, so the next one counts.
         looks.add(looked(host))
         return len(looks) > 3 and metric(host, "ready") == 1 and metric(host, "person_needed") == 0
 
@@ -134,13 +134,13 @@ def test_after_three_restarts_it_stops_and_asks_for_a_person(host, converge):
     assert "3 restarts did not cure it. A person is needed." in said(host)
     errors = host.check_output("journalctl --unit llm-watchdog --priority 3 --output cat --no-pager")
     assert "A person is needed." in errors
-    # The budget outlives the watchdog's own process.
+    # The budget persists when the watchdog restarts.
     host.check_output("systemctl restart llm-watchdog.service")
     time.sleep(3 * LIMIT)
     assert pid(host) == left
     outcome = converge(playbook="checklist.yml")
     assert "a person is needed: sick.service" in outcome.message
-    # A person restarts it, and the next fault is healed again.
+    # A person restarts it, and the watchdog cures the next fault again.
     cure(host)
     assert converge(playbook="checklist.yml").code == 0
     before = pid(host)

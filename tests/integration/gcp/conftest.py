@@ -1,4 +1,4 @@
-"""A Compute API on loopback for each test, and two ways to use it: the module's own logic, and the playbooks."""
+"""A Compute API on loopback for each test, and two ways to use it: the module's logic, and the playbooks."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def server(cloud, tmp_path, monkeypatch):
 
 
 def declaration():
-    """What inventories/gcp declares, with a project and ranges, without templates."""
+    """Return the declaration of inventories/gcp without templates, with a project and ranges."""
     text = (ROOT / "inventories/gcp/group_vars/all/gcp.yml").read_text(encoding="utf-8")
     given = yaml.safe_load(text)
     ranges = ["198.51.100.0/24"]
@@ -83,19 +83,19 @@ def machine(options):
 
 @pytest.fixture
 def playbook(server, tmp_path):
-    """Run playbooks of the repository with inventories/gcp; only the environment says where the API is."""
+    """Run playbooks of the repository with inventories/gcp; only environment variables give the API's address."""
     variables = {
         "gcp_project": "lab-project",
         "gcp_source_ranges": ["198.51.100.0/24"],
         "gcp_api_retry_pause": 0.01,
         "gcp_ssh_timeout": 5,
         "gcp_ssh_port": 1,
-        # What is installed is another matter, and its secrets are not at hand: test_services.py.
+        # The services are not validated here, since their secrets are not available; see test_services.py.
         "gcp_validate_services": False,
     }
 
     def run(*names, check=False, limit=None, **extra):
-        # What a user would write into group_vars goes in as one file; the rest of the environment is a plain one.
+        # Variables that a user would set in group_vars are passed as one file; the environment has nothing else.
         given = tmp_path / "given.yml"
         given.write_text(yaml.safe_dump({**variables, **extra}), encoding="utf-8")
         command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "inventories/gcp", "-e", f"@{given}"]
@@ -116,7 +116,7 @@ def playbook(server, tmp_path):
         )
         stdout, stderr = run.process.communicate()
         done = subprocess.CompletedProcess(command, run.process.returncode, stdout, stderr)
-        # Sentences may be folded over lines.
+        # Ansible may wrap sentences.
         done.said = " ".join(done.stdout.split())
         return done
 

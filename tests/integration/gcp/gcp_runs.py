@@ -1,4 +1,4 @@
-"""One run of the fleet, as the tests ask for it."""
+"""One run of the fleet, as the tests start it."""
 
 from plugins.module_utils.cloud.gcp_fleet import Fleet
 

@@ -1,4 +1,4 @@
-"""Reserved addresses: kept over stop and start, told while they cost, given back when that is said."""
+"""Reserved addresses: kept over stop and start, reported while they cost, released on request."""
 
 import pytest
 from gcp_runs import ZONE_A, ZONE_B, made, run, what

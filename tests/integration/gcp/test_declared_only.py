@@ -1,4 +1,4 @@
-"""Nothing is open, runs or is paid for that is not declared, and nothing of another's is touched."""
+"""Only what is declared is open, runs or costs money, and nothing of other owners is touched."""
 
 import copy
 
@@ -21,7 +21,7 @@ def undeclared(fleet):
 class TestUndeclared:
     @pytest.fixture
     def left(self, options, machine):
-        """Make a second machine and a rule that is then renamed; return the declaration without them."""
+        """Make a second machine and a rule that is then renamed; return the declaration without both."""
         options["machines"] = [machine, {**machine, "name": "llm-2", "zones": [ZONE_B]}]
         made(options)
         del options["machines"][1]
@@ -183,7 +183,7 @@ class TestForeignRules:
 class TestDisks:
     @pytest.fixture
     def data(self, cloud, options):
-        """A machine with a second disk whose auto-delete is on; it has no mark."""
+        """A machine with a second disk whose auto-delete is on; the disk has no mark."""
         made(options)
         cloud.disks[ZONE_A, "data"] = {"name": "data", "sizeGb": "500", "users": ["llm-server"]}
         source = f"https://www.googleapis.com/compute/v1/projects/lab-project/zones/{ZONE_A}/disks/data"
@@ -230,7 +230,7 @@ class TestDisks:
 class TestOnTheWayOut:
     @pytest.fixture
     def leaving(self, cloud, options):
-        """A machine whose deletion was sent and is not done; it takes a while."""
+        """A machine whose deletion was sent and takes a while."""
         made(options)
         cloud.polls = 4
         key = {"project": "lab-project", "zone": ZONE_A, "instance": "llm-server"}
@@ -288,14 +288,14 @@ class TestOnTheWayOut:
 
 
 class Killed(BaseException):
-    """The run ends here, and nobody is told."""
+    """The run ends here, without any handler."""
 
 
 class TestKilled:
-    """A run that is killed before or after any of its requests; the next one ends where it should have ended."""
+    """A run that is killed before or after any of its requests; the next run reaches the declared state."""
 
     def cut(self, monkeypatch, number, after):
-        """Make the run end at its nth request, before it is sent or once it was answered."""
+        """End the run at its nth request, before it is sent or after it was answered."""
         original, sent = Client.request, []
 
         def request(self, *words, **more):

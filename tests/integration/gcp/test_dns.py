@@ -1,4 +1,4 @@
-"""The names of machines in Cloud DNS."""
+"""The machines' names in Cloud DNS."""
 
 import pytest
 from gcp_runs import made, run, what

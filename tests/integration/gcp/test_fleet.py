@@ -1,4 +1,4 @@
-"""The fleet against the Compute API on loopback, strict about every request and made to fail in every way."""
+"""The fleet against the Compute API on loopback, which checks every request and fails in every known way."""
 
 import copy
 import json
@@ -262,7 +262,7 @@ class TestSeveral:
             number for number, one in enumerate(cloud.requests) if one.startswith("POST") and "/instances" in one
         ]
         polls = [number for number, one in enumerate(cloud.requests) if "/zones/" in one and "/operations/" in one]
-        # All three were asked for before the first operation could be done (it takes four polls).
+        # All three requests were sent before the first operation could be done (it takes four polls).
         assert inserts[-1] < polls[len(polls) - 3]
         assert len([one for one in polls if one < inserts[-1]]) < 9
 
@@ -504,7 +504,7 @@ class TestChecked:
 
 @pytest.fixture(scope="module")
 def key_file(tmp_path_factory):
-    """Return the path of a service account's key file, as Google gives it out."""
+    """Return the path of a service account's key file in Google's format."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -661,7 +661,7 @@ class TestFaults:
 
 
 class TestTheApiItself:
-    """The server of the laboratory refuses what Google's schema does not allow; otherwise it would prove nothing."""
+    """The laboratory's server refuses what Google's schema does not allow; otherwise the tests would prove nothing."""
 
     @pytest.mark.parametrize(
         ("verb", "path", "query", "body"),

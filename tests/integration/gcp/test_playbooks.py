@@ -1,4 +1,4 @@
-"""The playbooks with the real inventory, as a user runs them; only the environment says where the API is."""
+"""The playbooks with the real inventory, as a user runs them; only environment variables give the API's address."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def ssh_port():
-    """Something that greets like an SSH server; its port."""
+    """Return the port of a server that sends the greeting of an SSH server."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def greet():
@@ -55,7 +55,7 @@ def inventory(*words, **more):
         [*command, "-e", json.dumps(given)], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    # What came from outside is marked so that it is never taken for a template; here only the value counts.
+    # Ansible marks external values as unsafe, so that they are never templated; only the value matters here.
     return json.loads(done.stdout, object_hook=lambda one: one.get("__ansible_unsafe", one))
 
 
@@ -254,7 +254,7 @@ NEXT_PLAY = """
 """
 
 
-# As text: what "-e gcp_source_ranges=198.51.100.0/24" hands on, which the module takes as well.
+# Also as text: the result of "-e gcp_source_ranges=198.51.100.0/24", which the module accepts too.
 @pytest.mark.parametrize("ranges", [["198.51.100.0/24"], "198.51.100.0/24"], ids=["list", "text"])
 def test_plays_that_follow_find_the_machine_and_its_bindings(cloud, playbook, ssh_port, tmp_path, ranges):
     following = tmp_path / "following"

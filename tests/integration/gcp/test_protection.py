@@ -1,4 +1,4 @@
-"""What a machine may do in the project, what it boots, and what may not be done to it."""
+"""A machine's permissions in the project, its boot options, and its protection against deletion."""
 
 import pytest
 from gcp_runs import made, run, what

@@ -1,4 +1,4 @@
-"""Schedules that Google keeps, snapshots that are taken and made machines of, and how long a machine may run."""
+"""Schedules in Google Cloud, snapshots, machines made from snapshots, and the maximum run time of a machine."""
 
 import pytest
 from gcp_runs import ZONE_A, made, run, what
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("server")
 
 
 def held(cloud):
-    """What the machine and its disk have, as the ends of URLs."""
+    """Return the policies of the machine and its disk, as the ends of their URLs."""
     found = [cloud.instance("llm-server"), cloud.disks[ZONE_A, "llm-server"]]
     return ["/".join(url.split("/")[-4:]) for one in found for url in one.get("resourcePolicies", [])]
 
@@ -154,7 +154,7 @@ def test_a_machine_moves_to_another_zone_by_its_snapshot(cloud, options, machine
     made(options)
     assert cloud.disks["us-central1-a", "llm-server"]["sourceSnapshot"].endswith(f"/global/snapshots/{name}")
     assert what(made(options)) == []
-    machine["snapshot"] = None  # it counted when the machine was made
+    machine["snapshot"] = None  # it only counted when the machine was made
     assert what(made(options)) == []
 
 
@@ -190,7 +190,7 @@ def test_the_playbook_takes_them(cloud, playbook):
     assert len(cloud.snapshots) == 1
 
 
-# --- how long, by which interface, on which disk --------------------------------------------------------------------
+# --- run time, interface, disk --------------------------------------------------------------------------------------
 
 
 def test_how_long_a_machine_may_run(cloud, options, machine):

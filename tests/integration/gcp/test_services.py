@@ -1,4 +1,4 @@
-"""What will be installed is validated before the first request that costs, in the order that the README gives."""
+"""The services are validated before the first request that costs money, in the README's order."""
 
 import pytest
 

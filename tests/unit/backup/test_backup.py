@@ -1,4 +1,4 @@
-"""What is backed up, how restic's errors become sentences, and how data is replaced and put back."""
+"""What is backed up, how restic's errors become sentences, and how data is replaced and restored."""
 
 import contextlib
 import importlib.util
@@ -36,7 +36,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def restic(monkeypatch):
-    """Fake restic: answers, or exceptions, by subcommand; ``asked`` records the command lines."""
+    """Fake restic: returns answers or raises exceptions by subcommand; ``asked`` records the command lines."""
     answers, asked = {"cat": json.dumps({"id": "0" * 64})}, []
 
     def run(*words, **_):
@@ -299,7 +299,7 @@ class TestFetch:
         (home / "live").mkdir()
         (home / "live/precious").touch()
 
-        def link():  # as a snapshot of a link has it
+        def link():  # as in a snapshot of a link
             (home / "area/raw" / str(home).lstrip("/")).mkdir(parents=True)
             (home / "area/raw" / f"{home}/live".lstrip("/")).symlink_to(home / "live")
             return ""
@@ -363,7 +363,7 @@ def place(tmp_path):
 
 @contextlib.contextmanager
 def killed_at_rename(number, monkeypatch):
-    """Let the process be killed at one of its renames, the first being 0."""
+    """Kill the process at one of its renames; the first is 0."""
     renames, rename = [], Path.rename
 
     def killed(path, target):
@@ -417,7 +417,7 @@ class TestPlace:
         place.mark("moving")
         for name in ("both", "dir"):
             (place.path / name).rename(place.before / name)
-        # Somebody starts the service: it makes a database and files of its own.
+        # Somebody starts the service: it creates its own database and files.
         (place.path / "dir/2026").mkdir(parents=True)
         for name in ("both", "both-wal", "both-shm"):
             (place.path / name).write_text("of another database")
@@ -503,7 +503,7 @@ class TestReplace:
 class TestAUnitOfSomebodyElse:
     @pytest.fixture
     def unit(self, tmp_path, monkeypatch):
-        """Prometheus, which no role here has brought; ``shown`` is what systemd says of it."""
+        """Prometheus, which no role here installs; ``shown`` is systemd's answer."""
         asked, shown = [], {"LoadState": "loaded", "ActiveState": "active"}
         monkeypatch.setattr(restoring.store, "STORE", tmp_path / "store")
         monkeypatch.setattr(restoring.systemd_unit, "run", lambda *words, **_: asked.append(words[1:]))
@@ -527,11 +527,11 @@ class TestAUnitOfSomebodyElse:
 
 
 class TestAfterAKilledRun:
-    """The services run again, started by a person, when the next restore begins."""
+    """When the next restore begins, a person has started the services again."""
 
     @pytest.fixture
     def services(self, place, monkeypatch):
-        """One service, which tells what stood in the place at each stop and start; the fetch fails."""
+        """One service, which records the content of the place at each stop and start; the fetch fails."""
 
         class Told(Stub):
             @contextlib.contextmanager
@@ -573,7 +573,7 @@ class TestAfterAKilledRun:
         self.again(place)
         area = restoring.AREA
         assert services.did[1:3] == [("stop", [area, "both"]), ("start", ["both", "old"])]
-        assert services.did[0] == "lock"  # so that neither the watchdog nor another run meddles
+        assert services.did[0] == "lock"  # so that neither the watchdog nor another run interferes
         assert names(place) == ["both", "old"]
 
     def test_what_was_all_in_its_place_stays_with_what_was_written_since(self, place, services):
@@ -583,7 +583,7 @@ class TestAfterAKilledRun:
         self.again(place)
         assert ("stop", [restoring.AREA, "both", "written since"]) not in services.did
         assert names(place) == ["both", "written since"] and (place.path / "both").read_text() == "new"
-        assert ("start", ["both", "written since"]) in services.did  # the killed run had it stopped
+        assert ("start", ["both", "written since"]) in services.did  # the killed run had stopped it
 
     def test_a_whole_restore_leaves_the_new_alone(self, place, services, monkeypatch):
         place.clear()
@@ -602,7 +602,7 @@ class TestAfterAKilledRun:
         rows = restoring.restore({**SNAPSHOT, "at": "now"}, here)
         assert [one["what"] for one in rows] == ["snapshot", "jobs", "ai-server"]
         assert rows[1]["measured"] == f"1 files in {place.path}"
-        # While it starts a kill may come, and the service may write.
+        # During its start the process may be killed, and the service may write.
         assert services.did[-2:] == [("start", "placed"), "free"]
         assert names(place) == ["both"] and (place.path / "both").read_text() == "new"
 

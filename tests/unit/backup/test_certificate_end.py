@@ -1,4 +1,4 @@
-"""The watchdog tells when a certificate ends."""
+"""The watchdog reports when a certificate expires."""
 
 import datetime
 import importlib.util
@@ -19,7 +19,7 @@ SPEC.loader.exec_module(watchdog)
 
 
 def certificate(end):
-    """Return a certificate that ends then, as PEM."""
+    """Return a certificate with this end date, as PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a")])
     made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
@@ -27,7 +27,7 @@ def certificate(end):
     return made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-@pytest.mark.parametrize("year", [2027, 2051])  # two digits of the year, and four
+@pytest.mark.parametrize("year", [2027, 2051])  # the year has two digits, or four
 def test_the_end_of_a_certificate_is_read(tmp_path, year):
     path = tmp_path / "a.pem"
     end = datetime.datetime(year, 3, 4, 5, 6, 7, tzinfo=datetime.timezone.utc)

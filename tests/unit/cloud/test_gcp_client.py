@@ -1,4 +1,4 @@
-"""What the client of the Compute API makes of answers, without any request."""
+"""How the client of the Compute API interprets responses, without any request."""
 
 import datetime
 

@@ -1,4 +1,4 @@
-"""Rules, money and quota of Google Cloud, without any request."""
+"""Rules, costs and quota of Google Cloud, without any request."""
 
 from pathlib import Path
 

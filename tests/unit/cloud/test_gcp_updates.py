@@ -11,7 +11,7 @@ GPU = [{"acceleratorType": "https://x/acceleratorTypes/nvidia-l4", "acceleratorC
 
 
 class Disks:
-    """Stands for the client: the only read is that of the boot disk."""
+    """Replaces the client: the only read is that of the boot disk."""
 
     def get(self, path):
         assert path == DISK

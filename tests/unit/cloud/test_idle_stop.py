@@ -32,7 +32,7 @@ def metrics(tokens, running=0):
 
 
 def looks(*seen, sessions=0, minutes=None):
-    """Idle seconds after a look a minute, or at these; each seen is a text or an exception."""
+    """Return the idle seconds after one look per minute, or at `minutes`; each of `seen` is a text or an exception."""
     state, idle = None, []
     for number, one in zip(minutes or range(len(seen)), seen, strict=True):
 
@@ -121,7 +121,7 @@ def test_people_with_any_bytes_in_their_names_are_counted(tmp_path, monkeypatch)
 
 
 def test_metrics_that_ask_for_a_key_get_it(tmp_path):
-    """The only secret of a file of variables that is sent is the key."""
+    """Of all secrets in a file of variables, only the key is sent."""
     (tmp_path / "secrets.env").write_text("LLAMA_API_KEY=a,a\nAPI_KEY=the-key\n")
     assert idle_stop.key_in(tmp_path / "secrets.env") == "the-key"
     assert idle_stop.key_in(tmp_path / "absent") == ""

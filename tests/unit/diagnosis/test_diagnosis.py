@@ -1,4 +1,4 @@
-"""The diagnosis: its readers, its table, and what it says of journals of real starts."""
+"""The diagnosis: its readers, its table, and its results for journals of real starts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VARIABLES = {
     ]
 }
 PREFIXES = {f"{role}_" for role in ROLES}
-# Variables of the inventory that are no role's.
+# Variables of the inventory that belong to no role.
 INVENTORY = {"proxy_environment"}
 
 
@@ -321,7 +321,7 @@ def test_the_variables_of_an_engine_stand_in_its_entry():
     told = judge.judge(full, TABLE, "llama_cpp", name="code").cause
     assert told.says == "the model cannot be loaded (/models/x.gguf)."
     assert told.cure.endswith("The entry code of engines has such variables without llama_cpp_.")
-    # Another service's row names the engine's variables too, and says no more.
+    # Another service's row names the engine's variables too, without the sentence about the entry.
     asked = lines.read("python: can't open file '/usr/lib/python3.12/venv'\nNo module named ensurepip")
     assert "entry" not in getattr(judge.judge(asked, TABLE, "ai-server", name="ai-server").cause, "cure", "")
 
@@ -331,7 +331,7 @@ def test_an_unknown_key_of_a_row_is_refused():
         causes.cause({"id": "x", "servces": "all", "services": "all", "matches": "x", "says": "x"}, "host", 0)
 
 
-# -- what a person is shown --
+# -- what the user sees --
 
 
 def test_a_table_shows_cause_proof_and_cure():

@@ -1,4 +1,4 @@
-"""What the diagnosis sees on a machine, and the report that it makes of it."""
+"""What the diagnosis finds on a machine, and its report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOBODY = 65534
 
 
 def evidence(*lines, states=(), failing=True, running=False, host_states=(), host_lines=(), problems=()):
-    """Return what `look` hands over, of one service named vllm."""
+    """Return the evidence that `look` returns, of one service named vllm."""
     unit = {
         "unit": "vllm.service",
         "running": running,
@@ -249,7 +249,7 @@ def test_facts_of_this_machine_can_be_read():
     ],
 )
 def test_a_held_card_is_a_fact_of_the_host(monkeypatch, tmp_path, name, says):
-    """As an H100 was read, idle and with a process that holds memory."""
+    """As read from an H100, idle and with a process that holds memory."""
     text = (Path(__file__).parent.parent / "data/nvidia_smi" / name).read_text()
     read = host.nvidia_smi.read
     monkeypatch.setattr(
@@ -257,5 +257,5 @@ def test_a_held_card_is_a_fact_of_the_host(monkeypatch, tmp_path, name, says):
     )
     found = host._gpu()
     assert found["lines"] == []
-    # A machine with a driver may add what it says of its own library.
+    # A machine with a driver may add a finding about its own library.
     assert [each["says"] for each in found["states"] if "MiB" in each["says"]] == says

@@ -1,4 +1,4 @@
-"""Cases from public reports (docs/field-reports.md) that no mechanism's own tests hold."""
+"""Cases from public reports (docs/field-reports.md) that no other test of the diagnosis contains."""
 
 from __future__ import annotations
 

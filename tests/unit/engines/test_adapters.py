@@ -1,4 +1,4 @@
-"""An adapter says exactly what is loaded: a path, a commit, a file with its checksum."""
+"""An adapter states exactly what is loaded: a path, a commit, a file with its checksum."""
 
 from __future__ import annotations
 

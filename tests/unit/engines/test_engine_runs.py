@@ -1,4 +1,4 @@
-"""A command against an engine: what it is given, what is kept of it, and what came of it."""
+"""A command against an engine: its input, what is kept of it, and its result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_engine_is_told_by_the_environment_and_the_key_is_no_argument():
         "ENGINE_NAME": "chat",
         "ENGINE_URL": "http://127.0.0.1:8001/v1",
         "ENGINE_MODEL": "lab/chat",
-        "ENGINE_API_KEY": engine_runs.HIDDEN,  # as it is kept
+        "ENGINE_API_KEY": engine_runs.HIDDEN,  # as it is stored
     }
     assert told["rc"] == 0 and KEY not in json.dumps(told)
 

@@ -1,4 +1,4 @@
-"""Engines that are stopped, put to sleep and woken up, on a folder that looks like a machine."""
+"""Engines that are stopped, put to sleep and woken up, on a folder that imitates a machine."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Machine(Host):
         self.time += seconds
 
     def make(self, state, **options):
-        """Bring chat into a state; return whether that changed something."""
+        """Bring chat into a state; return whether that changed anything."""
         wanted = Wanted("chat", state, instead="feedback", url=URL, **options)
         planned = engine_states.change(self, wanted)
         self.warning = engine_states.carry_out(self, wanted, planned)
@@ -146,7 +146,7 @@ class TestStopped:
         machine.stops = False
         with pytest.raises(SystemdError):
             machine.make("stopped")
-        # The next run stops it: the note alone is not enough.
+        # The next run stops it, although the note already says so.
         machine.stops = True
         assert machine.make("stopped")
         assert "chat" not in machine.active

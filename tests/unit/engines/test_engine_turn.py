@@ -1,4 +1,4 @@
-"""An engine waits for those before it, and never for ever."""
+"""An engine waits for the engines before it, but only for a limited time."""
 
 import json
 
@@ -9,7 +9,7 @@ from plugins.module_utils.engines import engine_turn
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
-    """A clock that only waiting moves on; returns the seconds that were waited."""
+    """A clock that only advances when code waits; return the list of waiting times in seconds."""
     now = [0.0]
     monkeypatch.setattr(engine_turn.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(engine_turn.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
@@ -73,7 +73,7 @@ def put(folder, name, script):
     [
         ("ActiveState=active\nJob=0", True),
         ("ActiveState=activating\nJob=12", True),
-        ("ActiveState=inactive\nJob=12", True),  # in the queue after a boot
+        ("ActiveState=inactive\nJob=12", True),  # queued after a boot
         ("ActiveState=inactive\nJob=0", False),
         ("ActiveState=inactive", False),
         ("ActiveState=failed\nJob=0", False),

@@ -1,4 +1,4 @@
-"""The list of engines of a host: what is refused, what each entry sets, and which of a group serves."""
+"""The list of engines of a host: what is refused, what each entry sets, and which engine of a group serves."""
 
 import re
 from pathlib import Path
@@ -185,7 +185,7 @@ def test_what_an_engine_needs_free_is_its_own_part_of_the_plan():
 
 @pytest.mark.parametrize("kind", engines.ROLES)
 def test_every_variable_of_a_role_reaches_each_engine(kind):
-    """The tasks that run a role for one engine name each of its variables: one that is forgotten is the inventory's."""
+    """The tasks that run a role for one engine set each of its variables; otherwise the inventory's would apply."""
     role = engines.ROLES[kind]
     specs = yaml.safe_load((ROOT / f"roles/{role}/meta/argument_specs.yml").read_text())
     declared = set(specs["argument_specs"]["main"]["options"])
@@ -224,7 +224,7 @@ def test_engines_without_a_gpu_or_a_plan_are_not_planned():
     prepared = {"d": {"model": "/models/d.gguf", "fetched": []}}
     told = engines.planned_together(asked, prepared)
     assert told == [{"name": "a", "model": "owner/model"}, {"name": "d", "model": "/models/d.gguf"}]
-    # In check mode the file is not there yet.
+    # In check mode the file does not exist yet.
     prepared["d"]["fetched"] = ["d.gguf"]
     assert engines.planned_together(asked, prepared)[1]["model"] == "owner/model"
 

@@ -1,4 +1,4 @@
-"""GGUF files by path or from a hub: whole, the ones that were meant, and fitting each other."""
+"""GGUF files by path or from a hub: complete, the intended ones, and compatible with each other."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read(path, what="the model"):
 
 
 class Hub:
-    """A hub with one file, that breaks off, refuses or goes on as it is told."""
+    """A hub with one file that truncates, refuses or resumes a download, as the test sets."""
 
     def __init__(self, content: bytes):
         self.content, self.asked, self.breaks, self.status = content, [], 0, 200

@@ -1,4 +1,4 @@
-"""llama-server from an archive of its source: whole or absent, gone on with after an interruption, one sentence."""
+"""llama-server from a source archive: complete or absent, resumed after an interruption, errors of one sentence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from plugins.module_utils.errors import UserError
 from plugins.module_utils.install import released_program
 from plugins.modules import llama_cpp_build as door
 
-# Stands in for cmake: the first step notes its flags, the second makes a program, unless the source is broken.
+# Replaces cmake: the first step records its flags, the second creates a program unless the source is broken.
 CMAKE = """#!/bin/sh
 if [ "$1" = -S ]; then
     [ -e "$2/unfit" ] && { echo "CMake Error at CMakeLists.txt:5:"; echo "  No CUDA found"; exit 1; }
@@ -50,7 +50,7 @@ def shop(tmp_path):
 
 @pytest.fixture
 def archive(tmp_path):
-    """Return a function that makes an archive of a source with further files, and says its sum."""
+    """Return a function that creates a source archive with extra files, and returns its checksum."""
 
     def make(*names: str) -> tuple:
         tree = tmp_path / "source" / "llama.cpp-1"

@@ -1,4 +1,4 @@
-"""What a llama-server says of itself, and what the role's arguments become."""
+"""What llama-server prints about itself, and its command line from the role's arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plugins.module_utils.engines.llama_cpp_program import ask, names, unknown, 
 from plugins.module_utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
-# Lines of 0.7.0's own page.
+# Lines from the help page of 0.7.0.
 PAGE = """----- common params -----
 
 -h,    --help, --usage                  print usage and exit

@@ -1,4 +1,4 @@
-"""model_files: what is given by path must be readable by the engine's user, and other files are another release."""
+"""model_files: a path must be readable by the engine's user, and changed files are another release."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_snapshot_of_the_hub_needs_no_fingerprint():
 
 @pytest.fixture
 def interpreter(tmp_path):
-    """An interpreter in whose environment transformers and vLLM are the tables of what they know."""
+    """A fake interpreter whose transformers and vLLM are only tables of the supported models."""
     tables = {
         "transformers/__init__.py": "raise RuntimeError('imported')",
         "transformers/models/auto/configuration_auto.py": '[("llama", "LlamaConfig")]',

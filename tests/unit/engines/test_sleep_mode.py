@@ -1,4 +1,4 @@
-"""What sleep mode adds to an engine, and what of the user's own stays."""
+"""What sleep mode adds to an engine, and which of the user's settings stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""vllm_api: what counts as a list of models, and what differs from the wish."""
+"""vllm_api: what counts as a list of models, and how it differs from the expected one."""
 
 import json
 import socket
@@ -12,7 +12,7 @@ from plugins.module_utils.engines import vllm_api
 
 URL = "http://127.0.0.1:8001/v1/models"
 
-# As vLLM 0.15 answers, other fields left out.
+# A response of vLLM 0.15, without other fields.
 BODY = {
     "object": "list",
     "data": [

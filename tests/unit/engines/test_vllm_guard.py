@@ -1,4 +1,4 @@
-"""The guard of the engine's routes: what passes without the key, and that nothing else does."""
+"""The guard of the engine's routes: which requests pass without the key, and that all others are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEY = "a-key-of-the-tests"
 
 @pytest.fixture
 def ask(monkeypatch):
-    """Ask the guarded application; return the status, 200 where the request got through."""
+    """Send a request to the guarded application; return the status, 200 if the request passed."""
     monkeypatch.setenv(guard.KEY, KEY)
     monkeypatch.setenv(guard.OPEN, "/health /metrics")
 

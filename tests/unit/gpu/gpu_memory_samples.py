@@ -1,4 +1,4 @@
-"""Model files whose headers are real and whose weights are holes: whole for a reader of headers, free on disk."""
+"""Model files with real headers and sparse weights: complete for a reader of headers, without using disk space."""
 
 import json
 import struct
@@ -31,7 +31,7 @@ L4 = {"name": "NVIDIA L4", "total_mib": 23034, "free_mib": 22568}
 
 
 def llama_tensors(config: dict) -> dict:
-    """Names and shapes of a Llama-like model's tensors."""
+    """Return names and shapes of a Llama-like model's tensors."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     dim = config.get("head_dim") or hidden // heads
     query, kv = heads * dim, config["num_key_value_heads"] * dim
@@ -52,7 +52,7 @@ def llama_tensors(config: dict) -> dict:
 
 
 def write_safetensors(path: Path, tensors: dict, dtype: str = "BF16") -> int:
-    """Writes a file with these tensors, sparse; returns its bytes."""
+    """Write a sparse file with these tensors; return its size in bytes."""
     header, at = {}, 0
     for name, shape in tensors.items():
         size = WIDTH[dtype]
@@ -69,7 +69,7 @@ def write_safetensors(path: Path, tensors: dict, dtype: str = "BF16") -> int:
 
 
 def write_model(directory: Path, config: dict, dtype: str = "BF16", shards: int = 1) -> Path:
-    """A whole model directory."""
+    """Write a complete model directory."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "tokenizer.json").write_text("{}")
@@ -89,7 +89,7 @@ def write_model(directory: Path, config: dict, dtype: str = "BF16", shards: int 
 
 
 def write_adapter(directory: Path, config: dict, rank: int = 8, modules=("q_proj", "v_proj"), **changes) -> Path:
-    """A LoRA adapter for a Llama-like model; `changes` go into adapter_config.json."""
+    """Write a LoRA adapter for a Llama-like model; `changes` go into adapter_config.json."""
     directory.mkdir(parents=True, exist_ok=True)
     base = llama_tensors(config)
     tensors = {}
@@ -122,7 +122,7 @@ def _pair(key: str, value) -> bytes:
 
 
 def write_gguf(path: Path, metadata: dict, tensors: dict) -> int:
-    """Writes a sparse GGUF file; `tensors` maps names to (type, shape); returns its bytes."""
+    """Write a sparse GGUF file; `tensors` maps names to (type, shape); return its size in bytes."""
     body, at = b"", 0
     for name, (kind, shape) in tensors.items():
         number, values, width = GGUF_TYPES[kind]
@@ -143,7 +143,7 @@ def write_gguf(path: Path, metadata: dict, tensors: dict) -> int:
 
 
 def qwen_gguf(path: Path, size: str) -> int:
-    """Qwen2.5 as Q4_K_M: half of the value and down matrices in Q6_K, as the published files have it."""
+    """Write Qwen2.5 as Q4_K_M: half of the value and down matrices in Q6_K, as in the published files."""
     layers, hidden, heads, kv, wide, vocab, tied = {
         "3B": (36, 2048, 16, 2, 11008, 151936, True),
         "7B": (28, 3584, 28, 4, 18944, 152064, False),

@@ -1,4 +1,4 @@
-"""What DCGM says of itself, and which exporter fits it."""
+"""The versions that DCGM reports, and which exporter fits them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_absent_dcgm_says_nothing(tmp_path):
 
 
 def program(folder, text: str) -> str:
-    """Make a dcgmi that is a shell script."""
+    """Create a fake dcgmi, a shell script."""
     folder.mkdir(exist_ok=True)
     path = folder / "dcgmi"
     path.write_text(f"#!/bin/sh\n{text}\n")
@@ -53,7 +53,7 @@ def program(folder, text: str) -> str:
 
 
 def misses(folder, times: int) -> str:
-    """Make a dcgmi whose engine misses so many windows before it answers."""
+    """Create a fake dcgmi whose engine does not answer the first `times` calls."""
     folder.mkdir(exist_ok=True)
     (folder / "said.txt").write_text(BOTH)
     return program(

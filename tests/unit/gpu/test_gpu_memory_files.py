@@ -1,4 +1,4 @@
-"""Headers of model files: what is read, and what a damaged file is told to be."""
+"""Headers of model files: what is read, and the errors for damaged files."""
 
 import json
 
@@ -348,7 +348,7 @@ Q = "model.layers.0.self_attn.q_proj"
 
 
 def adapter_tensors(**changes):
-    """The tensors of an adapter of rank 8 for TINY's q_proj, with those of `changes`; null takes one away."""
+    """Return the tensors of an adapter of rank 8 for TINY's q_proj, updated by `changes`; None removes one."""
     at = f"base_model.model.{Q}"
     own = {"lora_A": (8, 64), "lora_B": (64, 8), **changes}
     return {f"{at}.{name}.weight": shape for name, shape in own.items() if shape is not None}
@@ -372,12 +372,12 @@ def adapter_tensors(**changes):
 @pytest.mark.parametrize("with_base", [True, False])
 def test_an_adapters_weights_are_judged_by_what_must_be_there(tmp_path, tensors, dtype, words, with_base):
     base = samples.write_model(tmp_path / "base", samples.TINY, "F32")
-    if not with_base:  # nothing to compare with, as where the base has other weights than safetensors
+    if not with_base:  # nothing to compare with, as if the base's weights were not safetensors
         (base / "model.safetensors").rename(base / "pytorch_model.bin")
     adapter = samples.write_adapter(tmp_path / "a", samples.TINY)
     samples.write_safetensors(adapter / ADAPTER_TENSORS, tensors, dtype)
     problems = check_adapter(str(base), str(adapter), 8)
-    if "target module" in words and not with_base:  # which modules the model has is not known
+    if "target module" in words and not with_base:  # the model's modules are unknown
         assert problems == []
         return
     (said,) = problems
@@ -385,7 +385,7 @@ def test_an_adapters_weights_are_judged_by_what_must_be_there(tmp_path, tensors,
 
 
 def spoil(path, change):
-    """Write a file of two tensors whose header is what `change` makes of the good one."""
+    """Write a file of two tensors, with its valid header modified by `change`."""
     header = {"a": {"shape": [2, 2], "data_offsets": [0, 16]}, "b": {"shape": [4], "data_offsets": [16, 32]}}
     header = {name: {"dtype": "F32", **entry} for name, entry in header.items()}
     change(header)

@@ -1,4 +1,4 @@
-"""Plans: the arithmetic of each engine, the field's own cases, bad input."""
+"""Plans: the arithmetic of each engine, cases from field reports, bad input."""
 
 import json
 import math
@@ -99,7 +99,7 @@ def test_weights_follow_the_type_they_are_loaded_as(tmp_path):
     assert full / half == pytest.approx(2, rel=0.02)
 
 
-# Mistral-7B v0.3 on an L4, as the field ran it: the utilization and length, and what happened.
+# Mistral-7B v0.3 on an L4, from a field report: utilization, length, and whether it started.
 @pytest.mark.parametrize("version", ["0.8.5", "0.9.1"])
 @pytest.mark.parametrize(
     ("utilization", "length", "started"),
@@ -143,7 +143,7 @@ def qwen(tmp_path_factory):
     return directory
 
 
-# Two llama.cpp servers on a 6 GB card; the field's own estimate for 20 layers was too low, 25 layers do not fit.
+# Two llama.cpp servers on a 6 GB card; the report's own estimate for 20 layers was too low, 25 layers do not fit.
 @pytest.mark.parametrize(
     ("first", "second", "layers", "fits"),
     [
@@ -163,7 +163,9 @@ def test_two_servers_on_six_gigabytes(qwen, first, second, layers, fits):
 
 
 def test_what_the_field_estimated_for_six_gigabytes(qwen):
-    """Its 2.2 GB for the 3B hold, its 2.5 GB for 20 of the 7B's 28 layers do not, and so not its 4.7 GB for both."""
+    """The report's 2.2 GB for the 3B is right; its 2.5 GB for 20 of the 7B's 28 layers and so its total of 4.7 GB are
+    too low.
+    """
     gpu = {"name": "RTX 4050", "total_mib": 6141, "free_mib": 5900}
 
     def used(layers, context=1024):
@@ -173,9 +175,9 @@ def test_what_the_field_estimated_for_six_gigabytes(qwen):
         return [s["used"] / 1e9 for s in result["services"]]
 
     chat, code = used(20)
-    assert chat == pytest.approx(2.5, abs=0.1)  # of it 0.39 of a CUDA context, which the field counted once
+    assert chat == pytest.approx(2.5, abs=0.1)  # 0.39 of it for a CUDA context, which the report counted once
     assert code == pytest.approx(3.6, abs=0.1)
-    # What to do when it runs out of memory: 15 layers, then half of the context, which saves little.
+    # Cures for a lack of memory: 15 layers, then half of the context, which saves little.
     assert used(15)[1] == pytest.approx(code - 0.7, abs=0.1)
     assert 0 < code - used(20, 512)[1] < 0.1
     alone = only(plan([llama("large", qwen / "14B.gguf", 999)], gpu))
@@ -234,14 +236,14 @@ def test_one_after_the_other_takes_what_is_left():
 
 @pytest.mark.parametrize("utilization", [0.85, 0.9])
 def test_a_chat_model_and_a_feedback_model_on_an_l4(utilization):
-    """20 GB and 7 GB of 23 in the field's words."""
+    """20 GB and 7 GB of 23 GB in the field report."""
     chat = service(name="chat", gpu_memory_utilization=utilization, max_model_len=8192)
     result = plan([chat, {"name": "feedback", "engine": "reserved", "memory_mib": 7000}], L4)
     assert result["verdict"] == "refused"
     assert "7000 MiB are asked for" in result["services"][1]["message"]
 
 
-# The crash: 39.39 GiB, 14B and 32B in memory at once, "Process 206315 has 29.35 GiB memory in use".
+# The reported crash: 39.39 GiB, 14B and 32B in memory at once, "Process 206315 has 29.35 GiB memory in use".
 A100 = {"name": "A100-SXM4-40GB", "total_mib": 40960}
 
 
@@ -255,7 +257,7 @@ def test_of_two_large_models_only_the_smaller_runs_alone():
     first, second = result["services"]
     assert (first["verdict"], second["verdict"]) == ("fits", "refused")
     assert first["used"] == pytest.approx(36.6 * GIB, rel=0.002)
-    # What one process held is what the 14B weighs, with the CUDA context and what it was working on.
+    # The memory of that process is the weights of the 14B, the CUDA context and its activations.
     assert 27 * GIB < first["figures"]["weights"].value < 29.35 * GIB
     assert second["message"].startswith("Free memory on device")
     alone = only(plan([large("32b", samples.QWEN_32B)], A100))
@@ -294,7 +296,7 @@ def test_a_group_takes_what_its_largest_takes():
     assert "small" not in render.bar(result)
     assert [s["group"] for s in told["services"]] == ["", "evaluation", "evaluation", ""]
     assert told["counted"] == ["chat", "large", "after"]
-    # The largest counts wherever it stands, for those before it too.
+    # The largest counts, also for services before it, whatever its position.
     assert plan([large_one, small, after, chat], L4)["used"] == pytest.approx(result["used"])
 
 
@@ -306,7 +308,7 @@ def test_one_that_sleeps_keeps_something():
     assert result["used"] == 22500 * MIB
     assert "with what the others keep while they sleep" in render.as_text(result)
     assert [s["asleep_mib"] for s in render.as_json(result)["services"]] == [1000, 1000, 0]
-    # Stopped they keep nothing; asleep they do when their turn comes, too.
+    # Stopped services keep no memory. Sleeping ones do, also when the next one starts.
     assert plan([{**small, "asleep_mib": 0}, {**large_one, "asleep_mib": 0}, last], L4)["used"] == 21500 * MIB
     full = plan([small, {**large_one, "memory_mib": 22000}], L4)
     assert [s["runs"] for s in full["services"]] == [True, False]
@@ -314,7 +316,7 @@ def test_one_that_sleeps_keeps_something():
 
 
 def test_a_service_of_a_group_must_start_while_all_others_run():
-    """When it is switched to, those that stand behind it in the list run already."""
+    """When it is switched to, the services after it in the list are already running."""
     first = service(name="first", config=samples.EXAONE, gpu_memory_utilization=0.3, max_model_len=4096, group="g")
     second = {**first, "name": "second", "gpu_memory_utilization": 0.8}
     result = plan([first, second, {"name": "after", "engine": "reserved", "memory_mib": 6000}], L4)
@@ -326,25 +328,25 @@ def test_a_service_of_a_group_must_start_while_all_others_run():
 
 
 def test_the_later_engine_needs_its_share_free():
-    """0.45 and 0.35 of an L4: the second looks for 0.35 of the whole card in what the first left of it."""
+    """0.45 and 0.35 of an L4: the second engine looks for 0.35 of the entire card in what the first left free."""
     chat = service(name="chat", config=samples.EXAONE, gpu_memory_utilization=0.45, max_model_len=8192)
     feedback = service(name="feedback", quantization="bitsandbytes", gpu_memory_utilization=0.35, max_model_len=4096)
     result = plan([chat, feedback], L4)
     assert result["verdict"] == "fits"
     alone = only(plan([feedback], L4))
     assert result["services"][1]["figures"]["kv_cache"].value == alone["figures"]["kv_cache"].value
-    # Another process leaves the second less than its share, though not less than it would use.
+    # Another process leaves the second engine less than its share, though not less than it would use.
     crowded = plan([chat, feedback], {**L4, "free_mib": 18000})
     assert [s["runs"] for s in crowded["services"]] == [True, False]
     assert "(0.35, 7.71 GiB)" in crowded["services"][1]["message"]
-    # Before 0.9.1 an engine takes what the first holds for its own and has nothing left for a cache.
+    # Before 0.9.1, an engine counts the first engine's memory as its own and has nothing left for a cache.
     older = plan([{**chat, "version": "0.9.0"}, {**feedback, "version": "0.9.0"}], L4)
     assert [s["runs"] for s in older["services"]] == [True, False]
     assert older["services"][1]["message"].startswith("No available memory for the cache blocks")
 
 
 def test_feedback_beside_chat_on_an_l4():
-    """In the field both went to vLLM in the end: both in 4 bits fit, beside a full chat model there is hardly room."""
+    """In the field report both used vLLM in the end: both fit in 4 bits; beside a full chat model it is tight."""
     feedback = service(name="feedback", quantization="bitsandbytes", gpu_memory_utilization=0.25, max_model_len=2048)
     full = plan([service(name="chat", gpu_memory_utilization=0.7, max_model_len=2048), feedback], L4)
     assert full["verdict"] == "tight"
@@ -364,10 +366,10 @@ def test_sliding_windows_share_blocks_with_full_layers():
     }  # fmt: skip
     shape = shape_from_config(text, "gemma")
     pool = cache_pool(shape.groups, vllm_rules("0.21.0"), CacheOptions())
-    # A public start of 0.21.0: 9.92 GiB of cache are 129.66 requests of 8192 tokens.
+    # A public start of 0.21.0: 9.92 GiB of cache hold 129.66 requests of 8192 tokens.
     concurrency = 9.92 * GIB // pool.block_bytes / pool.request_blocks(8192, 2048)
     assert concurrency == pytest.approx(129.66, rel=0.001)
-    # And of 0.28.0, where two batches are in flight: 4.66 GiB are 31.72 requests of 16384.
+    # A start of 0.28.0, with two batches in flight: 4.66 GiB hold 31.72 requests of 16384 tokens.
     pool = cache_pool(shape.groups, vllm_rules("0.28.0"), CacheOptions())
     assert 4.66 * GIB // pool.block_bytes / pool.request_blocks(16384, 4096) == pytest.approx(31.72, rel=0.002)
 
@@ -379,7 +381,7 @@ def test_linear_layers_cost_a_state_a_request():
         "intermediate_size": 17408, "full_attention_interval": 4, "linear_num_value_heads": 48,
     }  # fmt: skip
     pool = cache_pool(shape_from_config(config, "m").groups, vllm_rules("0.27.0"), CacheOptions())
-    # A public start: 19.54 GiB of cache are 1.20 requests of 262144 tokens.
+    # A public start: 19.54 GiB of cache hold 1.20 requests of 262144 tokens.
     assert 19.54 * GIB // pool.block_bytes / pool.request_blocks(262144, 2048) == pytest.approx(1.2, rel=0.02)
 
 
@@ -418,13 +420,13 @@ def test_the_eyes_of_a_model_weigh_and_read_an_image_at_start():
     assert seeing["activation"].value - blind["activation"].value > GIB
     assert "65536 patches" in seeing["activation"].note
     plain = shape_from_config({**QWEN_VISION, "vision_config": {}}, "m")
-    assert plain.encoder == shape.encoder  # the architecture is known for it
+    assert plain.encoder == shape.encoder  # the architecture implies it
     assert shape_from_config(samples.MISTRAL, "m").encoder is None
 
 
 @pytest.mark.parametrize(("experts", "layers", "gib"), [(32, 24, 13.72), (128, 36, 65.97)])
 def test_four_bit_experts_are_kept_in_whole_tiles(experts, layers, gib):
-    """gpt-oss-20b and -120b as public starts loaded them; their files are 12.8 and 60.8 GiB."""
+    """gpt-oss-20b and -120b as public starts loaded them; their files have 12.8 and 60.8 GiB."""
     config = {
         "architectures": ["GptOssForCausalLM"], "num_hidden_layers": layers, "hidden_size": 2880, "head_dim": 64,
         "num_attention_heads": 64, "num_key_value_heads": 8, "intermediate_size": 2880, "vocab_size": 201088,
@@ -499,12 +501,12 @@ def test_a_cold_compile_cache_takes_a_second_embedding():
         return plan_vllm(asked, Gpu("L4", int(22.04 * GIB), capability=8.9), warm=warm)["figures"]["activation"]
 
     assert peak().value == pytest.approx(1.04 * GIB, rel=0.02)
-    assert peak("0.22.0").value == pytest.approx(1.03 * GIB, rel=0.02)  # the first runner as well
+    assert peak("0.22.0").value == pytest.approx(1.03 * GIB, rel=0.02)  # as with the first runner
     warm = peak(warm=True)
     assert warm.value < 0.4 * GIB
-    assert peak().least == warm.least  # the range has both answers
+    assert peak().least == warm.least  # the range includes both cases
     assert peak(enforce_eager=True).value == warm.value
-    assert peak("0.11.0", warm=True).value == peak("0.11.0").value  # no such benchmark yet
+    assert peak("0.11.0", warm=True).value == peak("0.11.0").value  # this version has no such benchmark yet
     assert peak(tensor_parallel_size=2).value < 0.6 * peak().value
 
 
@@ -705,7 +707,7 @@ def test_a_start_teaches_the_next_plan(tmp_path):
     second = only(plan(asked, L4, history_path=str(path)))
     assert second["figures"]["kv_cache"].value == pytest.approx(12.90 * GIB, rel=1e-6)
     assert second["figures"]["kv_cache"].note == "corrected by an earlier start on this host"
-    # The same measurement again changes nothing: plans do not chase each other.
+    # The same measurement again changes nothing: plans do not oscillate.
     assert not journal.remember(history, second, journal.compare(second, VLLM_LOG))
     other = only(plan([{**asked[0], "version": "0.23.0"}], L4, history_path=str(path)))
     assert "corrected" not in other["figures"]["kv_cache"].note
@@ -735,7 +737,7 @@ def test_the_comparison_says_what_lay_outside():
 
 
 def test_the_engines_weights_have_the_adapters_slots_in_them():
-    """As an H100 measured them with vLLM 0.23: 4.51 GiB without adapters, 4.56 with one slot, 4.61 with two."""
+    """Measured on an H100 with vLLM 0.23: 4.51 GiB without adapters, 4.56 with one slot, 4.61 with two."""
     for slots, logged in ((0, 4.51), (1, 4.56), (2, 4.61)):
         more = {"adapters": [{"name": "a"}], "max_lora_rank": 16, "max_loras": slots} if slots else {}
         asked = [service(config=samples.EXAONE, gpu_memory_utilization=0.85, max_model_len=8192, **more)]
@@ -745,7 +747,7 @@ def test_the_engines_weights_have_the_adapters_slots_in_them():
 
 
 def test_the_activation_in_the_log_may_have_the_graphs_in_it():
-    """Since 0.27, and only where the version takes the estimate off."""
+    """Since 0.27, and only if the version subtracts the estimate."""
     log = (
         "Estimated CUDA graph memory: 0.50 GiB total\n"
         "Actual usage is 5.58 GiB for consumed memory (weights + non-torch), 1.50 GiB for peak activation"
@@ -756,7 +758,7 @@ def test_the_activation_in_the_log_may_have_the_graphs_in_it():
         return next(row["measured"] for row in journal.compare(one, log) if row["figure"] == "activation")
 
     assert activation("0.29.0") == pytest.approx(1.0 * GIB)
-    assert activation("0.28.0") == pytest.approx(1.5 * GIB)  # this runner does not take it off
+    assert activation("0.28.0") == pytest.approx(1.5 * GIB)  # this runner does not subtract it
 
 
 def test_given_memory_for_the_cache_is_taken_as_given():
@@ -785,7 +787,7 @@ HYBRID |= {"linear_num_value_heads": 32, "intermediate_size": 12288}
 
 
 def test_tokens_of_a_hybrid_are_counted_by_its_enlarged_blocks():
-    """Public starts: 2.43 GiB are 39072 tokens in 0.16 and 3.07 GiB 79648 in 0.20, both with an FP8 cache."""
+    """Public starts: 2.43 GiB hold 39072 tokens in 0.16 and 3.07 GiB hold 79648 in 0.20, both with an FP8 cache."""
     groups = shape_from_config(HYBRID, "m").groups
     pool = cache_pool(groups, vllm_rules("0.16.1"), CacheOptions(value_bytes=1, prefix_caching=True))
     assert pool.tokens(2.43 * GIB, 16384, 4096) == 39072
@@ -820,13 +822,13 @@ def test_a_pattern_says_what_each_layer_is():
     assert (shape.attention_layers, shape.mixer_layers, shape.expert_layers) == (6, 23, 23)
     # The published size is 31.6 billion; attention in every layer with all experts would be more than twice that.
     assert shape.linear_parameters() + shape.embedding_parameters() == pytest.approx(31.6e9, rel=0.02)
-    # A public start of 0.20.0, whose tower kept the state in the model's type: 1.1 GiB of FP8 cache are 76608 tokens.
+    # A public start of 0.20.0, whose tower kept the state in the model's type: 1.1 GiB of FP8 cache hold 76608 tokens.
     options = CacheOptions(value_bytes=1, towers=True)
     assert cache_pool(shape.groups, vllm_rules("0.20.0"), options).tokens(1.1 * GIB, 32768, 4096) == 76608
 
 
 def test_multi_token_prediction_adds_a_layer_and_longer_states():
-    """A public start of 0.20.0 with two tokens drafted: 66.37 GiB are 1581104 tokens."""
+    """A public start of 0.20.0 with two drafted tokens: 66.37 GiB hold 1581104 tokens."""
     mixture = shape_from_config({**HYBRID, "num_hidden_layers": 40, "num_key_value_heads": 2}, "m").groups
     options = CacheOptions(value_bytes=1, drafted=2, draft_layers=1)
     assert cache_pool(mixture, vllm_rules("0.20.0"), options).tokens(66.37 * GIB, 1, 1) == pytest.approx(
@@ -842,7 +844,7 @@ def test_multi_token_prediction_adds_a_layer_and_longer_states():
 
 
 def test_a_video_is_read_at_start_where_the_text_is_long():
-    """A public start of 0.23.0: 16 GiB beside the weights, an encoder's budget of 114688 tokens."""
+    """A public start of 0.23.0: 16 GiB in addition to the weights, an encoder budget of 114688 tokens."""
     config = {
         **samples.MISTRAL, "architectures": ["Qwen2_5_VLForConditionalGeneration"], "hidden_size": 3584,
         "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "vision_config": {},
@@ -911,7 +913,7 @@ def test_the_groups_of_four_bit_weights_count():
 
 
 def test_weights_of_a_hybrid_follow_its_dimensions():
-    """Qwen3.5-4B was loaded with 8.61 GiB; in four bits, groups of 32, with 3.85."""
+    """Qwen3.5-4B was loaded with 8.61 GiB; in four bits, with groups of 32, with 3.85 GiB."""
     config = {
         **HYBRID, "hidden_size": 2560, "intermediate_size": 9216, "tie_word_embeddings": True,
         "quantization_config": {},
@@ -923,11 +925,11 @@ def test_weights_of_a_hybrid_follow_its_dimensions():
     asked = VllmService("v", "0.16.0", "m-AWQ-4bit", shape, quantization="w4a16", max_model_len=4096)
     small = plan_vllm(asked, gpu)["figures"]["weights"]
     assert small.value == pytest.approx(3.85 * GIB, rel=0.03)
-    assert small.most > 1.15 * small.value  # which parts are quantized is in the files, not in the name
+    assert small.most > 1.15 * small.value  # the files say which parts are quantized, the name does not
 
 
 def test_a_cache_that_is_too_small_is_cured_by_more_of_the_card():
-    """Never by less of it, whatever else is said."""
+    """Never by a smaller share, whatever else is suggested."""
     for utilization in (0.64, 0.66, 0.68):
         one = only(plan([service(gpu_memory_utilization=utilization, max_model_len=4096)], {**L4, "free_mib": 22000}))
         assert one["verdict"] != "fits"
@@ -997,7 +999,7 @@ def test_no_layers_on_the_gpu_means_the_processor(qwen):
 
 
 def test_recurrent_states_of_llamacpp_are_one_a_slot():
-    """Qwen3.5-4B by the server with its four slots: an RS buffer of 201.00 MiB."""
+    """Qwen3.5-4B, by the server with its four slots: an RS buffer of 201.00 MiB."""
     config = {**HYBRID, "hidden_size": 2560}
     shape = shape_from_config(config, "m")
     states = plan_llamacpp(LlamaService("q", shape, file_size=GIB), Gpu("L4", 22 * GIB))["figures"]["states"]
@@ -1019,8 +1021,8 @@ def test_a_second_start_is_planned_with_a_warm_cache(tmp_path):
     warm, before = cold["uncorrected_kv_cache"]["warm"], cold["uncorrected_kv_cache"]["cold"]
     assert gained == pytest.approx(warm - before, abs=MIB)
     longer = only(plan([{**asked[0], "max_model_len": 2048}], L4, history_path=str(path)))
-    assert longer["figures"]["kv_cache"].value == pytest.approx(2 * GIB, abs=MIB)  # compiled anew
-    # The warm start is compared with the warm plan.
+    assert longer["figures"]["kv_cache"].value == pytest.approx(2 * GIB, abs=MIB)  # compiled again
+    # A warm start is compared with the warm plan.
     log = log.replace("Available", "Directly load AOT compilation from path x\nAvailable").replace("2.00", "2.50")
     assert journal.compiled_before(log)
     assert journal.remember(history, second, journal.compare(second, log), journal.compiled_before(log))

@@ -1,4 +1,4 @@
-"""The score over the repository's own table: the aims hold, and the table is whole."""
+"""The score over the repository's own table: the targets are met, and the table is complete."""
 
 import csv
 import re
@@ -56,7 +56,7 @@ def test_the_verdict_beats_the_trivial_rule(lines):
 
 
 def test_what_was_measured_is_not_read(tmp_path):
-    """Other measurements in the rows change what is right, never what is planned."""
+    """Other measurements in the rows change the score, never the plan."""
     rows = list(csv.DictReader((DATA / "vllm_logs.csv").open()))
     for row in rows:
         for column in ("weights_gib", "consumed_gib", "non_torch_gib", "activation_peak_gib", "cudagraph_gib"):
@@ -93,7 +93,7 @@ def test_variants_of_a_model_have_its_shape(one, other):
 
 
 def test_a_shape_of_another_quantization_gives_only_its_dimensions():
-    """Qwen3-32B is in the table plain and in FP8: neither says how many bits AWQ takes."""
+    """The table has Qwen3-32B unquantized and in FP8: neither gives the number of bits of AWQ."""
     shapes = plan_score.Shapes(DATA)
     assert (shapes.find("Qwen/Qwen3-32B-AWQ", "awq").quantization) == ""
     assert shapes.find("Qwen/Qwen3-32B-FP8", "fp8").bits == pytest.approx(8, abs=0.1)
@@ -114,7 +114,7 @@ def test_total_memory_by_the_cards_name(gpu, mib):
 
 
 def test_damaged_tables_are_counted_not_fatal(tmp_path):
-    """Columns that are absent, rows that are short or long, figures that are none: left out, or planned."""
+    """Missing columns, short or long rows, values that are no numbers: the row is left out, or planned."""
     header = "case_id,vllm_version,gpu,tp,model,gpu_memory_utilization,max_model_len,outcome,kv_cache_tokens,notes"
     rows = [
         "R1,v0.15.1 (stated),L4,1,qwen/qwen3-4B-awq,90 %,8k,ok,\"60,000\",",

@@ -1,4 +1,4 @@
-"""The driver that runs, its library on disk, and the kernel of the next boot."""
+"""The loaded driver, its library on disk, and the kernel of the next boot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from plugins.module_utils.gpu.nvidia_smi import GpuError
 
 
 def cache(folder, version: str | None) -> str:
-    """Return what `ldconfig -p` would say of a libcuda of this version in a folder."""
+    """Return the output of `ldconfig -p` for a libcuda of this version in a folder."""
     path = folder / "libcuda.so.1"
     if version:
         (folder / f"libcuda.so.{version}").touch()
@@ -48,7 +48,7 @@ def test_an_upgrade_without_a_reboot_is_told_with_both_versions(loaded, library,
 
 
 def kernels(folder, modules):
-    """Have kernels in a folder: version -> name of the module's file, "" where it has none."""
+    """Create kernels in a folder: version -> file name of the module, "" for none."""
     for name, module in modules.items():
         (folder / f"vmlinuz-{name}").touch()
         extra = folder / name / "updates/dkms"

@@ -1,4 +1,4 @@
-"""nvidia_smi: canned outputs of the real program in, figures or one sentence out."""
+"""nvidia_smi: recorded output of the real program becomes values or one error sentence."""
 
 import stat
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A file is replaced in one step, and nothing of the old one is lost that the writer did not name."""
+"""A file is replaced in one step, and keeps every attribute that the writer did not name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of kernel and GPU: whole runs on a tree that looks like a machine, with a card that can be set."""
+"""Settings of kernel and GPU: complete runs on a tree that imitates a machine, with a configurable card."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Machine(Host):
         self.write(HUGE_PAGES, "[always] madvise never\n")
 
     def pages(self) -> str:
-        """Like the kernel, show the word that was written in brackets."""
+        """Like the kernel, return the selected word in brackets."""
         text = self.read(HUGE_PAGES).strip()
         if text in ("always", "madvise", "never"):
             shown = " ".join(f"[{each}]" if each == text else each for each in ("always", "madvise", "never"))
@@ -96,7 +96,7 @@ class Machine(Host):
         return SimpleNamespace(stdout=said)
 
     def boot(self) -> None:
-        """Forget what a boot forgets, then do what a boot does."""
+        """Reset what a boot resets, then do what a boot does."""
         for name, value in KERNEL.items():
             self.write(f"/proc/sys/{name}", f"{value}\n")
         self.write(HUGE_PAGES, "[always] madvise never\n")
@@ -324,7 +324,7 @@ def test_an_older_driver_has_other_names():
 
 
 def test_a_card_that_was_read():
-    """The module's own limits are N/A beside the card's; they must not be taken for them."""
+    """Besides the card's limits there are the module's, all N/A, which must not be read as the card's."""
     (card,) = nvidia_smi.adjustable((Path(__file__).parent.parent / "data/nvidia_smi/h100.xml").read_text())
     assert (card["persistence"], card["power_limit"]) == ("Enabled", 700.0)
     assert (card["power_range"], card["clock_range"]) == ((200.0, 700.0), (345.0, 1980.0))

@@ -1,4 +1,4 @@
-"""The swap file: the plan, the guards, and whole runs on a tree that looks like a machine."""
+"""The swap file: the plan, the guards, and complete runs on a tree that imitates a machine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OTHERS = "UUID=1 / ext4 defaults 0 1\n# /swapfile none swap sw 0 0\n/dev/sda2 no
 
 
 def seen(files=(), active=(), available=1000, free=10000) -> Seen:
-    """A host with sizes in MiB: ``files`` {path: File}, ``active`` {path: (size, used)}."""
+    """Return a host's state with sizes in MiB: ``files`` {path: File}, ``active`` {path: (size, used)}."""
     active = {path: (size * MIB, used * MIB) for path, (size, used) in dict(active).items()}
     disk = {name: "/" for name in ("/swapfile", "/swapfile.bridge", "/swapfile.part", "/old")}
     return Seen(1000 * MIB, available * MIB, active, dict(files), disk, {"/": free * MIB})
@@ -68,7 +68,7 @@ def used(size: int) -> dict[str, File]:
                 "remove /swapfile.bridge",
             ],
         ),
-        # Interrupted with only the bridge in use: the file is made, and only then the bridge goes.
+        # Interrupted with only the bridge in use: the file is made, and only then the bridge is removed.
         (
             {"/swapfile.bridge": File(50 * MIB, active=True), "/swapfile.part": File(3, swap=False)},
             [],
@@ -130,7 +130,7 @@ def test_the_disk_must_hold_what_lies_beside_it_on_the_way():
         (OTHERS, "/swapfile", OTHERS + "\n" + OLD_LINE),
         (OLD_LINE + OTHERS, "/swapfile", OLD_LINE + OTHERS),
         (OLD_LINE * 3 + OTHERS, "/swapfile", OLD_LINE + OTHERS),
-        # A line that is there is kept as it is: options, tabs, another word for none, what stands behind.
+        # An existing line is kept as it is: options, tabs, another word for none, trailing comments.
         *[
             (line + OTHERS, "/swapfile", line + OTHERS)
             for line in (
@@ -147,10 +147,10 @@ def test_the_disk_must_hold_what_lies_beside_it_on_the_way():
             "/swapfile",
             "/swapfile none swap pri=1 0 0\n" + OTHERS,
         ),
-        # It has to be used after a reboot.
+        # noauto is removed, since the file must be used after a reboot.
         ("/swapfile none swap noauto 0 0\n", "/swapfile", OLD_LINE),
         ("/swapfile\tnone swap sw,noauto,pri=2 0 0\n", "/swapfile", "/swapfile\tnone swap sw,pri=2 0 0\n"),
-        # Of others, whatever bytes, blanks and line ends they have.
+        # Lines of other swap areas are kept, whatever bytes, blanks and line ends they have.
         *[
             (line, "/swapfile", line + OLD_LINE)
             for line in (
@@ -325,7 +325,7 @@ def test_a_file_made_by_hand_with_three_lines_is_adopted(machine):
 
 
 def foreign(machine: Machine, line: str = OLD_LINE) -> dict[str, bytes]:
-    """Have a swap file in use that the role did not make, and return the tree with it."""
+    """Activate a swap file that the role did not make, and return the tree with it."""
     converge(machine)
     shutil.rmtree(machine.root / "var")
     (machine.root / "etc/sysctl.d/99-zz-swap.conf").unlink()
@@ -368,7 +368,7 @@ def test_a_file_that_a_unit_switches_on_gets_no_line(machine):
     units = machine.root / "etc/systemd/system"
     (units / "swap.target.wants").mkdir(parents=True)
     (units / "swapfile.swap").write_bytes(b"# caf\xe9\n[Swap]\nWhat = /swapfile\n")
-    assert OLD_LINE in converge(machine).differences["/etc/fstab"][1]  # not enabled
+    assert OLD_LINE in converge(machine).differences["/etc/fstab"][1]  # not active
     converge(machine, state="absent")
     (units / "swap.target.wants/swapfile.swap").symlink_to("../swapfile.swap")
     before = tree(machine)

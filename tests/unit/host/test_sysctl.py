@@ -1,4 +1,4 @@
-"""Kernel settings: which file of sysctl.d has the last word."""
+"""Kernel settings: which file of sysctl.d is applied last."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def host(tmp_path):
             {"/usr/lib/sysctl.d/zz.conf": "# x\n-net/core/rmem_max=1\n"},
             {"net.core.rmem_max": ("/usr/lib/sysctl.d/zz.conf", "1")},
         ),
-        # The first place has the name.
+        # Of two files with the same name, the one in the first directory counts.
         ({"/etc/sysctl.d/zz.conf": "", "/usr/lib/sysctl.d/zz.conf": "net.core.rmem_max=1"}, {}),
-        # The last word counts, whichever place it stands in.
+        # The last file by name counts, in whichever directory it is.
         (
             {"/etc/sysctl.d/zz-a.conf": "net.core.rmem_max=1", "/run/sysctl.d/zz-b.conf": "net.core.rmem_max=100"},
             {},

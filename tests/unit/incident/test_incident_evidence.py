@@ -1,4 +1,4 @@
-"""What is gathered of a host in an incident: nothing of it has a secret, and what is broken ends alone."""
+"""What is collected from a host in an incident: it contains no secret, and a broken source affects no other."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLANTED = (
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch, server):
-    """A host whose every source tells all secrets: commands, files, pages and the diagnosis."""
+    """A host whose every source contains all secrets: commands, files, pages and the diagnosis."""
     store = tmp_path / "services"
     settings = tmp_path / "app.env"
     settings.write_text(f"VLLM_API_KEY={KEY}\nAI_SERVER_API_KEYS={CALLER}\nOCR_API=canary-plain-value\nLEVEL=INFO\n")

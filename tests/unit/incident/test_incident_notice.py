@@ -1,4 +1,4 @@
-"""Who is told of an incident, once, and never the address of the webhook; and how a host leaves rotation for good."""
+"""Who gets a notice of an incident, once, never with the webhook's address; and how a host leaves rotation for good."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_receiver_that_was_not_told_is_red():
 
 @pytest.fixture
 def task(tmp_path, monkeypatch):
-    """The action plugin service_drain; ``said`` has its steps, ``note`` what the command wrote."""
+    """The action plugin service_drain; ``said`` has its steps, ``note`` the output of the command."""
     note = tmp_path / "note"
     hook = [sys.executable, "-c", f"open({str(note)!r}, 'a').write('OUT ')"]
     there = SimpleNamespace(said=[], answers={"drain": {"changed": True}}, note=note)

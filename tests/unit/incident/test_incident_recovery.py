@@ -1,4 +1,4 @@
-"""What is restarted in an incident, what is left alone, and when an earlier release comes back."""
+"""What is restarted in an incident, what is left alone, and when an earlier release is started again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plugins.module_utils.release.description import Refused
 
 
 class Service:
-    """A service of a host: its notes, and what was done with it."""
+    """A service of a host: its notes, and the actions on it."""
 
     unit, name = "vllm.service", "vllm"
 
@@ -52,7 +52,7 @@ class Service:
 
 @pytest.fixture
 def host(tmp_path, monkeypatch):
-    """A host with one service; ``why`` is what its probes say, ``shown`` what systemd does, ``told`` the budget."""
+    """A host with one service; ``why`` is the probes' result, ``shown`` systemd's, ``told`` the budget's."""
     there = SimpleNamespace(
         service=Service(tmp_path), why=None, told={"granted": True, "left": 2}, asked=[], pages=[], age=9000
     )
@@ -139,7 +139,7 @@ def test_a_start_is_waited_for_unless_this_process_has_served(host, tmp_path):
     assert told["await"] and told["watch"] and not told["changed"] and not host.asked
     (tmp_path / "page").write_text('llm_watchdog_ready{unit="vllm.service"} 1\n')
     assert recover(host)["changed"]
-    host.age = 30  # the page may be about the process before
+    host.age = 30  # the page may be about the earlier process
     assert not recover(host)["changed"]
 
 
@@ -179,7 +179,7 @@ def test_one_that_is_not_here(host):
 
 @pytest.fixture
 def watchdog(tmp_path, monkeypatch):
-    """A watchdog that gives the answers of ``answers``."""
+    """A watchdog that returns ``answers``."""
     answers = []
     program = tmp_path / "watchdog.py"
     program.touch()
@@ -206,7 +206,7 @@ def test_a_host_without_a_watchdog_has_no_budget(watchdog):
     assert recovery.spend("a.service") == {"granted": True}
 
 
-# -- which release is to blame --
+# -- whether the release is the cause --
 
 ENGINE = [{"area": "engine", "says": "an adapter does not fit."}]
 

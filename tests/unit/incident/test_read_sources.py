@@ -1,4 +1,4 @@
-"""What promtail is to ship is read as its user: what is closed or not there is told with its cure."""
+"""promtail's sources are read as its user: unreadable and missing ones are reported with a cure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def place():
 
 
 def told(pattern) -> str:
-    """Return what the program says of a glob to a user without rights."""
+    """Return the program's message about a glob, for a user without rights."""
     user = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
     source = f"{ASK}; print(m.file_problem(sys.argv[2]) or '')"
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:

@@ -1,4 +1,4 @@
-"""What the controller makes of a recovery: it waits, names the cause, and goes back to a release."""
+"""What the controller does after a recovery: it waits, names the cause, and rolls back to a release."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from plugins.action import service_recovery
 
 @pytest.fixture
 def plugin(monkeypatch):
-    """The action plugin with a host that answers as told; ``asked`` has what it was asked."""
+    """The action plugin with a host whose answers the test sets; ``asked`` records the calls."""
     action = service_recovery.ActionModule.__new__(service_recovery.ActionModule)
     action._task = SimpleNamespace(args={"name": "vllm"})
     there = SimpleNamespace(action=action, asked=[], told={}, wait={}, causes=[], blame={}, back={})

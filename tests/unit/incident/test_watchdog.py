@@ -26,7 +26,7 @@ def seen(**found):
 
 
 def faults(one, *looks):
-    """Return what is said at each look; a look is ``(time, Seen)``."""
+    """Return the result of each look; a look is ``(time, Seen)``."""
     return [one.fault(found, now) for now, found in looks]
 
 
@@ -117,14 +117,14 @@ class TestBudget:
 
     def test_a_restart_by_the_watchdog_or_by_systemd_does_not(self):
         one = service(process="one", ready=True, attempts=[1, 2, 3], given_up=True)
-        one.begin("two", 10)  # what the watchdog started
+        one.begin("two", 10)  # started by the watchdog
         one.fault(seen(process="two", answers=False), 20)
         one.fault(seen(process="three", answers=False, by_systemd=True), 30)
         assert (one.attempts, one.given_up) == ([1, 2, 3], True)
 
 
 class TestSharedBudget:
-    """Who restarts a service in another way takes it from the same budget."""
+    """Restarts by other programs use the same budget."""
 
     @pytest.fixture
     def settings(self, tmp_path, monkeypatch):
@@ -143,7 +143,7 @@ class TestSharedBudget:
         one.round()
         told = watchdog.spend(settings, "vllm.service")
         assert told == {"granted": True, "counted": True, "left": 2, "evidence": str(tmp_path / "folder")}
-        one.services[0].attempts.append(watchdog.time.monotonic())  # one of the watchdog's own
+        one.services[0].attempts.append(watchdog.time.monotonic())  # a restart by the watchdog itself
         one.note()
         assert len(one.services[0].attempts) == 2
         assert watchdog.spend(settings, "vllm.service")["left"] == 0
@@ -182,7 +182,7 @@ class TestSharedBudget:
 
 
 class Clock:
-    """The watchdog's clock: nobody waits."""
+    """The watchdog's clock: waiting takes no time."""
 
     def __init__(self):
         self.now = 0.0
@@ -359,7 +359,7 @@ class TestNight:
         host.out = None
 
         def found(now):
-            host.out = "its host is out of rotation"  # an incident, meanwhile
+            host.out = "its host is out of rotation"  # an incident at the same time
             return seen(hands_off=host.out)
 
         host.found[self.ENGINE] = found
@@ -371,7 +371,7 @@ class TestNight:
         night = watchdog.Night(host.settings)
         assert night.leave()
         with watchdog.held("night"):
-            watchdog.end_of_night(host.settings)  # it is still at it
+            watchdog.end_of_night(host.settings)  # the night is still running
         assert [did for _, did in host.did] == ["drain"]
         watchdog.end_of_night(host.settings)
         watchdog.end_of_night(host.settings)
@@ -394,7 +394,7 @@ class TestPlannedRestart:
         assert (one.attempts, one.planned, one.restarted) == ([1, 2], 1, 0)
         one.expect(0)
         one.fault(seen(process="three"), 30)
-        assert one.attempts == []  # a person's
+        assert one.attempts == []  # a person's restart
 
     def test_it_is_counted_on_the_page(self):
         assert watchdog.SERIES["planned_restarts_total"][2](service(planned=3)) == 3

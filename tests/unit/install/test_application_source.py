@@ -1,4 +1,4 @@
-"""A source becomes a directory of its own: whole, named by what it is made from, or refused with one sentence."""
+"""A source gets its own directory: complete, named by its content, or refused with one sentence."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ UV = shutil.which("uv") or str(Path(__file__).resolve().parents[3] / ".venv/bin/
 
 @pytest.fixture
 def tree(tmp_path):
-    """An application with a little of what stands beside one."""
+    """An application with some of the files that usually surround one."""
     root = tmp_path / "tree"
     for name, text in {
         "app/main.py": "app = None\n",

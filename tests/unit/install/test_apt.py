@@ -1,4 +1,4 @@
-"""apt and dpkg: their lock is waited for, an interrupted transaction is completed, a failure is told in their words."""
+"""apt and dpkg: their lock is awaited, an interrupted transaction is completed, a failure has their own words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from plugins.module_utils.install import apt
 
 
 def answering(*answers: tuple[int, str, str]):
-    """Return a function that answers commands one after the other, the last answer for ever; and the commands."""
+    """Return a function that answers commands in order and then repeats the last answer; and the list of commands."""
     ran, left = [], list(answers)
 
     def once(argv):
@@ -73,7 +73,7 @@ def test_a_transaction_that_cannot_be_completed_is_told():
     assert len(ran) == 3
 
 
-# What apt of Debian 13 passes on of dpkg where a disk is full, by a terminal of its own.
+# Output of dpkg on a full disk, as apt of Debian 13 passes it on through its own terminal.
 FULL = """\
 Unpacking tools (2.0) over (1.0) ...\r
 dpkg: error processing archive /var/cache/apt/archives/tools_1%3a2.0_amd64.deb (--unpack):\r

@@ -1,4 +1,4 @@
-"""What the check of the toolchain makes of what compilers and libraries say."""
+"""How the toolchain check interprets the messages of compilers and libraries."""
 
 from __future__ import annotations
 

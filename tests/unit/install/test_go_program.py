@@ -1,4 +1,4 @@
-"""A Go program from a tag: the commit is compared, the build is whole or absent, one digest a recipe."""
+"""A Go program from a tag: the commit is compared, the build is complete or absent, one digest per recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from plugins.module_utils.errors import UserError
 from plugins.module_utils.install import go_program
 from plugins.module_utils.install.go_program import Build, Workshop
 
-# Stands in for the toolchain: `go -C TREE build … -o TARGET …` writes a program that tells the tag's version.
+# Replaces the toolchain: `go -C TREE build … -o TARGET …` writes a program that prints the tag's version.
 GO = """#!/bin/sh
 [ -e "$2/broken" ] && { echo "main.go:1: syntax error" >&2; exit 1; }
 while [ "$1" != -o ]; do shift; done

@@ -1,4 +1,4 @@
-"""The keyring repository: what conflicts is set aside and given back, and nothing changes before apt has agreed."""
+"""The keyring repository: conflicting files are set aside and restored; nothing changes before apt has agreed."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_the_name_of_the_index_is_apts():
 
 
 class Machine:
-    """A tree with /etc/apt, and a function that plays dpkg and apt-get and keeps what was run."""
+    """A tree with /etc/apt, and a function that imitates dpkg and apt-get and records its calls."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -149,7 +149,7 @@ def test_apt_trusts_the_authorities_of_a_mirror_as_long_as_it_is_registered(mach
     apt.write(apt.differences("present"))
     assert settings.read_text() == 'Acquire::https::mirror.example::CAInfo "/ca.pem";\n'
     assert settings.stat().st_mode & 0o777 == 0o644 and apt.differences("present") == {}
-    # Without it, or gone, nothing of it stays; over HTTP there is nothing to trust.
+    # Without it, or with state absent, nothing of it remains; over HTTP there is no certificate to trust.
     for other, state in ((replace(mirror, ca_path=""), "present"), (mirror, "absent")):
         apt.write(apt.differences("present"))
         again = Apt(other, machine.root, machine.run, patience=1)

@@ -1,9 +1,9 @@
-"""Nothing under a licence that is not permissive is built, or installed by the project's locks.
+"""Nothing with a licence that is not permissive is built, or installed by the project's locks.
 
-What this does not read: the locks of vLLM's environments (lab/vllm, data/vllm/locks), whose packages are not installed
-here; that of pyinfra (lab/pyinfra), which only the benchmark runs and which brings paramiko under the LGPL; and
-Debian's packages. Of a Go program that is built, the text of every module that it links is read while it is built
-(lab/licences.py), and it is not kept where one will not do.
+Not checked here: the locks of vLLM's environments (lab/vllm, data/vllm/locks), whose packages are not installed here;
+the lock of pyinfra (lab/pyinfra), which only the benchmark runs and which includes paramiko under the LGPL; and
+Debian's packages. For a Go program, the licence text of every linked module is read during the build
+(lab/licences.py), and the program is not kept if one is not permissive.
 """
 
 import os
@@ -17,7 +17,7 @@ from packaging.markers import Marker
 from lab import builds, collector, host, licences
 
 ROOT = Path(__file__).resolve().parents[3]
-# A package's own words are read where it is installed: tests/newest_controller.py has other locks and runs this there.
+# A package's licence is read where it is installed: tests/newest_controller.py has other locks and runs this there.
 LOCKS = os.environ.get("LICENCE_LOCKS", "").split() or (
     "requirements/controller.txt",
     "requirements/dev.txt",
@@ -26,18 +26,18 @@ LOCKS = os.environ.get("LICENCE_LOCKS", "").split() or (
     "roles/uv/files/requirements.txt",
 )
 
-# Go modules that may be built, by the LICENSE in the module itself. What node_exporter 1.9.0 links was looked through
-# by `go version -m`: Apache-2.0, BSD, MIT and MPL-2.0; github.com/dennwc/ioctl alone carries no text of a licence.
+# Go modules that may be built, by the LICENSE in the module. The modules linked into node_exporter 1.9.0 were checked
+# by `go version -m`: Apache-2.0, BSD, MIT and MPL-2.0; only github.com/dennwc/ioctl contains no licence text.
 GO_MODULES = {
     "github.com/prometheus/node_exporter": "Apache-2.0",
-    # What the four programs link is under Apache-2.0, BSD and MIT, by `go version -m` and each module's LICENSE.
+    # The modules linked into the four programs are under Apache-2.0, BSD and MIT, by `go version -m` and their LICENSE.
     "github.com/VictoriaMetrics/VictoriaMetrics": "Apache-2.0",
     "github.com/VictoriaMetrics/VictoriaLogs": "Apache-2.0",
     "gopkg.in/yaml.v3": "MIT AND Apache-2.0",
-    "gopkg.in/check.v1": "BSD-2-Clause",  # yaml.v3's tests use it; nothing links it
+    "gopkg.in/check.v1": "BSD-2-Clause",  # used by yaml.v3's tests; not linked
 }
 
-# Programs that are run as they are, and shipped nowhere.
+# Programs that are only run, unmodified, and not distributed.
 ONLY_RUN = {
     "ansible": "the collections that the playbooks call",
     "ansible-core": "runs the playbooks",
@@ -56,12 +56,12 @@ PERMISSIVE = re.compile(
 
 
 def permissive(licence):
-    """Tell whether every part of a licence is permissive; of a choice too, to keep it simple."""
+    """Return whether every part of a licence is permissive, for simplicity also of alternatives."""
     return "GPL" not in licence and all(PERMISSIVE.search(part) for part in re.split(r"\b(?:AND|OR)\b", licence))
 
 
 def licence_of(name):
-    """Return what an installed distribution says of its licence: expression, first line of the text, or classifiers."""
+    """Return an installed distribution's licence: its expression, the first line of its text, or its classifiers."""
     told = metadata.metadata(name)
     classified = [text.rpartition(" :: ")[2] for text in told.get_all("Classifier") or [] if text.startswith("License")]
     lines = (told.get("License") or "").replace("UNKNOWN", "").splitlines()
@@ -69,7 +69,7 @@ def licence_of(name):
 
 
 def locked(lock):
-    """Return the names of a lock that are for this Python and system."""
+    """Return the names in a lock that apply to this Python and system."""
     rows = re.findall(r"^([\w.-]+)==[^\s;]+(?: *; *([^\\\n]+))?", (ROOT / lock).read_text(), re.MULTILINE)
     return {name for name, marker in rows if not marker.strip() or Marker(marker.strip()).evaluate()}
 

@@ -1,4 +1,4 @@
-"""Flags that node_exporter does not take are named with their variable before it is started."""
+"""Flags that node_exporter does not accept are reported with their variable before it is started."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_what_it_has_not_is_named(name, sentence):
 
 @pytest.fixture
 def program(tmp_path):
-    """A program with that page, which refuses to be given a 3."""
+    """A program with that help page, which refuses the value 3."""
     path = tmp_path / "node_exporter"
     refuses = 'case "$*" in *=3*) echo "node_exporter: error: unexpected 3, try --help" >&2; exit 1;; esac'
     path.write_text(f"#!/bin/sh\n{refuses}\ncat <<'E'\n{PAGE}E\n")

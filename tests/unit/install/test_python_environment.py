@@ -1,4 +1,4 @@
-"""Environments beside the one that runs: whole or absent, named by all they are made from."""
+"""Environments next to the running one: complete or absent, named by all their inputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ INPUTS = {
 
 @pytest.fixture
 def installer(tmp_path, monkeypatch):
-    """A program in the place of uv: notes how it is called, makes a Python, fails where it is told to."""
+    """A program in place of uv: it records its calls, creates a Python, and fails as the test sets."""
     monkeypatch.setattr(python_environment, "LOCKS", tmp_path)
     program, calls = tmp_path / "uv", tmp_path / "calls"
     program.write_text(

@@ -1,4 +1,4 @@
-"""Archives of released programs: whole, verified and in place, or not at all; and downloads over a bad network."""
+"""Archives of released programs: complete, verified and in place, or absent; and downloads over a bad network."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ PROGRAM = b"#!/bin/sh\necho hello\n"
 
 @pytest.fixture(autouse=True)
 def no_root(monkeypatch):
-    """Owners are root's business on the target; here files stay this user's."""
+    """Owners need root on the target; here files stay this user's."""
     monkeypatch.setattr(released_program.shutil, "chown", lambda *_: None)
 
 
 def tarball(path, members):
-    """Write a .tar.gz; ``members`` maps names to (bytes, mode) or to a link's target."""
+    """Create a .tar.gz; ``members`` maps names to (bytes, mode) or to a link's target."""
     with tarfile.open(path, "w:gz") as archive:
         for name, content in members.items():
             entry = tarfile.TarInfo(name)
@@ -70,10 +70,10 @@ class TestInstall:
         assert first == home / "1.0" == put(PROGRAM)
         assert second.name.startswith("1.0-") and second == put(b"another")
         assert [path.joinpath("app").read_bytes() for path in (first, second)] == [PROGRAM, b"another"]
-        shutil.rmtree(first)  # as a service does once no release needs it
+        shutil.rmtree(first)  # as a service does when no release needs it any more
         assert put(b"another") == second
         (second / "app").unlink()
-        assert put(b"another") == first  # what is not whole is no place to stay
+        assert put(b"another") == first  # an incomplete directory is replaced
 
     def test_the_only_file_of_a_zip_gets_the_programs_name(self, tmp_path):
         archive = zipped(tmp_path / "app.zip", {"app-linux-amd64": (PROGRAM, 0)})
@@ -165,7 +165,7 @@ class TestInstall:
 class TestDownload:
     @pytest.fixture
     def network(self, monkeypatch):
-        """A network whose answers are listed: an HTTP status, or the bytes of a body and its promised length."""
+        """A network with a list of answers: an HTTP status, or the bytes of a body and its Content-Length."""
         network = SimpleNamespace(answers=[], asked=0, slept=0)
 
         def fetch_url(module, url, timeout, ca_path):
@@ -216,7 +216,7 @@ class TestDownload:
 
 
 class Body(io.BytesIO):
-    """A body that is bytes, or that fails while it is read."""
+    """A body of bytes that may fail while it is read."""
 
     def __init__(self, content):
         super().__init__(b"" if isinstance(content, Exception) else content)

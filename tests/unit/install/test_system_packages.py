@@ -1,4 +1,4 @@
-"""Pinned packages: versions compared exactly, holds kept, what came noted and taken away again."""
+"""Pinned packages: versions compared exactly, holds kept, new packages recorded and removed again."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_plan_releases_a_hold_that_is_not_wanted():
 
 
 class Machine:
-    """dpkg and apt of a machine, as far as the module talks to them."""
+    """dpkg and apt of a machine, as far as the module uses them."""
 
     def __init__(self, monkeypatch, tmp_path, installed: dict[str, str], simulation: str = ""):
         self.installed, self.held, self.simulation, self.ran = dict(installed), set(), simulation, []

@@ -141,7 +141,7 @@ ARCHIVE = b"the released archive"
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache; what is compiled there is a word."""
+    """An empty cache; a build only writes a word."""
 
     def make(build):
         unfinished = build.path.with_suffix(".part")
@@ -154,7 +154,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def origin(monkeypatch):
-    """A place that has what upstream's origin has, under the same paths; returns what it was asked for."""
+    """A server with upstream's files under the same paths; return the list of requested paths."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -175,7 +175,7 @@ def origin(monkeypatch):
 
 
 def move(monkeypatch, port):
-    """Have upstream's origin on a port of this machine."""
+    """Set upstream's origin to a port of this machine."""
     for name, program in builds.PROGRAMS.items():
         there = program.origin.replace("https://github.com", f"http://127.0.0.1:{port}")
         monkeypatch.setitem(builds.PROGRAMS, name, dataclasses.replace(program, origin=there))
@@ -193,7 +193,7 @@ def test_the_released_archive_is_taken_where_its_origin_answers(cache, origin, m
 
 
 def test_a_released_archive_with_another_sum_is_not_used(cache, origin):
-    # The sum is the one in the role's table.
+    # The checksum is that of the role's table.
     with pytest.raises(host.Problem, match=rf"{builds.parse(['promtail'])[0].released_checksum}.*do not use it"):
         builds.ensure(["promtail"])
     assert builds.listing() == []

@@ -1,4 +1,4 @@
-"""`make bump` against a loopback server in the place of the programs' origins."""
+"""`make bump` with a loopback server as the programs' origin."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROGRAMS = sorted(path.parts[-3] for path in ROOT.glob("roles/*/vars/main.yml") 
 
 @pytest.fixture
 def roles(tmp_path):
-    """A copy of the roles' variables, which may be changed."""
+    """A copy of the roles' variables that tests may change."""
     for path in ROOT.glob("roles/*/vars/main.yml"):
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True)
@@ -31,7 +31,7 @@ def roles(tmp_path):
 
 @pytest.fixture
 def origin():
-    """A server with the given texts by path, and a status for all others; returns (base URL, texts, paths asked)."""
+    """A server with the given texts by path, and a status for all other paths; yield (base URL, texts, paths asked)."""
     texts, asked = {}, []
 
     class Handler(BaseHTTPRequestHandler):
@@ -72,7 +72,7 @@ def test_a_new_release_is_one_row_and_the_default(roles, origin):
         f"    amd64: sha256:{AMD64}",
         f"    arm64: sha256:{ARM64}",
     ]
-    # All other lines, comments too, are as they were.
+    # All other lines, including comments, are unchanged.
     written = (roles / "promtail/vars/main.yml").read_text()
     assert written.replace("\n".join(added) + "\n", "") == before
 
@@ -87,7 +87,7 @@ def test_every_program_has_its_archives_in_the_list(program, roles, origin):
             for template in (variables[f"__{program}_sums_url"], variables[f"__{program}_program"]["url"])
         ]
         listing, archive = (each.removeprefix("https:/") for each in addresses)
-        # The list is beside the archive.
+        # The list is in the archive's directory.
         assert listing.rpartition("/")[0] == archive.rpartition("/")[0]
         texts[listing] = texts.get(listing, "") + f"{value}  {archive.rpartition('/')[2]}\n"
     bump.bump(program, "9.1.2", url, roles)

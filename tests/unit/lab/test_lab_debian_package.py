@@ -1,4 +1,4 @@
-"""Programs from Debian's packages find their files where an archive of upstream has them."""
+"""Programs from Debian's packages find their files at the paths of upstream's archive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run is read, how it is interrupted, how silence is measured, and the table; what is drilled needs machines."""
+"""Reading and interrupting a run, measuring silence, and the table; the drill itself needs machines."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_run_is_killed_in_the_task_that_was_asked_for(tmp_path):
 class TestWatch:
     @pytest.fixture
     def server(self):
-        """A server that answers as `status` says and checks the key."""
+        """A server that answers with `status` and checks the key."""
         told = SimpleNamespace(status=200, keys=[])
 
         class Handler(BaseHTTPRequestHandler):
@@ -111,7 +111,7 @@ class TestWatch:
         (tmp_path / "question").write_text(json.dumps({"url": "u", "key": "k", "model": "m"}))
         with pytest.raises(KeyboardInterrupt):
             watch.main(tmp_path / "question", tmp_path / "state")
-        # From the first question without an answer to the end of the next one that had one.
+        # From the first failed request to the end of the next successful one.
         expected = {"asked": 5, "refused": 2, "silent": 3 + 2 * watch.EVERY, "now": True}
         assert json.loads((tmp_path / "state").read_text()) == expected
 
@@ -136,7 +136,7 @@ class TestTable:
         monkeypatch.setattr(drill, "KEPT", tmp_path / "drill.json")
         lines = drill.FLEET
         drill.keep("fleet", lines, {lines[0]: self.ROWS[0]}, 7, 60)
-        assert not drill.KEPT.exists()  # a part of a bed that was never drilled whole
+        assert not drill.KEPT.exists()  # a part of a bed that was never drilled completely
         drill.keep("fleet", lines, dict(zip(lines, self.ROWS, strict=True)), 7, 120)
         drill.keep("fleet", lines, {lines[1]: self.ROWS[0]}, 8, 60)
         kept = json.loads(drill.KEPT.read_text())["fleet"]

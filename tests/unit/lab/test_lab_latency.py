@@ -1,4 +1,4 @@
-"""The slow link: what goes through it arrives whole, in order, and late by both ways."""
+"""The slow link: data arrives complete, in order, and delayed in both directions."""
 
 from __future__ import annotations
 

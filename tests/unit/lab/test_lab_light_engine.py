@@ -1,4 +1,4 @@
-"""The engine's light stand-in, installed from its wheel as it is and started on a free port."""
+"""The engine's light stand-in, installed from its unmodified wheel and started on a free port."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def sites(tmp_path_factory):
 
 @pytest.fixture
 def config(models, tmp_path):
-    """Write what the role would write, with changes; returns the file."""
+    """Write the role's configuration with changes; return the file."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -78,7 +78,7 @@ def environment(site, **more):
 
 
 class Running:
-    """A started engine and how to ask it."""
+    """A started engine and methods to query it."""
 
     def __init__(self, site, file, **variables):
         program = "from vllm.entrypoints.cli.main import main; main()"

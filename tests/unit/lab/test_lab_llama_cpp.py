@@ -1,4 +1,4 @@
-"""What the mirror has of llama.cpp: a source that a build takes, checked, and made again when its recipe changes."""
+"""llama.cpp in the mirror: a source fit for a build, verified, and created again when its recipe changes."""
 
 from __future__ import annotations
 

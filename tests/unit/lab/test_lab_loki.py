@@ -17,7 +17,7 @@ PUSH = "/loki/api/v1/push"
 
 @pytest.fixture
 def running(tmp_path):
-    """Start it as often as a test likes; each one takes over from the one before."""
+    """Start the stand-in any number of times; each one replaces the one before."""
     servers = []
 
     def stop():
@@ -89,7 +89,7 @@ def test_what_promtail_itself_sends_is_taken(running):
     at = field(1, NOW // 10**9) + field(2, NOW % 10**9)
     entry = field(1, at) + field(2, b"abcabcabcabc")
     message = field(1, field(1, b'{host="a", said="a \\"word\\""}') + field(2, entry))
-    # The line's text is a literal of three bytes and a copy of nine that reaches into itself.
+    # The line's text is a literal of three bytes and an overlapping copy of nine.
     head = message[:-9]
     snappy = number(len(message)) + bytes([60 << 2, len(head) - 1]) + head + bytes([(9 - 4) << 2 | 1, 3])
     assert ask(port, PUSH, snappy, Content_Type="application/x-protobuf") == (204, "")

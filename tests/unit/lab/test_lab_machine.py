@@ -1,4 +1,4 @@
-"""What the laboratory decides before it starts anything."""
+"""The laboratory's decisions before it starts anything."""
 
 import socket
 from pathlib import Path

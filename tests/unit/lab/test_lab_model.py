@@ -1,4 +1,4 @@
-"""The tiny model: loadable files, the same at every run, and adapters that change what it says."""
+"""The tiny model: loadable files, the same in every run, and adapters that change its answers."""
 
 import filecmp
 import importlib.metadata

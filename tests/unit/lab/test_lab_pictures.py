@@ -1,4 +1,4 @@
-"""Looking at dashboards: what a panel shows is judged, and pictures are made small without changing what they show."""
+"""Checking dashboards: the content of a panel is judged, and pictures are compressed without visible changes."""
 
 import struct
 import zlib
@@ -39,7 +39,7 @@ def test_every_page_of_the_stand_in_is_scraped_once():
 
 
 def encoded(pixels, filters):
-    """Return a PNG whose rows are filtered as named, the way that browsers do it."""
+    """Return a PNG whose rows have the given filters, as browsers encode them."""
     height, width, channels = pixels.shape
     rows, above = b"", numpy.zeros(width * channels, int)
     for number, kind in enumerate(filters):

@@ -1,4 +1,4 @@
-"""What is laid over a platform's root file system."""
+"""What is copied over a platform's root file system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stand-in of Slack takes what Slack takes."""
+"""The stand-in of Slack accepts what Slack accepts."""
 
 from __future__ import annotations
 

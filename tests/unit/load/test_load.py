@@ -64,7 +64,7 @@ def report(runs: list[dict], events: list[dict] | None = None, limits: dict | No
         ({"limits": {"ttft": 1}}, "load_limits has ttft; it takes ttft_p95_ms, itl_p95_ms, error_share."),
         ({"limits": {"error_share": 5}}, "load_limits: error_share is 5; it must be from 0 to 1."),
         ({"limits": {"ttft_p95_ms": "fast"}}, "load_limits: ttft_p95_ms is 'fast'; give a number."),
-        # A limit that nothing passes would make every check green.
+        # A limit of nan would make every check green.
         ({"limits": {"ttft_p95_ms": "nan"}}, "load_limits: ttft_p95_ms is nan; it must be 0 or more."),
         ({"limits": {"itl_p95_ms": ".inf"}}, "load_limits: itl_p95_ms is '.inf'; give a number."),
         (
@@ -137,7 +137,7 @@ def test_the_figures_are_the_tools_own():
 
 
 def test_an_older_tool_tells_less_and_that_is_enough():
-    told = {name: value for name, value in SERVED.items() if name not in ("latencies", "queue_times")}  # as 0.23 does
+    told = {name: value for name, value in SERVED.items() if name not in ("latencies", "queue_times")}  # as in 0.23
     assert tool.summary([told], 16) == tool.summary([SERVED], 16)
 
 

@@ -16,7 +16,7 @@ SVG = "<svg><g><title>all (2,970 samples, 100%)</title></g></svg>"
 
 @pytest.fixture
 def unit(tmp_path, monkeypatch):
-    """A fake unit and process; call it with systemd's answer and the program that runs."""
+    """A fake unit and process; call it with systemd's answer and the running program."""
 
     def made(program: str = "/usr/bin/python3.11", maps: str = "", **live) -> Path:
         process = tmp_path / "812"

@@ -13,7 +13,7 @@ from plugins.module_utils.release import checklist, systemd_unit
 
 @pytest.fixture
 def systemd(monkeypatch):
-    """What systemctl shows of a unit, and how many restarts of it are in the journal of the last minutes."""
+    """systemctl's answer about a unit, and the number of its restarts in the journal of the last minutes."""
     said = {"live": {"ActiveState": "active", "UnitFileState": "enabled", "NRestarts": "0"}, "lately": 0}
 
     def run(*argv, **_):
@@ -32,7 +32,7 @@ def systemd(monkeypatch):
     "live, lately, measured, ok",
     [
         ({}, 0, "active, enabled, 0 restarts", True),
-        # What lies before the last start by hand is in the journal too.
+        # The journal also has restarts before the last manual start.
         ({}, 9, "active, enabled, 0 restarts", True),
         ({"NRestarts": "1"}, 1, "active, enabled, 1 restarts, 1 in 10 min", True),
         ({"NRestarts": "40"}, 0, "active, enabled, 40 restarts, 0 in 10 min", True),
@@ -54,7 +54,7 @@ def test_a_unit(systemd, live, lately, measured, ok):
     [
         ("sent_entries_total{host='a'} 3\npromtail_sent_entries_total{host='b'} 4\n", "7 lines sent, 0", True),
         ("sent_entries_total 0\n", "0 lines sent, 0", False),
-        # Lost in the past: told, and no reason for a red row that nothing cures.
+        # Lost in the past: reported, but not red, because no cure exists.
         ("sent_entries_total 9\npromtail_dropped_entries_total{reason='x'} 2\n", "9 lines sent, 2", True),
         ("sent_entries_totally 9\n", "0 lines sent, 0", False),
         ("sent_entries_total{a='b\u2028\x85} c'} 3 1700000000000\n", "3 lines sent, 0", True),
@@ -79,7 +79,7 @@ vmagent_remotewrite_packets_dropped_total{{url="1:secret-url"}} {dropped}
 
 
 def agent(server, sent=0, waiting=0, dropped=0, **health):
-    """Have an agent that scrapes jobs of a health, and has pushed so much."""
+    """Set up an agent with scrape jobs by health, and its counters."""
     active = [{"labels": {"job": job}, "health": state} for job, state in health.items()]
     server.pages["/api/v1/targets"] = (200, json.dumps({"data": {"activeTargets": active}}))
     server.pages["/metrics"] = (200, AGENT.format(sent=sent, waiting=waiting, dropped=dropped))
@@ -91,7 +91,7 @@ def agent(server, sent=0, waiting=0, dropped=0, **health):
         ({"sent": 9, "vllm": "up"}, "1 targets, 9 blocks sent, 0 KiB wait, 0 dropped", True),
         ({"sent": 9, "waiting": 4096, "vllm": "up"}, "1 targets, 9 blocks sent, 4 KiB wait, 0 dropped", False),
         ({"vllm": "up"}, "1 targets, 0 blocks sent, 0 KiB wait, 0 dropped", False),
-        # Lost in the past: told, and no reason for a red row that nothing cures.
+        # Lost in the past: reported, but not red, because no cure exists.
         ({"sent": 9, "dropped": 2, "vllm": "up"}, "1 targets, 9 blocks sent, 0 KiB wait, 2 dropped", True),
         (
             {"sent": 9, "vllm": "down", "promtail": "up"},
@@ -192,7 +192,7 @@ def test_the_driver_of_a_gpu(monkeypatch, driver, ok):
 
 
 def pieces(*texts, end=True, ascii=True):
-    """Return a streamed chat."""
+    """Return a streamed chat completion."""
     events = [json.dumps({"choices": [{"delta": {"content": text}}]}, ensure_ascii=ascii) for text in texts] + [
         "[DONE]"
     ] * end

@@ -1,4 +1,4 @@
-"""A drop-in file, and a service that has read it or not."""
+"""A drop-in file, and whether a service has read it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trial of flags says what the program complains of, by the variable."""
+"""A trial of flags reports the program's complaint with the variable's name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What no release refers to: found on a tree that looks like a host, and nothing besides."""
+"""What no release refers to is found on a tree that imitates a host, and nothing else."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "UNITS", tmp_path / "units")
     monkeypatch.setattr(store, "LOCKS", tmp_path / "run")
     monkeypatch.setattr(leftovers, "PROC", tmp_path / "proc")
-    # When a file was changed last cannot be set: so the test is made now, and looks at it from ten days later.
+    # A file's ctime cannot be set, so the test creates it now and looks at it from ten days later.
     monkeypatch.setattr(leftovers.time, "time", lambda: LATER)
     return Machine(tmp_path)
 

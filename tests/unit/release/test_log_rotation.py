@@ -1,4 +1,4 @@
-"""A file for logrotate beside others: what logrotate would pass over in silence is told, with the other file's name."""
+"""A logrotate file beside others: what logrotate would silently skip is reported, with the other file's name."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_what_logrotate_prints_is_read():
 
 
 class Logrotate:
-    """A host whose files rotate what they are told to; asked as logrotate is."""
+    """A host with logrotate files for the given logs; ``ask`` answers like logrotate."""
 
     def __init__(self, tmp_path, own="", **files):
         self.conf, self.folder, self.own = tmp_path / "logrotate.conf", tmp_path / "logrotate.d", own
@@ -71,7 +71,7 @@ class Logrotate:
 
 def test_files_of_others_are_no_reason(tmp_path):
     Logrotate(tmp_path, own="/var/log/wtmp", apt="/var/log/apt/*.log", x="/var/log/app/*.out").check()
-    Logrotate(tmp_path, own=OURS).check()  # our own, installed before
+    Logrotate(tmp_path, own=OURS).check()  # our own file from an earlier run
 
 
 @pytest.mark.parametrize("glob", [OURS, "/var/log/app/a.log", "/var/log/*/*.log /var/log/b.log"])

@@ -1,4 +1,4 @@
-"""Probes against a server on loopback that says what it is told to (conftest.py)."""
+"""Probes against a server on loopback with configured responses (conftest.py)."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ GPU = {
 
 class TestGpuMemory:
     def see(self, monkeypatch, *free):
-        """Have nvidia-smi show this much free memory, one after the other; the last for ever."""
+        """Make nvidia-smi return these values of free memory in order, then repeat the last one."""
         left = list(free)
 
         def read(timeout):

@@ -1,4 +1,4 @@
-"""What the action plugins of a service say while a service starts, and when it does not."""
+"""What the action plugins of a service print while it starts, and if it fails."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_message_ends_once_and_says_how_things_stand(action):
 
 
 class Watched:
-    """Stands in for the plugin's steps on the machine: ready, or dead, after so many seconds of its own clock."""
+    """Replaces the plugin's steps on the machine: ready after so many seconds of its own clock."""
 
     def __init__(self, action, ready_after):
         self.clock, self.ready_after, self.slices = 0.0, ready_after, []

@@ -39,7 +39,7 @@ def test_a_known_version_gives_its_checksum():
     [
         ("1.0", "debian12-x86_64", "x_version: version 1.0 has no checksum (known: 1.1-1); choose"),
         ("1.1-1", "debian13-sbsa", "has no checksum for debian13-sbsa (known: debian12-x86_64); choose"),
-        # Never by the beginning of a version.
+        # Versions are not matched by their beginning.
         ("1.1", "debian12-x86_64", "x_version: version 1.1 has no checksum"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a role gives a module as environment may have a password, which Ansible would write into the host's journal."""
+"""A role's environment for a module may contain a password, which Ansible would write into the host's journal."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_modules_that_take_an_environment_are_known():
 
 
 def test_no_task_has_an_environment_of_its_own():
-    """Ansible hands it over on the command line, which sudo logs."""
+    """Ansible would pass it on the command line, which sudo logs."""
     files = (ROOT / "roles").glob("*/tasks/*.yml")
     assert [path for path in files for task in tasks(yaml.safe_load(path.read_text())) if "environment" in task] == []
 
@@ -97,7 +97,7 @@ def test_what_systemd_and_the_service_say_is_passed_on_without_passwords():
 
 
 def test_a_secret_with_an_address_in_it_is_masked_whole(monkeypatch, capsys):
-    """Taking the password out of the address first would leave the rest of the secret for everyone to read."""
+    """If the password were first removed from the address, everyone could read the rest of the secret."""
     content = "VLLM_API_KEY=canary\nHTTPS_PROXY=http://user:canary@proxy:3128\n"
     arguments = {"secrets": [{"path": "/etc/x", "content": content}], "_ansible_check_mode": False}
     monkeypatch.setattr(basic, "_ANSIBLE_ARGS", json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode())

@@ -1,4 +1,4 @@
-"""Accounts that are half there: completed, used as they are, or refused by name; never taken away when not ours."""
+"""Incomplete accounts: completed, used as they are, or refused by name; accounts of others are never removed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plugins.module_utils.release.store import Service
 
 @pytest.fixture
 def host(tmp_path, monkeypatch):
-    """A host whose users and groups are two mappings, name to number, and that notes what is run on it."""
+    """A host whose users and groups are two mappings, name to number, and that records the commands run on it."""
     users, groups, said = {"root": (0, 0), "nobody": (65534, 65534)}, {"root": 0, "adm": 4, "nogroup": 65534}, []
 
     def user(name):
@@ -31,7 +31,7 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(pwd, "getpwnam", user)
     monkeypatch.setattr(grp, "getgrnam", group)
     monkeypatch.setattr(grp, "getgrgid", group_by_number)
-    # A directory server does not list whom it knows.
+    # A directory server does not list its users.
     monkeypatch.setattr(pwd, "getpwall", list)
     monkeypatch.setattr(grp, "getgrall", list)
     monkeypatch.setattr(store, "STORE", tmp_path / "services")

@@ -1,4 +1,4 @@
-"""What systemd makes of a unit: drop-ins, masks and links that make another one of it are told."""
+"""The effective unit: drop-ins, masks and links that change it are reported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNIT = {"Service": {"User": "app", "ExecStart": "/opt/app --port=1", "Environmen
 
 @pytest.fixture
 def host(tmp_path, monkeypatch):
-    """A host whose systemd knows four places of units below ``tmp_path`` and says what ``live`` has."""
+    """A host whose systemd has four unit directories below ``tmp_path`` and answers with ``live``."""
     places = [tmp_path / name for name in ("etc/system.control", "etc/system", "run/system", "usr/system")]
     for place in places:
         place.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The modules of a service: what each does with its arguments, and what a step refuses."""
+"""The modules of a service: how each uses its arguments, and what a step refuses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def service(tmp_path, monkeypatch):
 
 
 class Module:
-    """An `AnsibleModule` whose end is an exception with the result."""
+    """An `AnsibleModule` that exits with an exception that has the result."""
 
     class Ended(Exception):
         pass
@@ -113,7 +113,7 @@ def test_a_step_about_the_release_of_another_run_is_refused(service, step):
 class TestPreview:
     @pytest.fixture
     def wanted(self, monkeypatch):
-        """The arguments of the step; ``tried`` has the trials that ran, ``restart`` what the deployment foresees."""
+        """The step's arguments; ``tried`` has the trials that ran, ``restart`` the deployment's prediction."""
         there = SimpleNamespace(tried=[], restart="changed: /etc/app")
         monkeypatch.setattr(deploy, "deploy", lambda *_, check_mode: {"restarted": there.restart, "changed": True})
         monkeypatch.setattr(deploy, "wanted_release", lambda *_: {})
@@ -157,7 +157,7 @@ def test_a_failed_release_without_an_earlier_one_is_stopped(service, monkeypatch
 @pytest.mark.parametrize("part", ["START", "ROTATION", "ACCOUNT", "PROGRAM", "CONTENTS"])
 def test_shared_arguments_are_documented(part):
     def types(options):
-        """Return options as nested names and types; suboptions are called differently in a module."""
+        """Return options as nested names and types; a module names suboptions differently."""
         return {
             name: (option["type"], types(option.get("suboptions") or option.get("options") or {}))
             for name, option in options.items()

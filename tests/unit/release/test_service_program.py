@@ -1,4 +1,4 @@
-"""A service's released program: installed first, selected by a link of the release, and meant by its checks."""
+"""A service's released program: installed first, selected by a link of the release, and used in its checks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OTHER = {"path": "/opt/app/other", "target": "/opt/app/1.1"}
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What was done, in order, with a service ``app``."""
+    """The actions, in order, of a service ``app``."""
     done: list = []
     monkeypatch.setattr(account, "settle_groups", lambda *_: done.append("groups"))
 

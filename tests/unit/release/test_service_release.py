@@ -1,4 +1,4 @@
-"""Releases of a service, on a directory that stands in for the host and a systemd that only remembers."""
+"""Releases of a service, on a directory that replaces the host and a systemd that only records calls."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UNIT = {"Service": {"User": "app", "ExecStart": "/opt/app/current/app"}}
 
 
 class Systemd:
-    """What `systemctl` would know of one unit."""
+    """The state of one unit that `systemctl` would report."""
 
     def __init__(self):
         self.said, self.running, self.enabled, self.restarts, self.dead = [], None, False, 0, False
@@ -60,7 +60,7 @@ class Systemd:
 
 @pytest.fixture
 def host(tmp_path, monkeypatch):
-    """A host below ``tmp_path``: store, units, locks, and nobody but root."""
+    """A host below ``tmp_path``: store, units, locks, and only root as user."""
     systemd = Systemd()
     monkeypatch.setattr(store, "STORE", tmp_path / "var/lib/llm-server/services")
     monkeypatch.setattr(store, "UNITS", tmp_path / "etc/systemd/system")
@@ -141,7 +141,7 @@ TRIAL = {"script": "print(1)", "argv": ["/opt/app/current/bin/python", "%s", "pa
 class TestTrials:
     @pytest.fixture
     def trials(self, host, monkeypatch, tmp_path):
-        """Systemd runs one-shot units: it notes their text, and says and ends as it is told to."""
+        """Systemd runs one-shot units: it records their text, and prints and exits as the test sets."""
         run, told = host.systemd.run, SimpleNamespace(units=[], code=0, said="")
         monkeypatch.setattr(checks, "RUNTIME_UNITS", tmp_path / "run")
 
@@ -259,11 +259,11 @@ class TestLimits:
 
 
 class TestLiveFiles:
-    """Files that the process reads again while it runs."""
+    """Files that the process reloads while it runs."""
 
     @pytest.fixture
     def run(self, host, monkeypatch):
-        """Have the module run a service with live files of the texts by name; returns its result."""
+        """Run the module for a service with live files (name: text); return its result."""
         monkeypatch.setattr(checks, "check", lambda *_: None)
         monkeypatch.setattr(checks, "check_unit", lambda *_: [])
 
@@ -397,7 +397,7 @@ class TestLook:
         serve(host, wanted(host))
         host.systemd.dead = True
         serving.poll(host.service, [], 0, 60)
-        # One that this run found running is told from its own start on, an hour ago.
+        # For a process that this run found running, the journal is read from the process's start, an hour ago.
         usual = host.systemd.show("app.service")
         begun = str(int((time.monotonic() - 3600) * 1e6))
         monkeypatch.setattr(systemd_unit, "show", lambda _: {**usual, "ExecMainStartTimestampMonotonic": begun})
@@ -671,10 +671,10 @@ OLD, NEW = "canary-old-key", "canary-new-key"
 
 
 class TestSecrets:
-    """A secret is in its file and nowhere else, so going back leaves it as it is today."""
+    """A secret is only in its file, so a rollback does not change it."""
 
     def ask(self, host, key=OLD, text="a: 1\n", **others):
-        """Return what a task asks for: one file, one secret and a probe that shows it."""
+        """Return the arguments of a task: one file, one secret and a probe that uses it."""
         here = {"owner": "root", "group": "root", "validate": None}
         secret = {
             "path": str(host.root / "etc/app/env"),
@@ -760,7 +760,7 @@ class TestSecrets:
         assert self.key(host) == "KEY=fourth\n"
 
     def test_a_rotation_that_does_not_serve_stays(self, host):
-        """There is nothing to go back to: the release before differs in its secret alone, and that one is gone."""
+        """No rollback is possible: the earlier release only differs in its secret, which is gone."""
         self.run(host)
         result = self.run(host, verify=False, key=NEW)
         assert (result["may_roll_back"], result["new_secrets"]) == (False, True)
@@ -771,7 +771,7 @@ class TestSecrets:
         return [self.ask(host)["secrets"][0] | {"content": text, "plain": ["MODEL", "URL"]}]
 
     def test_what_is_no_secret_comes_back_with_its_release(self, host):
-        """A setting may be what is wrong, and stands beside the keys."""
+        """A setting can be the error, and is in the same file as the keys."""
         self.run(host, secrets=self.settings(host, f"MODEL=a\nKEY={OLD}\nURL=http://u:{OLD}@host\nGONE={OLD}\n"))
         result = self.run(host, verify=False, secrets=self.settings(host, f"KEY={NEW}\nMODEL=b\nURL=\nMORE={NEW}\n"))
         assert (result["may_roll_back"], result["new_secrets"]) == (True, False)
@@ -783,7 +783,7 @@ class TestSecrets:
         assert self.run(host, secrets=self.settings(host, text))["restarted"] is None
 
     def test_a_line_ends_at_a_line_feed_alone(self, host):
-        """A prompt may have what Python, too, would end a line at."""
+        """A prompt may contain other characters at which Python ends a line."""
         text = f"MODEL='a\u2028b\x85c\x0bd'\nKEY={OLD}\n"
         self.run(host, secrets=self.settings(host, text))
         assert self.run(host, secrets=self.settings(host, text))["changed"] is False
@@ -827,7 +827,7 @@ class TestSecrets:
         assert not (host.root / "etc/other/env").exists()
 
     def put_as_before(self, host, text="a: 1\n", key=OLD):
-        """Have a release that serves, stored as it was before secrets were kept out; return its name."""
+        """Store a serving release in the format from before secrets were kept out; return its name."""
         asked = self.ask(host, key, text)
         release = contents.build(host.service, [*asked["files"], *asked["secrets"]], [], UNIT)
         name = digest(release)
@@ -896,11 +896,11 @@ CONDITION = [{"gpu_free": {"mib": 20000}}]
 
 
 class TestBeforeStart:
-    """What must hold between the process before and the next one."""
+    """Conditions between the end of the old process and the start of the new one."""
 
     @pytest.fixture
     def held(self, host, monkeypatch):
-        """The GPU's memory is held by somebody, until `held` is cleared."""
+        """The GPU's memory is held by another process until `held` is cleared."""
         holder = ["GPU 0 has 1 MiB free"]
         monkeypatch.setattr(serving, "BEFORE_START_TIMEOUT", 0)
         monkeypatch.setattr(serving.probes, "first_failure", lambda *_: holder[0] if holder else None)
@@ -942,7 +942,7 @@ class TestBeforeStart:
 
 
 class TestLeftovers:
-    """What was built and then refused goes when a run ends well."""
+    """What was built and then refused is removed at the end of a successful run."""
 
     def build(self, host, name, root="srv"):
         place = host.root / root / "environments" / name

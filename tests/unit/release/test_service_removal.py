@@ -1,4 +1,4 @@
-"""A service that goes away leaves its data, and nothing else."""
+"""A removed service leaves its data, and nothing else."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from plugins.module_utils.release import account, removal, store, systemd_unit
 
 @pytest.fixture
 def service(tmp_path, tmp_path_factory, monkeypatch):
-    """A service with a directory that holds data below it, a log directory, and parents that it made."""
+    """A service with a directory that contains data, a log directory, and parent directories that it created."""
     monkeypatch.setattr(store, "STORE", tmp_path / "var/llm-server/services")
     monkeypatch.setattr(store, "UNITS", tmp_path / "units")
     monkeypatch.setattr(store, "LOCKS", tmp_path_factory.mktemp("run"))
@@ -62,7 +62,7 @@ def test_what_others_put_into_a_parent_stays(service, tmp_path):
 
 @pytest.fixture
 def other(service):
-    """A second service that lives in what the first one made."""
+    """A second service below a directory that the first one created."""
     made = store.Service("other")
     with made.lock():
         made.note(created={"user": None, "directories": []})

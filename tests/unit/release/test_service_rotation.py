@@ -1,4 +1,4 @@
-"""A host leaves rotation only for an interruption, and comes back once its service serves."""
+"""A host leaves rotation only for an interruption, and returns when its service serves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEAD = {"dead": True, "why": "its process left", "journal": ["a line"], "elapsed
 
 @pytest.fixture
 def task(tmp_path, monkeypatch):
-    """A task whose steps answer as told; `said` has the steps and hooks in the order in which they ran."""
+    """A task whose steps answer as the test sets; `said` has the steps and hooks in their order."""
     said, limits, note = [], [], tmp_path / "note"
 
     def hook(word: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A service that a timer starts: the timer is what is enabled, restarted and watched."""
+"""A service started by a timer: the timer is enabled, restarted and checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HOURLY, DAILY = ({"Timer": {"OnCalendar": when}} for when in ("hourly", "daily")
 
 @pytest.fixture
 def host(tmp_path, monkeypatch):
-    """A host below ``tmp_path``; ``active`` and ``enabled`` are the units that are, ``said`` what systemd was told."""
+    """A host below ``tmp_path``; ``active`` and ``enabled`` are units in these states, ``said`` the commands."""
     there = SimpleNamespace(active=set(), enabled=set(), said=[], root=tmp_path)
 
     def run(*argv, **_):

@@ -1,4 +1,4 @@
-"""The services of a host, as others ask for them."""
+"""The services of a host, as other modules query them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a unit listens on, against what is declared, and who could reach it."""
+"""The addresses that a unit listens on, compared with the declared ones, and who can reach them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def at(address, port, protocol="tcp"):
 
 @pytest.fixture
 def unit(monkeypatch):
-    """Return the row of a unit that listens there, by the filter that it has; none of its sockets answers."""
+    """Return a function for the row of a unit with these sockets and filter; none of its sockets answers by default."""
 
     def row(seen, declared, told, answers=()):
         monkeypatch.setattr(systemd_unit, "listening", lambda _: seen)
@@ -90,7 +90,7 @@ def test_where_systemd_cannot_filter_that_is_said_and_nothing_passes(unit):
 )
 @pytest.mark.parametrize("kind, protocol", [(socket.SOCK_STREAM, "tcp"), (socket.SOCK_DGRAM, "udp")])
 def test_the_sockets_of_a_units_process_are_seen(monkeypatch, family, address, seen, kind, protocol):
-    """This very process takes the part."""
+    """This test process is the unit's process."""
     monkeypatch.setattr(systemd_unit, "_is_of", lambda process, _: process.name == str(os.getpid()))
     with socket.socket(family, kind) as waiting:
         waiting.bind((address, 0))

@@ -1,4 +1,4 @@
-"""systemd_unit: what the commands of systemd are asked, and what becomes of their answers."""
+"""systemd_unit: which systemd commands are called, and how their answers are used."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_holder_of_a_port_is_named_whatever_bytes_its_name_has():
 
 
 def test_no_value_of_a_unit_is_a_specifier():
-    """Whatever writes a value into a unit, systemd hands over what was meant."""
+    """systemd must pass every value on as it was written, without expanding specifiers."""
     text = systemd_unit.render({"Unit": {"Description": "50%"}, "Service": {"Environment": ['"A=%n"', '"B=%%"']}})
     assert {"Description=50%%", 'Environment="A=%%n"', 'Environment="B=%%%%"'} <= set(text.splitlines())
 
@@ -144,7 +144,7 @@ def test_processes_that_run_get_the_units_place_at_the_oom_killer(child):
 def test_a_place_that_this_machine_may_not_give_is_not_missed(child, monkeypatch):
     child.said.score = "-500"
     monkeypatch.setattr(systemd_unit, "_has_capability", lambda _: False)
-    assert systemd_unit.unscored("app.service") == []  # it has 0, the lowest possible here
+    assert systemd_unit.unscored("app.service") == []  # its score is 0, the lowest possible here
     monkeypatch.setattr(systemd_unit, "_has_capability", lambda _: True)
     assert systemd_unit.unscored("app.service") == [child.path]
 

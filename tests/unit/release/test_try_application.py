@@ -1,4 +1,4 @@
-"""try_application.py: an engine that answers must take the key and serve the models; one that is away is no reason."""
+"""try_application.py: an engine that answers must accept the key and serve the models; one that is away is ignored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SERVED = json.dumps({"data": [{"id": "base"}, {"id": "easycontract"}]})
 
 
 def tried(tmp_path, url, main="", engine="ask", **settings):
-    """Run the script on an application of one line with a .env as the role writes it; return (status, last line)."""
+    """Run the script on a one-line application with the role's .env format; return (status, last line)."""
     app = tmp_path / "source/app"
     app.mkdir(parents=True)
     (app / "main.py").write_text(main)
@@ -81,7 +81,7 @@ def test_in_check_mode_the_file_of_callers_need_not_be_there(tmp_path):
 
 
 def table(tmp_path, *engines):
-    """Write ENGINES_FILE beside the .env; return its path."""
+    """Write ENGINES_FILE next to the .env; return its path."""
     file = tmp_path / "engines.json"
     file.write_text(json.dumps({"engines": engines}))
     return str(file)

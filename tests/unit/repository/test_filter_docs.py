@@ -1,4 +1,4 @@
-"""Each filter says what it returns: the site's page of filters is made of that."""
+"""Each filter's docstring says what it returns; the site's page of filters consists of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Roles and files of the collection are found wherever it is installed: by full names, and by own_path."""
+"""Roles and files of the collection are found wherever it is installed, by full names and by own_path."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def mappings(content: Any) -> Iterator[dict]:
 
 
 def roles(path: Path) -> Iterator[str]:
-    """Return the roles that a file names: those of plays, and those that tasks include, templates too."""
+    """Return the roles that a file names: those of plays, and those that tasks include, also by templates."""
     for each in mappings(yaml.safe_load(path.read_text())):
         yield from (each[word]["name"] for word in INCLUDES if word in each)
         if "hosts" in each:

@@ -1,4 +1,4 @@
-"""The one table of which roles the groups of an inventory bring: every role is in it, and has rows in the checklist."""
+"""The one table of the groups' roles: every role is in it, and has rows in the checklist."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from plugins.module_utils.release import checklist
 
 ROOT = Path(__file__).resolve().parents[3]
 VARIABLES = yaml.safe_load((ROOT / "playbooks/vars/groups.yml").read_text())
-# Monitoring is a template: it has one of two log shippers.
+# Monitoring is a template with one of two log shippers.
 MONITORING = ["node_exporter", "promtail", "otel_collector", "vmagent"]
 ROLES = [
     role

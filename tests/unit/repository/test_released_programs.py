@@ -1,4 +1,4 @@
-"""A released program is in every place that has to know it; see "A new released program" in CONTRIBUTING.md."""
+"""A released program is in every required place; see "A new released program" in CONTRIBUTING.md."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read(name: str) -> dict:
 
 
 def rendered(template, **variables):
-    """Return the value of a template of an inventory or a playbook's variables."""
+    """Return the value of a template in an inventory or in a playbook's variables."""
     return NativeEnvironment().from_string(template).render(variables) if isinstance(template, str) else template
 
 
@@ -31,7 +31,7 @@ RELEASED = sorted(
 )
 DEFAULTS = {role: read(f"roles/{role}/defaults/main.yml") for role in RELEASED}
 ON = {"vmagent_url": "http://here", "vmalert_logs_url": "http://here"}
-# Units of all groups except the engines, whose names the inventory gives.
+# Units of all groups except the engines, which are named in the inventory.
 UNITS = {
     service["name"]
     for group in read("playbooks/vars/services.yml")["services_of_groups"]
@@ -42,7 +42,7 @@ UNITS = {
 
 
 def secrets() -> list[str]:
-    """Return the variables of all roles that hold a secret: those that an argument spec marks with no_log."""
+    """Return the secret variables of all roles: those marked with no_log in an argument spec."""
 
     def marked(option: dict) -> bool:
         return bool(option.get("no_log")) or any(map(marked, (option.get("options") or {}).values()))
@@ -53,7 +53,7 @@ def secrets() -> list[str]:
 
 
 def excluded(alert: str, name: str) -> set[str]:
-    """Return the jobs that the expression of an alert names."""
+    """Return the jobs in the expression of an alert."""
     groups = read(f"data/alerts/{name}.yml")["groups"]
     (rule,) = [one for group in groups for one in group["rules"] if one.get("alert") == alert]
     return set(re.search(r'job[!=]~"([^"]+)"', rule["expr"])[1].split("|"))
@@ -97,7 +97,7 @@ def test_its_metrics_are_scraped(role):
 def test_alerts_name_the_jobs_of_the_monitoring_server():
     watching = {program.job for program in WATCHING}
     assert excluded("WatchServiceDown", "watch") == watching
-    # Other alerts are about engines and the application.
+    # Engines and the application have other alerts.
     assert excluded("ExporterDown", "services") == watching | {*ENGINES.values(), "ai_server"}
 
 

@@ -1,4 +1,4 @@
-"""Each role's page, defaults and argument specs say the same."""
+"""Each role's page, defaults and argument specs agree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir()
 
 
 def disagreements(options: dict, defaults: dict) -> list[str]:
-    """Return one sentence a key on which argument specs and defaults do not agree."""
+    """Return one sentence per key on which argument specs and defaults disagree."""
     found = [f"{name} has a default and no argument spec" for name in defaults.keys() - options.keys()]
     for name, option in options.items():
         if option.get("required"):
@@ -118,6 +118,6 @@ def test_every_download_may_come_from_the_mirror_of_all_roles(role):
     words = ("llm.server.mirrored(", "name: llm.server.released_service")
     downloads = any(word in path.read_text() for path in (ROOT / "roles" / role).rglob("*.yml") for word in words)
     mirror = generate.defaults(role).get(f"{role}_mirror")
-    if role != "released_service":  # which gets it from the role that imports it
+    if role != "released_service":  # it gets the mirror from the role that imports it
         assert downloads == (mirror is not None), f"{role} downloads and has no {role}_mirror, or the other way round"
     assert mirror in (None, "{{ download_mirror | default('') }}")

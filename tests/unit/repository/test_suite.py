@@ -1,4 +1,4 @@
-"""What the long part of the tests begins with, leaves out, and counts."""
+"""What the long part of the tests runs first, leaves out, and counts."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def names(steps):
 @pytest.fixture(autouse=True)
 def logs(tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "LOGS", tmp_path / "logs")
-    monkeypatch.delenv("TEST_TALLY", raising=False)  # that of the run which these tests are a part of
+    monkeypatch.delenv("TEST_TALLY", raising=False)  # set by the run that these tests are a part of
 
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A repository in the place of the project's; its function commits a file at an hour of one day."""
+    """A repository in place of the project's; the returned function commits a file at an hour of one day."""
     monkeypatch.setattr(suite, "ROOT", tmp_path)
 
     def git(*words, **variables):

@@ -1,4 +1,4 @@
-"""What is written into a .env comes out of its reader again, or is refused."""
+"""A .env is read back as it was written, or the value is refused."""
 
 import io
 
@@ -38,7 +38,7 @@ def test_values(value, text):
     ],
 )
 def test_the_reader_gets_what_was_given(value):
-    """Each stands between others: what one leaves open would take in the next."""
+    """Each value is between others: an unclosed quote would include the next one."""
     settings = {"BEFORE": "it's", "NAME": value, "BEHIND": "'\n\""}
     text = plugin.dotenv(settings)
     assert text.count("\n") == 3, "one line a setting"

@@ -504,7 +504,7 @@ def test_a_model_that_no_engine_serves_is_named_by_its_variable():
 
 def test_engines_of_a_group_are_not_started_with_the_application():
     units, engines = ENGINES["ai_server_engine_units"], [engine("chat", group="evaluation"), engine("code")]
-    # The others start in their turn; ai-server does not wait for that.
+    # The others start in their turn; ai-server does not wait for them.
     assert units(engines, "after") == ["chat.service"]
     assert units(engines, "wants") == ["code.service"]
     assert units([], "wants") == units([], "after") == ["vllm.service"]
@@ -538,7 +538,7 @@ def test_a_part_of_the_night_says_what_is_wrong_with_it():
         "number": 2, "parts": 2, "begin": "03:00:00", "patience": 3000, "problem": "",
     }  # fmt: skip
     assert "need 2400 s" in slot(["a", "b"], "a", "02:00", 1300, 1)["problem"]
-    assert slot(["a"], "a", "02:00", 7200, 0)["problem"] == ""  # the rule about the batch says it
+    assert slot(["a"], "a", "02:00", 7200, 0)["problem"] == ""  # the rule about the batch reports it
 
 
 def test_a_directory_in_another_that_is_backed_up_is_found():
@@ -572,7 +572,7 @@ VERSIONS = {
         ("0.23.0", "4.57.1", "3.12.3", [], 0),
         ("0.23.0", "4.57.*", "", ["needs transformers"], 0),
         ("0.23.0", "4.100.0", "3.14.0", ["runs on Python >=3.10,<3.14; this host has 3.14.0"], 0),
-        # A pre-release comes before its release, and belongs to it where a range ends before that release (PEP 440).
+        # A pre-release precedes its release, and belongs to it at the end of a range (PEP 440).
         ("0.23.0", "5.0.0rc1", "3.14.0rc1", ["runs on Python", "needs transformers"], 0),
         ("0.23.0", "4.57.1rc1", "", ["needs transformers >=4.57.1,<5, not 4.57.1rc1"], 0),
         ("0.15.2rc1", "", "", ["is not in data/vllm/versions.yml"], 1),

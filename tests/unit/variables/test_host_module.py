@@ -1,4 +1,4 @@
-"""Modes are set, never inherited: what modules make under a narrow umask is what its user needs."""
+"""File modes are set, never inherited: with a narrow umask, modules still create files that their users can read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can ask for
 
 @pytest.fixture
 def place():
-    """A directory that everyone can enter; pytest's own is closed."""
+    """A directory that everyone can enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory(prefix="umask-", dir="/var/tmp") as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -43,7 +43,7 @@ def narrow():
 
 
 def run(module: str, arguments: dict, umask: int = 0o077) -> dict:
-    """Run a module as Ansible does, below a login with ``umask``; return its result."""
+    """Run a module as Ansible does, in a session with ``umask``; return its result."""
     program = (
         f"import os, sys, runpy; os.umask({umask}); sys.path.insert(0, {str(ROOT)!r})\n"
         "from ansible.module_utils.testing import patch_module_args\n"
@@ -56,7 +56,7 @@ def run(module: str, arguments: dict, umask: int = 0o077) -> dict:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_every_module_begins_with_its_own_umask(path):
-    """One that only documents an action plugin has no beginning."""
+    """A module that only documents an action plugin has no such call."""
     calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     begun = {call.id for call in calls if isinstance(call, ast.Name) and call.id.endswith("Module")}
     assert begun <= {"HostModule", "QuietModule"}

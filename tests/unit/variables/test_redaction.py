@@ -1,4 +1,4 @@
-"""What is taken out of a text, however a secret is written in it, and what stays."""
+"""What is removed from a text, in whichever form a secret is written, and what stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a role's variables: their types, and what kind of value they hold."""
+"""The errors about a role's variables: their types, and their kinds of value."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_what_is_shown_has_no_password():
 
 
 def test_the_roles_use_only_what_is_looked_at():
-    """A key of a spec, a variable or a kind that nobody reads would promise a check that does not happen."""
+    """A spec's key, a variable or a kind that nobody reads would promise a check that does not happen."""
     seen = 0
     for home in sorted(ROLES.iterdir()):
         options = yaml.safe_load((home / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
@@ -259,7 +259,7 @@ def test_the_roles_use_only_what_is_looked_at():
 
 
 def test_the_plan_looks_at_every_variable_that_it_reads():
-    """It looks at what `planned` puts into its question, and the address of the hub."""
+    """It validates what `planned` puts into its question, and the hub's address."""
     text = (ROLES.parent / "playbooks/plan.yml").read_text()
     looked_at = yaml.safe_load(text)[0]["tasks"][0]["llm.server.validate_variables"]["only"]
     for kind, role in engines.ROLES.items():
@@ -269,7 +269,7 @@ def test_the_plan_looks_at_every_variable_that_it_reads():
         ]
         assert set(engines.planned_variables(kind)) <= set(options)
     read = set(re.findall(r"\b(?:vllm|llama_cpp)_\w+(?= [|] default)", text))
-    assert read - {"vllm_huggingface_token"} <= set(re.findall(r"'(\w+)'", looked_at))  # a secret is asked of no one
+    assert read - {"vllm_huggingface_token"} <= set(re.findall(r"'(\w+)'", looked_at))  # a secret is not validated
 
 
 def test_a_renamed_variable_has_a_role_or_a_playbook_under_its_new_name_alone():

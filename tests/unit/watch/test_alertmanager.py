@@ -1,4 +1,4 @@
-"""Alertmanager's configuration has everything but the secrets."""
+"""Alertmanager's configuration contains everything except the secrets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every alert says what to do, has a page, and a test in which it fires and one in which it does not."""
+"""Every alert has a cure, a page, a test in which it fires, and one in which it does not."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ RULES = sorted((ROOT / "data/alerts").glob("*.yml"))
 LOG_RULES = sorted((ROOT / "data/alerts/logs").glob("*.yml"))
 PAGES = sorted((ROOT / "docs/operations/alerts").glob("*.md"))
 CASES = sorted((ROOT / "tests/data/alerts").glob("*.yml"))
-# It fires as long as alerting works, whatever is measured.
+# It fires as long as alerting works, independent of any metric.
 ALWAYS = {"DeadMansSwitch"}
-# Of what is absent there is nothing to be given.
+# It is about missing limits, which `metrics` leaves out.
 ABSENT = {"LimitsMissing"}
 METRIC = re.compile(
     r"\b(?:(?:llm|node|DCGM|otelcol|promtail|vmalert|vmagent|vm|vl|prometheus|alertmanager|http)_\w+"
@@ -29,7 +29,7 @@ def alerts(files):
 
 
 def cases():
-    """Return ``(alert, fires, labels, series)`` of all rule tests: the expected labels, the names of what is given."""
+    """Return ``(alert, fires, labels, series)`` of all rule tests: expected labels, names of the input series."""
     found = []
     for path in CASES:
         for group in yaml.safe_load(path.read_text())["tests"]:
@@ -41,7 +41,7 @@ def cases():
 
 
 def metrics(expression):
-    """Return the names of the metrics that an expression asks for, but for labels, strings and the limits."""
+    """Return the metrics in an expression, without labels, strings and limits."""
     bare = re.sub(r'"[^"]*"', " ", expression)
     return {name for name in METRIC.findall(bare) if not name.startswith("llm_limit_")}
 
@@ -93,7 +93,7 @@ def test_where_it_does_not_fire_it_has_something_to_look_at(rule):
     asked = metrics(rule["expr"])
     assert asked
     given = [series for name, fires, _, series in TESTED if name == rule["alert"] and not fires]
-    # Of names that are the same thing by version or program one is enough.
+    # If a metric has several names by version or program, one of them is enough.
     assert any(len(asked & series) >= len(asked) / 2 for series in given), asked
 
 
@@ -118,7 +118,7 @@ def test_what_this_project_measures_is_measured():
         assert any(f'"{told}"' in source or f"{name} " in source or f'"{name}"' in source or f"{name}{{" in source
                    for source in (watchdog, backup, plan, resting)), name  # fmt: skip
     fields = set(re.findall(r"\bDCGM_\w+", text))
-    # What DCGM 3 calls throttle reasons, later ones call event reasons.
+    # DCGM 3 calls them throttle reasons, later versions event reasons.
     assert all(f"field: {field}," in counters for field in fields - {"DCGM_FI_DEV_CLOCKS_EVENT_REASONS"})
     assert len(fields) > 10
 

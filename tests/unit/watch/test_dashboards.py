@@ -1,4 +1,4 @@
-"""Dashboards: what is committed is what the source says, for both UIs, and the check finds what is wrong."""
+"""Dashboards: the committed files match the source, for both UIs, and the check finds errors."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def by_file(paths):
 
 
 def asked(prefix):
-    """Return the names that begin with ``prefix`` in any expression."""
+    """Return the metrics in all expressions that begin with ``prefix``."""
     text = "\n".join(query for dashboard in ALL for panel in dashboard.panels() for query, _ in panel.queries)
     return set(re.findall(rf"\b{prefix}\w*", text))
 
@@ -118,7 +118,7 @@ def test_metrics_of_ai_server_are_those_of_its_source():
 
 def test_metrics_of_gpus_are_those_that_the_exporter_is_told():
     counters = yaml.safe_load((ROOT / "roles/dcgm_exporter/defaults/main.yml").read_text())["dcgm_exporter_counters"]
-    # The same field by the name that it has since DCGM 4.
+    # The same field by its name since DCGM 4.
     renamed = {"DCGM_FI_DEV_CLOCKS_EVENT_REASONS"}
     assert asked("DCGM_") <= {counter["field"] for counter in counters} | renamed
 

@@ -1,4 +1,4 @@
-"""What looks at a host from outside the roles takes from the list of its engines."""
+"""What programs outside the roles read from a host's list of engines."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def test_a_machine_is_idle_only_when_every_engine_is():
     assert systemd.engines_unasked(targets, sources[:1]) == ["feedback", "code"]
     wrong = {**sources[0], "url": "http://127.0.0.1:8009/metrics"}
     assert systemd.sources_astray([wrong, *sources], targets) == ["http://127.0.0.1:8009/metrics"]
-    # The application's series are not an engine's, and on a host without engines nothing is known of theirs.
+    # The application's series do not belong to an engine; without engines on the host, nothing is known about theirs.
     assert systemd.sources_astray([{**wrong, "counters": ["http_requests_total"], "gauges": []}], targets) == []
     assert systemd.sources_astray([wrong], []) == []
 
@@ -88,7 +88,7 @@ def test_a_load_check_asks_each_engine_of_vllm_for_its_own_models():
     assert [(one["name"], one["url"], one["key"], one["models"]) for one in through] == [
         ("feedback", "http://127.0.0.1:8000", "caller", ["j"])
     ]
-    # A single engine may have names that its list does not tell.
+    # A single engine may have names that are not in its list.
     assert engines.engine_load_targets(RESOLVED[:1], "", "", ["alias"])[0]["models"] == ["alias"]
 
 
@@ -107,5 +107,5 @@ def test_every_variable_that_is_filled_from_the_list_is_a_role_s_and_gives_way_t
     options = {name for spec in specs for name in spec["argument_specs"]["main"]["options"]}
     own = {name: text for name, text in filled.items() if not name.startswith("__") and name != "engines_watched"}
     assert own.keys() <= options
-    # The agent's targets are no variable of an inventory.
+    # The agent's targets cannot be set in an inventory.
     assert {name for name, text in own.items() if f"__inventory.{name}" not in text} == {"vmagent_engines"}

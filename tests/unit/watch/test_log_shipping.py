@@ -1,4 +1,4 @@
-"""A line is followed to Loki, job by job: over the stand-in of Loki, with a shipper that is a few files."""
+"""A log line is followed to Loki, job by job: with the stand-in of Loki, and a shipper that is a few files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LABELS = {"host": "h", "job": "app"}
 
 
 class Shipping:
-    """Promtail as this host sees it: what it read, what it sent, what it lost."""
+    """Promtail as seen on this host: what it read, sent and lost."""
 
     def __init__(self, folder, server):
         self.positions, self.server, self.folder = folder / "positions.yaml", server, folder
@@ -83,7 +83,7 @@ def push(url, line, labels=None, **headers):
 
 @pytest.fixture
 def unit_ships(monkeypatch, shipping):
-    """Have what is written for a unit read, and pushed to an address where one is given."""
+    """Make lines of a unit read by the shipper, and pushed to an address if one is given."""
 
     def ship(url=None, read=True, lost=0, runs=True):
         def write_as(unit, text):
@@ -192,7 +192,7 @@ def test_positions(tmp_path, key):
 
 
 class Collecting:
-    """A collector as this host sees it, and VictoriaLogs behind the same address."""
+    """A collector as seen on this host, and VictoriaLogs at the same address."""
 
     def __init__(self, server):
         self.server, self.metrics = server, f"{server.url}/metrics"
@@ -231,7 +231,7 @@ def collecting(server):
 
 @pytest.fixture
 def unit_writes(monkeypatch, collecting):
-    """Have a line that is written for a unit change what the collector counts."""
+    """Make a line of a unit change the collector's counters."""
 
     def write(runs=True, **counts):
         def write_as(unit, text):

@@ -1,4 +1,4 @@
-"""Rules, dashboards and programs ask only for metrics that the engines of this project have."""
+"""Rules, dashboards and programs only query metrics that this project's engines have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from packaging.version import Version
 from plugins.module_utils.watch import metric_names
 
 ROOT = Path(__file__).resolve().parents[3]
-# Whatever names a series of the engine: rules, panels, the watchdog's evidence, the roles, the load check.
+# All files with names of an engine's series: rules, panels, the watchdog's evidence, the roles, the load check.
 ASKING = sorted(
     path
     for pattern in ("data/alerts/**/*.yml", "dashboards/**/*.py", "dashboards/**/*.json", "roles/**/*.yml",
@@ -58,7 +58,7 @@ def test_every_supported_engine_lies_within_the_versions_that_were_read():
 @pytest.mark.parametrize("path", ASKING, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_is_asked_for_exists_in_every_supported_version(path):
     text = path.read_text(encoding="utf-8")
-    # A JSON file may escape what is no plain text; read, it is text again.
+    # A JSON file may escape non-ASCII characters; this decodes them.
     text = json.dumps(json.loads(text), ensure_ascii=False) if path.suffix == ".json" else text
     assert metric_names.problems(text) + metric_names.llama_cpp_problems(text) == []
 

@@ -1,4 +1,4 @@
-"""A page of metrics is read as Prometheus reads it."""
+"""A page of metrics is parsed as Prometheus does it."""
 
 from __future__ import annotations
 

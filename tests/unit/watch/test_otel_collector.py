@@ -1,4 +1,4 @@
-"""The collector's configuration, written from promtail's jobs; what the real program makes of it is in the scenario."""
+"""The collector's configuration, from promtail's jobs; the scenario tests it with the real program."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class TestTheConfiguration:
         written = collector.configuration(settings(traces_endpoint="http://t:4318", authorized=True))
         assert written["receivers"]["otlp"] == {"protocols": {"http": {"endpoint": "127.0.0.1:4318"}}}
         assert written["service"]["pipelines"]["traces"]["exporters"] == ["otlp_http/traces"]
-        # The key is for the receiver of logs.
+        # The key is only for the receiver of logs.
         assert "Authorization" not in written["exporters"]["otlp_http/traces"]["headers"]
         alone = collector.configuration(settings(journal_jobs=[], file_jobs=[], traces_endpoint="http://t:4318"))
         assert list(alone["service"]["pipelines"]) == ["traces"]
@@ -103,7 +103,7 @@ def test_what_every_line_of_a_job_carries(job, expected):
 
 
 class TestTracebacks:
-    """The operators' expressions are RE2, of which Python reads all that is used here."""
+    """The operators' expressions are RE2; Python's syntax covers all that is used here."""
 
     @pytest.mark.parametrize(
         "line, held, continues",

@@ -1,4 +1,4 @@
-"""Rule files of the repository and the inventory's own become one."""
+"""Rule files of the repository are merged with the inventory's own."""
 
 from __future__ import annotations
 

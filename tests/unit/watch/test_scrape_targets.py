@@ -1,4 +1,4 @@
-"""Which programs of a host are scraped, by its groups and variables alone."""
+"""Which programs of a host are scraped, determined only by its groups and variables."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_watching_side_is_a_part_of_its_own():
     assert not {program.job for program in PROGRAMS} & {program.job for program in WATCHING}
     found = scraped(["watch"], {"victoria_metrics_listen_address": "eth0"}, "watching")
     assert found["victoria_metrics"] == ("10.0.0.4:8428", "victoria_metrics")
-    # With TLS to the outside it goes on answering the machine by loopback.
+    # With TLS on the outside, it still answers on loopback.
     tls = {"victoria_metrics_listen_address": "eth0", "victoria_metrics_tls_certificate_path": "/srv/x.pem"}
     assert scraped(["watch"], tls, "watching")["victoria_metrics"][0] == "127.0.0.1:8428"
 
@@ -81,7 +81,7 @@ def test_the_variables_are_those_of_the_role(program):
     options = yaml.safe_load(specs.read_text())["argument_specs"]["main"]["options"]
     named = {program.port, program.address, program.needs, f"{program.role}_state"} - {""}
     assert named <= options.keys()
-    # Read without Ansible, so it must be a value as it stands.
+    # It is read without Ansible, so it must not be a template.
     assert "{{" not in f"{options[program.port]['default']} {options[program.address]['default']}"
 
 
@@ -178,7 +178,7 @@ def test_engines_of_a_list_take_the_place_of_the_one_without():
 
 
 def test_engines_of_one_kind_are_one_job_to_who_asks():
-    """A name of a job may be there once; the label is what rules and dashboards ask for."""
+    """A job name may only occur once; rules and dashboards query the label."""
     jobs = configuration(scrape_targets.with_engines([], ENGINES, FACTS), "gpu-1", "15s", [])["scrape_configs"]
     assert [job["job_name"] for job in jobs] == ["vllm", "vllm-feedback", "llamacpp", "llamacpp-chat"]
     assert [job.get("relabel_configs", [{}])[0].get("replacement") for job in jobs] == [None, "vllm", None, "llamacpp"]

@@ -1,4 +1,4 @@
-"""The command of vmalert says which store is asked and where its state is kept."""
+"""vmalert's command line has the store to query and the store for its state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written for a Prometheus and an Alertmanager of somebody else."""
+"""The files written for the user's own Prometheus and Alertmanager."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks for nvcc where FlashInfer does; the stand-in compiles nothing with it."""
+"""Looks for nvcc as FlashInfer does; the stand-in compiles nothing with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Sampler:
     """The module that would be compiled."""
 
     def build_and_load(self) -> None:
-        """RuntimeError in FlashInfer's words where there is no CUDA toolkit."""
+        """Raise RuntimeError with FlashInfer's message if there is no CUDA toolkit."""
         told = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
         if not (told or shutil.which("nvcc") or Path(DEFAULT).exists()):
             raise RuntimeError(f"Could not find nvcc and default cuda_home='{DEFAULT}' doesn't exist")

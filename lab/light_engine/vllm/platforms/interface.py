@@ -1,4 +1,4 @@
-"""What the engine takes itself to run on."""
+"""The platform that the engine detects."""
 
 
 class UnspecifiedPlatform:

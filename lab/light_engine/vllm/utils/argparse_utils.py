@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class FlexibleArgumentParser(argparse.ArgumentParser):
-    """Puts what the file of `--config` says before the other arguments of the subcommand."""
+    """Inserts the arguments of the `--config` file before the other arguments of the subcommand."""
 
     def parse_args(self, args=None, namespace=None):
         words = list(sys.argv[1:] if args is None else args)
@@ -21,7 +21,7 @@ class FlexibleArgumentParser(argparse.ArgumentParser):
 
 
 def arguments(path: Path) -> list[str]:
-    """Return the words of a command line that a configuration file stands for; the model comes first."""
+    """Return the command line arguments of a configuration file; the model comes first."""
     given = read_flat_yaml(path.read_text())
     words = [str(given.pop("model"))] if "model" in given else []
     for name, value in given.items():
@@ -33,7 +33,7 @@ def arguments(path: Path) -> list[str]:
 
 
 def read_flat_yaml(text: str) -> dict:
-    """Read the YAML that the role writes: scalars and lists of scalars, each maybe broken over several lines."""
+    """Read the YAML that the role writes: scalars and lists of scalars, each possibly on several lines."""
     lines: list[str] = []
     for line in text.splitlines():
         if re.match(r"[\w-]+:( |$)|\s*- ", line):
@@ -52,7 +52,7 @@ def read_flat_yaml(text: str) -> dict:
 
 
 def scalar(text: str) -> object:
-    """Return the value of one scalar of YAML."""
+    """Return the value of a YAML scalar."""
     text = text.strip()
     if text.startswith("'"):
         return text[1:-1].replace("''", "'")

@@ -1,4 +1,4 @@
-"""Compiles, links and loads a helper as Triton does: with its compiler, its headers, its library and its cache."""
+"""Compiles, links and loads a helper as Triton does: with the same compiler, headers, library and cache."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PyMODINIT_FUNC PyInit_cuda_utils(void) { return PyModule_Create(&module); }
 
 
 def libcuda_folder() -> str:
-    """Return the folder of libcuda.so.1 as the loader's cache has it; AssertionError where it has none."""
+    """Return the folder of libcuda.so.1 from the loader's cache; raise AssertionError if it is not there."""
     cache = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
     found = [line.split()[-1] for line in cache.splitlines() if "libcuda.so.1" in line]
     assert found, "libcuda.so cannot found!\n"
@@ -30,7 +30,7 @@ def libcuda_folder() -> str:
 
 
 def compiler() -> str:
-    """Return the C compiler; RuntimeError where there is none."""
+    """Return the C compiler; raise RuntimeError if there is none."""
     found = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     if not found:
         raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
@@ -38,7 +38,7 @@ def compiler() -> str:
 
 
 class CudaUtils:
-    """The helper, compiled where the cache has it not."""
+    """The helper, compiled if it is not in the cache."""
 
     def __init__(self) -> None:
         cache = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")

@@ -7,7 +7,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 
 def main():
-    """Read the command line and do what it says."""
+    """Parse the command line and run the command."""
     parser = FlexibleArgumentParser(prog="vllm")
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(required=True, dest="subparser")

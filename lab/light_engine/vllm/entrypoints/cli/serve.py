@@ -42,13 +42,13 @@ class ServeSubcommand:
         return parser
 
     def validate(self, args):
-        """Refuse arguments that the parser takes one by one and that make no sense together."""
+        """Refuse combinations of arguments that the parser accepts one by one."""
         if args.lora_modules and not args.enable_lora:
             raise ValueError("LoRA is not enabled. Use --enable-lora to enable LoRA.")
 
     @staticmethod
     def cmd(args):
-        """Serve until the end."""
+        """Serve until the server exits."""
         from vllm import server
 
         server.run(args)
