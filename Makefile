@@ -61,7 +61,7 @@ bump: venv ## Add a release to a program's checksum table (PROGRAM=promtail VERS
 	@test -n "$(PROGRAM)" -a -n "$(VERSION)" || { echo "Name both: make bump PROGRAM=promtail VERSION=3.5.5" >&2; exit 2; }
 	@$(PYTHON) -m lab.bump "$(PROGRAM)" "$(VERSION)" $(if $(MIRROR),--mirror "$(MIRROR)")
 
-drill: venv ## Do to servers whatever could break one (SEED=7 repeats the random choices, BED=fleet is one part)
+drill: venv ## Break servers in every known way and print the results (SEED=7 repeats the random choices, BED=fleet is one part)
 	@$(PYTHON) -m lab drill $(if $(SEED),--seed $(SEED)) $(if $(BED),--bed $(BED))
 
 drill-quick: venv ## The part of the drill that fits into eight minutes

@@ -114,7 +114,7 @@ def render(role: str, text: str) -> str:
 def main(arguments: list[str]) -> int:
     """Write or check the pages; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only say which pages are old")
+    parser.add_argument("--check", action="store_true", help="only list the pages that are out of date")
     options = parser.parse_args(arguments)
     old = []
     for role in roles():
@@ -127,7 +127,7 @@ def main(arguments: list[str]) -> int:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(wanted)
     for name in old:
-        print(f"{name}: {'is old, run docs/generate.py' if options.check else 'written'}")
+        print(f"{name}: {'is out of date; run docs/generate.py' if options.check else 'written'}")
     return int(options.check and bool(old))
 
 

@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("name")
     up.add_argument("--platform", default="debian12", help=f"{', '.join(image.PLATFORMS)} (default debian12)")
     up.add_argument("--shm", default="1g", help="size of /dev/shm; vLLM needs at least 160 MiB free (default 1g)")
-    up.add_argument("--virtual", action="store_true", help="a virtual machine with a kernel of its own, slower")
+    up.add_argument("--virtual", action="store_true", help="a virtual machine with its own kernel, slower")
     up.add_argument("--publish", action="append", default=[], metavar="ADDRESS:HOST_PORT:PORT")
 
     down = commands.add_parser("down", help="remove a machine and its disk")
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     relay = commands.add_parser("bench-relay", help="time ai-server beside nginx, on this host (a minute)")
     relay.add_argument("--repeats", type=int, default=3)
     relay.add_argument("--application", type=Path, default=host.ROOT / "ai_server", help="default: this one's")
-    relay.add_argument("--nginx", help="the program, where it is not on the PATH")
+    relay.add_argument("--nginx", help="path of nginx if it is not in PATH")
     relay.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
 
     whole = commands.add_parser("bench-site", help="time a run of site.yml without changes beside one of pyinfra")
@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--hosts", type=int, default=10)
     whole.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
 
-    drilled = commands.add_parser("drill", help="do to a server whatever could break it, and say what came of it")
+    drilled = commands.add_parser("drill", help="break servers in every known way and print the results")
     drilled.add_argument("--quick", action="store_true", help="what fits into eight minutes")
     drilled.add_argument("--seed", type=int, help="repeat the random choices of an earlier drill")
     drilled.add_argument(
@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     )
     drilled.add_argument("--only", nargs="*", default=[], metavar="LINE", help="these lines, by the names in lab/drill")
 
-    seen = commands.add_parser("pictures", help="look at the dashboards with a headless browser; say what is wrong")
+    seen = commands.add_parser("pictures", help="look at the dashboards with a headless browser; list the problems")
     seen.add_argument("url", nargs="?", help="of a VictoriaMetrics; without it, one with figures of a stand-in")
     seen.add_argument("--minutes", type=int, default=10, help="how far back to look (default 10)")
     seen.add_argument("--has", action="append", default=[], help="something that panels need, and that is there")
@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
 
     commands.add_parser("nvidia", help="make the stand-ins of NVIDIA's repositories in the mirror, and describe them")
 
-    llama = commands.add_parser("llama-cpp", help="have the source of llama.cpp on the mirror, and describe it")
+    llama = commands.add_parser("llama-cpp", help="create the llama.cpp source archive in the mirror, and describe it")
     llama.add_argument("--program", action="store_true", help="also a release archive, built here (12 minutes of CPU)")
 
     tiny = commands.add_parser("model", help="make the tiny model and its adapters in a folder")
@@ -165,7 +165,7 @@ def act(options: argparse.Namespace) -> Any:
             return 0
         case "pictures":
             problems = pictures.look_around(options)
-            print("\n".join(problems) or "Every panel shows what it should.")
+            print("\n".join(problems) or "All panels show data.")
             return int(bool(problems))
         case "bench-relay":
             print(bench_relay.run(options.repeats, options.application, options.nginx, options.write))

@@ -90,7 +90,7 @@ class Host:
         self.sh(
             f"systemd-run --quiet --unit drill-watch python3 {HOME}/watch.py {HOME}/question.json {HOME}/state.json"
         )
-        self.until(lambda: self.watched()["asked"] > 0, 30, "the watch asks nothing")
+        self.until(lambda: self.watched()["asked"] > 0, 30, "the watch sends no request")
 
     def watched(self) -> dict[str, Any]:
         """Return the number of requests, the number that failed, and the total seconds without an answer."""

@@ -56,7 +56,7 @@ FLOOR = "one module call"
 BARE = "one bare SSH command"
 # What users would otherwise choose, measured once on a machine like this one; see the page.
 PEERS = """
-What users would pick instead, measured once on a machine like this one with the same versions of both programs and
+What users would otherwise choose, measured once on a machine like this one with the same versions of both programs and
 pipelining on, medians of 4 (collections prometheus.prometheus 0.30.2, grafana.grafana 6.0.6; one module call: 1.3 s):
 
 | case | fresh | no-op | no-op / floor | requests of a no-op |

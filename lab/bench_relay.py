@@ -129,7 +129,7 @@ class Client(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.over and not self.over.done():
-            self.over.set_exception(Problem("the connection was closed before the answer was whole"))
+            self.over.set_exception(Problem("the connection was closed before the response was complete"))
 
     async def ask(self, text: str, stream: bool = False) -> None:
         body = json.dumps({"model": "base", "stream": stream, "messages": [{"role": "user", "content": text}]}).encode()
@@ -239,7 +239,7 @@ def running(command: list[str], port: int, **how) -> Iterator[subprocess.Popen]:
                     break
                 if process.poll() is not None or time.monotonic() > end:
                     told.seek(0)
-                    words = told.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+                    words = told.read().decode(errors="replace").strip().splitlines() or ["no output"]
                     raise Problem(f"{Path(command[0]).name} does not listen: {words[-1]}")
                 time.sleep(0.05)
             yield process
@@ -304,7 +304,7 @@ def measure(port: int, seconds: float) -> dict[str, float]:
     argv = [sys.executable, "-m", "lab.bench_relay", "load", str(port), str(seconds)]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise Problem(f"the load failed: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
+        raise Problem(f"the load failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
     return json.loads(done.stdout)
 
 

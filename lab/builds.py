@@ -152,7 +152,7 @@ PROGRAMS = {
         member="victoria-logs-prod",
         packages=(("victoria-logs-prod", "./app/victoria-logs"),),
         module="github.com/VictoriaMetrics/VictoriaLogs",
-        instead="The module proxy has this version alone, and no record of its released sums was found.",
+        instead="The module proxy has only this version, and no record of its released sums was found.",
         versions={"1.52.1": "h1:B83xu4usTNPrpsFZFH/Dei3nWIsQizIeSRghFxj4ZJo="},
         version_variable=VICTORIA_METRICS["version_variable"],
         versioned=VICTORIA_METRICS["versioned"],
@@ -331,7 +331,7 @@ def download(build: Build) -> bool:
         try:
             shutil.copyfileobj(answer, handle)
         except OSError as error:
-            raise Problem(f"The download of {build.url} broke off ({error}); try again.") from error
+            raise Problem(f"The download of {build.url} was interrupted ({error}); try again.") from error
     if sha256(unfinished) != expected:
         raise Problem(f"{build.url} has the sum {sha256(unfinished)}, expected {expected}: do not use it.")
     build.keep(unfinished, RELEASED)

@@ -79,7 +79,9 @@ def published_sum(text: str, name: str, url: str) -> str:
         raise Problem(f"{url} has several checksums for {name}; do not use it before you know why.")
     (value,) = found
     if not SHA256.fullmatch(value):
-        raise Problem(f"{url} has {value[:80]!r} for {name}, which is no SHA-256; do not use it before you know why.")
+        raise Problem(
+            f"{url} has {value[:80]!r} for {name}, which is not a SHA-256; do not use it before you know why."
+        )
     return value
 
 
@@ -147,7 +149,7 @@ def next_steps(program: str, version: str) -> list[str]:
         if (made.role or name) != program or made.instead:
             continue
         if made.put_together:
-            steps.append("Put the laboratory's collector together from it: lab/collector/README.md.")
+            steps.append("Rebuild the laboratory's collector with it: lab/collector/README.md.")
         elif made.module:
             command = f"go mod download -json {made.module}@v{version}"
             steps.append(f"Add its module's digest to the versions in lab/builds.py: the Sum of `{command}`.")

@@ -109,9 +109,7 @@ def fetch(folder: Path, release: Release = UBUNTU) -> Path:
     (archive,) = folder.glob("cpython-*.jar")
     if builds.sha256(archive) != release.checksum:
         archive.unlink()
-        raise Problem(
-            f"{release.artefact} is not what it was: its checksum differs from the one in {Path(__file__).name}."
-        )
+        raise Problem(f"{release.artefact} has changed: its checksum differs from the one in {Path(__file__).name}.")
     return archive
 
 

@@ -37,7 +37,7 @@ def up(arguments: list[str]) -> int:
     if ENGINES not in PLATFORMS:
         raise host.Problem(f"ENGINES is {ENGINES}; it must be {' or '.join(PLATFORMS)}.")
     if FACTS.exists() and json.loads(FACTS.read_text()).get("engines", "one") != ENGINES:
-        raise host.Problem("The demo runs with other engines on another platform; take it away with make demo-down.")
+        raise host.Problem("The demo runs with other engines on another platform; remove it with make demo-down.")
     offered = services.up()
     booted = machine.up(
         NAME,
@@ -50,7 +50,7 @@ def up(arguments: list[str]) -> int:
     playbook = Path(sys.executable).with_name("ansible-playbook")
     done = subprocess.run([str(playbook), "-i", "inventories/local", "site.yml", *arguments], cwd=host.ROOT)
     if done.returncode:
-        host.say("The run did not end well: the lines above say why. `make demo` goes on where it stopped.")
+        host.say("The run failed: the lines above say why. `make demo` continues where it stopped.")
         return done.returncode
     show(offered, time.monotonic() - begin)
     return 0
@@ -86,7 +86,10 @@ def show(offered: dict, seconds: float) -> None:
     """Print an answer of each model through ai-server, the addresses, and what to try next."""
     key = json.loads(FACTS.read_text())["secrets"]["ai_server_api_key"]
     base = f"http://127.0.0.1:{PORT}"
-    print(f"\nServing after {seconds:.0f} s. Through ai-server, to {PROMPT!r} (a tiny random model: expect no sense):")
+    print(
+        f"\nServing after {seconds:.0f} s. Through ai-server, to {PROMPT!r} "
+        "(a tiny random model: its answers are meaningless):"
+    )
     for name in MODELS[ENGINES]:
         print(f"  {name:<16}{answer(base, key, name)!r}")
     metrics, logs, alerts = (f"http://127.0.0.1:{port}" for port in PAGES.values())

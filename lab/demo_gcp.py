@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> int:
             machine.down(MACHINE)
             shutil.rmtree(BESIDE, ignore_errors=True)
     if done:
-        print(f"\nFrom nothing to nothing in {time.monotonic() - begin:.0f} s.")
+        print(f"\nComplete life cycle in {time.monotonic() - begin:.0f} s.")
     return 0 if done else 1
 
 
@@ -131,13 +131,13 @@ def repeat(server: Server, arguments: list[str]) -> bool:
 
 
 def stop(server: Server, arguments: list[str]) -> bool:
-    say("Stop: only the disk goes on costing")
+    say("Stop: only the disk still costs money")
     code, _ = ansible(server, "playbooks/gcp_stop.yml")
     return code == 0 and server.cloud.instance(NAME)["status"] == "TERMINATED"
 
 
 def start(server: Server, arguments: list[str]) -> bool:
-    say("Start: the address is told, and the machine serves again without any help")
+    say("Start: the address is printed, and the machine serves again by itself")
     code, _ = ansible(server, "playbooks/gcp_start.yml")
     return code == 0 and serves(server)
 

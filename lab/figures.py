@@ -144,4 +144,4 @@ def await_figures(url: str, folder: Path) -> None:
         time.sleep(1)
     for log in folder.glob("*.log"):
         shutil.copy(log, host.STATE)
-    raise Problem(f"The store has no figures after {START} s; its log and the agent's are in {host.STATE}.")
+    raise Problem(f"The store has no metrics after {START} s; its log and the agent's are in {host.STATE}.")

@@ -134,7 +134,7 @@ def ensure_room(folder: Path, gib: float, purpose: str) -> None:
     free = shutil.disk_usage(folder).free / GIB
     if free < gib:
         raise Problem(
-            f"No room for {purpose}: {folder} has {free:.1f} GiB free and {gib:g} GiB are needed; "
+            f"Not enough disk space for {purpose}: {folder} has {free:.1f} GiB free and {gib:g} GiB are needed; "
             f"free {gib - free:.1f} GiB there, or set LAB_CACHE to a larger disk."
         )
 

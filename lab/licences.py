@@ -60,11 +60,11 @@ def check(go: str, program: Path, cache: Path) -> dict[str, str]:
         folder = folder_of(cache, module, version)
         found[module] = TOLD_ELSEWHERE.get(module) or (of_folder(folder) if folder.is_dir() else "")
     if not found:
-        raise Problem(f"{program.name} does not say what it was linked from, so its licences cannot be read.")
+        raise Problem(f"{program.name} does not list its linked modules, so its licences cannot be read.")
     wrong = {name: licence for name, licence in found.items() if not permissive(licence)}
     if wrong:
         told = ", ".join(f"{name} ({licence or 'no licence that is known'})" for name, licence in sorted(wrong.items()))
-        raise Problem(f"{program.name} was linked from what must not be used: {told}.")
+        raise Problem(f"{program.name} contains modules that must not be used: {told}.")
     return found
 
 

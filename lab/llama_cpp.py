@@ -113,7 +113,7 @@ def fetch(target: Path) -> None:
                 made.addfile(member, packed.extractfile(member) if member.isfile() else None)
         with tarfile.open(unfinished) as plain:
             if not any(name.endswith("/CMakeLists.txt") for name in plain.getnames()):
-                raise Problem(f"{DISTRIBUTION} has no llama.cpp inside any more.")
+                raise Problem(f"{DISTRIBUTION} no longer contains llama.cpp.")
         host.run(["gzip", "--no-name", str(unfinished)])
         keep(Path(f"{unfinished}.gz"), target)
 

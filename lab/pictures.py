@@ -106,7 +106,7 @@ def look(page: Browser, dashboard: Dashboard) -> tuple[Seen, ...]:
         raise Problem(f"The panels of `{dashboard.title}` are not drawn after {PATIENCE} s.")
     found: list[dict[str, Any]] = page.ask(FOUND)
     if sorted(panel["title"] for panel in found) != sorted(panels):
-        raise Problem(f"`{dashboard.title}` shows other panels than its source has: run `make dashboards`.")
+        raise Problem(f"`{dashboard.title}` does not show the panels of its source: run `make dashboards`.")
     seen = [
         Seen(
             dashboard.title,
@@ -150,6 +150,6 @@ def look_around(options: argparse.Namespace) -> list[str]:
     if options.url:
         return run(options.url, options.minutes, options.write, set(options.has), options.has_all)
     with figures.live() as url:
-        host.say(f"Figures gather for {options.minutes} minutes at {url}/vmui …")
+        host.say(f"Collecting metrics for {options.minutes} minutes at {url}/vmui …")
         time.sleep(options.minutes * 60)
         return run(url, options.minutes, options.write, figures.has())

@@ -69,7 +69,7 @@ def pixels_of(png: bytes) -> numpy.ndarray:
         if kind == b"IHDR":
             width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", text)
             if depth != 8 or colour not in (2, 6) or interlaced:
-                raise Problem("The browser's picture is of a kind that is not known here.")
+                raise Problem("The browser's picture has an unsupported PNG format.")
             channels = 3 if colour == 2 else 4
         elif kind == b"IDAT":
             data += text

@@ -71,7 +71,7 @@ def main(paths: list[Path]) -> int:
     print(f"false_alarms {len(alarms)}/{len(healthy)}")
     for case, said, result in results:
         if result != "right":
-            print(f"  {result:<5} {case['id']}: {case['cause']}, said {said}")
+            print(f"  {result:<5} {case['id']}: {case['cause']}, diagnosed {said}")
     return 0
 
 

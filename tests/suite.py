@@ -111,7 +111,7 @@ class Step:
     def obstacle(self) -> str:
         """Return why the step is left out; empty if it can run."""
         if self.optional and time.time() > DEADLINE - EARLIER.get(self.name, 0):
-            return "the time was up"
+            return "the deadline has passed"
         free = shutil.disk_usage(Path.home()).free >> 30
         if free < self.room_gib:
             return f"it needs {self.room_gib} GiB of disk, {free} GiB are free"

@@ -172,7 +172,7 @@ def drill(bed: Bed, lines: list[Line], converged: bool, stage: Stage) -> list[Ro
             try:
                 row = line(bed, stage)
             except Problem as problem:
-                row = Row(line.__doc__ or line.__name__, "to be seen to its end", str(problem), False)
+                row = Row(line.__doc__ or line.__name__, "the line to finish", str(problem), False)
             rows.append(row)
             verdict = "ok" if row.good else "FAILED"
             host.say(f"  {verdict:<7}{time.monotonic() - begin:4.0f} s  {row.done}: {row.seen}")
@@ -218,10 +218,10 @@ def page(known: dict[str, dict[str, Any]], beds: list[str]) -> str:
     about = textwrap.fill(
         "Written by `make drill`, which does all this to machines of the laboratory: a server with the real engine on "
         "the processor; one with the engine's light stand-in, for runs that are interrupted again and again; a fleet "
-        "of five; a lost machine and its replacement; a served machine and one that watches it; and a virtual "
-        "machine with a kernel of its own. "
-        "Meanwhile the server is asked for one token four times a second; *not answering* is for how "
-        "long it gave none. `make drill-quick` is what fits into eight "
+        "of five; a lost machine and its replacement; a server and its monitoring server; and a virtual machine with "
+        "its own kernel. "
+        "Meanwhile the server gets four requests for one token per second; *not answering* is how long it answered "
+        "none. `make drill-quick` is what fits into eight "
         f"minutes. `SEED={seeds[0]}` repeats the random choices of this page.",
         118,
     )

@@ -118,7 +118,7 @@ def gives_way(bed: Bed, done: str, change: dict[str, Any], says: str) -> Row:
     kept = after["failed"] is not None
     back = after["written"] == before["written"] == after["running"]
     good = outcome.code != 0 and says in outcome.message and "serves again" in outcome.message and back and kept
-    expected = "the release before serves again, the cause is named, the failed one is kept"
+    expected = "the previous release serves again, the cause is named, the failed one is kept"
     answers = bed.one.watched()["now"]
     return Row(done, expected, sentence(outcome), good and answers, silence.seconds())
 
@@ -298,7 +298,7 @@ def killed(unit: str, child: bool = False) -> Callable[[Bed, Stage], Row]:
         pid = bed.one.sh(f"ps --ppid {before} -o pid= --sort=-rss | head -1").strip() if child else str(before)
         begin = time.monotonic()
         bed.one.sh(f"kill -KILL {pid}")
-        bed.one.until(lambda: bed.one.services()[unit]["pid"] not in (0, before), within, f"{unit} stays away")
+        bed.one.until(lambda: bed.one.services()[unit]["pid"] not in (0, before), within, f"{unit} does not restart")
         if ask:
             fetch = f"python3 -c \"import urllib.request as u; u.urlopen('{ask}', timeout=5)\" && echo up"
             bed.one.until(lambda: "up" in bed.one.sh(fetch, check=False), within, f"{unit} does not answer")
@@ -323,10 +323,10 @@ def hung(child: bool = False) -> Callable[[Bed, Stage], Row]:
         before, silence = bed.one.services()["vllm"]["pid"], Silence(bed.one)
         stop(bed.one, before, child)
         took = bed.one.until(
-            lambda: bed.one.services()["vllm"]["pid"] not in (0, before), HUNG + HEALED_WITHIN, "the engine hangs on"
+            lambda: bed.one.services()["vllm"]["pid"] not in (0, before), HUNG + HEALED_WITHIN, "the engine still hangs"
         )
         back = bed.one.until(lambda: bed.one.watched()["now"], ENGINE_BACK_WITHIN, "the engine does not answer")
-        who = "the engine's child, whose /health is well," if child else "the engine"
+        who = "the engine's child, whose /health answers," if child else "the engine"
         seen = f"restarted after {took:.0f} s, answers after {took + back:.0f} s"
         expected = f"the watchdog restarts it within {HEALED_WITHIN} s of its limit, {HUNG} s"
         return Row(f"{who} hangs", expected, seen, not bed.one.astray(), silence.seconds())
@@ -372,7 +372,7 @@ def budget(bed: Bed, stage: Stage) -> Row:
     stop(bed.one, last)
     needed = 'llm_watchdog_person_needed{unit="vllm.service"} 1'
     page = "cat /var/lib/llm-watchdog/metrics/watchdog.prom"
-    bed.one.until(lambda: needed in bed.one.sh(page), HUNG + HEALED_WITHIN, "nobody is asked for")
+    bed.one.until(lambda: needed in bed.one.sh(page), HUNG + HEALED_WITHIN, "no person is called")
     time.sleep(HUNG)
     left = bed.one.services()["vllm"]["pid"] == last
     bed.one.sh("systemctl restart vllm.service")
@@ -474,7 +474,7 @@ def full_disk(bed: Bed, stage: Stage) -> Row:
     here.write_text(yaml.safe_dump({"housekeeping": {"hosts": {there.name: {}}}}))
     outcome = bed.converge({}, "--inventory", str(here), run=HOUSEKEEPING)
     freed = int(there.sh("df --output=avail -k /app | tail -n 1")) >> 10
-    there.until(lambda: json.loads(there.sh(HEALTH))["status"] == "ok", BACK_WITHIN, "ai-server is not well")
+    there.until(lambda: json.loads(there.sh(HEALTH))["status"] == "ok", BACK_WITHIN, "ai-server is not healthy")
     verified = outcome if stage.quick else bed.converge(run="playbooks/verify.yml")
     silent, untouched = silence.seconds(), there.services() == before
     there.sh(LARGE_DISK)
@@ -513,8 +513,8 @@ def memory_short(bed: Bed, stage: Stage) -> Row:
     killed = list(dict.fromkeys(re.findall(r"^([\w-]+)\.service: Main process exited", said, re.MULTILINE)))
     goes_on = there.services()["vllm"]["pid"] == before
     good = goes_on and set(killed[:2]) == {"node_exporter", "promtail"} and killed[2:] == ["ai-server", "drill-hog"]
-    seen = f"killed in this order: {', '.join(killed)}; the engine {'goes on' if goes_on else 'was killed'}"
-    expected = "exporter and log shipper die first, then ai-server, then what uses it; the engine goes on"
+    seen = f"killed in this order: {', '.join(killed)}; the engine {'still runs' if goes_on else 'was killed'}"
+    expected = "exporter and log shipper die first, then ai-server, then what uses it; the engine still runs"
     return Row("the machine's memory is used up", expected, seen, good, silence.seconds())
 
 
@@ -629,7 +629,7 @@ def controller_killed(bed: Bed, stage: Stage) -> Row:
         if outcome.code == 0 and not astray and not twice:
             healed += 1
         else:
-            problem = sentence(outcome) if outcome.code else f"astray: {astray}, restarted twice: {twice}"
+            problem = sentence(outcome) if outcome.code else f"not as written: {astray}, restarted twice: {twice}"
             wrong.append(f"killed {after} s into task {at} ({name}): {problem}")
     last = bed.converge(CHANGES[(times - 1) % 2])
     good = healed == times and not last.changed
@@ -671,9 +671,11 @@ def two_controllers(bed: Bed, stage: Stage) -> Row:
     last = bed.converge()
     good = not astray and last.code == 0 and not bed.one.astray() and bed.one.watched()["now"]
     told = all(each.code == 0 or "another run" in each.message or "taken by" in each.message for each in both)
-    seen = f"{ended[0]}; {ended[1]}; after it what runs is what is written" if not astray else f"astray: {astray}"
-    expected = "each ends well or says that another runs; what runs is what is written"
-    return Row("two controllers at once with different wishes", expected, seen, good and told, silence.seconds())
+    seen = (
+        f"not as written: {astray}" if astray else f"{ended[0]}; {ended[1]}; then the running state is the written one"
+    )
+    expected = "each succeeds or reports the other run; the running state is the written one"
+    return Row("two controllers at once with different variables", expected, seen, good and told, silence.seconds())
 
 
 def rebooted(bed: Bed, stage: Stage) -> Row:
@@ -703,8 +705,8 @@ def lost_notes(bed: Bed, stage: Stage) -> Row:
     good = outcome.code == again.code == 0 and not again.changed and before == after and not bed.one.astray()
     seen = "adopted" if before == after else "restarted"
     seen = f"{seen}, then changed={len(again.changed)}" if outcome.code == 0 else sentence(outcome)
-    expected = "what runs is adopted as it is, no process is touched"
-    return Row("the notes of two services lost", expected, seen, good, silence.seconds())
+    expected = "the running services are adopted unchanged"
+    return Row("the state files of two services lost", expected, seen, good, silence.seconds())
 
 
 # -- secrets ----------------------------------------------------------------------------------------------------------
@@ -775,7 +777,7 @@ def one_bad_host(bed: Bed, stage: Stage) -> Row:
     """On one of five hosts, another program uses the port that the change needs."""
     bad = bed.hosts[2]
     bad.sh("systemd-run --quiet --unit squatter python3 -m http.server 8010 --bind 127.0.0.1")
-    bad.until(lambda: ":8010" in bad.sh("ss -Hltn"), 30, "nobody takes the port")
+    bad.until(lambda: ":8010" in bad.sh("ss -Hltn"), 30, "the port stays free")
     rotation = bed.folder / "rotation.txt"
     rotation.unlink(missing_ok=True)
     hook = ["sh", "-c", f'echo "$0 $1" >> {rotation}', "{{ inventory_hostname }}"]
@@ -842,7 +844,7 @@ def clock_jumps(bed: Bed, stage: Stage) -> Row:
         ended.append("converged" if outcome.code == 0 and not bed.one.astray() else sentence(outcome, 70))
     good = ended == ["converged", "converged"]
     done = f"the clock jumps {JUMP // 60} minutes, forward and back, during starts that may take 5"
-    return Row(done, "no false verdict", "; ".join(ended), good)
+    return Row(done, "no wrong result", "; ".join(ended), good)
 
 
 def virtual_reboot(bed: Bed, stage: Stage) -> Row:

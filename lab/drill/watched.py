@@ -65,14 +65,14 @@ def value(bed: Bed, expression: str) -> float | None:
 def engine_stopped(bed: Bed, stage: Stage) -> Row:
     """The engine of the monitored machine is stopped, and started again."""
     served, before = bed.hosts[0], messages(stage)
-    served.until(lambda: value(bed, f'up{{job="vllm",host="{SERVED}"}}') == 1, 60, "the store has no figures")
+    served.until(lambda: value(bed, f'up{{job="vllm",host="{SERVED}"}}') == 1, 60, "the store has no metrics")
     served.sh("systemctl stop vllm")
     fires = served.until(lambda: told(stage, "FIRING", "vllm", SERVED, since=before), WITHIN, "no message came")
     served.sh("systemctl start vllm")
     ends = served.until(lambda: told(stage, "resolved: vllm", SERVED, since=before), WITHIN, "it does not end")
     seen = f"a message after {fires:.0f} s, and that it is over {ends:.0f} s after the start"
     return Row(
-        "the engine of a watched host stopped", "a message in Slack within 5 min, and one at the end", seen, True
+        "the engine of a monitored host stopped", "a message in Slack within 5 min, and one at the end", seen, True
     )
 
 
@@ -94,10 +94,10 @@ def stores_away(bed: Bed, stage: Stage) -> Row:
     time.sleep(10)  # for duplicates
     came = lines()
     figures = f'count_over_time(up{{job="node_exporter",host="{SERVED}"}}[2m])'
-    served.until(lambda: (value(bed, figures) or 0) >= 22, 120, "the figures of the two minutes do not come")
+    served.until(lambda: (value(bed, figures) or 0) >= 22, 120, "the metrics of the two minutes do not arrive")
     good = len(came) == len(set(came)) == LINES
     seen = f"{len(came)} of {LINES} lines ({len(set(came))} different), no figure is missing"
-    return Row(f"the stores away for {AWAY} s", "each line once, no figure missing", seen, good)
+    return Row(f"the stores stopped for {AWAY} s", "each line once, no figure missing", seen, good)
 
 
 def host_gone(bed: Bed, stage: Stage) -> Row:
@@ -106,4 +106,5 @@ def host_gone(bed: Bed, stage: Stage) -> Row:
     box = machine.container(bed.hosts[0].name)
     subprocess.run(["podman", "stop", "--time", "5", box], check=True, capture_output=True)
     fires = bed.hosts[1].until(lambda: told(stage, "HostMissing", SERVED, since=before), WITHIN, "no message came")
-    return Row("a watched host switched off", "a message in Slack within 5 min", f"a message after {fires:.0f} s", True)
+    seen = f"a message after {fires:.0f} s"
+    return Row("a monitored host switched off", "a message in Slack within 5 min", seen, True)

@@ -147,7 +147,7 @@ def matchers(query: str) -> tuple[list[tuple[str, str, str]], str]:
     """Parse `{name="text", …}`; return name, operator and text of each matcher, and the rest of the query."""
     rest = query.lstrip()
     if not rest.startswith("{"):
-        raise Refused(f"parse error: the stand-in takes log queries only, not {query!r}")
+        raise Refused(f"parse error: the stand-in only supports log queries, not {query!r}")
     rest, found = rest[1:], []
     if rest.startswith("}"):
         return found, rest[1:]
@@ -270,7 +270,7 @@ class Store:
         begin = instant(asked["start"]) if "start" in asked else end - duration(asked.get("since", "1h"))
         limit, backward = int(asked.get("limit", 100)), asked.get("direction", "backward") != "forward"
         if not 0 < limit <= LIMIT:
-            raise Refused(f"the limit must lie between 1 and {LIMIT}, it is {limit}")
+            raise Refused(f"the limit must be between 1 and {LIMIT}, it is {limit}")
         with self.lock:
             found = [
                 (when, line, stream)

@@ -36,7 +36,7 @@ def run(args) -> None:
     # The engine ignores SIGTERM while it loads. Its child process always ignores it, and exits when this process does.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     begun = time.monotonic()
-    log("This is vllm-light, the laboratory's stand-in: there is no engine and no model in it.")
+    log("This is vllm-light, the laboratory's stand-in: it has no engine and no model.")
     log(f"vLLM API server version {__version__}")
     config = json.loads((Path(args.model_tag) / "config.json").read_text())
     log(f"Resolved architecture: {config['architectures'][0]}")

@@ -141,7 +141,7 @@ def test_a_comment_stays_with_its_row():
             "promtail",
             "9.0.0",
             BOTH.replace(ARM64, "B2" * 32),
-            "which is no SHA-256; do not use it before you know why.",
+            "which is not a SHA-256; do not use it before you know why.",
         ),
         (
             "promtail",

@@ -51,5 +51,5 @@ def test_a_distribution_without_it_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(llama_cpp, "CACHE", tmp_path)
     monkeypatch.setattr(host, "run", download)
-    with pytest.raises(host.Problem, match=r"has no llama\.cpp inside any more"):
+    with pytest.raises(host.Problem, match=r"no longer contains llama\.cpp"):
         llama_cpp.fetch(tmp_path / "made" / "source.tar.gz")

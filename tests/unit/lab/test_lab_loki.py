@@ -125,7 +125,12 @@ def test_a_query_has_its_time(running):
 
 @pytest.mark.parametrize(
     "query, says",
-    [("{}", "at least one"), ('rate({a="b"}[1m])', "log queries only"), ('{a="b"} | json', "does not know"), ("", "")],
+    [
+        ("{}", "at least one"),
+        ('rate({a="b"}[1m])', "only supports log queries"),
+        ('{a="b"} | json', "does not know"),
+        ("", ""),
+    ],
 )
 def test_what_it_does_not_know_it_refuses(running, query, says):
     status, text = ask(running(), f"/loki/api/v1/query_range?{urlencode({'query': query})}")

@@ -124,7 +124,7 @@ def test_after_the_deadline_only_what_must_run_begins(monkeypatch, capsys):
     monkeypatch.setattr(suite, "DEADLINE", 0.0)
     must, may = suite.Step("must", ["true"]), suite.Step("may", ["false"], optional=True)
     suite.perform([must, may], 1)
-    assert (must.left_out, must.good, may.left_out) == ("", True, "the time was up")
+    assert (must.left_out, must.good, may.left_out) == ("", True, "the deadline has passed")
     assert "may  " not in capsys.readouterr().out
 
 
@@ -142,7 +142,7 @@ def test_what_was_left_out_is_said_and_not_counted(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["suite.py", "long", "dcgm"])
     assert suite.main() == 0
     *_, left_out, last = capsys.readouterr().out.splitlines()
-    assert left_out == "Not run, because the time was up: dcgm-debian13, dcgm-debian11, dcgm-bare"
+    assert left_out == "Not run, because the deadline has passed: dcgm-debian13, dcgm-debian11, dcgm-bare"
     assert last == "0 passed, 0 failed"
 
 
