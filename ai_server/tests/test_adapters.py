@@ -1,4 +1,4 @@
-"""The adapters' endpoints, answered at once: text, PDFs, scans."""
+"""Test immediate answers of the adapters' endpoints: text, PDFs, scans."""
 
 import hashlib
 import shutil

@@ -1,4 +1,4 @@
-"""Several engines: which one a request goes to, what is switched off or away, and tables that change."""
+"""Test several engines: the choice for a request, engines that are switched off or unreachable, table changes."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ WHY = "stopped: chat runs instead (group evaluation)"
 
 
 def written(path, content: object) -> None:
-    """Replace the file in one step, as an editor and the role do."""
+    """Replace the file atomically, as an editor and the role do."""
     beside = path.with_suffix(".new")
     beside.write_text(json.dumps(content))
     beside.replace(path)
@@ -44,7 +44,7 @@ def states(tmp_path):
     return tmp_path / "states.json"
 
 
-# The table alone
+# Only the table
 
 
 def test_a_model_is_found_at_its_engine(file):
@@ -188,7 +188,7 @@ def running_second():
 
 @pytest.fixture
 def second(running_second):
-    """Another engine."""
+    """Yield the stand-in of a second engine."""
     running_second.reset()
     running_second.models = ["small", *ADAPTERS]
     yield running_second
@@ -197,7 +197,7 @@ def second(running_second):
 
 @pytest.fixture
 def two(new_server, standins, second, file, states):
-    """Start a server with two engines: chat, and feedback with the adapters."""
+    """Return a function that starts a server with two engines: chat, and feedback with the adapters."""
     chat = entry("chat", f"{standins.url}/v1", models=["base", "chat-adapter"], group="evaluation")
     feedback = entry("feedback", f"{second.url}/v1", models=["small", *ADAPTERS], group="evaluation")
 

@@ -1,4 +1,4 @@
-"""What a caller may put into a body, for every field that the engine reads."""
+"""Test which values callers may send, for every field that the engine reads."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def policy(monkeypatch, new_server, **changes: str) -> Policy:
 
 @pytest.fixture
 def check(monkeypatch, new_server):
-    """Say what the policy has against a body, empty for nothing."""
+    """Return a function that returns the policy's error for a body, or ""."""
 
     def check(body: dict, path: str = "/chat/completions", **changes: str) -> str:
         try:
@@ -177,7 +177,7 @@ def test_depth():
 
 
 def test_over_http(client, standins):
-    """The policy stands before the engine on the route itself."""
+    """The relayed route applies the policy before it calls the engine."""
     hello = {"messages": [{"role": "user", "content": "hello"}]}
     answer = client.post("/v1/chat/completions", json={**hello, "kv_transfer_params": {}})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, 400)

@@ -1,4 +1,4 @@
-"""Settings are refused with one line that names every wrong variable and its cure; the process does not start."""
+"""Test that invalid settings stop the start with one line that names every wrong variable and its cure."""
 
 import os
 import re
@@ -15,7 +15,7 @@ REQUIRED = [name.upper() for name, field in Settings.model_fields.items() if fie
 
 @pytest.fixture
 def run(new_server):
-    """Run a module with the test's settings changed: (status, stdout, stderr)."""
+    """Return a function that runs a module with changed settings and returns (status, stdout, stderr)."""
 
     def run(*command: str, **changes: str | None) -> tuple[int, str, str]:
         server = new_server(**changes)
@@ -46,7 +46,7 @@ def test_refusal_is_one_line_with_everything(run, command):
 
 @pytest.fixture
 def refused(monkeypatch, tmp_path, capsys, new_server):
-    """Load the settings in this process, changed: the one line that refuses them."""
+    """Return a function that loads changed, invalid settings in this process and returns the error on stderr."""
     from app import settings
 
     def refused(**changes: str | None) -> str:
@@ -180,7 +180,7 @@ def test_what_is_for_others_is_let_be(run):
 
 @pytest.fixture
 def loaded(monkeypatch, new_server):
-    """Load the settings from a file in this process: (the settings, the environment afterwards)."""
+    """Return a function that loads a settings file in this process and returns (settings, environment after it)."""
     from app import settings
 
     def loaded(text: str, **environment: str) -> tuple[Settings, dict]:
