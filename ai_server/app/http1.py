@@ -47,7 +47,7 @@ class Client:
     def __init__(self, base: str, headers: Mapping[str, str], timeout: float) -> None:
         parts = urlsplit(base)
         self._prefix, self._timeout = parts.path, timeout
-        self._tls = httpx.create_ssl_context() if parts.scheme == "https" else None  # SSL_CERT_FILE counts
+        self._tls = httpx.create_ssl_context() if parts.scheme == "https" else None  # uses SSL_CERT_FILE
         self._host, self._port = parts.hostname, parts.port or (443 if self._tls else 80)
         fields = {"Host": parts.netloc.rpartition("@")[2], **headers}
         self._head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())

@@ -154,7 +154,7 @@ def create_app(config: Settings) -> ASGIApp:
         logger.info("ai-server is ready", extra={"environment": config.app_env, **behind})
         if not service.backend.enabled:
             logger.warning("jobs are refused: BACKEND_INTERNAL_TOKEN is not set")
-        # These objects stay; a collection that scans them would stop every stream for tens of milliseconds.
+        # These objects stay; garbage collection that scans them would stop every stream for tens of milliseconds.
         gc.collect()
         gc.freeze()
         try:

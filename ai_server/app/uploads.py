@@ -89,7 +89,7 @@ class Uploads:
     def _alone(self) -> Iterator[int]:
         """Lock the directory and yield its file descriptor.
 
-        This keeps other threads and processes from removing an upload that is just being found.
+        No other thread or process can then remove an upload while `keep` finds that it exists.
         """
         directory = os.open(self._directory, os.O_RDONLY)
         try:
