@@ -55,4 +55,4 @@ async def store_away(request: Request, error: Exception) -> JSONResponse:
 
 async def unforeseen(request: Request, error: Exception) -> JSONResponse:
     """FastAPI's exception handler for unexpected errors: the traceback is in the log, not in the response."""
-    return JSONResponse({"error": Problem(500, "The server met a fault; its log tells more.").body}, 500)
+    return JSONResponse({"error": Problem(500, "Internal error; see the server log.").body}, 500)

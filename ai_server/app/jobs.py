@@ -410,10 +410,10 @@ class Worker:
             outcome = "ok"
         except Exception as error:
             if not isinstance(error, Problem):  # a bug must not stop the other jobs
-                logger.exception("a job met a fault")
+                logger.exception("a job failed with an internal error")
                 passing = isinstance(error, (OSError, sqlite3.Error))  # such as a full disk
                 kind = Problem if passing else Permanent
-                error = kind(500, f"The server met a fault: {type(error).__name__}.")
+                error = kind(500, f"Internal error ({type(error).__name__}); see the server log.")
             outcome, details["error"] = "failed", error.detail
             if error.transient and job.attempts < self._settings.job_attempts:
                 await self._write(self._store.failed, job, error.detail)

@@ -134,7 +134,7 @@ class AccessLog:
             elif stream and not over:
                 await send({"type": "http.response.body", "body": sse.error(STOPPING.body), "more_body": False})
         except Exception as error:
-            logger.exception("a request met a fault")
+            logger.exception("a request failed with an internal error")
             if not status:
                 await (await unforeseen(Request(scope), error))(scope, receive, send_with_id)
         finally:

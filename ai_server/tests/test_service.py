@@ -89,7 +89,7 @@ def test_an_unforeseen_fault_is_a_500_without_a_trace(new_server):
         answer = client.get("/v1/jobs/any")
     assert (answer.status_code, answer.json()["error"]["message"]) == (
         500,
-        "The server met a fault; its log tells more.",
+        "Internal error; see the server log.",
     )
 
 

@@ -472,12 +472,12 @@ def device_nodes() -> tuple[str, bool]:
     return (f"{', '.join(missing)} not there", False) if missing else (f"those of {count} GPUs", True)
 
 
-def swap(path: str, megabytes: int) -> tuple[str, bool]:
+def swap(path: str, size_mib: int) -> tuple[str, bool]:
     """The swap file is in use with its declared size."""
     sizes = {name: size >> 20 for name, (size, _) in swap_file.Host().active().items()}
     if path not in sizes:
         return f"{path} is not in use", False
-    return f"{sizes[path]} MiB", abs(sizes[path] - megabytes) <= 1
+    return f"{sizes[path]} MiB", abs(sizes[path] - size_mib) <= 1
 
 
 def apt_repository(source: str, uri: str) -> tuple[str, bool]:

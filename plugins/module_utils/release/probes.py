@@ -222,5 +222,5 @@ def first_failure(probes: list[dict], within: float | None = None) -> str | None
 def _short(text: str, limit: int = 200) -> str:
     text = " ".join(text.split())
     if not text:
-        return "nothing more"
+        return "(empty body)"
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -75,13 +75,17 @@ def start(service: Service, conditions: list[dict] | None = None, regardless: bo
         systemd_unit.run("systemctl", "stop", service.unit, check=False, timeout=300)
         blocked = probes.awaited(conditions, BEFORE_START_TIMEOUT)
     systemd_unit.run("systemctl", "reset-failed", service.unit, check=False)
-    told_after = systemd_unit.journal_end()
+    journal_cursor = systemd_unit.journal_end()
     if regardless or not blocked:
         systemd_unit.run("systemctl", "restart", service.main_unit(), check=False, timeout=300)
     # Read after the start, so that the stop and earlier restarts of the old process do not count against the new
     # one.
     service.note(
-        since=time.monotonic(), told_after=told_after, restarts=_restarts(service), blocked=blocked, altered=False
+        since=time.monotonic(),
+        journal_cursor=journal_cursor,
+        restarts=_restarts(service),
+        blocked=blocked,
+        altered=False,
     )
 
 
@@ -89,8 +93,8 @@ def watch(service: Service) -> None:
     """Wait for a process that this run did not start; earlier restarts do not count against it."""
     begun = int(systemd_unit.show(service.unit).get("ExecMainStartTimestampMonotonic") or 0) / 1e6
     now = time.monotonic()
-    told_after = time.time() - (now - begun if begun else 0)
-    service.note(since=now, told_after=told_after, restarts=_restarts(service), blocked=None)
+    journal_cursor = time.time() - (now - begun if begun else 0)
+    service.note(since=now, journal_cursor=journal_cursor, restarts=_restarts(service), blocked=None)
 
 
 def _restarts(service: Service) -> int:
@@ -116,7 +120,7 @@ def poll(service: Service, questions: list[dict], seconds: float, limit: float) 
         if not why or dead or time.monotonic() >= end or elapsed >= limit:
             # If several workers report an end, its cause is far above the last line.
             count = END_LINES if dead or elapsed >= limit else SHOWN_LINES
-            lines = systemd_unit.journal(service.unit, state["told_after"], count) if why else []
+            lines = systemd_unit.journal(service.unit, state["journal_cursor"], count) if why else []
             return {
                 "ready": not why,
                 "dead": bool(dead),

@@ -72,7 +72,7 @@ class Service:
         - ``created``: what was created for the service; ``needs``: what it uses, even if others made it
         - ``since``: when the wait for a start began, in seconds of the monotonic clock since boot
         - ``restarts``: systemd's restart count at that time
-        - ``told_after``: place in the journal where the messages about this process begin
+        - ``journal_cursor``: where the messages about this process begin in the journal
         - ``altered``: the process may have been started while others had changed its unit
         - ``blocked``: the condition that did not hold before its start
         - ``out``: a run took the host out of rotation and has not put it back yet
@@ -85,7 +85,7 @@ class Service:
             "needs": {"user": None, "directories": []},
             "since": 0,
             "restarts": 0,
-            "told_after": 0,
+            "journal_cursor": 0,
             "blocked": None,
             "out": False,
             "altered": False,

@@ -29,7 +29,7 @@ COMPLETION = json.dumps({"choices": [{"text": " a"}], "usage": {"completion_toke
         ({"http": {"status": 401}}, (401, "no"), None),
         ({"http": {"status": 401}}, (200, "open"), "answered 200 instead of 401: open"),
         ({"http": {"contains": "OK"}}, (200, "all OK"), None),
-        ({"http": {"contains": "OK"}}, (200, ""), "answered 200 without 'OK': nothing more"),
+        ({"http": {"contains": "OK"}}, (200, ""), "answered 200 without 'OK': (empty body)"),
         ({"http": {}}, (200, ""), None),
         ({"metric": {"series": ["up", "DCGM_FI_DEV_GPU_TEMP"]}}, (200, METRICS), None),
         ({"metric": {"series": ["up", "down"]}}, (200, METRICS), "has no series down yet"),
