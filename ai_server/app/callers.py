@@ -89,7 +89,7 @@ class _File(_Strict):
         for each, seen in (("name", names), ("key", keys)):
             twice = next((one for one in seen if seen.count(one) > 1), None)
             if twice:
-                raise ValueError(f"the {each} {twice[:12]} is there twice")
+                raise ValueError(f"the {each} {twice[:12]} occurs twice")
         return callers
 
 
@@ -126,9 +126,9 @@ def read(path: Path, forbidden: str, listed: list[bytes], engine_keys: Iterable[
         _Held(bytes.fromhex(key.sha256), key.ends(), entry.caller()) for entry in file.callers for key in entry.keys
     ]
     if any(one.digest == digest(forbidden) for one in held):
-        raise CallersError(f"{path} has VLLM_API_KEY among its keys: give the callers keys of their own")
+        raise CallersError(f"{path} has VLLM_API_KEY among its keys: give the callers separate keys")
     if {one.digest for one in held} & set(map(digest, engine_keys)):
-        raise CallersError(f"{path} has an engine's key among its keys: give the callers keys of their own")
+        raise CallersError(f"{path} has an engine's key among its keys: give the callers separate keys")
     if any(one.digest in listed for one in held):
         raise CallersError(f"{path} has one of AI_SERVER_API_KEYS among its keys: keep it in one of the two places")
     return held
@@ -188,8 +188,8 @@ class Callers:
             listed = [one.digest for one in self._listed]
             self._held = self._listed + read(self._file, self._forbidden, listed, self.engine_keys())
         except CallersError as error:
-            self.trouble = f"{error}; the callers of before count on"
+            self.trouble = f"{error}; the previous callers stay in effect"
             logger.error("the file of callers cannot be used: %s", error)
         else:
             self.trouble = ""
-            logger.info("the file of callers was read again", extra={"keys": len(self._held)})
+            logger.info("the callers file was reloaded", extra={"keys": len(self._held)})

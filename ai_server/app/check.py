@@ -1,4 +1,4 @@
-"""Would the server start? `python -m app.check [--env-file FILE]` answers before anything is switched to it.
+"""Check whether the server would start: `python -m app.check [--env-file FILE]`, before a switch to it.
 
 Reads the settings (the environment overrides FILE, by default `.env`) and imports every module. Opens and changes
 nothing. The exit status is 0 with one line on stdout, or nonzero with one line on stderr.

@@ -68,7 +68,7 @@ def _disarm(protocol: Protocol, which: str = READING) -> None:
 def _late(protocol: Protocol) -> None:
     cycle = protocol.cycle
     if cycle is None or cycle.response_complete or not cycle.response_started:
-        body = json.dumps({"error": Problem(408, "The request was not whole in time.").body}).encode()
+        body = json.dumps({"error": Problem(408, "The request was not complete in time.").body}).encode()
         head = "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\nConnection: close\r\n"
         protocol.transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     protocol.transport.close()

@@ -77,7 +77,7 @@ class Engines:
         """Return the engine of a model from the settings; raises Problem, 502 if no engine has the model."""
         engines = self._now()
         if self._table and not self._table.serves(model):
-            raise Problem(502, f"No engine serves {model!r}; the operator has to load it.")
+            raise Problem(502, f"No engine serves {model!r}; the operator must load it.")
         return engines[self._table.find(model).name] if self._table else engines[ALONE]
 
     def is_off(self, model: str) -> bool:

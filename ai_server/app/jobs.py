@@ -68,7 +68,7 @@ SELECT = (
 )
 
 logger = logging.getLogger(__name__)
-tries = Counter("ai_server_job_tries", "Tries of a job's answer or callback", ["kind", "phase", "outcome"])
+tries = Counter("ai_server_job_tries", "Attempts to answer a job or deliver its callback", ["kind", "phase", "outcome"])
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ class Store:
             if job is None:
                 counting = f"SELECT count(*) FROM jobs WHERE state IN {OPEN} AND caller = ?"
                 if self._db.execute(counting, (caller,)).fetchone()[0] >= limit:
-                    raise Problem(429, f"{limit} jobs of yours are open; send more when some have ended.", RETRY_LATER)
+                    why = f"You have {limit} open jobs, the maximum; wait until some have ended."
+                    raise Problem(429, why, RETRY_LATER)
                 self._db.execute(
                     "INSERT INTO jobs (id, caller, kind, digest, work, due, created, updated)"
                     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -153,7 +154,7 @@ class Store:
                 )
                 job = self.get(caller, ident)
         if (job.kind, job.digest) != (kind, mark):
-            raise Problem(409, f"The job_id {ident!r} belongs to another job of yours.")
+            raise Problem(409, f"The job_id {ident!r} is already used by another of your jobs.")
         return job
 
     def get(self, caller: str, ident: str) -> Job | None:
@@ -275,8 +276,10 @@ class Backend:
         except httpx.HTTPError as error:
             raise Problem(502, f"the backend is not reachable: {type(error).__name__}") from None
         if not response.is_success:
-            hint = ": is BACKEND_INTERNAL_TOKEN the backend's?" if response.status_code in (401, 403) else ""
-            raise Problem(502, f"the backend answered {response.status_code}{hint}")
+            status, hint = response.status_code, ""
+            if status in (401, 403):
+                hint = ": check that BACKEND_INTERNAL_TOKEN matches the backend's token"
+            raise Problem(502, f"the backend answered {status}{hint}")
 
 
 class Phase:
@@ -405,7 +408,7 @@ class Worker:
         details["caller"] = job.caller
         try:
             if job.attempts > self._settings.job_attempts:
-                raise Problem(500, "The server stopped during every try.")
+                raise Problem(500, "The server stopped during every attempt.")
             await (self._answer if job.state == "queued" else self._deliver)(job)
             outcome = "ok"
         except Exception as error:

@@ -80,7 +80,7 @@ class Limits:
         """Count a request as running until `leave` is called; raise Problem 429 if it exceeds a limit."""
         requests, _, streams = self._of(caller)
         if streams and self._running[caller.name] >= streams:
-            raise _too_many(f"{streams} requests of this caller are running; more are not allowed at once.", 1)
+            raise _too_many(f"This caller already has {streams} running requests, the maximum.", 1)
         self.check_tokens(caller)
         if seconds := self._rate.wait(f"requests {caller.name}", requests):
             raise _too_many("Too many requests with this key.", seconds)
@@ -90,7 +90,7 @@ class Limits:
         """Raise Problem 429 if the caller's tokens per minute are used up."""
         tokens = self._of(caller)[1]
         if tokens and (seconds := self._rate.wait(f"tokens {caller.name}", tokens, take=0)):
-            raise _too_many(f"This caller's {tokens} tokens a minute are used up.", seconds)
+            raise _too_many(f"This caller's {tokens} tokens per minute are used up.", seconds)
 
     def leave(self, caller: Caller) -> None:
         self._running[caller.name] -= 1
@@ -131,7 +131,8 @@ class Methods:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] not in METHODS:
-            response = await answer(Request(scope), Problem(501, "HTTP has no such method.", {"Connection": "close"}))
+            problem = Problem(501, "HTTP does not define this method.", {"Connection": "close"})
+            response = await answer(Request(scope), problem)
             await response(scope, receive, send)
         else:
             await self.app(scope, receive, send)

@@ -294,7 +294,7 @@ async def _adapter(request: Request, kind: str) -> Response:
     service.policy.check("/chat/completions", work.model_dump(include={"max_tokens"}))
     wants_callback = work.callback or work.job_id is not None
     if wants_callback and not service.backend.enabled:
-        raise Problem(503, "Jobs cannot be called back: BACKEND_INTERNAL_TOKEN is not set on this server.")
+        raise Problem(503, "Callbacks are disabled: BACKEND_INTERNAL_TOKEN is not set on this server.")
 
     task = work.model_dump(include={"text", "max_tokens"}, exclude_none=True)
     if content:

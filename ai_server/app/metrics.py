@@ -29,10 +29,8 @@ generation = Histogram(
 tokens = Counter(
     "ai_server_tokens", "Tokens as in the callers' accounts; kind: prompt or completion", [*LABELS, "kind"]
 )
-in_flight = Gauge("ai_server_in_flight", "Requests that the engine works on for us", LABELS)
-upstream_errors = Counter(
-    "ai_server_upstream_errors", "The engine's failures and refusals, by status", [*LABELS, "status"]
-)
+in_flight = Gauge("ai_server_in_flight", "Requests that the engine is processing", LABELS)
+upstream_errors = Counter("ai_server_upstream_errors", "The engine's errors, by status", [*LABELS, "status"])
 
 
 class Generations:

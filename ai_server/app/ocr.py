@@ -62,7 +62,7 @@ class HttpOcr:
         except httpx.HTTPError as error:
             raise _failed(503, "is not reachable", error) from None
         except (ValueError, KeyError, TypeError) as error:
-            raise _failed(502, "gave an answer without pages", error, Permanent) from None
+            raise _failed(502, "sent an answer without pages", error, Permanent) from None
 
 
 def _text(page: dict) -> str:

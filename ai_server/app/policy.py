@@ -67,7 +67,7 @@ class Policy:
         """Raise Problem 400 with the first field that this route of vLLM does not allow, or whose value it does not."""
         unknown = [name for name in body if name not in FIELDS[path] and name not in self._extra]
         if unknown:
-            raise Problem(400, f"{_shown(unknown[0])} is not a field that this server passes on.")
+            raise Problem(400, f"{_shown(unknown[0])} is not a field that this server supports.")
         if too_deep(body, MAX_DEPTH):
             raise Problem(400, f"The body is nested deeper than {MAX_DEPTH} levels.")
         for name in _ANSWER_TOKENS:
@@ -79,22 +79,22 @@ class Policy:
         self._check_stops(body.get("stop"))
         for name in ("stop_token_ids", "logit_bias"):
             if isinstance(body.get(name), (list, dict)) and len(body[name]) > MAX_ENTRIES:
-                raise Problem(400, f"{name} has {len(body[name])} entries, and {MAX_ENTRIES} are allowed.")
+                raise Problem(400, f"{name} has {len(body[name])} entries; at most {MAX_ENTRIES} are allowed.")
         for name in _SCHEMAS:
             size = len(json.dumps(body[name])) if isinstance(body.get(name), (list, dict)) else 0
             if size > self._schema:
-                raise Problem(400, f"{name} has {size} bytes, and {self._schema} are allowed.")
+                raise Problem(400, f"{name} has {size} bytes; at most {self._schema} are allowed.")
         switches = body.get("chat_template_kwargs")
         if switches is not None and "chat_template_kwargs" not in self._extra and not _are_switches(switches):
-            raise Problem(400, "chat_template_kwargs takes switches, true or false, such as enable_thinking.")
+            raise Problem(400, "chat_template_kwargs only takes true or false values, such as enable_thinking.")
         if body.get("echo") and (body.get("logprobs") or body.get("top_logprobs")):
             raise Problem(400, "echo and logprobs together ask for the prompt's log probabilities; send one of them.")
         options = body.get("stream_options")
         if options is not None and not _are_switches(options):
-            raise Problem(400, "stream_options takes switches, true or false, such as include_usage.")
+            raise Problem(400, "stream_options only takes true or false values, such as include_usage.")
         tools = body.get("tools")
         if isinstance(tools, list) and any(isinstance(one, dict) and one.get("type") != "function" for one in tools):
-            raise Problem(400, "tools takes functions; this server runs and asks nothing for a caller.")
+            raise Problem(400, "tools only takes functions; this server runs no built-in tools.")
         for name in _CONVERSATIONS:
             _check_media(body.get(name))
 
@@ -104,12 +104,12 @@ class Policy:
         if isinstance(prompts, list) and not all(isinstance(one, int) for one in prompts):
             answers = len(prompts) * int(_number(body.get("n")) or 1)
             if answers > self._choices:
-                raise Problem(400, f"prompt and n ask for {answers} answers, and {self._choices} are allowed.")
+                raise Problem(400, f"prompt and n ask for {answers} answers; at most {self._choices} are allowed.")
 
     def _check_stops(self, stop: object) -> None:
         stops = stop if isinstance(stop, list) else [stop]
         if len(stops) > self._stops:
-            raise Problem(400, f"stop has {len(stops)} entries, and {self._stops} are allowed.")
+            raise Problem(400, f"stop has {len(stops)} entries; at most {self._stops} are allowed.")
         if any(isinstance(one, str) and len(one) > MAX_STOP_CHARACTERS for one in stops):
             raise Problem(400, f"stop has an entry of more than {MAX_STOP_CHARACTERS} characters.")
 
@@ -163,9 +163,9 @@ def _check_media(conversation: object) -> None:
             raise Problem(400, f"{name} must be a data: URL; this server fetches nothing for a caller.")
         # A uuid refers to a picture in the engine's cache, perhaps another caller's.
         if name.endswith(_EMBEDDED) or name == "uuid":
-            raise Problem(400, f"{_shown(name)} is not a part that this server passes on.")
+            raise Problem(400, f"{_shown(name)} is not a content part that this server supports.")
         if name == "type" and isinstance(value, str) and value.endswith(_EMBEDDED):
-            raise Problem(400, f"{_shown(value)} is not a part that this server passes on.")
+            raise Problem(400, f"{_shown(value)} is not a content part that this server supports.")
 
 
 def _members(value: object) -> Iterator[tuple[str, object]]:

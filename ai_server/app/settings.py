@@ -81,7 +81,7 @@ def _engine_url(url: str) -> str:
 
 def _callback_url(url: str) -> str:
     if url.endswith("/v1"):
-        raise ValueError(f"is {url!r}, which ends in /v1: there the backend answers 401")
+        raise ValueError(f"is {url!r}, which ends in /v1, where the backend answers 401")
     return url
 
 
@@ -132,15 +132,19 @@ class Settings(BaseSettings):
         default=None, description="the token that the backend's owners give; without it jobs are refused"
     )
     http_timeout_sec: PositiveFloat = Field(
-        le=86_400, description="seconds of silence after which an outgoing request is given up, such as 30"
+        le=86_400, description="seconds without data after which an outgoing request is aborted, such as 30"
     )
     ocr_api: Secret = Field(description="the key of the OCR service")
     ocr_url: Url | None = Field(default=None, description="where scanned PDFs are posted; without it they are refused")
     backend_uses_proxy: bool = Field(
-        default=False, description="true for callbacks, and their token, by HTTP_PROXY and its like; false for none"
+        default=False,
+        description="true to send callbacks, with their token, through the proxy in HTTP_PROXY or a similar variable; "
+        "false to connect directly",
     )
     ocr_uses_proxy: bool = Field(
-        default=False, description="true for scans, and the key, by HTTP_PROXY and its like; false for none"
+        default=False,
+        description="true to send scans, with the key, through the proxy in HTTP_PROXY or a similar variable; "
+        "false to connect directly",
     )
 
     ai_server_api_keys: Annotated[
@@ -205,11 +209,13 @@ class Settings(BaseSettings):
         le=1024**5, default=10 * 1024**3, description="bytes that all uploads in RESOURCES_DIRECTORY may have"
     )
     upload_retention_days: PositiveInt | None = Field(
-        le=36_500, default=None, description="days that an upload is kept after it was last sent; without it for ever"
+        le=36_500,
+        default=None,
+        description="days that an upload is kept after it was last sent; without it uploads are kept forever",
     )
 
     job_concurrency: PositiveInt = Field(
-        le=1000, default=4, description="jobs answered at the same time; one caller's are one fewer"
+        le=1000, default=4, description="jobs answered at the same time; one caller has at most one fewer"
     )
     job_callback_concurrency: PositiveInt = Field(le=1000, default=4, description="callbacks made at the same time")
     job_limit_per_caller: PositiveInt = Field(
@@ -242,7 +248,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _callers_are_not_vllm(self) -> "Settings":
         if self.vllm_api_key in self.ai_server_api_keys:
-            raise ValueError("AI_SERVER_API_KEYS has VLLM_API_KEY among its keys: give the callers keys of their own")
+            raise ValueError("AI_SERVER_API_KEYS has VLLM_API_KEY among its keys: give the callers separate keys")
         if not self.ai_server_api_keys and self.callers_file is None:
             raise ValueError(
                 "AI_SERVER_API_KEYS is empty (needed: "
@@ -322,7 +328,7 @@ def _begins(name: str, other: str) -> bool:
 
 def _no_setting(name: str) -> str:
     near = [RENAMED[name]] if name in RENAMED else difflib.get_close_matches(name.upper(), sorted(KNOWN), 1)
-    return f"{name} is no setting" + (f": did you mean {near[0]}?" if near else " (.env.example lists them all)")
+    return f"{name} is not a setting" + (f": did you mean {near[0]}?" if near else " (.env.example lists them all)")
 
 
 def _hand_to_libraries(env_file: Path) -> None:

@@ -84,7 +84,7 @@ def read(path: Path, of_a_caller: Callable[[str], bool]) -> list[Entry]:
         raise TableError(f"{path} is not JSON") from None
     listed = content.get("engines") if isinstance(content, dict) else None
     if not isinstance(listed, list) or not listed or set(content) != {"engines"}:
-        raise TableError(f'{path}: write {{"engines": [...]}} with one engine or more, and nothing beside it')
+        raise TableError(f'{path}: write {{"engines": [...]}} with at least one engine and no other keys')
     entries, problems = [], []
     for number, given in enumerate(listed):
         try:
@@ -93,10 +93,10 @@ def read(path: Path, of_a_caller: Callable[[str], bool]) -> list[Entry]:
             problems += [_sentence(f"engines.{number}", detail) for detail in error.errors(include_input=False)]
     fields = [given for given in listed if isinstance(given, dict)]
     models = [one for given in fields for one in _list(given.get("models"))]
-    problems += [f"the name {name} is there twice" for name in _twice(given.get("name") for given in fields)]
-    problems += [f"the model {model} is there twice: an engine of its own serves it" for model in _twice(models)]
+    problems += [f"the name {name} occurs twice" for name in _twice(given.get("name") for given in fields)]
+    problems += [f"the model {model} occurs twice: only one engine may serve it" for model in _twice(models)]
     problems += [
-        f"{entry.name} has a caller's key as its api_key: give the callers keys of their own"
+        f"{entry.name} has a caller's key as its api_key: give the callers separate keys"
         for entry in entries
         if of_a_caller(entry.api_key)
     ]
@@ -204,10 +204,10 @@ class Table:
         try:
             self._take(read(self._file, self._of_a_caller))
         except TableError as error:
-            self._failed(self._file, f"{error}; the engines of before count on")
+            self._failed(self._file, f"{error}; the previous engines stay in effect")
         else:
             self._troubles.pop(self._file, None)
-            logger.info("the file of engines was read again", extra={"engines": list(self.entries)})
+            logger.info("the engines file was reloaded", extra={"engines": list(self.entries)})
 
     def _read_states(self) -> None:
         if self._states_file is None:
@@ -215,12 +215,12 @@ class Table:
         try:
             states = read_states(self._states_file)
         except TableError as error:
-            self._failed(self._states_file, f"{error}; the states of before count on")
+            self._failed(self._states_file, f"{error}; the previous states stay in effect")
             return
         self._troubles.pop(self._states_file, None)
         if states != self._states:
             off = {name: state.state for name, state in states.items()}
-            logger.info("the states of engines were read again", extra={"switched_off": off})
+            logger.info("the engine states were reloaded", extra={"switched_off": off})
         self._states = states
 
     def _failed(self, path: Path, why: str) -> None:

@@ -67,7 +67,7 @@ class Uploads:
                     os.utime(kept)  # restarts its retention time
                     return name
                 if sum(found.st_size for _, found in self._files()) + size > self._quota:
-                    raise Problem(507, f"All uploads together may have {self._quota} bytes, and they are taken.")
+                    raise Problem(507, f"All uploads together may have {self._quota} bytes, and this quota is used up.")
                 with part.open("xb") as file:
                     os.posix_fallocate(file.fileno(), 0, size)  # so that other uploads count it
             with part.open("r+b") as file:
@@ -155,7 +155,7 @@ class Uploads:
             await asyncio.wait({parsing}, timeout=PARSER_WAIT_SEC)
             if not begun.is_set():
                 wait = {"Retry-After": str(PARSER_WAIT_SEC)}
-                raise Problem(503, "Other PDFs are being read, first of all this caller's; try again later.", wait)
+                raise Problem(503, "Other PDFs, this caller's first, are being read; try again later.", wait)
             return await parsing
         finally:
             parsing.cancel()
@@ -198,7 +198,7 @@ def parse(path: Path, max_pages: int) -> dict:
     """Return `{"pages": [text, …], "scanned": [index of a page that is only a picture, …]}` or `{"refused": why}`."""
     reader = PdfReader(path)
     if len(reader.pages) > max_pages:
-        return {"refused": f"it has {len(reader.pages)} pages, and {max_pages} are allowed"}
+        return {"refused": f"it has {len(reader.pages)} pages; at most {max_pages} are allowed"}
     pages = [page.extract_text() for page in reader.pages]
     if sum(map(len, pages)) > MAX_CHARACTERS:
         return {"refused": f"it has more than {MAX_CHARACTERS} characters"}

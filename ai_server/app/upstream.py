@@ -246,7 +246,7 @@ class Engine:
         told = {"error": type(error).__name__, "engine": self.name}
         logger.warning("%s's answer broke off", self.title, extra=told)
         if isinstance(error, ReadTimeout):
-            return Problem(504, f"{self.title}'s answer broke off: no more of it came in time.", NO_RETRY)
+            return Problem(504, f"{self.title}'s answer broke off: nothing more arrived in time.", NO_RETRY)
         return Problem(502, f"{self.title}'s answer broke off: the connection was lost.")
 
     def _add(self, answer: dict, kind: str, data: str) -> None:
@@ -269,7 +269,7 @@ class Engine:
         if status in (401, 403):
             return self._refused_key()
         if status == 404:
-            return Problem(502, f"{self.title} does not serve {model!r}; the operator has to load it.")
+            return Problem(502, f"{self.title} does not serve {model!r}; the operator must load it.")
         if not 400 <= status < 600:
             return Permanent(502, f"{self.title} answered {status}, which is not a chat completion.")
         try:
@@ -284,7 +284,7 @@ class Engine:
     def _refused_key(self) -> Problem:
         started = f"give it the key that {self.title} was started with"
         logger.error("%s refused %s: %s", self.title, self._key, started, extra={"engine": self.name})
-        return Problem(502, f"{self.title} refused this server's key; its operator has to mend {self._key}.")
+        return Problem(502, f"{self.title} rejected this server's key; the operator must correct {self._key}.")
 
     def _away(self, error: Failure) -> Problem:
         told = {"error": f"{type(error).__name__}: {error}", "engine": self.name}
@@ -369,7 +369,7 @@ class Relay(Response):
             else:
                 await self._generate(scope, receive, send, self._body)
         except ClientLeft:
-            logger.info("the client left before the end")
+            logger.info("the client disconnected before the end")
             if not self._started:
                 await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send)
 

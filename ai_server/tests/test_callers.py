@@ -92,8 +92,8 @@ ENTRY = {"name": "a", "keys": [{"sha256": sha256(OLD)}]}
         ([{**ENTRY, "models": []}], "callers.0.models: "),
         ([{**ENTRY, "streams": 0}], "callers.0.streams: "),
         ([{**ENTRY, "rate": 5}], "callers.0.rate: "),
-        ([ENTRY, {**ENTRY, "name": "b"}], "is there twice"),
-        ([ENTRY, {**ENTRY, "keys": [{"sha256": sha256(NEW)}]}], "the name a is there twice"),
+        ([ENTRY, {**ENTRY, "name": "b"}], "occurs twice"),
+        ([ENTRY, {**ENTRY, "keys": [{"sha256": sha256(NEW)}]}], "the name a occurs twice"),
         ([{**ENTRY, "keys": [{"sha256": sha256(VLLM_KEY)}]}], "has VLLM_API_KEY among its keys"),
     ],
 )
@@ -156,7 +156,7 @@ def test_tokens_are_counted_and_end(named):
     with server.client(OLD) as client:
         answers = [client.post("/v1/checklist", json={"text": "x"}) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [200, 200, 429]
-        assert "10 tokens a minute are used up" in answers[2].json()["error"]["message"]
+        assert "10 tokens per minute are used up" in answers[2].json()["error"]["message"]
         assert 1 <= int(answers[2].headers["retry-after"]) <= 60
 
 
@@ -168,7 +168,7 @@ def test_requests_of_a_caller_at_a_time(named, standins):
             chunks = stream.iter_raw()
             next(chunks)
             answer = client.get("/v1/models")
-            assert (answer.status_code, "at once" in answer.text) == (429, True)
+            assert (answer.status_code, "running requests, the maximum" in answer.text) == (429, True)
             assert other.get("/v1/models").status_code == 200
             standins.go_on.set()
             list(chunks)

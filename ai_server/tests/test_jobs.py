@@ -93,7 +93,8 @@ def test_callback_that_nobody_takes_is_given_up(new_server, standins):
         client.post("/v1/checklist", json={"text": "a", "job_id": "lost"})
         job = server.job("lost", "undelivered")
         assert client.get("/health").json()["jobs"]["undelivered"] == 1
-    assert job["last_error"] == "the backend answered 401: is BACKEND_INTERNAL_TOKEN the backend's?"
+    hint = "check that BACKEND_INTERNAL_TOKEN matches the backend's token"
+    assert job["last_error"] == f"the backend answered 401: {hint}"
     assert (job["attempts"], len(standins.callbacks())) == (3, 3)
     assert job["outcome"]["status"] == "completed"
 
@@ -149,7 +150,7 @@ def test_a_job_that_kills_the_server_is_not_tried_for_ever(new_server, standins)
     store.close()
     server.start()
     (callback,) = wait_for(standins.callbacks)
-    assert callback["body"]["error"]["message"] == "The server stopped during every try."
+    assert callback["body"]["error"]["message"] == "The server stopped during every attempt."
     assert [asked["path"] for asked in standins.asked] == [callback["path"]]
 
 
@@ -214,7 +215,7 @@ def test_a_caller_may_have_so_many_open_jobs(new_server, standins):
     with server.client() as client, server.client(OTHER_CALLER) as other:
         taken = [client.post("/v1/checklist", json={"text": "hold", "job_id": f"{n}"}) for n in (1, 2, 3, 2)]
         assert [answer.status_code for answer in taken] == [202, 202, 429, 202]
-        assert "2 jobs of yours" in taken[2].json()["error"]["message"] and int(taken[2].headers["retry-after"])
+        assert "You have 2 open jobs" in taken[2].json()["error"]["message"] and int(taken[2].headers["retry-after"])
         assert other.post("/v1/checklist", json={"text": "a", "job_id": "1"}).status_code == 202
         standins.go_on.set()
         server.job("1", "delivered")
@@ -458,7 +459,7 @@ class TestStore:
         job = store.get("caller", "a")
         assert (job.state, job.work, job.attempts, job.due) == ("delivering", None, 0, self.now)
         assert add(store, "a") == job
-        with pytest.raises(Problem, match="another job"):
+        with pytest.raises(Problem, match="already used by another of your jobs"):
             add(store, "a", kind="easy-contract")
 
     def test_only_ended_jobs_are_forgotten(self, store):
@@ -491,7 +492,7 @@ class TestStore:
     def test_only_open_jobs_count_against_the_limit(self, store):
         for ident in "ab":
             add(store, ident, limit=2)
-        with pytest.raises(Problem, match="2 jobs of yours are open"):
+        with pytest.raises(Problem, match="You have 2 open jobs, the maximum; wait"):
             add(store, "c", limit=2)
         assert add(store, "b", limit=2) and add(store, "c", "another", limit=2)
         store.cancel("caller", "a")

@@ -141,18 +141,18 @@ def test_wrong_value(refused, name, value, reason):
     ],
 )
 def test_an_unknown_setting(refused, tmp_path, name, near):
-    assert refused(**{name: "5"}) == f"ai-server: settings refused: {name} is no setting: did you mean {near}?\n"
+    assert refused(**{name: "5"}) == f"ai-server: settings refused: {name} is not a setting: did you mean {near}?\n"
     (tmp_path / "file.env").write_text(f"\n# ours\n{name}=5\n")
     line = refused(AI_SERVER_ENV_FILE=str(tmp_path / "file.env"))
-    assert f"{name} is no setting: did you mean {near}? (line 3 of {tmp_path}/file.env)" in line
+    assert f"{name} is not a setting: did you mean {near}? (line 3 of {tmp_path}/file.env)" in line
 
 
 @pytest.mark.parametrize(
     "text, told",
     [
-        ("COLOUR=red\n", "COLOUR is no setting (.env.example lists them all) (line 1 of"),
-        ("OCR_URL=\nexport NODE_ENV=production\n", "NODE_ENV is no setting"),
-        ("UVICORN_PORT=1\nAI_SERVER_ENV_FILE=x\n", "UVICORN_PORT is no setting"),
+        ("COLOUR=red\n", "COLOUR is not a setting (.env.example lists them all) (line 1 of"),
+        ("OCR_URL=\nexport NODE_ENV=production\n", "NODE_ENV is not a setting"),
+        ("UVICORN_PORT=1\nAI_SERVER_ENV_FILE=x\n", "UVICORN_PORT is not a setting"),
         ("RATE_LIMIT_PER_MINUTE\n", "RATE_LIMIT_PER_MINUTE has no value: write RATE_LIMIT_PER_MINUTE=value (line 1"),
         ("RATE_LIMIT_PER_MINUTE: 5\n", "line 1 of"),
         ("OCR_URL='http://ocr.example\n", "line 1 of"),

@@ -60,7 +60,7 @@ def listed_by(called, url, key, cure):
             return [model["id"] for model in json.load(answer)["data"]]
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
-            sys.exit(f"{called} at {url} refuses the key; {cure}")
+            sys.exit(f"{called} at {url} rejects the key; {cure}")
     except (OSError, HTTPException, ValueError, KeyError, TypeError):
         pass
     return None
@@ -74,7 +74,7 @@ def ask_table(engines):
         missing = [model for model in engine["models"] if listed is not None and model not in listed]
         if missing:
             sys.exit(
-                f"{called} at {url} serves {', '.join(listed)} and not {', '.join(missing)}; correct its models in "
+                f"{called} at {url} serves {', '.join(listed)}, but not {', '.join(missing)}; correct its models in "
                 "ai_server_engines"
             )
 
@@ -86,7 +86,7 @@ def ask_one():
     missing = [name for name in named if listed is not None and written.get(name) and written[name] not in listed]
     if missing:
         sys.exit(
-            f"the engine at {url} serves {', '.join(listed)} and not what {', '.join(missing)} names; "
+            f"the engine at {url} serves {', '.join(listed)}, but not what {', '.join(missing)} names; "
             "correct ai_server_vllm_model or the adapter's variable"
         )
 

@@ -548,7 +548,7 @@ def fetch(snapshot_id, name, directory):
     if one["files"] and not brought:
         # restic succeeds even if nothing matches; an empty directory must not replace data.
         raise Refused(
-            f"{name} came without any of its {one['files']} files; choose another snapshot by backup_snapshot"
+            f"{name} came without any of its {one['files']} files; choose another snapshot with backup_snapshot"
         )
     for path in one["databases"]:
         check_database(new / Path(path).relative_to(one["path"]), path)

@@ -79,7 +79,7 @@ def file_problem(pattern):
     parent = Path(re.split(r"[*?\[{]", pattern)[0] + "*").parent
     barrier = closed_directory(parent)
     if barrier:
-        return f"{variable}: {ROLE} cannot look into {barrier} ({described(barrier)}); {cure_of(barrier)}"
+        return f"{variable}: {ROLE} cannot access {barrier} ({described(barrier)}); {cure_of(barrier)}"
     if not parent.is_dir():
         return f"{variable}: there is no directory {parent}; correct the path, or make the directory first"
     closed = [file for file in matching(pattern) if not readable(file)]

@@ -21,7 +21,7 @@ class Guard:
     def __init__(self, app):
         key = os.environ.get(KEY, "")
         if not key:
-            raise ValueError(f"{KEY} is empty: the guard of the development routes has no key to ask for")
+            raise ValueError(f"{KEY} is empty: the development routes would be unprotected")
         self.app, self.key = app, digest(key.encode())
         self.open = os.environ.get(OPEN, "").split()
 

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Restart a service that lives and does not serve; say when a person is needed.
+"""Restart services that run but do not serve; report when a person is needed.
 
 A service is at fault if its health route has not answered for `silent_after` seconds, if requests are pending and no
 token was produced for `stalled_after` seconds, or if it has not served within `ready_within` seconds of its start.
@@ -224,7 +224,7 @@ def hands_off(unit):
     if out:
         return out
     with held(unit.removesuffix(".service")) as free:
-        return None if free else "a run of Ansible is at work on it"
+        return None if free else "an Ansible run is changing it"
 
 
 def out_of_rotation(unit):
@@ -398,11 +398,11 @@ def largest():
 
 # Metrics of each service: type, help, value.
 SERIES = {
-    "up": ("gauge", "1 where the unit runs.", lambda one: one.running),
-    "ready": ("gauge", "1 where the process has served.", lambda one: one.running and one.ready),
+    "up": ("gauge", "1 if the unit runs.", lambda one: one.running),
+    "ready": ("gauge", "1 if the process has served.", lambda one: one.running and one.ready),
     "restarts_total": ("counter", "Restarts by the watchdog since boot.", lambda one: one.restarted),
     "planned_restarts_total": ("counter", "Nightly restarts since boot.", lambda one: one.planned),
-    "person_needed": ("gauge", "1 where restarts did not cure it.", lambda one: one.given_up),
+    "person_needed": ("gauge", "1 if restarts did not help.", lambda one: one.given_up),
 }
 
 
@@ -463,7 +463,7 @@ def element(der, at):
         size = length & 0x7F
         length, begin = int.from_bytes(der[begin : begin + size], "big"), begin + size
     if begin + length > len(der):
-        raise ValueError("a certificate ends before its time")
+        raise ValueError("a certificate is truncated")
     return tag, begin, begin + length
 
 
@@ -502,7 +502,7 @@ class Watchdog:
                 self.heal(entry, service, fault)
             if service.given_up and not gave_up:
                 tried = self.settings["restarts"]
-                say(3, f"{service.unit}: {fault}, and {tried} restarts did not cure it. A person is needed.")
+                say(3, f"{service.unit}: {fault}, and {tried} restarts did not help. A person is needed.")
             elif gave_up and not service.given_up:
                 say(5, f"{service.unit} serves again.")
         self.watch_memory()
@@ -516,7 +516,7 @@ class Watchdog:
             if not free:
                 return
             folder = keep_evidence(entry, self.settings["evidence"], self.settings["evidence_mib"])
-            say(4, f"{service.unit}: {fault}; restarting it. What it looked like is in {folder}.")
+            say(4, f"{service.unit}: {fault}; restarting it. Evidence is in {folder}.")
             service.attempts.append(time.monotonic())
             service.restarted += 1
             # Saved first, so that the attempt counts even if this program is stopped now.
@@ -601,7 +601,7 @@ def spend(settings, unit):
         service.count(known.get("spent", []))
         if not service.may_restart(now, *(settings[name] for name in BUDGET)):
             if service.given_up:
-                return {"granted": False, "why": f"{settings['restarts']} restarts did not cure it"}
+                return {"granted": False, "why": f"{settings['restarts']} restarts did not help"}
             return {"granted": False, "wait": round(service.attempts[-1] + settings["pause"] - now + 0.5)}
         known["spent"] = [*known.get("spent", []), now]
         replace(state, json.dumps(noted))
@@ -803,12 +803,12 @@ def check(settings):
     units = [service["unit"] for service in settings["services"]]
     twice = sorted({unit for unit in units if units.count(unit) > 1})
     if twice:
-        return f"{', '.join(twice)} is there twice"
+        return f"{', '.join(twice)} occurs twice"
     unknown = [unit for unit in (settings["night"] or {"units": []})["units"] if unit not in units]
     if unknown:
         return f"{', '.join(unknown)} is in the night units but not among the services"
     bare = [service["unit"] for service in settings["services"] if service["metrics"] and not service["progress"]]
-    return f"{', '.join(bare)} has metrics and names no series of progress" if bare else None
+    return f"{', '.join(bare)} has metrics but no progress series" if bare else None
 
 
 def main():
