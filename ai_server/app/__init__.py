@@ -1,1 +1,1 @@
-"""ai-server: the door in front of vLLM."""
+"""ai-server: the API gateway in front of vLLM."""

@@ -1,4 +1,4 @@
-"""The JSON of a request: an object, of a size and a number of values that are read in a moment."""
+"""Read the JSON body of a request, with a limit that keeps parsing fast."""
 
 import json
 
@@ -11,11 +11,12 @@ COUNTED = (b"[", b"{", b",")
 
 
 async def read_object(receive: Receive, max_values: int) -> dict:
-    """Read the whole body; raises Problem 400 unless it is a JSON object of ``max_values`` values at most, and
-    ClientDisconnect where it does not end.
+    """Return the request body as an object.
 
-    They are counted before they are read: reading holds up all other requests, in a thread as well, and 20 MiB of
-    `[],` take seconds where 20 MiB of text take none. What is counted is in texts too, so that the bound is a wide one.
+    Raises Problem 400 unless the body is a JSON object with at most ``max_values`` values, and ClientDisconnect if the
+    client disconnects before its end. Values are counted before parsing, because parsing blocks all other requests
+    (even in a thread): 20 MiB of `[],` take seconds, 20 MiB of text almost no time. The count includes the same
+    characters inside strings, so the limit has to be generous.
     """
     raw = await _whole(receive)
     if sum(map(raw.count, COUNTED)) > max_values:
@@ -23,7 +24,7 @@ async def read_object(receive: Receive, max_values: int) -> dict:
     try:
         body = json.loads(raw, parse_constant=no_json, parse_float=_finite)
         if b"\\ud" in raw.lower():
-            json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is what no JSON can carry on
+            json.dumps(body, ensure_ascii=False).encode()  # fails for a lone surrogate
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
@@ -50,5 +51,5 @@ def _finite(text: str) -> float:
 
 
 def no_json(constant: str) -> None:
-    """For `parse_constant`: NaN and Infinity are what Python reads and no JSON is."""
+    """Raise ValueError: the `parse_constant` for NaN and Infinity, which Python accepts and JSON does not have."""
     raise ValueError(f"{constant} is no JSON")

@@ -1,7 +1,8 @@
-"""Who may ask: callers by name, each with keys of its own and what it is allowed.
+"""Authentication: named callers with their keys and limits.
 
-AI_SERVER_API_KEYS is the short way: a caller for each key, named by the beginning of the key's digest. CALLERS_FILE
-names them, and is read again when it changes: keys rotate with an overlap, and nothing is restarted.
+AI_SERVER_API_KEYS is the short way: each key is a caller, named by the first characters of the key's digest.
+CALLERS_FILE gives callers names. It is reloaded when it changes, so keys can be rotated with an overlap and without a
+restart.
 
     {"callers": [{"name": "backend", "keys": [{"sha256": "9f86…", "expires": "2027-01-31"}], "models": ["base"],
                   "requests_per_minute": 60, "tokens_per_minute": 100000, "streams": 8}]}
@@ -35,9 +36,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Caller:
-    """A caller and its bounds; None is no bound of its own.
+    """A caller and its limits; None if it has no limit of its own.
 
-    models: those that it may name. requests_per_minute and tokens_per_minute: its rates. streams: requests at a time.
+    models: the models it may use. requests_per_minute, tokens_per_minute: its rates. streams: concurrent requests.
     """
 
     name: str
@@ -56,7 +57,7 @@ class _Key(_Strict):
     expires: AwareDatetime | datetime.date | None = None
 
     def ends(self) -> float:
-        """Return when the key ends, in seconds since the epoch: at the end of a day in UTC, or at the time."""
+        """Return when the key expires, in seconds since the epoch: a date means the end of that day in UTC."""
         if self.expires is None:
             return float("inf")
         if isinstance(self.expires, datetime.datetime):
@@ -88,12 +89,12 @@ class _File(_Strict):
         for each, seen in (("name", names), ("key", keys)):
             twice = next((one for one in seen if seen.count(one) > 1), None)
             if twice:
-                raise ValueError(f"the {each} {twice[:12]} is there twice")
+                raise ValueError(f"the {each} {twice[:12]} occurs twice")
         return callers
 
 
 class CallersError(ValueError):
-    """The file of callers cannot be used; the text is one sentence without a key."""
+    """The callers file cannot be used; the message is one sentence that contains no key."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,10 @@ def digest(key: str) -> bytes:
 
 
 def read(path: Path, forbidden: str, listed: list[bytes], engine_keys: Iterable[str] = ()) -> list[_Held]:
-    """Return the file's keys; raise CallersError with the reason.
+    """Return the keys in the file; raise CallersError with the reason.
 
-    forbidden: vLLM's own key, which no caller has. listed: digests of AI_SERVER_API_KEYS, whose callers have no bounds.
-    engine_keys: those of ENGINES_FILE, which no caller has either.
+    forbidden: vLLM's key, which no caller may have. listed: the digests of AI_SERVER_API_KEYS, whose callers have no
+    limits. engine_keys: the keys in ENGINES_FILE, which no caller may have either.
     """
     try:
         file = _File.model_validate_json(path.read_bytes())
@@ -125,19 +126,20 @@ def read(path: Path, forbidden: str, listed: list[bytes], engine_keys: Iterable[
         _Held(bytes.fromhex(key.sha256), key.ends(), entry.caller()) for entry in file.callers for key in entry.keys
     ]
     if any(one.digest == digest(forbidden) for one in held):
-        raise CallersError(f"{path} has VLLM_API_KEY among its keys: give the callers keys of their own")
+        raise CallersError(f"{path} has VLLM_API_KEY among its keys: give the callers separate keys")
     if {one.digest for one in held} & set(map(digest, engine_keys)):
-        raise CallersError(f"{path} has an engine's key among its keys: give the callers keys of their own")
+        raise CallersError(f"{path} has an engine's key among its keys: give the callers separate keys")
     if any(one.digest in listed for one in held):
         raise CallersError(f"{path} has one of AI_SERVER_API_KEYS among its keys: keep it in one of the two places")
     return held
 
 
 class Callers:
-    """The callers' keys, kept as digests. keys: those of AI_SERVER_API_KEYS; file: CALLERS_FILE, where there is one.
+    """The callers' keys, stored as digests. keys: AI_SERVER_API_KEYS; file: CALLERS_FILE, or None.
 
-    The file is read when this is made, which raises CallersError, and again when it changes: one that cannot be used
-    leaves what was known, and `trouble` says so. engine_keys: returns the keys of ENGINES_FILE, once that is read.
+    The constructor reads the file and raises CallersError. When the file changes, it is read again; if the new content
+    is invalid, the previous callers stay and `trouble` has the reason. engine_keys: returns the keys of ENGINES_FILE
+    after that is read.
     """
 
     def __init__(
@@ -156,9 +158,9 @@ class Callers:
         self._held = self._listed + (read(file, forbidden, listed) if file else [])
 
     def find(self, authorization: str) -> Caller | None:
-        """Return the caller, or None for a header that is not `Bearer <a key that counts>`.
+        """Return the caller, or None if the header is not `Bearer <valid key>`.
 
-        Every key is compared, each in constant time, so that the time taken tells nothing.
+        Every key is compared, each in constant time, so that the duration reveals nothing.
         """
         self._read_again()
         scheme, _, key = authorization.partition(" ")
@@ -167,16 +169,16 @@ class Callers:
         return matches[0].caller if matches and scheme.lower() == "bearer" else None
 
     def named(self, name: str) -> Caller:
-        """Return the caller of this name, or one without bounds of its own where it is known no more."""
+        """Return the caller of this name; if it no longer exists, one without limits of its own."""
         return next((one.caller for one in self._held if one.caller.name == name), Caller(name))
 
     def name(self, authorization: str) -> str | None:
-        """Return the caller's name, as `find` does."""
+        """Return the caller's name; None as in `find`."""
         found = self.find(authorization)
         return found and found.name
 
     def have(self, key: str) -> bool:
-        """Whether a caller has this key, one that has ended too."""
+        """Return whether a caller has this key, even if the key has expired."""
         return digest(key) in {one.digest for one in self._held}
 
     def _read_again(self) -> None:
@@ -186,8 +188,8 @@ class Callers:
             listed = [one.digest for one in self._listed]
             self._held = self._listed + read(self._file, self._forbidden, listed, self.engine_keys())
         except CallersError as error:
-            self.trouble = f"{error}; the callers of before count on"
+            self.trouble = f"{error}; the previous callers stay in effect"
             logger.error("the file of callers cannot be used: %s", error)
         else:
             self.trouble = ""
-            logger.info("the file of callers was read again", extra={"keys": len(self._held)})
+            logger.info("the callers file was reloaded", extra={"keys": len(self._held)})

@@ -1,7 +1,7 @@
-"""Would the server start? `python -m app.check [--env-file FILE]` answers before anything is switched to it.
+"""Check whether the server would start: `python -m app.check [--env-file FILE]`, before a switch to it.
 
-Reads the settings (environment over FILE, by default `.env`) and imports every module. Opens and changes nothing.
-Status 0 and one line on stdout, or not 0 and one line on stderr.
+Reads the settings (the environment overrides FILE, by default `.env`) and imports every module. Opens and changes
+nothing. The exit status is 0 with one line on stdout, or nonzero with one line on stderr.
 """
 
 import argparse

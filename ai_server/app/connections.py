@@ -1,7 +1,7 @@
-"""Deadlines for connections. uvicorn has one, between two requests; a client that is slow on purpose needs others.
+"""Timeouts for connections. uvicorn only has one between requests, which does not stop a deliberately slow client.
 
-The application is started by `uvicorn app.main:app`, which leaves no place to name a protocol of one's own, so
-uvicorn's class is given them. What is extended are methods that asyncio and httptools call; the tests use sockets.
+`uvicorn app.main:app` starts the application, without a way to name another protocol class, so this module patches
+uvicorn's class. It wraps methods that asyncio and httptools call. The tests use real sockets.
 """
 
 import asyncio
@@ -13,14 +13,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Protocol
 from app.errors import Problem
 from app.settings import Settings
 
-READING, WRITING = "reading_deadline", "writing_deadline"  # two: a client that does not read may go on sending
+READING, WRITING = "reading_deadline", "writing_deadline"  # two timers: a client that does not read may still send
 
 
 def bound(settings: Settings) -> None:
-    """Give every connection from now on the deadlines of the settings, in seconds. Once for a process.
+    """Apply the timeouts of the settings, in seconds, to every new connection. Called once per process.
 
-    A header or body that is not whole in time is answered with 408, and the connection closed; one whose client takes
-    none of its answer is cut.
+    If headers or body are incomplete after their timeout, the answer is 408 and the connection is closed. If the
+    client reads none of its answer, the connection is aborted.
     """
     header, body, send = settings.header_timeout_sec, settings.body_timeout_sec, settings.send_timeout_sec
     _after("connection_made", lambda self: _arm(self, header, _late))
@@ -34,7 +34,7 @@ def bound(settings: Settings) -> None:
 
 
 def _after(name: str, then: Callable[[Protocol], None]) -> None:
-    """Have something done after a method of the protocol."""
+    """Call `then` after each call of this method of the protocol."""
     before = getattr(Protocol, name)
     before = getattr(before, "without_deadlines", before)
 
@@ -48,7 +48,7 @@ def _after(name: str, then: Callable[[Protocol], None]) -> None:
 
 
 def _unbounded(protocol: Protocol) -> bool:
-    """Whether a connection without a request, such as one that sent an empty line, waits for nothing that ends."""
+    """Return whether a connection without a request (for example after an empty line) has no timeout running."""
     idle = protocol.cycle is None or protocol.cycle.response_complete
     return idle and not protocol.timeout_keep_alive_task and not getattr(protocol, READING, None)
 
@@ -68,11 +68,11 @@ def _disarm(protocol: Protocol, which: str = READING) -> None:
 def _late(protocol: Protocol) -> None:
     cycle = protocol.cycle
     if cycle is None or cycle.response_complete or not cycle.response_started:
-        body = json.dumps({"error": Problem(408, "The request was not whole in time.").body}).encode()
+        body = json.dumps({"error": Problem(408, "The request was not complete in time.").body}).encode()
         head = "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\nConnection: close\r\n"
         protocol.transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     protocol.transport.close()
 
 
 def _stuck(protocol: Protocol) -> None:
-    protocol.transport.abort()  # to close would wait for the client that does not read
+    protocol.transport.abort()  # close() would wait for the client that does not read

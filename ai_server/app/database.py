@@ -1,4 +1,4 @@
-"""A SQLite database that need not be there when the server starts: a full disk keeps nobody from being served."""
+"""A SQLite database that the server can start without, so that it still serves requests with a full disk."""
 
 import logging
 import sqlite3
@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LOCKED_SEC = 10  # how long another process's transaction is waited for
+LOCKED_SEC = 10  # how long to wait for another process's transaction
 
 logger = logging.getLogger(__name__)
 
 
 class Database:
-    """A file, opened at the start if it can be, and else when it is next asked for.
+    """A database file, opened at the start or, if that fails, at the next use.
 
-    prepare: makes the tables of a connection that was just opened, before anybody has it. Raises
-    sqlite3.DatabaseError for a file that is no database; users of several threads lock it themselves.
+    prepare: creates the tables on a new connection before anyone uses it. Raises sqlite3.DatabaseError if the file is
+    not a database. Callers with several threads do their own locking.
     """
 
     def __init__(self, file: Path, prepare: Callable[[sqlite3.Connection], None]) -> None:
@@ -46,7 +46,7 @@ class Database:
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """Commit what is done within, or none of it."""
+    """Commit all statements of the block, or none."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield db

@@ -1,4 +1,4 @@
-"""Whether a directory can be written, found out by writing: room, rights and the disk's health in one."""
+"""Check whether a directory is writable by writing to it: this tests space, permissions and the disk at once."""
 
 import asyncio
 import tempfile
@@ -10,7 +10,7 @@ TRUSTED_SEC = 2  # health checks need no key, and must not keep a disk busy
 
 
 class Disk:
-    """The directories that are written to; `state` asks each of them at most every TRUSTED_SEC."""
+    """The directories that the server writes to; `state` tests them at most once in TRUSTED_SEC."""
 
     def __init__(self, *directories: Path) -> None:
         self._states = dict.fromkeys(directories, "ok")

@@ -1,6 +1,6 @@
-"""The engines: the one of VLLM_BASE_URL, or those of ENGINES_FILE, each asked for the models that it serves.
+"""The engines: the one at VLLM_BASE_URL, or those of ENGINES_FILE, each of which serves its own models.
 
-The table may change while requests run: what has begun goes on at the engine where it began.
+The table may change while requests run; a running request stays with its engine.
 """
 
 import asyncio
@@ -12,14 +12,14 @@ from app.settings import Settings
 from app.table import Entry, Table
 from app.upstream import Engine
 
-ALONE = "vllm"  # in metrics and logs: the engine of a server that has no table
-LIST_TIMEOUT_SEC = 2  # for an engine's list of models: one that hangs must not hold the others' up
+ALONE = "vllm"  # the engine's name in metrics and logs if there is no table
+LIST_TIMEOUT_SEC = 2  # for an engine's list of models: a hanging engine must not block the others
 
 logger = logging.getLogger(__name__)
 
 
 class Health(NamedTuple):
-    """told: what /health says. sound: every engine that is to serve does; ready: one of them does."""
+    """told: the part of /health. sound: all engines that are switched on are healthy; ready: at least one is."""
 
     told: dict
     sound: bool
@@ -27,7 +27,7 @@ class Health(NamedTuple):
 
 
 class Engines:
-    """Find the engine of a request. table: ENGINES_FILE's, or None. Made inside the running event loop."""
+    """Find the engine for a request. table: from ENGINES_FILE, or None. Create it inside the running event loop."""
 
     def __init__(self, settings: Settings, table: Table | None) -> None:
         self._table, self._timeout = table, settings.http_timeout_sec
@@ -50,7 +50,7 @@ class Engines:
 
     @property
     def alone(self) -> Engine | None:
-        """The engine that everything is passed to, where there is no table."""
+        """The engine that gets all requests if there is no table; otherwise None."""
         return self._engines[ALONE] if self._table is None else None
 
     @property
@@ -59,14 +59,14 @@ class Engines:
 
     @property
     def trouble(self) -> str:
-        """What is wrong with the files of engines; "" where nothing is."""
+        """The problem with the files of engines; "" if there is none."""
         return self._table.trouble if self._table else ""
 
     def find(self, model: object) -> Engine:
         """Return the engine that serves a model.
 
-        Raises Problem: 404 for a model of no engine, 503 where its engine is switched off. Without a table the engine
-        itself says what it lacks.
+        Raises Problem: 404 if no engine has the model, 503 if its engine is switched off. Without a table, the engine
+        itself rejects unknown models.
         """
         if self._table is None:
             return self._engines[ALONE]
@@ -74,21 +74,21 @@ class Engines:
         return engines[self._table.find(model).name]
 
     def find_for_us(self, model: str) -> Engine:
-        """Return the engine of a model that the settings name; raises Problem, 502 where no engine has it."""
+        """Return the engine of a model from the settings; raises Problem, 502 if no engine has the model."""
         engines = self._now()
         if self._table and not self._table.serves(model):
-            raise Problem(502, f"No engine serves {model!r}; the operator has to load it.")
+            raise Problem(502, f"No engine serves {model!r}; the operator must load it.")
         return engines[self._table.find(model).name] if self._table else engines[ALONE]
 
     def is_off(self, model: str) -> bool:
-        """Whether the engine of a model is switched off now."""
+        """Return whether the engine of this model is switched off now."""
         self._now()
         return self._table is not None and bool(self._table.off_for(model))
 
     async def models(self) -> list[dict]:
-        """Return the models that can be asked for now: those of the table that their engine lists.
+        """Return the models that are available now: those in the table that their engine lists.
 
-        An engine that is switched off or does not answer is left out. Raises Problem 503 where none answers.
+        Engines that are switched off or do not answer are left out. Raises Problem 503 if none answers.
         """
         if self._table is None:
             return await self._engines[ALONE].models()
@@ -100,7 +100,7 @@ class Engines:
         return [model for listed in lists for model in listed]
 
     async def health(self) -> Health:
-        """Ask every engine that is to serve."""
+        """Return the health of the engines; only those that are switched on are asked."""
         engines = self._now()
         off = {name: self._table.off(name) if self._table else "" for name in engines}
         serving = [name for name in engines if not off[name]]
@@ -110,7 +110,7 @@ class Engines:
         return Health({"engines": told} if self._table else {"vllm": told[ALONE]}, all(well), any(well))
 
     def _now(self) -> dict[str, Engine]:
-        """Return the engines as the files have them now; one that did not change keeps what it has open."""
+        """Return the engines of the current files; an unchanged engine keeps its open connections."""
         if self._table is None:
             return self._engines
         self._table.look()
@@ -130,7 +130,7 @@ class Engines:
 
 
 async def _listed(engine: Engine) -> list[dict] | None:
-    """Return what the engine lists of its models in the table; None where it does not answer."""
+    """Return the models that both the engine and its table entry list; None if the engine does not answer."""
     try:
         listed = await asyncio.wait_for(engine.models(), LIST_TIMEOUT_SEC)
     except (Problem, asyncio.TimeoutError):

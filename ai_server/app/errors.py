@@ -1,4 +1,4 @@
-"""What goes wrong, in the shape that OpenAI's clients read."""
+"""Errors, in the format that OpenAI's clients read."""
 
 from http.client import responses
 
@@ -6,7 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-# What a wrong path is told; routes.py and main.py have the endpoints.
+# Shown for an unknown path; the endpoints are in routes.py and main.py.
 ENDPOINTS = (
     "GET /v1/models, GET /v1/models/{id}, POST /v1/chat/completions, POST /v1/completions, POST /v1/embeddings, "
     "POST /v1/responses, POST /v1/easy-contract, POST /v1/checklist, GET /v1/jobs/{job_id}"
@@ -15,9 +15,9 @@ TRANSIENT = {429, 500, 502, 503, 504}
 
 
 class Problem(HTTPException):
-    """An answer other than success: its HTTP status and one sentence for whoever asked.
+    """An error response: its HTTP status and one sentence for the caller.
 
-    Raise it anywhere under a request or a job. A transient one may be gone at the next try.
+    Raise it anywhere inside a request or a job. If it is transient, a retry may succeed.
     """
 
     @property
@@ -30,18 +30,18 @@ class Problem(HTTPException):
 
 
 class Permanent(Problem):
-    """One that the next try would meet again, whatever its status: an answer that cannot be read, a fault of ours."""
+    """A Problem that a retry cannot solve, whatever its status: an unreadable answer, a bug in this server."""
 
     transient = False
 
 
 def no_such_path(path: str, why: str = "no such path") -> Problem:
-    """Return a 404 that says what exists."""
+    """Return a 404 that lists the endpoints."""
     return Problem(404, f"{path[:100]}: {why}. There are: {ENDPOINTS}.")
 
 
 async def answer(request: Request, error: HTTPException) -> JSONResponse:
-    """FastAPI's exception handler for Problem and for what the framework raises itself (404, 405)."""
+    """FastAPI's exception handler for Problem and for the framework's own errors (404, 405)."""
     if error.status_code == 404 and not isinstance(error, Problem):
         error = no_such_path(request.url.path)
     problem = Problem(error.status_code, error.detail, error.headers)
@@ -49,10 +49,10 @@ async def answer(request: Request, error: HTTPException) -> JSONResponse:
 
 
 async def store_away(request: Request, error: Exception) -> JSONResponse:
-    """FastAPI's exception handler for sqlite3.OperationalError: on a full disk a store may not even be opened."""
+    """FastAPI's exception handler for sqlite3.OperationalError: on a full disk even opening a store may fail."""
     return await answer(request, Problem(503, f"A store in STATE_DIRECTORY cannot be used: {error}."))
 
 
 async def unforeseen(request: Request, error: Exception) -> JSONResponse:
-    """FastAPI's exception handler for a fault of ours: the log has the trace, the caller has none of it."""
+    """FastAPI's exception handler for unexpected errors: the traceback is in the log, not in the response."""
     return JSONResponse({"error": Problem(500, "Internal error; see the server log.").body}, 500)

@@ -1,8 +1,8 @@
-"""A client of HTTP/1.1 for one server, that does what relaying needs and nothing more.
+"""An HTTP/1.1 client for one server, with only what relaying needs.
 
-The clients for all purposes cost more time than everything else that a relayed request passes: docs/ai-server.md has
-the figures. The messages are parsed by httptools (llhttp), which uvicorn reads requests with. Not here: redirects,
-proxies (the environment's are for the outside world), cookies, repetitions.
+A general-purpose client costs more time than all other steps of a relayed request; the figures are in
+docs/ai-server.md. httptools (llhttp), which uvicorn uses for requests, parses the messages. Not supported: redirects,
+proxies (those of the environment are for external hosts), cookies, retries.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 import httptools
 import httpx
 
-IDLE_SEC = 2  # vLLM drops idle connections after 5 s: be the first to let go
-HIGH_WATER = 256 * 1024  # bytes that wait for a slow reader before the server is made to wait
+IDLE_SEC = 2  # vLLM closes idle connections after 5 s; close them before it does
+HIGH_WATER = 256 * 1024  # bytes buffered for a slow reader before the server has to wait
 
 
 class Failure(Exception):
-    """There is no answer, or no more of it. The names of its kinds are told in logs and by /health."""
+    """There is no response, or it is incomplete. The names of the subclasses appear in logs and in /health."""
 
 
 class ConnectError(Failure):
@@ -30,24 +30,24 @@ class ConnectTimeout(ConnectError):
 
 
 class ReadTimeout(Failure):
-    """Nothing came for too long."""
+    """Nothing was received for too long."""
 
 
 class ReadError(Failure):
-    """The connection ended, or something came that is no HTTP, before the answer was whole."""
+    """The connection ended, or received invalid HTTP, before the response was complete."""
 
 
 class Client:
-    """The server at `base`, an address without a query. Used inside one running event loop.
+    """A client of the server at `base`, a URL without a query. Use it inside one running event loop.
 
-    headers: sent with every request; neither they nor what a request adds may have line ends in them. timeout: seconds
-    of silence. There is no limit to the number of connections.
+    headers: sent with every request; neither these nor the headers of a request may contain line ends. timeout: idle
+    timeout in seconds. The number of connections is not limited.
     """
 
     def __init__(self, base: str, headers: Mapping[str, str], timeout: float) -> None:
         parts = urlsplit(base)
         self._prefix, self._timeout = parts.path, timeout
-        self._tls = httpx.create_ssl_context() if parts.scheme == "https" else None  # SSL_CERT_FILE counts
+        self._tls = httpx.create_ssl_context() if parts.scheme == "https" else None  # uses SSL_CERT_FILE
         self._host, self._port = parts.hostname, parts.port or (443 if self._tls else 80)
         fields = {"Host": parts.netloc.rpartition("@")[2], **headers}
         self._head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
@@ -62,9 +62,10 @@ class Client:
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> "Response":
-        """Return the response when its headers are here; it has to be released. Raises Failure.
+        """Return the response when its headers have arrived; the caller must release it. Raises Failure.
 
-        path: behind the base's own, as it is to be sent. timeout: seconds of silence, in the place of the client's.
+        path: appended to the path of the base, already encoded. timeout: idle timeout in seconds instead of the
+        client's.
         """
         timeout = timeout or self._timeout
         lines = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
@@ -99,7 +100,7 @@ class Client:
             _, connection = await asyncio.wait_for(made, timeout)
         except asyncio.TimeoutError:
             raise ConnectTimeout(f"not within {timeout} s") from None
-        except OSError as error:  # TLS' too
+        except OSError as error:  # TLS errors too
             raise ConnectError(str(error)) from None
         return connection
 
@@ -110,8 +111,8 @@ class Client:
         self._connections.discard(connection)
 
     def free(self, connection: "Connection") -> None:
-        """Keep a connection, whose response is whole, for the next request."""
-        connection.transport.resume_reading()  # a slow reader of the last one may have stopped it
+        """Keep a connection for the next request after its response is complete."""
+        connection.transport.resume_reading()  # a slow reader of the last response may have paused it
         connection.timer = asyncio.get_running_loop().call_later(IDLE_SEC, connection.transport.close)
         self._idle.append(connection)
 
@@ -127,7 +128,7 @@ class Connection(asyncio.Protocol):
         self._response: Response | None = None
 
     async def ask(self, request: bytes, response: "Response") -> None:
-        """Send a request; return when the headers of its response are here."""
+        """Send a request; return when the headers of its response have arrived."""
         self._response = response
         self._parser = httptools.HttpResponseParser(self)
         self.transport.write(request)
@@ -135,12 +136,12 @@ class Connection(asyncio.Protocol):
             await response.more()
 
     def leave(self, response: "Response") -> None:
-        """The response is not wanted any more: what is not whole ends with the connection."""
+        """Give up the response: if it is incomplete, abort the connection."""
         if self._response is response:
             self._response = None
             self.transport.abort()
 
-    # asyncio's side
+    # callbacks of asyncio
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self.transport = transport
@@ -150,13 +151,13 @@ class Connection(asyncio.Protocol):
         self._client.closed(self)
         response, self._response = self._response, None
         if response:
-            # Without a length, the end of the connection is the end of the response.
+            # Without a length, the connection's end is the response's end.
             response.end(None if response.until_close and error is None else ReadError("the connection was lost"))
 
     def data_received(self, data: bytes) -> None:
         response = self._response
         if response is None:
-            self.transport.abort()  # nobody asked
+            self.transport.abort()  # unsolicited data
             return
         try:
             self._parser.feed_data(data)
@@ -169,14 +170,14 @@ class Connection(asyncio.Protocol):
             if self._response is response and response.waiting > HIGH_WATER:
                 self.transport.pause_reading()
 
-    # httptools' side
+    # callbacks of httptools
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._response.headers[name.lower().decode("latin-1")] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status >= 200:  # before it there may be others, such as 100
+        if status >= 200:  # 1xx responses, such as 100, may come first
             self._response.begin(status)
 
     def on_body(self, body: bytes) -> None:
@@ -196,7 +197,7 @@ class Connection(asyncio.Protocol):
 
 
 class Response:
-    """A response whose body arrives. Reading raises Failure where it breaks off."""
+    """A response whose body is still arriving. Reading raises Failure if it ends too early."""
 
     def __init__(self, connection: Connection, timeout: float) -> None:
         self._connection, self._timeout = connection, timeout
@@ -206,10 +207,10 @@ class Response:
         self._waiter: asyncio.Future | None = None
         self._unpack = None
         self.status_code, self.until_close, self.waiting = 0, False, 0
-        self.headers: dict[str, str] = {}  # by names in small letters
+        self.headers: dict[str, str] = {}  # names in lower case
 
     async def aiter_bytes(self) -> AsyncIterator[bytes]:
-        """Yield what came since, as one piece, decompressed."""
+        """Yield what has arrived since the last piece, decompressed."""
         while True:
             while not self._pieces and not self._ended:
                 await self.more()
@@ -230,7 +231,7 @@ class Response:
         return b"".join([piece async for piece in self.aiter_bytes()])
 
     def release(self) -> None:
-        """Give the response up: unless it is whole, its connection is closed, and the server sees that."""
+        """Give up the response: if it is incomplete, the connection is closed, which the server notices."""
         self._connection.leave(self)
 
     def _unpacked(self, piece: bytes) -> bytes:
@@ -242,7 +243,7 @@ class Response:
             raise ReadError(str(error)) from None
 
     async def more(self) -> None:
-        """Wait until something has come; raises Failure for silence, or for the end before the headers."""
+        """Wait until data arrives; raises Failure after the idle timeout, or if the response has ended."""
         if self._ended:
             raise self._failure or ReadError("it has ended")
         self._waiter = self._loop.create_future()
@@ -260,7 +261,7 @@ class Response:
     def begin(self, status: int) -> None:
         self.status_code = status
         if self.headers.get("content-encoding", "identity").strip().lower() in ("gzip", "x-gzip", "deflate"):
-            self._unpack = zlib.decompressobj(wbits=47)  # tells the two apart
+            self._unpack = zlib.decompressobj(wbits=47)  # detects which of the two it is
         empty = status in (204, 304)
         self.until_close = not empty and not {"content-length", "transfer-encoding"} & self.headers.keys()
 

@@ -1,11 +1,11 @@
-"""Jobs: accepted at once, answered in the background, told to the backend, through restarts.
+"""Jobs: accepted at once, answered in the background, delivered to the backend; they survive restarts.
 
-A job is a row in SQLite, known by its caller and the id that it has there. It goes `queued` -> `delivering` (it has an
-outcome: a result or an error) -> `delivered`, or `undelivered` when the backend took none of JOB_ATTEMPTS tries; its
-caller may make it `cancelled` before. Each try is written down, with the time of the next one, before it is made: a
-process that dies in the middle neither loses a job nor repeats one for ever. The backend is called at least once;
-`Idempotency-Key` (Job.key) tells it what it has already seen. Waits double, and what the next try would meet again (a
-request that is refused, an answer that cannot be read) is not tried again.
+A job is a row in SQLite; its key is the caller and the caller's id for it. Its states: `queued` -> `delivering` (it has
+an outcome: a result or an error) -> `delivered`, or `undelivered` if JOB_ATTEMPTS callbacks failed. Before that, the
+caller can cancel it (`cancelled`). Each attempt is stored, with the time of the next one, before it starts: a process
+that dies in between neither loses a job nor repeats it endlessly. The backend is called at least once; it detects
+duplicates by the `Idempotency-Key` (Job.key). The wait doubles with each attempt. Permanent errors (a rejected request,
+an unreadable answer) are not retried.
 """
 
 import asyncio
@@ -33,17 +33,17 @@ from app.settings import Settings
 from app.uploads import Uploads
 
 POLL_SEC = 0.2
-STORE_PAUSE_SEC = 1  # until a store is tried again that could not be written
+STORE_PAUSE_SEC = 1  # before the next try to write the store
 DAY_SEC, FORGET_EVERY_SEC = 86_400, 3600
 MAX_BACKOFF_SEC = 600
 STATES = ("queued", "delivering", "delivered", "undelivered", "cancelled")
 RETRY_LATER = {"Retry-After": "60"}
-# No job waits longer than MAX_BACKOFF_SEC: one that is due later was written before the clock was set back.
+# No job waits longer than MAX_BACKOFF_SEC; a later due time was stored before the clock was set back.
 DUE = f"NOT (due > ? AND due <= ? + {MAX_BACKOFF_SEC})"
 OPEN, ENDED = "('queued', 'delivering')", "('delivered', 'undelivered', 'cancelled')"
 
-VERSION = 2  # PRAGMA user_version; version 0 had the same columns, and ids that no two callers could share
-# The columns stay those of version 0, in their order: whoever goes back to the release before finds its jobs.
+VERSION = 2  # PRAGMA user_version; version 0 had the same columns, but ids were unique across callers
+# The columns and their order stay those of version 0, so that the previous release can still read the jobs.
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS jobs ("
     " id TEXT NOT NULL, caller TEXT NOT NULL, kind TEXT NOT NULL, digest TEXT NOT NULL, work TEXT,"
@@ -58,7 +58,7 @@ MIGRATION = (
     "ALTER TABLE jobs RENAME TO jobs_0",
     *SCHEMA,
     "INSERT INTO jobs SELECT * FROM jobs_0",
-    # Version 0 may have told the backend of these, by an Idempotency-Key that was the id alone.
+    # Version 0 may have called the backend for these; its Idempotency-Key was only the id.
     "INSERT INTO told_by_id SELECT caller, id FROM jobs WHERE state = 'delivering'",
     "DROP TABLE jobs_0",
 )
@@ -68,12 +68,12 @@ SELECT = (
 )
 
 logger = logging.getLogger(__name__)
-tries = Counter("ai_server_job_tries", "Tries of a job's answer or callback", ["kind", "phase", "outcome"])
+tries = Counter("ai_server_job_tries", "Attempts to answer a job or deliver its callback", ["kind", "phase", "outcome"])
 
 
 @dataclass(frozen=True)
 class Job:
-    """One row. work: the request, JSON, or None once it is answered; outcome: what the backend is told, JSON."""
+    """One row. work: the request as JSON, or None after its answer; outcome: what the backend gets, as JSON."""
 
     id: str
     caller: str
@@ -91,30 +91,30 @@ class Job:
 
     @property
     def name(self) -> tuple[str, str]:
-        """What it is known by: an id is its caller's own."""
+        """The job's key: ids are unique per caller."""
         return self.caller, self.id
 
     @property
     def key(self) -> str:
-        """Its Idempotency-Key: no other caller's job has it, and no later one that takes a forgotten job's id."""
+        """The Idempotency-Key: unique, also across callers and if a deleted job's id is used again."""
         if self.told_by_id:
             return self.id
         return hashlib.sha256(f"{self.caller}\n{self.id}\n{self.created!r}".encode()).hexdigest()[:32]
 
     def summary(self) -> dict:
-        """What its caller sees in a list."""
+        """Return the fields that a list of jobs shows to the caller."""
         shown = {"job_id": self.id, "kind": self.kind, "state": self.state, "attempts": self.attempts}
         return shown | {"last_error": self.last_error, "created": round(self.created), "updated": round(self.updated)}
 
     def public(self) -> dict:
-        """What its caller may see."""
+        """Return all fields that the caller may see."""
         return self.summary() | {"outcome": json.loads(self.outcome) if self.outcome else None}
 
 
 class Store:
-    """The jobs on disk. Every method commits before it returns; times are seconds since the epoch.
+    """The jobs on disk. Every method commits before it returns; times are in seconds since the epoch.
 
-    All raise sqlite3.Error; a caller who meets one is told 503, see errors.store_away.
+    All methods raise sqlite3.Error; in a request, errors.store_away answers it with 503.
     """
 
     def __init__(self, directory: Path, clock: Callable[[], float] = time.time) -> None:
@@ -135,9 +135,9 @@ class Store:
         return [Job(*row) for row in self._db.execute(f"{SELECT} {which}", values)]
 
     def add(self, ident: str, caller: str, kind: str, work: dict, limit: int) -> Job:
-        """Store a job; the same job sent again under its id is the same job.
+        """Store a job and return it; if the caller sent it before with this id and content, return the existing job.
 
-        Raises Problem: 409 for another one, 429 when the caller has `limit` open jobs.
+        Raises Problem: 409 if the id belongs to other content, 429 if the caller has `limit` open jobs.
         """
         now, mark = self._clock(), _digest(kind, work)
         with self._transaction():
@@ -145,7 +145,8 @@ class Store:
             if job is None:
                 counting = f"SELECT count(*) FROM jobs WHERE state IN {OPEN} AND caller = ?"
                 if self._db.execute(counting, (caller,)).fetchone()[0] >= limit:
-                    raise Problem(429, f"{limit} jobs of yours are open; send more when some have ended.", RETRY_LATER)
+                    why = f"You have {limit} open jobs, the maximum; wait until some have ended."
+                    raise Problem(429, why, RETRY_LATER)
                 self._db.execute(
                     "INSERT INTO jobs (id, caller, kind, digest, work, due, created, updated)"
                     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -153,19 +154,19 @@ class Store:
                 )
                 job = self.get(caller, ident)
         if (job.kind, job.digest) != (kind, mark):
-            raise Problem(409, f"The job_id {ident!r} belongs to another job of yours.")
+            raise Problem(409, f"The job_id {ident!r} is already used by another of your jobs.")
         return job
 
     def get(self, caller: str, ident: str) -> Job | None:
         return next(iter(self._jobs("WHERE caller = ? AND id = ?", caller, ident)), None)
 
     def newest(self, caller: str, limit: int, state: str | None = None) -> list[Job]:
-        """Return the caller's jobs, in this state or in any, newest first."""
+        """Return the caller's jobs, newest first; without `state`, those in all states."""
         chosen = "WHERE caller = ? AND ifnull(state = ?, TRUE) ORDER BY created DESC, rowid DESC LIMIT ?"
         return self._jobs(chosen, caller, state, limit)
 
     def cancel(self, caller: str, ident: str) -> Job | None:
-        """End a job if it is open, and forget its request; return it as it is then."""
+        """Cancel a job if it is open and delete its request; return the job after that, or None if there is none."""
         self._db.execute(
             "UPDATE jobs SET state = 'cancelled', work = NULL, updated = ?"
             f" WHERE caller = ? AND id = ? AND state IN {OPEN}",
@@ -174,9 +175,9 @@ class Store:
         return self.get(caller, ident)
 
     def callers(self, state: str, but: Sequence[str] = ()) -> list[str]:
-        """Return the callers who have a job due in this state, the one whose job is due for longest first.
+        """Return the callers that have a due job in this state, ordered by the oldest due time.
 
-        but: kinds of jobs that are not meant.
+        but: kinds of jobs to ignore.
         """
         due = f"SELECT caller FROM jobs WHERE state = ? AND {DUE} AND {_none_of(but)} GROUP BY caller ORDER BY min(due)"
         now = self._clock()
@@ -185,9 +186,9 @@ class Store:
     def claim(
         self, state: str, caller: str, busy: set[tuple[str, str]], first_backoff: float, but: Sequence[str] = ()
     ) -> Job | None:
-        """Return the caller's job that is due for longest in this state and not busy, its new attempt counted.
+        """Count a new attempt for the caller's oldest due job in this state that is not busy, and return that job.
 
-        but: kinds of jobs that are not meant.
+        None if there is no such job. but: kinds of jobs to ignore.
         """
         now = self._clock()
         chosen = f"state = ? AND caller = ? AND {DUE} AND {_none_of(but)}"
@@ -206,7 +207,7 @@ class Store:
         return self.get(caller, ident) if counted.rowcount else None  # another process may have cancelled it
 
     def answered(self, job: Job, outcome: dict) -> None:
-        """The job has its outcome; its callback is due at once, with attempts of its own. The request is forgotten."""
+        """Store a job's outcome and delete its request; its callback is due at once, with attempts counted from 0."""
         self._db.execute(
             "UPDATE jobs SET state = 'delivering', outcome = ?, work = NULL, last_error = NULL, attempts = 0, due = ?,"
             " updated = ? WHERE caller = ? AND id = ? AND state = 'queued'",
@@ -221,26 +222,26 @@ class Store:
         )
 
     def failed(self, job: Job, error: str) -> None:
-        """This try came to nothing; the next one is already due at its time."""
+        """Store the error of a failed attempt; the time of the next one is already stored."""
         self._db.execute(
             "UPDATE jobs SET last_error = ?, updated = ? WHERE caller = ? AND id = ? AND state = ?",
             (error, self._clock(), *job.name, job.state),
         )
 
     def state(self, job: Job) -> str | None:
-        """Return the job's state now; None when it is forgotten."""
+        """Return the job's current state; None if it was deleted."""
         chosen = "SELECT state FROM jobs WHERE caller = ? AND id = ?"
         return next((state for (state,) in self._db.execute(chosen, job.name)), None)
 
     def forget(self, older_than: float) -> int:
-        """Delete the jobs that ended before that time; return how many."""
+        """Delete the jobs that ended before this time; return their number."""
         ended = f"DELETE FROM jobs WHERE state IN {ENDED} AND updated < ?"
         deleted = self._db.execute(ended, (older_than,)).rowcount
         self._db.execute("DELETE FROM told_by_id WHERE (caller, id) NOT IN (SELECT caller, id FROM jobs)")
         return deleted
 
     def uploads(self) -> set[str]:
-        """Return the names of the uploads that jobs still wait to be answered from."""
+        """Return the names of the uploads that queued jobs still need."""
         waiting = self._db.execute("SELECT work FROM jobs WHERE state = 'queued' AND work LIKE '%\"upload\"%'")
         return {json.loads(work).get("upload") for (work,) in waiting}
 
@@ -250,7 +251,7 @@ class Store:
 
 
 class Backend:
-    """The one who is called back: POST <BACKEND_CALLBACK_BASE_URL>/internal/callbacks/<kind>."""
+    """The receiver of callbacks: POST <BACKEND_CALLBACK_BASE_URL>/internal/callbacks/<kind>."""
 
     def __init__(self, settings: Settings) -> None:
         self._url = f"{settings.backend_callback_base_url}/internal/callbacks"
@@ -259,9 +260,9 @@ class Backend:
         self._http = httpx.AsyncClient(
             headers={"X-Internal-Token": token.get_secret_value()} if token else None,
             timeout=settings.http_timeout_sec,
-            follow_redirects=False,  # the token goes nowhere else
-            trust_env=settings.backend_uses_proxy,  # nor to a proxy by accident, which sees it on http://
-            verify=httpx.create_ssl_context(),  # SSL_CERT_FILE counts all the same
+            follow_redirects=False,  # would send the token to another host
+            trust_env=settings.backend_uses_proxy,  # a proxy sees the token if the URL is http://
+            verify=httpx.create_ssl_context(),  # uses SSL_CERT_FILE even without trust_env
         )
 
     async def close(self) -> None:
@@ -275,15 +276,17 @@ class Backend:
         except httpx.HTTPError as error:
             raise Problem(502, f"the backend is not reachable: {type(error).__name__}") from None
         if not response.is_success:
-            hint = ": is BACKEND_INTERNAL_TOKEN the backend's?" if response.status_code in (401, 403) else ""
-            raise Problem(502, f"the backend answered {response.status_code}{hint}")
+            status, hint = response.status_code, ""
+            if status in (401, 403):
+                hint = ": check that BACKEND_INTERNAL_TOKEN matches the backend's token"
+            raise Problem(502, f"the backend answered {status}{hint}")
 
 
 class Phase:
-    """The jobs in one state that are worked on now, `size` at most; the callers take turns, those that are `ready`.
+    """The running jobs of one state, at most `size`; callers take turns, except those that are not `ready`.
 
-    waits: returns the kinds of jobs that are not begun now, and of which no try is counted.
-    One caller has one fewer than all (and one where that is all), so that another caller's job begins at once.
+    waits: returns the kinds of jobs that must not start now; no attempt is counted for them. One caller gets at most
+    `size - 1` places (at least one), so that another caller's job can start at once.
     """
 
     def __init__(
@@ -297,19 +300,19 @@ class Phase:
     ) -> None:
         self._store, self._state, self._backoff, self._ready, self._waits = store, state, first_backoff, ready, waits
         self._most = max(1, size - 1)
-        self._served: dict[str, int] = {}  # caller -> number of its last turn: callers are few, as their keys are
+        self._served: dict[str, int] = {}  # caller -> number of its last turn; never deleted, as callers are few
         self._numbers = itertools.count(1)
         self.size = size
         self.running: dict[Job, asyncio.Task] = {}
 
     def claim(self) -> Job | None:
-        """Return the next job, its new attempt counted; None when there is none."""
+        """Count a new attempt for the next job and return the job; None if there is none."""
         busy = {job.name for job in self.running}
         have = [caller for caller, _ in busy]
         waits = self._waits()
         callers = [caller for caller in self._store.callers(self._state, waits) if have.count(caller) < self._most]
         for caller in sorted(callers, key=lambda each: (have.count(each), self._served.get(each, 0))):
-            if not self._ready(caller):  # it waits, and no try is counted
+            if not self._ready(caller):  # waits; no attempt is counted
                 continue
             job = self._store.claim(self._state, caller, busy, self._backoff, waits)
             if job:
@@ -319,11 +322,11 @@ class Phase:
 
 
 class Worker:
-    """Takes jobs from the store until it is cancelled: answers and callbacks, neither waiting for the other.
+    """Processes jobs from the store until it is cancelled; answers and callbacks do not wait for each other.
 
-    perform: a job's kind, work and caller -> its result; raises Problem. ready: may this caller's jobs be answered now?
-    waits: returns the kinds of jobs that cannot be answered now. Of several processes on one store, the one that holds
-    the lock works; the others only accept.
+    perform: returns the result for a job's kind, work and caller; raises Problem. ready: returns whether this caller's
+    jobs may be answered now. waits: returns the kinds of jobs that cannot be answered now. If several processes share
+    a store, only the one that holds the lock processes jobs; the others only accept them.
     """
 
     def __init__(
@@ -352,7 +355,7 @@ class Worker:
             await asyncio.gather(*(self._forever(step) for step in (self._forget, self._stop_cancelled, *steps)))
 
     async def _forever(self, step: Callable[[], Awaitable[float]]) -> None:
-        """Take the step, then pause for the seconds it returns; a full disk must neither end this nor make it spin."""
+        """Repeat the step, pausing for the seconds it returns; a full disk must neither end nor spin the loop."""
         failing = False
         while True:
             try:
@@ -369,7 +372,7 @@ class Worker:
         self._store.forget(now - self._settings.job_retention_days * DAY_SEC)
         older, needed = now - days * DAY_SEC if days else 0, self._store.uploads()
         try:
-            removed = await asyncio.to_thread(self._uploads.remove, older, needed)  # a job added now sent its PDF today
+            removed = await asyncio.to_thread(self._uploads.remove, older, needed)  # a new job has a new PDF
             if removed:
                 logger.info("uploads removed", extra={"count": removed, "days": days})
         except OSError as error:
@@ -377,7 +380,7 @@ class Worker:
         return FORGET_EVERY_SEC
 
     async def _stop_cancelled(self) -> float:
-        """Stop what was cancelled, in whichever process; its request in vLLM ends with it."""
+        """Stop the running jobs that any process cancelled; this also ends their requests in vLLM."""
         for phase in self._phases:
             for job, attempt in phase.running.items():
                 if self._store.state(job) == "cancelled":
@@ -405,11 +408,11 @@ class Worker:
         details["caller"] = job.caller
         try:
             if job.attempts > self._settings.job_attempts:
-                raise Problem(500, "The server stopped during every try.")
+                raise Problem(500, "The server stopped during every attempt.")
             await (self._answer if job.state == "queued" else self._deliver)(job)
             outcome = "ok"
         except Exception as error:
-            if not isinstance(error, Problem):  # a fault of ours, which must not stop the other jobs
+            if not isinstance(error, Problem):  # a bug must not stop the other jobs
                 logger.exception("a job failed with an internal error")
                 passing = isinstance(error, (OSError, sqlite3.Error))  # such as a full disk
                 kind = Problem if passing else Permanent
@@ -434,14 +437,14 @@ class Worker:
         await self._write(self._store.ended, job, "delivered")
 
     async def _give_up(self, job: Job, problem: Problem) -> None:
-        """No answer is an outcome too, which the backend is told; a callback that nobody takes is the end."""
+        """Store the final failure: a failed answer is an outcome for the backend, a failed callback ends the job."""
         if job.state == "queued":
             await self._write(self._store.answered, job, {"status": "failed", "error": problem.body})
         else:
             await self._write(self._store.ended, job, "undelivered", problem.detail)
 
     async def _write(self, method: Callable[..., None], *values: object) -> None:
-        """Write how a try ended, once there is room: what was generated or told is not so again for a full disk."""
+        """Store how an attempt ended; wait while the disk is full, so that no answer or callback is repeated for it."""
         while True:
             try:
                 return method(*values)
@@ -451,22 +454,22 @@ class Worker:
 
 
 def _migrate(db: sqlite3.Connection) -> None:
-    with transaction(db):  # of several processes that start, one migrates
+    with transaction(db):  # if several processes start, only one migrates
         (version,) = db.execute("PRAGMA user_version").fetchone()
         there = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone()
-        if version < VERSION:  # nothing is written otherwise, for the disk may be full
+        if version < VERSION:  # otherwise write nothing: the disk may be full
             for statement in MIGRATION if there else SCHEMA:
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def _none_of(kinds: Sequence[str]) -> str:
-    """Return the condition, with a mark for each, that a job is of none of these kinds."""
+    """Return the SQL condition that excludes these kinds, with one placeholder for each."""
     return f"kind NOT IN ({', '.join('?' * len(kinds))})"
 
 
 def _digest(kind: str, work: dict) -> str:
-    """Tell one job's content from another's: hex SHA-256."""
+    """Return the SHA-256 of a job's content as hex digits, to compare jobs."""
     asked = {name: value for name, value in work.items() if name != "trace"}  # a repeated request has another trace
     return hashlib.sha256(json.dumps([kind, asked], sort_keys=True).encode()).hexdigest()
 

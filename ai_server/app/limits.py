@@ -1,4 +1,4 @@
-"""Who may ask, how often, how much: 401, 429 and 413, before anything else is done."""
+"""Authentication, rate limits and body sizes: 401, 429 and 413, before anything else is done."""
 
 import asyncio
 import contextlib
@@ -17,17 +17,17 @@ from app.settings import Settings
 
 DISCARD_SECONDS, DISCARD_BYTES = 2.0, 1 << 20
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
-MAX_ADDRESSES = 10_000  # of which wrong keys are counted
+MAX_ADDRESSES = 10_000  # for which wrong keys are counted
 RATE_HEADERS = [f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")]
 UPLOADS = {"/v1/easy-contract", "/v1/checklist"}
-OPEN = {"/health", "/health/ready", "/metrics"}  # for load balancers, watchdogs and Prometheus, which hold no key
+OPEN = {"/health", "/health/ready", "/metrics"}  # for load balancers, watchdogs and Prometheus, which have no key
 
 
 class Rate:
-    """Token buckets by name: a minute's allowance at once, then refilled evenly. Wall-clock time, to outlive a restart.
+    """Token buckets by name: they hold one minute's allowance and refill evenly. Wall-clock time survives a restart.
 
-    left: what is kept of each, (tokens left, when), as `usage.Usage` writes it down; below zero where more was used
-    than there was, as tokens are known only afterwards.
+    left: (tokens left, time) for each bucket; `usage.Usage` stores it. A value can be negative, since the tokens of an
+    answer are only known afterwards.
     """
 
     def __init__(self, per_minute: int = 0, clock: Callable[[], float] = time.time) -> None:
@@ -35,7 +35,7 @@ class Rate:
         self.left: dict[str, tuple[float, float]] = {}
 
     def now(self, name: str, per_minute: int | None = None) -> float:
-        """Return what is left at this moment."""
+        """Return the tokens that are left now."""
         capacity, now = per_minute or self._per_minute, self._clock()
         left, since = self.left.get(name, (capacity, now))
         if since > now:  # the clock was set back
@@ -44,7 +44,7 @@ class Rate:
         return min(capacity, left + (now - since) * capacity / 60)
 
     def wait(self, name: str, per_minute: int | None = None, take: float = 1) -> float:
-        """Take ``take`` tokens where there is one at least: 0, or the seconds until there is."""
+        """Take ``take`` tokens and return 0; if less than one is left, return the seconds until there is one."""
         capacity = per_minute or self._per_minute
         left = self.now(name, per_minute)
         if left < 1:
@@ -54,16 +54,16 @@ class Rate:
         return 0
 
     def use(self, name: str, per_minute: int, amount: float) -> None:
-        """Take what was used, also where there was less."""
+        """Take ``amount`` tokens, even if fewer are left."""
         self.left[name] = (self.now(name, per_minute) - amount, self._clock())
 
     def until_full(self, name: str, per_minute: int) -> float:
-        """Return the seconds until the whole allowance is there."""
+        """Return the seconds until the bucket is full."""
         return (per_minute - self.now(name, per_minute)) * 60 / per_minute
 
 
 class Limits:
-    """What each caller may do now, and its account of tokens. Made once; shared by the gate and the service."""
+    """The limits of each caller and how much of them is used. One object, shared by the gate and the service."""
 
     def __init__(self, settings: Settings) -> None:
         self._requests_per_minute = settings.rate_limit_per_minute
@@ -77,20 +77,20 @@ class Limits:
         return self._rate.left
 
     def enter(self, caller: Caller) -> None:
-        """Count a request in, which `leave` must count out; raise Problem 429 where it is one too many."""
+        """Count a request as running until `leave` is called; raise Problem 429 if it exceeds a limit."""
         requests, _, streams = self._of(caller)
         if streams and self._running[caller.name] >= streams:
-            raise _too_many(f"{streams} requests of this caller are running; more are not allowed at once.", 1)
+            raise _too_many(f"This caller already has {streams} running requests, the maximum.", 1)
         self.check_tokens(caller)
         if seconds := self._rate.wait(f"requests {caller.name}", requests):
             raise _too_many("Too many requests with this key.", seconds)
         self._running[caller.name] += 1
 
     def check_tokens(self, caller: Caller) -> None:
-        """Raise Problem 429 where the caller's tokens of a minute are used up."""
+        """Raise Problem 429 if the caller's tokens per minute are used up."""
         tokens = self._of(caller)[1]
         if tokens and (seconds := self._rate.wait(f"tokens {caller.name}", tokens, take=0)):
-            raise _too_many(f"This caller's {tokens} tokens a minute are used up.", seconds)
+            raise _too_many(f"This caller's {tokens} tokens per minute are used up.", seconds)
 
     def leave(self, caller: Caller) -> None:
         self._running[caller.name] -= 1
@@ -98,12 +98,12 @@ class Limits:
             del self._running[caller.name]
 
     def used(self, caller: Caller, tokens: int) -> None:
-        """Take the tokens of an answer from the caller's allowance."""
+        """Subtract the tokens of an answer from the caller's allowance."""
         if allowed := self._of(caller)[1]:
             self._rate.use(f"tokens {caller.name}", allowed, tokens)
 
     def headers(self, caller: Caller) -> dict[str, str]:
-        """Return x-ratelimit-… as OpenAI's clients read them."""
+        """Return the x-ratelimit-… headers in OpenAI's format."""
         requests, tokens, _ = self._of(caller)
         headers = {}
         for kind, allowed in (("requests", requests), ("tokens", tokens)):
@@ -115,7 +115,7 @@ class Limits:
         return headers
 
     def _of(self, caller: Caller) -> tuple[int, int | None, int | None]:
-        """Return the caller's requests a minute, tokens a minute and requests at a time."""
+        """Return the caller's requests per minute, tokens per minute and concurrent requests."""
         return (
             caller.requests_per_minute or self._requests_per_minute,
             caller.tokens_per_minute or self._tokens_per_minute,
@@ -124,21 +124,22 @@ class Limits:
 
 
 class Methods:
-    """ASGI middleware: refuse methods that HTTP itself does not have, such as those of WebDAV, before anything else."""
+    """ASGI middleware: reject methods that are not in HTTP itself, such as those of WebDAV, before anything else."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] not in METHODS:
-            response = await answer(Request(scope), Problem(501, "HTTP has no such method.", {"Connection": "close"}))
+            problem = Problem(501, "HTTP does not define this method.", {"Connection": "close"})
+            response = await answer(Request(scope), problem)
             await response(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
 
 class Gate:
-    """ASGI middleware: everything but OPEN needs a caller's key, keeps to its limits, and stays within its size."""
+    """ASGI middleware: check key, rate limits and body size of every request, except for the paths in OPEN."""
 
     def __init__(self, app: ASGIApp, settings: Settings, callers: Callers, limits: Limits) -> None:
         self.app = app
@@ -177,7 +178,7 @@ class Gate:
             self._limits.leave(caller)
 
     def _caller(self, scope: Scope) -> Caller:
-        """Return who asks, and note it in the scope. A wrong key is a guess, of which an address has so many."""
+        """Return the caller and store it in the scope. The number of wrong keys from one address is limited."""
         authorization = Headers(scope=scope).get("authorization", "")
         caller = self._callers.find(authorization)
         if caller is None:
@@ -191,7 +192,10 @@ class Gate:
         return caller
 
     def _size(self, scope: Scope) -> int:
-        """Return the bytes that the request's body may have: those of an upload only where one is taken."""
+        """Return the allowed size of the request body in bytes; raises Problem 413 if it declares a larger one.
+
+        The limit for uploads only applies to the paths that accept uploads.
+        """
         headers = Headers(scope=scope)
         upload = scope["path"] in UPLOADS and media_type(headers) == "multipart/form-data"
         limit = self._max_upload if upload else self._max_body
@@ -202,12 +206,12 @@ class Gate:
 
 
 def media_type(headers: Headers) -> str:
-    """Return the body's media type, in small letters as they mean the same."""
+    """Return the body's media type in lower case, since case does not matter."""
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _limited(receive: Receive, limit: int) -> Receive:
-    """Count what really arrives: a body sent in chunks declares no length."""
+    """Count the bytes that really arrive, since a chunked body declares no length."""
     received = 0
 
     async def receive_within_limit() -> Message:
@@ -224,7 +228,7 @@ def _limited(receive: Receive, limit: int) -> Receive:
 
 
 async def _discard(receive: Receive) -> None:
-    """Read what still arrives, within bounds: a connection closed on unread data is reset, and the answer lost."""
+    """Read and drop the rest, within limits: closing with unread data resets the connection and loses the answer."""
 
     async def read() -> None:
         discarded = 0

@@ -1,4 +1,4 @@
-"""JSON lines to the journal (standard output) and to a file that may be rotated under us; never bodies or keys."""
+"""Log as JSON lines to the journal (standard output) and to a file that may be rotated; never bodies or keys."""
 
 import asyncio
 import json
@@ -24,14 +24,14 @@ LOG_FILE = "ai-server.log"
 IDENT = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 MAX_PATH, MAX_METHOD = 200, 20  # characters in the log
 STOPPING = Problem(503, "The server is being stopped; try again.", {"Retry-After": "10", "Connection": "close"})
-QUIET = {"/health", "/health/ready", "/metrics"}  # asked every few seconds: told only when they fail
+QUIET = {"/health", "/health/ready", "/metrics"}  # polled every few seconds: logged only if they fail
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 logger = logging.getLogger(__name__)
 
 
 def configure(directory: Path) -> None:
-    """Send every logger's lines, uvicorn's too, to standard output and to <directory>/ai-server.log."""
+    """Write the lines of every logger, including uvicorn's, to standard output and to <directory>/ai-server.log."""
     logging.config.dictConfig(
         {
             "version": 1,
@@ -46,7 +46,7 @@ def configure(directory: Path) -> None:
             "loggers": {
                 "uvicorn": {"level": "INFO", "handlers": [], "propagate": True},
                 "uvicorn.error": {"level": "INFO", "handlers": [], "propagate": True},
-                "uvicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},  # AccessLog says more
+                "uvicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},  # AccessLog logs more
                 "httpx": {"level": "WARNING"},
                 "pypdf": {"level": "ERROR"},
             },
@@ -54,7 +54,7 @@ def configure(directory: Path) -> None:
     )
 
 
-# What no line of ours has need not be found out; the documentation of `logging` names these.
+# Our lines do not contain these, so do not collect them; see the documentation of `logging`.
 logging.logThreads = logging.logProcesses = logging.logMultiprocessing = logging.logAsyncioTasks = False
 
 
@@ -76,7 +76,7 @@ class Both(WatchedFileHandler):
 
 
 class Line(logging.Formatter):
-    """One JSON object a line."""
+    """Format a record as one line with a JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, timezone.utc).isoformat()
@@ -88,15 +88,15 @@ class Line(logging.Formatter):
         return ENCODE(told)
 
 
-ENCODE = json.JSONEncoder(default=str).encode  # made once: json.dumps with options makes one at each call
-# The attributes of every record; what a record has besides is what a call gave as `extra`.
+ENCODE = json.JSONEncoder(default=str).encode  # json.dumps with options creates an encoder at each call
+# The attributes of every record; all others come from `extra`.
 OWN = {*logging.makeLogRecord({}).__dict__, "message", "asctime", "color_message", "taskName"}
 
 
 class AccessLog:
-    """ASGI middleware: give every request an id, answer with it, write one line and count when the request is over.
+    """ASGI middleware: give each request an ID, return it in a header, and log and count the request at its end.
 
-    What the end of the server cuts off is told so: an event in a stream, 503 where nothing is answered yet.
+    If the server stops during a request, the client gets an error: an event in a stream, or 503 before the answer.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -126,8 +126,8 @@ class AccessLog:
 
         try:
             await self.app(scope, receive, send_with_id)
-        except asyncio.CancelledError:  # uvicorn's way to say that the time for the last answers is over
-            # Not raised on: uvicorn would write a traceback for each.
+        except asyncio.CancelledError:  # uvicorn cancels requests when its time for the last ones is over
+            # Not raised again: uvicorn would log a traceback for each request.
             if not status:
                 response = JSONResponse({"error": STOPPING.body}, 503, STOPPING.headers)
                 await response(scope, receive, send_with_id)

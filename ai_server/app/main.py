@@ -43,7 +43,7 @@ Fields = TypeVar("Fields", bound=BaseModel)
 
 
 class Work(BaseModel):
-    """What an adapter's endpoint takes: a text, or a PDF in its place; an answer now, or a callback later."""
+    """The fields of an adapter's endpoint: a text, unless there is a PDF; an answer now or a callback later."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -54,7 +54,7 @@ class Work(BaseModel):
 
 
 class Listing(BaseModel):
-    """What a list of jobs may be asked for, as query parameters."""
+    """The query parameters of the list of jobs."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -63,7 +63,7 @@ class Listing(BaseModel):
 
 
 class Period(BaseModel):
-    """What `/v1/usage` takes: the days back, today being one."""
+    """The query parameters of `/v1/usage`. days: how many, including today."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -71,13 +71,13 @@ class Period(BaseModel):
 
 
 class Service:
-    """The parts, made from the settings, and the work of an adapter's endpoint.
+    """The parts of the server, created from the settings, and the work of the adapters' endpoints.
 
-    Made inside the running event loop; `close` ends what it holds.
+    Create it inside the running event loop; `close` releases everything.
     """
 
     def __init__(self, config: Settings, callers: Callers, table: Table | None, limits: Limits) -> None:
-        # kind (in paths, jobs and callbacks) -> the adapter's name in its engine, the instruction it is given
+        # kind (in paths, jobs and callbacks) -> the adapter's name in its engine, its instruction
         self._adapters = {
             "easy-contract": (config.vllm_lora_adapter_easycontract, config.easycontract_prompt),
             "checklist": (config.vllm_lora_adapter_checklist, config.checklist_prompt),
@@ -113,14 +113,14 @@ class Service:
         return self._adapters[kind][0]
 
     def account(self, caller: str, model: str, engine: str, usage: dict | None) -> None:
-        """Put a request's tokens to its caller's account and the metrics; an engine may tell none."""
+        """Count a request's tokens for its caller, in the metrics and the limits; an engine may report none."""
         prompt, completion = token_counts(usage)
         generations(model, caller, engine).used(prompt, completion)
         self.usage.add(caller, model, prompt, completion)
         self.limits.used(self.callers.named(caller), prompt + completion)
 
     def _has_tokens(self, caller: str) -> bool:
-        """Whether a caller has tokens left now: its job may have waited since it had some."""
+        """Return whether a caller has tokens left now; its job may have waited for long."""
         try:
             self.limits.check_tokens(self.callers.named(caller))
         except Problem:
@@ -128,11 +128,11 @@ class Service:
         return True
 
     def _off(self) -> list[str]:
-        """Return the kinds of jobs whose engine is switched off now."""
+        """Return the kinds of jobs whose engine is now switched off."""
         return [kind for kind, (model, _) in self._adapters.items() if self.engines.is_off(model)]
 
     async def perform(self, kind: str, work: dict, caller: str) -> dict:
-        """work: `{"text": str}` or `{"upload": name}`, and `max_tokens` perhaps. Returns what Engine.complete does."""
+        """Return the result of Engine.complete for `{"text": str}` or `{"upload": name}`; `max_tokens` is optional."""
         model, instruction = self._adapters[kind]
         engine = self.engines.find_for_us(model)
         text = work["text"] if "text" in work else await self.uploads.text(work["upload"], caller)
@@ -143,7 +143,7 @@ class Service:
 
 
 def create_app(config: Settings) -> ASGIApp:
-    """Return the application for these settings; nothing is opened before it is started."""
+    """Return the application for these settings; it opens nothing before it starts."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -154,7 +154,7 @@ def create_app(config: Settings) -> ASGIApp:
         logger.info("ai-server is ready", extra={"environment": config.app_env, **behind})
         if not service.backend.enabled:
             logger.warning("jobs are refused: BACKEND_INTERNAL_TOKEN is not set")
-        # What is here now stays: to look through it again would stop every stream for tens of milliseconds.
+        # These objects stay; garbage collection that scans them would stop every stream for tens of milliseconds.
         gc.collect()
         gc.freeze()
         try:
@@ -166,23 +166,23 @@ def create_app(config: Settings) -> ASGIApp:
 
     logs.configure(config.log_directory)
     (callers, table), limits = _files(config), Limits(config)
-    # A redirect to the address without the slash would be made from what a proxy passes on: http, and a host inside.
+    # Behind a proxy, a redirect to the path without the slash would name http and an internal host.
     app = FastAPI(title="ai-server", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, errors.answer)
     app.add_exception_handler(Exception, errors.unforeseen)
     app.add_exception_handler(sqlite3.OperationalError, errors.store_away)
     app.add_exception_handler(ClientLeft, client_left)
-    app.add_exception_handler(ClientDisconnect, client_left)  # while its request was read
+    app.add_exception_handler(ClientDisconnect, client_left)  # while the request was read
 
     @app.api_route("/health", methods=["GET", "HEAD"])
     async def health(request: Request) -> JSONResponse:
-        """Whether this process is sound. That an engine is away is told, at 200: restarting this one would not help."""
+        """Return whether this process is healthy: 200 even if an engine is down, since a restart would not help."""
         service = request.app.state.service
         return JSONResponse((await _health(service, config))[0], 200 if service.working else 503)
 
     @app.api_route("/health/ready", methods=["GET", "HEAD"])
     async def ready(request: Request) -> JSONResponse:
-        """Whether a request sent here now would be answered: 503 while no engine is there for it."""
+        """Return whether a request would be answered now: 503 if no engine is available."""
         state, ready = await _health(request.app.state.service, config)
         return JSONResponse(state, 200 if ready else 503)
 
@@ -226,22 +226,22 @@ def create_app(config: Settings) -> ASGIApp:
             raise Problem(409, f"The job has ended: it is {found.state}.")
         return found.public()
 
-    # As plain ASGI around it: what FastAPI has around middleware of its own would cost every relayed request.
+    # Plain ASGI, since FastAPI's middleware would slow down every relayed request.
     gate: ASGIApp = Gate(Routes(app, config), config, callers, limits)
     if config.cors_origins:
-        # Around the gate: a browser asks for permission without a key.
+        # Outside the gate: a browser's preflight request has no key.
         gate = CORSMiddleware(
             gate,
             allow_origins=config.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["*"],  # OpenAI's clients send some of their own
+            allow_headers=["*"],  # OpenAI's clients send their own headers
             expose_headers=["X-Request-ID", "Retry-After", "Location", *RATE_HEADERS],
         )
     return logs.AccessLog(Methods(gate))
 
 
 def _files(config: Settings) -> tuple[Callers, Table | None]:
-    """Return who may ask, and which engines there are; leave the process with one line where a file cannot be used."""
+    """Return the callers and the engines' table; exit with a one-line error if a file cannot be used."""
     keys = [key.get_secret_value() for key in config.ai_server_api_keys]
     callers, table, problems = None, None, []
     try:
@@ -262,7 +262,7 @@ def _files(config: Settings) -> tuple[Callers, Table | None]:
 
 
 async def _health(service: Service, config: Settings) -> tuple[dict, bool]:
-    """Return what is told, and whether there is an engine for a request."""
+    """Return the state for the response, and whether an engine can take requests."""
     engines = await service.engines.health()
     store, uploads = [await service.disk.state(each) for each in (config.state_directory, config.resources_directory)]
     told = {
@@ -286,7 +286,7 @@ def _counts(store: Store) -> dict[str, int] | str:
 
 
 async def _adapter(request: Request, kind: str) -> Response:
-    """Answer now (200), or take the job and answer by callback (202)."""
+    """Answer now (200), or accept a job and answer by callback (202)."""
     service: Service = request.app.state.service
     caller = request.scope["caller"]
     work, content = await _work(request, service.max_body_values)
@@ -294,7 +294,7 @@ async def _adapter(request: Request, kind: str) -> Response:
     service.policy.check("/chat/completions", work.model_dump(include={"max_tokens"}))
     wants_callback = work.callback or work.job_id is not None
     if wants_callback and not service.backend.enabled:
-        raise Problem(503, "Jobs cannot be called back: BACKEND_INTERNAL_TOKEN is not set on this server.")
+        raise Problem(503, "Callbacks are disabled: BACKEND_INTERNAL_TOKEN is not set on this server.")
 
     task = work.model_dump(include={"text", "max_tokens"}, exclude_none=True)
     if content:
@@ -309,12 +309,15 @@ async def _adapter(request: Request, kind: str) -> Response:
 
 
 async def _work(request: Request, max_values: int):
-    """Return the request as a Work, and the uploaded PDF (a binary file) or None; raise Problem 400 for others."""
+    """Return the request as a Work, and the uploaded PDF (a binary file) or None.
+
+    Raises Problem: 400 for an invalid request, 503 if the upload cannot be buffered.
+    """
     content = None
     if media_type(request.headers) == "multipart/form-data":
         try:
             form = await request.form(max_files=1, max_fields=8)
-        except OSError as error:  # large files wait in TMPDIR
+        except OSError as error:  # large files are buffered in TMPDIR
             raise Problem(503, f"The upload cannot be received: {error.strerror}.") from error
         fields = dict(form)
         file = fields.pop("file", None)
@@ -329,7 +332,7 @@ async def _work(request: Request, max_values: int):
 
 
 def _checked(model: type[Fields], fields: dict) -> Fields:
-    """Return the fields as the model; raise Problem 400 with the first of them that cannot be used."""
+    """Return the fields as the model; raise Problem 400 with the first invalid field."""
     try:
         return model.model_validate(fields)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What Prometheus is told. No caller can make a label: methods, paths and models are known names or `other`."""
+"""The Prometheus metrics. Callers cannot create labels: methods, paths and models are known names or `other`."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from app.errors import Problem
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 OTHER = "other"
-MAX_TOKENS = 2**40  # of one answer: more is no count of tokens
+MAX_TOKENS = 2**40  # in one answer; a higher number is invalid
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 300)
 LABELS = ("model", "caller", "engine")
@@ -29,14 +29,12 @@ generation = Histogram(
 tokens = Counter(
     "ai_server_tokens", "Tokens as in the callers' accounts; kind: prompt or completion", [*LABELS, "kind"]
 )
-in_flight = Gauge("ai_server_in_flight", "Requests that the engine works on for us", LABELS)
-upstream_errors = Counter(
-    "ai_server_upstream_errors", "The engine's failures and refusals, by status", [*LABELS, "status"]
-)
+in_flight = Gauge("ai_server_in_flight", "Requests that the engine is processing", LABELS)
+upstream_errors = Counter("ai_server_upstream_errors", "The engine's errors, by status", [*LABELS, "status"])
 
 
 class Generations:
-    """The metrics of one model, caller and engine. Found once: to find each of them costs more than to count."""
+    """The metrics of one model, caller and engine. Looked up once, since a lookup costs more than counting."""
 
     def __init__(self, model: str, caller: str, engine: str) -> None:
         self._labels = (model, caller, engine)
@@ -47,7 +45,7 @@ class Generations:
 
     @contextmanager
     def measured(self) -> Iterator[Callable[[], None]]:
-        """Measure a generation from here to its end; yields what is to be called when its first piece is here."""
+        """Measure a generation until the block ends; yield a function to call when its first piece arrives."""
         began = time.monotonic()
         self.in_flight.inc()
         try:
@@ -63,7 +61,7 @@ class Generations:
         upstream_errors.labels(*self._labels, status).inc()
 
     def used(self, prompt: int, completion: int) -> None:
-        """Count tokens of a generation."""
+        """Count the tokens of a generation."""
         self._prompt.inc(prompt)
         self._completion.inc(completion)
 
@@ -77,7 +75,7 @@ def _of_request(handler: str, method: str, status: str) -> tuple[Counter, Histog
 
 
 def count_request(scope: dict, status: int, seconds: float) -> None:
-    """Count a request that is over; seconds: how long it took."""
+    """Count a finished request; seconds: its duration."""
     handler = scope.get("handler") or getattr(scope.get("route"), "path", OTHER)
     method = scope["method"] if scope["method"] in METHODS else OTHER
     count, duration = _of_request(handler, method, f"{status // 100}xx")
@@ -86,7 +84,7 @@ def count_request(scope: dict, status: int, seconds: float) -> None:
 
 
 def token_counts(usage: object) -> tuple[int, int]:
-    """Return the tokens of prompt and answer that a `usage` of vLLM says; 0 for what it does not say."""
+    """Return the tokens of prompt and answer in a `usage` of vLLM; 0 if it does not have them."""
     if not isinstance(usage, dict):
         return 0, 0
 
@@ -94,6 +92,6 @@ def token_counts(usage: object) -> tuple[int, int]:
         numbers = (usage.get(name) for name in names)
         return next((number for number in numbers if isinstance(number, int) and 0 < number < MAX_TOKENS), 0)
 
-    # The responses' endpoint calls them input and output.
+    # /v1/responses calls them input and output.
     prompt, completion = said("prompt_tokens", "input_tokens"), said("completion_tokens", "output_tokens")
     return prompt, completion or max(0, said("total_tokens") - prompt)

@@ -1,7 +1,7 @@
-"""The text of scanned pages: one small interface, and the HTTP service behind it.
+"""The text of scanned pages: a small interface and its HTTP implementation.
 
-The service is asked with `POST <OCR_URL>`, `Authorization: Bearer <OCR_API>`, the PDF as the multipart field
-`document`, and answers `{"pages": [{"text": "…"}, …]}`, one element a page, in order. Another service is another
+The service gets `POST <OCR_URL>` with `Authorization: Bearer <OCR_API>` and the PDF as the multipart field `document`.
+It answers `{"pages": [{"text": "…"}, …]}`, one element per page, in order. To support another service, write another
 class with the same `read`.
 """
 
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 class Ocr(Protocol):
     async def read(self, pdf: Path) -> list[str]:
-        """Return each page's text; raise Problem with 503 (away or not set up), 504 (silent) or 502 (nonsense)."""
+        """Return each page's text; raise Problem: 503 (down or not set up), 504 (timeout) or 502 (invalid answer)."""
 
     async def close(self) -> None:
-        """Give up the connections."""
+        """Close the connections."""
 
 
 class HttpOcr:
@@ -35,8 +35,8 @@ class HttpOcr:
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {settings.ocr_api.get_secret_value()}"},
             timeout=settings.http_timeout_sec,
-            trust_env=settings.ocr_uses_proxy,  # a proxy sees the key where the address is http://
-            verify=httpx.create_ssl_context(),  # SSL_CERT_FILE counts all the same
+            trust_env=settings.ocr_uses_proxy,  # a proxy sees the key if the URL is http://
+            verify=httpx.create_ssl_context(),  # uses SSL_CERT_FILE even without trust_env
         )
 
     async def close(self) -> None:
@@ -56,17 +56,17 @@ class HttpOcr:
             raise _failed(504, "did not answer in time", error) from None
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
-            # The operator can mend a key or an address, and a busy service calms down; a refused document stays one.
+            # Retry what the operator can fix (key, address) and a busy service; a rejected document stays rejected.
             kind = Permanent if 400 <= status < 500 and status not in MENDABLE else Problem
             raise _failed(502, f"answered {status}", error, kind) from None
         except httpx.HTTPError as error:
             raise _failed(503, "is not reachable", error) from None
         except (ValueError, KeyError, TypeError) as error:
-            raise _failed(502, "gave an answer without pages", error, Permanent) from None
+            raise _failed(502, "sent an answer without pages", error, Permanent) from None
 
 
 def _text(page: dict) -> str:
-    """Return a page's text; a page without words may have null. Raises TypeError for what is no text."""
+    """Return a page's text; a page without words may have null. Raises TypeError for any other type."""
     text = page["text"]
     if text is not None and not isinstance(text, str):
         raise TypeError(type(text).__name__)

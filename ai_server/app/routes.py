@@ -1,6 +1,6 @@
-"""The endpoints that are the engines' own: found by one look, passed on by as few layers as there can be.
+"""The engines' own endpoints, relayed with as few layers as possible.
 
-FastAPI answers everything else: there a request passes more layers than it needs here.
+FastAPI serves all others; its layers would slow down a relayed request.
 """
 
 from fastapi import FastAPI
@@ -21,7 +21,7 @@ GENERATES = {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/r
 
 
 class Routes:
-    """ASGI middleware right around the FastAPI application: answer the engines' own endpoints, the ones on the list."""
+    """ASGI middleware directly around the FastAPI application: answers the engines' own endpoints."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         self.app = app
@@ -76,7 +76,7 @@ class Routes:
             return JSONResponse({"object": "list", "data": allowed})
         name = scope["path"].removeprefix(MODEL)
         may_name(caller, name)
-        # Engines have the list, and no page for each.
+        # Engines only have the list, not one endpoint per model.
         listed = await while_connected(receive, engines.find(name).models())
         found = next((model for model in listed if model.get("id") == name), None)
         if found is None:

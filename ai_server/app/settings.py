@@ -1,4 +1,4 @@
-"""The settings: environment variables over the file `.env`, refused all at once when they are wrong."""
+"""The settings: environment variables override the file `.env`; all errors are reported at once."""
 
 import difflib
 import os
@@ -27,24 +27,24 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, Settin
 
 from app import tracing
 
-EX_CONFIG = 78  # sysexits.h; systemd shows it as CONFIG, and a unit can name it in RestartPreventExitStatus=
+EX_CONFIG = 78  # sysexits.h; systemd shows CONFIG, and RestartPreventExitStatus= can name it
 ENV_FILE_VARIABLE = "AI_SERVER_ENV_FILE"
 CALLER_KEY_LENGTH = 16
-ENCODING = "utf-8-sig"  # some editors begin a file with a byte order mark
-# Not ours, and of use to libraries: may stand in the file too, from where they are put into the environment.
+ENCODING = "utf-8-sig"  # some editors start a file with a byte order mark
+# Variables of libraries; the file may set them too, and they are then copied to the environment.
 NETWORK = (
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR"),
 )
 LIBRARIES = (*NETWORK, "TZ", "TMPDIR", "LANG", "LC_*", "OTEL_*")
 RENAMED = {"MAX_REQUEST_SIZE": "MAX_BODY_BYTES"}
-# A name of the environment counts as one of ours, mistyped, when it is as alike as this; others are not our business.
+# An environment variable this similar to a setting counts as a misspelled setting; all others are ignored.
 NEARLY = 0.8
 SYSTEMD = ("CACHE_DIRECTORY", "CONFIGURATION_DIRECTORY", "CREDENTIALS_DIRECTORY", "LOGS_DIRECTORY", "RUNTIME_DIRECTORY")
 
 
 def _header_value(secret: SecretStr) -> SecretStr:
-    """Refuse what cannot travel in an HTTP header, before a client library trips over it."""
+    """Reject characters that an HTTP header cannot contain, before a client library fails with them."""
     value = secret.get_secret_value()
     if not value.isascii() or not value.isprintable() or " " in value:
         raise ValueError("has characters that an HTTP header cannot carry")
@@ -58,7 +58,7 @@ def _caller_key(secret: SecretStr) -> SecretStr:
 
 
 def _split(value: object) -> object:
-    """`a, b` -> ["a", "b"]; what is not a string passes."""
+    """Return "a, b" as ["a", "b"]; other types unchanged."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
@@ -66,7 +66,7 @@ def _http_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is none, or half an IPv6 address
+    except ValueError:  # an invalid port or an incomplete IPv6 address
         usable = False
     if not usable or parts.query or parts.fragment:
         raise ValueError(f"is {url!r}, which is not an http:// or https:// address without a query")
@@ -81,12 +81,12 @@ def _engine_url(url: str) -> str:
 
 def _callback_url(url: str) -> str:
     if url.endswith("/v1"):
-        raise ValueError(f"is {url!r}, which ends in /v1: there the backend answers 401")
+        raise ValueError(f"is {url!r}, which ends in /v1, where the backend answers 401")
     return url
 
 
 def _writable(path: Path) -> Path:
-    """An existing directory, as an absolute path, that this user may write to."""
+    """Return the absolute path of an existing directory that this user may write to; raise ValueError for others."""
     if not path.is_dir():
         raise ValueError(f"is {str(path)!r}, which is not a directory")
     if not os.access(path, os.W_OK | os.X_OK):
@@ -101,7 +101,7 @@ def _not_blank(text: str) -> str:
 
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Prompt = Annotated[str, AfterValidator(_not_blank)]  # to the letter
+Prompt = Annotated[str, AfterValidator(_not_blank)]  # kept exactly, with its whitespace
 Url = Annotated[Text, AfterValidator(_http_url)]
 EngineUrl = Annotated[Url, AfterValidator(_engine_url)]
 Secret = Annotated[SecretStr, Field(min_length=1), AfterValidator(_header_value)]
@@ -109,7 +109,7 @@ Directory = Annotated[Path, AfterValidator(_writable)]
 
 
 class Settings(BaseSettings):
-    """One field a variable, by the same name in capitals; the description is the cure that a refusal names."""
+    """One field per variable, with the same name in upper case; the description is the cure in error messages."""
 
     model_config = SettingsConfigDict(env_file_encoding=ENCODING, env_ignore_empty=True, extra="ignore", frozen=True)
 
@@ -132,15 +132,19 @@ class Settings(BaseSettings):
         default=None, description="the token that the backend's owners give; without it jobs are refused"
     )
     http_timeout_sec: PositiveFloat = Field(
-        le=86_400, description="seconds of silence after which an outgoing request is given up, such as 30"
+        le=86_400, description="seconds without data after which an outgoing request is aborted, such as 30"
     )
     ocr_api: Secret = Field(description="the key of the OCR service")
     ocr_url: Url | None = Field(default=None, description="where scanned PDFs are posted; without it they are refused")
     backend_uses_proxy: bool = Field(
-        default=False, description="true for callbacks, and their token, by HTTP_PROXY and its like; false for none"
+        default=False,
+        description="true to send callbacks, with their token, through the proxy in HTTP_PROXY or a similar variable; "
+        "false to connect directly",
     )
     ocr_uses_proxy: bool = Field(
-        default=False, description="true for scans, and the key, by HTTP_PROXY and its like; false for none"
+        default=False,
+        description="true to send scans, with the key, through the proxy in HTTP_PROXY or a similar variable; "
+        "false to connect directly",
     )
 
     ai_server_api_keys: Annotated[
@@ -205,11 +209,13 @@ class Settings(BaseSettings):
         le=1024**5, default=10 * 1024**3, description="bytes that all uploads in RESOURCES_DIRECTORY may have"
     )
     upload_retention_days: PositiveInt | None = Field(
-        le=36_500, default=None, description="days that an upload is kept after it was last sent; without it for ever"
+        le=36_500,
+        default=None,
+        description="days that an upload is kept after it was last sent; without it uploads are kept forever",
     )
 
     job_concurrency: PositiveInt = Field(
-        le=1000, default=4, description="jobs answered at the same time; one caller's are one fewer"
+        le=1000, default=4, description="jobs answered at the same time; one caller has at most one fewer"
     )
     job_callback_concurrency: PositiveInt = Field(le=1000, default=4, description="callbacks made at the same time")
     job_limit_per_caller: PositiveInt = Field(
@@ -228,7 +234,7 @@ class Settings(BaseSettings):
     easycontract_prompt: Prompt = Field(default="Explain this contract in plain words.", description="an instruction")
     checklist_prompt: Prompt = Field(default="Make a checklist from this text.", description="an instruction")
 
-    # As strings: a default is checked like a given value only because of validate_default.
+    # Strings, since validate_default checks and converts the defaults.
     resources_directory: Directory = Field(
         default="resources/s3", validate_default=True, description="an existing directory for the uploads"
     )
@@ -242,7 +248,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _callers_are_not_vllm(self) -> "Settings":
         if self.vllm_api_key in self.ai_server_api_keys:
-            raise ValueError("AI_SERVER_API_KEYS has VLLM_API_KEY among its keys: give the callers keys of their own")
+            raise ValueError("AI_SERVER_API_KEYS has VLLM_API_KEY among its keys: give the callers separate keys")
         if not self.ai_server_api_keys and self.callers_file is None:
             raise ValueError(
                 "AI_SERVER_API_KEYS is empty (needed: "
@@ -261,7 +267,7 @@ KNOWN = {name.upper() for name in Settings.model_fields}
 
 
 def load() -> Settings:
-    """Read the settings; leave the process with one line on stderr and status 78 when they cannot be used."""
+    """Return the settings; if they are invalid, exit with status 78 and one line on stderr."""
     env_file = Path(os.environ.get(ENV_FILE_VARIABLE, ".env"))
     problems = []
     try:
@@ -281,7 +287,7 @@ def load() -> Settings:
 
 
 def _unknown_in_environment() -> list[str]:
-    """Return a sentence for each variable of the environment that was meant for us and would have no effect."""
+    """Return a sentence for each environment variable that looks like a misspelled or renamed setting."""
     others = {*SYSTEMD, ENV_FILE_VARIABLE}
     suspects = [name for name in sorted(os.environ) if name not in KNOWN | others and not _allowed(name)]
     return [
@@ -295,7 +301,7 @@ def _unknown_in_environment() -> list[str]:
 
 
 def _unknown_in_file(path: Path) -> list[str]:
-    """Return a sentence for each line of a .env that would have no effect. Raises OSError, UnicodeDecodeError."""
+    """Return a sentence for each line of .env that would have no effect. Raises OSError, UnicodeDecodeError."""
     if not path.is_file():
         return []
     problems = []
@@ -316,17 +322,17 @@ def _allowed(name: str) -> bool:
 
 
 def _begins(name: str, other: str) -> bool:
-    """Say whether `other` is `name`, of two words or more, and something behind it: RATE_LIMIT, OCR_API_KEY."""
+    """Return whether `other` is `name` with more words after it; `name` needs two words: RATE_LIMIT, OCR_API."""
     return "_" in name and other.startswith(f"{name}_")
 
 
 def _no_setting(name: str) -> str:
     near = [RENAMED[name]] if name in RENAMED else difflib.get_close_matches(name.upper(), sorted(KNOWN), 1)
-    return f"{name} is no setting" + (f": did you mean {near[0]}?" if near else " (.env.example lists them all)")
+    return f"{name} is not a setting" + (f": did you mean {near[0]}?" if near else " (.env.example lists them all)")
 
 
 def _hand_to_libraries(env_file: Path) -> None:
-    """Put what the file has for libraries into the environment, where they look; what stands there already wins."""
+    """Copy the libraries' variables from the file to the environment; existing variables win."""
     values = dotenv_values(env_file, encoding=ENCODING) if env_file.is_file() else {}
     for name, value in values.items():
         if value and _allowed(name):
@@ -335,7 +341,7 @@ def _hand_to_libraries(env_file: Path) -> None:
 
 
 def _unusable_by_libraries() -> list[str]:
-    """Return a sentence for each variable of the environment that the HTTP client fails at; none has a value."""
+    """Return a sentence, without values, for each environment variable that the HTTP client rejects."""
     given = {name: os.environ[name] for name in NETWORK if os.environ.get(name)}
     problems = []
     try:
@@ -354,13 +360,13 @@ def _unusable_by_libraries() -> list[str]:
 
 
 def refuse(reason: str) -> None:
-    """Leave the process with one readable line."""
+    """Exit with status 78 and one line on stderr."""
     print(f"ai-server: {reason}", file=sys.stderr, flush=True)
     raise SystemExit(EX_CONFIG)
 
 
 def _sentence(detail: dict) -> str:
-    """One of pydantic's errors -> `VARIABLE problem (cure)`, without the value unless a validator above tells it."""
+    """Return a pydantic error as `VARIABLE problem (cure)`; only messages of the validators above contain values."""
     message = detail["msg"].removeprefix("Value error, ")
     if not detail["loc"]:
         return message

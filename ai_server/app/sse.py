@@ -1,4 +1,4 @@
-"""Server-sent events, as the HTML standard reads them: lines end at CR LF, LF or CR, and at nothing else."""
+"""Server-sent events as in the HTML standard: lines end with CR LF, LF or CR, and with nothing else."""
 
 import json
 import re
@@ -11,10 +11,10 @@ Event = tuple[str, str]
 
 
 async def events(chunks: AsyncIterable[bytes]) -> AsyncIterator[Event]:
-    """Yield each event as (its type, its data); the type is "message" unless the stream says another.
+    """Yield each event as (type, data); the type is "message" unless the stream names another.
 
-    chunks may end anywhere, in the middle of a character too. The last event needs no empty line behind it; a line
-    that has no end is half a line and is dropped.
+    Chunks may end anywhere, even inside a character. The last event needs no empty line after it; a last line without
+    a line end is incomplete and is dropped.
     """
     reader = Reader()
     async for chunk in chunks:
@@ -25,11 +25,11 @@ async def events(chunks: AsyncIterable[bytes]) -> AsyncIterator[Event]:
 
 
 class Reader:
-    """What `events` does, chunk by chunk, for those who have no time to wait for each event."""
+    """Parse events chunk by chunk, like `events` but without an await for each event, which is faster."""
 
     def __init__(self) -> None:
         self._rest, self._begun = b"", False
-        self._only_lf = True  # so far: then an empty line is LF LF, and events are split off whole
+        self._only_lf = True  # so far; then events can be split at LF LF
         self._kind, self._data = "", []
 
     def feed(self, chunk: bytes) -> list[Event]:
@@ -50,19 +50,22 @@ class Reader:
                     found += self._lines([*event.split(b"\n"), b""])
             return found
         self._only_lf = False
-        # A CR at the end may be the first half of CR LF.
+        # A CR at the end may be the start of CR LF.
         held = rest[-1:] if rest.endswith(b"\r") else b""
         *lines, self._rest = LINE_END.split(rest[: len(rest) - len(held)])
         self._rest += held
         return self._lines(lines)
 
     def end(self) -> list[Event]:
-        """Return the event that has no empty line behind it."""
+        """Return the last event if no empty line follows it."""
         *lines, _ = LINE_END.split(self._rest)
         return self._lines([*lines, b""])
 
     def _lines(self, lines: list[bytes]) -> list[Event]:
-        """Read lines without their ends. They were split as bytes: no part of a UTF-8 character looks like an end."""
+        """Return the events in these lines, given without line ends.
+
+        Splitting bytes is safe: no byte of a multi-byte UTF-8 character is CR or LF.
+        """
         found = []
         for line in lines:
             name, _, value = line.decode(errors="replace").partition(":")
@@ -75,11 +78,11 @@ class Reader:
                 self._data.append(value)
             elif name == "event":
                 self._kind = value
-            elif name == "error":  # llama.cpp's way before September 2025: no field of the standard
+            elif name == "error":  # llama.cpp before September 2025; not in the standard
                 self._kind, self._data = "error", [value]
         return found
 
 
 def error(body: dict) -> bytes:
-    """Return an event that tells of an error where a stream breaks off; it ends what may be half an event before it."""
+    """Return an error event for a stream that breaks off; its leading empty line ends a possible incomplete event."""
     return b"\n\ndata: " + json.dumps({"error": body}, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"

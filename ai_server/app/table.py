@@ -4,7 +4,7 @@
                   "group": "evaluation"}]}
     {"feedback": {"state": "stopped", "instead": "chat", "since": "2026-11-27T02:00:00Z"}}
 
-Both are read again when they change. The second one may be missing; the engines that it does not name are to serve.
+Both are reloaded when they change. The second file may be missing; engines that it does not name are switched on.
 """
 
 import json
@@ -22,7 +22,7 @@ from app.errors import Problem
 from app.settings import EngineUrl, Secret, Text
 from app.watched import Watched
 
-# OpenAI's clients heed the second one: a switch back takes minutes or hours, and the reason is to be read now.
+# X-Should-Retry stops OpenAI's clients from retrying: the switch back takes minutes or hours, so show the reason now.
 SWITCHED_OFF = {"Retry-After": "60", "X-Should-Retry": "false"}
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
 
 @dataclass(frozen=True)
 class Entry:
-    """An engine: its name, its address with the prefix /v1, its key, and the models that are asked of it.
+    """An engine: its name, its URL with /v1, its key, and the models that it serves.
 
     group: the engines of one group do not run at the same time; "" for none.
     """
@@ -58,7 +58,7 @@ class _Engine(BaseModel):
 
 
 class State(BaseModel):
-    """What an engine that is not to serve does, and which one runs in its place."""
+    """The state of an engine that is switched off, and the engine that runs instead."""
 
     state: Literal["stopped", "asleep"]
     instead: str | None = None
@@ -68,13 +68,13 @@ _States = TypeAdapter(dict[str, State])
 
 
 class TableError(ValueError):
-    """A file of engines cannot be used; the text has every problem in one line, and no key."""
+    """A file of engines cannot be used; the message has all problems in one line, without keys."""
 
 
 def read(path: Path, of_a_caller: Callable[[str], bool]) -> list[Entry]:
-    """Return the engines of ENGINES_FILE; raise TableError with all that is wrong with it.
+    """Return the engines of ENGINES_FILE; raise TableError with all problems.
 
-    of_a_caller: says whether a key is one of a caller's, which no engine has.
+    of_a_caller: returns whether a caller has this key; no engine may have the same one.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -84,7 +84,7 @@ def read(path: Path, of_a_caller: Callable[[str], bool]) -> list[Entry]:
         raise TableError(f"{path} is not JSON") from None
     listed = content.get("engines") if isinstance(content, dict) else None
     if not isinstance(listed, list) or not listed or set(content) != {"engines"}:
-        raise TableError(f'{path}: write {{"engines": [...]}} with one engine or more, and nothing beside it')
+        raise TableError(f'{path}: write {{"engines": [...]}} with at least one engine and no other keys')
     entries, problems = [], []
     for number, given in enumerate(listed):
         try:
@@ -93,10 +93,10 @@ def read(path: Path, of_a_caller: Callable[[str], bool]) -> list[Entry]:
             problems += [_sentence(f"engines.{number}", detail) for detail in error.errors(include_input=False)]
     fields = [given for given in listed if isinstance(given, dict)]
     models = [one for given in fields for one in _list(given.get("models"))]
-    problems += [f"the name {name} is there twice" for name in _twice(given.get("name") for given in fields)]
-    problems += [f"the model {model} is there twice: an engine of its own serves it" for model in _twice(models)]
+    problems += [f"the name {name} occurs twice" for name in _twice(given.get("name") for given in fields)]
+    problems += [f"the model {model} occurs twice: only one engine may serve it" for model in _twice(models)]
     problems += [
-        f"{entry.name} has a caller's key as its api_key: give the callers keys of their own"
+        f"{entry.name} has a caller's key as its api_key: give the callers separate keys"
         for entry in entries
         if of_a_caller(entry.api_key)
     ]
@@ -120,7 +120,7 @@ def _sentence(where: str, detail: dict) -> str:
 
 
 def read_states(path: Path) -> dict[str, State]:
-    """Return the engines of ENGINE_STATES_FILE that are not to serve, none where there is no file; raise TableError."""
+    """Return the switched-off engines of ENGINE_STATES_FILE; {} if there is no file. Raises TableError."""
     try:
         return _States.validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -133,10 +133,11 @@ def read_states(path: Path) -> dict[str, State]:
 
 
 class Table:
-    """The engines by name, and by the models that they serve.
+    """The engines by name and by model.
 
-    ENGINES_FILE is read when this is made, which raises TableError, and again when it changes; so are the states. A
-    file that cannot be used leaves what was known, and `trouble` says so. entries is another object after each change.
+    The constructor reads ENGINES_FILE and the states, and raises TableError for ENGINES_FILE. Both are read again when
+    they change; if a file is invalid, its previous content stays and `trouble` has the reason. `entries` is a new
+    object after each change.
     """
 
     def __init__(
@@ -156,21 +157,21 @@ class Table:
 
     @property
     def trouble(self) -> str:
-        """What is wrong with the files as they are now; "" where nothing is."""
+        """The problems with the current files; "" if there are none."""
         return "; ".join(self._troubles.values())
 
     def keys(self) -> list[str]:
         return [entry.api_key for entry in self.entries.values()]
 
     def look(self) -> None:
-        """Read again what has changed; looks at each file once a second at most."""
+        """Reload changed files; checks each file at most once per second."""
         if self._watched.changed():
             self._read()
         if self._watched_states and self._watched_states.changed():
             self._read_states()
 
     def find(self, model: object) -> Entry:
-        """Return the engine that serves a model. Raises Problem: 404 where none does, 503 where it is switched off."""
+        """Return the engine that serves a model. Raises Problem: 404 if none does, 503 if it is switched off."""
         entry = self._by_model.get(model) if isinstance(model, str) else None
         if entry is None:
             raise Problem(404, f"The model {str(model)[:100]!r} does not exist.")
@@ -179,15 +180,15 @@ class Table:
         return entry
 
     def serves(self, model: str) -> bool:
-        """Whether an engine has this model, one that is switched off too."""
+        """Return whether an engine has this model, even if the engine is switched off."""
         return model in self._by_model
 
     def off_for(self, model: str) -> str:
-        """Return why the engine of a model is not to serve, as `off` does; "" for a model of no engine."""
+        """Return why the engine of a model is switched off, as `off` does; "" if no engine has the model."""
         return self.off(self._by_model[model].name) if model in self._by_model else ""
 
     def off(self, name: str) -> str:
-        """Return why an engine is not to serve, such as "stopped: chat runs instead (group evaluation)", or ""."""
+        """Return why an engine is switched off, such as "stopped: chat runs instead (group evaluation)", or ""."""
         state = self._states.get(name)
         if state is None:
             return ""
@@ -203,10 +204,10 @@ class Table:
         try:
             self._take(read(self._file, self._of_a_caller))
         except TableError as error:
-            self._failed(self._file, f"{error}; the engines of before count on")
+            self._failed(self._file, f"{error}; the previous engines stay in effect")
         else:
             self._troubles.pop(self._file, None)
-            logger.info("the file of engines was read again", extra={"engines": list(self.entries)})
+            logger.info("the engines file was reloaded", extra={"engines": list(self.entries)})
 
     def _read_states(self) -> None:
         if self._states_file is None:
@@ -214,12 +215,12 @@ class Table:
         try:
             states = read_states(self._states_file)
         except TableError as error:
-            self._failed(self._states_file, f"{error}; the states of before count on")
+            self._failed(self._states_file, f"{error}; the previous states stay in effect")
             return
         self._troubles.pop(self._states_file, None)
         if states != self._states:
             off = {name: state.state for name, state in states.items()}
-            logger.info("the states of engines were read again", extra={"switched_off": off})
+            logger.info("the engine states were reloaded", extra={"switched_off": off})
         self._states = states
 
     def _failed(self, path: Path, why: str) -> None:

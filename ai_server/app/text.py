@@ -1,9 +1,9 @@
-"""Text from outside, made fit for JSON and UTF-8."""
+"""Make text from outside valid for JSON and UTF-8."""
 
 
 def well_formed(text: str) -> str:
-    """Join the halves of surrogate pairs, and put U+FFFD in the place of a half that has no other.
+    """Return the text with surrogate pairs joined and each lone surrogate replaced with U+FFFD.
 
-    Engines that cut their answers between UTF-16 halves send such, and fonts in PDFs do; UTF-8 cannot encode them.
+    Surrogates, which UTF-8 cannot encode, come from engines that split answers inside a UTF-16 pair and from PDF fonts.
     """
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,7 +1,7 @@
-"""Uploaded PDFs: kept under RESOURCES_DIRECTORY, and read.
+"""Store uploaded PDFs under RESOURCES_DIRECTORY and extract their text.
 
-A PDF comes from outside and may be hostile. It is parsed in a process of its own (`python -m app.uploads PDF PAGES`),
-with limits on time and memory, so that it can neither stall the streams of others nor exhaust the machine.
+A PDF comes from outside and may be malicious. A separate process parses it (`python -m app.uploads PDF PAGES`), with
+limits on time and memory, so that it can neither stall other callers' streams nor exhaust the machine.
 """
 
 import asyncio
@@ -27,30 +27,31 @@ from app.text import well_formed
 
 PARSER_TIMEOUT_SEC = 30
 PARSER_MEMORY_BYTES = 1024**3
-PARSER_WAIT_SEC = 15  # with the time-out above less than the 60 s that proxies usually wait
+PARSER_WAIT_SEC = 15  # together with the timeout above, less than the usual 60 s of proxies
 PARSERS = 2
-LEFT_OVER_SEC = 3600  # no upload takes so long: its part is what a killed process left
-MAX_CHARACTERS = 4_000_000  # far beyond any model's context; a bound for what a few compressed bytes can become
+LEFT_OVER_SEC = 3600  # no upload takes that long: an older part is from a killed process
+MAX_CHARACTERS = 4_000_000  # more than any model's context; limits what a few compressed bytes can expand to
 BLOCK = 1024 * 1024
 ROOT = Path(__file__).parents[1]
 
 
 class Uploads:
-    """The directory of the uploads, and the way from a PDF to its text.
+    """The directory of uploads, and the text of its PDFs.
 
-    ocr: asked for pages that are pictures.
+    ocr: reads the pages that are pictures.
     """
 
     def __init__(self, settings: Settings, ocr: Ocr) -> None:
         self._directory, self._quota = settings.resources_directory, settings.upload_quota_bytes
         self._max_pages, self._ocr = settings.max_pdf_pages, ocr
         self._parsers = asyncio.Semaphore(PARSERS)
-        self._turns: dict[str, asyncio.Lock] = {}  # a caller -> its turn: callers are few, as their keys are
+        self._turns: dict[str, asyncio.Lock] = {}  # by caller; never deleted, as callers are few
 
     async def keep(self, content: BinaryIO) -> str:
-        """Store a PDF whole or not at all; return its name here: its SHA-256, so that the same PDF is the same file.
+        """Store a PDF and return its file name: its SHA-256, so that the same PDF is stored once.
 
-        Raises Problem: 415 for what is not a PDF, 507 beyond the quota, 503 when the directory is gone or full.
+        The file appears only when it is complete. Raises Problem: 415 if it is not a PDF, 507 over the quota, 503 if
+        the directory is missing or full.
         """
         return await asyncio.to_thread(self._keep, content)
 
@@ -63,12 +64,12 @@ class Uploads:
         try:
             with self._alone():
                 if kept.exists():
-                    os.utime(kept)  # its days begin again
+                    os.utime(kept)  # restarts its retention time
                     return name
                 if sum(found.st_size for _, found in self._files()) + size > self._quota:
-                    raise Problem(507, f"All uploads together may have {self._quota} bytes, and they are taken.")
+                    raise Problem(507, f"All uploads together may have {self._quota} bytes, and this quota is used up.")
                 with part.open("xb") as file:
-                    os.posix_fallocate(file.fileno(), 0, size)  # so that others count it already
+                    os.posix_fallocate(file.fileno(), 0, size)  # so that other uploads count it
             with part.open("r+b") as file:
                 content.seek(0)
                 while block := content.read(BLOCK):
@@ -77,7 +78,7 @@ class Uploads:
                 os.fsync(file.fileno())
             with self._alone() as directory:
                 part.rename(kept)
-                os.fsync(directory)  # the name too outlives a power cut
+                os.fsync(directory)  # the name, too, must survive a power failure
         except OSError as error:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
@@ -86,9 +87,9 @@ class Uploads:
 
     @contextmanager
     def _alone(self) -> Iterator[int]:
-        """Keep other threads and processes out, so that no upload is removed while it is found to be kept.
+        """Lock the directory and yield its file descriptor.
 
-        Yields the directory's descriptor.
+        No other thread or process can then remove an upload while `keep` finds that it exists.
         """
         directory = os.open(self._directory, os.O_RDONLY)
         try:
@@ -99,13 +100,13 @@ class Uploads:
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         for path in self._directory.iterdir():
-            with suppress(FileNotFoundError):  # somebody was faster
+            with suppress(FileNotFoundError):  # removed meanwhile
                 yield path, path.stat()
 
     def remove(self, older_than: float, needed: set[str]) -> int:
-        """Remove uploads last sent before that time (seconds since the epoch) but those needed; return how many.
+        """Remove the uploads last sent before this time (seconds since the epoch), unless needed; return their number.
 
-        What a killed process left of an upload goes too. Raises OSError.
+        Also removes parts that a killed process left. Raises OSError.
         """
         removed = 0
         with self._alone():
@@ -118,10 +119,10 @@ class Uploads:
         return removed
 
     async def text(self, name: str, caller: str) -> str:
-        """Return a kept PDF's text, pages separated by an empty line; scanned pages come from the OCR service.
+        """Return a stored PDF's text, pages separated by an empty line; the OCR service reads scanned pages.
 
-        Raises Problem: 422 for a PDF that cannot be read, has too many pages or no text at all; 410 when it was
-        removed; 503 when the caller's turn does not come in time; the OCR service's.
+        Raises Problem: 422 if the PDF cannot be read, has too many pages or no text; 410 if it was removed; 503 if it
+        waits too long for a parser; and those of the OCR service.
         """
         path = self._directory / name
         if not path.exists():
@@ -140,7 +141,7 @@ class Uploads:
         return text
 
     async def _parse_in_turn(self, path: Path, caller: str) -> dict:
-        """Parse; but a caller has one parser at most, and queues for one at most: the others are for others."""
+        """Parse a PDF when it is the caller's turn: each caller has at most one parser, or one place in the queue."""
         turn = self._turns.setdefault(caller, asyncio.Lock())
         begun = asyncio.Event()
 
@@ -154,7 +155,7 @@ class Uploads:
             await asyncio.wait({parsing}, timeout=PARSER_WAIT_SEC)
             if not begun.is_set():
                 wait = {"Retry-After": str(PARSER_WAIT_SEC)}
-                raise Problem(503, "Other PDFs are being read, first of all this caller's; try again later.", wait)
+                raise Problem(503, "Other PDFs, this caller's first, are being read; try again later.", wait)
             return await parsing
         finally:
             parsing.cancel()
@@ -164,7 +165,7 @@ class Uploads:
         parser = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "app.uploads", str(path), str(self._max_pages)),
             cwd=ROOT,
-            env={},  # it needs none of our keys
+            env={},  # it needs no keys
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
@@ -185,7 +186,7 @@ class Uploads:
 
 
 def _sha256(content: BinaryIO) -> str:
-    """Hex; the content is read from its beginning to its end."""
+    """Return the hex digest of the complete content; the position is at its end then."""
     digest = hashlib.sha256()
     content.seek(0)
     while block := content.read(BLOCK):
@@ -197,7 +198,7 @@ def parse(path: Path, max_pages: int) -> dict:
     """Return `{"pages": [text, …], "scanned": [index of a page that is only a picture, …]}` or `{"refused": why}`."""
     reader = PdfReader(path)
     if len(reader.pages) > max_pages:
-        return {"refused": f"it has {len(reader.pages)} pages, and {max_pages} are allowed"}
+        return {"refused": f"it has {len(reader.pages)} pages; at most {max_pages} are allowed"}
     pages = [page.extract_text() for page in reader.pages]
     if sum(map(len, pages)) > MAX_CHARACTERS:
         return {"refused": f"it has more than {MAX_CHARACTERS} characters"}
@@ -206,7 +207,7 @@ def parse(path: Path, max_pages: int) -> dict:
 
 
 if __name__ == "__main__":
-    os.nice(10)  # the streams of others go first
+    os.nice(10)  # streams have priority
     resource.setrlimit(resource.RLIMIT_AS, (PARSER_MEMORY_BYTES, PARSER_MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (PARSER_TIMEOUT_SEC, PARSER_TIMEOUT_SEC))
     json.dump(parse(Path(sys.argv[1]), int(sys.argv[2])), sys.stdout)

@@ -1,7 +1,7 @@
-"""An engine, such as vLLM: requests passed through as they are, and whole answers for the endpoints of our own.
+"""An engine, such as vLLM: relays requests to it, and gets complete answers for this server's own endpoints.
 
-A client that leaves takes its request in the engine with it: `while_connected` cancels the call, the connection is
-closed, and the engine aborts the generation when it sees that.
+When a client disconnects, `while_connected` cancels the call, which closes the connection to the engine; the engine
+then aborts the generation.
 """
 
 import asyncio
@@ -28,31 +28,31 @@ from app.text import well_formed
 from app.whole import STREAMED, Whole, can_stream
 
 HEALTH_TIMEOUT_SEC = 2
-CLIENT_CLOSED_REQUEST = 499  # the customary status for the log; nobody is left to read it
-KEEP_ALIVE_SEC = 15  # of silence; nginx and the usual load balancers give an idle connection up after 60
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for this, for the log; the client does not see it
+KEEP_ALIVE_SEC = 15  # of silence; nginx and common load balancers close an idle connection after 60 s
 COMMENT = b": waiting\n\n"
 STREAM = "text/event-stream"
-PIECE = b"data:"  # of an answer: a token, in most streams
-UNFINISHED = {None, "abort", "error"}  # the engine gave the answer up, or was stopped in the middle of it
-MAX_TOLD = 300  # characters of an error page that are told on
+PIECE = b"data:"  # one event of an answer: in most streams, one token
+UNFINISHED = {None, "abort", "error"}  # finish reasons if the engine gave up or was stopped during the answer
+MAX_TOLD = 300  # characters of an error page that the caller gets
 UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))  # the second is for proxies such as nginx
 EVENT_ENDS = (b"\n\n", b"\n\r\n")
-MAX_HELD = 1 << 20  # bytes of half an event
-NO_RETRY = {"X-Should-Retry": "false"}  # OpenAI's clients heed it; a generation repeated is a generation paid twice
-LISTED_SEC = 60  # between two looks at the engine's list of models
+MAX_HELD = 1 << 20  # bytes of an incomplete event
+NO_RETRY = {"X-Should-Retry": "false"}  # OpenAI's clients obey it; a retry would repeat the complete generation
+LISTED_SEC = 60  # between two requests for the engine's list of models
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
 class ClientLeft(Exception):
-    """The client closed its connection before it had its answer."""
+    """The client closed its connection before the end of its answer."""
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Return what `work` returns; cancel it and raise ClientLeft as soon as the client leaves.
+    """Return the result of `work`; if the client disconnects, cancel it and raise ClientLeft.
 
-    The request's body must have been read: from then on `receive` has nothing but the disconnect to tell.
+    The request body must have been read: after that, `receive` only returns the disconnect.
     """
     this, left = asyncio.current_task(), False
 
@@ -63,7 +63,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         left = True
         this.cancel()
 
-    # The work stays in its own task: only the watching costs one, and a stop of the server still reaches the work.
+    # The work stays in this task: only the watching needs a new one, and a server stop still cancels the work.
     leaving = asyncio.ensure_future(leave())
     try:
         return await work
@@ -78,12 +78,12 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
 
 
 class Engine:
-    """One engine, asked with its key. Made inside the running event loop.
+    """One engine, called with its key. Create it inside the running event loop.
 
-    timeout: seconds of silence (HTTP_TIMEOUT_SEC). title: its name in sentences. key: where its key is set.
+    timeout: idle timeout in seconds (HTTP_TIMEOUT_SEC). title: its name in messages. key: where its key is set.
 
-    Every method raises Problem: 503 when the engine is away, 504 when it stays silent for too long, 502 when it
-    refuses our key.
+    Every method raises Problem: 503 if the engine is unreachable, 504 after the idle timeout, 502 if it rejects the
+    key.
     """
 
     def __init__(self, entry: Entry, timeout: float, title: str, key: str) -> None:
@@ -92,7 +92,7 @@ class Engine:
         self._listed, self._listing = float("-inf"), None
         headers = {
             "Authorization": f"Bearer {entry.api_key}",
-            "Accept-Encoding": "identity",  # nothing is won by it on one machine
+            "Accept-Encoding": "identity",  # on one machine compression gains nothing
             "User-Agent": "ai-server",
         }
         self._http = http1.Client(entry.url.removesuffix("/v1"), headers, timeout)
@@ -103,7 +103,7 @@ class Engine:
         await self._http.close()
 
     async def health(self) -> str:
-        """Return "ok", or why the engine cannot serve."""
+        """Return "ok", or the reason why the engine cannot serve."""
         try:
             response = await self._http.request("GET", "/health", timeout=HEALTH_TIMEOUT_SEC)
         except Failure as error:
@@ -113,7 +113,7 @@ class Engine:
         return "ok" if status == 200 else f"unhealthy: its /health answered {status}"
 
     async def models(self) -> list[dict]:
-        """Return the engine's list of models. Raises Problem 502 for what is no list, besides the others."""
+        """Return the engine's list of models. Also raises Problem 502 if the response is not such a list."""
         async with self.stream("GET", "/models") as response:
             content = await self.read(response)
             try:
@@ -124,7 +124,10 @@ class Engine:
         return listed
 
     def known(self, model: object) -> str:
-        """Return the model's name where the engine lists it, or `other`; an unknown one makes us look, now and then."""
+        """Return the model's name if the engine lists it, otherwise `other`.
+
+        For an unknown name the list is fetched again in the background, at most once in LISTED_SEC.
+        """
         if isinstance(model, str) and model in self._names:
             return model
         if time.monotonic() - self._listed > LISTED_SEC:
@@ -147,12 +150,12 @@ class Engine:
     ) -> dict:
         """Return `{"model": str, "result": str, "finish_reason": str, "usage": {…}}`, generated at temperature 0.
 
-        options: further fields of a chat completion, such as max_tokens. first: called when the first piece is here.
-        used: told the usage, or the pieces that came where it ends before. A refusal by the engine is raised with the
-        engine's own status and sentence.
+        options: further fields of a chat completion, such as max_tokens. first: called when the first piece arrives.
+        used: called with the usage or, if the answer ends without one, the number of pieces. An error of the engine is
+        raised with the engine's status and message.
         """
         messages = [{"role": "system", "content": instruction}, {"role": "user", "content": text}]
-        # Streamed, so that HTTP_TIMEOUT_SEC limits the engine's silence and not the length of its answer.
+        # Streamed, so that HTTP_TIMEOUT_SEC is an idle timeout and does not limit the length of the answer.
         how = {"temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
         answer: dict[str, Any] = {"model": model, "result": "", "finish_reason": None, "usage": None}
         body = {"model": model, "messages": messages, **how, **options}
@@ -167,7 +170,7 @@ class Engine:
                             first()
                         pieces += 1
                         self._add(answer, kind, data)
-                else:  # a whole answer, an error, or a page of something else
+                else:  # a complete answer, an error, or some other page
                     self._add(answer, "message", (await response.aread()).decode(errors="replace"))
         finally:
             used(answer["usage"] or {"completion_tokens": pieces})
@@ -179,9 +182,9 @@ class Engine:
     async def stream(
         self, method: str, path: str, body: dict | bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[http1.Response]:
-        """Yield the response as soon as its headers are here; transport errors, also while it is read, are Problems.
+        """Yield the response when its headers have arrived; transport errors, also while reading it, raise Problem.
 
-        body: an object, or one that is written as JSON already.
+        body: an object, or its JSON as bytes.
         """
         response = None
         content = ENCODE(body).encode() if isinstance(body, dict) else body
@@ -204,7 +207,7 @@ class Engine:
             raise Problem(504, f"{self.title} did not answer in time.", NO_RETRY) from None
         finally:
             if response is not None:
-                response.release()  # ends the generation, unless all of it is here
+                response.release()  # ends an incomplete generation
 
     async def read(self, response: http1.Response) -> bytes:
         try:
@@ -213,9 +216,9 @@ class Engine:
             raise self.broken_off(error) from None
 
     def event(self, kind: str, data: str, model: str) -> dict | None:
-        """Return an event of a streamed completion (or a whole one); None for what is neither words nor an error.
+        """Return an event of a streamed completion (or a complete one); None if it has neither content nor an error.
 
-        Raises Problem: the engine's own for an error, Permanent for what cannot be read.
+        Raises Problem: the engine's error if it is one, Permanent if it is invalid.
         """
         if data.strip() == "[DONE]":
             return None
@@ -227,7 +230,7 @@ class Engine:
         if kind == "error" or fields.get("error") or ("choices" not in fields and _sentence(fields)):
             raise self._refusal(_status(fields), data.encode(), model)
         if kind != "message" and "choices" not in fields:
-            return None  # such as the pings of a gateway
+            return None  # for example a gateway's ping
         if not isinstance(event, dict):
             raise self.no_completion()
         return event
@@ -239,21 +242,21 @@ class Engine:
         return Problem(502, f"{self.title}'s answer broke off.")
 
     def broken_off(self, error: Failure) -> Problem:
-        """Return what is told when the connection ends, or no more comes, after the answer has begun."""
+        """Return the Problem for a connection that ends, or stays silent, after the answer has begun."""
         told = {"error": type(error).__name__, "engine": self.name}
         logger.warning("%s's answer broke off", self.title, extra=told)
         if isinstance(error, ReadTimeout):
-            return Problem(504, f"{self.title}'s answer broke off: no more of it came in time.", NO_RETRY)
+            return Problem(504, f"{self.title}'s answer broke off: nothing more arrived in time.", NO_RETRY)
         return Problem(502, f"{self.title}'s answer broke off: the connection was lost.")
 
     def _add(self, answer: dict, kind: str, data: str) -> None:
-        """Put one event of a streamed chat completion (or a whole completion) to the answer so far; raises as event."""
+        """Add an event of a streamed chat completion (or a complete one) to the answer; raises what `event` raises."""
         event = self.event(kind, data, answer["model"])
         if event is None:
             return
         try:
             for choice in event["choices"]:
-                if not choice.get("index"):  # one was asked for; a second one's words do not belong between its own
+                if not choice.get("index"):  # only one was requested; ignore others
                     said = choice.get("delta") or choice.get("message") or {}
                     answer["result"] += said.get("content") or said.get("refusal") or ""
                     answer["finish_reason"] = str(choice.get("finish_reason") or "") or answer["finish_reason"]
@@ -262,18 +265,18 @@ class Engine:
             raise self.no_completion() from None
 
     def _refusal(self, status: int, content: bytes, model: str, headers: Mapping[str, str] | None = None) -> Problem:
-        """Return its refusal with its status and sentence, but for what only this server's operator can mend."""
+        """Return the engine's error with its status and message, or 502 for errors that only the operator can fix."""
         if status in (401, 403):
             return self._refused_key()
         if status == 404:
-            return Problem(502, f"{self.title} does not serve {model!r}; the operator has to load it.")
+            return Problem(502, f"{self.title} does not serve {model!r}; the operator must load it.")
         if not 400 <= status < 600:
             return Permanent(502, f"{self.title} answered {status}, which is not a chat completion.")
         try:
             said = _sentence(json.loads(content))
         except (ValueError, RecursionError):
             text = " ".join(content.decode(errors="replace").split())
-            page = text.startswith("<")  # of a proxy
+            page = text.startswith("<")  # a proxy's HTML
             said = f"{self.title} said: {text[:MAX_TOLD]}" if text and not page else ""
         wait = (headers or {}).get("retry-after")
         return Problem(status, said or f"{self.title} answered {status}.", {"Retry-After": wait} if wait else None)
@@ -281,7 +284,7 @@ class Engine:
     def _refused_key(self) -> Problem:
         started = f"give it the key that {self.title} was started with"
         logger.error("%s refused %s: %s", self.title, self._key, started, extra={"engine": self.name})
-        return Problem(502, f"{self.title} refused this server's key; its operator has to mend {self._key}.")
+        return Problem(502, f"{self.title} rejected this server's key; the operator must correct {self._key}.")
 
     def _away(self, error: Failure) -> Problem:
         told = {"error": f"{type(error).__name__}: {error}", "engine": self.name}
@@ -295,7 +298,7 @@ ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def _sentence(body: object) -> str:
-    """Return what an error body says, in any of the shapes that engines and gateways use; "" where it is none."""
+    """Return the message of an error body in any format of engines and gateways; "" if it is not an error."""
     if not isinstance(body, dict):
         return ""
     error = body.get("error") or (body if body.get("object") == "error" else None) or body.get("detail")
@@ -305,7 +308,7 @@ def _sentence(body: object) -> str:
 
 
 def _status(body: dict) -> int:
-    """Return the HTTP status that an error in the middle of a 200 names; 502 where it names none."""
+    """Return the HTTP status of an error inside a 200 response: its code, 400 by its type, otherwise 502."""
     error = body["error"] if isinstance(body.get("error"), dict) else body
     code = str(error.get("code"))
     if re.fullmatch("[45][0-9][0-9]", code):
@@ -314,9 +317,9 @@ def _status(body: dict) -> int:
 
 
 class Pulse:
-    """Send a comment after each KEEP_ALIVE_SEC of silence between two events, so that proxies see a stream alive.
+    """Send a comment after each KEEP_ALIVE_SEC of silence between two events, so that proxies keep the stream open.
 
-    One timer, looked at when it is due: a task for each chunk would cost more than the chunk.
+    It uses one timer, which is checked when it fires: a task per chunk would cost more than the chunk.
     """
 
     def __init__(self, send: Send) -> None:
@@ -347,11 +350,11 @@ class Pulse:
 
 
 class Relay(Response):
-    """A response that is the engine's own: its status and its bytes, each chunk sent on when it arrives.
+    """The engine's response, relayed: its status and its bytes, each chunk sent when it arrives.
 
-    body: the request's, or None. A completion that is asked for whole is streamed inside and answered whole, so that
-    HTTP_TIMEOUT_SEC limits the engine's silence and not the length of its answer. While the engine computes the first
-    token of a long text, or the next one, comments tell proxies that a stream still lives.
+    body: the request's, or None. A completion without `stream` is still streamed from the engine and then answered in
+    one piece, so that HTTP_TIMEOUT_SEC is an idle timeout and does not limit the length of the answer. While the
+    engine computes the next token, comments keep proxies from closing the stream.
     """
 
     def __init__(self, engine: Engine, method: str, path: str, body: dict | None = None) -> None:
@@ -366,7 +369,7 @@ class Relay(Response):
             else:
                 await self._generate(scope, receive, send, self._body)
         except ClientLeft:
-            logger.info("the client left before the end")
+            logger.info("the client disconnected before the end")
             if not self._started:
                 await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send)
 
@@ -381,11 +384,11 @@ class Relay(Response):
                     work = self._whole(scope, send, body)
                 await while_connected(receive, work)
         finally:
-            # For the account. Who leaves before the end, where the engine tells the usage, is charged what came.
+            # For accounting. The usage comes last; a client that disconnects before is charged for what it received.
             scope["usage"] = self._usage or {"completion_tokens": self._pieces}
 
     async def _whole(self, scope: Scope, send: Send, body: dict) -> None:
-        """Stream inside, answer whole."""
+        """Stream from the engine; answer in one piece."""
         streamed = body | {"stream": True, "stream_options": {"include_usage": True}}
         async with self._engine.stream("POST", self._path, _written(streamed), passed_on(scope)) as upstream:
             if upstream.status_code != 200 or not upstream.headers.get("content-type", STREAM).startswith(STREAM):
@@ -393,7 +396,7 @@ class Relay(Response):
                 if not (upstream.status_code == 400 and b"stream" in content.lower()):
                     await self._answer(send, upstream, content)
                     return
-                content = None  # what it can only answer whole it refuses before it begins: ask for that
+                content = None  # the engine cannot stream this request: send it without `stream`
             else:
                 content = await self._collected(upstream, str(body.get("model")))
         if content is None:
@@ -402,7 +405,7 @@ class Relay(Response):
             await self._send(send, 200, b"application/json", content)
 
     async def _collected(self, upstream: http1.Response, model: str) -> bytes:
-        """Return the whole answer as JSON; raises Problem where the stream tells of an error, or breaks off."""
+        """Return the complete answer as JSON; raises Problem if the stream contains an error or breaks off."""
         whole, reader, first = Whole(self._path, model), sse.Reader(), True
         try:
             async for chunk in upstream.aiter_bytes():
@@ -426,7 +429,7 @@ class Relay(Response):
             self._usage = event.get("usage") or self._usage
 
     async def _relay(self, scope: Scope, send: Send, body: dict | None) -> None:
-        """Pass the engine's own answer on."""
+        """Relay the engine's answer."""
         content, ours = None, False
         if body is not None:
             ours = self._path in STREAMED and bool(body.get("stream")) and _wants_no_usage(body)
@@ -435,7 +438,7 @@ class Relay(Response):
             content = _written(body)
         async with self._engine.stream(self._method, self._path, content, passed_on(scope)) as upstream:
             if not upstream.headers.get("content-type", "application/json").startswith(STREAM):
-                # One piece anyway. Read before it is answered, so that a failure still finds its status.
+                # Not a stream: read it first, so that a failure can still set the status.
                 answer = await upstream.aread()
                 if body is not None and upstream.status_code == 200:
                     self._first()
@@ -445,7 +448,7 @@ class Relay(Response):
             await self._pass_on(send, upstream, ours)
 
     async def _pass_on(self, send: Send, upstream: http1.Response, ours: bool) -> None:
-        """Send the stream on. ours: that the engine counts the tokens was our wish, so the caller does not see it."""
+        """Relay the stream. ours: this server added include_usage, so the caller does not get the usage event."""
         kind = upstream.headers["content-type"].encode("latin-1")
         headers = [(b"content-type", kind), *UNBUFFERED, *_kept(upstream)]
         self._started = True
@@ -472,7 +475,7 @@ class Relay(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _answer(self, send: Send, upstream: http1.Response, content: bytes) -> None:
-        """Answer with the engine's own status and what it said."""
+        """Answer with the engine's status and body."""
         if upstream.status_code == 404 and not _says_error(content):
             raise no_such_path(f"/v1{self._path}", "the engine has no such endpoint")
         if self._body is not None and upstream.status_code >= 400:
@@ -488,14 +491,14 @@ class Relay(Response):
 
 
 class UsageFilter:
-    """Read the usage off a stream that passes; take its event out where it was our wish. Everything else stays."""
+    """Read the usage from a relayed stream; remove its event if this server asked for it (`ours`)."""
 
     def __init__(self, ours: bool) -> None:
         self._ours, self._held = ours, b""
         self.usage: object = None
 
     def passed(self, chunk: bytes) -> bytes:
-        """Return what is to be sent on now. Where an event is taken out, half an event waits for its other half."""
+        """Return the bytes to send now. If the event is to be removed, an incomplete event is held back."""
         read = self._held + chunk
         ends = [read.rfind(end) + len(end) for end in EVENT_ENDS if end in read]
         end = len(read) if len(read) > MAX_HELD else max(ends, default=0)
@@ -504,17 +507,17 @@ class UsageFilter:
         return kept if self._ours else chunk
 
     def rest(self) -> bytes:
-        """Return what is still held back at the end."""
+        """Return the bytes that are still held back at the end of the stream."""
         return self._held if self._ours else b""
 
     def _read(self, chunk: bytes) -> bool:
-        """Note the usage of events; say whether the last one has nothing but the usage."""
+        """Store the usage of events; return whether the last one contains only the usage."""
         alone = False
         for line in chunk.split(b"\n"):
             if line.startswith(b"data:") and b'"usage"' in line:
                 with contextlib.suppress(ValueError, RecursionError, AttributeError):
                     event = json.loads(line[5:])
-                    # The responses' endpoint has it one deeper, in the event that ends the stream.
+                    # /v1/responses has it one level deeper, in the last event of the stream.
                     usage = event.get("usage") or (event.get("response") or {}).get("usage")
                     if isinstance(usage, dict):
                         self.usage, alone = usage, event.get("choices") == []
@@ -540,7 +543,7 @@ def _usage(content: bytes) -> object:
 
 
 def _written(body: dict) -> bytes:
-    """Return the body as JSON; raises Problem 400 for what Python reads and no JSON can carry on."""
+    """Return the body as JSON; raises Problem 400 for values that Python can parse but JSON cannot represent."""
     try:
         return ENCODE(body).encode()
     except (ValueError, RecursionError):
@@ -550,7 +553,7 @@ def _written(body: dict) -> bytes:
 def passed_on(scope: Scope) -> dict[str, str]:
     """Return the request headers for the engine: the request ID.
 
-    Callers choose ids, and an engine must not meet one twice at the same time: each is made unique by its end.
+    Callers choose request IDs, but an engine must not get the same ID twice at a time; a suffix makes each unique.
     """
     ident = scope.get("request_id")
     return {"X-Request-Id": f"{ident}-{uuid.uuid4().hex[:8]}"} if ident else {}
@@ -562,7 +565,7 @@ def _kept(upstream: http1.Response) -> tuple:
 
 
 def _says_error(content: bytes) -> bool:
-    """Say whether it is an error in the engine's own shape; a 404 of a path that it lacks is not."""
+    """Return whether this is an error in the engine's format; the 404 for an unknown path is not."""
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
@@ -571,5 +574,5 @@ def _says_error(content: bytes) -> bool:
 
 
 async def client_left(request: Request, error: ClientLeft) -> Response:
-    """FastAPI's exception handler: only the log and the metrics see it."""
+    """FastAPI's exception handler for a client that left: only the log and the metrics get this response."""
     return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -1,7 +1,7 @@
-"""What callers used, and how much of their rates is left, kept over a restart in STATE_DIRECTORY/usage.sqlite3.
+"""The callers' usage and remaining rates, stored across restarts in STATE_DIRECTORY/usage.sqlite3.
 
-Counted in memory and written every second by a thread: a process that is killed forgets a second at most. A disk that
-is full keeps nobody waiting: what could not be written is written later.
+They are counted in memory, and a thread writes them every second: a killed process loses at most one second. Requests
+do not wait for a full disk: what could not be written is written later.
 """
 
 import asyncio
@@ -35,14 +35,14 @@ Counts = tuple[int, int, int]  # requests, prompt tokens, completion tokens
 
 
 class Usage:
-    """Tokens by day, caller and model; days are UTC's. rates: what `limits.Rate` keeps, by name: (left, at)."""
+    """Tokens by day (in UTC), caller and model. rates: the buckets of `limits.Rate` by name: (left, at)."""
 
     def __init__(self, directory: Path, rates: dict[str, tuple[float, float]], clock: Callable[[], float] = time.time):
         self._rates, self._clock = rates, clock
         self._waiting: dict[tuple[str, str, str], Counts] = {}
         self._written: dict[str, tuple[float, float]] = {}
-        self._counting = threading.Lock()  # held for a moment: requests wait for it
-        self._lock = threading.Lock()  # of the store, which may be slow
+        self._counting = threading.Lock()  # only held briefly, since requests wait for it
+        self._lock = threading.Lock()  # for the store, which may be slow
         self._failing = False
         self._database = Database(directory / "usage.sqlite3", self._prepare)
 
@@ -62,7 +62,7 @@ class Usage:
             self._waiting[key] = tuple(one + more for one, more in zip(before, counts, strict=True))
 
     def of(self, caller: str, days: int) -> list[dict]:
-        """Return the caller's counts of the last ``days`` by day and model, newest first, by the table's columns."""
+        """Return the caller's counts of the last ``days`` by day and model, newest first; keys: the table's columns."""
         self.flush()
         since = datetime.datetime.fromtimestamp(self._clock() - (days - 1) * 86400, datetime.timezone.utc).date()
         names = ("day", "model", "requests", "prompt_tokens", "completion_tokens")
@@ -78,7 +78,7 @@ class Usage:
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     def flush(self) -> None:
-        """Write what waits; what cannot be written waits on, and the log has it once."""
+        """Write the waiting counts; if that fails, keep them for the next time and log the first failure."""
         with self._lock:
             with self._counting:
                 waiting, self._waiting = self._waiting, {}
@@ -100,7 +100,7 @@ class Usage:
                 self._written.update(rates)
 
     async def run(self) -> None:
-        """Write every second, until it is cancelled."""
+        """Write every second, until cancelled."""
         while True:
             await asyncio.sleep(FLUSH_SEC)
             if self._waiting or any(self._written.get(name) != rate for name, rate in list(self._rates.items())):

@@ -1,4 +1,4 @@
-"""A file that is read again when it changes, without a look at it for every request."""
+"""Detect that a file has changed, without a stat for every request."""
 
 import time
 from collections.abc import Callable
@@ -8,14 +8,14 @@ LOOK_AGAIN_SEC = 1.0
 
 
 class Watched:
-    """What a file looks like from outside: its time, its inode and its size. Make it before the file is read."""
+    """A file's modification time, inode and size. Create it before you read the file."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._path, self._clock = path, clock
         self._looked, self._mark = clock(), self._look()
 
     def changed(self) -> bool:
-        """Whether the file is another one than at the last look; looks once in LOOK_AGAIN_SEC at most."""
+        """Return whether the file has changed since the last check; checks at most once in LOOK_AGAIN_SEC."""
         now = self._clock()
         if abs(now - self._looked) < LOOK_AGAIN_SEC:
             return False

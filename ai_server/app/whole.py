@@ -1,23 +1,23 @@
-"""One whole completion out of the events of a streamed one, as vLLM would have answered it without `stream`."""
+"""Build a complete completion from the events of a stream, as vLLM would have answered without `stream`."""
 
 from typing import Any
 
-# What vLLM answers whole, and refuses or leaves out in a stream (its protocol.py and serving.py, 0.11 to 0.32).
+# vLLM rejects or omits these in a stream (its protocol.py and serving.py, 0.11 to 0.32).
 UNSTREAMABLE = ("prompt_logprobs", "use_beam_search", "best_of", "kv_transfer_params", "ec_transfer_params", "echo")
 STREAMED = {"/chat/completions": "chat.completion", "/completions": "text_completion"}
 PLAIN = {"index", "delta", "logprobs", "finish_reason"}
-INSTEAD = ("tool_calls", "reasoning", "reasoning_content")  # of a text
-REPLACED = {"role", "id", "type", "name"}  # of a delta's strings: told once, where others are told in pieces
+INSTEAD = ("tool_calls", "reasoning", "reasoning_content")  # instead of a text
+REPLACED = {"role", "id", "type", "name"}  # strings of a delta that come complete; all others come in pieces
 
 
 def can_stream(path: str, body: dict) -> bool:
-    """Say whether the answer to this request for a whole one can be put together from a stream."""
-    # stream_options without stream are refused by vLLM; that is its own sentence to say.
+    """Return whether the complete answer to this request can be built from a stream."""
+    # vLLM rejects stream_options without stream; leave that error to it.
     return path in STREAMED and "stream_options" not in body and not any(map(body.get, UNSTREAMABLE))
 
 
 class Whole:
-    """The answer so far. Raises LookupError, TypeError or AttributeError for an event that is no chunk of one."""
+    """The answer so far. Raises LookupError, TypeError or AttributeError for an event that is not a chunk."""
 
     def __init__(self, path: str, model: str) -> None:
         self._fields: dict[str, Any] = {"id": None, "object": STREAMED[path], "created": None, "model": model}
@@ -30,14 +30,14 @@ class Whole:
         for choice in choices:
             if not (choice.keys() <= PLAIN and self._add_plain(choice)):
                 self._add_choice(choice)
-        if not choices or not event.keys() <= self._seen:  # the rest of the others is what the first one's is
+        if not choices or not event.keys() <= self._seen:  # other fields are the same in each event
             self._seen |= event.keys()
             for name, value in event.items():
                 if name not in ("choices", "object") and (value is not None or name not in self._fields):
                     self._fields[name] = value
 
     def _add_plain(self, choice: dict) -> bool:
-        """Add one more piece of text, as nearly all events are; False, and nothing done, for any other."""
+        """Add a choice that is only a further piece of text, the usual case; change nothing and return False if not."""
         delta, so_far = choice.get("delta"), self._choices.get(choice.get("index"))
         if so_far is None or not delta or len(delta) > 1 or choice.get("logprobs") or choice.get("finish_reason"):
             return False
@@ -65,13 +65,13 @@ class Whole:
                 so_far[name] = value
 
     def reasons(self) -> set[str | None]:
-        """Return why the choices ended; {None} where there is none yet."""
+        """Return the finish reasons of the choices; {None} if there are no choices yet."""
         return {choice["finish_reason"] for choice in self._choices.values()} or {None}
 
     def answer(self) -> dict:
         choices = [self._choices[index] for index in sorted(self._choices)]
         for message in (choice["message"] for choice in choices if self._chat):
-            # vLLM opens a stream with an empty text; an answer that is a call, or only thought, has none.
+            # vLLM starts a stream with an empty text; a complete answer with only calls or reasoning has none.
             if message["content"] == "" and any(map(message.get, INSTEAD)):
                 message["content"] = None
             for call in message.get("tool_calls", []):
@@ -89,7 +89,7 @@ def _add_delta(message: dict, delta: dict) -> None:
 
 
 def _add_calls(calls: list[dict], pieces: list[dict]) -> None:
-    """Put pieces of tool calls to the calls with their index; one without is a call of its own."""
+    """Add pieces of tool calls to the calls with the same index; a piece without index is a new call."""
     for piece in pieces:
         index = piece.get("index")
         call = next((call for call in calls if index is not None and call.get("index") == index), None)
@@ -107,7 +107,7 @@ def _add_calls(calls: list[dict], pieces: list[dict]) -> None:
 
 
 def _joined(before: Any, more: Any) -> Any:
-    """Join texts and lists, and what objects hold of them; anything else takes the place of what was before."""
+    """Return texts and lists joined, and objects joined by field; any other value replaces the previous one."""
     if before is None or more is None:
         return before if more is None else more
     if isinstance(before, dict) and isinstance(more, dict):

@@ -1,4 +1,4 @@
-"""A real ai-server in a process of its own, with stand-ins for the three it talks to, all on loopback."""
+"""Fixtures: a real ai-server in a separate process, and stand-ins for its three partners, all on loopback."""
 
 import os
 import resource
@@ -24,7 +24,7 @@ CALLER, OTHER_CALLER, VLLM_KEY, TOKEN, OCR_KEY = (
 
 
 def fill_disk(pid: int = 0) -> None:
-    """Let a process (this one) write nothing to files, which is what a full disk is to it."""
+    """Simulate a full disk: stop a process (by default this one) from writing to files."""
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 
 
@@ -33,7 +33,7 @@ def empty_disk(pid: int) -> None:
 
 
 class Server:
-    """`uvicorn app.main:app` on a socket of the test's, so that a restarted one has the address of the first."""
+    """`uvicorn app.main:app` on a socket that the test opens, so that it keeps its address after a restart."""
 
     def __init__(self, directory: Path, standins: StandIns, **settings: str | None) -> None:
         self.directory = directory
@@ -77,11 +77,11 @@ class Server:
             stderr=subprocess.STDOUT,
             preexec_fn=fill_disk if full_disk else None,
         )
-        httpx.get(f"{self.url}/metrics", timeout=20)  # the socket listens already: this waits for the process
+        httpx.get(f"{self.url}/metrics", timeout=20)  # the socket already listens, so this waits for the process
         return self
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
-        """Return the exit status."""
+        """Stop the process; return its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(how)
         return self.process.wait(10)
@@ -98,7 +98,7 @@ class Server:
         return (self.directory / "stdout").read_text()
 
     def job(self, ident: str, *states: str) -> dict:
-        """Wait until the job is in one of the states; return it."""
+        """Wait until the job is in one of the states; return the job."""
         with self.client() as client:
 
             def there() -> dict | None:
@@ -116,7 +116,7 @@ def running_standins():
 
 @pytest.fixture
 def standins(running_standins):
-    """vLLM, the backend and the OCR service, each behaving well until told otherwise."""
+    """Yield the stand-ins for vLLM, the backend and the OCR service, reset to normal behaviour."""
     running_standins.reset()
     yield running_standins
     running_standins.go_on.set()
@@ -131,7 +131,7 @@ def shared(tmp_path_factory, running_standins):
 
 @pytest.fixture
 def server(shared, standins):
-    """The running server that the tests share."""
+    """Return the running server that the tests share."""
     return shared
 
 
@@ -143,7 +143,7 @@ def client(server):
 
 @pytest.fixture
 def new_server(tmp_path, standins):
-    """Make a server of the test's own, not started: new_server(NAME="value", OTHER=None)."""
+    """Return a function that makes a new server, not started: new_server(NAME="value", OTHER=None)."""
     servers = []
 
     def make(**settings: str | None) -> Server:

@@ -1,4 +1,4 @@
-"""PDFs small enough to read: pages of text, and pages that are only a picture."""
+"""Make small PDFs: with pages of text, and with pages that are only a picture."""
 
 import io
 import zlib
@@ -11,7 +11,10 @@ CMAP = b"""/CIDInit /ProcSet findresource begin 12 dict begin begincmap
 
 
 def pdf(*pages: str | None, a_means: bytes = b"0041") -> bytes:
-    """One page for each argument: its text, or a picture for None. a_means: what the font says of A, UTF-16 in hex."""
+    """Return a PDF with one page per argument: its text, or a picture for None.
+
+    a_means: the character that the font maps A to, as UTF-16 in hex.
+    """
     objects = [b"<< /Type /Catalog /Pages 2 0 R >>", b""]
     objects.append(b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /ToUnicode 5 0 R >>")
     objects.append(
@@ -44,7 +47,7 @@ def pdf(*pages: str | None, a_means: bytes = b"0041") -> bytes:
 
 
 def encrypted(document: bytes, user_password: str, algorithm: str = "AES-256") -> bytes:
-    """The document as office programs protect it: the owner's password is needed to change it."""
+    """Return the document protected as office programs do it: changes need the owner's password."""
     writer = PdfWriter(PdfReader(io.BytesIO(document)))
     writer.encrypt(user_password, "the owner's", algorithm=algorithm)
     out = io.BytesIO()
@@ -53,7 +56,7 @@ def encrypted(document: bytes, user_password: str, algorithm: str = "AES-256") -
 
 
 def _page(content: bytes, compressed: bool = False) -> bytes:
-    """A PDF of one page with this content."""
+    """Return a PDF of one page with this content."""
     writer = PdfWriter()
     stream = EncodedStreamObject() if compressed else StreamObject()
     stream._data = content
@@ -66,7 +69,7 @@ def _page(content: bytes, compressed: bool = False) -> bytes:
 
 
 def inflating(size: int) -> bytes:
-    """A small PDF whose page becomes `size` bytes when it is read."""
+    """Return a small PDF whose page decompresses to `size` bytes."""
     packer = zlib.compressobj(9)
     block = b" " * (1 << 24)
     content = b"".join(packer.compress(block) for _ in range(size >> 24)) + packer.flush()
@@ -74,12 +77,12 @@ def inflating(size: int) -> bytes:
 
 
 def without_end() -> bytes:
-    """A PDF with a picture within its text that never ends."""
+    """Return a PDF whose text contains an inline image without an end."""
     return _page(b"BT ET BI /W 1 /H 1 /F /DCT ID \xff\xd8\xff")
 
 
 def laborious(pages: int = 50, operators: int = 60_000) -> bytes:
-    """A PDF of a few kB that takes a minute to read: its pages share one content of many operators."""
+    """Return a PDF of a few kB that takes a minute to read: its pages share one content with many operators."""
     writer = PdfWriter(PdfReader(io.BytesIO(_page(zlib.compress(b"BT ET " * operators, 9), compressed=True))))
     for _ in range(pages - 1):
         writer.add_blank_page(9, 9)[NameObject("/Contents")] = writer.pages[0].raw_get("/Contents")

@@ -1,4 +1,4 @@
-"""Stand-ins for vLLM, the backend and the OCR service; what they do is chosen by what they are asked."""
+"""Stand-ins for vLLM, the backend and the OCR service; the request selects their behaviour."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 10) -> Any:
-    """Return the first true value of the condition; fail the test when there is none in time."""
+    """Return the first true value of the condition; raise AssertionError if there is none in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if value := condition():
@@ -26,7 +26,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 10) -> Any:
 
 
 def chunk(delta: dict, finish_reason: str | None = None) -> str:
-    """One event of a streamed chat completion."""
+    """Return one event of a streamed chat completion."""
     choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
     return f"data: {json.dumps({'choices': [choice]})}\n\n"
 
@@ -36,22 +36,22 @@ async def _sent(chunks: list[bytes | None]):
         if content is None:
             raise ConnectionAbortedError("the engine died")
         yield content
-        await asyncio.sleep(0.005)  # so that it arrives as a chunk of its own
+        await asyncio.sleep(0.005)  # so that it arrives as a separate chunk
 
 
 class StandIns:
-    """One server for the three.
+    """One server for all three.
 
-    asked: every request, `{"path", "headers", "body"}`. left: what was asked by clients that left before the end.
-    go_on: set it to let a held answer continue. callback_status: what the backend answers, the last one for ever.
+    asked: every request, `{"path", "headers", "body"}`. left: the texts of clients that disconnected before the end.
+    go_on: set it to continue a held answer. callback_status: the backend's status codes; the last one repeats.
     backend_holds: whether the backend waits for go_on.
-    says: what vLLM answers instead, (status, content type, chunks); after a chunk None the connection is cut.
+    says: replaces vLLM's answer: (status, content type, chunks); a chunk None aborts the connection.
     """
 
     def __init__(self) -> None:
         self.go_on = threading.Event()
         self.reset()
-        # The protocol is named for asyncio, which otherwise leaves TCP_NODELAY out: 40 ms for each answer.
+        # Without an explicit protocol asyncio does not set TCP_NODELAY, which costs 40 ms per answer.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
@@ -95,14 +95,14 @@ class StandIns:
         return body
 
     async def _hold(self, request: Request, text: str) -> bool:
-        """Wait until the test says go on (True) or the client leaves (False)."""
+        """Wait; return True when the test sets go_on, False when the client disconnects."""
         try:
             while not self.go_on.is_set():
                 if await request.is_disconnected():
                     self.left.append(text)
                     return False
                 await asyncio.sleep(0.01)
-        except asyncio.CancelledError:  # a StreamingResponse sees the disconnect first, and cancels
+        except asyncio.CancelledError:  # a StreamingResponse notices the disconnect first and cancels
             self.left.append(text)
             raise
         return True
@@ -152,7 +152,7 @@ class StandIns:
 
     async def _ocr(self, request: Request) -> Response:
         await self._note(request)
-        return Response(json.dumps(self.ocr_answer), media_type="application/json")  # which may hold half a character
+        return Response(json.dumps(self.ocr_answer), media_type="application/json")  # may have a lone surrogate
 
     async def _callback(self, request: Request) -> Response:
         body = await self._note(request)

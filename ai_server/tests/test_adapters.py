@@ -1,4 +1,4 @@
-"""The adapters' endpoints, answered at once: text, PDFs, scans."""
+"""Test immediate answers of the adapters' endpoints: text, PDFs, scans."""
 
 import hashlib
 import shutil
@@ -74,9 +74,9 @@ def test_scanned_pages_go_to_the_ocr_service(client, standins):
     "ocr_answer, message",
     [
         ({"pages": []}, "read 0 pages of a document of 1"),
-        ({"text": "?"}, "gave an answer without pages"),
-        ([], "gave an answer without pages"),
-        ({"pages": [{"text": 5}]}, "gave an answer without pages"),
+        ({"text": "?"}, "sent an answer without pages"),
+        ([], "sent an answer without pages"),
+        ({"pages": [{"text": 5}]}, "sent an answer without pages"),
     ],
 )
 def test_nonsense_from_the_ocr_service(client, standins, ocr_answer, message):
@@ -111,7 +111,7 @@ def test_no_ocr_service(new_server, url, reason):
     [
         (b"PK\x03\x04", 415, "not a PDF"),
         (b"%PDF-1.4 and then nothing of the kind", 422, "damaged"),
-        (pdf(*["text"] * 51), 422, "51 pages, and 50 are allowed"),
+        (pdf(*["text"] * 51), 422, "51 pages; at most 50 are allowed"),
         (pdf(" "), 422, "has no text"),
         (encrypted(pdf("A contract."), "secret"), 422, "damaged or encrypted"),
         (inflating(1 << 28), 422, "cannot be read"),

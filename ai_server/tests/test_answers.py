@@ -1,4 +1,4 @@
-"""What vLLM and what stands before it really send: read as the standard says, or told as what it is."""
+"""Test that real answers of vLLM and of gateways are read as in the standard or reported correctly."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ STOP, USAGE, DONE = (
     b"data: [DONE]\n\n",
 )
 END = STOP + USAGE + DONE
-HALF = said({"content": "\\uXXXX"}).replace(b"\\\\", b"\\")  # half a character, escaped
+HALF = said({"content": "\\uXXXX"}).replace(b"\\\\", b"\\")  # a lone surrogate, escaped
 ONE = said({"content": "eins, zwei: één 😀"})
 
 
@@ -131,7 +131,7 @@ def test_silence_in_the_middle_is_not_silence_before(new_server, standins):
 
 
 def test_an_answer_may_take_longer_than_the_silence_that_is_allowed(new_server, standins):
-    standins.says = (200, STREAM, [ONE] * 200 + [END])  # which takes a second and more
+    standins.says = (200, STREAM, [ONE] * 200 + [END])  # takes at least one second
     server = new_server(HTTP_TIMEOUT_SEC="0.5").start()
     with server.client() as client:
         answer = client.post("/v1/easy-contract", json={"text": "a"})

@@ -1,4 +1,4 @@
-"""Callers by name: keys that rotate, models, rates, accounts."""
+"""Test named callers: key rotation, models, rates, usage."""
 
 import datetime
 import hashlib
@@ -26,7 +26,7 @@ def sha256(key: str) -> str:
 
 
 def written(path, *callers: dict) -> None:
-    """Replace the file in one step, as an editor and the role do."""
+    """Replace the file atomically, as an editor and the role do."""
     beside = path.with_suffix(".new")
     beside.write_text(json.dumps({"callers": callers}))
     beside.replace(path)
@@ -92,8 +92,8 @@ ENTRY = {"name": "a", "keys": [{"sha256": sha256(OLD)}]}
         ([{**ENTRY, "models": []}], "callers.0.models: "),
         ([{**ENTRY, "streams": 0}], "callers.0.streams: "),
         ([{**ENTRY, "rate": 5}], "callers.0.rate: "),
-        ([ENTRY, {**ENTRY, "name": "b"}], "is there twice"),
-        ([ENTRY, {**ENTRY, "keys": [{"sha256": sha256(NEW)}]}], "the name a is there twice"),
+        ([ENTRY, {**ENTRY, "name": "b"}], "occurs twice"),
+        ([ENTRY, {**ENTRY, "keys": [{"sha256": sha256(NEW)}]}], "the name a occurs twice"),
         ([{**ENTRY, "keys": [{"sha256": sha256(VLLM_KEY)}]}], "has VLLM_API_KEY among its keys"),
     ],
 )
@@ -107,7 +107,7 @@ def test_a_file_that_cannot_be_used_is_one_sentence_without_a_key(file, callers,
 
 def test_a_server_does_not_start_with_such_a_file(new_server, tmp_path):
     server = new_server(CALLERS_FILE=str(tmp_path / "none.json"))
-    with pytest.raises(Exception):  # noqa: B017 - nobody answers
+    with pytest.raises(Exception):  # noqa: B017 - there is no answer
         server.start()
     assert server.stop() == 78
     assert "settings refused: CALLERS_FILE: " in server.output() and server.output().count("\n") == 1
@@ -115,7 +115,7 @@ def test_a_server_does_not_start_with_such_a_file(new_server, tmp_path):
 
 @pytest.fixture
 def named(new_server, file):
-    """Start a server with the callers of the test alone."""
+    """Return a function that starts a server with only the given callers."""
 
     def start(*callers: dict, **settings: str):
         written(file, *callers)
@@ -156,7 +156,7 @@ def test_tokens_are_counted_and_end(named):
     with server.client(OLD) as client:
         answers = [client.post("/v1/checklist", json={"text": "x"}) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [200, 200, 429]
-        assert "10 tokens a minute are used up" in answers[2].json()["error"]["message"]
+        assert "10 tokens per minute are used up" in answers[2].json()["error"]["message"]
         assert 1 <= int(answers[2].headers["retry-after"]) <= 60
 
 
@@ -168,7 +168,7 @@ def test_requests_of_a_caller_at_a_time(named, standins):
             chunks = stream.iter_raw()
             next(chunks)
             answer = client.get("/v1/models")
-            assert (answer.status_code, "at once" in answer.text) == (429, True)
+            assert (answer.status_code, "running requests, the maximum" in answer.text) == (429, True)
             assert other.get("/v1/models").status_code == 200
             standins.go_on.set()
             list(chunks)
@@ -209,14 +209,14 @@ def test_a_job_waits_for_its_callers_tokens(named, standins):
     server = named({**ENTRY, "tokens_per_minute": 10}, JOB_CONCURRENCY="2", JOB_ATTEMPTS="1")
     with server.client(OLD) as client:
         for number in range(4):
-            # Held, for whoever has no tokens left sends no job either.
+            # Held: a caller without tokens could not send the next job.
             sent = client.post("/v1/checklist", json={"text": "hold", "job_id": f"j{number}"})
             assert sent.status_code == 202
         standins.go_on.set()
         wait_for(lambda: client.get("/health").json()["jobs"]["delivered"] >= 2)
         time.sleep(0.5)
         assert client.get("/health").json()["jobs"]["queued"] == 2
-    with sqlite3.connect(server.directory / "state/jobs.sqlite3") as store:  # it is refused its jobs meanwhile, too
+    with sqlite3.connect(server.directory / "state/jobs.sqlite3") as store:  # the caller cannot query its jobs now
         tries = store.execute("SELECT attempts FROM jobs WHERE state = 'queued'").fetchall()
     assert tries == [(0,), (0,)]
 

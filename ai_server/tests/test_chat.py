@@ -1,4 +1,4 @@
-"""What is passed through to vLLM: intact, unbuffered, and ended when the client leaves."""
+"""Test relayed requests: unchanged, unbuffered, and ended when the client disconnects."""
 
 import asyncio
 import datetime
@@ -30,7 +30,7 @@ def test_answer_is_vllms_own(client, standins):
     assert response.status_code == 200
     assert response.json()["choices"][0]["message"]["content"] == "base on hello"
     asked = standins.asked[0]
-    streamed = {"stream": True, "stream_options": {"include_usage": True}}  # inside: test_whole.py says why
+    streamed = {"stream": True, "stream_options": {"include_usage": True}}  # added by the server, see Relay
     assert asked["body"] == body("hello", top_p=0.5, model="base", **streamed)
     assert asked["headers"]["authorization"] == f"Bearer {VLLM_KEY}"
 
@@ -47,14 +47,14 @@ def test_stream_is_not_buffered(client, standins):
         assert response.headers["cache-control"] == "no-cache"
         chunks = response.iter_raw()
         assert next(chunks).decode() == chunk({"role": "assistant", "content": "base"})
-        assert not standins.go_on.is_set()  # vLLM is held here: it has not sent the second
+        assert not standins.go_on.is_set()  # vLLM is held: it has not sent the second chunk
         standins.go_on.set()
         rest = b"".join(chunks).decode()
     assert rest.startswith(chunk({"content": " on hold this"})) and rest.endswith("data: [DONE]\n\n")
 
 
 class Slow:
-    """An engine whose chunks come this many seconds after each other; `left`: it was given up before the end."""
+    """An engine with a delay in seconds before each chunk; `left`: whether it was cancelled before the end."""
 
     def __init__(self, chunks: list[tuple[float, bytes]], headers: dict | None = None) -> None:
         self._chunks, self._headers, self.left = chunks, headers or {}, False
@@ -74,7 +74,7 @@ class Slow:
 
 
 def relayed(engine: Slow, stay: float = 10) -> bytes:
-    """Let a Relay answer to a client that leaves after so many seconds: the bytes of the body."""
+    """Return the body that a Relay sends to a client that disconnects after `stay` seconds."""
     sent = []
 
     async def receive() -> dict:
@@ -174,7 +174,7 @@ def test_a_proxy_for_the_outside_world_is_not_for_vllm(new_server):
 
 @pytest.fixture
 def tls_engine(tmp_path):
-    """(the address of an engine whose certificate is of an authority of its own, that authority's file)."""
+    """Yield the URL of an engine with a certificate of a private CA, and the file with the CA's certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.timezone.utc)

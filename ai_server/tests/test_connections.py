@@ -1,4 +1,4 @@
-"""Clients that are slow, or bend the protocol, spoken with over sockets; the end of the server."""
+"""Test slow clients and clients with invalid HTTP, over raw sockets, and the server's shutdown."""
 
 import json
 import signal
@@ -26,7 +26,7 @@ def connect(server) -> socket.socket:
 
 
 def answered(there: socket.socket) -> bytes:
-    """Return what comes until the server closes the connection; fails when it does not."""
+    """Return what arrives until the server closes the connection; fail if it does not close it."""
     came = b""
     while piece := there.recv(65536):
         came += piece

@@ -1,4 +1,4 @@
-"""Several engines: which one a request goes to, what is switched off or away, and tables that change."""
+"""Test several engines: the choice for a request, engines that are switched off or unreachable, table changes."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ WHY = "stopped: chat runs instead (group evaluation)"
 
 
 def written(path, content: object) -> None:
-    """Replace the file in one step, as an editor and the role do."""
+    """Replace the file atomically, as an editor and the role do."""
     beside = path.with_suffix(".new")
     beside.write_text(json.dumps(content))
     beside.replace(path)
@@ -44,7 +44,7 @@ def states(tmp_path):
     return tmp_path / "states.json"
 
 
-# The table alone
+# Only the table
 
 
 def test_a_model_is_found_at_its_engine(file):
@@ -76,8 +76,8 @@ def test_all_that_is_wrong_is_told_at_once_and_no_key(file):
         Table(file, None, lambda key: key == CALLER)
     said = str(refused.value)
     for part in (
-        "the name chat is there twice",
-        "the model twice is there twice",
+        "the name chat occurs twice",
+        "the model twice occurs twice",
         "engines.1.url is 'http://127.0.0.1:8002', which does not end in /v1",
         "engines.2.name ",
         "engines.2.url is 'ftp://x/v1', which is not an http",
@@ -99,8 +99,8 @@ def test_all_that_is_wrong_is_told_at_once_and_no_key(file):
         (b"\xff", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
         (b"[]", 'write {"engines": [...]}'),
-        (b'{"engines": []}', "with one engine or more"),
-        (b'{"engines": [{}], "more": 1}', "nothing beside it"),
+        (b'{"engines": []}', "with at least one engine"),
+        (b'{"engines": [{}], "more": 1}', "no other keys"),
         (None, "cannot be read: No such file"),
     ],
 )
@@ -130,8 +130,8 @@ def test_the_files_are_read_again_and_bad_ones_change_nothing(file, states):
     now = 4.0
     table.look()
     assert table.off_for("model-of-feedback") == WHY
-    assert "engines.json is not JSON; the engines of before count on; " in table.trouble
-    assert "Input should be 'stopped' or 'asleep'; the states of before count on" in table.trouble
+    assert "engines.json is not JSON; the previous engines stay in effect; " in table.trouble
+    assert "Input should be 'stopped' or 'asleep'; the previous states stay in effect" in table.trouble
     written(file, {"engines": [entry("feedback")]})
     states.unlink()
     now = 6.0
@@ -188,7 +188,7 @@ def running_second():
 
 @pytest.fixture
 def second(running_second):
-    """Another engine."""
+    """Yield the stand-in of a second engine."""
     running_second.reset()
     running_second.models = ["small", *ADAPTERS]
     yield running_second
@@ -197,7 +197,7 @@ def second(running_second):
 
 @pytest.fixture
 def two(new_server, standins, second, file, states):
-    """Start a server with two engines: chat, and feedback with the adapters."""
+    """Return a function that starts a server with two engines: chat, and feedback with the adapters."""
     chat = entry("chat", f"{standins.url}/v1", models=["base", "chat-adapter"], group="evaluation")
     feedback = entry("feedback", f"{second.url}/v1", models=["small", *ADAPTERS], group="evaluation")
 
@@ -326,7 +326,7 @@ def test_an_adapter_of_no_engine_is_the_operators_to_load(two):
         answer = client.post("/v1/checklist", json={"text": "hello"})
         assert (answer.status_code, answer.json()["error"]["message"]) == (
             502,
-            "No engine serves 'checklist-adapter'; the operator has to load it.",
+            "No engine serves 'checklist-adapter'; the operator must load it.",
         )
 
 
@@ -334,7 +334,7 @@ def test_an_engine_that_refuses_its_key_is_named(two):
     with two().client() as client:
         answer = client.post(CHAT, json=body("wrong key"))
         assert answer.status_code == 502
-        assert "mend the api_key of chat in ENGINES_FILE" in answer.json()["error"]["message"]
+        assert "must correct the api_key of chat in ENGINES_FILE" in answer.json()["error"]["message"]
 
 
 def test_models_of_a_key_are_those_of_all_engines(two, tmp_path):
@@ -362,7 +362,7 @@ def test_a_stream_goes_on_when_the_table_changes(two, file, standins, second):
             assert b"".join(chunks).endswith(b"data: [DONE]\n\n")
         file.write_text("{")
         trouble = wait_for(lambda: client.get("/health").json().get("engines_file"))
-        assert "is not JSON; the engines of before count on" in trouble
+        assert "is not JSON; the previous engines stay in effect" in trouble
         assert client.post(CHAT, json=body("hello", model="moved")).status_code == 200
     assert "a file of engines cannot be used" in server.output()
     assert standins.left == []
@@ -380,7 +380,7 @@ def test_check_tells_all_problems_of_the_files(run, file, tmp_path):  # noqa: F8
         "CALLERS_FILE: ",
         "ENGINES_FILE: ",
         "engines.0.url is",
-        "the name chat is there twice",
+        "the name chat occurs twice",
         "has a caller's key",
     ):
         assert part in err, err

@@ -1,4 +1,4 @@
-"""The client towards vLLM, against a server that writes what the test says."""
+"""Test the client for vLLM against a server whose bytes the test sets."""
 
 import asyncio
 import zlib
@@ -13,9 +13,9 @@ CLOSE = b""
 
 
 def asked(*answers: bytes, requests: int = 1, timeout: float = 5) -> tuple[list, int]:
-    """Ask a server that answers each request with the next of the answers; CLOSE behind one closes the connection.
+    """Return the results of the requests, each (status, body) or the name of a Failure, and the number of connections.
 
-    Returns what came, each a (status, body) or the name of a failure, and how many connections there were.
+    The server answers each request with the next of the answers; CLOSE after an answer closes the connection.
     """
     connections, pending = 0, list(answers)
 
@@ -62,7 +62,7 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
     [
         ([OK + b"Content-Length: 3\r\n\r\nabc"], (200, b"abc")),
         ([CHUNKED + b"2\r\nab\r\n1;x=y\r\nc\r\n0\r\nTrailer: x\r\n\r\n"], (200, b"abc")),
-        ([OK + b"\r\nabc", CLOSE], (200, b"abc")),  # its end is the connection's
+        ([OK + b"\r\nabc", CLOSE], (200, b"abc")),  # ends with the connection
         ([b"HTTP/1.0 200 OK\r\n\r\nabc", CLOSE], (200, b"abc")),
         ([b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"Content-Length: 1\r\n\r\na"], (200, b"a")),
         ([b"HTTP/1.1 204 No Content\r\n\r\n"], (204, b"")),
@@ -134,7 +134,7 @@ def test_a_slow_reader_makes_the_server_wait():
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 @pytest.mark.parametrize("size", [300_000, 340_000, 380_000, 710_000, 2_000_000])
 def test_a_connection_whose_reader_was_slow_is_of_use_again(size, loop):
-    """The last bytes of a response that waited for its reader must not stop the connection that goes back."""
+    """The last bytes of a response with a slow reader must not leave the reused connection paused."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for body in (b"x" * size, b"next"):
@@ -147,7 +147,7 @@ def test_a_connection_whose_reader_was_slow_is_of_use_again(size, loop):
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         client = http1.Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", {}, 5)
         first = await client.request("GET", "/")
-        await asyncio.sleep(0.2)  # all that the client takes has come
+        await asyncio.sleep(0.2)  # the client's buffer is full now
         length = len(await first.aread())
         first.release()
         second = await client.request("GET", "/")
@@ -161,7 +161,7 @@ def test_a_connection_whose_reader_was_slow_is_of_use_again(size, loop):
 
 
 def test_a_connection_that_ends_its_response_while_it_is_stopped_reads_on():
-    """A loop may still hand over what it had read when it was told to stop."""
+    """After pause_reading, the loop may still deliver data that it had already read."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for answer in (b"Content-Length: 8\r\n\r\nhalf", b"Content-Length: 4\r\n\r\nnext"):

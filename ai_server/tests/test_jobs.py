@@ -1,4 +1,4 @@
-"""Jobs: accepted, answered, told to the backend, whatever stops in between."""
+"""Test jobs: accepted, answered and delivered to the backend, even if parts of the system stop in between."""
 
 import hashlib
 import signal
@@ -15,7 +15,7 @@ from standins import wait_for
 
 
 def name(key: str) -> str:
-    """What a caller with this key is called."""
+    """Return the name of the caller with this key."""
     return hashlib.sha256(key.encode()).hexdigest()[:8]
 
 
@@ -83,7 +83,7 @@ def test_callback_is_tried_until_it_is_taken(client, server, standins):
     assert server.job(ident, "delivered")["attempts"] == 4
     assert len({callback["headers"]["idempotency-key"] for callback in standins.callbacks()}) == 1
     assert len(standins.callbacks()) == 4
-    assert "elsewhere" not in str(standins.callbacks())  # where the redirect leads: the token goes nowhere else
+    assert "elsewhere" not in str(standins.callbacks())  # the redirect's target must not get the token
 
 
 def test_callback_that_nobody_takes_is_given_up(new_server, standins):
@@ -93,7 +93,8 @@ def test_callback_that_nobody_takes_is_given_up(new_server, standins):
         client.post("/v1/checklist", json={"text": "a", "job_id": "lost"})
         job = server.job("lost", "undelivered")
         assert client.get("/health").json()["jobs"]["undelivered"] == 1
-    assert job["last_error"] == "the backend answered 401: is BACKEND_INTERNAL_TOKEN the backend's?"
+    hint = "check that BACKEND_INTERNAL_TOKEN matches the backend's token"
+    assert job["last_error"] == f"the backend answered 401: {hint}"
     assert (job["attempts"], len(standins.callbacks())) == (3, 3)
     assert job["outcome"]["status"] == "completed"
 
@@ -120,13 +121,13 @@ def test_callbacks_survive_a_killed_server(new_server, standins):
         client.post("/v1/checklist", json={"text": "a", "job_id": "survivor"})
     before = server.job("survivor", "delivering")["attempts"]
     server.stop(signal.SIGKILL)
-    assert len(standins.callbacks()) >= before - 1  # a try is counted before it is made
+    assert len(standins.callbacks()) >= before - 1  # an attempt is counted before it starts
 
     standins.callback_status = [200]
     server.start()
     assert server.job("survivor", "delivered")["attempts"] > before
     asked = [asked["path"] for asked in standins.asked]
-    assert asked.count("/v1/chat/completions") == 1  # the answer was kept: only the callback is made again
+    assert asked.count("/v1/chat/completions") == 1  # the answer was stored: only the callback repeats
 
 
 def test_unanswered_jobs_survive_a_killed_server(new_server, standins):
@@ -144,12 +145,12 @@ def test_a_job_that_kills_the_server_is_not_tried_for_ever(new_server, standins)
     server = new_server(JOB_ATTEMPTS="2", JOB_BACKOFF_SEC="0.001")
     store = Store(server.directory / "state")
     add(store, "deadly")
-    while store.get("caller", "deadly").attempts < 2:  # two servers took it, and neither wrote how it ended
+    while store.get("caller", "deadly").attempts < 2:  # two servers claimed it and stored no outcome
         store.claim("queued", "caller", set(), 0.001)
     store.close()
     server.start()
     (callback,) = wait_for(standins.callbacks)
-    assert callback["body"]["error"]["message"] == "The server stopped during every try."
+    assert callback["body"]["error"]["message"] == "The server stopped during every attempt."
     assert [asked["path"] for asked in standins.asked] == [callback["path"]]
 
 
@@ -190,7 +191,7 @@ def test_cancel(client, server, standins):
     wait_for(lambda: standins.asked)
     cancelled = client.delete("/v1/jobs/unwanted")
     assert (cancelled.status_code, cancelled.json()["state"]) == (200, "cancelled")
-    assert wait_for(lambda: standins.left, 2) == ["hold"]  # its request in vLLM has ended
+    assert wait_for(lambda: standins.left, 2) == ["hold"]  # its request to vLLM was cancelled
     assert client.delete("/v1/jobs/unwanted").json() == cancelled.json()
     client.post("/v1/checklist", json={"text": "a", "job_id": "wanted"})
     server.job("wanted", "delivered")
@@ -214,7 +215,7 @@ def test_a_caller_may_have_so_many_open_jobs(new_server, standins):
     with server.client() as client, server.client(OTHER_CALLER) as other:
         taken = [client.post("/v1/checklist", json={"text": "hold", "job_id": f"{n}"}) for n in (1, 2, 3, 2)]
         assert [answer.status_code for answer in taken] == [202, 202, 429, 202]
-        assert "2 jobs of yours" in taken[2].json()["error"]["message"] and int(taken[2].headers["retry-after"])
+        assert "You have 2 open jobs" in taken[2].json()["error"]["message"] and int(taken[2].headers["retry-after"])
         assert other.post("/v1/checklist", json={"text": "a", "job_id": "1"}).status_code == 202
         standins.go_on.set()
         server.job("1", "delivered")
@@ -229,7 +230,7 @@ def test_neither_callers_nor_callbacks_wait_for_each_other(new_server, standins)
         for number in range(20):
             client.post("/v1/checklist", json={"text": f"hold {number}", "job_id": f"many-{number}"})
         other.post("/v1/checklist", json={"text": "late", "job_id": "late"})
-        for ident in ("early", "late"):  # though the many have every answer that they may have
+        for ident in ("early", "late"):  # although the other caller's jobs use all places that they may
             wait_for(lambda ident=ident: other.get(f"/v1/jobs/{ident}").json()["state"] == "delivered")
         assert len(standins.callbacks()) == 5
         standins.backend_holds = True
@@ -325,7 +326,7 @@ def test_no_proxy_unless_a_setting_says_so(new_server, standins):
         client.post("/v1/checklist", files={"file": pdf(None)})
         client.post("/v1/checklist", json={"text": "a", "job_id": "proxied"})
 
-        def asked() -> set[str]:  # the stand-in is no proxy, but it was asked as one
+        def asked() -> set[str]:  # the hosts that clients asked the stand-in for, as a proxy
             return {asked["headers"]["host"] for asked in standins.asked}
 
         wait_for(lambda: {"ocr.invalid", "backend.invalid"} <= asked())
@@ -381,15 +382,15 @@ def test_a_store_of_the_version_before(new_server, standins):
         server.job(ident, "delivered")
     callbacks = {callback["body"]["job_id"]: callback for callback in standins.callbacks()}
     assert set(callbacks) == {"waits", "told"}
-    assert callbacks["told"]["headers"]["idempotency-key"] == "told"  # the backend may know it by that
+    assert callbacks["told"]["headers"]["idempotency-key"] == "told"  # the backend may already have seen this key
     assert callbacks["waits"]["headers"]["idempotency-key"] != "waits"
     with server.client() as client, server.client(OTHER_CALLER) as other:
         assert [job["attempts"] for job in client.get("/v1/jobs").json()["data"]].count(1) == 2
         assert other.post("/v1/checklist", json={"text": "a", "job_id": "done"}).status_code == 202
     server.stop(signal.SIGKILL)
-    server.start()  # a second time there is nothing to migrate
+    server.start()  # the second start has nothing to migrate
     server.job("done", "delivered")
-    with sqlite3.connect(file) as new:  # the version before reads rows by their order: it may be put back
+    with sqlite3.connect(file) as new:  # after a rollback, the previous version reads columns by order
         assert new.execute("SELECT name FROM pragma_table_info('jobs')").fetchall() == columns
 
 
@@ -458,7 +459,7 @@ class TestStore:
         job = store.get("caller", "a")
         assert (job.state, job.work, job.attempts, job.due) == ("delivering", None, 0, self.now)
         assert add(store, "a") == job
-        with pytest.raises(Problem, match="another job"):
+        with pytest.raises(Problem, match="already used by another of your jobs"):
             add(store, "a", kind="easy-contract")
 
     def test_only_ended_jobs_are_forgotten(self, store):
@@ -476,7 +477,7 @@ class TestStore:
         assert first.key == store.get("caller", "a").key
         store.cancel("caller", "a")
         self.now += 1
-        store.forget(older_than=self.now)  # which frees the id for another job
+        store.forget(older_than=self.now)  # makes the id available again
         assert len({first.key, another.key, add(store, "a").key}) == 3
 
     def test_what_was_cancelled_stays_so(self, store):
@@ -491,7 +492,7 @@ class TestStore:
     def test_only_open_jobs_count_against_the_limit(self, store):
         for ident in "ab":
             add(store, ident, limit=2)
-        with pytest.raises(Problem, match="2 jobs of yours are open"):
+        with pytest.raises(Problem, match="You have 2 open jobs, the maximum; wait"):
             add(store, "c", limit=2)
         assert add(store, "b", limit=2) and add(store, "c", "another", limit=2)
         store.cancel("caller", "a")

@@ -1,4 +1,4 @@
-"""Keys, rate and size: 401, 429, 413."""
+"""Test keys, rates and sizes: 401, 429, 413."""
 
 import json
 import time
@@ -59,7 +59,7 @@ def test_a_key_counts_only_as_bearer():
 
 
 def slowly(body: bytes):
-    """The body in pieces, none of them too large, that arrive one by one."""
+    """Yield the body slowly, in pieces each of which is small enough."""
     for start in range(0, len(body), 400):
         yield body[start : start + 400]
         time.sleep(0.05)
@@ -97,4 +97,4 @@ def test_rate_refills_evenly():
     now = 1.0
     assert rate.wait("a") == 0
     now = 1000.0
-    assert [rate.wait("a") for _ in range(61)][59:] == [0, pytest.approx(1)]  # never more than one minute's worth
+    assert [rate.wait("a") for _ in range(61)][59:] == [0, pytest.approx(1)]  # never more than one minute's allowance

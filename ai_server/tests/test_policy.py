@@ -1,4 +1,4 @@
-"""What a caller may put into a body, for every field that the engine reads."""
+"""Test which values callers may send, for every field that the engine reads."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def policy(monkeypatch, new_server, **changes: str) -> Policy:
 
 @pytest.fixture
 def check(monkeypatch, new_server):
-    """Say what the policy has against a body, empty for nothing."""
+    """Return a function that returns the policy's error for a body, or ""."""
 
     def check(body: dict, path: str = "/chat/completions", **changes: str) -> str:
         try:
@@ -73,7 +73,7 @@ def test_every_field_of_the_engine_passes_or_is_refused_by_name(monkeypatch, new
 
 
 def test_an_operator_adds_fields(check):
-    assert check({"ignore_eos": True}) == "'ignore_eos' is not a field that this server passes on."
+    assert check({"ignore_eos": True}) == "'ignore_eos' is not a field that this server supports."
     assert check({"ignore_eos": True, "priority": 3}, EXTRA_FIELDS="ignore_eos, priority") == ""
 
 
@@ -104,19 +104,22 @@ def test_a_number_out_of_bounds(check, body):
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ({"stop": ["x"] * 17}, "stop has 17 entries, and 16 are allowed."),
+        ({"stop": ["x"] * 17}, "stop has 17 entries; at most 16 are allowed."),
         ({"stop": "x" * 1001}, "stop has an entry of more than 1000 characters."),
         (
             {"logit_bias": {str(token): 1 for token in range(1025)}},
             "logit_bias has 1025 entries",
         ),
-        ({"stop_token_ids": [1] * 1025}, "stop_token_ids has 1025 entries, and 1024 are allowed."),
+        ({"stop_token_ids": [1] * 1025}, "stop_token_ids has 1025 entries; at most 1024 are allowed."),
         ({"response_format": {"json_schema": {"x": "y" * 65_536}}}, "response_format has "),
         ({"tools": [{"type": "function", "function": {"name": "y" * 65_536}}]}, "tools has "),
-        ({"tools": [{"type": "mcp", "server_url": "http://x"}]}, "tools takes functions"),
-        ({"chat_template_kwargs": {"chat_template": "{{ x }}"}}, "chat_template_kwargs takes switches"),
-        ({"chat_template_kwargs": "{{ x }}"}, "chat_template_kwargs takes switches"),
-        ({"stream_options": {"include_usage": "false"}}, "stream_options takes switches"),
+        ({"tools": [{"type": "mcp", "server_url": "http://x"}]}, "tools only takes functions; this server runs"),
+        (
+            {"chat_template_kwargs": {"chat_template": "{{ x }}"}},
+            "chat_template_kwargs only takes true or false values",
+        ),
+        ({"chat_template_kwargs": "{{ x }}"}, "chat_template_kwargs only takes true or false values"),
+        ({"stream_options": {"include_usage": "false"}}, "stream_options only takes true or false values"),
         ({"echo": True, "logprobs": 3}, "echo and logprobs together"),
         ({"echo": True, "top_logprobs": 3}, "echo and logprobs together"),
     ],
@@ -127,7 +130,7 @@ def test_what_is_too_much(check, body, says):
 
 def test_prompts_times_answers(check):
     assert check({"prompt": ["a", "b", "c"], "n": 2}, "/completions") == (
-        "prompt and n ask for 6 answers, and 4 are allowed."
+        "prompt and n ask for 6 answers; at most 4 are allowed."
     )
     assert check({"prompt": [[1, 2], [3]], "n": "2"}, "/completions") == ""
     assert check({"prompt": [1, 2, 3, 4, 5]}, "/completions") == "", "the tokens of one prompt"
@@ -177,7 +180,7 @@ def test_depth():
 
 
 def test_over_http(client, standins):
-    """The policy stands before the engine on the route itself."""
+    """The relayed route applies the policy before it calls the engine."""
     hello = {"messages": [{"role": "user", "content": "hello"}]}
     answer = client.post("/v1/chat/completions", json={**hello, "kv_transfer_params": {}})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, 400)

@@ -1,4 +1,4 @@
-"""What holds for every body, header and stream, by examples that hypothesis thinks up."""
+"""Test properties of all bodies, headers and streams with examples that hypothesis generates."""
 
 import asyncio
 import hashlib
@@ -32,7 +32,7 @@ bodies = some.dictionaries(names, values, max_size=6)
 
 
 def received(*pieces: bytes):
-    """Return a `receive` that brings a body in these pieces, and then the disconnect."""
+    """Return a `receive` that delivers a body in these pieces and then the disconnect."""
     messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
     messages += [{"type": "http.request", "body": b"", "more_body": False}, {"type": "http.disconnect"}]
 
@@ -43,7 +43,7 @@ def received(*pieces: bytes):
 
 
 def read(*pieces: bytes) -> dict | None:
-    """Return the object that is read, or None where it is refused."""
+    """Return the parsed object, or None if the body is rejected."""
     try:
         return asyncio.run(read_object(received(*pieces), 1000))
     except Problem as problem:
@@ -71,7 +71,7 @@ def test_an_object_is_read_however_it_is_cut_and_can_be_carried_on(body, data):
 
 
 class Bounds:
-    """The bounds of the settings' defaults."""
+    """The limits in the settings' defaults."""
 
     extra_fields: tuple = ()
     max_choices, max_answer_tokens, max_logprobs, max_stops, max_schema_bytes = (
@@ -107,7 +107,7 @@ def test_a_key_is_found_however_the_scheme_is_written(scheme, space):
 
 
 def cut(content: bytes, places: list[int]) -> list[bytes]:
-    """Return the content in pieces that end at these places."""
+    """Return the content, split at these positions."""
     ends = sorted({place % (len(content) + 1) for place in places} | {0, len(content)})
     return [content[begin:end] for begin, end in itertools.pairwise(ends)]
 

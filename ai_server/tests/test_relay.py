@@ -1,4 +1,4 @@
-"""What clients of OpenAI expect of the relayed endpoints, asked with the official SDK; whole answers, metrics, ids."""
+"""Test relayed endpoints with OpenAI's official SDK: answers without `stream`, metrics, request IDs."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def test_the_sdk_gets_whole_answers_and_streams(server):
 
 
 def test_a_slow_answer_is_generated_once(new_server, standins):
-    standins.says = (200, STREAM, [said({"content": "word "})] * 200 + [END])  # a second and more
+    standins.says = (200, STREAM, [said({"content": "word "})] * 200 + [END])  # takes at least one second
     with sdk(new_server(HTTP_TIMEOUT_SEC="0.5").start()) as client:
         answer = client.chat.completions.create(model="base", messages=HELLO)
     assert answer.choices[0].message.content == "word " * 200
@@ -235,7 +235,7 @@ def test_embeddings_and_responses_are_the_engines_own(client, standins):
 
 
 def test_what_does_not_exist_is_told_with_what_does(client, standins):
-    standins.callback_status = [404]  # as an engine without the endpoint
+    standins.callback_status = [404]  # like an engine without the endpoint
     for answer in (client.post("/v1/embeddings", json={"input": "x"}), client.get("/v1/nothing")):
         assert answer.status_code == 404
         assert "POST /v1/chat/completions" in answer.json()["error"]["message"]

@@ -1,4 +1,4 @@
-"""The log, the metrics, the end of the process, and the project's own files."""
+"""Test the log, the metrics, the end of the process, and the project's files."""
 
 import json
 import re
@@ -64,7 +64,7 @@ def test_sigterm_lets_a_short_answer_finish_and_cuts_an_endless_one(new_server, 
             time.sleep(0.3)
             standins.go_on.set()
             assert b"".join(chunks).endswith(b"data: [DONE]\n\n")
-    assert server.process.wait(5) == -signal.SIGTERM  # uvicorn's way; systemd counts it as a clean end
+    assert server.process.wait(5) == -signal.SIGTERM  # uvicorn raises the signal again; a clean exit for systemd
     assert "ai-server has stopped" in server.output()
 
     standins.go_on.clear()

@@ -1,4 +1,4 @@
-"""Settings are refused with one line that names every wrong variable and its cure; the process does not start."""
+"""Test that invalid settings stop the start with one line that names every wrong variable and its cure."""
 
 import os
 import re
@@ -15,7 +15,7 @@ REQUIRED = [name.upper() for name, field in Settings.model_fields.items() if fie
 
 @pytest.fixture
 def run(new_server):
-    """Run a module with the test's settings changed: (status, stdout, stderr)."""
+    """Return a function that runs a module with changed settings and returns (status, stdout, stderr)."""
 
     def run(*command: str, **changes: str | None) -> tuple[int, str, str]:
         server = new_server(**changes)
@@ -46,7 +46,7 @@ def test_refusal_is_one_line_with_everything(run, command):
 
 @pytest.fixture
 def refused(monkeypatch, tmp_path, capsys, new_server):
-    """Load the settings in this process, changed: the one line that refuses them."""
+    """Return a function that loads changed, invalid settings in this process and returns the error on stderr."""
     from app import settings
 
     def refused(**changes: str | None) -> str:
@@ -141,18 +141,18 @@ def test_wrong_value(refused, name, value, reason):
     ],
 )
 def test_an_unknown_setting(refused, tmp_path, name, near):
-    assert refused(**{name: "5"}) == f"ai-server: settings refused: {name} is no setting: did you mean {near}?\n"
+    assert refused(**{name: "5"}) == f"ai-server: settings refused: {name} is not a setting: did you mean {near}?\n"
     (tmp_path / "file.env").write_text(f"\n# ours\n{name}=5\n")
     line = refused(AI_SERVER_ENV_FILE=str(tmp_path / "file.env"))
-    assert f"{name} is no setting: did you mean {near}? (line 3 of {tmp_path}/file.env)" in line
+    assert f"{name} is not a setting: did you mean {near}? (line 3 of {tmp_path}/file.env)" in line
 
 
 @pytest.mark.parametrize(
     "text, told",
     [
-        ("COLOUR=red\n", "COLOUR is no setting (.env.example lists them all) (line 1 of"),
-        ("OCR_URL=\nexport NODE_ENV=production\n", "NODE_ENV is no setting"),
-        ("UVICORN_PORT=1\nAI_SERVER_ENV_FILE=x\n", "UVICORN_PORT is no setting"),
+        ("COLOUR=red\n", "COLOUR is not a setting (.env.example lists them all) (line 1 of"),
+        ("OCR_URL=\nexport NODE_ENV=production\n", "NODE_ENV is not a setting"),
+        ("UVICORN_PORT=1\nAI_SERVER_ENV_FILE=x\n", "UVICORN_PORT is not a setting"),
         ("RATE_LIMIT_PER_MINUTE\n", "RATE_LIMIT_PER_MINUTE has no value: write RATE_LIMIT_PER_MINUTE=value (line 1"),
         ("RATE_LIMIT_PER_MINUTE: 5\n", "line 1 of"),
         ("OCR_URL='http://ocr.example\n", "line 1 of"),
@@ -180,7 +180,7 @@ def test_what_is_for_others_is_let_be(run):
 
 @pytest.fixture
 def loaded(monkeypatch, new_server):
-    """Load the settings from a file in this process: (the settings, the environment afterwards)."""
+    """Return a function that loads a settings file in this process and returns (settings, environment after it)."""
     from app import settings
 
     def loaded(text: str, **environment: str) -> tuple[Settings, dict]:

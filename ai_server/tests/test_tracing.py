@@ -1,4 +1,4 @@
-"""Traces as a receiver gets them, from the caller to the engine, and behaviour without a receiver."""
+"""Test the traces that a receiver gets, from the caller to the engine, and the behaviour without a receiver."""
 
 import gzip
 import json
@@ -23,7 +23,7 @@ FAILED = 2
 
 
 class Receiver:
-    """Takes OTLP over HTTP. spans: those that came; headers: of the requests; answers: what it does with one."""
+    """An OTLP receiver over HTTP. spans: those received; headers: those of requests; answers: returns the status."""
 
     def __init__(self) -> None:
         self.spans, self.headers, self.services, self.answers = [], [], set(), lambda: 200
@@ -57,12 +57,12 @@ class Receiver:
         self._server.server_close()
 
     def named(self, *names: str):
-        """Wait until there is a span of each name; return them, the last of each."""
+        """Wait until there is a span of each name; return the last one of each."""
         wait_for(lambda: set(names) <= {span.name for span in self.spans})
         return [next(span for span in reversed(self.spans) if span.name == name) for name in names]
 
     def pair(self):
-        """Wait for the span of a request and the one of what the engine was asked; return both."""
+        """Wait for the span of a request and the span of the request to the engine; return both."""
         wait_for(lambda: {span.kind for span in self.spans} == {SERVER, CLIENT})
         return [next(span for span in self.spans if span.kind == kind) for kind in (SERVER, CLIENT)]
 
@@ -76,7 +76,7 @@ def receiver():
 
 @pytest.fixture
 def traced(new_server, receiver):
-    """A server that sends its traces to the receiver; its client."""
+    """Yield a client of a server that sends its traces to the receiver."""
     server = new_server(
         OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
         OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20canary-of-traces",
@@ -92,7 +92,7 @@ def attributes(span) -> dict:
 
 
 def parent_sent(standins) -> list[str]:
-    """Return version, trace, parent and flags of what the engine was asked with last."""
+    """Return version, trace, parent and flags of the engine's last request."""
     return standins.asked[-1]["headers"]["traceparent"].split("-")
 
 
@@ -140,7 +140,7 @@ def test_the_spans_of_a_stream_end_with_the_stream(traced, standins, receiver):
     with traced.stream("POST", CHAT, json=body("hold", stream=True), headers=GIVEN) as answer:
         lines = answer.iter_lines()
         next(lines)
-        time.sleep(0.5)  # ten times what a span waits for its batch
+        time.sleep(0.5)  # ten times the delay of a batch
         assert receiver.spans == []
         standins.go_on.set()
         list(lines)
@@ -162,7 +162,7 @@ def test_an_adapter_is_in_the_trace(traced, standins, receiver):
 
 
 def test_a_job_is_in_the_trace_of_its_request(traced, receiver):
-    for _ in range(2):  # sent again in another trace it is the same job
+    for _ in range(2):  # the repeated request has another trace but the same job
         answer = traced.post("/v1/easy-contract", json={"text": "x", "job_id": "job-1"}, headers=GIVEN)
         assert answer.status_code == 202
     traced.server.job("job-1", "delivered")

@@ -1,4 +1,4 @@
-"""What is kept of uploads and for how long, and whose PDFs are read when many are sent."""
+"""Test how long uploads are kept, and whose PDFs are read first if there are many."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ DAY = 86_400
 
 @pytest.fixture
 def kept(tmp_path):
-    """The uploads in a directory of the test's own."""
+    """Return Uploads in the test's own directory."""
     settings = SimpleNamespace(resources_directory=tmp_path, upload_quota_bytes=10**6, max_pdf_pages=50)
     return Uploads(settings, ocr=None)
 
@@ -84,7 +84,7 @@ def test_one_callers_pdfs_do_not_hold_anothers(server):
     assert len(document) < 10_000
 
     def send() -> None:
-        with server.client() as client, suppress(httpx.TimeoutException):  # it leaves before the end
+        with server.client() as client, suppress(httpx.TimeoutException):  # it disconnects before the end
             client.post("/v1/checklist", files={"file": document}, timeout=8)
 
     threads = [threading.Thread(target=send) for _ in range(4)]
@@ -108,7 +108,7 @@ def test_the_wait_for_ones_turn_is_bounded(kept, tmp_path, monkeypatch):
         with pytest.raises(Problem) as problem:
             await behind
         assert (problem.value.status_code, problem.value.headers["Retry-After"]) == (503, "0.2")
-        with pytest.raises(Problem):  # two parsers, and two callers have them
+        with pytest.raises(Problem):  # two callers have the two parsers
             await another
         go_on.set()
         assert await asyncio.gather(first, other, kept.text("a.pdf", "A")) == ["words"] * 3

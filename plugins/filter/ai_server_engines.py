@@ -32,11 +32,11 @@ def ai_server_engine_problems(
         where = f"ai_server_engines: {name or f'number {number + 1}'}"
         problems += [f"{where} {what}" for what in _wrong(engine, name, taken)]
     for name in _twice(str(engine.get("name") or "") for engine in engines):
-        problems.append(f"ai_server_engines: {name} is there twice; give each engine a name of its own.")
+        problems.append(f"ai_server_engines: {name} occurs twice; give each engine a name of its own.")
     models = [str(model) for engine in engines for model in engine.get("models") or []]
     for model in _twice(models):
         problems.append(
-            f"ai_server_engines: the model {model} is there twice; leave it at the engine that is to serve it."
+            f"ai_server_engines: the model {model} occurs twice; leave it at the engine that is to serve it."
         )
     served = ", ".join(dict.fromkeys(models))
     for variable, model in named.items():
@@ -58,7 +58,7 @@ def _wrong(engine: dict, name: str, taken: set[str]) -> list[str]:
     if not KEY.fullmatch(key):
         wrong.append("needs an api_key of visible characters.")
     elif _digest(key) in taken:
-        wrong.append("has a caller's key as its api_key; give the callers keys of their own.")
+        wrong.append("has a caller's key as its api_key; give the callers separate keys.")
     if not [model for model in engine.get("models") or [] if str(model).strip()]:
         wrong.append("has no models; name what it is asked for.")
     if engine.get("group") and not NAME.fullmatch(str(engine["group"])):

@@ -25,7 +25,7 @@ def caller_problems(callers: list[dict], keys: list[str], engine_key: str) -> li
         if not NAME.fullmatch(name):
             problems.append(f"{where} needs a name of small letters, digits, '.', '_' and '-'.")
         if name in names:
-            problems.append(f"{where} is there twice; give one caller several keys.")
+            problems.append(f"{where} occurs twice; give one caller several keys.")
         names.add(name)
         for key in caller.get("keys") or []:
             problems += [f"{where} has a key {why}." for why in _key_problems(key, engine_key, seen)]

@@ -31,7 +31,7 @@ def _unknown(name: str, known: dict) -> str:
         return ""
     near = difflib.get_close_matches(name.upper(), known, 1)
     hint = f"; did you mean {near[0]}" if near else "; its .env.example lists them all"
-    return f"which is no setting of the application{hint}"
+    return f"which is not a setting of the application{hint}"
 
 
 def _unfit(value, shown: str) -> str:

@@ -177,9 +177,9 @@ def test_each_bad_value_is_named_with_its_cure():
         (
             {"ai_server_environment": {"RATE_LIMIT_PER_MIN": 5, "MAX_PDF_PAGES": 0, "max_pdf_pages": 1}},
             [
-                "ai_server_environment has RATE_LIMIT_PER_MIN, which is no setting of the application; did you",
+                "ai_server_environment has RATE_LIMIT_PER_MIN, which is not a setting of the application; did you",
                 "ai_server_environment has MAX_PDF_PAGES, which must be a whole number above 0.",
-                "has max_pdf_pages, which is no setting of the application; did you mean MAX_PDF_PAGES.",
+                "has max_pdf_pages, which is not a setting of the application; did you mean MAX_PDF_PAGES.",
             ],
         ),
         (
@@ -292,8 +292,8 @@ def test_engines_of_the_application_are_looked_at_together():
     for said in (
         "ai_server_engines: chat needs a url that is an http(s) address and ends in /v1",
         "ai_server_engines: chat has a caller's key as its api_key",
-        "ai_server_engines: chat is there twice",
-        "ai_server_engines: the model a is there twice",
+        "ai_server_engines: chat occurs twice",
+        "ai_server_engines: the model a occurs twice",
         "ai_server_lora_adapter_checklist is checklist, which no engine of ai_server_engines serves (a)",
     ):
         assert any(said in text for text in problems), (said, problems)

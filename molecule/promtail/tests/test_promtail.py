@@ -202,7 +202,7 @@ def test_sources_that_it_cannot_read_are_refused_before_anything_changes(host, c
     assert outcome.code != 0 and outcome.changed == []
     for sentence in (
         "promtail_journal_path: /var/log/no-journal gets no new lines",
-        "promtail_file_jobs: /var/log/closed/*.log: promtail cannot look into /var/log/closed (drwx------ ",
+        "promtail_file_jobs: /var/log/closed/*.log: promtail cannot access /var/log/closed (drwx------ ",
         "promtail_file_jobs: /var/log/apps/*.log: promtail cannot read /var/log/apps/closed.log (-rw------- ",
         "promtail_file_jobs: /var/none/*: there is no directory /var/none; correct the path",
     ):

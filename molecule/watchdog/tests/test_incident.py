@@ -132,7 +132,7 @@ def test_recover_keeps_to_the_budget(host, incident):
     outcome = incident("recover")
     assert outcome.code != 0
     assert "vllm does not serve; run ansible-playbook playbooks/incident.yml -e step=escalate" in outcome.message
-    assert "3 restarts did not cure it" in outcome.text
+    assert "3 restarts did not help" in outcome.text
     assert pids(host)["vllm"] == before and pids(host)["ai-server"] != "0"
     # A person restarts it, which resets the budget; the first restart counts as the one that was taken but not done.
     for _ in range(2):

@@ -131,7 +131,7 @@ def test_after_three_restarts_it_stops_and_asks_for_a_person(host, converge):
     left = pid(host)
     time.sleep(3 * LIMIT)
     assert pid(host) == left
-    assert "3 restarts did not cure it. A person is needed." in said(host)
+    assert "3 restarts did not help. A person is needed." in said(host)
     errors = host.check_output("journalctl --unit llm-watchdog --priority 3 --output cat --no-pager")
     assert "A person is needed." in errors
     # The budget persists when the watchdog restarts.

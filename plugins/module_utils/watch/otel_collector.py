@@ -374,7 +374,7 @@ def problems(settings: dict) -> list[str]:
     for kind in ("journal", "file"):
         names = [job["job"] for job in settings[f"{kind}_jobs"]]
         found += [
-            f"otel_collector_{kind}_jobs: {name} is there twice; give each job a name of its own."
+            f"otel_collector_{kind}_jobs: {name} occurs twice; give each job a name of its own."
             for name in sorted({name for name in names if names.count(name) > 1})
         ]
         found += [

@@ -1,8 +1,9 @@
-"""Would the application serve? Import app.main of a source with a .env, as the service will, and ask the engines.
+"""Check whether the application would serve: import its app.main with a .env, as the service does, and ask the engines.
 
-An engine that answers must take its key and serve its models; one that is away proves nothing. The engines are those of
-ENGINES_FILE, or the one of the .env. Changes nothing. Arguments: the source, the .env, and whether to ask the engines
-(ask or alone: in check mode they are still what they were). Status 0, or not 0 and what is wrong as the last line.
+An engine that answers must accept its key and list its models; an unreachable engine is ignored. The engines are those
+of ENGINES_FILE, or the one in the .env. Changes nothing. Arguments: the source, the .env, and `ask` or `alone`. With
+`alone` no engine is asked, since in check mode the engines are not changed yet. The exit status is 0, or nonzero with
+the error as the last line.
 """
 
 import importlib
@@ -19,7 +20,7 @@ source, settings, engine_too = sys.argv[1:]
 
 
 def imported(name):
-    """Return a module of the application or of its environment; leave with the cure where it is missing."""
+    """Return a module of the application or its environment; exit with the cure if it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -29,13 +30,13 @@ def imported(name):
         )
 
 
-# The application reads its .env by the same library.
+# The application reads its .env with the same library.
 written = imported("dotenv").dotenv_values(settings, encoding="utf-8")
 os.chdir(Path(settings).parent)  # where the application looks for its .env
 sys.path.insert(0, source)
 with tempfile.TemporaryDirectory() as folder:
     if engine_too == "alone":
-        # In check mode the files of callers and engines are not there yet, or still what they were before.
+        # In check mode the callers and engines files are missing or still have their old content.
         callers = Path(folder) / "callers.json"
         callers.write_text('{"callers": []}')
         os.environ["CALLERS_FILE"] = str(callers)
@@ -51,15 +52,15 @@ if engine_too == "alone":
 
 
 def listed_by(called, url, key, cure):
-    """Return the models that an engine lists, None where it is away; leave with the cure where it refuses the key."""
+    """Return the models that an engine lists; None if it is unreachable. Exits with the cure if it rejects the key."""
     request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"})
     try:
-        # As the application does: what a proxy is for is the outside world.
+        # Without a proxy, like the application: proxies are for external hosts.
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5) as answer:
             return [model["id"] for model in json.load(answer)["data"]]
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
-            sys.exit(f"{called} at {url} refuses the key; {cure}")
+            sys.exit(f"{called} at {url} rejects the key; {cure}")
     except (OSError, HTTPException, ValueError, KeyError, TypeError):
         pass
     return None
@@ -73,7 +74,7 @@ def ask_table(engines):
         missing = [model for model in engine["models"] if listed is not None and model not in listed]
         if missing:
             sys.exit(
-                f"{called} at {url} serves {', '.join(listed)} and not {', '.join(missing)}; correct its models in "
+                f"{called} at {url} serves {', '.join(listed)}, but not {', '.join(missing)}; correct its models in "
                 "ai_server_engines"
             )
 
@@ -85,7 +86,7 @@ def ask_one():
     missing = [name for name in named if listed is not None and written.get(name) and written[name] not in listed]
     if missing:
         sys.exit(
-            f"the engine at {url} serves {', '.join(listed)} and not what {', '.join(missing)} names; "
+            f"the engine at {url} serves {', '.join(listed)}, but not what {', '.join(missing)} names; "
             "correct ai_server_vllm_model or the adapter's variable"
         )
 

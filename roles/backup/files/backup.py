@@ -148,7 +148,7 @@ def redact(text, known):
 
 
 def retry_while_locked(do, seconds):
-    """Call ``do``, and again for up to ``seconds`` while the repository is locked."""
+    """Return the result of ``do``; while the repository is locked, retry for up to ``seconds``."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -173,13 +173,13 @@ def snapshots(host=None):
 
 
 def moment(told):
-    """Return a time of restic as seconds since 1970; each has the time zone of its host, and summer time."""
+    """Return a restic time as seconds since 1970; restic writes it with the UTC offset of its host."""
     plain, fraction, zone = re.fullmatch(r"([\d-]+T[\d:]+)(\.\d+)?(Z|[+-]\d\d:\d\d)", told).groups()
     return datetime.fromisoformat(plain + zone.replace("Z", "+00:00")).timestamp() + float(fraction or 0)
 
 
 def written(told):
-    """Return a time of restic for people."""
+    """Return a restic time in readable form."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment(told)))
 
 
@@ -229,7 +229,7 @@ def page(state):
 
 
 def replace(path, text, mode):
-    """Write a file in one step."""
+    """Write a file atomically."""
     beside = path.with_name(f".{path.name}.new")
     beside.touch(mode=mode)
     beside.chmod(mode)
@@ -546,9 +546,9 @@ def fetch(snapshot_id, name, directory):
     shutil.rmtree(raw)
     brought = sum(path.is_symlink() or path.is_file() for path in new.rglob("*"))
     if one["files"] and not brought:
-        # restic ends well where nothing fits; an empty directory must not take the place of data.
+        # restic succeeds even if nothing matches; an empty directory must not replace data.
         raise Refused(
-            f"{name} came without any of its {one['files']} files; choose another snapshot by backup_snapshot"
+            f"{name} came without any of its {one['files']} files; choose another snapshot with backup_snapshot"
         )
     for path in one["databases"]:
         check_database(new / Path(path).relative_to(one["path"]), path)
@@ -583,7 +583,7 @@ def check_database(copy, path):
 
 
 def set_owners(tree, manifest, otherwise):
-    """Give a tree to this host's users and groups of the same names; unknown ones become the owner of the directory."""
+    """Set the owners of a tree to this host's users and groups of the same names; ``otherwise`` if unknown."""
 
     def local(names, number, lookup, instead):
         try:

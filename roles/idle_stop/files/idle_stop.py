@@ -1,9 +1,9 @@
 #!/usr/bin/python3
-"""Power the machine off when no request came for some time. One look; a timer repeats it.
+"""Power off the machine if it got no request for some time. Does one look; a timer repeats it.
 
-Settings (JSON file): minutes, interval, sources [{url, counters, gauges, bearer_file}], sessions, command. State: what
-the counters said at the last look, when that was and since when nothing has happened, in seconds of the clock that runs
-since boot.
+Settings (JSON file): minutes, interval, sources [{url, counters, gauges, bearer_file}], sessions, command. State: the
+counters at the last look, the time of that look and the start of the idle time; both times are seconds of the
+monotonic clock.
 """
 
 import json
@@ -16,13 +16,13 @@ import urllib.request
 from pathlib import Path
 
 TIMEOUT = 5  # s for one source
-LATE = 60  # s that a look may be late on a busy machine, beside three intervals
+LATE = 60  # s that a look may be late on a busy machine, in addition to three intervals
 
 
 def read_metrics(text, names):
-    """Sum the values of each named series over its labels; a series that is not there has no entry."""
+    """Return the sum of each named series over its labels; a missing series has no entry."""
     sums = {}
-    # A label may hold what Python takes for a line's end; of what follows the labels the first is the value.
+    # A label may contain characters that splitlines() splits at; the value is the first word after the labels.
     for line in text.split("\n"):
         name = line.split("{")[0].split(" ")[0]
         if name in names:
@@ -34,7 +34,7 @@ def read_metrics(text, names):
 
 
 def look(source, fetch):
-    """Return (counters, busy) of one source; ({}, False) where it does not answer."""
+    """Return (counters, busy) of one source; ({}, False) if it does not answer."""
     try:
         text = fetch(source["url"], *filter(None, [source.get("bearer_file")]))
     except (OSError, ValueError):
@@ -45,25 +45,25 @@ def look(source, fetch):
 
 
 def decide(settings, state, now, fetch, sessions):
-    """Return (new state, seconds idle). `state`: the last one or None; `sessions`: number of people logged in."""
+    """Return (new state, idle seconds). `state`: the last one or None; `sessions`: number of login sessions."""
     seen = [look(source, fetch) for source in settings["sources"]]
     counters = [counted for counted, _ in seen]
     busy = any(flag for _, flag in seen) or (settings["sessions"] and sessions > 0)
     first = {"since": now, "looked": now, "counters": counters}
     if state is None or len(state["counters"]) != len(counters):
         return first, 0
-    # What happened while nobody looked is not known, such as between a removal and the next time it is set up.
+    # After a gap, for example a removal and a new installation, it is unknown what happened: start again.
     if now - state.get("looked", float("-inf")) > 3 * settings["interval"] + LATE:
         return first, 0
     pairs = [(new, state["counters"][place]) for place, new in enumerate(counters)]
-    # A service that does not answer has not been used; one that comes back with other numbers has.
+    # A service that does not answer counts as unused; if it returns with other numbers, it was used.
     moved = any(new and new != old for new, old in pairs)
     since = now if busy or moved else state["since"]
     return {"since": since, "looked": now, "counters": [new or old for new, old in pairs]}, now - since
 
 
 def key_in(path):
-    """Return the key that a file of variables holds as API_KEY; "" where there is none."""
+    """Return the value of API_KEY in an environment file; "" if there is none."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -80,7 +80,7 @@ def fetch(url, bearer_file=""):
 def logged_in():
     argv = ["loginctl", "list-sessions", "--no-legend"]
     done = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
-    # Newer systemd lists its own user managers beside people.
+    # Newer systemd versions also list their user managers.
     return sum(" manager" not in line for line in done.stdout.splitlines())
 
 

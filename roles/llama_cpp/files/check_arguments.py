@@ -1,8 +1,8 @@
-"""Ask the installed llama-server whether it takes its arguments; say in one line what it does not.
+"""Check whether the installed llama-server accepts its arguments; print an error in one line.
 
     check_arguments.py PROGRAM [ARGUMENT …]
 
-With --help at the end it reads all its arguments, loads nothing and starts nothing.
+With --help as the last argument it parses all arguments, but loads and starts nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CONVERSIONS = {"stoi": "it must be a whole number", "stof": "it must be a number
 
 
 def complaint(said: str) -> str:
-    """Return what the program finds wrong, in one sentence."""
+    """Return the program's error as one sentence."""
     for line in said.splitlines():
         found = ERROR.match(line)
         if found and found["name"]:

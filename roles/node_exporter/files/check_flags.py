@@ -1,8 +1,8 @@
-"""Ask the installed node_exporter whether it takes its flags; say in one line what it does not know, by variable.
+"""Check whether the installed node_exporter accepts its flags; print unknown ones in one line, with their variable.
 
     check_flags.py FLAGS PROGRAM [ARGUMENT …]
 
-FLAGS is JSON, names of flags by the variable that they come from; PROGRAM and its ARGUMENTs are what the service runs.
+FLAGS is JSON: each variable with the names of its flags. PROGRAM and its ARGUMENTs are the service's command.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FLAG = re.compile(r"^\s+(?:-\w, )?--(\[no-\])?([\w.-]+)", re.MULTILINE)
 
 
 def unknown(wanted: dict, page: str) -> list[str]:
-    """Return one sentence for each flag of ``wanted`` that the program's ``page`` of help does not have."""
+    """Return one sentence for each flag of ``wanted`` that the help ``page`` does not list."""
     known = {name: bool(switch) for switch, name in FLAG.findall(page)}
     collectors = sorted(name.partition(".")[2] for name, switch in known.items() if switch and _is_collector(name))
     problems = []
@@ -44,7 +44,7 @@ def main() -> None:
     page = subprocess.run([command[0], "--help"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     problems = unknown(wanted, page.stdout)
     if not problems:
-        # With --help it reads all its arguments and starts nothing.
+        # With --help it parses all arguments and starts nothing.
         done = subprocess.run([*command, "--help"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         lines = done.stderr.strip().splitlines() or ["it leaves without a word"]
         problems = [lines[-1].removesuffix(", try --help")] if done.returncode else []

@@ -1,10 +1,10 @@
-"""Read what a log shipper is to ship, as it will: in the sandbox of its unit, as its user, with its groups.
+"""Check that a log shipper can read its sources: run this in the sandbox of its unit, as its user, with its groups.
 
     read_sources.py '{"role": ROLE, "journal": DIRECTORY or null, "files": [GLOB, …]}'
 
-A line is written into the journal and read back from the directory; each glob's directory and files are opened. What
-cannot be read is told on the last line, all of it, and the exit code is 1. A glob that matches no file yet is fine
-where its directory is open.
+Writes a line to the journal and reads it back from the directory; opens each glob's directory and files. If something
+cannot be read, the last line names all of it and the exit code is 1. A glob without files is accepted if its directory
+is readable.
 """
 
 import grp
@@ -20,16 +20,16 @@ import time
 import uuid
 from pathlib import Path
 
-ROLE = "promtail"  # the service, and how its variables begin
+ROLE = "promtail"  # the service, and the prefix of its variables
 JOURNAL, VOLATILE = "/run/systemd/journal/socket", "/run/log/journal"
-PATIENCE = 5  # seconds until a line that was sent to the journal is in its files
-# What ProtectHome and PrivateTmp take away from the service.
+PATIENCE = 5  # s to wait until a line sent to the journal is in its files
+# ProtectHome and PrivateTmp hide these from the service.
 HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
-SHOWN = 3  # files of a glob that are named
+SHOWN = 3  # files of a glob that an error names
 
 
 def journal_problem(directory, patience=PATIENCE):
-    """Return the sentence for a journal whose new lines cannot be read in ``directory``, None where they can."""
+    """Return the error if new lines of the journal cannot be read in ``directory``, or None."""
     variable = f"{ROLE}_journal_path: {directory}"
     try:
         list(Path(directory).iterdir())
@@ -48,7 +48,7 @@ def journal_problem(directory, patience=PATIENCE):
 
 
 def found_again(directory, patience):
-    """Write a line into the journal; return whether it can be read from the files in ``directory`` in time."""
+    """Write a line to the journal; return whether it can be read from the files in ``directory`` in time."""
     word = uuid.uuid4().hex
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.connect(JOURNAL)
@@ -61,7 +61,7 @@ def found_again(directory, patience):
 
 
 def cure_of_storage(directory):
-    """Return what to do where journald does not write into ``directory``."""
+    """Return the cure if journald does not write to ``directory``."""
     if directory.rstrip("/") != VOLATILE and any(Path(VOLATILE).glob("*/*.journal")):
         return (
             f"journald writes to {VOLATILE} (Storage=volatile, or no /var/log/journal): set {ROLE}_journal_path to "
@@ -71,7 +71,7 @@ def cure_of_storage(directory):
 
 
 def file_problem(pattern):
-    """Return the sentence for a glob of which the shipper cannot read what is there, None where it can read it all."""
+    """Return the error if the shipper cannot read all files of a glob, or None."""
     variable = f"{ROLE}_file_jobs: {pattern}"
     hidden = next((place for place in HIDDEN if pattern.startswith(place)), None)
     if hidden:
@@ -79,7 +79,7 @@ def file_problem(pattern):
     parent = Path(re.split(r"[*?\[{]", pattern)[0] + "*").parent
     barrier = closed_directory(parent)
     if barrier:
-        return f"{variable}: {ROLE} cannot look into {barrier} ({described(barrier)}); {cure_of(barrier)}"
+        return f"{variable}: {ROLE} cannot access {barrier} ({described(barrier)}); {cure_of(barrier)}"
     if not parent.is_dir():
         return f"{variable}: there is no directory {parent}; correct the path, or make the directory first"
     closed = [file for file in matching(pattern) if not readable(file)]
@@ -91,7 +91,7 @@ def file_problem(pattern):
 
 
 def closed_directory(directory):
-    """Return the first directory on the way to ``directory``, itself included, that is closed; None for none."""
+    """Return the first inaccessible directory on the path to and including ``directory``, or None."""
     for place in [*reversed(directory.parents), directory]:
         needed = os.X_OK | (os.R_OK if place == directory else 0)
         if place.is_dir() and not os.access(place, needed):
@@ -100,12 +100,12 @@ def closed_directory(directory):
 
 
 def matching(pattern):
-    """Return the files of a glob, which may have ``**`` and ``{a,b}``."""
+    """Return the files that match a glob, which may contain ``**`` and ``{a,b}``."""
     return sorted({file for each in alternatives(pattern) for file in Path("/").glob(each.lstrip("/")) if opens(file)})
 
 
 def opens(file):
-    """Whether this is a file that the shipper would open."""
+    """Return whether the shipper would open this file."""
     try:
         return not file.is_dir()
     except OSError:
@@ -113,7 +113,7 @@ def opens(file):
 
 
 def alternatives(pattern):
-    """Return the globs that a glob with ``{a,b}`` stands for."""
+    """Return the globs to which a glob with ``{a,b}`` expands."""
     found = re.search(r"\{([^{}]*)\}", pattern)
     if not found:
         return [pattern]
@@ -125,7 +125,7 @@ def readable(file):
     try:
         with file.open("rb"):
             return True
-    except FileNotFoundError:  # rotated away a moment ago
+    except FileNotFoundError:  # just rotated away
         return True
     except OSError:
         return False
@@ -145,7 +145,7 @@ def name_of(table, number):
 
 
 def cure_of(path):
-    """Return what opens ``path`` to the shipper."""
+    """Return the cure that lets the shipper read ``path``."""
     seen = path.stat()
     needed = stat.S_IRGRP | (stat.S_IXGRP if stat.S_ISDIR(seen.st_mode) else 0)
     group = name_of(grp.getgrgid, seen.st_gid)

@@ -1,8 +1,7 @@
-"""Ask the installed engine whether it would accept a configuration file, without starting it.
+"""Check whether the installed engine accepts a configuration file, without starting it.
 
-The command `vllm serve` is built from the engine's own parts, which keep their place from version to version. Since
-0.23 these look for a GPU before they look at the arguments; whether a GPU answers is checked elsewhere, so they are
-told of one here.
+This builds the parser of `vllm serve` from parts of the engine that keep their place between versions. Since 0.23 they
+look for a GPU before they parse the arguments. Another check tests the GPU, so here the platform claims to have one.
 """
 
 import sys
@@ -11,7 +10,7 @@ try:
     from vllm.platforms.interface import UnspecifiedPlatform
 
     UnspecifiedPlatform.device_type = "cuda"
-except ImportError:  # an engine that does not ask for a platform
+except ImportError:  # an engine without this check
     pass
 
 from vllm.entrypoints.cli.serve import cmd_init

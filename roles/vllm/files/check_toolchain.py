@@ -1,9 +1,9 @@
-"""Compile what the installed engine compiles while it runs; say in one sentence what is missing.
+"""Compile what the installed engine compiles at run time; print in one sentence what is missing.
 
     check_toolchain.py [triton] [inductor] [flashinfer_sampler]
 
-It is meant to run by the engine's interpreter, as its user and in its sandbox. Every part is compiled anew, so a cache
-of an earlier day hides nothing. Sources: triton/runtime/build.py and triton/backends/nvidia/driver.py (3.6.0),
+Run it with the engine's interpreter, as its user and in its sandbox. It compiles every part again, so an old cache
+hides no error. Sources: triton/runtime/build.py and triton/backends/nvidia/driver.py (3.6.0),
 torch/_inductor/cpp_builder.py (2.11.0), flashinfer/jit/cpp_ext.py (0.6.12).
 """
 
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-# What the tools print -> what is missing; the first match counts.
+# Pattern in the tools' output, what is missing; the first match is used.
 MISSING = (
     (r"Failed to find C compiler", "there is no C compiler: install gcc"),
     (r"fatal error: Python\.h", f"the headers of Python {PYTHON} are missing: install libpython{PYTHON}-dev"),
@@ -70,7 +70,7 @@ def inductor() -> None:
 
 
 def flashinfer_sampler() -> None:
-    """Compile FlashInfer's sampler into its own cache, as the profiling run would: minutes the first time."""
+    """Compile FlashInfer's sampler into its own cache, as the profiling run does; takes minutes the first time."""
     from flashinfer.jit.sampling import gen_sampling_module
 
     gen_sampling_module().build_and_load()
@@ -80,7 +80,7 @@ PARTS = {function.__name__: function for function in (triton, inductor, flashinf
 
 
 def missing(said: str) -> str:
-    """Return the sentence for what the tools said, or their own last line."""
+    """Return the sentence for the tools' output, or else its last line."""
     for pattern, sentence in MISSING:
         match = re.search(pattern, said)
         if match:

@@ -1,17 +1,17 @@
 #!/usr/bin/python3
-"""Restart a service that lives and does not serve; say when a person is needed.
+"""Restart services that run but do not serve; report when a person is needed.
 
-A service is at fault when its health route has not answered for `silent_after` seconds, when requests are pending and
-no token was produced for `stalled_after` seconds, or when it has not served within `ready_within` seconds of its start.
-None of this counts while Ansible works on it or while its host is out of rotation; a server that still produces tokens
-is busy. Before a restart the evidence is kept. After `restarts` attempts it gives up until the service serves again or
-a person restarts it.
+A service is at fault if its health route has not answered for `silent_after` seconds, if requests are pending and no
+token was produced for `stalled_after` seconds, or if it has not served within `ready_within` seconds of its start.
+This does not apply while Ansible works on it or its host is out of rotation; a server that still produces tokens is
+busy, not at fault. Evidence is saved before a restart. After `restarts` attempts the watchdog gives up until the
+service serves again or a person restarts it.
 
-Called with the path of its settings (JSON); `--check` only says whether they are in order. Who restarts a service in
-another way asks for it by `--spend UNIT`: a restart within the same budget, with the evidence kept. `--night` restarts
-services as planned, each when it is idle, or says why it was not; these restarts do not use up the budget. Needs root.
+The argument is the path of its settings (JSON); `--check` only validates them. Other programs that restart a service
+first call `--spend UNIT`, which takes the restart from the same budget and saves the evidence. `--night` does the
+planned restarts, each when the service is idle, or logs why not; they do not use the budget. Needs root.
 
-Its metrics also tell which release of each service is here, and when the certificates of the settings end.
+Its metrics also contain the release of each service on this host and the expiry of the certificates in the settings.
 """
 
 import argparse
@@ -33,48 +33,48 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 
-STORE = Path("/var/lib/llm-server/services")  # notes of the module service_release
-LOCKS = Path("/run")  # its locks, too
-AWAY = Path("/var/lib/llm-server/engines.json")  # engines that another one serves instead of
-TIMEOUT = 5  # s for one question
+STORE = Path("/var/lib/llm-server/services")  # release records of the module service_release
+LOCKS = Path("/run")  # locks of the same module
+AWAY = Path("/var/lib/llm-server/engines.json")  # engines that another engine replaces now
+TIMEOUT = 5  # s for one request
 COLLECT_TIMEOUT = 10  # s for one piece of evidence
 RESTART_TIMEOUT = 300  # s, longer than a unit takes to stop
-NIGHT_OUT = "night-out"  # beside the state
+NIGHT_OUT = "night-out"  # file next to the state
 ROTATION_TIMEOUT = 600  # s; a load balancer may take minutes to drain connections
 JOURNAL_LINES = 1000
 REMIND = 600  # s between two warnings about the same thing
 REREAD = 600  # s after which certificates are read again
-TIMES = ("silent_after", "stalled_after", "ready_within")  # of a service, in its settings
+TIMES = ("silent_after", "stalled_after", "ready_within")  # settings of a service
 BUDGET = ("restarts", "window", "pause")
-PROCESSES = 3  # the largest ones, named in a memory warning
+PROCESSES = 3  # how many of the largest a memory warning names
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass
 class Seen:
-    """What one look at a service found."""
+    """The result of one look at a service."""
 
-    process: str | None  # names the running process; None where the unit does not run
-    by_systemd: bool = False  # systemd started it again by itself
+    process: str | None  # ID of the running process; None if the unit does not run
+    by_systemd: bool = False  # systemd restarted it
     answers: bool = False
-    pending: float | None = None  # requests that run or wait; None where nobody can tell
+    pending: float | None = None  # requests that run or wait; None if unknown
     progress: float | None = None  # a sum that grows with every token
-    hands_off: str | None = None  # why it must not be touched now
+    hands_off: str | None = None  # why it must not be restarted now
 
 
 @dataclass
 class Service:
-    """One service, with what is remembered of it between two looks. Times are seconds of the clock since boot."""
+    """One service and its state between two looks. Times are seconds of the monotonic clock."""
 
     unit: str
     silent_after: float
     stalled_after: float
     ready_within: float
-    process: str | None = None  # the last one that was seen
+    process: str | None = None  # the last one seen
     running: bool = False
     ready: bool = False  # this process has served
-    known: bool = False  # some process has: so the health route is the right one
+    known: bool = False  # some process has served, so the health route is correct
     begun: float = 0
     answered: float = 0
     progress: float | None = None
@@ -83,17 +83,17 @@ class Service:
     restarted: int = 0  # by this program since boot
     given_up: bool = False
     planned: int = 0  # nightly restarts since boot
-    lent: bool = False  # somebody else restarts it, as planned or within this budget
+    lent: bool = False  # another program restarts it, as planned or from this budget
 
     def remember(self, known: dict) -> None:
-        """Take in what the record has of the service."""
+        """Load the service's state from the record."""
         self.attempts, self.given_up = known.get("attempts", []), known.get("given_up", False)
         self.process, self.ready = known.get("process"), known.get("ready", False)
         self.known, self.restarted = known.get("known", False), known.get("restarted", 0)
         self.lent, self.planned = known.get("lent", False), known.get("planned", 0)
 
     def count(self, spent: list[float]) -> None:
-        """Count restarts that others have taken from the budget."""
+        """Count restarts that other programs took from the budget."""
         self.attempts, self.restarted = [*self.attempts, *spent], self.restarted + len(spent)
         self.lent = self.lent or bool(spent)
 
@@ -103,10 +103,10 @@ class Service:
         self.lent = self.lent or bool(planned)
 
     def fault(self, seen: Seen, now: float) -> str | None:
-        """Take in what was seen; return what is wrong with the service, or None."""
+        """Update the state with the result of a look; return what is wrong with the service, or None."""
         self.running = seen.process is not None
         if not self.running:
-            return None  # systemd brings it back, or a person stopped it
+            return None  # systemd restarts it, or a person stopped it
         if seen.process != self.process:
             self._replaced(seen, now)
         alive = seen.progress is not None and seen.progress != self.progress
@@ -114,7 +114,7 @@ class Service:
             self.ready = self.known = True
         if seen.answers or alive:
             self.answered = now
-        # What nobody can tell is not held against it.
+        # Unknown progress is not a fault.
         if alive or not seen.pending or seen.progress is None:
             self.moved = now
         self.progress = seen.progress if seen.progress is not None else self.progress
@@ -141,12 +141,12 @@ class Service:
         self.begin(seen.process, now)
 
     def begin(self, process: str | None, now: float) -> None:
-        """Look at ``process`` from now on."""
+        """Start the observation of a new process."""
         self.process, self.ready, self.progress = process, False, None
         self.begun = self.answered = self.moved = now
 
     def may_restart(self, now: float, restarts: int, window: float, pause: float) -> bool:
-        """Whether the budget allows another restart now; once it is spent, `given_up` stays."""
+        """Return whether the budget allows a restart now; when it is used up, `given_up` is set and stays."""
         self.attempts = [then for then in self.attempts if now - then < window]
         self.given_up = self.given_up or len(self.attempts) >= restarts
         return not self.given_up and (not self.attempts or now - self.attempts[-1] >= pause)
@@ -156,7 +156,7 @@ class Service:
 
 
 def key_in(path):
-    """Return the key that a file of variables holds as API_KEY; "" where there is none."""
+    """Return the value of API_KEY in an environment file; "" if there is none."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -165,7 +165,7 @@ def key_in(path):
 
 
 def fetch(url, bearer_file=""):
-    """Return ``(status, text)``; the status is 0 where nothing answers in time."""
+    """Return ``(status, text)``; the status is 0 if there is no answer in time."""
     try:
         headers = {"Authorization": f"Bearer {key_in(bearer_file)}"} if bearer_file else {}
         with _DIRECT.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
@@ -183,7 +183,7 @@ def metrics_of(settings):
 
 
 def total(page, names):
-    """Return the sum of all series of ``names`` on a Prometheus page; None where it has none of them."""
+    """Return the sum of all series of ``names`` on a Prometheus page; None if it has none of them."""
     values = []
     for line in page.split("\n"):
         if line.split("{")[0].split(" ")[0] not in names:
@@ -197,7 +197,7 @@ def total(page, names):
 
 
 def run(*argv, timeout=COLLECT_TIMEOUT):
-    """Return what a command printed; a sentence where it could not run or did not end."""
+    """Return the output of a command, or a sentence if it could not run or timed out."""
     try:
         done = subprocess.run(
             argv, capture_output=True, timeout=timeout, check=False, env={**os.environ, "LC_ALL": "C"}
@@ -214,17 +214,17 @@ def unit_state(unit):
 
 
 def process_of(state):
-    """Return what names the running process of a unit: systemd gives each start an id of its own."""
+    """Return an ID of the running process of a unit: systemd's ID of this start, or else the PID."""
     return state.get("InvocationID") or state.get("MainPID")
 
 
 def hands_off(unit):
-    """Return why a service must not be touched now, or None."""
+    """Return why a service must not be restarted now, or None."""
     out = out_of_rotation(unit) or away(unit)
     if out:
         return out
     with held(unit.removesuffix(".service")) as free:
-        return None if free else "a run of Ansible is at work on it"
+        return None if free else "an Ansible run is changing it"
 
 
 def out_of_rotation(unit):
@@ -237,7 +237,7 @@ def out_of_rotation(unit):
 
 
 def away(unit):
-    """Return a message if another engine serves instead of this one, or None: a restart would wake one that sleeps."""
+    """Return a message if another engine serves instead, or None: a restart would wake a sleeping engine."""
     try:
         note = json.loads(AWAY.read_text(encoding="utf-8"))[unit.removesuffix(".service")]
         return f"it is {note['state']}, {note['instead']} serves instead"
@@ -246,7 +246,7 @@ def away(unit):
 
 
 class held:
-    """The lock that runs of Ansible hold while they change a service; False where one does."""
+    """The lock that Ansible runs hold while they change a service; yields False if one holds it now."""
 
     def __init__(self, name):
         self.path = LOCKS / f"llm-server-{name}.lock"
@@ -264,7 +264,7 @@ class held:
 
 
 def look(settings):
-    """Return what one look at a service of the settings finds."""
+    """Return the result of one look at a service of the settings."""
     state = unit_state(settings["unit"])
     if state.get("ActiveState") != "active":
         return Seen(None)
@@ -282,7 +282,7 @@ def look(settings):
 
 
 def keep_evidence(settings, directory, limit_mib):
-    """Write what a restart would destroy to a new folder below ``directory``; return the folder."""
+    """Save what a restart would destroy in a new folder below ``directory``; return the folder."""
     unit, pid = settings["unit"], unit_state(settings["unit"]).get("MainPID", "0")
     folder = Path(directory) / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{unit.removesuffix('.service')}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -334,7 +334,7 @@ def threads(unit):
 
 
 def stacks(unit, pid):
-    """Return the Python stacks of a unit's processes, where py-spy is beside their interpreter or on the PATH."""
+    """Return the Python stacks of a unit's processes; "" unless py-spy is next to their interpreter or on the PATH."""
     try:
         interpreter = Path(f"/proc/{pid}/exe").readlink()
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
@@ -348,7 +348,7 @@ def stacks(unit, pid):
 
 
 def prune(directory, limit_mib):
-    """Remove the oldest folders of evidence until the rest is within the limit; the newest one always stays."""
+    """Remove the oldest evidence folders until the rest is within the limit; the newest always stays."""
     folders = sorted(path for path in directory.iterdir() if path.is_dir())
     sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in folders}
     while len(folders) > 1 and sum(sizes[path] for path in folders) > limit_mib << 20:
@@ -359,7 +359,7 @@ def prune(directory, limit_mib):
 
 
 def memory_warning(limit_mib, gpu_limit_mib):
-    """Return a warning where the host or a GPU has less memory free than it should, or None."""
+    """Return a warning if the host or a GPU has less free memory than its limit, or None."""
     said = []
     free = available_mib()
     if free < limit_mib:
@@ -398,21 +398,21 @@ def largest():
 
 # Metrics of each service: type, help, value.
 SERIES = {
-    "up": ("gauge", "1 where the unit runs.", lambda one: one.running),
-    "ready": ("gauge", "1 where the process has served.", lambda one: one.running and one.ready),
+    "up": ("gauge", "1 if the unit runs.", lambda one: one.running),
+    "ready": ("gauge", "1 if the process has served.", lambda one: one.running and one.ready),
     "restarts_total": ("counter", "Restarts by the watchdog since boot.", lambda one: one.restarted),
     "planned_restarts_total": ("counter", "Nightly restarts since boot.", lambda one: one.planned),
-    "person_needed": ("gauge", "1 where restarts did not cure it.", lambda one: one.given_up),
+    "person_needed": ("gauge", "1 if restarts did not help.", lambda one: one.given_up),
 }
 
 
-# -- what is here -----------------------------------------------------------------------------------------------------
+# -- releases and certificates ----------------------------------------------------------------------------------------
 
 
 def releases():
-    """Return ``(service, release, program)`` of each service that Ansible has put here; see service_release.
+    """Return ``(service, release, program)`` of each service that Ansible deployed here; see service_release.
 
-    The program is named by what it is started from, such as its version: the same on hosts whose settings differ.
+    The program is named by its links and inputs, such as its version, so hosts with other settings have the same name.
     """
     found = []
     for path in sorted(STORE.glob("*/state.json")):
@@ -429,7 +429,7 @@ def releases():
 
 
 def certificate_end(path):
-    """Return the Unix time at which the first certificate of a PEM file ends; 0 where it cannot be read."""
+    """Return the Unix time at which the first certificate of a PEM file expires; 0 if it cannot be read."""
     try:
         text = Path(path).read_text(encoding="ascii", errors="replace")
         begin = text.index("-----BEGIN CERTIFICATE-----")
@@ -444,42 +444,42 @@ def not_after(der):
     _, at, _ = element(der, 0)  # Certificate
     _, at, _ = element(der, at)  # TBSCertificate
     tag, _, behind = element(der, at)
-    at = behind if tag == 0xA0 else at  # the version may be left out
+    at = behind if tag == 0xA0 else at  # the version is optional
     for _ in ("serialNumber", "signature", "issuer"):
         _, _, at = element(der, at)
     _, at, _ = element(der, at)  # Validity
     _, _, at = element(der, at)  # notBefore
     tag, at, behind = element(der, at)
     text = der[at:behind].decode("ascii")
-    if tag == 0x17:  # UTCTime has two digits of the year
+    if tag == 0x17:  # UTCTime has a year of two digits
         text = ("20" if text < "5" else "19") + text
     return calendar.timegm(time.strptime(text, "%Y%m%d%H%M%SZ"))
 
 
 def element(der, at):
-    """Return ``(tag, begin of its content, end of it)`` of the element at a place."""
+    """Return ``(tag, start of the content, end of the content)`` of the DER element at an offset."""
     tag, length, begin = der[at], der[at + 1], at + 2
     if length & 0x80:
         size = length & 0x7F
         length, begin = int.from_bytes(der[begin : begin + size], "big"), begin + size
     if begin + length > len(der):
-        raise ValueError("a certificate ends before its time")
+        raise ValueError("a certificate is truncated")
     return tag, begin, begin + length
 
 
 def labels(**named):
-    """Return labels as Prometheus' text format writes them."""
+    """Return labels in Prometheus' text format."""
     escaped = {
         name: value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") for name, value in named.items()
     }
     return "{" + ",".join(f'{name}="{value}"' for name, value in escaped.items()) + "}"
 
 
-# -- acting and telling -----------------------------------------------------------------------------------------------
+# -- restarts and reports ---------------------------------------------------------------------------------------------
 
 
 class Watchdog:
-    """All services of the settings, and what was told about them."""
+    """All services of the settings and their state."""
 
     def __init__(self, settings):
         self.settings = settings
@@ -493,16 +493,16 @@ class Watchdog:
             service.begun = service.answered = service.moved = time.monotonic()
 
     def round(self):
-        """Look at everything once and do what is needed."""
+        """Look at every service and the memory once, and act."""
         for entry, service in zip(self.settings["services"], self.services, strict=True):
             seen, gave_up = look(entry), service.given_up
-            self.note()  # a restart that was taken from the budget is counted before its process is seen
+            self.note()  # counts restarts that others took from the budget before their new process is evaluated
             fault = service.fault(seen, time.monotonic())
             if fault:
                 self.heal(entry, service, fault)
             if service.given_up and not gave_up:
                 tried = self.settings["restarts"]
-                say(3, f"{service.unit}: {fault}, and {tried} restarts did not cure it. A person is needed.")
+                say(3, f"{service.unit}: {fault}, and {tried} restarts did not help. A person is needed.")
             elif gave_up and not service.given_up:
                 say(5, f"{service.unit} serves again.")
         self.watch_memory()
@@ -516,10 +516,10 @@ class Watchdog:
             if not free:
                 return
             folder = keep_evidence(entry, self.settings["evidence"], self.settings["evidence_mib"])
-            say(4, f"{service.unit}: {fault}; restarting it. What it looked like is in {folder}.")
+            say(4, f"{service.unit}: {fault}; restarting it. Evidence is in {folder}.")
             service.attempts.append(time.monotonic())
             service.restarted += 1
-            # Noted first: who is stopped between the two must not forget the attempt.
+            # Saved first, so that the attempt counts even if this program is stopped now.
             self.note()
             run("systemctl", "restart", service.unit, timeout=RESTART_TIMEOUT)
             service.begin(process_of(unit_state(service.unit)), time.monotonic())
@@ -531,7 +531,7 @@ class Watchdog:
             self.warned = time.monotonic()
 
     def note(self):
-        """Count what others have taken from the budget, and write the record."""
+        """Count the restarts of other programs and write the record."""
         with alone(self.state):
             noted = record(self.state)["services"]
             for service in self.services:
@@ -557,7 +557,7 @@ class Watchdog:
         replace(Path(self.settings["textfile"]), "\n".join(lines) + "\n")
 
     def certificate_lines(self):
-        """Return the lines about certificates, which are read now and then."""
+        """Return the metrics of the certificates, which are read again every REREAD seconds."""
         if time.monotonic() - self.read >= REREAD:
             self.certificates = {path: certificate_end(path) for path in self.settings.get("certificates", [])}
             self.read = time.monotonic()
@@ -569,14 +569,14 @@ class Watchdog:
 
 @contextmanager
 def alone(state):
-    """Hold the record against who else writes it."""
+    """Lock the record against other writers."""
     with state.with_suffix(".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
 def record(state):
-    """Return the record of this boot: the clock begins anew with a boot, and so does the budget."""
+    """Return the record of this boot, or an empty one: clock and budget start again with each boot."""
     try:
         noted = json.loads(state.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -585,9 +585,9 @@ def record(state):
 
 
 def spend(settings, unit):
-    """Take a restart of ``unit`` from its budget for who asks, and keep the evidence; say whether he may, and why not.
+    """Take a restart of ``unit`` from its budget for the caller and save the evidence; return whether it is granted.
 
-    A unit that is not looked at has no budget; ``counted`` says so.
+    If not, `why` or `wait` (seconds) has the reason. A unit that is not watched has no budget: ``counted`` is false.
     """
     entry = next((each for each in settings["services"] if each["unit"] == unit), None)
     if entry is None:
@@ -601,7 +601,7 @@ def spend(settings, unit):
         service.count(known.get("spent", []))
         if not service.may_restart(now, *(settings[name] for name in BUDGET)):
             if service.given_up:
-                return {"granted": False, "why": f"{settings['restarts']} restarts did not cure it"}
+                return {"granted": False, "why": f"{settings['restarts']} restarts did not help"}
             return {"granted": False, "wait": round(service.attempts[-1] + settings["pause"] - now + 0.5)}
         known["spent"] = [*known.get("spent", []), now]
         replace(state, json.dumps(noted))
@@ -623,7 +623,7 @@ class Quiet:
     why: str = ""  # reason for not being idle long enough
 
     def long_enough(self, busy: str | None, progress: list, now: float) -> bool:
-        """Take in a sample: what keeps services busy, and their progress. Return whether they were idle long enough."""
+        """Add a sample (why services are busy, their progress); return whether they were idle long enough."""
         if busy or progress != self.progress:
             self.since = now
         self.progress, self.why = progress, busy or f"the services were never idle for {self.needed:.0f} s"
@@ -671,7 +671,7 @@ class Night:
     def each(self, end):
         """Restart one service after the other; return whether every restarted one serves again."""
         for number, entry in enumerate(self.entries):
-            # A service without metrics is idle when all others are.
+            # A service without metrics counts as idle when all others are idle.
             others = self.entries[number + 1 :] if entry["metrics"] else [one for one in self.entries if one != entry]
             why = self.once([entry, *others], end)
             if why:
@@ -684,7 +684,7 @@ class Night:
     def once(self, entries, end):
         """Restart the first of ``entries`` once all of them are idle; return None, or why it was not restarted."""
         quiet = Quiet(self.plan["quiet"])
-        # Give it a chance even if the service before took long to serve again.
+        # Leave enough time even if the previous service took long to serve again.
         end = max(end, time.monotonic() + 2 * self.plan["quiet"])
         while not (self.quiet(quiet, entries) and self.restart(entries[0]["unit"])):
             if time.monotonic() >= end:
@@ -749,7 +749,7 @@ class Night:
 
 
 def end_of_night(settings):
-    """Put the host back if a nightly restart was cut off by a reboot; warn if nightly restarts are off by now."""
+    """Put the host back if a reboot interrupted a nightly restart; warn if nightly restarts are switched off now."""
     if not settings["night"]:
         mark = Path(settings["state"]).with_name(NIGHT_OUT)
         if mark.exists():
@@ -774,7 +774,7 @@ def command(argv):
 
 
 def replace(path, text):
-    """Write a file in one step."""
+    """Write a file atomically."""
     beside = path.with_name(f".{path.name}.new")
     beside.write_text(text, encoding="utf-8")
     beside.chmod(0o644)
@@ -786,12 +786,12 @@ def boot():
 
 
 def say(priority, text):
-    """Write a line to the journal with a priority of syslog: 3 error, 4 warning, 5 notice."""
+    """Write a line to the journal with a syslog priority: 3 error, 4 warning, 5 notice."""
     print(f"<{priority}>{text}", flush=True)
 
 
 def notify(text):
-    """Tell systemd; see sd_notify(3)."""
+    """Send a state to systemd; see sd_notify(3)."""
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as talk:
@@ -799,16 +799,16 @@ def notify(text):
 
 
 def check(settings):
-    """Return what is wrong with the settings, or None."""
+    """Return the error in the settings, or None."""
     units = [service["unit"] for service in settings["services"]]
     twice = sorted({unit for unit in units if units.count(unit) > 1})
     if twice:
-        return f"{', '.join(twice)} is there twice"
+        return f"{', '.join(twice)} occurs twice"
     unknown = [unit for unit in (settings["night"] or {"units": []})["units"] if unit not in units]
     if unknown:
         return f"{', '.join(unknown)} is in the night units but not among the services"
     bare = [service["unit"] for service in settings["services"] if service["metrics"] and not service["progress"]]
-    return f"{', '.join(bare)} has metrics and names no series of progress" if bare else None
+    return f"{', '.join(bare)} has metrics but no progress series" if bare else None
 
 
 def main():

@@ -144,9 +144,9 @@ def test_a_start_is_waited_for_unless_this_process_has_served(host, tmp_path):
 
 
 def test_no_restart_without_a_budget(host):
-    host.why, host.told = "refused", {"granted": False, "why": "3 restarts did not cure it"}
+    host.why, host.told = "refused", {"granted": False, "why": "3 restarts did not help"}
     told = recover(host)
-    assert told["did"] == "no restart: 3 restarts did not cure it"
+    assert told["did"] == "no restart: 3 restarts did not help"
     assert not told["await"] and not host.service.done
 
 

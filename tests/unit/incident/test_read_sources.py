@@ -51,14 +51,12 @@ def test_a_closed_directory_is_named_with_its_rights(place):
     closed.mkdir(parents=True)
     (place / "private").chmod(0)
     said = told(closed / "*.log")
-    assert said.startswith(
-        f"promtail_file_jobs: {closed}/*.log: promtail cannot look into {place}/private (d--------- "
-    )
+    assert said.startswith(f"promtail_file_jobs: {closed}/*.log: promtail cannot access {place}/private (d--------- ")
     assert said.endswith("; let a group read it, and add that group to promtail_groups")
     (place / "private").chmod(0o755)
     closed.chmod(0o711)
     if os.geteuid() == 0:
-        assert f"cannot look into {closed} (drwx--x--x root" in told(closed / "*.log")
+        assert f"cannot access {closed} (drwx--x--x root" in told(closed / "*.log")
 
 
 def test_closed_files_are_named(place):

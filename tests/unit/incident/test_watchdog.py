@@ -76,7 +76,7 @@ class TestFault:
     def test_a_unit_that_does_not_run_is_systemds(self):
         assert set(faults(service(), (0, seen()), (500, seen(process=None)), (900, seen(process=None)))) == {None}
 
-    @pytest.mark.parametrize("why", ["its host is out of rotation", "a run of Ansible is at work on it"])
+    @pytest.mark.parametrize("why", ["its host is out of rotation", "an Ansible run is changing it"])
     def test_what_others_work_on_is_not_touched_and_the_time_begins_after_it(self, why):
         silent = seen(answers=False, pending=None, progress=None)
         held = seen(answers=False, pending=None, progress=None, hands_off=why)
@@ -147,7 +147,7 @@ class TestSharedBudget:
         one.note()
         assert len(one.services[0].attempts) == 2
         assert watchdog.spend(settings, "vllm.service")["left"] == 0
-        assert watchdog.spend(settings, "vllm.service") == {"granted": False, "why": "3 restarts did not cure it"}
+        assert watchdog.spend(settings, "vllm.service") == {"granted": False, "why": "3 restarts did not help"}
         one.round()
         assert not one.services[0].may_restart(watchdog.time.monotonic(), 3, 7200, 0)
         assert one.services[0].restarted == 2
@@ -247,7 +247,7 @@ class TestNight:
             ({"pending": None}, "its metrics cannot be read, so it may be busy"),
             ({"answers": False}, "it does not answer"),
             ({"process": None}, "it is not running"),
-            ({"hands_off": "a run of Ansible is at work on it"}, "a run of Ansible is at work on it"),
+            ({"hands_off": "an Ansible run is changing it"}, "an Ansible run is changing it"),
         ],
     )
     def test_where_there_is_no_quiet_moment_it_says_why(self, host, found, why):
@@ -449,7 +449,7 @@ class TestHandsOff:
     def test_a_run_of_ansible_holds_the_lock(self):
         with watchdog.held("vllm") as free:
             assert free
-            assert watchdog.hands_off("vllm.service") == "a run of Ansible is at work on it"
+            assert watchdog.hands_off("vllm.service") == "an Ansible run is changing it"
         assert watchdog.hands_off("vllm.service") is None
 
     def test_an_engine_that_another_one_serves_instead_of(self, tmp_path):

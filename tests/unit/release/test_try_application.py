@@ -34,9 +34,9 @@ def tried(tmp_path, url, main="", engine="ask", **settings):
     [
         ((200, SERVED), {}, ""),
         ((200, SERVED), {"VLLM_LORA_ADAPTER_EASYCONTRACT": "easycontract"}, ""),
-        ((200, SERVED), {"VLLM_MODEL": "other"}, "serves base, easycontract and not what VLLM_MODEL names; correct"),
+        ((200, SERVED), {"VLLM_MODEL": "other"}, "serves base, easycontract, but not what VLLM_MODEL names; correct"),
         ((200, SERVED), {"VLLM_LORA_ADAPTER_CHECKLIST": "b"}, "not what VLLM_LORA_ADAPTER_CHECKLIST names"),
-        ((401, "no"), {}, "refuses the key; give ai_server_vllm_api_key"),
+        ((401, "no"), {}, "rejects the key; give ai_server_vllm_api_key"),
         ((503, "loading"), {}, ""),
         ((200, "<html>"), {}, ""),
         ((200, "[]"), {}, ""),
@@ -53,7 +53,7 @@ def test_an_engine_on_ipv6_is_asked_and_other_settings_do_no_harm(server6, tmp_p
     server6.pages["/v1/models"] = (401, "no")
     url = f"http://[::1]:{server6.server_port}"
     status, said = tried(tmp_path, url, CHECKLIST_PROMPT="two\nlines\u2028=\u3000 and\x85\tmore")
-    assert status == 1 and f"the engine at {url}/v1 refuses the key" in said
+    assert status == 1 and f"the engine at {url}/v1 rejects the key" in said
     assert server6.asked[0][1] == f"Bearer {KEY}"
 
 
@@ -94,9 +94,9 @@ def table(tmp_path, *engines):
         (
             (200, SERVED),
             ["base", "other"],
-            "the engine code at {} serves base, easycontract and not other; correct its",
+            "the engine code at {} serves base, easycontract, but not other; correct its",
         ),
-        ((401, "no"), ["base"], "the engine code at {} refuses the key; give its api_key in ai_server_engines"),
+        ((401, "no"), ["base"], "the engine code at {} rejects the key; give its api_key in ai_server_engines"),
         ((503, "loading"), ["other"], ""),
     ],
 )

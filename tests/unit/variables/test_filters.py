@@ -372,11 +372,14 @@ EXAMPLE = (PLUGINS.parents[1] / "ai_server/.env.example").read_text()
         ({"HTTPS_PROXY": "http://a:1", "https_proxy": "b", "OTEL_SERVICE_NAME": "x", "LC_ALL": "C", "TZ": "UTC"}, ""),
         (
             {"RATE_LIMIT_PER_MIN": 5},
-            "RATE_LIMIT_PER_MIN, which is no setting of the application; did you mean RATE_LIMIT_",
+            "RATE_LIMIT_PER_MIN, which is not a setting of the application; did you mean RATE_LIMIT_",
         ),
-        ({"rate_limit_per_minute": 5}, "which is no setting of the application; did you mean RATE_LIMIT_PER_MINUTE."),
+        (
+            {"rate_limit_per_minute": 5},
+            "which is not a setting of the application; did you mean RATE_LIMIT_PER_MINUTE.",
+        ),
         ({"HTTP_PROXI": "a"}, "did you mean HTTP_PROXY."),
-        ({"COLOUR": "red"}, "which is no setting of the application; its .env.example lists them all."),
+        ({"COLOUR": "red"}, "which is not a setting of the application; its .env.example lists them all."),
         ({"RATE_LIMIT_PER_MINUTE": "canary"}, "RATE_LIMIT_PER_MINUTE, which must be a whole number above 0."),
         ({"RATE_LIMIT_PER_MINUTE": 0}, "must be a whole number above 0."),
         ({"RATE_LIMIT_PER_MINUTE": -1}, "must be a whole number above 0."),
@@ -445,7 +448,7 @@ def test_the_file_of_callers_has_digests_and_no_key():
         ([{"name": "a", "keys": [{"key": "a-listed-key-012345"}]}], "that another caller has, or it itself"),
         ([{"name": "a", "keys": [{"key": KEY}, {"key": KEY}]}], "that another caller has, or it itself"),
         ([{"name": "a", "keys": [{"key": KEY, "expires": "soon"}]}], "expires on soon, which is no day such as"),
-        ([{"name": "a", "keys": [{"key": KEY}]}, {"name": "a", "keys": [{"key": OTHER_KEY}]}], "a is there twice"),
+        ([{"name": "a", "keys": [{"key": KEY}]}, {"name": "a", "keys": [{"key": OTHER_KEY}]}], "a occurs twice"),
     ],
 )
 def test_callers_that_cannot_be_used_are_named_and_their_keys_are_not(callers, says):
@@ -485,10 +488,10 @@ def test_the_file_of_engines_has_what_is_given():
         *(([engine("a", api_key=key)], "a has a caller's key") for key in (KEY, "canary-key", "a-listed-key-012345")),
         ([engine("a", models=[])], "a has no models; name what it is asked for."),
         ([engine("a", group="A B")], "a has the group A B; use small letters"),
-        ([engine("a"), engine("a", models=["b"])], "a is there twice; give each engine a name of its own."),
+        ([engine("a"), engine("a", models=["b"])], "a occurs twice; give each engine a name of its own."),
         (
             [engine("a"), engine("b", models=["a"])],
-            "the model a is there twice; leave it at the engine that is to serve",
+            "the model a occurs twice; leave it at the engine that is to serve",
         ),
     ],
 )

@@ -220,7 +220,7 @@ class TestStages:
     "wrong, sentence",
     [
         ({"begin": "soon"}, "otel_collector_begin: 'soon' is neither a time such as"),
-        ({"journal_jobs": [{"job": "a", "unit": "a.service"}] * 2}, "otel_collector_journal_jobs: a is there twice"),
+        ({"journal_jobs": [{"job": "a", "unit": "a.service"}] * 2}, "otel_collector_journal_jobs: a occurs twice"),
         ({"journal_jobs": [{"job": "a/b", "unit": "a.service"}]}, "'a/b' must be a name of letters"),
         ({"journal_jobs": [{"job": "a", "unit": "a b"}]}, "'a b' is no name of a unit"),
         ({"journal_jobs": [{"job": "a", "unit": "a.service", "max_age": "x"}]}, "_jobs, a: max_age: 'x' is neither"),
