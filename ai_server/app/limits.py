@@ -80,7 +80,8 @@ class Limits:
         """Count a request as running until `leave` is called; raise Problem 429 if it exceeds a limit."""
         requests, _, streams = self._of(caller)
         if streams and self._running[caller.name] >= streams:
-            raise _too_many(f"This caller already has {streams} running requests, the maximum.", 1)
+            running = f"{streams} running request{'s' * (streams > 1)}"
+            raise _too_many(f"This caller already has {running}, the maximum.", 1)
         self.check_tokens(caller)
         if seconds := self._rate.wait(f"requests {caller.name}", requests):
             raise _too_many("Too many requests with this key.", seconds)
