@@ -168,7 +168,7 @@ def test_requests_of_a_caller_at_a_time(named, standins):
             chunks = stream.iter_raw()
             next(chunks)
             answer = client.get("/v1/models")
-            assert (answer.status_code, "running requests, the maximum" in answer.text) == (429, True)
+            assert (answer.status_code, "1 running request, the maximum" in answer.text) == (429, True)
             assert other.get("/v1/models").status_code == 200
             standins.go_on.set()
             list(chunks)
