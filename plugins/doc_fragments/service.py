@@ -111,10 +111,10 @@ options:
     elements: dict
     default: []
     suboptions:
-      path: {description: The file., type: path, required: true}
-      content: {description: Its full text., type: str, required: true}
-      owner: {description: Its owner., type: str, default: root}
-      group: {description: Its group., type: str, default: root}
+      path: &path {description: The file., type: path, required: true}
+      content: &content {description: Its full text., type: str, required: true}
+      owner: &owner {description: Its owner., type: str, default: root}
+      group: &group {description: Its group., type: str, default: root}
       mode: {description: Its mode in octal digits., type: str, default: "0644"}
       validate:
         description: Command that checks the file before it replaces the old one; C(%s) stands for the staged file.
@@ -137,10 +137,10 @@ options:
     elements: dict
     default: []
     suboptions:
-      path: {description: The file., type: path, required: true}
-      content: {description: Its full text., type: str, required: true}
-      owner: {description: Its owner., type: str, default: root}
-      group: {description: Its group., type: str, default: root}
+      path: *path
+      content: *content
+      owner: *owner
+      group: *group
       mode: {description: Its mode in octal digits., type: str, default: "0600"}
       validate:
         description: Like O(files[].validate); the program must not print what it reads.

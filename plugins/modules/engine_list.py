@@ -104,7 +104,7 @@ def main() -> None:
     names = [{"name": each["name"], "kind": each["kind"]} for each in wanted]
     served_before = (STORE / engines.SINGLE["name"] / "state.json").exists()
     gone = engines.gone([each["name"] for each in wanted], noted, served_before)
-    recorded = not gone and sorted(noted, key=str) == sorted(names, key=str)
+    recorded = engines.recorded(names, noted, gone)
     states = {}
     if state == "begun":
         try:

@@ -47,7 +47,11 @@ def test_facts_that_were_gathered_later_are_considered(tmp_path):
 
 
 def test_each_item_of_a_loop_is_validated(tmp_path):
-    loop = {**VALIDATE, "loop": ["1", "many"], "vars": {"housekeeping_free_mib": "{{ item }}"}}
-    code, said, _ = run(tmp_path, loop)
+    """A role that is included for each item has the same text in its variables every time."""
+    (tmp_path / "each.yml").write_text(json.dumps([VALIDATE]))
+    one = {"ansible.builtin.include_tasks": f"{tmp_path}/each.yml", "vars": {"housekeeping_free_mib": "{{ item }}"}}
+    code, said, _ = run(tmp_path, {"name": "Each", "loop": ["1", "2"], **one})
+    assert code == 0, said
+    code, said, _ = run(tmp_path, {"name": "Each", "loop": ["1", "many"], **one})
     assert code == 2
     assert "housekeeping_free_mib" in said

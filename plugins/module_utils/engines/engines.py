@@ -318,6 +318,11 @@ def gone(present: Iterable[str], noted: Iterable[Mapping], served_before: bool) 
     return [{"name": one["name"], "kind": one["kind"]} for one in there if one["name"] not in set(present)]
 
 
+def recorded(wanted: list[dict], noted: list[dict], removed: list[dict]) -> bool:
+    """Return whether ``noted`` is the list ``wanted`` in any order, and no engine has to be ``removed``."""
+    return not removed and sorted(noted, key=str) == sorted(wanted, key=str)
+
+
 OTHERS_MIB = 1000  # of a GPU's memory, before the first engine and next to all of them
 
 

@@ -123,6 +123,14 @@ def test_the_only_engine_of_before_there_was_a_list_is_found_too():
     assert engines.gone(["chat"], [], served_before=False) == []
 
 
+def test_the_list_is_recorded_once_nothing_has_to_be_removed():
+    chat, code = {"name": "chat", "kind": "vllm"}, {"name": "code", "kind": "llama_cpp"}
+    assert engines.recorded([chat, code], [code, chat], [])
+    assert not engines.recorded([chat], [chat, code], [code])
+    # The engine of an earlier version is on the host, and no list.
+    assert not engines.recorded([], [], engines.gone([], [], served_before=True))
+
+
 SETTINGS = {
     "vllm_host": "0.0.0.0",
     "vllm_port": 8002,

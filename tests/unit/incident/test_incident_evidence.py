@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from plugins.module_utils.diagnosis import host
+from plugins.module_utils.errors import UserError
 from plugins.module_utils.incident import archive, evidence, summary
 from plugins.module_utils.release import store as release_store
 from plugins.module_utils.release import systemd_unit
@@ -169,3 +170,18 @@ def test_it_ends_in_time_whatever_hangs(machine, monkeypatch):
     found = gather(machine)
     assert found["seconds"] < 1.5
     assert found["problems"] == ["diagnosis: no end within 0.5 s"]
+
+
+@pytest.mark.parametrize("error", [ValueError("half a release"), OSError("no right"), UserError("not NAME=value")])
+def test_a_damaged_release_leaves_the_unit_of_the_service(monkeypatch, error):
+    def damaged(_):
+        raise error
+
+    monkeypatch.setattr(evidence.store.Service, "main_unit", damaged)
+    assert evidence.unit_of("app", {}) == "app.service"
+    assert evidence.unit_of("app", {"unit": "other.service"}) == "other.service"
+
+
+def test_the_service_of_a_timer_is_collected_too():
+    made = evidence.pieces({"idle-stop": {"unit": "idle-stop.timer"}}, [])
+    assert {"units/idle-stop.txt", "units/idle-stop.service.txt", "journals/idle-stop.service.txt"} <= set(made)

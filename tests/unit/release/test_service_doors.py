@@ -133,6 +133,11 @@ class TestPreview:
         assert service_step.change(service, wanted.arguments)["interrupts"] is False
         assert wanted.tried == []
 
+    def test_a_service_that_a_timer_starts_serves_nobody(self, service, wanted, monkeypatch):
+        service.note(current="abc", verified=["abc"])
+        monkeypatch.setattr(service, "main_unit", lambda *_: "app.timer")
+        assert service_step.change(service, wanted.arguments)["interrupts"] is False
+
     def test_a_rollback_to_nothing_is_refused_before_the_host_is_drained(self, service, wanted):
         service.note(current="abc", verified=["abc"])
         with pytest.raises(Refused, match="no earlier verified release is kept here"):

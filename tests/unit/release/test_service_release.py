@@ -267,7 +267,7 @@ class TestLiveFiles:
         monkeypatch.setattr(checks, "check", lambda *_: None)
         monkeypatch.setattr(checks, "check_unit", lambda *_: [])
 
-        def run(texts, plain="a: 1\n", reload="/bin/kill -HUP $MAINPID", probes=()):
+        def run(texts, plain="a: 1\n", reload="/bin/kill -HUP $MAINPID", probes=(), installed=None):
             common = {"mode": "0640", "owner": "root", "group": "root", "validate": None}
             files = [{**common, "path": str(host.root / "etc/app/app.yml"), "content": plain, "live": False}]
             for name, text in texts.items():
@@ -276,7 +276,7 @@ class TestLiveFiles:
             arguments = {
                 "files": files, "links": [], "unit": unit, "secrets": [], "inputs": {}, "user": None,
                 "directories": [], "listens": [], "trials": [], "probes": list(probes), "before_start": [],
-                "start_timeout": 5,
+                "start_timeout": 5, "installed": installed,
             }  # fmt: skip
             host.systemd.said.clear()
             result = deploy.deploy(host.service, arguments, check_mode=False)
@@ -285,6 +285,18 @@ class TestLiveFiles:
             return result
 
         return run
+
+    def test_a_program_that_was_installed_is_a_change(self, run):
+        run({})
+        there = {"changed": False, "path": "/opt/app/1.0", "diff": {}}
+        result = run({}, installed=there)
+        assert (result["changed"], result["program"], result["diff"]) == (False, "/opt/app/1.0", [])
+        result = run({}, installed={**there, "changed": True, "diff": {"before": "", "after": "app"}})
+        assert (result["changed"], result["restarted"], result["diff"]) == (
+            True,
+            None,
+            [{"before": "", "after": "app"}],
+        )
 
     def test_another_text_is_reloaded_and_restarts_nothing(self, host, run):
         assert run({"targets.yml": "one"})["restarted"]
