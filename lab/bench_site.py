@@ -278,7 +278,7 @@ def part(table: str, repeats: int) -> str:
         "links, programs, units and answers over HTTP as they are wanted. It does less: no validation of variables,\n"
         "no plan, no preflights, no completions by the models, no checklist measured from outside. 20 ms is the round\n"
         "trip of a link with that delay; all machines are on this host, which they share.\n\n"
-        f"Medians of {repeats} rounds on {load}.\n\n{table}\n{MITOGEN}"
+        f"{f'Medians of {repeats} rounds' if repeats > 1 else '1 round'} on {load}.\n\n{table}\n{MITOGEN}"
     )
 
 
