@@ -11,7 +11,7 @@ import uuid
 import pytest
 
 CONFIG, SECRET = "/etc/otel_collector/config.yaml", "/etc/otel_collector/authorization.env"
-INSTALL, RUN = "released_service : Install the released program", "released_service : Run otel_collector"
+RUN = "released_service : Run otel_collector"
 RECORDS = "/var/lib/receiver/records.jsonl"
 ARRIVAL_TIMEOUT = 40
 SOCKETS = {"127.0.0.1:8888", "127.0.0.1:13133"}
