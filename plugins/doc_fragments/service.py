@@ -120,7 +120,7 @@ options:
         description: Command that checks the file before it replaces the old one; C(%s) stands for the staged file.
         type: list
         elements: str
-      live:
+      live: &live
         description:
           - The process reads the file again while it runs, through the unit's C(ExecReload) if it has one. Changing,
             adding or removing such a file restarts nothing, and a rollback keeps the current one.
@@ -131,7 +131,8 @@ options:
       - Files like O(files), with lines C(NAME=value), whose text appears in no result, diff or log. A release stores
         keyed digests of the values instead of the values. So another value makes another release, and a release that is
         restored gets the current values.
-      - A file that a later release no longer has stays until no kept release needs it.
+      - A file that a later release no longer has stays until no kept release needs it, a live one until the later
+        release serves.
       - With O(secrets[].whole) the text has no names, such as a file that contains only one password.
     type: list
     elements: dict
@@ -152,6 +153,7 @@ options:
         elements: str
         default: []
       whole: {description: Whether the full text is one secret., type: bool, default: false}
+      live: *live
   links:
     description: Links that change with the release, such as the one that selects the program's version.
     type: list

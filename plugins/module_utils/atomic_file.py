@@ -1,4 +1,4 @@
-"""Write a file in one step: a reader sees either the old file or the complete new one, also after a power loss.
+"""Write a file or a link in one step: a reader sees either the old one or the complete new one, also after a power loss.
 
 Plain Python.
 """
@@ -38,6 +38,20 @@ def write(
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def link(path: Path, target: str | Path) -> None:
+    """Make ``path`` a link to ``target`` in place of what was there; create its directory if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.new")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(target)
+    beside.replace(path)
+
+
+def leads_to(path: Path) -> str | None:
+    """Return the target of the link ``path``, or None if it is no link."""
+    return str(path.readlink()) if path.is_symlink() else None
 
 
 def _own(beside: Path, path: Path, mode: int | None, owner: str | int | None, group: str | int | None) -> None:

@@ -26,6 +26,9 @@ options:
   user: {description: User who builds., type: str}
   runs_as: {description: User who must be able to run it; O(user) by default., type: str}
   environment: {description: "Variables for the installer: index, proxy, cache, certificates.", type: dict, default: {}}
+  link:
+    description: A link that then leads to the environment. A service's own link is an option of its release instead.
+    type: path
   needed_mib: {description: Free disk space in MiB that is required before the build., type: int, default: 200}
 attributes:
   check_mode: {description: Reports whether it would build; does not use the network., support: full}
@@ -48,6 +51,7 @@ path: {description: The environment., type: str, returned: always, sample: /app/
 
 from pathlib import Path
 
+from ..module_utils import atomic_file
 from ..module_utils.errors import UserError
 from ..module_utils.install.python_environment import Builder, complete, digest
 from ..module_utils.quiet_module import QuietModule
@@ -68,6 +72,7 @@ def main() -> None:
             "user": {"type": "str"},
             "runs_as": {"type": "str"},
             "environment": {"type": "dict", "default": {}},
+            "link": {"type": "path"},
             "needed_mib": {"type": "int", "default": 200},
         },
         supports_check_mode=True,
@@ -79,16 +84,23 @@ def main() -> None:
     }
     directory = Path(wanted["root"]) / digest(inputs)
     runs_as = wanted["runs_as"] or wanted["user"]
-    changed = not complete(directory, runs_as)
-    if changed and not module.check_mode:
+    link = Path(wanted["link"]) if wanted["link"] else None
+    missing = not complete(directory, runs_as)
+    misplaced = link is not None and atomic_file.leads_to(link) != str(directory)
+    if missing and not module.check_mode:
         variables = {key: str(value) for key, value in wanted["environment"].items()}
         builder = Builder(wanted["installer"], wanted["uv"], wanted["python"], wanted["user"], variables, runs_as)
         try:
             builder.build(directory, inputs, wanted["needed_mib"])
         except (UserError, OSError) as error:
             module.fail_json(msg=f"{directory}: {error}")
-    diff = {"before": "", "after": f"{directory}\n{wanted['requirements'][:2000]}"} if changed else {}
-    module.exit_json(changed=changed, path=str(directory), diff=diff)
+    if misplaced and not module.check_mode:
+        try:
+            atomic_file.link(link, directory)
+        except OSError as error:
+            module.fail_json(msg=f"{link} does not lead to {directory}: {error}")
+    diff = {"before": "", "after": f"{directory}\n{wanted['requirements'][:2000]}"} if missing else {}
+    module.exit_json(changed=missing or misplaced, path=str(directory), diff=diff)
 
 
 if __name__ == "__main__":

@@ -215,15 +215,14 @@ def test_callers_come_and_go_without_a_restart(host, converge):
 
     old, new = "canary-old-key-0123456", "canary-new-key-0123456"
     callers = [{"name": "backend", "keys": [{"key": old}]}]
-    write = "ai_server : Write the callers"
     assert converge({"ai_server_callers": callers}, check=True).code == 0
     outcome = converge({"ai_server_callers": callers}, verbose=True)
-    assert (outcome.code, outcome.changed) == (0, [write, SERVICE]), outcome.message
+    assert (outcome.code, outcome.changed) == (0, [SERVICE]), outcome.message
     assert answers(old, 503) and answers(new, 401)
     before = pid(host)
     callers = [{"name": "backend", "keys": [{"key": old, "expires": "2020-01-31"}, {"key": new}]}]
-    assert converge({"ai_server_callers": callers}, check=True).changed == [write]
-    assert converge({"ai_server_callers": callers}).changed == [write]
+    assert converge({"ai_server_callers": callers}, check=True).changed == [SERVICE]
+    assert converge({"ai_server_callers": callers}).changed == [SERVICE]
     assert converge({"ai_server_callers": callers}).changed == []
     assert answers(old, 401) and answers(new, 503)
     assert pid(host) == before
@@ -249,10 +248,9 @@ def test_a_table_of_engines_changes_without_a_restart(host, converge):
             "ai_server_engines": [{**chat, "models": models}, {**feedback, "models": [model], "group": "evaluation"}]
         }
 
-    write = "ai_server : Write the engines"
     assert converge(engines("small"), check=True).code == 0
     outcome = converge(engines("small"), verbose=True)
-    assert (outcome.code, outcome.changed) == (0, [write, SERVICE]), outcome.message
+    assert (outcome.code, outcome.changed) == (0, [SERVICE]), outcome.message
     before = pid(host)
     assert set(json.loads(ask(host, "/health")[1])["engines"]) == {"chat", "feedback"}
     after, wants = (
@@ -261,8 +259,8 @@ def test_a_table_of_engines_changes_without_a_restart(host, converge):
     # The unit only waits for the first engine: the others start in their turn.
     assert "chat.service" in after and not {"feedback.service", "vllm.service"} & {*after}
     assert "chat.service" in wants and "feedback.service" not in wants, "it would start what the switch stopped"
-    assert converge(engines("other"), check=True).changed == [write]
-    assert converge(engines("other")).changed == [write]
+    assert converge(engines("other"), check=True).changed == [SERVICE]
+    assert converge(engines("other")).changed == [SERVICE]
     assert converge(engines("other")).changed == []
     assert pid(host) == before
     file = host.file(f"{ROOT}/engines.json")

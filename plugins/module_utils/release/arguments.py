@@ -5,8 +5,8 @@ from __future__ import annotations
 from .probes import options as probe_options
 
 
-def _file(mode: str, own: dict, secret: bool = False) -> dict:
-    """Return the options of an entry of files; ``own``: those that only this kind of file has."""
+def _file(mode: str, own: dict | None = None, secret: bool = False) -> dict:
+    """Return the options of an entry of files or secrets; ``own``: those that only one of them has."""
     return {
         "path": {"type": "path", "required": True},
         "content": {"type": "str", "required": True, "no_log": secret},
@@ -14,7 +14,8 @@ def _file(mode: str, own: dict, secret: bool = False) -> dict:
         "group": {"type": "str", "default": "root"},
         "mode": {"type": "str", "default": mode},
         "validate": {"type": "list", "elements": "str"},
-        **own,
+        "live": {"type": "bool", "default": False},
+        **(own or {}),
     }
 
 
@@ -57,7 +58,7 @@ PROGRAM = {
 }
 CONTENTS = {
     "peers": _texts(),
-    "files": _listed(_file("0644", {"live": {"type": "bool", "default": False}})),
+    "files": _listed(_file("0644")),
     "secrets": {
         **_listed(_file("0600", {"plain": _texts(), "whole": {"type": "bool", "default": False}}, secret=True)),
         "no_log": False,

@@ -1,7 +1,7 @@
 """The contents of a release on the disk: describe them, compare them, write them, take them away.
 
-A file may be *live*: the process reads it again while it runs. It is not part of the release. Changing, adding or
-removing a live file restarts nothing, and a rollback keeps the current one.
+A file or a secret may be *live*: the process reads it again while it runs. It is not part of the release. Changing,
+adding or removing it restarts nothing, and a rollback keeps the current one.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import grp
 import pwd
 from pathlib import Path
 
-from .. import unprivileged
+from .. import atomic_file, unprivileged
 from ..install import released_program
 from . import secret_files, store, systemd_unit
-from .description import PLACES, described, environment_of, private, unit_text
+from .description import PLACES, described, digest, environment_of, private, unit_text
 from .store import Service, write
 
 AT_BOOT = " at boot"
@@ -76,14 +76,14 @@ def differences(service: Service, release: dict) -> list[dict]:
         ):
             found.append({"what": str(path), "before": None, "after": None, "secret": True})
     for link in release["links"]:
-        before = str(Path(link["path"]).readlink()) if Path(link["path"]).is_symlink() else None
+        before = atomic_file.leads_to(Path(link["path"]))
         if before != link["target"]:
             found.append({"what": link["path"], "before": before, "after": link["target"], "secret": False})
     current = service.release(service.state()["current"])
-    stay = {file["path"] for file in release["files"]}
-    for file in current.get("files", []):
-        if file.get("live") and file["path"] not in stay and Path(file["path"]).is_file():
-            found.append({"what": file["path"], "before": file["content"], "after": None, "secret": False})
+    for file in dropped(current, release):
+        if Path(file["path"]).is_file():
+            secret = "content" not in file
+            found.append({"what": file["path"], "before": file.get("content"), "after": None, "secret": secret})
     before = current.get("inputs", release["inputs"])
     for name in sorted({*before, *release["inputs"]}):
         if before.get(name) != release["inputs"].get(name):
@@ -98,6 +98,13 @@ def differences(service: Service, release: dict) -> list[dict]:
     if systemd_unit.show(main).get("UnitFileState") != "enabled":
         found.append({"what": f"{main}{AT_BOOT}", "before": "off", "after": "on", "secret": False})
     return found
+
+
+def dropped(release: dict, but: dict) -> list[dict]:
+    """Return the live files and secrets of ``release`` (which may be {}) that ``but`` does not have."""
+    stay = {file["path"] for part in ("files", "secrets") for file in but[part]}
+    files = [file for part in ("files", "secrets") for file in release.get(part, [])]
+    return [file for file in files if file.get("live") and file["path"] not in stay]
 
 
 def _unit_files(service: Service, release: dict) -> list[dict]:
@@ -120,12 +127,7 @@ def put(service: Service, release: dict, texts: dict | None = None) -> None:
         text = secret_files.current_text(service, secret) if texts is None else texts[secret["path"]]
         write(Path(secret["path"]), text, int(secret["mode"], 8), secret["owner"], secret["group"])
     for link in release["links"]:
-        path = Path(link["path"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.new")
-        beside.unlink(missing_ok=True)
-        beside.symlink_to(link["target"])
-        beside.replace(path)
+        atomic_file.link(Path(link["path"]), link["target"])
     write(service.environment, environment_of(release), 0o600)
     # A reload applies the memory limit to running processes, but not the OOM score.
     systemd_unit.run("systemctl", "daemon-reload")
@@ -140,6 +142,10 @@ def take_away(service: Service, release: dict, but: dict | None = None) -> None:
     A secret file stays as long as a kept release needs it, since its text is stored nowhere else; see `rollback.prune`.
     """
     stay = {entry["path"] for part in PLACES for entry in (but or {}).get(part, [])}
+    if but and digest(but) == digest(release):
+        # The process goes on without them. A release that is replaced has them until the next one serves.
+        for file in dropped(release, but):
+            Path(file["path"]).unlink(missing_ok=True)
     for entry in [*release["files"], *release["links"]]:
         path = Path(entry["path"])
         if entry["path"] not in stay:

@@ -83,7 +83,8 @@ def _switch(service: Service, wanted: dict, release: dict, differences: list[dic
         if before:
             contents.take_away(service, before, but=release)
         service.note(current=name)
-    elif state["current"] != name:
+    elif service.release(state["current"]) != release:
+        # Its record was lost, or it was written before a live file belonged to it.
         service.adopt(release)
     service.store_proof(name, {key: wanted[key] for key in ("probes", "before_start", "start_timeout")})
     served_last = rollback.served_last(service)

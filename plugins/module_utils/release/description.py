@@ -25,7 +25,9 @@ def digest(release: dict) -> str:
     # Empty parts are left out, so that a release from before such a part existed keeps its digest.
     parts = {key: release[key] for key in ("files", "secrets", "links", "inputs", "unit", "timer") if release.get(key)}
     parts = {"files": [], "links": [], **parts}
-    parts["files"] = [file for file in parts["files"] if not file.get("live")]
+    for part in {"files", "secrets"} & parts.keys():
+        parts[part] = [file for file in parts[part] if not file.get("live")]
+    parts = {key: part for key, part in parts.items() if part or key in ("files", "links")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -56,9 +58,8 @@ def private(file: dict) -> bool:
 
 def digest_before(files: list[dict], release: dict) -> str:
     """Return the earlier digest of ``release``, with secrets as ordinary ``files``; processes may still carry it."""
-    return digest(
-        {**release, "files": [{**described(file), "content": file["content"]} for file in files], "secrets": []}
-    )
+    fixed = [{**described(file), "content": file["content"]} for file in files if not file.get("live")]
+    return digest({**release, "files": fixed, "secrets": []})
 
 
 def environment_of(release: dict) -> str:

@@ -22,15 +22,22 @@ BUILT = (application_source.MARKER, python_environment.MARKER)  # every build fo
 
 def renewed(service: Service, release: dict) -> dict:
     """Return ``release`` with the current secrets, live files and limits. Raises `Refused` if a secret is gone."""
+    current = service.release(service.state()["current"])
+    files, secrets = (
+        _with_live(release[part], [file for file in current.get(part, []) if file.get("live")])
+        for part in ("files", "secrets")
+    )
     today = [
         secret_files.outlined(service, {**secret, "content": secret_files.current_text(service, secret)})
-        for secret in release["secrets"]
+        for secret in secrets
     ]
-    current = service.release(service.state()["current"])
-    live = [file for file in current.get("files", []) if file.get("live")]
-    files = [file for file in release["files"] if file["path"] not in {file["path"] for file in live}] + live
     limits = current.get("limits", release.get("limits", {}))
     return {**release, "files": files, "secrets": today, "limits": limits}
+
+
+def _with_live(files: list[dict], live: list[dict]) -> list[dict]:
+    """Return ``files`` with those of ``live`` in place of the files at the same paths."""
+    return [file for file in files if file["path"] not in {file["path"] for file in live}] + live
 
 
 def confirm(service: Service) -> None:
@@ -64,8 +71,11 @@ def prune(service: Service) -> None:
     needed, gone = _kept_and_gone(service)
     for directory in unused_builds(service):
         shutil.rmtree(directory, ignore_errors=True)
-    stay = {entry["path"] for release in needed.values() for part in PLACES for entry in release[part]}
-    for secret in {secret["path"] for release in gone.values() for secret in release["secrets"]} - stay:
+    current = needed.get(service.state()["current"])
+    # A live secret is needed only while the current release has it.
+    live = {file["path"] for release in needed.values() if current for file in contents.dropped(release, current)}
+    stay = {entry["path"] for release in needed.values() for part in PLACES for entry in release[part]} - live
+    for secret in {secret["path"] for release in gone.values() for secret in release["secrets"]} - stay | live:
         Path(secret).unlink(missing_ok=True)
     for name in gone:
         (service.store / "releases" / f"{name}.json").unlink()

@@ -35,9 +35,8 @@ def without_secrets(service: Service, release: dict, plain: dict | None = None) 
 def outlined(service: Service, file: dict) -> dict:
     """Return what a release stores of a secret file. Raises `Refused` if a line is not ``NAME=value``."""
     plain = sorted(file["plain"] or [])
-    # Left out unless set, so that a release from before this attribute existed keeps its digest.
-    whole = {"whole": True} if file.get("whole") else {}
-    kept = {**described(file), **whole, "plain": plain}
+    # Left out unless set, so that a release from before these attributes existed keeps its digest.
+    kept = {**described(file), **{name: True for name in ("whole", "live") if file.get(name)}, "plain": plain}
     return {**kept, "lines": outline(service, kept, file["content"])}
 
 

@@ -132,7 +132,7 @@ class Service:
         write(self.store / "releases" / f"{digest(release)}.json", json.dumps(release, indent=1), 0o600)
 
     def adopt(self, release: dict) -> None:
-        """Record what runs as the current release: its record was lost, and nothing has to be written or restarted."""
+        """Record what runs as the current release; nothing has to be written or restarted."""
         self.keep(release)
         self.note(current=digest(release))
 

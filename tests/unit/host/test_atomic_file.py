@@ -72,3 +72,16 @@ def test_bytes_of_others_stay_as_they_are(tmp_path):
     path.write_bytes(b"caf\xe9\r\n")
     atomic_file.write(path, host_text.read(path))
     assert path.read_bytes() == b"caf\xe9\r\n"
+
+
+def test_a_link_replaces_what_was_there(tmp_path):
+    path = tmp_path / "some/where/current"
+    atomic_file.link(path, "/first")
+    atomic_file.link(path, tmp_path / "second")
+    assert atomic_file.leads_to(path) == str(tmp_path / "second")
+    assert list(path.parent.iterdir()) == [path]
+    path.unlink()
+    path.write_text("a file")
+    assert atomic_file.leads_to(path) is None
+    atomic_file.link(path, "/first")
+    assert atomic_file.leads_to(path) == "/first"

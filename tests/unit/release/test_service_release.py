@@ -259,24 +259,25 @@ class TestLimits:
 
 
 class TestLiveFiles:
-    """Files that the process reloads while it runs."""
+    """Files and secrets that the process reloads while it runs."""
 
-    @pytest.fixture
-    def run(self, host, monkeypatch):
-        """Run the module for a service with live files (name: text); return its result."""
+    @pytest.fixture(params=["files", "secrets"])
+    def run(self, host, monkeypatch, request):
+        """Run the module for a service with live files or secrets (name: text); return its result."""
         monkeypatch.setattr(checks, "check", lambda *_: None)
         monkeypatch.setattr(checks, "check_unit", lambda *_: [])
 
         def run(texts, plain="a: 1\n", reload="/bin/kill -HUP $MAINPID", probes=(), installed=None):
             common = {"mode": "0640", "owner": "root", "group": "root", "validate": None}
             files = [{**common, "path": str(host.root / "etc/app/app.yml"), "content": plain, "live": False}]
-            for name, text in texts.items():
-                files.append({**common, "path": str(host.root / "etc/app" / name), "content": text, "live": True})
+            live = [{"path": str(host.root / "etc/app" / name), "content": text} for name, text in texts.items()]
+            live = [{**common, **file, "plain": [], "whole": True, "live": True} for file in live]
+            parts = {"files": files, "secrets": []}
+            parts[request.param] = parts[request.param] + live
             unit = {"Service": {**UNIT["Service"], **({"ExecReload": reload} if reload else {})}}
             arguments = {
-                "files": files, "links": [], "unit": unit, "secrets": [], "inputs": {}, "user": None,
-                "directories": [], "listens": [], "trials": [], "probes": list(probes), "before_start": [],
-                "start_timeout": 5, "installed": installed,
+                **parts, "links": [], "unit": unit, "inputs": {}, "user": None, "directories": [], "listens": [],
+                "trials": [], "probes": list(probes), "before_start": [], "start_timeout": 5, "installed": installed,
             }  # fmt: skip
             host.systemd.said.clear()
             result = deploy.deploy(host.service, arguments, check_mode=False)
@@ -334,6 +335,65 @@ class TestLiveFiles:
         assert {path.name: path.read_text() for path in (host.root / "etc/app").iterdir()} == {
             "app.yml": "a: 1\n", "targets.yml": "two", "more.yml": "three",
         }  # fmt: skip
+
+    def test_one_that_another_wrote_belongs_to_the_service_afterwards(self, host, run):
+        run({})
+        path = host.root / "etc/app/targets.yml"
+        path.write_text("one")
+        path.chmod(0o640)
+        assert not run({"targets.yml": "one"})["changed"]
+        assert run({})["changed"] and not path.exists()
+
+
+class TestLiveSecrets:
+    """A secret that the process reloads, and whose text no release keeps."""
+
+    @pytest.fixture
+    def run(self, host, monkeypatch):
+        """Deploy the service with ``text`` in its live secret, or without one; return the result."""
+        monkeypatch.setattr(checks, "check", lambda *_: None)
+        monkeypatch.setattr(checks, "check_unit", lambda *_: [])
+
+        def run(text, plain, serves=True):
+            owned = {"mode": "0640", "owner": "root", "group": "root", "validate": None}
+            file = {**owned, "path": str(host.root / "etc/app/app.yml"), "content": plain, "live": False}
+            secret = {**owned, "path": str(host.root / "etc/app/keys"), "content": text, "plain": [], "whole": True}
+            arguments = {
+                "files": [file], "secrets": [{**secret, "live": True}] if text else [], "links": [], "unit": UNIT,
+                "inputs": {}, "user": None, "directories": [], "listens": [], "trials": [], "probes": [],
+                "before_start": [], "start_timeout": 5,
+            }  # fmt: skip
+            result = deploy.deploy(host.service, arguments, check_mode=False)
+            if result["await"] and serves:
+                rollback.confirm(host.service)
+            return result
+
+        return run
+
+    def test_no_release_keeps_its_text(self, host, run):
+        run("the-key", "a: 1\n")
+        assert (host.root / "etc/app/keys").read_text() == "the-key"
+        stored = "".join(path.read_text() for path in host.service.store.rglob("*") if path.is_file())
+        assert "the-key" not in stored and "etc/app/keys" in stored
+
+    def test_the_release_that_replaces_it_removes_it_once_it_serves(self, host, run):
+        run("the-key", "a: 1\n")
+        run("", "a: 2\n", serves=False)
+        assert (host.root / "etc/app/keys").exists()
+        assert rollback.roll_back(host.service)["rolled_back_to"]
+        assert (host.root / "etc/app/keys").read_text() == "the-key"
+        run("", "a: 2\n")
+        assert not (host.root / "etc/app/keys").exists()
+
+    def test_there_is_no_way_back_to_one_that_is_gone(self, host, run):
+        run("the-key", "a: 1\n")
+        run("", "a: 2\n")
+        before = host.service.state()
+        with pytest.raises(
+            Refused, match=r"^app: .*/etc/app/keys is gone, and no release keeps a secret; run site.yml$"
+        ):
+            rollback.go_back(host.service)
+        assert host.service.state() == before and (host.root / "etc/app/app.yml").read_text() == "a: 2\n"
 
 
 class TestUnitsAmongTheFiles:

@@ -119,6 +119,18 @@ class TestEnvironment:
         assert python_environment.complete(made, "nobody")
         assert not run("python_environment", arguments)["changed"]
 
+    def test_its_link_leads_to_it(self, place, arguments):
+        link = place / "home/current"
+        made = run("python_environment", arguments)["path"]
+        linked = {**arguments, "link": str(link)}
+        assert run("python_environment", {**linked, "_ansible_check_mode": True})["changed"] and not link.exists()
+        assert run("python_environment", linked)["changed"] and str(link.readlink()) == made
+        assert not run("python_environment", linked)["changed"]
+        link.unlink()
+        link.mkdir()
+        refused = run("python_environment", linked)
+        assert refused["failed"] and refused["msg"].startswith(f"{link} does not lead to {made}: ")
+
     @pytest.mark.parametrize("closed", [".", "..", "bin"])
     def test_one_that_its_user_cannot_run_is_not_complete_and_is_built_again(self, arguments, closed):
         made = Path(run("python_environment", arguments)["path"])
