@@ -97,6 +97,16 @@ options:
 
     CONTENTS = r"""
 options:
+  conflicts:
+    description:
+      - Services that must not run beside this one. If one runs, nothing is changed. In check mode they may run, since an
+        earlier task of the same run may be about to remove them.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name: {description: The other service., type: str, required: true}
+      reason: {description: "What would happen, and the cure.", type: str, required: true}
   peers:
     description:
       - Addresses, networks or C(localhost), the only peers with which the service may exchange packets. systemd drops

@@ -1,4 +1,4 @@
-"""Write a file or a link in one step: a reader sees either the old one or the complete new one, also after a power loss.
+"""Write a file or a link in one step: a reader sees the old one or the complete new one, also after a power loss.
 
 Plain Python.
 """

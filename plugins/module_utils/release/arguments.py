@@ -57,6 +57,7 @@ PROGRAM = {
     }
 }
 CONTENTS = {
+    "conflicts": _listed({"name": {"type": "str", "required": True}, "reason": {"type": "str", "required": True}}),
     "peers": _texts(),
     "files": _listed(_file("0644")),
     "secrets": {

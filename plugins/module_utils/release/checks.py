@@ -72,6 +72,13 @@ def reread(service: Service) -> bool:
     return True
 
 
+def check_conflicts(conflicts: list[dict]) -> None:
+    """Raise `Refused` if one of the services ``conflicts`` runs; each has a name and a reason."""
+    for other in conflicts:
+        if systemd_unit.show(f"{other['name']}.service").get("ActiveState") == "active":
+            raise Refused(f"{other['name']} runs on this host, and {other['reason']}")
+
+
 def check_ports(service: Service, ports: list[int]) -> None:
     """Raise `Refused` if a process outside this service listens on one of ``ports``."""
     for port in ports:

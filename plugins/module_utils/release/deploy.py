@@ -10,13 +10,17 @@ from .store import Service
 
 
 def settle(module, service: Service, wanted: dict) -> None:
-    """Check the users and groups of ``wanted`` and install its program, which changes nothing for the running service.
+    """Check the groups and conflicts of ``wanted`` and install its program; the running service does not change.
 
     Adds to ``wanted`` the link that selects the program, and the result of its installation. Raises `Refused` or
     UserError.
     """
     account.settle_groups(service, wanted)
-    if wanted["state"] != "absent" and wanted["program"]:
+    if wanted["state"] == "absent":
+        return
+    if not module.check_mode:
+        checks.check_conflicts(wanted["conflicts"])
+    if wanted["program"]:
         installed = program.provide(module, {"name": service.name, **wanted["program"]})
         current = {"path": str(program.ROOT / service.name / "current"), "target": installed["path"]}
         wanted |= {"links": [current, *wanted["links"]], "installed": installed}

@@ -8,7 +8,7 @@ import pytest
 
 from plugins.module_utils.errors import UserError
 from plugins.module_utils.install import program
-from plugins.module_utils.release import account, checks, deploy
+from plugins.module_utils.release import account, checks, deploy, systemd_unit
 from plugins.module_utils.release.description import Refused
 
 ARCHIVE = {"version": "1.1", "url": "http://mirror/app.tar.gz", "checksum": f"sha256:{'0' * 64}"}
@@ -29,9 +29,9 @@ def asked(monkeypatch):
     return done
 
 
-def settled(**wanted) -> dict:
-    wanted = {"state": "present", "program": ARCHIVE, "links": [OTHER], **wanted}
-    deploy.settle(None, SimpleNamespace(name="app"), wanted)
+def settled(check_mode=False, **wanted) -> dict:
+    wanted = {"state": "present", "conflicts": [], "program": ARCHIVE, "links": [OTHER], **wanted}
+    deploy.settle(SimpleNamespace(check_mode=check_mode), SimpleNamespace(name="app"), wanted)
     return wanted
 
 
@@ -46,6 +46,19 @@ def test_it_is_installed_after_the_groups_were_checked_and_selected_by_the_first
 def test_nothing_is_installed_for_a_removal_or_a_service_without_one(asked, wanted):
     assert settled(**wanted)["links"] == [OTHER]
     assert asked == ["groups"]
+
+
+def test_nothing_is_installed_beside_a_service_that_must_not_run_with_it(asked, monkeypatch):
+    states = {"other.service": "active", "third.service": "inactive"}
+    monkeypatch.setattr(systemd_unit, "show", lambda unit: {"ActiveState": states[unit]})
+    both = [{"name": name, "reason": "every line would be shipped twice: remove it."} for name in ("third", "other")]
+    with pytest.raises(Refused, match=r"^other runs on this host, and every line would be shipped twice: remove it\.$"):
+        settled(conflicts=both)
+    assert asked == ["groups"]
+    assert settled(conflicts=both[:1])["installed"]
+    # Neither in check mode, where the other may be about to go, nor when this one goes.
+    assert settled(conflicts=both, check_mode=True)["installed"]
+    assert settled(conflicts=both, state="absent")
 
 
 def test_an_archive_without_a_checksum_is_refused_before_the_download(tmp_path):
