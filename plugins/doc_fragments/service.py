@@ -99,8 +99,8 @@ options:
 options:
   conflicts:
     description:
-      - Services that must not run beside this one. If one runs, nothing is changed. In check mode they may run, since an
-        earlier task of the same run may be about to remove them.
+      - Services that must not run beside this one. If one runs, nothing is changed. In check mode they may run, since
+        an earlier task of the same run may be about to remove them.
     type: list
     elements: dict
     default: []
