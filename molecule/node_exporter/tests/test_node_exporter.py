@@ -271,6 +271,12 @@ def test_the_same_version_from_another_archive_is_another_program(host, converge
     assert "sha256:0000" in host.file(marker).content_string
     assert running_since(host) != before
     assert converge().changed == []
+    # The other one goes once no kept release needs it. The flags are checked with the program that will run.
+    host.run_test("rm -r /opt/node_exporter/%s", NEWEST)
+    moved = {"node_exporter_port": 9108}
+    assert converge(moved).code == 0
+    assert listening(host) == {"127.0.0.1:9108"}
+    assert converge().code == 0
 
 
 @pytest.mark.full
