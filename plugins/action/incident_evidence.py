@@ -10,6 +10,8 @@ from ansible.plugins.action import ActionBase
 from ..module_utils.diagnosis import report
 from ..module_utils.incident import archive, summary
 from ..module_utils.redaction import Redaction
+from ..module_utils.role_variables import secrets
+from ..plugin_utils.roles import SPECS
 
 
 class ActionModule(ActionBase):
@@ -18,10 +20,8 @@ class ActionModule(ActionBase):
     def run(self, tmp=None, task_vars=None):
         super().run(tmp, task_vars)
         host, args = task_vars["inventory_hostname"], dict(self._task.args)
-        directory, secrets = (
-            args.pop("directory", None),
-            [str(each) for each in args.pop("secrets", None) or [] if each],
-        )
+        directory = args.pop("directory", None)
+        private = [*self._of_roles(task_vars), *(str(each) for each in args.pop("secrets", None) or [] if each)]
         if not directory:
             return {"failed": True, "msg": "directory must be given: where the archives go on the controller."}
         # The target's log would reveal the login in an address.
@@ -31,7 +31,7 @@ class ActionModule(ActionBase):
         except AnsibleConnectionFailure as error:
             seen = {"msg": str(error)}
         told = made(host, seen)
-        hide = Redaction(secrets)
+        hide = Redaction(private)
         result = {
             "changed": False,
             "archive": None,
@@ -45,12 +45,24 @@ class ActionModule(ActionBase):
         if self._task.check_mode:
             return result
         try:
-            path = archive.write(Path(directory).expanduser().resolve(), host, told["files"], secrets)
+            path = archive.write(Path(directory).expanduser().resolve(), host, told["files"], private)
         except OSError as error:
             told = f"incident_directory is {directory}, where no archive can be written: {error}"
             return {**result, "failed": True, "msg": told}
         kept = summary.row("archive", f"{path} ({len(told['files'])} files)")
         return {**result, "archive": str(path), "rows": [*result["rows"], kept]}
+
+    def _of_roles(self, task_vars) -> list[str]:
+        """Return the host's values of all variables that an argument spec of a role marks with no_log."""
+        options = {name: spec for role in SPECS.values() for name, spec in role.items() if name in task_vars}
+        found = [
+            secrets(spec, self._templar.template(task_vars[name])) for name, spec in options.items() if _marked(spec)
+        ]
+        return [value for values in found for value in values if value]
+
+
+def _marked(spec: dict) -> bool:
+    return bool(spec.get("no_log")) or any(map(_marked, (spec.get("options") or {}).values()))
 
 
 def made(host: str, seen: dict) -> dict:

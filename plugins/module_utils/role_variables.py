@@ -313,6 +313,23 @@ def typed(name: str, spec: Mapping, value) -> tuple[object, list[str]]:
     return converted, []
 
 
+def secrets(spec: Mapping, value) -> list[str]:
+    """Return the texts in ``value`` that ``spec``, the option of an argument spec, marks with ``no_log``."""
+    if spec.get("no_log"):
+        return _texts(value)
+    entries = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, Mapping)]
+    options = (spec.get("options") or {}).items()
+    return [text for name, one in options for entry in entries if name in entry for text in secrets(one, entry[name])]
+
+
+def _texts(value) -> list[str]:
+    if isinstance(value, Mapping):
+        return _texts(list(value.values()))
+    if isinstance(value, list):
+        return [text for each in value for text in _texts(each)]
+    return [] if value is None or isinstance(value, bool) else [str(value)]
+
+
 def _typed_list(name: str, spec: Mapping, value: list) -> tuple[list, list[str]]:
     element = {"type": spec.get("elements", "raw"), "options": spec.get("options"), "no_log": spec.get("no_log")}
     if element["type"] == "raw":

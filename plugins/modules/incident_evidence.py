@@ -11,8 +11,8 @@ description:
     kernel's log, the watchdog's record and the diagnosis, and writes them with a summary to one archive per host.
   - Changes nothing on the host, and does not fail because of a finding. What cannot be read is reported, and the rest
     continues.
-  - Secrets are removed on the host, by the values in its files of secrets and by their form, and again on the
-    controller, by O(secrets).
+  - Secrets are removed on the host, by the values in its files of secrets and by their form. They are removed again on
+    the controller, by the values of all variables that a role marks as secret, and by O(secrets).
 author: The llm-server maintainers (@llm-server)
 options:
   directory:
@@ -49,7 +49,7 @@ options:
       url: {description: Address., type: str, required: true}
       bearer: {description: API key of the requests., type: str}
   secrets:
-    description: Values that must not be in the archive. They stay on the controller.
+    description: Other values that must not be in the archive. They stay on the controller.
     type: list
     elements: str
     default: []
@@ -64,7 +64,7 @@ EXAMPLES = r"""
   llm.server.incident_evidence:
     directory: "{{ playbook_dir }}/../incidents"
     services: [{name: vllm, metrics: "http://127.0.0.1:8001/metrics"}, {name: ai-server}]
-    secrets: ["{{ vllm_api_key }}"]
+    secrets: ["{{ incident_webhook_url }}"]
   register: __incident_evidence
 """
 

@@ -85,6 +85,15 @@ def test_a_host_that_does_not_answer_is_told_of_kept_and_leaves_rotation(inciden
     assert "canary" not in summary + text + outcome.text
 
 
+def test_what_a_role_marks_as_secret_is_in_no_archive(incident, tmp_path):
+    outcome = incident(step="look", backup_credentials={"PASSWORD": "port 1: Connection refused"})
+    assert "host: it cannot be looked at" in outcome.text and "********" in outcome.text
+    (path,) = (tmp_path / "kept").glob("dead-*.tar.gz")
+    with tarfile.open(path) as kept:
+        told = outcome.text + "".join(kept.extractfile(entry).read().decode() for entry in kept)
+    assert "Connection refused" not in told
+
+
 def test_a_receiver_that_is_not_there_is_an_error_without_its_address(incident):
     outcome = incident(step="escalate", incident_webhook_url="http://127.0.0.1:1/canary-hook")
     assert outcome.code != 0
