@@ -329,7 +329,7 @@ _READ = {"str": _text, "int": _whole, "float": _share, "bool": _yes}
 def _fields(given: dict, kind: type) -> dict:
     """Return the fields of the service class `kind` that are arguments of the engine and given; 0 means the default.
 
-    A field whose default is None keeps a 0, so that the plan refuses it.
+    A field whose default is None keeps a 0: the plan refuses it, or knows what it means.
     """
     told = {}
     for one in fields(kind):
