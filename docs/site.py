@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import generate
 
 ROOT = generate.ROOT
+sys.path.insert(0, str(ROOT))
 # Pages that are in the folder that they describe: path in the repository → path in the site.
 ELSEWHERE = {
     "README.md": "index.md",
@@ -49,12 +50,8 @@ def constants(body: list[ast.stmt]) -> dict[str, Any]:
 def fragment(name: str) -> dict[str, Any]:
     """Return the options of a documentation fragment such as llm.server.service.account."""
     file, *part = name.removeprefix("llm.server.").split(".")
-    (holder,) = (
-        node
-        for node in ast.parse((ROOT / f"plugins/doc_fragments/{file}.py").read_text()).body
-        if isinstance(node, ast.ClassDef)
-    )
-    return yaml.safe_load(constants(holder.body)["".join(part).upper() or "DOCUMENTATION"])["options"]
+    holder = importlib.import_module(f"plugins.doc_fragments.{file}").ModuleDocFragment
+    return yaml.safe_load(getattr(holder, "".join(part).upper() or "DOCUMENTATION"))["options"]
 
 
 def documentation(path: Path) -> dict[str, Any]:
@@ -63,9 +60,12 @@ def documentation(path: Path) -> dict[str, Any]:
     read = {name: yaml.safe_load(found[name]) for name in ("DOCUMENTATION", "RETURN") if name in found}
     described = read["DOCUMENTATION"]
     shared = [fragment(name) for name in described.get("extends_documentation_fragment", [])]
-    described["options"] = {
-        name: option for options in [*shared, described.get("options") or {}] for name, option in options.items()
-    }
+    # As in Ansible: an option of the module takes what it does not say itself from a fragment.
+    options: dict[str, Any] = {}
+    for given in [*shared, described.get("options") or {}]:
+        for name, option in given.items():
+            options[name] = options.get(name, {}) | option
+    described["options"] = options
     return {**read, "EXAMPLES": found.get("EXAMPLES", "")}
 
 
@@ -114,8 +114,6 @@ def module_page(name: str, path: Path) -> str:
 
 def filters() -> dict[str, dict[str, Callable]]:
     """Return the docstring of each file in plugins/filter, with the file's filter functions by full name."""
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
     found = {}
     for path in sorted((ROOT / "plugins/filter").glob("*.py")):
         plugin = importlib.import_module(f"plugins.filter.{path.stem}")

@@ -17,6 +17,7 @@ from typing import Any
 from lab import builds, host
 from lab.builds import MIRROR
 from lab.host import CACHE, Problem
+from plugins.module_utils.engines import llama_cpp_build
 
 DISTRIBUTION = "llama-cpp-python==0.3.36"
 CHECKSUM = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
@@ -27,22 +28,11 @@ SAYS = "0.5.0-dev"
 LEFT_OUT = ("docs/", "models/", "media/", "benches/", ".git", ".github/", ".devops/", ".pi/", ".gemini/")
 REPOSITORY = "github.com/ggml-org/llama.cpp"
 PROGRAMS = {"cmake": "cmake", "g++": "g++", "ninja": "ninja-build", "strip": "binutils"}
-# Every virtual machine on which the laboratory may run has these; some advertise more than they allow.
+# The role's options, without one that this version ignores: with it, all archives in caches would be built again.
 OPTIONS = (
-    "-DCMAKE_BUILD_TYPE=Release",
-    "-DBUILD_SHARED_LIBS=OFF",
-    "-DGGML_NATIVE=OFF",
-    "-DGGML_AVX2=ON",
-    "-DGGML_FMA=ON",
-    "-DGGML_F16C=ON",
-    "-DGGML_BMI2=ON",
-    "-DLLAMA_OPENSSL=OFF",
-    "-DLLAMA_BUILD_UI=OFF",
-    "-DLLAMA_USE_PREBUILT_UI=OFF",
-    "-DLLAMA_BUILD_TESTS=OFF",
-    "-DLLAMA_BUILD_EXAMPLES=OFF",
-    "-DLLAMA_BUILD_APP=OFF",
-    "-DLLAMA_SUBPROCESS=OFF",
+    *llama_cpp_build.ONE_FILE,
+    *llama_cpp_build.INSTRUCTIONS["amd64"],
+    *(option for option in llama_cpp_build.ONLY_SERVER if option != llama_cpp_build.CURL),
 )
 
 

@@ -5,19 +5,20 @@ The module of the same name decides on the machine and restarts; service_rollbac
 
 from __future__ import annotations
 
-from ansible.plugins.action import ActionBase
-
 from ..module_utils.diagnosis import report
 from ..module_utils.incident import summary
+from ..plugin_utils.service import ServiceSteps
 
 
-class ActionModule(ActionBase):
-    """Run the phases of the module, wait for the start, and roll back if the newest release is to blame."""
+class ActionModule(ServiceSteps):
+    """Runs the module, waits for the start, and rolls back if the newest release is to blame."""
+
+    MODULE = "service_recovery"
 
     def run(self, tmp=None, task_vars=None):
         super().run(tmp, task_vars)
         name, host = self._task.args["name"], task_vars["inventory_hostname"]
-        seen = self._module("service_recovery", {"phase": "recover"}, task_vars)
+        seen = self.apply(task_vars)
         if "recovery" not in seen:
             why = " ".join(str(seen.get("msg") or "no answer").split())
             row = summary.row(name, f"nothing was done: {why}", False, "run step=recover again when that is over")
@@ -26,10 +27,9 @@ class ActionModule(ActionBase):
         result = {"changed": told["changed"], "serves": told["serves"], "restarted": told["changed"]}
         if not told["await"]:
             return {**result, "rows": [recovered(name, host, told, told["found"])]}
-        releases = self._releases(name, {})
-        ready = releases.wait(name, host, told["release"], task_vars, told["start_timeout"])
+        ready = self.wait(name, host, told["release"], task_vars, told["start_timeout"])
         if ready.get("ready"):
-            releases.step("confirm", task_vars, release=told["release"])
+            self.confirm(told["release"], task_vars)
             told["serves"] = True
             row = recovered(name, host, told, f"{told['found']} → it serves after {ready['elapsed']} s")
             return {**result, "serves": True, "rows": [row]}
@@ -39,7 +39,7 @@ class ActionModule(ActionBase):
         rows = [recovered(name, host, told, f"{told['found']} → it does not serve: {why}")]
         causes = self._causes(name, task_vars)
         rows += [summary.row(f"{name}: cause", each["says"], False, each["cure"]) for each in causes[:1]]
-        blame = self._module("service_recovery", {"phase": "blame", "causes": causes}, task_vars).get("recovery") or {}
+        blame = self.step("blame", task_vars, release=told["release"], causes=causes)
         if not blame.get("target"):
             return {**result, "rows": rows}
         back = self._go_back(name, blame["target"], task_vars)
@@ -50,30 +50,23 @@ class ActionModule(ActionBase):
         rows.append(summary.row(f"{name}: release", measured, good, after))
         return {"changed": True, "serves": good, "restarted": True, "rows": rows}
 
-    def _module(self, module: str, args: dict, task_vars: dict) -> dict:
-        quiet = {**task_vars, "ansible_no_target_syslog": True}
-        own = self._task.args if module == "service_recovery" else {}
-        return self._execute_module(module_name=f"llm.server.{module}", module_args={**own, **args}, task_vars=quiet)
-
     def _causes(self, name: str, task_vars: dict) -> list[dict]:
         """Return the causes that the diagnosis found for a service, the most likely first."""
         services = [{"name": name, "kind": self._task.args.get("kind"), "metrics": self._task.args.get("metrics")}]
-        evidence = self._module("diagnose", {"services": services}, task_vars).get("evidence")
+        evidence = self._quietly("diagnose", {"services": services}, task_vars).get("evidence")
         found = report.of_host(evidence)["causes"] if evidence else []
         return [each for each in found if each["service"] == name]
 
-    def _releases(self, name: str, more: dict):
-        """Return the action plugin service_rollback for this host and service."""
+    def _go_back(self, name: str, target: str, task_vars: dict) -> dict:
+        """Return the result of service_rollback, which also takes the host out of rotation and puts it back."""
+        given = {key: self._task.args.get(key) or [] for key in ("drain_command", "restore_command")}
+        given["kind"] = self._task.args.get("kind")
         task = self._task.copy()
-        task.args = {"name": name, "kind": self._task.args.get("kind"), **more}
-        return self._shared_loader_obj.action_loader.get(
+        task.args = {"name": name, "release": target, "start_timeout": 600, **given}
+        action = self._shared_loader_obj.action_loader.get(
             "llm.server.service_rollback", task=task, connection=self._connection, play_context=self._play_context,
             loader=self._loader, templar=self._templar, shared_loader_obj=self._shared_loader_obj,
         )  # fmt: skip
-
-    def _go_back(self, name: str, target: str, task_vars: dict) -> dict:
-        hooks = {key: self._task.args.get(key) or [] for key in ("drain_command", "restore_command")}
-        action = self._releases(name, {"release": target, "start_timeout": 600, **hooks})
         return action.run(task_vars=task_vars)
 
 

@@ -25,59 +25,6 @@ options:
     type: list
     elements: dict
     required: true
-    suboptions:
-      name: {description: Name in the plan., type: str, required: true}
-      engine:
-        description: V(reserved) stands for another process that will use O(services[].memory_mib).
-        type: str
-        choices: [vllm, llamacpp, reserved]
-        default: vllm
-      group:
-        description: Services of one group are never in memory together. Each must be able to start while all other
-          services run.
-        type: str
-      asleep_mib: {description: Memory it keeps while another service of its group runs; 0 if it is stopped., type: int}
-      version: {description: "Version of the engine, needed for vLLM.", type: str}
-      model:
-        description: Path of a directory or GGUF file, or the name of a model in the cache or on the hub.
-        type: str
-      revision: {description: Commit or branch of a model given by name., type: str}
-      hf_home: {description: "Hugging Face cache searched before the hub for a model given by name.", type: path}
-      config:
-        description: Content of C(config.json), to plan without the files of the model.
-        type: dict
-      model_size_mib: {description: Size of the weights in MiB if no file is available., type: int}
-      unit: {description: systemd unit whose GPU memory counts as free and whose journal is compared., type: str}
-      memory_mib: {description: Memory that a V(reserved) service takes., type: int}
-      dtype: {description: "Data type of the weights and activations, as in C(--dtype).", type: str}
-      quantization: {description: "Quantization while loading, as in C(--quantization).", type: str}
-      kv_cache_dtype: {description: "Type of the KV cache; llama.cpp: f16, q8_0 or key/value as q8_0/q4_0.", type: str}
-      gpu_memory_utilization: {description: Share of the GPU that vLLM takes., type: float}
-      max_model_len: {description: Context length in tokens., type: int}
-      max_num_seqs: {description: Concurrent sequences., type: int}
-      max_num_batched_tokens: {description: Maximum tokens per step., type: int}
-      enforce_eager: {description: Whether vLLM runs without CUDA graphs., type: bool}
-      tensor_parallel_size: {description: Number of GPUs that share the model., type: int}
-      adapters:
-        description: LoRA adapters. If their files are available, the plan checks that they match the model.
-        type: list
-        elements: dict
-        suboptions:
-          name: {description: Name under which it is served., type: str}
-          source: {description: "Its directory, or its name in the cache or on the hub.", type: str}
-          revision: {description: Commit or branch of an adapter given by name., type: str}
-          path: {description: "Its directory, if it differs from the source.", type: str}
-      max_loras: {description: Adapters that can be used at the same time., type: int}
-      max_lora_rank: {description: Largest rank of an adapter., type: int}
-      engine_arguments:
-        description: Other arguments of C(vllm serve) by their own names; the plan uses those that matter to memory.
-        type: dict
-      gpu_layers: {description: "llama.cpp: layers on the GPU, as in C(--n-gpu-layers).", type: int}
-      context: {description: "llama.cpp: context in tokens.", type: int}
-      batch: {description: "llama.cpp: batch size.", type: int}
-      ubatch: {description: "llama.cpp: physical batch size.", type: int}
-      flash_attention: {description: "llama.cpp: whether flash attention is on.", type: bool}
-      parallel: {description: "llama.cpp: slots.", type: int}
   service:
     description: Name of the service that O(compare) and O(metrics_path) are about; all services by default.
     type: str
@@ -126,6 +73,8 @@ options:
     default: nothing
 attributes:
   check_mode: {description: Plans and compares; writes no file., support: full}
+extends_documentation_fragment:
+  - llm.server.gpu_memory
 author: The llm-server maintainers (@llm-server)
 """
 

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Thin module over module_utils.incident.recovery; the action plugin of the same name calls it in phases."""
+"""Thin module over module_utils.incident.recovery; the action plugin of the same name waits and rolls back."""
 
 from __future__ import annotations
 
@@ -40,16 +40,6 @@ options:
     type: list
     elements: str
     default: []
-  phase:
-    description: Step of the action plugin; not for playbooks.
-    type: str
-    choices: [recover, blame]
-    default: recover
-  causes:
-    description: With O(phase=blame), the causes that the diagnosis found for the service.
-    type: list
-    elements: dict
-    default: []
 attributes:
   check_mode: {description: Reports what it would do; restarts nothing., support: full}
 """
@@ -78,13 +68,22 @@ restarted:
   type: bool
 """
 
-import time
-
-from ..module_utils.errors import UserError
 from ..module_utils.host_module import HostModule
 from ..module_utils.incident import recovery
-from ..module_utils.release import serving
+from ..module_utils.release import door, serving
 from ..module_utils.release.store import Service
+
+
+def preview(service: Service, wanted: dict) -> dict:
+    told = recovery.recover(service, wanted["metrics"], check_mode=True)
+    return {"changed": told["changed"], "recovery": told}
+
+
+def change(service: Service, wanted: dict) -> dict:
+    told = recovery.recover(service, wanted["metrics"], check_mode=False)
+    if told.get("watch") and told["await"]:
+        serving.watch(service)
+    return {"changed": told["changed"], "recovery": told}
 
 
 def main() -> None:
@@ -95,27 +94,12 @@ def main() -> None:
             "metrics": {"type": "str"},
             "drain_command": {"type": "list", "elements": "str", "default": []},
             "restore_command": {"type": "list", "elements": "str", "default": []},
-            "phase": {"type": "str", "choices": ["recover", "blame"], "default": "recover"},
-            "causes": {"type": "list", "elements": "dict", "default": []},
         },
         supports_check_mode=True,
     )
-    wanted, service = module.params, Service(module.params["name"])
-    if not service.state()["current"]:
-        module.exit_json(changed=False, recovery=recovery.recover(service, None, module.check_mode))
-    try:
-        with service.lock():
-            if wanted["phase"] == "blame":
-                told = recovery.to_go_back_to(service, wanted["causes"], time.time())
-                if told["target"]:
-                    service.note(failed=service.state()["current"])
-            else:
-                told = recovery.recover(service, wanted["metrics"], module.check_mode)
-                if told.get("watch") and told["await"]:
-                    serving.watch(service)
-    except (UserError, OSError) as error:
-        module.fail_json(msg=str(error))
-    module.exit_json(changed=told.get("changed", False), recovery=told)
+    if not Service(module.params["name"]).state()["current"]:  # the lock's file would stay behind
+        module.exit_json(**preview(Service(module.params["name"]), {"metrics": None}))
+    door.run(module, preview, change)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ DOCUMENTATION = r"""
 module: service_step
 short_description: Do one step of a deployment or a rollback; internal
 description:
-  - Internal. The action plugins of M(llm.server.service_release), M(llm.server.service_rollback) and
-    M(llm.server.service_drain) call it, and M(llm.server.service_recovery) while it waits for a start. Use these
-    modules in playbooks.
+  - Internal. The action plugins of M(llm.server.service_release), M(llm.server.service_rollback),
+    M(llm.server.service_drain) and M(llm.server.service_recovery) call it. Use these modules in playbooks.
   - Each step holds the service's lock, and a step after the start fails if another run has changed the service.
 author: The llm-server maintainers (@llm-server)
 extends_documentation_fragment:
@@ -25,8 +24,9 @@ options:
       - V(drain) and V(restore) record that the host is out of rotation or back.
       - V(poll) watches the start of a release for O(seconds).
       - V(confirm) records that the release serves; V(roll_back) goes back to the release that served before.
+      - V(blame) decides by O(causes) whether the release is to blame, and records it as failed if so.
     type: str
-    choices: [preview, drain, restore, poll, roll_back, confirm]
+    choices: [preview, drain, restore, poll, roll_back, confirm, blame]
     required: true
   state:
     description:
@@ -46,6 +46,11 @@ options:
     description: With O(step=poll), how long to watch before the module returns.
     type: float
     default: 5
+  causes:
+    description: With O(step=blame), the causes that the diagnosis found for the service.
+    type: list
+    elements: dict
+    default: []
 attributes:
   check_mode: {description: Does nothing., support: full}
 """
@@ -74,8 +79,13 @@ rolled_back_to:
   description: Release that was started; null if there was none.
   type: str
   returned: with step=roll_back
+target:
+  description: Release to go back to; null if the release is not to blame.
+  type: str
+  returned: with step=blame
 """
 
+import time
 from functools import partial
 
 from ..module_utils.quiet_module import QuietModule
@@ -91,13 +101,14 @@ ARGUMENTS = {
     **arguments.CONTENTS,
     "step": {
         "type": "str",
-        "choices": ["preview", "drain", "restore", "poll", "roll_back", "confirm"],
+        "choices": ["preview", "drain", "restore", "poll", "roll_back", "confirm", "blame"],
         "required": True,
     },
     "state": {"type": "str", "choices": ["present", "absent", "previous"], "default": "present"},
     "purge": {"type": "bool", "default": False},
     "release": {"type": "str"},
     "seconds": {"type": "float", "default": 5},
+    "causes": {"type": "list", "elements": "dict", "default": []},
 }
 
 
@@ -115,6 +126,11 @@ def change(service: Service, wanted: dict) -> dict:
     if step == "confirm":
         rollback.confirm(service)
         return {"changed": False}
+    if step == "blame":
+        told = rollback.to_go_back_to(service, wanted["causes"], time.time())
+        if told["target"]:
+            service.note(failed=wanted["release"])
+        return {"changed": bool(told["target"]), **told}
     return rollback.roll_back(service)
 
 

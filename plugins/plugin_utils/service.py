@@ -37,6 +37,27 @@ class ServiceSteps(ActionBase):
         """Record that a release serves. What no kept release needs goes then, but not what is built for others."""
         return self.step("confirm", task_vars, release=release, beside=self._task.args.get("beside") or [])
 
+    def wait(self, service: str, host: str, release: str, task_vars: dict, limit: int | None = None) -> dict:
+        """Poll until the service is ready or dead, or ``limit`` seconds are over; return what the last poll saw.
+
+        Without ``limit`` the task's start_timeout counts. Progress is shown every `SHOWN_EVERY` seconds.
+        """
+        limit = limit or int(self._task.args.get("start_timeout") or 60)
+        shown, elapsed = "", 0.0
+        while True:
+            seconds = max(0.0, min(SHOWN_EVERY, limit - elapsed))
+            seen = self.step("poll", task_vars, seconds=seconds, release=release, start_timeout=limit)
+            if seen.get("ready") or seen.get("dead") or seen.get("failed"):
+                return seen
+            elapsed = seen["elapsed"]
+            if elapsed >= limit:
+                return {**seen, "why": f"not ready after {limit} s: {seen['why']}"}
+            phase = causes.phase(seen["journal"]) or seen["why"]
+            line = f"{host}: {service} starting, {elapsed:.0f} s of {limit} s: {phase}"
+            if line != shown:
+                display.display(f"  {line}", color="cyan")
+                shown = line
+
     def _quietly(self, module: str, arguments: dict, task_vars: dict) -> dict:
         # The host's syslog masks a secret of one line, but not a file of several lines.
         quiet = {**task_vars, "ansible_no_target_syslog": True}
@@ -86,27 +107,6 @@ class ServiceStart(ServiceSteps):
         if new_secrets:
             stays = "it is left as it is: only its secrets are new, and those before them are kept nowhere"
         return self._failure(service, {**result, **seen}, stays)
-
-    def wait(self, service: str, host: str, release: str, task_vars: dict, limit: int | None = None) -> dict:
-        """Poll until the service is ready or dead, or ``limit`` seconds are over; return what the last poll saw.
-
-        Without ``limit`` the task's start_timeout counts. Progress is shown every `SHOWN_EVERY` seconds.
-        """
-        limit = limit or int(self._task.args.get("start_timeout") or 60)
-        shown, elapsed = "", 0.0
-        while True:
-            seconds = max(0.0, min(SHOWN_EVERY, limit - elapsed))
-            seen = self.step("poll", task_vars, seconds=seconds, release=release, start_timeout=limit)
-            if seen.get("ready") or seen.get("dead") or seen.get("failed"):
-                return seen
-            elapsed = seen["elapsed"]
-            if elapsed >= limit:
-                return {**seen, "why": f"not ready after {limit} s: {seen['why']}"}
-            phase = causes.phase(seen["journal"]) or seen["why"]
-            line = f"{host}: {service} starting, {elapsed:.0f} s of {limit} s: {phase}"
-            if line != shown:
-                display.display(f"  {line}", color="cyan")
-                shown = line
 
     def _roll_back(self, service: str, host: str, result: dict, task_vars: dict) -> dict:
         """Roll back to the release that served before; return the failure, with ``serves`` if that one serves."""

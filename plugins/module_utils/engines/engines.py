@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from ..addresses import local_url
+from ..gpu.memory.options import LLAMA_CPP, VLLM, role_variables
 from ..role_variables import ENGINE_NAME, RENAMED
 
 ROLES = {"vllm": "vllm", "llama_cpp": "llama_cpp"}
@@ -132,12 +133,9 @@ def resting(entries: list[Mapping], noted: Iterable[str]) -> list[str]:
 
 # Variables that decide about memory. The planner uses the role's names without the prefix.
 PLANNED = {
-    "vllm": (
-        "version", "dtype", "gpu_memory_utilization", "max_model_len", "enforce_eager", "max_lora_rank",
-        "engine_arguments", "quantization",
-    ),
-    "llama_cpp": ("gpu_layers", "context", "batch", "ubatch", "parallel"),
-}  # fmt: skip
+    "vllm": ("version", "engine_arguments", *role_variables(VLLM)),
+    "llama_cpp": role_variables(LLAMA_CPP),
+}
 
 
 # Variables that `planned` translates for the planner.

@@ -7,7 +7,6 @@ top of cmake.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,24 +15,24 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .. import unprivileged
 from ..errors import UserError
 from ..install import released_program
+from ..install.build_directory import BuildDirectory
 
 MARKER = ".build.json"
 MADE = (MARKER, released_program.MARKER)
 PROGRAM = "llama-server"
 JOB_MIB = 2048  # memory in MiB that one compiler process may need
+ONE_FILE = ("-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF")
+CURL = "-DLLAMA_CURL=OFF"  # newer versions ignore it
 # Only the server: without tests, examples, a web interface, and parts that download something.
-OPTIONS = (
-    "-DCMAKE_BUILD_TYPE=Release",
-    "-DBUILD_SHARED_LIBS=OFF",
+ONLY_SERVER = (
     "-DLLAMA_OPENSSL=OFF",
-    "-DLLAMA_CURL=OFF",
+    CURL,
     "-DLLAMA_BUILD_UI=OFF",
     "-DLLAMA_USE_PREBUILT_UI=OFF",
     "-DLLAMA_BUILD_TESTS=OFF",
@@ -41,6 +40,7 @@ OPTIONS = (
     "-DLLAMA_BUILD_APP=OFF",
     "-DLLAMA_SUBPROCESS=OFF",
 )
+OPTIONS = (*ONE_FILE, *ONLY_SERVER)
 # Instructions that server processors have had since 2015, because a virtual machine may move.
 INSTRUCTIONS = {
     "amd64": ("-DGGML_NATIVE=OFF", "-DGGML_AVX2=ON", "-DGGML_FMA=ON", "-DGGML_F16C=ON", "-DGGML_BMI2=ON"),
@@ -126,10 +126,9 @@ def complaint(output: str) -> str:
 
 
 @dataclass(frozen=True)
-class Workshop:
+class Workshop(BuildDirectory):
     """Where and as which user to build, and who must be able to run the result."""
 
-    home: Path  # the directory of all builds
     user: str | None = None  # the account that builds; the current one if None
     runs_as: str | None = None
     jobs: int = 1
@@ -141,19 +140,11 @@ class Workshop:
         directory = place(self.home, build)
         return built(directory) == build.recipe and not unprivileged.barred(directory / PROGRAM, self.runs_as)
 
-    @contextmanager
-    def lock(self):
-        """Allow one build at a time below ``home``; a second one waits and then finds it finished."""
-        unprivileged.open_up(self.home)
-        with (self.home / ".lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-
     def make(self, build: Build, fetch: Callable[[Path], None]) -> Path:
         """Build and move into place; return the directory. ``fetch`` writes the archive of the source to a path."""
         work = self.home / f".work-{build.recipe}"
         if not (work / "unpacked").exists():
-            self._room()
+            self.need_room(self.needed_mib, "make room, or set llama_cpp_build_mib")
             self._unpack(build, work, fetch)
         self._compile(build, work)
         target = self._put(build, work)
@@ -161,24 +152,17 @@ class Workshop:
             shutil.rmtree(done, ignore_errors=True)
         return target
 
-    def _room(self) -> None:
-        free = shutil.disk_usage(self.home).free >> 20
-        if free < self.needed_mib:
-            raise UserError(
-                f"the disk of {self.home} has {free} MiB free, {self.needed_mib} MiB are needed to build; make room, "
-                "or set llama_cpp_build_mib"
-            )
-
     def _unpack(self, build: Build, work: Path, fetch: Callable[[Path], None]) -> None:
         """Unpack the verified source into ``work``, owned by the builder."""
         shutil.rmtree(work, ignore_errors=True)
         (work / "source").mkdir(parents=True)
         archive = work / "archive"
         fetch(archive)
-        found = released_program.sha256(archive)
-        if found != build.checksum:
+        try:
+            released_program.verify(archive, build.checksum)
+        except UserError:
             shutil.rmtree(work)
-            raise UserError(f"the archive has {found}, expected {build.checksum}; do not use it before you know why")
+            raise
         released_program.unpack(archive, work / "source")
         archive.unlink()
         if not (work / "source" / "CMakeLists.txt").is_file():

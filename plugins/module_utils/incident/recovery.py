@@ -1,6 +1,6 @@
 """Restarts a service that does not serve, once, within the watchdog's budget, and leaves others alone.
 
-The caller holds the service's lock. The controller waits for the start and does the rollback.
+The caller holds the service's lock. The action plugin waits for the start and does the rollback, by steps of a service.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from pathlib import Path
 
 from .. import host_text
 from ..engines import engine_states
-from ..release import checks, contents, probes, rollback, serving, systemd_unit
-from ..release.description import Refused
+from ..release import checks, contents, probes, serving, systemd_unit
 from ..release.store import Service
 from ..watch import metrics_page
 
@@ -27,9 +26,7 @@ ANSWER_WITHIN = 20  # seconds for one probe
 WATCHED = 10  # seconds in which a busy engine shows that it produces tokens
 STALE = 60  # seconds after which the watchdog's page is about this process
 START_TIMEOUT = 600
-NEW = 24 * 3600  # seconds during which a release counts as the newest change
 PRODUCED = ("vllm:iteration_tokens_total_count", "vllm:prompt_tokens_total", "vllm:generation_tokens_total")
-OF_A_RELEASE = ("unit", "files", "engine")  # areas of causes: what a release consists of
 
 
 def recover(service: Service, metrics: str | None, check_mode: bool) -> dict:
@@ -162,21 +159,3 @@ def spend(unit: str) -> dict:
         if time.monotonic() + told["wait"] > end:
             return {"granted": False, "why": f"it was restarted a moment ago; run again in {told['wait']} s"}
         time.sleep(told["wait"])
-
-
-def to_go_back_to(service: Service, causes: list[dict], now: float) -> dict:
-    """Return the release to go back to as ``target`` and ``why``; both None if the newest release is not to blame."""
-    state, nobody = service.state(), {"target": None, "why": None}
-    try:
-        target = rollback.earlier(service)
-    except Refused:
-        return nobody  # there is none
-    if target == state["failed"]:
-        return nobody  # a service left it because it did not serve
-    if not rollback.served_last(service) and state["current"] not in state["verified"]:
-        return {"target": target, "why": "the newest release has never served"}
-    own = [each for each in causes if each["area"] in OF_A_RELEASE]
-    written = service.store / "releases" / f"{state['current']}.json"
-    if own and now - written.stat().st_mtime < NEW:
-        return {"target": target, "why": f"the newest release is less than a day old: {own[0]['says']}"}
-    return nobody

@@ -7,17 +7,16 @@ and go.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
 import tempfile
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .. import unprivileged
 from ..errors import UserError
+from .build_directory import BuildDirectory
 
 NEEDED_MIB = 2048  # sources, modules, caches and objects of one build
 
@@ -50,21 +49,12 @@ class Build:
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """Where and as which user to build."""
+class Workshop(BuildDirectory):
+    """Where and as which user to build; ``home`` is the program's directory."""
 
-    home: Path  # the program's directory, with the builds below it
     go: Path  # root of the Go toolchain
     user: str | None = None  # the account that builds; the current one if None
     environment: dict[str, str] = field(default_factory=dict)
-
-    @contextmanager
-    def lock(self):
-        """Allow one build at a time below ``home``; a second one waits and then finds it finished."""
-        unprivileged.open_up(self.home)
-        with (self.home / ".lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
 
     def whole(self, build: Build) -> bool:
         """Return whether the build exists and its user can run it."""
@@ -76,9 +66,7 @@ class Workshop:
         closed = unprivileged.barred(self.home, self.user)
         if closed:
             raise UserError(closed)
-        free = shutil.disk_usage(self.home).free >> 20
-        if free < NEEDED_MIB:
-            raise UserError(f"the disk of {self.home} has {free} MiB free, {NEEDED_MIB} MiB are needed to build")
+        self.need_room(NEEDED_MIB)
         with tempfile.TemporaryDirectory(prefix=".build-", dir=self.home) as name:
             stage = Path(name)
             stage.chmod(0o755)

@@ -60,6 +60,13 @@ def sha256(path: Path) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
+def verify(archive: Path, checksum: str) -> None:
+    """Raise UserError if ``archive`` has another checksum than ``checksum``, which is ``sha256:<hex>``."""
+    found = sha256(archive)
+    if found != checksum:
+        raise UserError(f"the archive has {found}, expected {checksum}; do not use it before you know why")
+
+
 def unpack(archive: Path, directory: Path) -> None:
     """Unpack a .tar.gz or .zip into ``directory``; a single top folder is removed.
 
@@ -98,9 +105,7 @@ def install(archive: Path, checksum: str, member: str, directory: Path) -> None:
     ``member`` is the program inside, relative to the archive without its top folder. If the archive has only one file,
     that file gets this name. If root installs it, everything belongs to root, readable and executable by all.
     """
-    found = sha256(archive)
-    if found != checksum:
-        raise UserError(f"the archive has {found}, expected {checksum}; do not use it before you know why")
+    verify(archive, checksum)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as stage_name:
         stage = Path(stage_name) / "tree"

@@ -172,12 +172,20 @@ def options() -> dict:
 
 
 def secret(file: str, variable: str) -> str:
-    """Return the value of ``variable`` in a file of lines ``NAME=value``. Raises `OSError` if there is none."""
+    """Return the value of ``variable`` in a file of lines ``NAME=value``, as systemd reads it.
+
+    Raises `OSError` if there is none. The programs of watchdog and idle_stop have the same loop.
+    """
+    found = None
     for line in Path(file).read_text(errors="replace").split("\n"):
-        name, found, value = line.partition("=")
-        if found and name.strip() == variable:
-            return value.strip()
-    raise OSError(f"{file} has no {variable}")
+        name, equals, value = line.partition("=")
+        if equals and name.strip() == variable:
+            value = value.strip()
+            quoted = len(value) > 1 and value[0] in "\"'" and value[0] == value[-1]
+            found = value[1:-1] if quoted else value
+    if found is None:
+        raise OSError(f"{file} has no {variable}")
+    return found
 
 
 def awaited(conditions: list[dict], seconds: float) -> str | None:

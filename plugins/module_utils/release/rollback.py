@@ -17,6 +17,8 @@ from .description import PLACES, Refused, but_secrets, digest
 from .store import Service
 
 KEPT = 3  # the current release and two before it
+NEW = 24 * 3600  # seconds during which a release counts as the newest change
+OF_A_RELEASE = ("unit", "files", "engine")  # areas of causes: what a release consists of
 BUILT = (application_source.MARKER, python_environment.MARKER)  # every build for a service has one of these
 
 
@@ -155,6 +157,27 @@ def roll_back(service: Service) -> dict:
         return {"changed": True, "rolled_back_to": name, "start_timeout": service.proof_of(name)["start_timeout"]}
     serving.stop(service)
     return {"changed": True, "rolled_back_to": None}
+
+
+def to_go_back_to(service: Service, causes: list[dict], now: float) -> dict:
+    """Return the release to go back to as ``target`` and ``why``; both None if the newest release is not to blame.
+
+    ``causes`` are those that the diagnosis found, ``now`` is in seconds since 1970.
+    """
+    state, nobody = service.state(), {"target": None, "why": None}
+    try:
+        target = earlier(service)
+    except Refused:
+        return nobody  # there is none
+    if target == state["failed"]:
+        return nobody  # a service left it because it did not serve
+    if not served_last(service) and state["current"] not in state["verified"]:
+        return {"target": target, "why": "the newest release has never served"}
+    own = [each for each in causes if each["area"] in OF_A_RELEASE]
+    written = service.store / "releases" / f"{state['current']}.json"
+    if own and now - written.stat().st_mtime < NEW:
+        return {"target": target, "why": f"the newest release is less than a day old: {own[0]['says']}"}
+    return nobody
 
 
 def linked(releases: Iterable[Path], but: Path | None = None) -> set[Path]:

@@ -30,8 +30,8 @@ def imported(name):
         )
 
 
-# The application reads its .env with the same library.
-written = imported("dotenv").dotenv_values(settings, encoding="utf-8")
+# The application reads its .env with the same library, and without a byte order mark, too.
+written = imported("dotenv").dotenv_values(settings, encoding="utf-8-sig")
 os.chdir(Path(settings).parent)  # where the application looks for its .env
 sys.path.insert(0, source)
 with tempfile.TemporaryDirectory() as folder:

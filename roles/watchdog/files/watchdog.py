@@ -156,12 +156,19 @@ class Service:
 
 
 def key_in(path):
-    """Return the value of API_KEY in an environment file; "" if there is none."""
+    """Return the value of API_KEY in a file of lines NAME=value, as systemd reads it; "" if there is none."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return ""
-    return next((line.partition("=")[2].strip("\"'") for line in lines if line.startswith("API_KEY=")), "")
+    found = ""
+    for line in lines:
+        name, equals, value = line.partition("=")
+        if equals and name.strip() == "API_KEY":
+            value = value.strip()
+            quoted = len(value) > 1 and value[0] in "\"'" and value[0] == value[-1]
+            found = value[1:-1] if quoted else value
+    return found
 
 
 def fetch(url, bearer_file=""):

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import gpu_memory_samples as samples
 import pytest
@@ -14,7 +14,8 @@ from plugins.module_utils.gpu.memory.engines import CARDS, Gpu, capability, cuda
 from plugins.module_utils.gpu.memory.errors import PlanError
 from plugins.module_utils.gpu.memory.figures import GIB, MIB
 from plugins.module_utils.gpu.memory.llamacpp import LlamaService, plan_llamacpp
-from plugins.module_utils.gpu.memory.planner import gpu_from, plan
+from plugins.module_utils.gpu.memory.options import ARGUMENTS, VLLM
+from plugins.module_utils.gpu.memory.planner import gpu_from, plan, prepare
 from plugins.module_utils.gpu.memory.quantization import kept_parts, quantized_bits, usually_kept
 from plugins.module_utils.gpu.memory.question import refusal
 from plugins.module_utils.gpu.memory.shape import shape_from_config
@@ -71,6 +72,34 @@ def test_versions(text, version):
 )
 def test_rules_by_version(version, field, value):
     assert getattr(vllm_rules(version), field) == value
+
+
+def test_every_argument_of_the_table_has_a_field():
+    """Those without one are translated: into `lora`, `prefix_caching`, `capture_size`, `drafted`."""
+    translated = {
+        "enable_lora", "enable_prefix_caching", "no_enable_prefix_caching", "max_cudagraph_capture_size",
+        "speculative_config",
+    }  # fmt: skip
+    known = {one.name for one in (*fields(VllmService), *fields(LlamaService))}
+    assert set(ARGUMENTS) - known == translated, "add the field to VllmService or LlamaService"
+
+
+GIVEN = {"str": "float16", "int": 3, "float": 0.5, "bool": True}
+
+
+@pytest.mark.parametrize("name", [one.name for one in fields(VllmService) if one.name in VLLM])
+def test_an_argument_reaches_its_field_however_it_is_given(name):
+    value = GIVEN[VLLM[name].type] if name != "quantization" else "fp8"
+    by_name = prepare(service(**{name: value}), "", "", {}).service
+    by_argument = prepare(service(engine_arguments={f"--{name.replace('_', '-')}": value}), "", "", {}).service
+    assert getattr(by_name, name) == getattr(by_argument, name) == value != getattr(VllmService, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("max_loras", 1), ("block_size", 16), ("max_model_len", 0), ("enforce_eager", False)]
+)
+def test_zero_is_the_default_where_there_is_one(name, told):
+    assert getattr(prepare(service(**{name: 0}), "", "", {}).service, name) == told
 
 
 def test_the_budget_adds_up():

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from plugins.module_utils.incident import recovery
+from plugins.module_utils.release import rollback
 from plugins.module_utils.release.description import Refused
 
 
@@ -72,7 +73,7 @@ def host(tmp_path, monkeypatch):
         (recovery.contents, ["differences"]),
         (recovery.checks, ["altered"]),
         (recovery.serving, ["start"]),
-        (recovery.rollback, ["served_last", "earlier"]),
+        (rollback, ["served_last", "earlier"]),
     ):
         for name in names:
             monkeypatch.setattr(package, name, getattr(Service, name))
@@ -233,7 +234,7 @@ def written(host, age):
 def test_the_release_to_go_back_to(host, noted, age, causes, target):
     host.service.noted |= noted
     written(host, age)
-    assert recovery.to_go_back_to(host.service, causes, 1e9)["target"] == target
+    assert rollback.to_go_back_to(host.service, causes, 1e9)["target"] == target
 
 
 def test_an_engine_that_another_one_serves_instead_of_is_left_alone(host, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from ansible.plugins.action import ActionBase
 
 from plugins.action import service_recovery
 
@@ -15,15 +16,19 @@ def plugin(monkeypatch):
     action = service_recovery.ActionModule.__new__(service_recovery.ActionModule)
     action._task = SimpleNamespace(args={"name": "vllm"})
     there = SimpleNamespace(action=action, asked=[], told={}, wait={}, causes=[], blame={}, back={})
-    monkeypatch.setattr(service_recovery.ActionBase, "run", lambda *_: {})
+    monkeypatch.setattr(ActionBase, "run", lambda *_: {})
 
-    def module(name, args, _):
-        there.asked.append(args.get("phase"))
-        return {"recovery": there.told} if args["phase"] == "recover" else {"recovery": there.blame}
+    def step(name, *_, **given):
+        there.asked.append(name)
+        assert given["release"] == there.told["release"]
+        return there.blame if name == "blame" else {}
 
-    releases = SimpleNamespace(wait=lambda *_: there.wait, step=lambda step, *_, **__: there.asked.append(step))
-    action._module, action._causes = module, lambda *_: there.causes
-    action._releases, action._go_back = lambda *_: releases, lambda *_: there.back
+    def apply(_):
+        there.asked.append("recover")
+        return {"recovery": there.told}
+
+    action.apply, action.step, action.wait = apply, step, lambda *_: there.wait
+    action._causes, action._go_back = lambda *_: there.causes, lambda *_: there.back
     there.run = lambda: action.run(task_vars={"inventory_hostname": "host1"})
     return there
 
@@ -72,7 +77,7 @@ def test_the_newest_release_gives_way_where_it_is_to_blame(plugin, good):
 
 
 def test_a_lock_that_another_run_holds_is_said(plugin):
-    plugin.action._module = lambda *_: {"failed": True, "msg": "vllm: another run is changing this service now"}
+    plugin.action.apply = lambda *_: {"failed": True, "msg": "vllm: another run is changing this service now"}
     result = plugin.run()
     assert result["serves"] is False and not result["changed"]
     assert "another run is changing this service now" in result["rows"][0]["measured"]

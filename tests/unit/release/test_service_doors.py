@@ -103,7 +103,7 @@ def test_a_drained_host_is_recorded_once(service):
     assert not service.state()["out"]
 
 
-@pytest.mark.parametrize("step", ["poll", "confirm", "roll_back"])
+@pytest.mark.parametrize("step", ["poll", "confirm", "roll_back", "blame"])
 def test_a_step_about_the_release_of_another_run_is_refused(service, step):
     service.note(current="theirs")
     with pytest.raises(Refused, match="another run changed this service meanwhile"):
@@ -148,6 +148,15 @@ class TestPreview:
         service.note(current="abc", verified=["abc"])
         asked = {**wanted.arguments, "state": "absent", "purge": False}
         assert service_step.change(service, asked)["interrupts"] is True
+
+
+@pytest.mark.parametrize(("target", "failed"), [("old", "bad"), (None, None)])
+def test_a_release_that_is_to_blame_is_recorded_as_failed(service, monkeypatch, target, failed):
+    monkeypatch.setattr(service_step.rollback, "to_go_back_to", lambda *_: {"target": target, "why": "so"})
+    service.note(current="bad", verified=["old"])
+    told = service_step.change(service, {"step": "blame", "release": "bad", "causes": []})
+    assert told == {"changed": bool(target), "target": target, "why": "so"}
+    assert service.state()["failed"] == failed
 
 
 def test_a_failed_release_without_an_earlier_one_is_stopped(service, monkeypatch):

@@ -49,6 +49,46 @@ def test_the_engine_is_asked(server, tmp_path, page, settings, says):
     assert server.asked[0][1] == f"Bearer {KEY}"
 
 
+READ = {
+    "VLLM_API_KEY": "a=b#c",
+    "VLLM_MODEL": "base",
+    "VLLM_LORA_ADAPTER_EASYCONTRACT": "two words # and more",
+    "VLLM_LORA_ADAPTER_CHECKLIST": 'it\'s "so"',
+}
+# As people write them: with the mark of some editors, their line ends, `export`, comments, spaces, nothing.
+BY_HAND = (
+    "\ufeffexport VLLM_API_KEY=a=b#c # the engine's\r\n\n# VLLM_MODEL=old\r\nVLLM_MODEL=old\n  VLLM_MODEL = base  \r\n"
+    'VLLM_LORA_ADAPTER_EASYCONTRACT="two words # and more" # less\n'
+    "VLLM_LORA_ADAPTER_CHECKLIST='it\\'s \"so\"'\nOCR_URL=\n"
+)
+APPLICATION = """
+import json, sys
+from app import settings
+found = [getattr(settings.load(), name.lower()) for name in sys.argv[1:]]
+print(json.dumps([value if isinstance(value, str) else value.get_secret_value() for value in found]))
+"""
+
+
+@pytest.mark.parametrize("text", [BY_HAND, plugin.dotenv(READ)], ids=["by hand", "by the role"])
+def test_the_application_reads_the_same_lines_as_this_check(server, tmp_path, text):
+    server.pages["/v1/models"] = (200, json.dumps({"data": [{"id": READ[name]} for name in READ]}))
+    rest = {
+        "APP_ENV": "test", "VLLM_BASE_URL": f"{server.url}/v1", "BACKEND_CALLBACK_BASE_URL": "http://127.0.0.1:9",
+        "HTTP_TIMEOUT_SEC": 20, "OCR_API": "key", "AI_SERVER_API_KEYS": "a-key-of-one-caller",
+        **dict.fromkeys(("STATE_DIRECTORY", "LOG_DIRECTORY", "RESOURCES_DIRECTORY"), str(tmp_path)),
+    }  # fmt: skip
+    source = tmp_path / "source"
+    (source / "app").mkdir(parents=True)
+    (source / "app/main.py").touch()
+    (tmp_path / ".env").write_text(text + plugin.dotenv(rest), newline="")
+    argv = [sys.executable, str(SCRIPT), str(source), str(tmp_path / ".env"), "ask"]
+    assert subprocess.run(argv, capture_output=True, check=False).returncode == 0
+    assert [asked[1] for asked in server.asked] == ["Bearer a=b#c"]
+    argv = [sys.executable, "-c", APPLICATION, *READ]
+    read = subprocess.run(argv, env={"PYTHONPATH": str(ROOT / "ai_server")}, cwd=tmp_path, capture_output=True)
+    assert json.loads(read.stdout or b"[]") == list(READ.values()), read.stderr
+
+
 def test_an_engine_on_ipv6_is_asked_and_other_settings_do_no_harm(server6, tmp_path):
     server6.pages["/v1/models"] = (401, "no")
     url = f"http://[::1]:{server6.server_port}"

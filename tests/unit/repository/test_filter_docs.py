@@ -29,3 +29,10 @@ def test_the_page_shows_each_with_its_arguments():
     assert "`settings | llm.server.vmalert_argv(asked, kept)`" in page
     assert "`rows | llm.server.checklist_table(width=60)`" in page
     assert "`argv | llm.server.exec_line`" in page
+
+
+def test_an_option_of_a_module_has_what_a_fragment_adds_to_it():
+    path = ROOT / "plugins/modules/gpu_memory_plan.py"
+    page = site.module_page("llm.server.gpu_memory_plan", path)
+    assert "| `services` | list of dict | **required** | The services in their start order. |" in page
+    assert "| `services[].ubatch` | int |  | llama.cpp: physical batch size. |" in page

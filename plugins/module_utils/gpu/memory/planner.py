@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import permutations
 
@@ -15,7 +15,8 @@ from .checks import adapter_problems
 from .engines import Gpu, capability, card, cuda_mib, parse_version
 from .errors import PlanError
 from .figures import MIB, Figure
-from .llamacpp import SLOTS, LlamaService, plan_llamacpp
+from .llamacpp import LlamaService, plan_llamacpp
+from .options import ARGUMENTS, ENGINES, SERVICE, VLLM
 from .quantization import QUANTIZED_BITS, quantized_bits
 from .shape import Shape, shape_from_config, shape_from_gguf
 from .sources import cached_snapshot, open_model, read_json
@@ -25,7 +26,6 @@ from .vllm import plan_vllm
 from .vllm_start import VllmService
 from .weights import from_tensors
 
-ENGINES = ("vllm", "llamacpp", "reserved")
 MOST_ORDERED = 4  # up to this many services, every start order is tried
 LEAST_SHARE = 0.1  # a smaller share of the GPU is not offered as a cure
 
@@ -200,23 +200,11 @@ def _reasons(plans: list[dict], names: list[str], order: list[str]) -> list[str]
     return reasons
 
 
-# Options of `vllm serve` that the planner knows under the same name with underscores.
-_ARGUMENTS = frozenset(
-    {
-        "block_size", "dtype", "enable_lora", "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization",
-        "kv_cache_dtype",
-        "kv_cache_memory_bytes", "language_model_only", "max_lora_rank", "max_loras", "max_model_len",
-        "max_cudagraph_capture_size", "max_num_batched_tokens", "max_num_seqs", "no_enable_prefix_caching",
-        "pipeline_parallel_size", "quantization", "speculative_config", "tensor_parallel_size",
-    }
-)  # fmt: skip
-
-
 def with_arguments(given: dict) -> dict:
     """Return the service with its `engine_arguments` (command-line names) merged in; irrelevant ones are left out."""
     arguments = given.get("engine_arguments") or {}
     told = {str(key).lstrip("-").replace("-", "_"): value for key, value in arguments.items()}
-    return {**given, **{key: value for key, value in told.items() if key in _ARGUMENTS}}
+    return {**given, **{key: value for key, value in told.items() if key in VLLM}}
 
 
 @dataclass(frozen=True)
@@ -279,11 +267,7 @@ def _planned_vllm(given: dict, history: dict, service: VllmService, gpu: Gpu) ->
 
 def _fingerprint(given: dict) -> str:
     """Return a short text of the other settings that decide the memory of a start."""
-    keys = (
-        "revision", "dtype", "quantization", "kv_cache_dtype", "enforce_eager", "tensor_parallel_size", "max_lora_rank",
-        "gpu_layers", "context", "kv_cache_memory_bytes",
-    )  # fmt: skip
-    told = {k: str(given[k]) for k in keys if given.get(k) is not None}
+    told = {k: str(given[k]) for k, one in SERVICE.items() if one.fingerprint and given.get(k) is not None}
     told["adapters"] = str(len(given.get("adapters") or []))
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -321,20 +305,40 @@ def _whole(given: dict, key: str) -> int | None:
         raise PlanError(f"{given['name']}: {key} is {value!r}, it must be a whole number.") from None
 
 
-def _share(given: dict) -> float | None:
-    value = given.get("gpu_memory_utilization")
+def _share(given: dict, key: str) -> float | None:
+    value = given.get(key)
     if value is None or value == "":
         return None
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise PlanError(
-            f"{given['name']}: gpu_memory_utilization is {value!r}, it must be a number above 0 and at most 1."
-        ) from None
+        raise PlanError(f"{given['name']}: {key} is {value!r}, it must be a number above 0 and at most 1.") from None
 
 
 def _yes(given: dict, key: str) -> bool:
     return str(given.get(key, "")).lower() in ("true", "yes", "1", "on")
+
+
+def _text(given: dict, key: str) -> str:
+    return str(given.get(key) or "")
+
+
+_READ = {"str": _text, "int": _whole, "float": _share, "bool": _yes}
+
+
+def _fields(given: dict, kind: type) -> dict:
+    """Return the fields of the service class `kind` that are arguments of the engine and given; 0 means the default.
+
+    A field whose default is None keeps a 0: the plan refuses it, or knows what it means.
+    """
+    told = {}
+    for one in fields(kind):
+        if one.name not in ARGUMENTS or given.get(one.name) is None:
+            continue
+        value = _READ[ARGUMENTS[one.name].type](given, one.name)
+        if value or one.default is None or isinstance(value, bool):
+            told[one.name] = value
+    return told
 
 
 def _load(given: dict, hub_url: str, hub_token: str, gguf: bool) -> tuple[Shape, dict, object]:
@@ -385,23 +389,17 @@ def _vllm(given: dict, hub_url: str, hub_token: str) -> VllmService:
     if method and method.lower() not in QUANTIZED_BITS:
         quantized_bits(method)
     shape, tensors, _ = _load(given, hub_url, hub_token, gguf=False)
+    told = _fields(given, VllmService)
     adapters = given.get("adapters") or []
-    rank = _whole(given, "max_lora_rank") or 16
+    rank = told.get("max_lora_rank", VllmService.max_lora_rank)
     assumptions = [text for text in (_adapter(given, a, tensors, rank, hub_url, hub_token) for a in adapters) if text]
-    tp, pp = _whole(given, "tensor_parallel_size") or 1, _whole(given, "pipeline_parallel_size") or 1
-    dtype = str(given.get("dtype") or "auto")
     service = VllmService(
-        name=name, version=version, model=str(given.get("model") or name), shape=shape, dtype=dtype,
-        quantization=method, kv_cache_dtype=str(given.get("kv_cache_dtype") or "auto"),
-        gpu_memory_utilization=_share(given), max_model_len=_whole(given, "max_model_len"),
-        max_num_seqs=_whole(given, "max_num_seqs"), max_num_batched_tokens=_whole(given, "max_num_batched_tokens"),
-        enforce_eager=_yes(given, "enforce_eager"), tensor_parallel_size=tp, pipeline_parallel_size=pp,
-        language_model_only=_yes(given, "language_model_only"), lora=bool(adapters) or _yes(given, "enable_lora"),
-        max_loras=_whole(given, "max_loras") or 1, max_lora_rank=rank,
-        block_size=_whole(given, "block_size") or 16, kv_cache_memory_bytes=_whole(given, "kv_cache_memory_bytes"),
-        prefix_caching=_prefix_caching(given), capture_size=_whole(given, "max_cudagraph_capture_size") or 0,
-        assumptions=assumptions, **_speculation(given, assumptions),
+        name=name, version=version, model=str(given.get("model") or name), shape=shape,
+        lora=bool(adapters) or _yes(given, "enable_lora"), prefix_caching=_prefix_caching(given),
+        capture_size=_whole(given, "max_cudagraph_capture_size") or 0,
+        assumptions=assumptions, **told, **_speculation(given, assumptions),
     )  # fmt: skip
+    dtype, tp, pp = service.dtype, service.tensor_parallel_size, service.pipeline_parallel_size
     if tensors:
         loaded = dtype if dtype != "auto" else ("float16" if shape.dtype == "float32" else shape.dtype)
         with_bits = shape if not method or shape.quantization else replace(shape, bits=quantized_bits(method))
@@ -441,13 +439,13 @@ def _llama(given: dict, hub_url: str, hub_token: str) -> LlamaService:
     size = _whole(given, "model_size_mib")
     if header is None and not size:
         raise PlanError(f"{given['name']}: model_size_mib is not given: without a GGUF file its size is needed.")
+    told = _fields(given, LlamaService)
     layers = _whole(given, "gpu_layers")
-    flash = given.get("flash_attention")
+    if layers is not None:
+        told["gpu_layers"] = layers  # 0 means none
+    told.setdefault("context", shape.max_position or LlamaService.context)
     return LlamaService(
         name=given["name"], shape=shape, header=header, file_size=(size or 0) * MIB,
-        gpu_layers=999 if layers is None else layers, context=_whole(given, "context") or shape.max_position or 4096,
-        batch=_whole(given, "batch") or 2048, ubatch=_whole(given, "ubatch") or 512,
-        flash_attention=True if flash is None else _yes(given, "flash_attention"),
-        kv_type=str(given.get("kv_cache_dtype") or "f16"), parallel=_whole(given, "parallel") or SLOTS,
-        model=str(given.get("model") or given["name"]), version=str(given.get("version") or ""),
+        kv_type=str(given.get("kv_cache_dtype") or LlamaService.kv_type),
+        model=str(given.get("model") or given["name"]), version=str(given.get("version") or ""), **told,
     )  # fmt: skip

@@ -2,34 +2,10 @@
 
 from __future__ import annotations
 
-from . import planner, render
+from . import options, planner, render
 
 _TEXT, _NUMBER, _FLAG = {"type": "str"}, {"type": "int"}, {"type": "bool"}
-SERVICE = {
-    "name": {"type": "str", "required": True},
-    "engine": {"type": "str", "choices": list(planner.ENGINES), "default": "vllm"},
-    "hf_home": {"type": "path"},
-    "config": {"type": "dict"},
-    "gpu_memory_utilization": {"type": "float"},
-    "adapters": {
-        "type": "list",
-        "elements": "dict",
-        "options": dict.fromkeys(("name", "source", "revision", "path"), _TEXT),
-    },
-    "engine_arguments": {"type": "dict"},
-    **dict.fromkeys(
-        ("version", "group", "model", "revision", "unit", "dtype", "quantization", "kv_cache_dtype"), _TEXT
-    ),
-    **dict.fromkeys(("enforce_eager", "flash_attention"), _FLAG),
-    **dict.fromkeys(
-        (
-            "model_size_mib", "memory_mib", "asleep_mib", "max_model_len", "max_num_seqs", "max_loras",
-            "tensor_parallel_size", "max_lora_rank", "gpu_layers", "context", "batch", "ubatch", "parallel",
-        ),
-        _NUMBER,
-    ),
-    "max_num_batched_tokens": {**_NUMBER, "no_log": False},
-}  # fmt: skip
+SERVICE = options.argument_spec(options.SERVICE)
 OPTIONS = {
     "services": {"type": "list", "elements": "dict", "required": True, "options": SERVICE},
     "gpu": {"type": "dict", "options": {"name": _TEXT, "total_mib": _NUMBER, "free_mib": _NUMBER, "wsl": _FLAG}},
