@@ -193,7 +193,7 @@ options:
     type: dict
     default: {}
   schedule_variable:
-    description: Variable that has C(OnCalendar) of O(timer), such as V(backup_schedule); a refusal of its value names it.
+    description: Variable that sets C(OnCalendar) of O(timer), such as V(backup_schedule). A refusal of a time names it.
     type: str
   limits:
     description:

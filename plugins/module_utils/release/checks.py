@@ -96,7 +96,7 @@ def check_memory(service: Service, limits: dict) -> None:
 
 
 def check_times(service: Service, timer: dict, variable: str | None) -> None:
-    """Raise `Refused` if systemd does not understand an OnCalendar of ``timer``, which ``variable`` has."""
+    """Raise `Refused` if systemd does not understand an OnCalendar of ``timer``, which ``variable`` sets."""
     times = (timer.get("Timer") or {}).get("OnCalendar", [])
     for when in times if isinstance(times, list) else [times]:
         if systemd_unit.run("systemd-analyze", "calendar", "--", str(when), check=False).returncode:

@@ -118,8 +118,8 @@ def put(service: Service, release: dict, texts: dict | None = None) -> None:
     ``texts`` has the secrets by path. Without it the secrets on the disk stay, with the release's owner and mode.
     """
     service.keep(release)
-    if release.get("timer") and _text_of(service.timer_path) != release["timer"]:
-        # A timer that runs with new times may find that it missed one, and start the service at once.
+    if release.get("timer") and _text_of(service.timer_path) not in (None, release["timer"]):
+        # A running timer that gets new times may find that it missed one, and start the service at once.
         systemd_unit.run("systemctl", "stop", service.timer, check=False)
     for file in [*release["files"], *_unit_files(service, release)]:
         write(Path(file["path"]), file["content"], int(file["mode"], 8), file["owner"], file["group"])

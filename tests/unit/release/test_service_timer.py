@@ -114,7 +114,7 @@ def test_wrong_times_are_refused_before_anything_is_changed(host, monkeypatch, c
     monkeypatch.setattr(checks, "reread", lambda *_: False)
     wanted = {
         "files": [], "secrets": [], "links": [], "inputs": {}, "unit": UNIT, "user": None, "listens": [], "trials": [],
-        "directories": [{"path": str(host.root / "new"), "owner": "root", "group": "root", "mode": "0755", "keep": False}],
+        "directories": [{"path": f"{host.root}/new", "owner": "root", "group": "root", "mode": "0755", "keep": False}],
         "timer": {"Timer": {"OnCalendar": ["daily", "every night"]}}, "schedule_variable": variable,
     }  # fmt: skip
     with pytest.raises(Refused) as refused:
