@@ -105,7 +105,8 @@ def test_secrets_are_in_a_file_of_root_alone(host):
     assert owners(host, "/etc/llm-backup/secrets.env") == "root:root 600"
     assert owners(host, "/etc/llm-backup") == "root:root 700"
     for command in ("cat /etc/systemd/system/llm-backup.*", "journalctl --no-pager", f"cat {PAGE}",
-                    "cat /var/lib/llm-backup/state.json /etc/llm-backup/settings.json", f"grep -r . {STORE}"):  # fmt: skip
+                    "cat /var/lib/llm-backup/state.json /etc/llm-backup/settings.json",
+                    f"grep -r . {STORE}"):  # fmt: skip
         assert CANARY not in host.check_output(command)
 
 
@@ -159,6 +160,18 @@ def test_a_run_neither_ends_nor_starts_a_back_up(host, converge, running):
     assert int(host.check_output("date --date %s +%%s", following)) > int(host.check_output("date +%s")) + 20 * 3600
     assert converge().changed == [SET_UP]
     assert nightly(host) == running and len(snapshots(host)) == had
+
+
+@pytest.mark.full
+def test_a_back_up_that_is_ended_leaves_no_lock_in_the_repository(host):
+    host.check_output("truncate --size 40G /srv/further/large")
+    host.check_output("systemctl start --no-block llm-backup.service")
+    host.run_test("for _ in 1 2 3 4 5 6 7 8 9; do ls /srv/repository/locks/* && exit; sleep 0.5; done; exit 1")
+    assert nightly(host) != "0"
+    host.check_output("systemctl stop llm-backup.service; rm /srv/further/large")
+    assert host.check_output("ls /srv/repository/locks") == ""
+    assert not host.file("/var/lib/llm-backup/staging").exists
+    host.check_output("systemctl reset-failed llm-backup.service")
 
 
 @pytest.fixture
