@@ -22,11 +22,13 @@ CALLER = "caller-of-the-drill-0123456789abcdef"
 ENGINE_KEY = "engine-of-the-drill-0123456789abcdef"
 BACKUP_PASSWORD = "backups-of-the-drill-0123456789abcdef"  # shared by all machines: one restores another's backup
 
-# Runs on a machine and prints each service's process and releases as JSON.
+# Runs on a machine and prints each service's process and releases as JSON; one that a timer starts has no process.
 SERVICES = r"""
 import json, pathlib, subprocess
 told = {}
 for store in sorted(pathlib.Path("/var/lib/llm-server/services").glob("*")):
+    if pathlib.Path(f"/etc/systemd/system/{store.name}.timer").exists():
+        continue
     state = json.loads((store / "state.json").read_text())
     asked = ["systemctl", "show", store.name, "--property", "MainPID,InvocationID,ActiveState"]
     live = dict(line.split("=", 1) for line in subprocess.run(asked, capture_output=True, text=True).stdout.split())

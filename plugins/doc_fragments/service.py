@@ -200,9 +200,13 @@ options:
         Sections of the unit C(<name>.timer), like O(unit), such as C({Timer: {OnCalendar: daily}}). The timer starts
         the service, whose type is C(oneshot) then.
       - The timer is enabled instead of the service, and a release counts as serving once its timer is active and
-        O(probes) answer. The service is not started outside its time.
+        O(probes) answer. The service is not started outside its time, and a service that runs is left alone. A
+        persistent timer makes up for a time that it missed when the host boots, not when its times change.
     type: dict
     default: {}
+  schedule_variable:
+    description: Variable that sets C(OnCalendar) of O(timer), such as V(backup_schedule). A refusal of a time names it.
+    type: str
   limits:
     description:
       - Memory limit and OOM score of the service. A change takes effect without a restart, and a rollback keeps it. A

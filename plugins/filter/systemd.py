@@ -173,11 +173,6 @@ def _reaches(asked: SplitResult, address: str, port: int) -> bool:
     return bound.is_unspecified or bound == ipaddress.ip_address(asked.hostname)
 
 
-def unit_text(sections: dict) -> str:
-    """Return the text of an additional unit, such as one that a timer starts."""
-    return systemd_unit.render(sections)
-
-
 def memory_mib(limit: str) -> float:
     """Return a memory limit in MiB; a percentage, whose size only the host knows, counts as no limit."""
     return float("inf") if str(limit).endswith("%") else systemd_unit.memory_mib(str(limit))
@@ -202,5 +197,4 @@ class FilterModule:
             "peers": peers,
             "sources_astray": sources_astray,
             "secret_environment": secret_environment,
-            "unit_text": unit_text,
         }

@@ -13,6 +13,26 @@ PROGRAM = "/usr/local/sbin/llm-backup"
 PAGE = "/var/lib/llm-backup/metrics/backup.prom"
 BACKUP, RESTORE, ROLLBACK = (f"../../playbooks/{name}.yml" for name in ("backup", "restore", "rollback"))
 CANARY = "canary"
+STORE = "/var/lib/llm-server/services/llm-backup"
+SET_UP = "backup : Set up the nightly backup"
+# The units as an earlier version of the role wrote them, without a release.
+EARLIER = {
+    "/etc/systemd/system/llm-backup.service": f"""[Unit]
+Description=Back up data that this host cannot rebuild
+[Service]
+Type=oneshot
+ExecStart=/usr/bin/python3 -I {PROGRAM} take nightly
+""",
+    "/etc/systemd/system/llm-backup.timer": """[Unit]
+Description=Back up data that this host cannot rebuild
+[Timer]
+OnCalendar=*-*-* 03:30:00
+Persistent=true
+RandomizedDelaySec=15min
+[Install]
+WantedBy=timers.target
+""",
+}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +85,11 @@ def test_the_first_back_up_was_taken_and_the_timer_runs(host):
     assert host.service("llm-backup.timer").is_running and host.service("llm-backup.timer").is_enabled
 
 
+def test_a_run_without_changes_changes_nothing(host, converge):
+    for check in (True, False):
+        assert converge(check=check).changed == []
+
+
 def test_what_is_kept_and_what_is_not(host):
     names = host.check_output(f"{PROGRAM} restic ls latest").splitlines()
     for path in (f"{ROOT}/.env", "/var/lib/llm-server/services/ai-server/state.json", "/srv/further/notes.txt",
@@ -72,12 +97,16 @@ def test_what_is_kept_and_what_is_not(host):
                  f"/var/lib/llm-backup/staging{JOBS}", "/etc/systemd/system/ai-server.service"):  # fmt: skip
         assert path in names
     assert not [name for name in names if name in (JOBS, f"{JOBS}-wal", f"{JOBS}-shm")]
+    # The repository's own password is of no use in it.
+    assert "/etc/llm-backup/settings.json" in names and "/etc/llm-backup/secrets.env" not in names
 
 
 def test_secrets_are_in_a_file_of_root_alone(host):
     assert owners(host, "/etc/llm-backup/secrets.env") == "root:root 600"
+    assert owners(host, "/etc/llm-backup") == "root:root 700"
     for command in ("cat /etc/systemd/system/llm-backup.*", "journalctl --no-pager", f"cat {PAGE}",
-                    "cat /var/lib/llm-backup/state.json /etc/llm-backup/settings.json"):  # fmt: skip
+                    "cat /var/lib/llm-backup/state.json /etc/llm-backup/settings.json",
+                    f"grep -r . {STORE}"):  # fmt: skip
         assert CANARY not in host.check_output(command)
 
 
@@ -100,6 +129,87 @@ def test_the_nightly_run_works_in_its_sandbox(host, converge):
     host.check_output("runuser -u nobody cat %s", PAGE)
     outcome = converge(playbook="checklist.yml")
     assert outcome.code == 0, outcome.text
+
+
+@pytest.fixture
+def running(host):
+    """Return the pid of a nightly backup that runs until the test ends."""
+    host.check_output("systemd-run --unit holder flock /var/lib/llm-backup/lock sleep infinity")
+    host.check_output("while flock --nonblock /var/lib/llm-backup/lock true; do sleep 0.5; done")
+    host.check_output("systemctl start --no-block llm-backup.service && sleep 2")
+    yield nightly(host)
+    host.check_output("systemctl stop llm-backup.service holder.service")
+    host.check_output("systemctl reset-failed llm-backup.service")
+
+
+def nightly(host) -> str:
+    """Return the pid of the nightly backup, 0 if none runs."""
+    return host.check_output("systemctl show llm-backup.service --property MainPID --value")
+
+
+def test_a_run_neither_ends_nor_starts_a_back_up(host, converge, running):
+    assert running != "0"
+    had = len(snapshots(host))
+    # An hour ago: a time that a persistent timer would make up for.
+    passed = host.check_output("date --date '-1 hour' +%H:%M:%S")
+    host.check_output("touch --date '-2 hours' /var/lib/systemd/timers/stamp-llm-backup.timer")
+    outcome = converge({"backup_schedule": f"*-*-* {passed}", "backup_keep_daily": 8})
+    assert outcome.code == 0 and outcome.changed == [SET_UP], outcome.text
+    assert nightly(host) == running
+    following = host.check_output("systemctl show llm-backup.timer --property NextElapseUSecRealtime --value")
+    assert int(host.check_output("date --date %s +%%s", following)) > int(host.check_output("date +%s")) + 20 * 3600
+    assert converge().changed == [SET_UP]
+    assert nightly(host) == running and len(snapshots(host)) == had
+
+
+@pytest.mark.full
+def test_a_back_up_that_is_ended_leaves_no_lock_in_the_repository(host):
+    host.check_output("truncate --size 40G /srv/further/large")
+    host.check_output("systemctl start --no-block llm-backup.service")
+    host.run_test("for _ in 1 2 3 4 5 6 7 8 9; do ls /srv/repository/locks/* && exit; sleep 0.5; done; exit 1")
+    assert nightly(host) != "0"
+    host.check_output("systemctl stop llm-backup.service; rm /srv/further/large")
+    assert host.check_output("ls /srv/repository/locks") == ""
+    assert not host.file("/var/lib/llm-backup/staging").exists
+    host.check_output("systemctl reset-failed llm-backup.service")
+
+
+@pytest.fixture
+def earlier(host):
+    """A host that an earlier version of the role set up."""
+    host.check_output(f"rm -r {STORE}")
+    for path, text in EARLIER.items():
+        host.run_expect([0], f"printf %s '{text}' > {path}")
+    host.check_output("systemctl daemon-reload && systemctl restart llm-backup.timer")
+
+
+def test_a_host_of_an_earlier_version_is_taken_over(host, converge, earlier):
+    had = len(snapshots(host))
+    assert converge(check=True).changed == [SET_UP]
+    assert converge().changed == [SET_UP]
+    assert "NoNewPrivileges=yes" in host.file("/etc/systemd/system/llm-backup.service").content_string
+    assert host.service("llm-backup.timer").is_running and host.service("llm-backup.timer").is_enabled
+    assert len(snapshots(host)) == had
+    assert converge().changed == []
+
+
+@pytest.mark.full
+def test_a_host_of_an_earlier_version_is_cleaned(host, converge, earlier):
+    had = len(snapshots(host))
+    assert converge({"backup_state": "absent"}).code == 0
+    assert not any(host.file(path).exists for path in (*EARLIER, PROGRAM, "/etc/llm-backup", "/var/lib/llm-backup"))
+    assert not host.service("llm-backup.timer").is_running
+    assert host.file("/srv/repository/config").exists
+    assert converge({"backup_state": "absent"}).changed == []
+    for check in (True, False):
+        outcome = converge({"backup_schedule": "every night"}, check=check)
+        assert outcome.code == 2 and outcome.message.startswith("backup_schedule is every night;"), outcome.text
+        assert not outcome.changed and not host.file("/etc/llm-backup").exists
+    outcome = converge(check=True)
+    assert outcome.code == 0 and SET_UP in outcome.changed, outcome.text
+    assert converge().code == 0
+    assert len(snapshots(host)) == had
+    assert owners(host, "/etc/llm-backup/secrets.env") == "root:root 600"
 
 
 def test_lost_data_comes_back_whole_while_the_service_writes(host, restore, converge):

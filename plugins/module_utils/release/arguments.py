@@ -69,6 +69,7 @@ CONTENTS = {
     "inputs": {"type": "dict", "default": {}},
     "unit": {"type": "dict", "default": {}},
     "timer": {"type": "dict", "default": {}},
+    "schedule_variable": {"type": "str"},
     "limits": {
         "type": "dict",
         "options": {

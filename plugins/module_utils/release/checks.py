@@ -102,6 +102,15 @@ def check_memory(service: Service, limits: dict) -> None:
         )
 
 
+def check_times(service: Service, timer: dict, variable: str | None) -> None:
+    """Raise `Refused` if systemd does not understand an OnCalendar of ``timer``, which ``variable`` sets."""
+    times = (timer.get("Timer") or {}).get("OnCalendar", [])
+    for when in times if isinstance(times, list) else [times]:
+        if systemd_unit.run("systemd-analyze", "calendar", "--", str(when), check=False).returncode:
+            named = variable or f"{service.name}: OnCalendar of the timer"
+            raise Refused(f'{named} is {when}; set a calendar expression of systemd, such as "*-*-* 03:30:00"')
+
+
 def check(service: Service, release: dict, files: list[dict], user: str | None, check_mode: bool) -> None:
     """Raise `Refused` if a program would reject one of ``files``, or systemd the unit of ``release``."""
     with tempfile.TemporaryDirectory(prefix=f".{service.name}-", dir="/run") as directory:

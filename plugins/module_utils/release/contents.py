@@ -64,7 +64,7 @@ def differences(service: Service, release: dict) -> list[dict]:
     found = []
     for file in [*release["files"], *_unit_files(service, release)]:
         path = Path(file["path"])
-        before = path.read_text(errors="replace") if path.is_file() else None
+        before = _text_of(path)
         if before != file["content"] or attributes(path) != (file["mode"], file["owner"], file["group"]):
             found.append({"what": str(path), "before": before, "after": file["content"], "secret": private(file)})
     for secret in release["secrets"]:
@@ -107,6 +107,10 @@ def dropped(release: dict, but: dict) -> list[dict]:
     return [file for file in files if file.get("live") and file["path"] not in stay]
 
 
+def _text_of(path: Path) -> str | None:
+    return path.read_text(errors="replace") if path.is_file() else None
+
+
 def _unit_files(service: Service, release: dict) -> list[dict]:
     texts = {service.unit_path: unit_text(release)}
     if release.get("timer"):
@@ -121,6 +125,9 @@ def put(service: Service, release: dict, texts: dict | None = None) -> None:
     ``texts`` has the secrets by path. Without it the secrets on the disk stay, with the release's owner and mode.
     """
     service.keep(release)
+    if release.get("timer") and _text_of(service.timer_path) not in (None, release["timer"]):
+        # A running timer that gets new times may find that it missed one, and start the service at once.
+        systemd_unit.run("systemctl", "stop", service.timer, check=False)
     for file in [*release["files"], *_unit_files(service, release)]:
         write(Path(file["path"]), file["content"], int(file["mode"], 8), file["owner"], file["group"])
     for secret in release["secrets"]:

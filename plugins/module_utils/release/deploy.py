@@ -64,6 +64,7 @@ def deploy(service: Service, wanted: dict, check_mode: bool) -> dict:
         "diff": [*filter(None, [installed["diff"]]), *map(contents.shown, differences)],
     }
     if differences or restart:
+        checks.check_times(service, wanted.get("timer") or {}, wanted.get("schedule_variable"))
         checks.check_ports(service, wanted["listens"])
         checks.check_memory(service, release["limits"])
         if not check_mode:

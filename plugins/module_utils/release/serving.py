@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from . import contents, probes, systemd_unit
 from .description import PLACES, Refused, digest
@@ -10,6 +11,7 @@ from .store import Service
 
 BEFORE_START_TIMEOUT = 60  # seconds: what the old process held is free soon after its end, or stuck
 SHOWN_LINES = 400  # of the journal while a service starts
+TIMER_STAMPS = Path("/var/lib/systemd/timers")  # systemd's notes of when each persistent timer last ran
 END_LINES = 4000  # of a service that failed to start: eight workers of an engine write 2000
 
 
@@ -77,6 +79,7 @@ def start(service: Service, conditions: list[dict] | None = None, regardless: bo
     systemd_unit.run("systemctl", "reset-failed", service.unit, check=False)
     journal_cursor = systemd_unit.journal_end()
     if regardless or not blocked:
+        _count_as_run(service)
         systemd_unit.run("systemctl", "restart", service.main_unit(), check=False, timeout=300)
     # Read after the start, so that the stop and earlier restarts of the old process do not count against the new
     # one.
@@ -87,6 +90,13 @@ def start(service: Service, conditions: list[dict] | None = None, regardless: bo
         blocked=blocked,
         altered=False,
     )
+
+
+def _count_as_run(service: Service) -> None:
+    """Make a persistent timer begin with its next time: it would start the service now for one that it missed."""
+    stamp = TIMER_STAMPS / f"stamp-{service.timer}"
+    if service.main_unit() == service.timer and stamp.exists():
+        stamp.touch()
 
 
 def watch(service: Service) -> None:

@@ -268,7 +268,8 @@ def sets(settings):
 def kept_settings(settings):
     """Return the settings files: release records, the releases' files and secrets, and those of ``settings``.
 
-    Environments and models are left out: site.yml installs them again.
+    Environments and models are left out: site.yml installs them again. So are the repository's own password and
+    credentials, which nobody can read there without them.
     """
     paths = [STORE, *map(Path, settings["settings"])]
     for state in sorted(STORE.glob("*/state.json")):
@@ -277,7 +278,8 @@ def kept_settings(settings):
             release = json.loads((state.parent / "releases" / f"{current}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        paths += [Path(file["path"]) for part in ("files", "secrets") for file in release.get(part, [])]
+        kept = [Path(file["path"]) for part in ("files", "secrets") for file in release.get(part, [])]
+        paths += [path for path in kept if path != SECRETS]
         paths.append(UNITS / f"{state.parent.name}.service")
     return [path for path in dict.fromkeys(paths) if path.exists()]
 

@@ -168,6 +168,14 @@ class TestWhatIsBackedUp:
         found = program.kept_settings(settings(home, settings=[f"{home}/callers", f"{home}/nothing"]))
         assert found == [program.STORE, home / "callers", home / "config", home / "key"]
 
+    def test_the_password_of_the_repository_is_not_in_the_repository(self, home):
+        (home / "store/llm-backup/releases").mkdir(parents=True)
+        (home / "store/llm-backup/state.json").write_text(json.dumps({"current": "aa"}))
+        release = {"files": [{"path": str(home / "config")}], "secrets": [{"path": str(program.SECRETS)}]}
+        (home / "store/llm-backup/releases/aa.json").write_text(json.dumps(release))
+        (home / "config").touch()
+        assert program.kept_settings(settings(home)) == [program.STORE, home / "config"]
+
     def test_a_path_with_marks_is_matched_by_itself_alone(self):
         assert program.pattern("/a/up[1]*?\\") == "/a/up\\[1\\]\\*\\?\\\\"
 

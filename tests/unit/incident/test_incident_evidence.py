@@ -118,6 +118,22 @@ def test_a_text_keeps_its_end():
     assert evidence.clipped("a" + "b" * evidence.PAGE_BYTES) == evidence.CLIPPED + "b" * evidence.PAGE_BYTES
 
 
+@pytest.mark.parametrize("released", [True, False])
+def test_the_address_of_the_repository_is_shown_and_its_password_is_not(tmp_path, monkeypatch, released):
+    file = tmp_path / "secrets.env"
+    file.write_text(f"RESTIC_REPOSITORY=/srv/a-repository\nRESTIC_PASSWORD={TOKEN}\n")
+    store = tmp_path / "services"
+    (store / "llm-backup" / "releases").mkdir(parents=True)
+    if released:
+        release = {"secrets": [{"path": str(file), "plain": []}]}
+        (store / "llm-backup" / "releases" / "one.json").write_text(json.dumps(release))
+    monkeypatch.setattr(release_store, "STORE", store)
+    monkeypatch.setattr(release_store, "UNITS", tmp_path / "units")
+    monkeypatch.setattr(evidence, "PLAIN", {str(file): ("RESTIC_REPOSITORY",)})
+    told = evidence.secrets_of_host()(f"/srv/a-repository {TOKEN}")
+    assert told.startswith("/srv/a-repository ") and TOKEN not in told
+
+
 @pytest.mark.parametrize(
     ("shown", "ok"),
     [

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from plugins.module_utils.incident import evidence
-from plugins.module_utils.release import contents, removal, rollback, serving, store, systemd_unit
-from plugins.module_utils.release.description import digest
+from plugins.module_utils.release import checks, contents, deploy, removal, rollback, serving, store, systemd_unit
+from plugins.module_utils.release.description import Refused, digest
 
 UNIT = {"Service": {"ExecStart": "/bin/look"}}
 HOURLY, DAILY = ({"Timer": {"OnCalendar": when}} for when in ("hourly", "daily"))
@@ -27,7 +29,8 @@ def host(tmp_path, monkeypatch):
             there.active.add(argv[-1])
         if argv[1] == "stop" or "--now" in argv:
             there.active.discard(argv[-1])
-        return SimpleNamespace(returncode=0, stdout="", stderr="")
+        wrong = argv[:2] == ("systemd-analyze", "calendar") and argv[-1] not in ("hourly", "daily")
+        return SimpleNamespace(returncode=int(wrong), stdout="", stderr="")
 
     def show(unit):
         on = "enabled" if unit in there.enabled else "static"
@@ -35,6 +38,7 @@ def host(tmp_path, monkeypatch):
 
     monkeypatch.setattr(store, "STORE", tmp_path / "services")
     monkeypatch.setattr(store, "UNITS", tmp_path / "units")
+    monkeypatch.setattr(serving, "TIMER_STAMPS", tmp_path / "stamps")
     monkeypatch.setattr("shutil.chown", lambda *_: None)
     monkeypatch.setattr(contents, "attributes", lambda path: ("0644", "root", "root") if path.exists() else None)
     monkeypatch.setattr(systemd_unit, "run", run)
@@ -81,6 +85,48 @@ def test_another_program_restarts_nothing_and_another_time_restarts_the_timer(ho
     why = serving.restart_reason(host.service, later, contents.differences(host.service, later))
     assert why == f"changed: {host.service.timer_path}"
     assert len({digest(each) for each in (other, later)}) == 2
+
+
+def test_new_times_start_the_service_for_no_time_that_has_passed(host):
+    serve(host, HOURLY)
+    stamp = host.root / "stamps/stamp-look.timer"
+    stamp.parent.mkdir()
+    stamp.touch()
+    os.utime(stamp, (0, 0))
+    host.said.clear()
+    serve(host, HOURLY, {"Service": {"ExecStart": "/bin/other"}})
+    assert "stop look.timer" not in host.said
+    host.said.clear()
+    serve(host, DAILY)
+    order = ["stop look.timer", "daemon-reload", "restart look.timer"]
+    assert [said for said in host.said if said in order] == order
+    assert stamp.stat().st_mtime > time.time() - 60
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+@pytest.mark.parametrize(
+    ("variable", "begin"),
+    [("look_schedule", "look_schedule is every night; set a calendar expression"),
+     (None, "look: OnCalendar of the timer is every night; set a calendar expression")],
+)  # fmt: skip
+def test_wrong_times_are_refused_before_anything_is_changed(host, monkeypatch, check_mode, variable, begin):
+    monkeypatch.setattr(checks, "check_unit", lambda *_: [])
+    monkeypatch.setattr(checks, "reread", lambda *_: False)
+    wanted = {
+        "files": [], "secrets": [], "links": [], "inputs": {}, "unit": UNIT, "user": None, "listens": [], "trials": [],
+        "directories": [{"path": f"{host.root}/new", "owner": "root", "group": "root", "mode": "0755", "keep": False}],
+        "timer": {"Timer": {"OnCalendar": ["daily", "every night"]}}, "schedule_variable": variable,
+    }  # fmt: skip
+    with pytest.raises(Refused) as refused:
+        deploy.deploy(host.service, wanted, check_mode)
+    assert str(refused.value).startswith(begin)
+    assert list(host.root.iterdir()) == []
+
+
+def test_a_timer_without_times_of_the_calendar_is_not_asked_for_them(host):
+    checks.check_times(host.service, {"Timer": {"OnUnitActiveSec": "60s"}}, None)
+    checks.check_times(host.service, {}, None)
+    assert host.said == []
 
 
 def test_a_timer_that_was_stopped_or_is_off_at_boot_is_seen(host):
