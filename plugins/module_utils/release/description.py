@@ -58,8 +58,9 @@ def private(file: dict) -> bool:
 
 def digest_before(files: list[dict], release: dict) -> str:
     """Return the earlier digest of ``release``, with secrets as ordinary ``files``; processes may still carry it."""
-    fixed = [{**described(file), "content": file["content"]} for file in files if not file.get("live")]
-    return digest({**release, "files": fixed, "secrets": []})
+    return digest(
+        {**release, "files": [{**described(file), "content": file["content"]} for file in files], "secrets": []}
+    )
 
 
 def environment_of(release: dict) -> str:

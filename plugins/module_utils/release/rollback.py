@@ -76,7 +76,7 @@ def prune(service: Service) -> None:
     current = needed.get(service.state()["current"])
     # A live secret is needed only while the current release has it.
     live = {file["path"] for release in needed.values() if current for file in contents.dropped(release, current)}
-    stay = {entry["path"] for release in needed.values() for part in PLACES for entry in release[part]} - live
+    stay = {entry["path"] for release in needed.values() for part in PLACES for entry in release[part]}
     for secret in {secret["path"] for release in gone.values() for secret in release["secrets"]} - stay | live:
         Path(secret).unlink(missing_ok=True)
     for name in gone:
