@@ -117,6 +117,9 @@ def check(service: Service, release: dict, files: list[dict], user: str | None, 
         stage = Path(directory)
         stage.chmod(0o755)
         for file in files:
+            if file.get("live"):  # a program that checks another file finds the new one next to it
+                _stage(file, stage, user)
+        for file in files:
             argv = [_on_new_program(release, part) for part in file["validate"] or []]
             if argv and not (check_mode and not all(Path(part).exists() for part in argv if part.startswith("/"))):
                 _ask_program(service, argv, file, stage, user)
@@ -170,17 +173,27 @@ def _on_new_program(release: dict, text: str) -> str:
     return text
 
 
-def _ask_program(service: Service, argv: list[str], file: dict, stage: Path, user: str | None) -> None:
-    runs_as = user if user in account.accounts() else None
+def _stage(file: dict, stage: Path, user: str | None) -> Path:
+    """Write a file below ``stage`` so that only ``user`` can read it; return its path."""
     staged = stage / Path(file["path"]).name
     staged.touch(mode=0o600)
-    unprivileged.own(staged, runs_as)
+    unprivileged.own(staged, _account(user))
     staged.write_text(file["content"])
+    return staged
+
+
+def _account(user: str | None) -> str | None:
+    """Return ``user`` if the account exists; in check mode on a new host it does not."""
+    return user if user in account.accounts() else None
+
+
+def _ask_program(service: Service, argv: list[str], file: dict, stage: Path, user: str | None) -> None:
+    staged = _stage(file, stage, user)
     try:
         done = subprocess.run(
             [part.replace("%s", str(staged)) for part in argv],
             capture_output=True, text=True, errors="replace", check=False, timeout=180, cwd="/",
-            **unprivileged.identity(runs_as),
+            **unprivileged.identity(_account(user)),
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Refused(f"{service.name}: {argv[0]} could not check {file['path']}: {error}") from None

@@ -36,7 +36,7 @@ os.chdir(Path(settings).parent)  # where the application looks for its .env
 sys.path.insert(0, source)
 with tempfile.TemporaryDirectory() as folder:
     if engine_too == "alone":
-        # In check mode the callers and engines files are missing or still have their old content.
+        # For an application whose files of callers and engines are not staged.
         callers = Path(folder) / "callers.json"
         callers.write_text('{"callers": []}')
         os.environ["CALLERS_FILE"] = str(callers)
@@ -45,6 +45,11 @@ with tempfile.TemporaryDirectory() as folder:
             one = {"name": "one", "url": "http://127.0.0.1:9/v1", "api_key": "none", "models": ["none"]}
             engines.write_text(json.dumps({"engines": [one]}))
             os.environ["ENGINES_FILE"] = str(engines)
+    for name in ("CALLERS_FILE", "ENGINES_FILE"):
+        # New ones are staged next to the .env; at their places are the old ones, or none.
+        staged = Path(settings).with_name(Path(written.get(name) or "none").name)
+        if written.get(name) and staged.exists():
+            os.environ[name] = written[name] = str(staged)
     imported("app.main")
 
 if engine_too == "alone":

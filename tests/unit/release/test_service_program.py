@@ -83,3 +83,22 @@ def test_a_file_is_checked_by_the_new_version_that_the_link_will_select(tmp_path
         checks.check(SimpleNamespace(name="app", unit="app.service"), release, [file], None, check_mode=False)
     release["links"][0]["target"] = str(tmp_path / "1.0")
     checks.check(SimpleNamespace(name="app", unit="app.service"), release, [file], None, check_mode=False)
+
+
+def test_a_program_finds_the_new_live_files_next_to_the_one_that_it_checks(tmp_path, monkeypatch):
+    program = tmp_path / "app"
+    program.write_text(
+        '#!/bin/sh\ncd "$(dirname "$1")"\n'
+        'test "$(cat keys) $(stat -c %a keys)" = "new 600" -a ! -e other || { echo "app: error: old keys" >&2; exit 1; }\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(checks.systemd_unit, "verify", lambda *_: "")
+    files = [
+        {"path": "/etc/app.env", "content": "KEYS=keys\n", "validate": [str(program), "%s"]},
+        {"path": "/etc/keys", "content": "new", "validate": None, "live": True},
+        {"path": "/etc/other", "content": "new", "validate": None},
+    ]
+    service, release = SimpleNamespace(name="app", unit="app.service"), {"unit": "", "links": []}
+    checks.check(service, release, files, None, check_mode=False)
+    with pytest.raises(Refused, match="old keys"):
+        checks.check(service, release, [files[0], {**files[1], "live": False}], None, check_mode=False)

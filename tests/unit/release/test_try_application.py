@@ -156,6 +156,21 @@ def test_in_check_mode_the_file_of_engines_need_not_be_there(tmp_path):
     assert tried(tmp_path, "http://127.0.0.1:9", main=reads, engine="alone", ENGINES_FILE=file) == (0, "")
 
 
+@pytest.mark.parametrize("engine", ["ask", "alone"])
+def test_the_files_that_are_staged_next_to_the_env_count(server, tmp_path, engine):
+    server.pages["/v1/models"] = (200, SERVED)
+    code = {"name": "code", "url": f"{server.url}/v1", "api_key": KEY, "models": ["other"]}
+    table(tmp_path, code)
+    (tmp_path / "callers.json").write_text("new")
+    reads = (
+        "import json, os\nassert open(os.environ['CALLERS_FILE']).read() == 'new'\n"
+        "assert json.load(open(os.environ['ENGINES_FILE']))['engines'][0]['name'] == 'code'"
+    )
+    named = {"CALLERS_FILE": "/nowhere/callers.json", "ENGINES_FILE": "/nowhere/engines.json"}
+    status, said = tried(tmp_path, "http://127.0.0.1:9", main=reads, engine=engine, **named)
+    assert (status, "but not other" in said) == ((1, True) if engine == "ask" else (0, False)), said
+
+
 def test_an_application_that_cannot_be_imported_is_refused(tmp_path):
     status, said = tried(tmp_path, "http://127.0.0.1:9", main="import no_such_package")
     assert status == 1 and "No module named 'no_such_package'; declare what is missing" in said
