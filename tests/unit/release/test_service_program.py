@@ -89,7 +89,8 @@ def test_a_program_finds_the_new_live_files_next_to_the_one_that_it_checks(tmp_p
     program = tmp_path / "app"
     program.write_text(
         '#!/bin/sh\ncd "$(dirname "$1")"\n'
-        'test "$(cat keys) $(stat -c %a keys)" = "new 600" -a ! -e other || { echo "app: error: old keys" >&2; exit 1; }\n'
+        'test "$(cat keys) $(stat -c %a keys)" = "new 600" -a ! -e other && exit 0\n'
+        "echo 'app: error: old keys' >&2\nexit 1\n"
     )
     program.chmod(0o755)
     monkeypatch.setattr(checks.systemd_unit, "verify", lambda *_: "")
