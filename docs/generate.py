@@ -73,9 +73,9 @@ def default(option: dict[str, Any]) -> str:
         return ""
     value = option["default"]
     text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
-    for template, said in SAID.items():
+    for template, meaning in SAID.items():
         if template.fullmatch(text):
-            return said
+            return meaning
     return f"`{text.strip()}`".replace("|", r"\|").replace("\n", " ")
 
 

@@ -44,8 +44,8 @@ def of_folder(folder: Path) -> str:
 
 def linked(go: str, program: Path) -> list[tuple[str, str]]:
     """Return the modules that are linked into a program, with their versions, without its own module."""
-    said = host.run([go, "version", "-m", str(program)])
-    return re.findall(r"^\t(?:dep|=>)\t(\S+)\t(v\S+)", said, re.MULTILINE)
+    output = host.run([go, "version", "-m", str(program)])
+    return re.findall(r"^\t(?:dep|=>)\t(\S+)\t(v\S+)", output, re.MULTILINE)
 
 
 def folder_of(cache: Path, module: str, version: str) -> Path:
@@ -63,8 +63,10 @@ def check(go: str, program: Path, cache: Path) -> dict[str, str]:
         raise Problem(f"{program.name} does not list its linked modules, so its licences cannot be read.")
     wrong = {name: licence for name, licence in found.items() if not permissive(licence)}
     if wrong:
-        told = ", ".join(f"{name} ({licence or 'no licence that is known'})" for name, licence in sorted(wrong.items()))
-        raise Problem(f"{program.name} contains modules that must not be used: {told}.")
+        listed = ", ".join(
+            f"{name} ({licence or 'no licence that is known'})" for name, licence in sorted(wrong.items())
+        )
+        raise Problem(f"{program.name} contains modules that must not be used: {listed}.")
     return found
 
 

@@ -120,8 +120,8 @@ def look(page: Browser, dashboard: Dashboard) -> tuple[Seen, ...]:
     ]
     refused = page.ask(REFUSED)
     if refused:
-        told = f"queries that the store refused: {refused}; `python -m dashboards.check` names them"
-        seen.append(Seen(dashboard.title, "all panels", "", True, (told,), ()))
+        refusals = f"queries that the store refused: {refused}; `python -m dashboards.check` names them"
+        seen.append(Seen(dashboard.title, "all panels", "", True, (refusals,), ()))
     return tuple(seen)
 
 

@@ -105,9 +105,9 @@ class Engines:
         off = {name: self._table.off(name) if self._table else "" for name in engines}
         serving = [name for name in engines if not off[name]]
         states = dict(zip(serving, await asyncio.gather(*(engines[name].health() for name in serving)), strict=True))
-        told = {name: off[name] or states[name] for name in engines}
+        states_shown = {name: off[name] or states[name] for name in engines}
         well = [states[name] == "ok" for name in serving]
-        return Health({"engines": told} if self._table else {"vllm": told[ALONE]}, all(well), any(well))
+        return Health({"engines": states_shown} if self._table else {"vllm": states_shown[ALONE]}, all(well), any(well))
 
     def _now(self) -> dict[str, Engine]:
         """Return the engines of the current files; an unchanged engine keeps its open connections."""

@@ -470,8 +470,8 @@ def _none_of(kinds: Sequence[str]) -> str:
 
 def _digest(kind: str, work: dict) -> str:
     """Return the SHA-256 of a job's content as hex digits, to compare jobs."""
-    asked = {name: value for name, value in work.items() if name != "trace"}  # a repeated request has another trace
-    return hashlib.sha256(json.dumps([kind, asked], sort_keys=True).encode()).hexdigest()
+    request = {name: value for name, value in work.items() if name != "trace"}  # a repeated request has another trace
+    return hashlib.sha256(json.dumps([kind, request], sort_keys=True).encode()).hexdigest()
 
 
 def _locked(file) -> bool:

@@ -33,8 +33,8 @@ def rate(counter: str, by: str = "host, service", selector: str = "$service") ->
 
 def hits(cache: str) -> tuple[tuple[str, str], ...]:
     """Return the query of a cache's hit rate, as a share of tokens."""
-    part, whole = (rate(vllm(f"{cache}_{end}_total")) for end in ("hits", "queries"))
-    return ((share(part, whole), "{{host}} {{service}}"),)
+    part, total = (rate(vllm(f"{cache}_{end}_total")) for end in ("hits", "queries"))
+    return ((share(part, total), "{{host}} {{service}}"),)
 
 
 DASHBOARD = Dashboard(

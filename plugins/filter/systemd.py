@@ -88,12 +88,12 @@ def flag_clashes(wanted: dict) -> list[str]:
     for variable, names in wanted.items():
         for name in names:
             places.setdefault(str(name).removeprefix("no-"), []).append(variable)
-    told = []
+    problems = []
     for name, variables in places.items():
         if len(variables) > 1:
             where = " and ".join(dict.fromkeys(variables))
-            told.append(f"{where}: {name} is named more than once; name it in one place, once.")
-    return told
+            problems.append(f"{where}: {name} is named more than once; name it in one place, once.")
+    return problems
 
 
 def _quoted(word: str) -> str:
@@ -150,8 +150,8 @@ def sources_astray(sources: list[dict], engines: list[dict]) -> list[str]:
 
 def engines_unasked(engines: list[dict], sources: list[dict]) -> list[str]:
     """Return the names of the ``engines`` whose port none of the ``sources`` uses."""
-    asked = {urlsplit(one["url"]).port for one in sources}
-    return [one["name"] for one in engines if int(one["port"]) not in asked]
+    polled = {urlsplit(one["url"]).port for one in sources}
+    return [one["name"] for one in engines if int(one["port"]) not in polled]
 
 
 def elsewhere(urls: list) -> list[str]:
@@ -164,13 +164,13 @@ def _asks_itself(url: str) -> bool:
     return host == "localhost" or (is_ip(host) and ipaddress.ip_address(host).is_loopback)
 
 
-def _reaches(asked: SplitResult, address: str, port: int) -> bool:
-    if (asked.port or 80) != port:
+def _reaches(url: SplitResult, address: str, port: int) -> bool:
+    if (url.port or 80) != port:
         return False
-    if not is_ip(asked.hostname) or not is_ip(address):  # a name may resolve to either family
+    if not is_ip(url.hostname) or not is_ip(address):  # a name may resolve to either family
         return True
     bound = ipaddress.ip_address(address)
-    return bound.is_unspecified or bound == ipaddress.ip_address(asked.hostname)
+    return bound.is_unspecified or bound == ipaddress.ip_address(url.hostname)
 
 
 def unit_text(sections: dict) -> str:

@@ -804,12 +804,12 @@ class Fleet:
             return [], problems
         found += [({"name": one["name"], "zones": [one["zone"]]}, one) for one in strays]
         results, problems = self._for_each_machine(self._delete_machine, found)
-        gone = {(result.name, result.zone) for result in results}
-        left = [one for one in instances if (one["name"], one["zone"]) not in gone]
+        removed = {(result.name, result.zone) for result in results}
+        left = [one for one in instances if (one["name"], one["zone"]) not in removed]
         self._delete_unused_rules(firewalls, left)
         if not problems:
             self._release_reserved()
-        kept = [one for one in orphans.machines if (one["name"], one["zone"]) not in gone]
+        kept = [one for one in orphans.machines if (one["name"], one["zone"]) not in removed]
         self._report_undeclared(orphans._replace(machines=kept))
         absent = [one for one in self.machines if one["name"] not in {result.name for result in results}]
         return results + [Result(one["name"]) for one in absent if not problems], problems
@@ -842,14 +842,16 @@ class Fleet:
         zone, name = instance["zone"], instance["name"]
         result.zone = zone
         path = f"zones/{zone}/instances/{name}"
-        gone, stay, _ = declared.disks_at_delete(instance, self.options["keep_boot_disk"], self.options["delete_disks"])
-        words = f"delete {name} in {zone}" + (f" and its {declared.disk_text(gone)}" if gone else "")
+        deleted, stay, _ = declared.disks_at_delete(
+            instance, self.options["keep_boot_disk"], self.options["delete_disks"]
+        )
+        words = f"delete {name} in {zone}" + (f" and its {declared.disk_text(deleted)}" if deleted else "")
         shown = {
             "zone": zone,
             "machine_type": declared.last(instance.get("machineType")),
             "tags": sorted((instance.get("tags") or {}).get("items") or []),
             "labels": instance.get("labels") or {},
-            "disks": [disk for disk, _ in gone],
+            "disks": [disk for disk, _ in deleted],
         }
         if stay:
             verb = "would stay" if self.check_mode else "stays"

@@ -129,8 +129,8 @@ class Store:
 
     def bring(self, wanted: Wanted) -> Path:
         """Fetch the file if needed and verify its checksum; return its path. Raises UserError if that fails."""
-        path, whole = self.place(wanted)
-        if not whole:
+        path, complete = self.place(wanted)
+        if not complete:
             self._fetch(wanted, path)
         elif wanted.sha256 and not self._compared(path, wanted.sha256):
             found = released_program.sha256(path).removeprefix("sha256:")
@@ -145,12 +145,12 @@ class Store:
     def _fetch(self, wanted: Wanted, path: Path) -> None:
         self._own_folder(path.parent)
         unfinished = path.with_name(f"{path.name}.part")
-        asked = {
+        request = {
             "url": f"{self.hub}/{wanted.source}/resolve/{wanted.revision}/{wanted.file}",
             "target": str(unfinished), "token": self.token, "pause": self.pause,
         }  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-c", _FETCH], input=json.dumps(asked), capture_output=True, text=True, errors="replace",
+            [sys.executable, "-c", _FETCH], input=json.dumps(request), capture_output=True, text=True, errors="replace",
             cwd="/", umask=0o027, env={**os.environ, **self.environment}, check=False,
             **unprivileged.identity(self.user),
         )  # fmt: skip

@@ -65,10 +65,10 @@ def run(argv: list[str], lock_timeout: float, once: Command = command) -> str:
 def reason(done: subprocess.CompletedProcess[str]) -> str:
     """Return why a command failed: dpkg's message about a package, or else the first two of its own messages."""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    said = [SAID.sub("", line) for line in lines if SAID.match(line)] or lines[-1:]
+    messages = [SAID.sub("", line) for line in lines if SAID.match(line)] or lines[-1:]
     # apt prints dpkg's messages to its standard output, dpkg itself to the standard error.
     found = dpkg_failure(done.stdout) or dpkg_failure(done.stderr)
-    return found or "; ".join(said[:2]) or f"exit code {done.returncode}"
+    return found or "; ".join(messages[:2]) or f"exit code {done.returncode}"
 
 
 def dpkg_failure(text: str) -> str:

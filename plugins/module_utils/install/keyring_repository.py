@@ -122,14 +122,14 @@ class Apt:
 
     def installed(self) -> str | None:
         """Return the installed version of the keyring package; None if it is not completely installed."""
-        asked = ["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Version}", self.repository.package]
-        status, _, version = self.run(asked).stdout.partition(" ")
+        argv = ["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Version}", self.repository.package]
+        status, _, version = self.run(argv).stdout.partition(" ")
         return version if status == "installed" and self.at(self.repository.keyring).exists() else None
 
     def known(self) -> bool:
         """Return whether dpkg has anything of the package, including its configuration files."""
-        asked = ["dpkg-query", "--show", "--showformat", "${db:Status-Status}", self.repository.package]
-        return self.run(asked).stdout not in ("", "not-installed")
+        argv = ["dpkg-query", "--show", "--showformat", "${db:Status-Status}", self.repository.package]
+        return self.run(argv).stdout not in ("", "not-installed")
 
     def indexed(self) -> bool:
         """Return whether apt has an index of the repository."""
