@@ -76,9 +76,9 @@ def run(folder: Path, argv: list[str], **variables: str) -> int:
     """Run a command with the controller first in PATH; return its exit code, or 1 for a deprecation warning."""
     with tempfile.TemporaryDirectory(prefix="newest-") as work:
         log = Path(work) / "ansible.log"
-        told = {"ANSIBLE_DEPRECATION_WARNINGS": "true", "ANSIBLE_LOG_PATH": str(log), "ANSIBLE_HOME": work}
+        settings = {"ANSIBLE_DEPRECATION_WARNINGS": "true", "ANSIBLE_LOG_PATH": str(log), "ANSIBLE_HOME": work}
         paths = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "LICENCE_LOCKS": " ".join(LOCKS)}
-        code = subprocess.run(argv, cwd=ROOT, env={**os.environ, **told, **paths, **variables}).returncode
+        code = subprocess.run(argv, cwd=ROOT, env={**os.environ, **settings, **paths, **variables}).returncode
         found = deprecations(log)
     print("".join(f"ERROR {each}\n" for each in found), end="")
     return code or int(bool(found))

@@ -156,14 +156,14 @@ def test_what_repeating_will_not_cure_is_not_repeated(client, server, standins, 
     standins.says = answer
     ident = client.post("/v1/easy-contract", json={"text": request.node.name, "callback": True}).json()["job_id"]
     assert server.job(ident, "delivered")["outcome"]["status"] == "failed"
-    assert [asked["path"] for asked in standins.asked].count(GENERATED) == 1
+    assert [request["path"] for request in standins.asked].count(GENERATED) == 1
 
 
 def test_an_unreadable_page_of_a_scan_is_paid_for_once(client, server, standins):
     standins.ocr_answer = {"pages": []}
     ident = client.post("/v1/checklist", files={"file": pdf(None)}, data={"callback": "true"}).json()["job_id"]
     assert "read 0 pages" in server.job(ident, "delivered")["outcome"]["error"]["message"]
-    assert [asked["path"] for asked in standins.asked].count("/ocr") == 1
+    assert [request["path"] for request in standins.asked].count("/ocr") == 1
 
 
 def test_what_repeating_may_cure_is_repeated_with_growing_pauses(new_server, standins):
@@ -173,7 +173,7 @@ def test_what_repeating_may_cure_is_repeated_with_growing_pauses(new_server, sta
         client.post("/v1/easy-contract", json={"text": "a", "job_id": "j"})
         outcome = server.job("j", "delivered")["outcome"]
     assert outcome["error"]["message"] == "the engine is out of memory"
-    assert [asked["path"] for asked in standins.asked].count(GENERATED) == 4
+    assert [request["path"] for request in standins.asked].count(GENERATED) == 4
 
 
 def test_a_half_character_reaches_the_backend(client, server, standins):
@@ -213,9 +213,9 @@ def parsed(*chunks: bytes) -> list[tuple[str, str]]:
     ],
 )
 def test_events_whatever_the_chunks(stream, found):
-    whole = [("message", text) for text in found]
-    assert parsed(stream) == whole
-    assert parsed(*(bytes([byte]) for byte in stream)) == whole
+    complete = [("message", text) for text in found]
+    assert parsed(stream) == complete
+    assert parsed(*(bytes([byte]) for byte in stream)) == complete
 
 
 def test_an_event_has_its_own_type_alone():

@@ -83,7 +83,7 @@ ENTRY = {"name": "a", "keys": [{"sha256": sha256(OLD)}]}
 
 
 @pytest.mark.parametrize(
-    ("callers", "says"),
+    ("callers", "message"),
     [
         ([{**ENTRY, "name": "A B"}], "callers.0.name: "),
         ([{**ENTRY, "keys": []}], "callers.0.keys: "),
@@ -97,11 +97,11 @@ ENTRY = {"name": "a", "keys": [{"sha256": sha256(OLD)}]}
         ([{**ENTRY, "keys": [{"sha256": sha256(VLLM_KEY)}]}], "has VLLM_API_KEY among its keys"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_one_sentence_without_a_key(file, callers, says):
+def test_a_file_that_cannot_be_used_is_one_sentence_without_a_key(file, callers, message):
     written(file, *callers)
     with pytest.raises(CallersError) as refused:
         Callers([], file, VLLM_KEY)
-    assert says in str(refused.value)
+    assert message in str(refused.value)
     assert OLD not in str(refused.value) and "\n" not in str(refused.value)
 
 
@@ -175,12 +175,12 @@ def test_requests_of_a_caller_at_a_time(named, standins):
         assert wait_for(lambda: client.get("/v1/models").status_code == 200)
 
 
-@pytest.mark.parametrize("asked", [{}, {"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}])
-def test_tokens_are_on_the_account_however_they_are_asked_for(named, asked):
+@pytest.mark.parametrize("options", [{}, {"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}])
+def test_tokens_are_on_the_account_however_they_are_asked_for(named, options):
     server = named(ENTRY)
     with server.client(OLD) as client:
-        answer = client.post("/v1/chat/completions", json={**HELLO, **asked})
-        assert (answer.status_code, '"usage"' in answer.text) == (200, asked != {"stream": True})
+        answer = client.post("/v1/chat/completions", json={**HELLO, **options})
+        assert (answer.status_code, '"usage"' in answer.text) == (200, options != {"stream": True})
         (row,) = client.get("/v1/usage").json()["data"]
     assert (row["model"], row["requests"], row["prompt_tokens"] + row["completion_tokens"]) == ("base", 1, 7)
 
@@ -293,9 +293,9 @@ def test_pages_of_an_origin_may_ask(new_server):
     server = new_server(CORS_ORIGINS="https://app.example").start()
     with server.client() as client:
         wanted = "authorization, x-stainless-retry-count"
-        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": wanted}
+        request = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": wanted}
         for origin, allowed in (("https://app.example", True), ("https://evil.example", False)):
-            given = client.options("/v1/models", headers={"Origin": origin, **asked, "Authorization": ""})
+            given = client.options("/v1/models", headers={"Origin": origin, **request, "Authorization": ""})
             assert (given.headers.get("access-control-allow-origin") == origin) == allowed
             assert given.status_code == (200 if allowed else 400), given.text
             answer = client.get("/v1/models", headers={"Origin": origin})

@@ -29,10 +29,10 @@ def test_answer_is_vllms_own(client, standins):
     response = client.post("/v1/chat/completions", json=body("hello", top_p=0.5))
     assert response.status_code == 200
     assert response.json()["choices"][0]["message"]["content"] == "base on hello"
-    asked = standins.asked[0]
+    request = standins.asked[0]
     streamed = {"stream": True, "stream_options": {"include_usage": True}}  # added by the server, see Relay
-    assert asked["body"] == body("hello", top_p=0.5, model="base", **streamed)
-    assert asked["headers"]["authorization"] == f"Bearer {VLLM_KEY}"
+    assert request["body"] == body("hello", top_p=0.5, model="base", **streamed)
+    assert request["headers"]["authorization"] == f"Bearer {VLLM_KEY}"
 
 
 def test_a_named_model_is_kept(client):
@@ -103,8 +103,8 @@ def test_a_silent_stream_that_the_client_leaves_is_ended(monkeypatch):
 
 
 def test_a_stream_that_something_before_vllm_compressed():
-    whole = gzip.compress(b"data: 1\n\n")
-    assert relayed(Slow([(0, whole[:9]), (0, whole[9:])], {"content-encoding": "gzip"})) == b"data: 1\n\n"
+    complete = gzip.compress(b"data: 1\n\n")
+    assert relayed(Slow([(0, complete[:9]), (0, complete[9:])], {"content-encoding": "gzip"})) == b"data: 1\n\n"
 
 
 def test_leaving_a_stream_ends_it_in_vllm(client, standins):

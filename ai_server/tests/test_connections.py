@@ -118,8 +118,8 @@ def test_a_stop_tells_a_hundred_streams(new_server, standins):
         assert json.loads(event)["error"]["code"] == 503
         assert came.endswith(b"0\r\n\r\n")
         there.close()
-    whole = answered(waiting)
-    assert b" 503 Service Unavailable" in whole and b'"code":503' in whole
+    complete = answered(waiting)
+    assert b" 503 Service Unavailable" in complete and b'"code":503' in complete
     waiting.close()
     stopping.join()
     assert "Traceback" not in server.output()

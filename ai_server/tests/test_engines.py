@@ -74,7 +74,7 @@ def test_all_that_is_wrong_is_told_at_once_and_no_key(file):
     written(file, {"engines": engines})
     with pytest.raises(TableError) as refused:
         Table(file, None, lambda key: key == CALLER)
-    said = str(refused.value)
+    message = str(refused.value)
     for part in (
         "the name chat occurs twice",
         "the model twice occurs twice",
@@ -88,12 +88,12 @@ def test_all_that_is_wrong_is_told_at_once_and_no_key(file):
         "own has a caller's key as its api_key",
         "engines.5 ",
     ):
-        assert part in said, said
-    assert "\n" not in said and CALLER not in said and "key-of" not in said and "with a space" not in said
+        assert part in message, message
+    assert "\n" not in message and CALLER not in message and "key-of" not in message and "with a space" not in message
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"{", "is not JSON"),
         (b"\xff", "is not JSON"),
@@ -104,14 +104,14 @@ def test_all_that_is_wrong_is_told_at_once_and_no_key(file):
         (None, "cannot be read: No such file"),
     ],
 )
-def test_a_file_that_is_no_table(file, content, says):
+def test_a_file_that_is_no_table(file, content, message):
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(TableError, match=f"^{file}"):
         Table(file, None)
     with pytest.raises(TableError) as refused:
         Table(file, None)
-    assert says in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_the_files_are_read_again_and_bad_ones_change_nothing(file, states):
@@ -141,8 +141,8 @@ def test_the_files_are_read_again_and_bad_ones_change_nothing(file, states):
 
 def test_states_say_why(file, states):
     written(file, {"engines": [entry("chat", group="evaluation"), entry("code")]})
-    gone = {"state": "stopped"}
-    written(states, {"chat": {"state": "asleep", "instead": "code", "level": 1}, "code": gone, "gone": gone})
+    stopped = {"state": "stopped"}
+    written(states, {"chat": {"state": "asleep", "instead": "code", "level": 1}, "code": stopped, "gone": stopped})
     table = Table(file, states)
     assert (table.off("chat"), table.off("code")) == ("asleep: code runs instead (group evaluation)", "stopped")
     with pytest.raises(Problem) as off:
@@ -221,16 +221,16 @@ def test_each_request_goes_to_the_engine_of_its_model(two, standins, second):
         server.job("j", "delivered")
         usage = client.get("/v1/usage").json()["data"]
         page = client.get("/metrics").text
-    asked = [[request for request in each.asked if request["path"] == CHAT] for each in (standins, second)]
-    assert [request["body"]["model"] for request in asked[0]] == ["base"]
-    assert [request["body"]["model"] for request in asked[1]] == ["small", "small", *reversed(ADAPTERS)]
-    assert {request["headers"]["authorization"] for request in asked[0]} == {"Bearer key-of-chat"}
-    assert {request["headers"]["authorization"] for request in asked[1]} == {"Bearer key-of-feedback"}
+    requests = [[request for request in each.asked if request["path"] == CHAT] for each in (standins, second)]
+    assert [request["body"]["model"] for request in requests[0]] == ["base"]
+    assert [request["body"]["model"] for request in requests[1]] == ["small", "small", *reversed(ADAPTERS)]
+    assert {request["headers"]["authorization"] for request in requests[0]} == {"Bearer key-of-chat"}
+    assert {request["headers"]["authorization"] for request in requests[1]} == {"Bearer key-of-feedback"}
     assert {row["model"] for row in usage} == {"base", "small", *ADAPTERS}
     assert 'engine="feedback",kind="completion",model="small"' in page and 'engine="chat"' in page
     server.stop()
-    told = [line for line in lines(server.directory / "log/ai-server.log") if line["message"] == "request"]
-    assert [line["engine"] for line in told if line["path"] == CHAT] == ["chat", "feedback", "feedback"]
+    entries = [line for line in lines(server.directory / "log/ai-server.log") if line["message"] == "request"]
+    assert [line["engine"] for line in entries if line["path"] == CHAT] == ["chat", "feedback", "feedback"]
     assert "key-of" not in server.output()
 
 

@@ -90,8 +90,8 @@ def test_silence():
 
 
 def test_a_connection_is_used_again_when_its_answer_was_whole():
-    whole = OK + b"Content-Length: 1\r\n\r\na"
-    assert asked(whole, whole, whole, requests=3) == ([(200, b"a")] * 3, 1)
+    complete = OK + b"Content-Length: 1\r\n\r\na"
+    assert asked(complete, complete, complete, requests=3) == ([(200, b"a")] * 3, 1)
     closing = OK + b"Connection: close\r\nContent-Length: 1\r\n\r\na"
     assert asked(closing, closing, requests=2) == ([(200, b"a")] * 2, 2)
 
@@ -122,13 +122,13 @@ def test_a_slow_reader_makes_the_server_wait():
         response = await client.request("GET", "/")
         await asyncio.sleep(0.5)
         held = sent
-        whole = len(await response.aread())
+        complete = len(await response.aread())
         await client.close()
         server.close()
-        return held, whole
+        return held, complete
 
-    held, whole = asyncio.run(talk())
-    assert held < 30_000_000 and whole == 50_000_000
+    held, complete = asyncio.run(talk())
+    assert held < 30_000_000 and complete == 50_000_000
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])

@@ -64,7 +64,7 @@ def test_a_job_is_its_callers_alone(client, server, standins):
     assert client.get("/v1/jobs/mine").json()["kind"] == "checklist"
     assert client.get("/v1/jobs/none").status_code == 404
     ours = standins.callbacks()[0]
-    assert [told["body"]["caller"] for told in (ours, theirs)] == [name(CALLER), name(OTHER_CALLER)]
+    assert [message["body"]["caller"] for message in (ours, theirs)] == [name(CALLER), name(OTHER_CALLER)]
     assert ours["headers"]["idempotency-key"] != theirs["headers"]["idempotency-key"]
 
 
@@ -126,8 +126,8 @@ def test_callbacks_survive_a_killed_server(new_server, standins):
     standins.callback_status = [200]
     server.start()
     assert server.job("survivor", "delivered")["attempts"] > before
-    asked = [asked["path"] for asked in standins.asked]
-    assert asked.count("/v1/chat/completions") == 1  # the answer was stored: only the callback repeats
+    requests = [request["path"] for request in standins.asked]
+    assert requests.count("/v1/chat/completions") == 1  # the answer was stored: only the callback repeats
 
 
 def test_unanswered_jobs_survive_a_killed_server(new_server, standins):
@@ -151,7 +151,7 @@ def test_a_job_that_kills_the_server_is_not_tried_for_ever(new_server, standins)
     server.start()
     (callback,) = wait_for(standins.callbacks)
     assert callback["body"]["error"]["message"] == "The server stopped during every attempt."
-    assert [asked["path"] for asked in standins.asked] == [callback["path"]]
+    assert [request["path"] for request in standins.asked] == [callback["path"]]
 
 
 def test_of_two_processes_one_works(new_server, standins):
@@ -276,7 +276,7 @@ def test_a_full_disk_is_told_and_survived(new_server, standins):
 
         empty_disk(server.process.pid)
         server.job("answered-meanwhile", "delivered")
-        assert [asked["body"]["messages"][-1]["content"] for asked in standins.asked[:-1]] == ["hold", "at once"]
+        assert [request["body"]["messages"][-1]["content"] for request in standins.asked[:-1]] == ["hold", "at once"]
         assert client.post("/v1/checklist", json={"text": "a", "job_id": "refused"}).status_code == 202
         wait_for(lambda: client.get("/health").json()["status"] == "ok")
 
@@ -320,16 +320,18 @@ def test_no_proxy_unless_a_setting_says_so(new_server, standins):
         client.post("/v1/checklist", files={"file": pdf(None)}, data={"job_id": "direct"})
     assert server.job("direct", "delivered")["attempts"] == 1
 
-    away = {"OCR_URL": "http://ocr.invalid/", "BACKEND_CALLBACK_BASE_URL": "http://backend.invalid/"}
-    server = new_server(HTTP_PROXY=standins.url, BACKEND_USES_PROXY="true", OCR_USES_PROXY="true", **away).start()
+    unreachable = {"OCR_URL": "http://ocr.invalid/", "BACKEND_CALLBACK_BASE_URL": "http://backend.invalid/"}
+    server = new_server(
+        HTTP_PROXY=standins.url, BACKEND_USES_PROXY="true", OCR_USES_PROXY="true", **unreachable
+    ).start()
     with server.client() as client:
         client.post("/v1/checklist", files={"file": pdf(None)})
         client.post("/v1/checklist", json={"text": "a", "job_id": "proxied"})
 
-        def asked() -> set[str]:  # the hosts that clients asked the stand-in for, as a proxy
-            return {asked["headers"]["host"] for asked in standins.asked}
+        def hosts() -> set[str]:  # the hosts that clients asked the stand-in for, as a proxy
+            return {request["headers"]["host"] for request in standins.asked}
 
-        wait_for(lambda: {"ocr.invalid", "backend.invalid"} <= asked())
+        wait_for(lambda: {"ocr.invalid", "backend.invalid"} <= hosts())
 
 
 def test_nothing_is_lost_or_told_as_something_else_by_kills(new_server, standins):
@@ -343,13 +345,13 @@ def test_nothing_is_lost_or_told_as_something_else_by_kills(new_server, standins
                 server.stop(signal.SIGKILL)
                 server.start()
         wait_for(lambda: client.get("/health").json()["jobs"]["delivered"] == len(jobs), 30)
-    told = {}
+    received = {}
     for callback in standins.callbacks():
         body, key = callback["body"], callback["headers"]["idempotency-key"]
-        assert told.setdefault(key, body) == body
-    results = {(body["caller"], body["job_id"]): body["result"] for body in told.values()}
+        assert received.setdefault(key, body) == body
+    results = {(body["caller"], body["job_id"]): body["result"] for body in received.values()}
     assert results == {(name(key), ident): f"checklist-adapter on {key} {ident}" for key, ident in jobs}
-    assert len(told) == len(jobs)
+    assert len(received) == len(jobs)
 
 
 VERSION_0 = """

@@ -24,9 +24,9 @@ def sdk(server, **more) -> openai.OpenAI:
 
 def test_the_sdk_gets_whole_answers_and_streams(server):
     with sdk(server, max_retries=0) as client:
-        whole = client.chat.completions.create(model="base", messages=HELLO)
-        assert (whole.object, whole.model, whole.usage.total_tokens) == ("chat.completion", "base", 7)
-        assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == ("base on hello", "stop")
+        complete = client.chat.completions.create(model="base", messages=HELLO)
+        assert (complete.object, complete.model, complete.usage.total_tokens) == ("chat.completion", "base", 7)
+        assert (complete.choices[0].message.content, complete.choices[0].finish_reason) == ("base on hello", "stop")
         chunks = list(client.chat.completions.create(model="base", messages=HELLO, stream=True))
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "base on hello"
         assert [model.id for model in client.models.list()] == ["base"]
@@ -116,10 +116,10 @@ def test_a_whole_text_completion(client, standins):
 
 
 def test_pieces_of_any_object_are_joined_or_replaced():
-    whole = Whole("/chat/completions", "base")
+    complete = Whole("/chat/completions", "base")
     for number in (1, 2):
-        whole.add({"choices": [{"delta": {"content": [number], "audio": {"data": "x", "expires": number}}}]})
-    message = whole.answer()["choices"][0]["message"]
+        complete.add({"choices": [{"delta": {"content": [number], "audio": {"data": "x", "expires": number}}}]})
+    message = complete.answer()["choices"][0]["message"]
     assert message == {"role": "assistant", "content": [1, 2], "audio": {"data": "xx", "expires": 2}}
 
 
@@ -146,13 +146,13 @@ def test_what_vllm_can_only_answer_whole_is_asked_for_whole(new_server, standins
     with server.client() as client:
         answer = client.post(CHAT, json=body("hello", **{field: 1}))
     assert answer.json()["choices"][0]["message"]["content"] == "base on hello"
-    assert [asked["body"].get("stream") for asked in standins.asked] == [None]
+    assert [request["body"].get("stream") for request in standins.asked] == [None]
 
 
 def test_a_stream_that_the_engine_refuses_is_asked_for_whole(client, standins):
     standins.says = (400, JSON, [b'{"error": {"message": "x is not available when `stream=True`.", "code": 400}}'])
     assert client.post(CHAT, json=body("hello")).status_code == 400
-    assert [asked["body"].get("stream") for asked in standins.asked] == [True, None]
+    assert [request["body"].get("stream") for request in standins.asked] == [True, None]
 
 
 def test_the_tokens_are_counted_and_the_caller_sees_what_it_asked_for(client, server, standins):
@@ -161,8 +161,8 @@ def test_the_tokens_are_counted_and_the_caller_sees_what_it_asked_for(client, se
     before = counted(server)
     standins.says = (200, STREAM, stream)
     assert client.post(CHAT, json=body("hello", stream=True)).content == said({"content": "a"}) + STOP + DONE
-    asked = {"stream": True, "stream_options": {"include_usage": True}}
-    assert client.post(CHAT, json=body("hello", **asked)).content == b"".join(stream)
+    parameters = {"stream": True, "stream_options": {"include_usage": True}}
+    assert client.post(CHAT, json=body("hello", **parameters)).content == b"".join(stream)
     client.post(CHAT, json=body("hello"))
     assert [request["body"]["stream_options"] for request in standins.asked] == [{"include_usage": True}] * 3
     assert [after - then for after, then in zip(counted(server), before, strict=True)] == [9, 12]
@@ -219,7 +219,7 @@ def test_the_id_and_the_trace_are_passed_on(client, standins):
     for _ in range(2):
         assert client.post(CHAT, json=body("hello"), headers=headers).headers["x-request-id"] == "case-1"
     client.post(CHAT, json=body("hello"), headers={"traceparent": "x" * 600})
-    first, second, third = (asked["headers"] for asked in standins.asked)
+    first, second, third = (request["headers"] for request in standins.asked)
     assert (first["traceparent"], first["tracestate"]) == (trace, "a=1")
     assert first["x-request-id"].startswith("case-1-") and first["x-request-id"] != second["x-request-id"]
     assert not {"cookie", "x-other"} & first.keys() and "traceparent" not in third
@@ -229,7 +229,7 @@ def test_embeddings_and_responses_are_the_engines_own(client, standins):
     standins.says = (200, JSON, [b'{"object": "list", "usage": {"prompt_tokens": 2, "total_tokens": 2}}'])
     for path in ("/v1/embeddings", "/v1/responses"):
         assert client.post(path, json={"input": "x"}).content == standins.says[2][0]
-    assert [(asked["path"], asked["body"]) for asked in standins.asked] == [
+    assert [(request["path"], request["body"]) for request in standins.asked] == [
         (path, {"input": "x", "model": "base"}) for path in ("/v1/embeddings", "/v1/responses")
     ]
 
@@ -242,7 +242,7 @@ def test_what_does_not_exist_is_told_with_what_does(client, standins):
     wrong = client.get(CHAT)
     assert (wrong.status_code, wrong.headers["allow"], wrong.json()["error"]["code"]) == (405, "POST", 405)
     assert client.post("/v1/audio/speech", json={}).status_code == 404
-    assert [asked["path"] for asked in standins.asked] == ["/v1/embeddings"]
+    assert [request["path"] for request in standins.asked] == ["/v1/embeddings"]
 
 
 def test_a_long_path_is_cut_in_the_log(new_server):

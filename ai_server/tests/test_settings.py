@@ -148,7 +148,7 @@ def test_an_unknown_setting(refused, tmp_path, name, near):
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, message",
     [
         ("COLOUR=red\n", "COLOUR is not a setting (.env.example lists them all) (line 1 of"),
         ("OCR_URL=\nexport NODE_ENV=production\n", "NODE_ENV is not a setting"),
@@ -158,10 +158,10 @@ def test_an_unknown_setting(refused, tmp_path, name, near):
         ("OCR_URL='http://ocr.example\n", "line 1 of"),
     ],
 )
-def test_a_line_without_effect(refused, tmp_path, text, told):
+def test_a_line_without_effect(refused, tmp_path, text, message):
     (tmp_path / "file.env").write_text(text)
     line = refused(AI_SERVER_ENV_FILE=str(tmp_path / "file.env"))
-    assert told in line and line.count("\n") == 1
+    assert message in line and line.count("\n") == 1
 
 
 HERE = {

@@ -54,7 +54,7 @@ def receiver(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("variables", "says"),
+    ("variables", "message"),
     [
         ({"step": "restart"}, "step is restart; give one of look, recover, escalate, such as -e step=look."),
         (
@@ -63,9 +63,9 @@ def receiver(monkeypatch):
         ),
     ],
 )
-def test_what_is_missing_is_said_by_name(incident, variables, says):
+def test_what_is_missing_is_said_by_name(incident, variables, message):
     outcome = incident(**variables)
-    assert outcome.code != 0 and says in outcome.message
+    assert outcome.code != 0 and message in outcome.message
 
 
 def test_a_host_that_does_not_answer_is_told_of_kept_and_leaves_rotation(incident, receiver, tmp_path):

@@ -108,9 +108,9 @@ def test_the_memory_plan_asks_for_what_the_engine_will_be_given(rendered):
 def test_all_that_is_missing_is_said_at_once(tmp_path):
     done = playbook("playbooks/validate.yml")
     assert done.returncode != 0
-    said = re.findall(r"^    - '?(\w+)", done.stdout.partition("problems:")[2], re.MULTILINE)
+    names = re.findall(r"^    - '?(\w+)", done.stdout.partition("problems:")[2], re.MULTILINE)
     secrets = ["ai_server_api_keys", "ai_server_vllm_api_key", "ai_server_ocr_api"]
-    assert said == ["vllm_api_key", "vllm_lora_adapters", *secrets, "alertmanager_receivers"], done.stdout
+    assert names == ["vllm_api_key", "vllm_lora_adapters", *secrets, "alertmanager_receivers"], done.stdout
     assert "easycontract, checklist must have a revision" in done.stdout
     assert "changed=0" in done.stdout
 

@@ -19,8 +19,8 @@ COUNTERS = "/etc/dcgm-exporter/default-counters.csv"
 
 def page(host, port: int = 9400) -> str:
     """Return the metrics page, requested on the machine; empty without an answer."""
-    ask = f"import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:{port}/metrics').read().decode())"
-    return host.run(f'python3 -c "{ask}"').stdout
+    command = f"import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:{port}/metrics').read().decode())"
+    return host.run(f'python3 -c "{command}"').stdout
 
 
 def series(text: str) -> set[str]:

@@ -20,8 +20,8 @@ def pid(host) -> str:
 
 
 def answers(host) -> bool:
-    ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8001/health', timeout=5).status)"
-    return host.run("python3 -c %s", ask).stdout.strip() == "200"
+    command = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8001/health', timeout=5).status)"
+    return host.run("python3 -c %s", command).stdout.strip() == "200"
 
 
 @pytest.fixture
@@ -190,11 +190,11 @@ def test_a_rotation_is_not_left_for_a_start_that_cannot_be(converge, away, tmp_p
 
 @pytest.mark.stand_in
 def test_holds_and_packages_leave_with_their_roles(host, converge):
-    gone = {"vllm_state": "absent", "nvidia_driver_hold": False}
-    assert converge(gone, playbook="leave.yml").code == 0
+    removed = {"vllm_state": "absent", "nvidia_driver_hold": False}
+    assert converge(removed, playbook="leave.yml").code == 0
     assert not host.package("libpython3-dev").is_installed
     assert host.package("gcc").is_installed, "the exporter is built with it"
     assert "580" not in host.check_output("apt-mark showhold")
     assert host.package("libnvidia-compute-580").is_installed
-    assert converge(gone, playbook="leave.yml").changed == []
+    assert converge(removed, playbook="leave.yml").changed == []
     assert converge().code == 0

@@ -43,9 +43,9 @@ def there(host, paths) -> list[str]:
 
 def test_what_no_release_refers_to_goes(host, converge):
     pid = host.check_output("systemctl show sample --property MainPID --value")
-    looked = converge(check=True)
-    assert looked.code == 0 and looked.changed, looked.text
-    assert "bbbbbbbbbbbb: built for no release that is kept, 3 MiB" in looked.text
+    preview = converge(check=True)
+    assert preview.code == 0 and preview.changed, preview.text
+    assert "bbbbbbbbbbbb: built for no release that is kept, 3 MiB" in preview.text
     assert there(host, LEFTOVERS) == list(LEFTOVERS)
     outcome = converge()
     assert outcome.code == 0, outcome.text

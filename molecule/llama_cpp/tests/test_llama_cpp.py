@@ -19,8 +19,8 @@ def test_it_serves_the_model_and_each_adapter_to_who_asks_for_it(host):
     assert status == 200 and [card["id"] for card in answer["data"]] == ["tiny"]
     base = say(host)
     assert base == say(host, lora=[{"id": 0, "scale": 0.0}]), "an adapter that nobody asks for changes nothing"
-    said = {base, *(say(host, lora=[{"id": number, "scale": 1.0}]) for number in range(len(ADAPTERS)))}
-    assert len(said) == 3, said
+    result = {base, *(say(host, lora=[{"id": number, "scale": 1.0}]) for number in range(len(ADAPTERS)))}
+    assert len(result) == 3, result
 
 
 def test_it_answers_in_the_models_own_chat_template(host):
@@ -74,7 +74,7 @@ def test_the_checklist_is_all_good(converge):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"llama_cpp_api_key": ""}, "llama_cpp_api_key must be set"),
         ({"llama_cpp_model": "/srv/models/absent.gguf"}, "there is no file /srv/models/absent.gguf"),
@@ -95,10 +95,10 @@ def test_the_checklist_is_all_good(converge):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_bad_input_is_refused_before_anything_is_switched(host, converge, change, says):
+def test_bad_input_is_refused_before_anything_is_switched(host, converge, change, message):
     before = pid(host)
     outcome = converge(change)
-    assert outcome.code and says in outcome.message, outcome.message
+    assert outcome.code and message in outcome.message, outcome.message
     still_serves(host, before)
 
 
@@ -127,10 +127,10 @@ def test_an_own_chat_template_is_used(host, converge):
 
 
 def test_one_that_does_not_serve_gives_way_to_the_one_before(host, converge):
-    said = say(host)
+    result = say(host)
     outcome = converge({"llama_cpp_context": 1 << 30, "llama_cpp_start_timeout": 20})
     assert outcome.code and "serves again" in outcome.message, outcome.message
-    assert say(host) == said
+    assert say(host) == result
     assert converge().code == 0
 
 

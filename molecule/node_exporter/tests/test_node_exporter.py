@@ -15,8 +15,8 @@ NEWEST, OLDER = builds.newest()["node_exporter"], builds.older("node_exporter")
 
 def page(host, url=METRICS):
     """Return the metrics page, requested on the machine; empty without an answer."""
-    ask = f"import urllib.request; print(urllib.request.urlopen({url!r}, timeout=10).read().decode())"
-    return host.run("python3 -c %s", ask).stdout
+    command = f"import urllib.request; print(urllib.request.urlopen({url!r}, timeout=10).read().decode())"
+    return host.run("python3 -c %s", command).stdout
 
 
 def listening(host):
@@ -66,8 +66,8 @@ def test_it_dies_first_when_memory_is_short_and_another_limit_restarts_nothing(h
     shown = "systemctl show node_exporter --property MemoryMax,OOMScoreAdjust"
     assert "MemoryMax=268435456" in host.check_output(shown)
     limits = {"node_exporter_memory_max": "10%", "node_exporter_oom_score_adjust": 900}
-    looked = converge(limits, check=True)
-    assert looked.changed and "MemoryMax=10%" in looked.text
+    preview = converge(limits, check=True)
+    assert preview.changed and "MemoryMax=10%" in preview.text
     outcome = converge(limits)
     assert (outcome.code, outcome.changed) == (0, ["released_service : Run node_exporter"]), outcome.message
     assert "MemoryMax=268435456" not in host.check_output(shown)

@@ -98,8 +98,8 @@ def test_journal_lines_arrive_with_what_they_are_and_unmixed(host, arrived, mark
 
 def test_lines_of_files_arrive_with_their_time_and_severity(host, arrived, mark):
     write(host, f"{mark} in a file")
-    told = {"level": "ERROR", "message": f"{mark} in JSON", "timestamp": "2026-11-26T20:31:13.5+00:00", "n": 3}
-    write(host, json.dumps(told))
+    values = {"level": "ERROR", "message": f"{mark} in JSON", "timestamp": "2026-11-26T20:31:13.5+00:00", "n": 3}
+    write(host, json.dumps(values))
     (plain,) = arrived(f"{mark} in a file", 1)
     assert (plain["body"], plain["resource"]["service.name"], plain["resource"]["job"]) == (
         f"{mark} in a file",
@@ -125,9 +125,9 @@ def test_a_traceback_arrives_as_one_record(host, arrived, mark):
 
 
 def test_nothing_is_lost_or_sent_twice_while_the_receiver_is_away_and_over_kills(host, arrived, mark):
-    away = 120 if os.environ.get("FULL") == "1" else 20
+    outage = 120 if os.environ.get("FULL") == "1" else 20
     program = (
-        f"n=0; while [ $n -lt {away * 20} ]; do n=$((n+1)); echo {mark} long $n.; echo {mark} file $n. >> "
+        f"n=0; while [ $n -lt {outage * 20} ]; do n=$((n+1)); echo {mark} long $n.; echo {mark} file $n. >> "
         "/var/log/apps/app.log; [ $((n % 200)) = 0 ] && mv /var/log/apps/app.log /var/log/apps/app.log.$((n / 200)); "
         "sleep 0.05; done"
     )
@@ -135,13 +135,13 @@ def test_nothing_is_lost_or_sent_twice_while_the_receiver_is_away_and_over_kills
     host.run_test("systemd-run --quiet --unit alpha.service sh -c %s", program.replace("$", "$$"))
     try:
         for _ in range(2):
-            time.sleep(away / 3)
+            time.sleep(outage / 3)
             host.run_test("systemctl kill --kill-whom=main --signal=KILL otel_collector")
-        time.sleep(away / 3)
+        time.sleep(outage / 3)
     finally:
         host.run_test("systemctl start receiver")
     host.run_test("while systemctl is-active --quiet alpha; do sleep 1; done")
-    count = away * 20
+    count = outage * 20
     for kind in ("long", "file"):
         bodies = [record["body"] for record in arrived(f"{mark} {kind} ", count)]
         time.sleep(3)

@@ -19,8 +19,8 @@ def started(converge):
 def test_the_environment_is_the_one_of_the_lock(host):
     (environment,) = host.file(ENVIRONMENTS).listdir()
     python = f"{ENVIRONMENTS}/{environment}/bin/python"
-    ask = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
-    assert json.loads(host.check_output("%s -c %s vllm torch triton", python, ask)) == {
+    command = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
+    assert json.loads(host.check_output("%s -c %s vllm torch triton", python, command)) == {
         "vllm": "0.23.0", "torch": "2.11.0", "triton": "3.6.0",
     }  # fmt: skip
 

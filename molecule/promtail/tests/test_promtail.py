@@ -150,8 +150,8 @@ def test_a_bad_stage_gives_way_to_what_served(host, converge, arrived, mark):
 
 def test_a_port_as_text_and_a_loki_that_is_away(host, converge):
     # This address never answers; there are no files to ship either.
-    away = {"promtail_loki_url": "http://192.0.2.1:3100/", "promtail_file_jobs": []}
-    outcome = converge({"promtail_port": "9081", **away})
+    unreachable = {"promtail_loki_url": "http://192.0.2.1:3100/", "promtail_file_jobs": []}
+    outcome = converge({"promtail_port": "9081", **unreachable})
     assert (outcome.code, outcome.changed) == (0, [RUN]), outcome.message
     assert listening(host) == {"127.0.0.1:9081", "127.0.0.1:9095"}
     assert "url: http://192.0.2.1:3100/loki/api/v1/push" in host.file(CONFIG).content_string.replace('"', "")
@@ -274,9 +274,9 @@ def test_a_loki_that_asks_for_credentials(host, converge, services, arrived, uni
     assert converge(token).code == 0
     write(host, f"{mark} with a token")
     assert len(arrived(f"{mark} with a token", 1, loki["url"], **keys)) == 1
-    told = converge(token, playbook="verify.yml")
-    assert told.code == 0, told.message
-    assert "Loki answers no questions (403)" in told.text
+    result = converge(token, playbook="verify.yml")
+    assert result.code == 0, result.message
+    assert "Loki answers no questions (403)" in result.text
 
     address = loki["url"].replace("://", f"://{loki['user']}:{loki['token']}@")
     refused = converge({"promtail_loki_url": address})
@@ -284,7 +284,7 @@ def test_a_loki_that_asks_for_credentials(host, converge, services, arrived, uni
     assert "give promtail_loki_user and promtail_loki_password, or promtail_loki_token" in refused.message
     assert converge().code == 0
 
-    texts = [outcome.text, checked.text, told.text, refused.message, host.check_output("journalctl --no-pager -q")]
+    texts = [outcome.text, checked.text, result.text, refused.message, host.check_output("journalctl --no-pager -q")]
     texts += [host.check_output("cat /etc/systemd/system/promtail.service /etc/promtail/promtail.yml")]
     texts += [host.check_output("grep -r . /var/lib/llm-server/services/promtail")]
     assert not [text for text in texts for key in (loki["password"], loki["token"]) if key in text]

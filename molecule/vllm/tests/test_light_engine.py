@@ -297,17 +297,17 @@ def test_a_load_check_tells_what_the_host_bears_and_leaves_nothing(host, load, t
 
 
 @pytest.mark.parametrize(
-    ("variables", "says"),
+    ("variables", "message"),
     [
         ({"load_limits": {"ttft_p95_ms": 0.001}}, "machine: vllm lab/tiny-llama: ttft_p95_ms is "),
         ({"load_callers": 1000}, "load_callers is 1000; it must be above 0 and at most 256."),
         ({"load_host": "nobody"}, "load_host is nobody, which is not in the inventory"),
     ],
 )
-def test_a_load_check_is_red_or_refused(host, load, variables, says):
+def test_a_load_check_is_red_or_refused(host, load, variables, message):
     outcome, _ = load(**variables)
     assert outcome.code != 0
-    assert says in outcome.message
+    assert message in outcome.message
     nothing_stays(host)
 
 

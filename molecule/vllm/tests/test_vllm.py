@@ -47,8 +47,8 @@ def test_it_serves_the_base_and_both_adapters(host):
     cards = {card["id"]: card for card in answer["data"]}
     assert set(cards) == {BASE, *ADAPTERS}
     assert {cards[name]["parent"] for name in ADAPTERS} == {BASE}
-    said = {name: say(host, name) for name in [BASE, *ADAPTERS]}
-    assert len(set(said.values())) == 3, said
+    result = {name: say(host, name) for name in [BASE, *ADAPTERS]}
+    assert len(set(result.values())) == 3, result
 
 
 def test_it_listens_on_loopback_and_asks_for_its_key(host):
@@ -59,8 +59,8 @@ def test_it_listens_on_loopback_and_asks_for_its_key(host):
 
 def test_the_policy_of_ai_server_knows_every_field_that_the_engine_reads(host):
     known = json.loads((ROOT / "ai_server/tests/engine_fields.json").read_text())
-    told = host.check_output("cd / && HF_HUB_OFFLINE=1 /app/vllm-server/venv/bin/python -c %s", REQUESTS)
-    fields = json.loads(told.splitlines()[-1])
+    output = host.check_output("cd / && HF_HUB_OFFLINE=1 /app/vllm-server/venv/bin/python -c %s", REQUESTS)
+    fields = json.loads(output.splitlines()[-1])
     assert fields.keys() == known.keys()
     assert {path: sorted(set(names) - set(known[path])) for path, names in fields.items()} == {
         path: [] for path in known
@@ -99,7 +99,7 @@ def test_all_its_processes_have_its_place_when_memory_is_short(host):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"vllm_api_key": ""}, "vllm_api_key must be set"),
         ({"vllm_version": "0.20.0"}, "known: 0.15.1, 0.23.0, 0.32.0"),
@@ -127,11 +127,11 @@ def test_all_its_processes_have_its_place_when_memory_is_short(host):
         "misfit-adapter",
     ],
 )
-def test_what_cannot_work_is_refused_before_the_service_is_touched(host, converge, change, says):
+def test_what_cannot_work_is_refused_before_the_service_is_touched(host, converge, change, message):
     before = pid(host)
     outcome = converge(change)
     assert outcome.code != 0
-    assert says in outcome.message, outcome.message
+    assert message in outcome.message, outcome.message
     still_serves(host, before)
 
 

@@ -314,8 +314,8 @@ def test_with_a_password_and_tls_other_machines_push_and_ask(host, apply, reache
             secret = host.file(f"/etc/{name}/password")
             assert (secret.mode, secret.user) == (0o400, name)
         assert apply(guarded).changed == []
-        asked = host.check_output("tr -d '\\n' < /etc/victoria_metrics/password")
-        assert asked == guarded["victoria_metrics_password"]
+        stored = host.check_output("tr -d '\\n' < /etc/victoria_metrics/password")
+        assert stored == guarded["victoria_metrics_password"]
     finally:
         assert apply().code == 0
     assert not reached(8428)

@@ -25,12 +25,12 @@ def well(host):
 def cure(host):
     """Restart the service as a person would, and wait until the watchdog has seen the new process serve."""
     host.check_output("rm -f /run/sick && systemctl restart sick.service")
-    looks = {looked(host)}
+    rounds = {looked(host)}
 
     def seen_well():
         # A look that had begun before the restart may still write its page, so the next one counts.
-        looks.add(looked(host))
-        return len(looks) > 3 and metric(host, "ready") == 1 and metric(host, "person_needed") == 0
+        rounds.add(looked(host))
+        return len(rounds) > 3 and metric(host, "ready") == 1 and metric(host, "person_needed") == 0
 
     until(seen_well)
 
@@ -176,8 +176,8 @@ def test_at_night_it_is_restarted_in_a_quiet_moment_and_that_is_no_fault(host, c
     until(lambda: metric(host, "ready") == 1)
     assert pid(host) not in (before, "0")
     assert (attempts(host), metric(host, "restarts_total"), metric(host, "person_needed")) == (spent, counted, 0)
-    told = host.check_output("journalctl --unit llm-watchdog-night --output cat --no-pager")
-    assert "sick.service: planned restart after 3 s without requests." in told
+    output = host.check_output("journalctl --unit llm-watchdog-night --output cat --no-pager")
+    assert "sick.service: planned restart after 3 s without requests." in output
     until(lambda: "sick.service serves again" in host.check_output("journalctl -u llm-watchdog-night -o cat"))
     assert converge(NIGHT, playbook="checklist.yml").code == 0
     assert converge().code == 0
@@ -197,7 +197,7 @@ def test_the_unit_is_hardened(host):
 
 
 @pytest.mark.parametrize(
-    ("variables", "says"),
+    ("variables", "message"),
     [
         ({"watchdog_restarts": 0}, "watchdog_restarts is 0"),
         ({"watchdog_services": [{"unit": "sick", "health": "http://127.0.0.1:1/"}]}, "such as vllm.service"),
@@ -213,10 +213,10 @@ def test_the_unit_is_hardened(host):
         ),
     ],
 )
-def test_bad_variables_are_refused(host, converge, variables, says):
+def test_bad_variables_are_refused(host, converge, variables, message):
     outcome = converge(variables)
     assert outcome.code != 0
-    assert says in outcome.message
+    assert message in outcome.message
     assert not outcome.changed
 
 

@@ -32,10 +32,10 @@ class TestUndeclared:
     @pytest.mark.parametrize("check_mode", [True, False])
     def test_every_run_tells_what_is_no_longer_declared(self, left, state, check_mode):
         fleet, _, problems = run(left, state, check_mode=check_mode)
-        (said,) = undeclared(fleet)
+        (message,) = undeclared(fleet)
         assert problems == []
-        assert f"machine llm-2 in {ZONE_B} (RUNNING), rule allow-ai-server-ports." in said
-        assert "gcp_delete_undeclared=llm-2,allow-ai-server-ports" in said
+        assert f"machine llm-2 in {ZONE_B} (RUNNING), rule allow-ai-server-ports." in message
+        assert "gcp_delete_undeclared=llm-2,allow-ai-server-ports" in message
 
     def test_decommission_tells_it_too(self, left):
         assert "machine llm-2" in undeclared(run(left, "absent", names=["llm-server"])[0])[0]
@@ -274,11 +274,11 @@ class TestOnTheWayOut:
 
     def test_a_disk_that_is_still_being_deleted_is_waited_for(self, cloud, options):
         cloud.disks[ZONE_A, "llm-server"] = {"name": "llm-server", "sizeGb": "1", "status": "DELETING"}
-        original, looks = cloud.disks_get, []
+        original, rounds = cloud.disks_get, []
 
         def get(values, *rest):
-            looks.append(1)
-            if len(looks) > 2:
+            rounds.append(1)
+            if len(rounds) > 2:
                 cloud.disks.pop((ZONE_A, "llm-server"), None)
             return original(values, *rest)
 
@@ -412,7 +412,7 @@ class TestAnswers:
 
 class TestBefore:
     @pytest.mark.parametrize(
-        ("metric", "limit", "said"),
+        ("metric", "limit", "message"),
         [
             ("CPUS", 3, "region asia-northeast3: quota CPUS is 3, 0 of it in use, 4 more asked for by llm-server"),
             ("IN_USE_ADDRESSES", 0, "quota IN_USE_ADDRESSES is 0, 0 of it in use, 1 more"),
@@ -420,10 +420,10 @@ class TestBefore:
             ("NVIDIA_L4_GPUS", 0, "quota NVIDIA_L4_GPUS is 0"),
         ],
     )
-    def test_every_quota_of_the_region(self, cloud, options, metric, limit, said):
+    def test_every_quota_of_the_region(self, cloud, options, metric, limit, message):
         cloud.quotas[metric] = limit
         _, (problem,), _ = run(options, "checked")
-        assert said in problem
+        assert message in problem
 
     @pytest.mark.parametrize(("metric", "limit"), [("CPUS_ALL_REGIONS", 3), ("GPUS_ALL_REGIONS", 0), ("FIREWALLS", 1)])
     def test_every_quota_of_the_project(self, cloud, options, metric, limit):
@@ -462,8 +462,8 @@ class TestBefore:
             {**machine, "name": "llm-4", "zones": ["asia-northeast3-c"]},
         ]
         _, problems, _ = run(options, "checked")
-        for number, said in enumerate(("no zone asia-northeast9-a", "can have 1, 2, 4, 8", "e2-small cannot have")):
-            assert any(said in one for one in problems), number
+        for number, message in enumerate(("no zone asia-northeast9-a", "can have 1, 2, 4, 8", "e2-small cannot have")):
+            assert any(message in one for one in problems), number
         assert any("llm-4: zone asia-northeast3-c has no accelerator" in one for one in problems)
         assert cloud.writes() == []
 

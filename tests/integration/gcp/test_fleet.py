@@ -433,14 +433,14 @@ class TestChecked:
         machine["disk"] = {**machine["disk"], "type": "pd-sd"}
         machine["subnetwork"] = "inner"
         options["rules"][0]["network"] = "prod"
-        said = [
+        messages = [
             "rule allow-ai-server-ports: there is no 'prod' in global/networks: set network, such as default",
             "llm-server: there is no 'defualt' in global/networks: set network, such as default",
             "llm-server: there is no 'inner' in regions/asia-northeast3/subnetworks: set subnetwork, such as default",
             f"llm-server: there is no 'pd-sd' in zones/{ZONE_A}/diskTypes: set disk.type, such as pd-ssd",
             f"llm-server: there is no 'g2-standard-5' in zones/{ZONE_A}/machineTypes: set machine_type, such as g2-",
         ]
-        for problem, beginning in zip(run(options, "checked")[1], said, strict=True):
+        for problem, beginning in zip(run(options, "checked")[1], messages, strict=True):
             assert problem.startswith(beginning)
 
     def test_a_machine_type_brings_its_accelerators(self, options, machine):

@@ -95,16 +95,16 @@ def test_the_whole_life_of_a_machine(cloud, playbook, ssh_port):
     assert kept.returncode != 0
     assert "gcp_decommission is empty" in kept.said
     assert cloud.instances
-    gone = playbook("gcp_decommission", gcp_decommission="llm-server")
-    assert gone.returncode == 0, gone.stdout
+    removed = playbook("gcp_decommission", gcp_decommission="llm-server")
+    assert removed.returncode == 0, removed.stdout
     assert (cloud.instances, cloud.firewalls, cloud.disks) == ({}, {}, {})
     assert recap(playbook("gcp_decommission", gcp_decommission="llm-server")) == {"changed": 0, "failed": 0}
 
 
 def test_decommission_names_every_disk_before_it_deletes(cloud, playbook, ssh_port):
     playbook("gcp_provision", gcp_ssh_port=ssh_port)
-    gone = playbook("gcp_decommission", gcp_decommission="llm-server", gcp_keep_boot_disk=True)
-    before, after = gone.said.split("TASK [Delete the machines")
+    removed = playbook("gcp_decommission", gcp_decommission="llm-server", gcp_keep_boot_disk=True)
+    before, after = removed.said.split("TASK [Delete the machines")
     assert "llm-server: boot disk llm-server (200 GB) in asia-northeast3-a would stay and costs." in before
     assert "stays and costs" in after
     assert (cloud.instances, list(cloud.disks)) == ({}, [("asia-northeast3-a", "llm-server")])
@@ -288,7 +288,7 @@ def test_an_inventory_that_the_api_refuses_stops_the_run(cloud, playbook):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"gcp_project": "no-such"}, "Project 'no-such' does not exist or is not yours: set gcp_project to its ID"),
         ({"gcp_machines": None}, "gcp_machines is not set: write it into group_vars/all"),
@@ -298,7 +298,7 @@ def test_an_inventory_that_the_api_refuses_stops_the_run(cloud, playbook):
         ({"gcp_firewall_rules": [{"name": "a", "ports": ["x"], "target_tags": ["b"]}]}, "option 'ports' found in"),
     ],
 )
-def test_what_the_inventory_cannot_use_is_told_with_its_variable(playbook, given, said):
+def test_what_the_inventory_cannot_use_is_told_with_its_variable(playbook, given, message):
     done = playbook("gcp_stop", **given)
     assert done.returncode != 0
-    assert said in " ".join(done.stderr.split())
+    assert message in " ".join(done.stderr.split())

@@ -98,7 +98,7 @@ def test_those_of_a_machine_that_is_no_longer_declared_are_told_and_deleted(clou
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"hours": {**HOURS, "start": "", "stop": ""}}, "hours has neither start nor stop"),
         ({"hours": {**HOURS, "stop": "20:00"}}, "hours.stop '20:00' must be five fields of cron"),
@@ -110,9 +110,9 @@ def test_those_of_a_machine_that_is_no_longer_declared_are_told_and_deleted(clou
         ({"snapshot": "My_Snapshot"}, "snapshot 'My_Snapshot' must be the name alone"),
     ],
 )
-def test_what_cannot_be_meant(cloud, options, machine, changes, says):
+def test_what_cannot_be_meant(cloud, options, machine, changes, message):
     machine.update(changes)
-    assert says in run(options)[2][0]
+    assert message in run(options)[2][0]
     assert cloud.requests == []
 
 
@@ -169,17 +169,17 @@ def test_before_a_delete_on_request_and_without_it_nothing_is_deleted(cloud, opt
 
 
 @pytest.mark.parametrize(
-    ("there", "says"),
+    ("there", "message"),
     [
         ({}, "is not in project lab-project: there is none at all"),
         ({"name": "old", "status": "CREATING"}, "is CREATING"),
         ({"name": "old", "status": "READY", "diskSizeGb": "500"}, "needs a disk of 500 GB, declared is 200"),
     ],
 )
-def test_a_snapshot_that_cannot_be_used_is_refused_before_anything_is_made(cloud, options, machine, there, says):
+def test_a_snapshot_that_cannot_be_used_is_refused_before_anything_is_made(cloud, options, machine, there, message):
     cloud.snapshots = {there["name"]: there} if there else {}
     machine["snapshot"] = "old"
-    assert says in run(options, "checked")[1][0]
+    assert message in run(options, "checked")[1][0]
     assert cloud.writes() == []
 
 

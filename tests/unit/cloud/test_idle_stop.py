@@ -125,8 +125,8 @@ def test_metrics_that_ask_for_a_key_get_it(tmp_path):
     (tmp_path / "secrets.env").write_text("LLAMA_API_KEY=a,a\nAPI_KEY=the-key\n")
     assert idle_stop.key_in(tmp_path / "secrets.env") == "the-key"
     assert idle_stop.key_in(tmp_path / "absent") == ""
-    asked = []
+    requests = []
     source = {**SETTINGS["sources"][0], "bearer_file": "/etc/code/secrets.env"}
-    idle_stop.look(source, lambda *how: asked.append(how) or metrics(1))
-    idle_stop.look(SETTINGS["sources"][0], lambda *how: asked.append(how) or metrics(1))
-    assert asked == [("http://one/metrics", "/etc/code/secrets.env"), ("http://one/metrics",)]
+    idle_stop.look(source, lambda *how: requests.append(how) or metrics(1))
+    idle_stop.look(SETTINGS["sources"][0], lambda *how: requests.append(how) or metrics(1))
+    assert requests == [("http://one/metrics", "/etc/code/secrets.env"), ("http://one/metrics",)]

@@ -67,7 +67,7 @@ WATCHED = [{"unit": "vllm.service", "metrics": "http://x/metrics"}, {"unit": "ai
 
 
 @pytest.mark.parametrize(
-    ("units", "says"),
+    ("units", "message"),
     [
         (["vllm.service"], ""),
         (["ai-server.service", "vllm.service"], ""),
@@ -76,6 +76,6 @@ WATCHED = [{"unit": "vllm.service", "metrics": "http://x/metrics"}, {"unit": "ai
         (["ai-server.service"], "none of them has metrics in watchdog_services"),
     ],
 )
-def test_units_that_restart_by_night_are_watched_and_one_tells_when_it_is_idle(units, says):
+def test_units_that_restart_by_night_are_watched_and_one_tells_when_it_is_idle(units, message):
     problem = night.units_problem(units, WATCHED)
-    assert problem.startswith(says) and bool(problem) == bool(says)
+    assert problem.startswith(message) and bool(problem) == bool(message)

@@ -318,12 +318,12 @@ def test_the_variables_of_an_engine_stand_in_its_entry():
         said_to_feedback == "Raise vllm_max_lora_rank. The entry feedback of engines has such variables without vllm_."
     )
     full = lines.read("srv    load_model: failed to load model, '/models/x.gguf'")
-    told = judge.judge(full, TABLE, "llama_cpp", name="code").cause
-    assert told.says == "the model cannot be loaded (/models/x.gguf)."
-    assert told.cure.endswith("The entry code of engines has such variables without llama_cpp_.")
+    result = judge.judge(full, TABLE, "llama_cpp", name="code").cause
+    assert result.says == "the model cannot be loaded (/models/x.gguf)."
+    assert result.cure.endswith("The entry code of engines has such variables without llama_cpp_.")
     # Another service's row names the engine's variables too, without the sentence about the entry.
-    asked = lines.read("python: can't open file '/usr/lib/python3.12/venv'\nNo module named ensurepip")
-    assert "entry" not in getattr(judge.judge(asked, TABLE, "ai-server", name="ai-server").cause, "cure", "")
+    parsed = lines.read("python: can't open file '/usr/lib/python3.12/venv'\nNo module named ensurepip")
+    assert "entry" not in getattr(judge.judge(parsed, TABLE, "ai-server", name="ai-server").cause, "cure", "")
 
 
 def test_an_unknown_key_of_a_row_is_refused():

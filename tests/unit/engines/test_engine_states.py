@@ -190,10 +190,10 @@ class TestAsleep:
         assert machine.note == {} and machine.said == []
 
     def test_what_it_keeps_is_limited(self, machine):
-        asked = machine.ask
+        original = machine.ask
 
         def greedy(url, *more):
-            answer = asked(url, *more)
+            answer = original(url, *more)
             machine.held["chat"] = 9000
             return answer
 
@@ -339,9 +339,9 @@ class TestGroup:
         note = {"chat": {**STOPPED["chat"], "state": "asleep", "level": 1}, "judge": STOPPED["chat"]}
         active = {"chat": True, "feedback": True, "judge": True}
         memory = {"chat": 925, "feedback": 7600, "judge": 5}
-        told = engine_states.rows(["chat", "feedback", "judge"], note, active, memory)
+        result = engine_states.rows(["chat", "feedback", "judge"], note, active, memory)
         since = "since 2026-11-27T02:00:00Z, feedback serves instead"
-        assert [(each["what"], each["measured"], each["ok"]) for each in told] == [
+        assert [(each["what"], each["measured"], each["ok"]) for each in result] == [
             ("chat", f"asleep {since}, 925 MiB on the GPU", None),
             ("feedback", "serves, 7600 MiB on the GPU", True),
             ("judge", f"stopped {since}; its unit runs, 5 MiB on the GPU", False),

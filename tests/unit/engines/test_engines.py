@@ -26,7 +26,7 @@ def test_a_list_that_is_right_has_no_problems():
 
 
 @pytest.mark.parametrize(
-    ("entry", "told"),
+    ("entry", "message"),
     [
         ({"kind": "vllm"}, "engines[0] needs a name"),
         ({"name": "Chat_1", "kind": "vllm"}, "engines: Chat_1 needs a name: a lowercase letter"),
@@ -40,9 +40,9 @@ def test_a_list_that_is_right_has_no_problems():
         ({**CHAT, "group": "A group"}, "engines: vllm has the group A group; it must be a name like an engine's."),
     ],
 )
-def test_an_entry_that_is_wrong_is_named_with_its_cure(entry, told):
+def test_an_entry_that_is_wrong_is_named_with_its_cure(entry, message):
     (found,) = problems(entry, units=["ai-server"])
-    assert found.startswith(told)
+    assert found.startswith(message)
 
 
 @pytest.mark.parametrize("listed", [{"vllm": {}}, ["vllm"], "vllm", None])
@@ -72,7 +72,7 @@ def test_an_entry_sets_the_variables_of_its_role():
 
 
 @pytest.mark.parametrize(
-    ("groups", "told"),
+    ("groups", "message"),
     [
         ([], "engine_groups is not a mapping"),
         ({"evaluation": 1}, "engine_groups is not a mapping"),
@@ -83,11 +83,11 @@ def test_an_entry_sets_the_variables_of_its_role():
         ({"mixed": {"sleep": 1}}, "engine_groups.mixed.sleep is 1, but only vLLM can sleep"),
     ],
 )
-def test_options_of_a_group_that_are_wrong_are_named(groups, told):
+def test_options_of_a_group_that_are_wrong_are_named(groups, message):
     entries = [FEEDBACK, JUDGE]
     entries += [{"name": "code", "kind": "llama_cpp", "group": "mixed"}] if "mixed" in groups else []
     (found,) = engines.group_problems(entries, groups)
-    assert found.startswith(told)
+    assert found.startswith(message)
 
 
 def test_a_group_that_sleeps_sets_the_mode_of_its_engines_alone():
@@ -147,8 +147,8 @@ SETTINGS = {
 
 
 def test_the_planner_is_asked_what_the_engine_is_told():
-    asked = engines.planned("feedback", "vllm", SETTINGS)
-    assert asked == {
+    planned = engines.planned("feedback", "vllm", SETTINGS)
+    assert planned == {
         "name": "feedback",
         "unit": "feedback.service",
         "engine": "vllm",
@@ -227,14 +227,14 @@ def test_engines_without_a_gpu_or_a_plan_are_not_planned():
     def one(name, kind, **settings):
         return {"name": name, "kind": kind, "settings": settings, "plan": {"name": name, "model": "owner/model"}}
 
-    asked = [one("a", "vllm"), one("b", "llama_cpp", llama_cpp_gpu=False), one("c", "vllm", vllm_memory_plan="off")]
-    asked += [one("d", "llama_cpp", llama_cpp_gpu=True)]
+    requests = [one("a", "vllm"), one("b", "llama_cpp", llama_cpp_gpu=False), one("c", "vllm", vllm_memory_plan="off")]
+    requests += [one("d", "llama_cpp", llama_cpp_gpu=True)]
     prepared = {"d": {"model": "/models/d.gguf", "fetched": []}}
-    told = engines.planned_together(asked, prepared)
-    assert told == [{"name": "a", "model": "owner/model"}, {"name": "d", "model": "/models/d.gguf"}]
+    result = engines.planned_together(requests, prepared)
+    assert result == [{"name": "a", "model": "owner/model"}, {"name": "d", "model": "/models/d.gguf"}]
     # In check mode the file does not exist yet.
     prepared["d"]["fetched"] = ["d.gguf"]
-    assert engines.planned_together(asked, prepared)[1]["model"] == "owner/model"
+    assert engines.planned_together(requests, prepared)[1]["model"] == "owner/model"
 
 
 def test_the_application_gets_a_table_where_there_are_several():

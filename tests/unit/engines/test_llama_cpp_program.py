@@ -54,8 +54,8 @@ def test_a_name_that_it_does_not_have_is_told_with_the_nearest():
 
 
 def test_the_version_is_what_it_says_itself():
-    said = "version: 0.7.0 (build 11669, commit Debian)\nbuilt with GNU 16.2.0 for Linux x86_64\n"
-    assert version(said) == "0.7.0 (build 11669, commit Debian)"
+    output = "version: 0.7.0 (build 11669, commit Debian)\nbuilt with GNU 16.2.0 for Linux x86_64\n"
+    assert version(output) == "0.7.0 (build 11669, commit Debian)"
     assert version("nothing") == ""
 
 
@@ -111,7 +111,7 @@ def test_a_type_of_the_cache_is_for_both_or_for_each():
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("output", "expected"),
     [
         ("error: invalid argument: --x", "llama-server refuses its arguments: invalid argument: --x; correct"),
         (
@@ -122,10 +122,10 @@ def test_a_type_of_the_cache_is_for_both_or_for_each():
         ("", "it leaves without a word"),
     ],
 )
-def test_what_the_program_refuses_is_one_sentence(tmp_path, said, told):
+def test_what_the_program_refuses_is_one_sentence(tmp_path, output, expected):
     program = tmp_path / "llama-server"
-    program.write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\nexit 1\n")
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{output}\nEND\nexit 1\n")
     program.chmod(0o755)
     script = ROOT / "roles/llama_cpp/files/check_arguments.py"
     done = subprocess.run([sys.executable, script, program, "--x"], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and told in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 1 and expected in done.stderr and len(done.stderr.splitlines()) == 1

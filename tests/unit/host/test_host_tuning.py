@@ -78,7 +78,7 @@ class Machine(Host):
             self.clocks = "".join(words[1:])
 
     def command(self, *argv: str, check: bool = True) -> SimpleNamespace:
-        said = ""
+        output = ""
         if argv[0] == SMI:
             self.smi([word for word in argv[1:] if word not in ("-i", "GPU-1")])
         elif argv[:2] == ("systemctl", "show"):
@@ -93,7 +93,7 @@ class Machine(Host):
         elif argv[1] == "disable":
             self.active, self.enabled = "inactive", ""
         self.commands.append(" ".join(argv))
-        return SimpleNamespace(stdout=said)
+        return SimpleNamespace(stdout=output)
 
     def boot(self) -> None:
         """Reset what a boot resets, then do what a boot does."""
@@ -329,8 +329,8 @@ def test_a_card_that_was_read():
     assert (card["persistence"], card["power_limit"]) == ("Enabled", 700.0)
     assert (card["power_range"], card["clock_range"]) == ((200.0, 700.0), (345.0, 1980.0))
     wanted = Wanted(gpu_persistence=True, gpu_power_limit_watts=90, gpu_clocks_mhz=[5, 99999])
-    told = host_tuning._card_problems(wanted, [card])
-    assert [each.rsplit(" takes ", 1)[1] for each in told] == [
+    result = host_tuning._card_problems(wanted, [card])
+    assert [each.rsplit(" takes ", 1)[1] for each in result] == [
         "200 to 700 W; write one of these",
         "345 to 1980 MHz; write one of these",
     ]

@@ -50,9 +50,9 @@ def test_a_closed_directory_is_named_with_its_rights(place):
     closed = place / "private/app"
     closed.mkdir(parents=True)
     (place / "private").chmod(0)
-    said = told(closed / "*.log")
-    assert said.startswith(f"promtail_file_jobs: {closed}/*.log: promtail cannot access {place}/private (d--------- ")
-    assert said.endswith("; let a group read it, and add that group to promtail_groups")
+    result = told(closed / "*.log")
+    assert result.startswith(f"promtail_file_jobs: {closed}/*.log: promtail cannot access {place}/private (d--------- ")
+    assert result.endswith("; let a group read it, and add that group to promtail_groups")
     (place / "private").chmod(0o755)
     closed.chmod(0o711)
     if os.geteuid() == 0:
@@ -63,9 +63,9 @@ def test_closed_files_are_named(place):
     for number in range(5):
         (place / f"{number}.log").write_text("a\n")
         (place / f"{number}.log").chmod(0o644 if number == 0 else 0)
-    said = told(place / "*.log")
-    assert f"promtail cannot read {place}/1.log (---------- " in said
-    assert " and 1 more; " in said and "0.log" not in said and said.endswith("or narrow the path")
+    result = told(place / "*.log")
+    assert f"promtail cannot read {place}/1.log (---------- " in result
+    assert " and 1 more; " in result and "0.log" not in result and result.endswith("or narrow the path")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another group")
@@ -92,12 +92,12 @@ def test_the_journal_is_where_its_new_lines_are(tmp_path, monkeypatch, written, 
     if volatile:
         (tmp_path / "machine").mkdir()
         (tmp_path / "machine/system.journal").touch()
-    said = read_sources.journal_problem("/var/tmp")
+    result = read_sources.journal_problem("/var/tmp")
     if written:
-        assert said is None
+        assert result is None
     else:
-        assert said.startswith("promtail_journal_path: /var/tmp gets no new lines; ")
-        assert (f"set promtail_journal_path to {tmp_path}" in said) == volatile
+        assert result.startswith("promtail_journal_path: /var/tmp gets no new lines; ")
+        assert (f"set promtail_journal_path to {tmp_path}" in result) == volatile
 
 
 def test_a_journal_that_is_not_there():

@@ -83,15 +83,15 @@ def test_half_a_directory_is_made_anew(packed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lacking", "says"),
+    ("lacking", "message"),
     [("app/main.py", "no app/main.py"), ("requirements.txt", "neither a uv.lock nor a requirements.txt")],
 )
-def test_what_is_no_application_is_refused_and_leaves_nothing(tree, tmp_path, lacking, says):
+def test_what_is_no_application_is_refused_and_leaves_nothing(tree, tmp_path, lacking, message):
     (tree / lacking).unlink()
     (tree / "more").touch()
     archive = tmp_path / "source.tar.gz"
     source.pack(tree, source.EXCLUDED, archive)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         source.install(archive, {}, tmp_path / "releases/0123", UV, None)
     assert list((tmp_path / "releases").iterdir()) == []
 

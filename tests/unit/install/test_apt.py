@@ -43,8 +43,8 @@ def test_the_lock_is_waited_for(text):
 
 
 def test_who_may_not_lock_is_told_at_once():
-    said = "E: Unable to acquire the dpkg frontend lock (/var/lib/dpkg/lock-frontend), are you root?\n"
-    once, ran = answering((100, "", said))
+    message = "E: Unable to acquire the dpkg frontend lock (/var/lib/dpkg/lock-frontend), are you root?\n"
+    once, ran = answering((100, "", message))
     with pytest.raises(UserError, match=r"^apt-get failed: Unable to acquire .* are you root\?$"):
         apt.run(["apt-get", "update"], 60, once)
     assert len(ran) == 1
@@ -93,7 +93,7 @@ def test_dpkgs_own_reason_is_told_where_apt_only_says_that_it_failed():
 
 
 @pytest.mark.parametrize(
-    ("output", "told"),
+    ("output", "message"),
     [
         ("W: GPG error: NO_PUBKEY A4\nE: The repository is not signed.\nE: more\n",
          "GPG error: NO_PUBKEY A4; The repository is not signed."),
@@ -102,11 +102,11 @@ def test_dpkgs_own_reason_is_told_where_apt_only_says_that_it_failed():
         ("", "exit code 100"),
     ],
 )  # fmt: skip
-def test_a_failure_is_told_in_apts_words(output, told):
-    assert apt.reason(subprocess.CompletedProcess([], 100, "", output)) == told
+def test_a_failure_is_told_in_apts_words(output, message):
+    assert apt.reason(subprocess.CompletedProcess([], 100, "", output)) == message
 
 
 def test_apt_gets_the_environment_of_the_task(monkeypatch):
     monkeypatch.setenv("https_proxy", "http://proxy:3128")
-    said = apt.command(["sh", "-c", 'echo "$https_proxy $LC_ALL $DEBIAN_FRONTEND"']).stdout
-    assert said == "http://proxy:3128 C noninteractive\n"
+    output = apt.command(["sh", "-c", 'echo "$https_proxy $LC_ALL $DEBIAN_FRONTEND"']).stdout
+    assert output == "http://proxy:3128 C noninteractive\n"

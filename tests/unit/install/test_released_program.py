@@ -198,7 +198,7 @@ class TestDownload:
         assert network.asked == len(answers)
 
     @pytest.mark.parametrize(
-        "answers, failure, asked",
+        "answers, failure, count",
         [
             ([404], "it answered 404", 1),
             ([503, 503, 503], "it answered 503", 3),
@@ -208,11 +208,11 @@ class TestDownload:
             ([(b"", 1 << 60)], r"the disk of .* has \d+ MiB free, \d+ MiB are needed", 1),
         ],
     )
-    def test_it_gives_up_with_the_reason(self, tmp_path, network, answers, failure, asked):
+    def test_it_gives_up_with_the_reason(self, tmp_path, network, answers, failure, count):
         network.answers = list(answers)
         with pytest.raises(UserError, match=failure):
             downloads.download(None, "http://mirror/app", tmp_path / "app")
-        assert network.asked == asked
+        assert network.asked == count
 
 
 class Body(io.BytesIO):

@@ -23,7 +23,7 @@ DEPLOY = """\
 
 
 @pytest.mark.parametrize(
-    "said, right",
+    "output, right",
     [
         (RECAP.format(0), True),
         (RECAP.format(1), False),
@@ -32,8 +32,8 @@ DEPLOY = """\
         ("", True),
     ],
 )
-def test_a_run_that_changed_something_is_seen(said, right):
-    assert bench_site.unchanged(said) is right
+def test_a_run_that_changed_something_is_seen(output, right):
+    assert bench_site.unchanged(output) is right
 
 
 def test_a_row_has_the_medians_of_each_place():

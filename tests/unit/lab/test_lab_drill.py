@@ -67,13 +67,13 @@ class TestWatch:
     @pytest.fixture
     def server(self):
         """A server that answers with `status` and checks the key."""
-        told = SimpleNamespace(status=200, keys=[])
+        state = SimpleNamespace(status=200, keys=[])
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
-                told.keys.append(self.headers["Authorization"])
+                state.keys.append(self.headers["Authorization"])
                 body = json.dumps({"choices": [{"text": "x"}]}).encode()
-                self.send_response(told.status)
+                self.send_response(state.status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -83,8 +83,8 @@ class TestWatch:
 
         with HTTPServer(("127.0.0.1", 0), Handler) as http:
             threading.Thread(target=http.serve_forever, daemon=True).start()
-            told.url = f"http://127.0.0.1:{http.server_port}/v1/chat/completions"
-            yield told
+            state.url = f"http://127.0.0.1:{http.server_port}/v1/chat/completions"
+            yield state
             http.shutdown()
 
     def test_only_a_token_is_an_answer(self, server):
@@ -148,8 +148,8 @@ class TestTable:
 
 
 def test_every_line_has_a_name_of_its_own_and_is_in_the_whole_drill():
-    whole = [*drill.SERVER, *drill.INTERRUPTED, *drill.FLEET, *drill.MOVED, *drill.VIRTUAL]
-    names = [line.__name__ for line in whole]
+    cases = [*drill.SERVER, *drill.INTERRUPTED, *drill.FLEET, *drill.MOVED, *drill.VIRTUAL]
+    names = [line.__name__ for line in cases]
     assert len(names) == len(set(names))
-    assert set(drill.QUICK) <= set(whole)
-    assert all(line.__doc__ or "download" in line.__name__ or "killed" in line.__name__ for line in whole)
+    assert set(drill.QUICK) <= set(cases)
+    assert all(line.__doc__ or "download" in line.__name__ or "killed" in line.__name__ for line in cases)

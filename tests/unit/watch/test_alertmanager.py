@@ -82,9 +82,9 @@ def test_routes_of_a_user_come_after_the_heartbeat():
     ],
 )
 def test_what_cannot_be_is_one_sentence_without_the_secret(settings, sentence):
-    (told,) = alertmanager.problems({**NOTHING, **settings})
-    assert sentence in told
-    assert "canary" not in told
+    (message,) = alertmanager.problems({**NOTHING, **settings})
+    assert sentence in message
+    assert "canary" not in message
 
 
 def test_a_secret_in_a_file_and_a_route_to_ones_own_are_good():

@@ -254,5 +254,5 @@ def test_the_program_ends_with_1_when_a_store_has_nothing(server, capsys):
     url, answers = server.url, server.pages
     answers["/api/v1/query_range"] = (200, json.dumps({"data": {"result": []}}))
     assert check.main([url]) == 1
-    told = capsys.readouterr().out
-    assert "NO SERIES" in told and "needs a GPU" in told
+    output = capsys.readouterr().out
+    assert "NO SERIES" in output and "needs a GPU" in output

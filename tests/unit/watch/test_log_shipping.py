@@ -148,10 +148,10 @@ class TestAJobOfFiles:
         assert shipping.files(url) == (f"1 of 1 files not read to the end, such as {log}", False)
         shipping.at(log, len(b"one\ncaf\xe9 two\n"))
         push(url, "one")
-        told = f"1 file read to the end; the last line of {log} is"
-        assert shipping.files(url) == (f"{told} not in Loki", False)
+        message = f"1 file read to the end; the last line of {log} is"
+        assert shipping.files(url) == (f"{message} not in Loki", False)
         push(url, "caf\ufffd two")
-        assert shipping.files(url) == (f"{told} in Loki", True)
+        assert shipping.files(url) == (f"{message} in Loki", True)
 
     def test_files_without_lines_and_old_ones(self, shipping, loki):
         log = shipping.folder / "a.log"
@@ -246,21 +246,21 @@ def unit_writes(monkeypatch, collecting):
 
 class TestTheCollector:
     @pytest.mark.parametrize(
-        "counts, told, good",
+        "counts, message, good",
         [
             ({"sent": 5}, "5 lines sent since its start, 0 of 100 wait", True),
             ({"sent": 5, "waiting": 3}, "5 lines sent since its start, 3 of 100 wait; none is sent", False),
             ({"sent": 5, "lost": 2}, "5 lines sent since its start, 0 of 100 wait, 2 lost", True),
         ],
     )
-    def test_the_queue(self, collecting, counts, told, good):
+    def test_the_queue(self, collecting, counts, message, good):
         collecting.counted(**counts)
-        assert checklist.collector_queue(collecting.metrics, watched=0) == (told, good)
+        assert checklist.collector_queue(collecting.metrics, watched=0) == (message, good)
 
     def test_a_line_that_is_written_now_is_followed_as_far_as_it_can_be(self, collecting, unit_writes):
         unit_writes(read=1, sent=1)
-        told = "a line written now was read and sent, and the receiver took it"
-        assert collecting.journal("http://loki:3100/otlp") == (told, True)
+        message = "a line written now was read and sent, and the receiver took it"
+        assert collecting.journal("http://loki:3100/otlp") == (message, True)
         unit_writes(read=1, sent=1)
         collecting.has(200, "checklist")
         assert collecting.journal(collecting.store) == ("a line written now has arrived", True)
@@ -269,8 +269,8 @@ class TestTheCollector:
         assert collecting.journal(collecting.store) == ("a line written now was sent and is not there", False)
         unit_writes(read=1, sent=1)
         collecting.has(401)
-        told = "a line written now was read and sent; the receiver answers no questions (401)"
-        assert collecting.journal(collecting.store) == (told, True)
+        message = "a line written now was read and sent; the receiver answers no questions (401)"
+        assert collecting.journal(collecting.store) == (message, True)
 
     def test_where_it_stops_is_told(self, collecting, unit_writes):
         unit_writes()
@@ -278,11 +278,11 @@ class TestTheCollector:
         unit_writes(read=1, waiting=4)
         assert collecting.journal(collecting.store) == ("a line written now was read and not sent; 4 lines wait", False)
         unit_writes(read=1, lost=2)
-        told = "; the receiver refused 2 for good, with a status such as 401 or 404"
-        assert collecting.journal(collecting.store)[0].endswith(f"0 lines wait{told}")
+        message = "; the receiver refused 2 for good, with a status such as 401 or 404"
+        assert collecting.journal(collecting.store)[0].endswith(f"0 lines wait{message}")
         unit_writes(runs=False)
-        told = "app.service does not run, so no line can be written in its name"
-        assert collecting.journal(collecting.store) == (told, None)
+        message = "app.service does not run, so no line can be written in its name"
+        assert collecting.journal(collecting.store) == (message, None)
 
     def test_files(self, collecting, tmp_path):
         assert collecting.files(collecting.store, tmp_path / "*.log") == (f"no file matches {tmp_path}/*.log", False)
@@ -291,6 +291,6 @@ class TestTheCollector:
         collecting.has(200, "from JSON")
         measured, good = collecting.files(collecting.store, tmp_path / "*.log")
         assert good and measured.endswith(f"the last line of {tmp_path}/a.log has arrived")
-        asked = urllib.parse.unquote_plus(collecting.server.asked[-1][0])
-        assert '"from JSON"' in asked and '"host.name":="h" "job":="app" "service.name":="app"' in asked
+        request = urllib.parse.unquote_plus(collecting.server.asked[-1][0])
+        assert '"from JSON"' in request and '"host.name":="h" "job":="app" "service.name":="app"' in request
         assert collecting.files("http://loki:3100/otlp", tmp_path / "*.log")[1] is None

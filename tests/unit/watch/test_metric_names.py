@@ -64,5 +64,5 @@ def test_what_is_asked_for_exists_in_every_supported_version(path):
 
 
 def test_a_name_that_llama_cpp_lacks_is_said():
-    asked = "llamacpp:requests_deferred > 0 or llamacpp:kv_cache_usage_ratio > 0.9"
-    assert metric_names.llama_cpp_problems(asked) == ["llamacpp:kv_cache_usage_ratio is not in llama.cpp."]
+    requested = "llamacpp:requests_deferred > 0 or llamacpp:kv_cache_usage_ratio > 0.9"
+    assert metric_names.llama_cpp_problems(requested) == ["llamacpp:kv_cache_usage_ratio is not in llama.cpp."]

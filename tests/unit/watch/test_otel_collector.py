@@ -228,8 +228,8 @@ class TestStages:
 )
 def test_what_jobs_cannot_have(wrong, sentence):
     assert collector.problems(settings()) == []
-    (told,) = collector.problems(settings(**wrong))
-    assert sentence in told
+    (message,) = collector.problems(settings(**wrong))
+    assert sentence in message
 
 
 def test_the_key_stands_in_a_file_of_its_own():

@@ -167,14 +167,14 @@ ENGINES = [
 def test_engines_of_a_list_take_the_place_of_the_one_without():
     found = door.scraped(["vllm", "monitoring"], {}, FACTS, "served")
     assert scrape_targets.with_engines(found, [], FACTS) == found
-    told = scrape_targets.with_engines(found, ENGINES, FACTS)
-    assert [(one["job"], one["service"], one["target"]) for one in told[:4]] == [
+    result = scrape_targets.with_engines(found, ENGINES, FACTS)
+    assert [(one["job"], one["service"], one["target"]) for one in result[:4]] == [
         ("vllm", "vllm", "127.0.0.1:8001"),
         ("vllm", "feedback", "10.0.0.4:8002"),
         ("llamacpp", "code", "127.0.0.1:8004"),
         ("llamacpp", "chat", "127.0.0.1:8005"),
     ]
-    assert {one["job"] for one in told[4:]} == {"node_exporter", "promtail", "vmagent"}
+    assert {one["job"] for one in result[4:]} == {"node_exporter", "promtail", "vmagent"}
 
 
 def test_engines_of_one_kind_are_one_job_to_who_asks():

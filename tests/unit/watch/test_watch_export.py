@@ -31,8 +31,8 @@ def test_what_can_be_reached_is_a_target_with_its_names():
 
 
 def test_what_listens_on_loopback_is_told_with_what_opens_it():
-    told = exported(gpu1=host(vllm_host="10.0.0.7"))["told"]
-    assert told == [
+    result = exported(gpu1=host(vllm_host="10.0.0.7"))["told"]
+    assert result == [
         "gpu1: node_exporter listens on 127.0.0.1 alone. Set node_exporter_listen_address to an internal address of "
         "the host and let the firewall take TCP port 9100 from your Prometheus; or set vmagent_url and open nothing."
     ]
