@@ -151,7 +151,7 @@ def test_vllms_refusal_is_passed_on(client):
 @pytest.mark.parametrize(
     "text, message", [("nonsense", "not a chat completion"), ("cut", "broke off"), ("break", "the connection was lost")]
 )
-def test_half_an_answer_is_none(client, text, message):
+def test_an_incomplete_answer_is_an_error(client, text, message):
     answer = client.post("/v1/checklist", json={"text": text})
     assert answer.status_code == 502
     assert message in answer.json()["error"]["message"]
@@ -163,7 +163,7 @@ def test_an_adapter_that_vllm_lacks(new_server):
     assert (answer.status_code, "'not-loaded'" in answer.json()["error"]["message"]) == (502, True)
 
 
-def test_directory_of_the_uploads_is_gone(new_server):
+def test_the_directory_of_uploads_is_missing(new_server):
     server = new_server().start()
     shutil.rmtree(server.directory / "resources")
     with server.client() as client:

@@ -64,7 +64,7 @@ def test_streams(client, standins, chunks, result):
     assert answer.json()["finish_reason"] in ("stop", "tool_calls")
 
 
-def test_the_whole_answer_at_once(client, standins):
+def test_a_complete_response(client, standins):
     choice = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}
     standins.says = (200, JSON, [json.dumps({"choices": [choice], "usage": {"total_tokens": 7}}).encode()])
     answer = client.post("/v1/easy-contract", json={"text": "a"})
@@ -116,7 +116,7 @@ ERROR = {"message": "the engine is out of memory", "type": "InternalServerError"
         ((200, STREAM, [b"data: " + b"[" * 5000 + b"]" * 5000 + b"\n\n", END]), 502, "not a chat completion"),
     ],
 )
-def test_what_is_no_answer(client, standins, answer, status, message):
+def test_not_an_answer(client, standins, answer, status, message):
     standins.says = answer
     refused = client.post("/v1/easy-contract", json={"text": "a"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (status, status)

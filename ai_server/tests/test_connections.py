@@ -58,7 +58,7 @@ def impatient(new_server):
         POST.replace(CALLER, "no-key") + "Content-Length: 100\r\n\r\n{",
     ],
 )
-def test_a_request_that_is_not_whole_in_time_is_dropped(impatient, sent):
+def test_a_request_that_is_not_complete_in_time_is_dropped(impatient, sent):
     began = time.monotonic()
     with connect(impatient) as there:
         there.sendall(sent.encode())
@@ -101,7 +101,7 @@ def test_a_client_that_takes_none_of_its_answer_is_cut_off(impatient, standins):
     assert "Traceback" not in impatient.output()
 
 
-def test_a_stop_tells_a_hundred_streams(new_server, standins):
+def test_a_stop_ends_a_hundred_streams_with_an_error(new_server, standins):
     server = new_server().start()
     streams = [connect(server) for _ in range(100)]
     for there in streams:

@@ -62,7 +62,7 @@ def test_a_model_is_found_at_its_engine(file):
     assert "key-of-chat" not in repr(table.entries)
 
 
-def test_all_that_is_wrong_is_told_at_once_and_no_key(file):
+def test_all_errors_are_reported_at_once_without_a_key(file):
     engines = [
         entry("chat", models=["base", "twice"]),
         entry("chat", "http://127.0.0.1:8002", models=["twice"]),
@@ -104,7 +104,7 @@ def test_all_that_is_wrong_is_told_at_once_and_no_key(file):
         (None, "cannot be read: No such file"),
     ],
 )
-def test_a_file_that_is_no_table(file, content, message):
+def test_a_file_that_is_not_a_table(file, content, message):
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(TableError, match=f"^{file}"):
@@ -139,7 +139,7 @@ def test_the_files_are_read_again_and_bad_ones_change_nothing(file, states):
     assert (list(table.entries), table.trouble, table.off("feedback")) == (["feedback"], "", "")
 
 
-def test_states_say_why(file, states):
+def test_states_give_the_reason(file, states):
     written(file, {"engines": [entry("chat", group="evaluation"), entry("code")]})
     stopped = {"state": "stopped"}
     written(states, {"chat": {"state": "asleep", "instead": "code", "level": 1}, "code": stopped, "gone": stopped})
@@ -150,7 +150,7 @@ def test_states_say_why(file, states):
     assert (off.value.status_code, off.value.detail) == (503, "code is stopped.")
 
 
-def test_states_that_cannot_be_read_stop_nobody(file, states):
+def test_unreadable_states_stop_no_request(file, states):
     written(file, {"engines": [entry("chat")]})
     states.write_text("{")
     table = Table(file, states)
@@ -234,7 +234,7 @@ def test_each_request_goes_to_the_engine_of_its_model(two, standins, second):
     assert "key-of" not in server.output()
 
 
-def test_an_unknown_model_is_no_engines(two, standins, second):
+def test_an_unknown_model_has_no_engine(two, standins, second):
     with two().client() as client:
         answer = client.post(CHAT, json=body("hello", model="other"))
         assert answer.json()["error"] == {
@@ -292,7 +292,7 @@ def test_jobs_of_an_engine_that_is_switched_off_wait_without_a_try(two, states, 
         assert server.job("j", "delivered")["outcome"]["status"] == "completed"
 
 
-def test_an_engine_that_is_away_is_named_and_the_other_serves(two, file):
+def test_an_engine_that_is_down_is_named_and_the_other_serves(two, file):
     two.feedback["url"] = "http://127.0.0.1:9/v1"
     server = two()
     with server.client() as client:
@@ -372,7 +372,7 @@ def test_a_table_says_nothing_to_a_server_without_it(server):
     assert "engines" not in httpx.get(f"{server.url}/health").json()
 
 
-def test_check_tells_all_problems_of_the_files(run, file, tmp_path):  # noqa: F811
+def test_check_reports_all_problems_of_the_files(run, file, tmp_path):  # noqa: F811
     written(file, {"engines": [entry("chat", "http://127.0.0.1:8001"), entry("chat", api_key=CALLER)]})
     status, out, err = run("app.check", ENGINES_FILE=str(file), CALLERS_FILE=str(tmp_path / "none.json"))
     assert (status, out, err.count("\n")) == (78, "", 1)

@@ -89,14 +89,14 @@ def test_silence():
     assert asked(OK + b"Content-Length: 3\r\n\r\na", timeout=0.2)[0] == ["ReadTimeout"]
 
 
-def test_a_connection_is_used_again_when_its_answer_was_whole():
+def test_a_connection_is_reused_after_a_complete_response():
     complete = OK + b"Content-Length: 1\r\n\r\na"
     assert asked(complete, complete, complete, requests=3) == ([(200, b"a")] * 3, 1)
     closing = OK + b"Connection: close\r\nContent-Length: 1\r\n\r\na"
     assert asked(closing, closing, requests=2) == ([(200, b"a")] * 2, 2)
 
 
-def test_nobody_is_there():
+def test_no_server_is_listening():
     async def ask() -> None:
         await http1.Client("http://127.0.0.1:9", {}, 5).request("GET", "/")
 

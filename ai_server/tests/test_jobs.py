@@ -52,7 +52,7 @@ def test_the_same_job_again_is_the_same_job(client, server, standins):
     assert len(standins.callbacks()) == 2
 
 
-def test_a_job_is_its_callers_alone(client, server, standins):
+def test_a_job_belongs_to_its_caller(client, server, standins):
     client.post("/v1/checklist", json={"text": "a", "job_id": "mine"})
     server.job("mine", "delivered")
     with server.client(OTHER_CALLER) as other:
@@ -99,7 +99,7 @@ def test_callback_that_nobody_takes_is_given_up(new_server, standins):
     assert job["outcome"]["status"] == "completed"
 
 
-def test_a_hopeless_request_is_told_at_once(client, server, standins):
+def test_a_hopeless_request_is_reported_at_once(client, server, standins):
     client.post("/v1/checklist", json={"text": "too long", "job_id": "hopeless"})
     server.job("hopeless", "delivered")
     (callback,) = standins.callbacks()
@@ -107,7 +107,7 @@ def test_a_hopeless_request_is_told_at_once(client, server, standins):
     assert callback["body"]["error"]["message"] == "the context is 8192 tokens"
 
 
-def test_vllm_away_for_good_is_told_too(new_server, standins):
+def test_a_permanent_outage_of_vllm_is_reported(new_server, standins):
     server = new_server(VLLM_BASE_URL="http://127.0.0.1:9/v1", JOB_ATTEMPTS="2").start()
     with server.client() as client:
         client.post("/v1/checklist", json={"text": "a", "job_id": "away"})
@@ -141,7 +141,7 @@ def test_unanswered_jobs_survive_a_killed_server(new_server, standins):
     assert server.job("held", "delivered")["outcome"]["result"] == "checklist-adapter on hold"
 
 
-def test_a_job_that_kills_the_server_is_not_tried_for_ever(new_server, standins):
+def test_a_job_that_kills_the_server_is_retried_a_limited_number_of_times(new_server, standins):
     server = new_server(JOB_ATTEMPTS="2", JOB_BACKOFF_SEC="0.001")
     store = Store(server.directory / "state")
     add(store, "deadly")
@@ -242,7 +242,7 @@ def test_neither_callers_nor_callbacks_wait_for_each_other(new_server, standins)
     server.job("many-19", "delivered")
 
 
-def test_a_scan_without_an_ocr_service_is_told_at_once(new_server, standins):
+def test_a_scan_without_an_ocr_service_is_reported_at_once(new_server, standins):
     server = new_server(OCR_URL=None).start()
     with server.client() as client:
         client.post("/v1/checklist", files={"file": pdf(None)}, data={"job_id": "scan"})
@@ -251,7 +251,7 @@ def test_a_scan_without_an_ocr_service_is_told_at_once(new_server, standins):
     assert server.output().count('"job tried: failed"') == 1
 
 
-def test_a_full_disk_is_told_and_survived(new_server, standins):
+def test_a_full_disk_is_reported_and_survived(new_server, standins):
     server = new_server().start()
     with server.client() as client:
         client.post("/v1/checklist", json={"text": "hold", "job_id": "answered-meanwhile"})
@@ -308,13 +308,13 @@ def test_a_start_on_a_full_disk_serves_what_needs_none_and_the_rest_later(new_se
         server.job("of-before", "delivered")
 
 
-def test_a_file_that_is_no_database_is_no_full_disk(tmp_path):
+def test_a_file_that_is_not_a_database_is_not_reported_as_a_full_disk(tmp_path):
     (tmp_path / "jobs.sqlite3").write_bytes(b"no database" * 100)
     with pytest.raises(sqlite3.DatabaseError, match="not a database"):
         Store(tmp_path)
 
 
-def test_no_proxy_unless_a_setting_says_so(new_server, standins):
+def test_no_proxy_without_a_setting(new_server, standins):
     server = new_server(HTTP_PROXY="http://127.0.0.1:9", ALL_PROXY="http://127.0.0.1:9").start()
     with server.client() as client:
         client.post("/v1/checklist", files={"file": pdf(None)}, data={"job_id": "direct"})
@@ -334,7 +334,7 @@ def test_no_proxy_unless_a_setting_says_so(new_server, standins):
         wait_for(lambda: {"ocr.invalid", "backend.invalid"} <= hosts())
 
 
-def test_nothing_is_lost_or_told_as_something_else_by_kills(new_server, standins):
+def test_kills_lose_nothing_and_change_no_result(new_server, standins):
     server = new_server().start()
     jobs = [(key, f"kill-{number}") for number in range(25) for key in (CALLER, OTHER_CALLER)]
     with server.client() as client, server.client(OTHER_CALLER) as other:
@@ -482,7 +482,7 @@ class TestStore:
         store.forget(older_than=self.now)  # makes the id available again
         assert len({first.key, another.key, add(store, "a").key}) == 3
 
-    def test_what_was_cancelled_stays_so(self, store):
+    def test_a_cancelled_job_stays_cancelled(self, store):
         job = add(store, "a")
         assert store.cancel("caller", "a").state == "cancelled"
         store.answered(job, {"status": "completed"})

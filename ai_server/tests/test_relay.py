@@ -22,7 +22,7 @@ def sdk(server, **more) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key=CALLER, **more)
 
 
-def test_the_sdk_gets_whole_answers_and_streams(server):
+def test_the_sdk_gets_complete_responses_and_streams(server):
     with sdk(server, max_retries=0) as client:
         complete = client.chat.completions.create(model="base", messages=HELLO)
         assert (complete.object, complete.model, complete.usage.total_tokens) == ("chat.completion", "base", 7)
@@ -43,7 +43,7 @@ def test_a_slow_answer_is_generated_once(new_server, standins):
     assert len(standins.asked) == 1
 
 
-def test_a_silent_engine_is_asked_once(new_server, standins):
+def test_a_silent_engine_gets_one_request(new_server, standins):
     with sdk(new_server(HTTP_TIMEOUT_SEC="0.3").start()) as client, pytest.raises(openai.InternalServerError) as caught:
         client.chat.completions.create(model="base", messages=[{"role": "user", "content": "hold"}])
     assert (caught.value.status_code, len(standins.asked)) == (504, 1)
@@ -74,7 +74,7 @@ STREAMED = [
 ]
 
 
-def test_whole_is_what_was_streamed(client, standins):
+def test_the_complete_response_equals_the_stream(client, standins):
     standins.says = (200, STREAM, STREAMED)
     answer = client.post(CHAT, json=body("hello", n=2)).json()
     assert {name: answer[name] for name in answer if name != "choices"} == {
@@ -103,7 +103,7 @@ def test_whole_is_what_was_streamed(client, standins):
     }
 
 
-def test_a_whole_text_completion(client, standins):
+def test_a_complete_text_completion(client, standins):
     one = {"tokens": ["a"], "token_logprobs": [-1.0], "text_offset": [0], "top_logprobs": [{"a": -1.0}]}
     first = {"index": 0, "text": "a", "logprobs": one}
     chunks = [data({"object": "text_completion", "choices": [choice]}) for choice in (first, first | {"text": "b"})]
@@ -134,14 +134,14 @@ def test_pieces_of_any_object_are_joined_or_replaced():
         ([b"data: [1]\n\n"], 502, "not a chat completion"),
     ],
 )
-def test_an_error_in_the_middle_of_a_whole_answer_is_an_http_error(client, standins, chunks, status, message):
+def test_an_error_within_a_collected_response_is_an_http_error(client, standins, chunks, status, message):
     standins.says = (200, STREAM, chunks)
     answer = client.post(CHAT, json=body("hello"))
     assert (answer.status_code, message in answer.json()["error"]["message"]) == (status, True)
 
 
 @pytest.mark.parametrize("field", ["prompt_logprobs", "use_beam_search", "kv_transfer_params", "echo"])
-def test_what_vllm_can_only_answer_whole_is_asked_for_whole(new_server, standins, field):
+def test_what_vllm_cannot_stream_is_requested_without_a_stream(new_server, standins, field):
     server = new_server(EXTRA_FIELDS="prompt_logprobs,use_beam_search,kv_transfer_params").start()
     with server.client() as client:
         answer = client.post(CHAT, json=body("hello", **{field: 1}))
@@ -149,13 +149,13 @@ def test_what_vllm_can_only_answer_whole_is_asked_for_whole(new_server, standins
     assert [request["body"].get("stream") for request in standins.asked] == [None]
 
 
-def test_a_stream_that_the_engine_refuses_is_asked_for_whole(client, standins):
+def test_a_refused_stream_is_requested_without_a_stream(client, standins):
     standins.says = (400, JSON, [b'{"error": {"message": "x is not available when `stream=True`.", "code": 400}}'])
     assert client.post(CHAT, json=body("hello")).status_code == 400
     assert [request["body"].get("stream") for request in standins.asked] == [True, None]
 
 
-def test_the_tokens_are_counted_and_the_caller_sees_what_it_asked_for(client, server, standins):
+def test_tokens_are_counted_and_the_caller_gets_what_it_requested(client, server, standins):
     usage = data({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}})
     stream = [said({"content": "a"}), STOP + usage[:20], usage[20:] + DONE]
     before = counted(server)
@@ -234,7 +234,7 @@ def test_embeddings_and_responses_are_the_engines_own(client, standins):
     ]
 
 
-def test_what_does_not_exist_is_told_with_what_does(client, standins):
+def test_an_unknown_name_is_reported_with_the_known_ones(client, standins):
     standins.callback_status = [404]  # like an engine without the endpoint
     for answer in (client.post("/v1/embeddings", json={"input": "x"}), client.get("/v1/nothing")):
         assert answer.status_code == 404

@@ -189,7 +189,7 @@ def test_a_host_that_stops_sending_lines_is_missed_and_one_that_was_never_there_
     assert firing(store, "LogsStopped") == [{"host.name": "quiet"}]
 
 
-def test_many_errors_at_once_are_told_and_a_few_are_not(store):
+def test_many_errors_at_once_fire_and_a_few_do_not(store):
     put(store, [line("many", 60, severity=17) for _ in range(11)])
     put(store, [line("few", 60, severity=17) for _ in range(10)] + [line("few", 60, severity=13) for _ in range(50)])
     put(store, [line("before", 600, severity=17) for _ in range(50)])

@@ -82,7 +82,7 @@ def test_what_others_hold_does_not(monkeypatch, tmp_path, one_l4):
     assert (shown.get("failed"), shown["verdict"]) == (None, "refused")
 
 
-def test_a_host_without_gpu_says_so(monkeypatch, tmp_path):
+def test_a_host_without_a_gpu_is_reported(monkeypatch, tmp_path):
     def absent(*arguments):
         raise nvidia_smi.failure((DATA / "no_driver.txt").read_text(), 9)
 
@@ -118,7 +118,7 @@ def test_a_start_is_compared_and_kept(monkeypatch, tmp_path, one_l4):
     assert planned["plan"]["services"][0]["figures"]["kv_cache"]["value"] == pytest.approx(12.90 * 1024, abs=0.2)
 
 
-def test_what_was_planned_is_told_to_node_exporter_and_stays(monkeypatch, tmp_path, one_l4):
+def test_the_plan_is_exported_to_node_exporter_and_stays(monkeypatch, tmp_path, one_l4):
     one_l4(used=19980, free=2622, unit="vllm.service")
     monkeypatch.setattr(gpu_memory_plan, "unit_log", lambda unit: LOG)
     page = tmp_path / "metrics" / "gpu_memory.prom"
@@ -295,7 +295,7 @@ def test_bad_input_is_one_sentence(tmp_path, given, message):
     assert "caused by" not in done.stdout + done.stderr
 
 
-def test_what_the_plan_reads_is_refused_all_at_once_and_nothing_else_is_asked_for(tmp_path):
+def test_all_errors_in_the_plans_variables_are_reported_at_once(tmp_path):
     wrong = {"vllm_max_model_len": "long", "vllm_lora_adapters": "a", "gpu_memory_plan_gpu_index": "first"}
     done = playbook(tmp_path, "-e", L4_BY_HAND, "-e", json.dumps(wrong))
     assert done.returncode != 0
@@ -307,7 +307,7 @@ def test_what_the_plan_reads_is_refused_all_at_once_and_nothing_else_is_asked_fo
     assert "(4)" not in output
 
 
-def test_a_version_that_cannot_be_deployed_yet_is_planned_and_said(tmp_path):
+def test_a_version_that_cannot_be_deployed_is_planned_and_named(tmp_path):
     samples.write_model(tmp_path / "model", samples.EXAONE)
     done = playbook(
         tmp_path, "-e", L4_BY_HAND, "-e", f"vllm_model_path={tmp_path / 'model'}", "-e", "vllm_version=0.28.0"

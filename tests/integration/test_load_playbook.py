@@ -21,7 +21,7 @@ DEAD = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_ssh_retries": 0
         ({"load_host": "nobody"}, "load_host is nobody, which is not in the inventory;"),
     ],
 )
-def test_without_a_host_of_the_inventory_no_host_is_asked(tmp_path, given, message):
+def test_without_a_host_of_the_inventory_no_host_is_contacted(tmp_path, given, message):
     inventory = tmp_path / "hosts.json"
     inventory.write_text(json.dumps({"vllm": {"hosts": {"dead": DEAD}}}))
     outcome = playbook.run(playbook.command(inventory, "playbooks/load.yml", given), ROOT)

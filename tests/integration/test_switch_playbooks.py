@@ -66,7 +66,7 @@ def test_an_engine_that_cannot_be_switched_to_is_refused(run, given, message):
         ({"group": "x", "command": "true", "engines": []}, NO_GROUP),
     ],
 )
-def test_a_run_that_cannot_be_meant_is_refused(run, given, message):
+def test_a_run_with_bad_input_is_refused(run, given, message):
     assert message in run("one_after_another", **given)
 
 

@@ -40,7 +40,7 @@ def validate(variables: dict) -> tuple[int, list[str]]:
     return done.returncode, yaml.safe_load(listed[0]) if listed else [done.stdout + done.stderr]
 
 
-def test_no_credentials_of_an_address_are_told():
+def test_no_credentials_of_an_address_are_shown():
     addresses = {
         "promtail_loki_url": "https://user:canary@logs.example",
         "ai_server_vllm_base_url": "http://user:canary@vllm.example:8001",
@@ -104,7 +104,7 @@ def test_a_roles_own_mirror_wins(variables, expected, tmp_path):
     assert f"mirror: <{expected}>" in done.stdout, done.stdout + done.stderr
 
 
-def test_where_traces_go_is_looked_at():
+def test_the_receiver_of_traces_is_checked():
     secret = {
         "ai_server_otlp_headers": "authorization=Bearer canary",
         "vllm_otlp_endpoint": "http://collector.example:4318",
@@ -238,7 +238,7 @@ def test_each_bad_value_is_named_with_its_cure():
     ],
     ids=["settings", "types", "elements and templates", "models", "interfaces", "between roles"],
 )
-def test_each_is_one_sentence_and_all_are_said_at_once(variables, expected):
+def test_each_error_is_one_sentence_and_all_are_reported_at_once(variables, expected):
     code, problems = validate(variables)
     assert code != 0
     for message in expected:
@@ -281,7 +281,7 @@ def test_a_host_may_have_no_engine():
     assert code == 0, output
 
 
-def test_engines_of_the_application_are_looked_at_together():
+def test_engines_of_the_application_are_checked_together():
     chat = {"name": "chat", "url": "http://127.0.0.1:8001/v1", "api_key": "canary-key-1", "models": ["a"]}
     wrong = [chat, {**chat, "url": "http://127.0.0.1:8002", "api_key": "caller-key-0123456789"}, {**chat, "port": 1}]
     code, problems = validate({"ai_server_engines": wrong})
@@ -303,7 +303,7 @@ def test_engines_of_the_application_are_looked_at_together():
         assert secret not in str(problems)
 
 
-def test_each_value_has_one_place_and_no_secret_is_told():
+def test_each_value_has_one_place_and_no_secret_is_shown():
     values = {
         "vllm_service_environment.X is true or false and not text": {
             "vllm_service_environment": {"X": True, "Y": ["a"]}
@@ -338,7 +338,7 @@ def test_each_value_has_one_place_and_no_secret_is_told():
         assert secret not in str(problems)
 
 
-def test_an_engine_by_ipv6_is_asked_where_it_listens():
+def test_an_engine_by_ipv6_is_queried_where_it_listens():
     code, (said,) = validate({"vllm_host": "::1", "ai_server_vllm_base_url": "http://127.0.0.1:8001/v1"})
     assert code != 0
     assert said.endswith("and the engine on this host listens on ::1; give it http://[::1]:8001/v1.")

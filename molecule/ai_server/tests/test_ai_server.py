@@ -37,7 +37,7 @@ def serves(host) -> bool:
     return ask(host, "/health")[0] == 200
 
 
-def test_it_serves_and_says_that_vllm_is_away(host):
+def test_it_serves_and_reports_that_vllm_is_down(host):
     assert host.service("ai-server").is_running
     assert host.service("ai-server").is_enabled
     status, text = ask(host, "/health")
@@ -50,7 +50,7 @@ def test_it_serves_and_says_that_vllm_is_away(host):
     assert "http_requests_total" in ask(host, "/metrics")[1]
 
 
-def test_it_runs_as_its_own_user_on_the_address_asked_for(host):
+def test_it_runs_as_its_own_user_on_the_configured_address(host):
     assert host.check_output(f"ps -o user= -p {pid(host)}") == "ai-server"
     assert host.socket("tcp://0.0.0.0:8000").is_listening
     limits = host.file(f"/proc/{pid(host)}/limits").content_string
@@ -83,7 +83,7 @@ def test_the_service_user_can_change_neither_program_nor_settings_of_others(host
         assert host.run(f"runuser -u ai-server -- test -w {path}").rc == 1
 
 
-def test_keys_appear_nowhere_but_in_the_settings(host):
+def test_keys_are_only_in_the_settings(host):
     unit = "/etc/systemd/system/ai-server.service"
     places = {
         "processes": host.check_output("ps -eo args --no-headers | grep -v sshd"),
@@ -342,7 +342,7 @@ def test_a_broken_application_never_replaces_the_one_that_serves(host, converge,
 
 
 @pytest.mark.full
-def test_one_that_never_gets_ready_gives_way_to_the_one_before(host, converge, copy):
+def test_a_release_that_never_gets_ready_is_rolled_back(host, converge, copy):
     main = copy / "app/main.py"
     main.write_text(main.read_text().replace('"/health"', '"/elsewhere"'))
     current = host.file(f"{ROOT}/current").linked_to

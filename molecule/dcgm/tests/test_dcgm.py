@@ -45,7 +45,7 @@ def test_repository_offers_the_newer_major(host):
     assert packages(host) == {PACKAGE: "1:3.3.9"}
 
 
-def test_repeat_asks_nothing_of_the_network(converge, asked):
+def test_repeat_sends_no_request(converge, asked):
     outcome = converge()
     assert (outcome.code, outcome.changed) == (0, [])
     assert asked() == []
@@ -64,7 +64,7 @@ def test_engine_older_than_the_package_is_restarted(host, converge):
     assert engine(host) == "3.3.9"
 
 
-def test_stopped_engine_and_lost_hold_are_mended(host, converge):
+def test_stopped_engine_and_lost_hold_are_corrected(host, converge):
     host.run_expect([0], f"systemctl disable --now nvidia-dcgm && apt-mark unhold {PACKAGE}")
     expected = ["dcgm : Pin the package", "dcgm : Run the host engine"]
     assert converge(check=True).changed == expected
@@ -96,7 +96,7 @@ def test_host_without_gpu_is_refused(host, converge):
     assert outcome.message.startswith("DCGM needs a GPU. The NVIDIA driver runs but finds no GPU")
 
 
-def test_engine_that_does_not_start_is_no_success(host, converge):
+def test_engine_that_does_not_start_is_a_failure(host, converge):
     """Its port is taken, so systemd reports a started unit, but no engine answers."""
     host.run_expect([0], "systemctl stop nvidia-dcgm")
     host.run_expect([0], "systemd-run --unit squatter python3 -m http.server 5555 --bind 127.0.0.1")

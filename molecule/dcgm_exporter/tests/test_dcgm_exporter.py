@@ -93,7 +93,7 @@ def test_comes_back_when_the_process_leaves_with_exit_code_0(host):
         time.sleep(1)
 
 
-def test_repeat_asks_nothing_of_the_network(host, converge, asked):
+def test_repeat_sends_no_request(host, converge, asked):
     pid = main_pid(host)
     outcome = converge()
     assert (outcome.code, outcome.changed) == (0, [])
@@ -156,7 +156,7 @@ def test_bad_input_is_refused_in_one_sentence(host, converge, variables, sentenc
     assert main_pid(host) == pid and serves(host)
 
 
-def test_unknown_field_goes_back_to_what_served(host, converge):
+def test_unknown_field_is_rolled_back(host, converge):
     counters = [{"field": "DCGM_FI_DEV_NO_SUCH_FIELD", "type": "gauge", "help": "Nothing"}]
     outcome = converge({"dcgm_exporter_counters": counters})
     assert outcome.code != 0
@@ -280,7 +280,7 @@ def test_removal_leaves_the_host_as_it_was(host, converge):
 
 
 @pytest.mark.full
-def test_host_without_dcgm_is_told_what_to_run_first(host, converge):
+def test_host_without_dcgm_is_refused_with_the_cure(host, converge):
     host.run_expect([0], "mv /usr/bin/dcgmi /root/dcgmi")
     outcome = converge()
     host.run_expect([0], "mv /root/dcgmi /usr/bin/dcgmi")

@@ -153,14 +153,14 @@ def test_a_renamed_one_keeps_its_port_and_leaves_nothing(host, converge, others)
         ({"name": "code", "arguments": {"no-such-argument": 1}}, "no-such-argument"),
     ],
 )
-def test_what_cannot_work_is_refused_before_an_engine_is_touched(converge, others, change, message):
+def test_bad_input_is_refused_before_an_engine_is_touched(converge, others, change, message):
     outcome = converge(listed({"name": "vllm", "max_model_len": 128}, change))
     assert outcome.code != 0
     assert message in outcome.message, outcome.message
     others()
 
 
-def test_one_that_does_not_serve_gives_way_and_the_others_stay(host, converge, others):
+def test_an_engine_that_does_not_serve_is_rolled_back_and_the_others_stay(host, converge, others):
     outcome = converge(listed({"name": "code", "context": 1 << 30, "start_timeout": 20}))
     assert outcome.code != 0
     assert outcome.message.startswith("code: release "), outcome.message

@@ -107,7 +107,7 @@ def test_a_library_that_the_loader_does_not_know_is_refused(host, converge, unto
     assert "ldconfig" in outcome.message, outcome.text
 
 
-def test_who_chooses_the_sampler_without_nvcc_is_told_so(converge, untouched):
+def test_choosing_the_sampler_without_nvcc_is_refused(converge, untouched):
     outcome = converge({"vllm_service_environment": {"VLLM_USE_FLASHINFER_SAMPLER": "1"}}, playbook=ALONE)
     assert outcome.code != 0
     assert "there is no nvcc: install a CUDA toolkit, or set VLLM_USE_FLASHINFER_SAMPLER to 0" in outcome.message
@@ -126,7 +126,7 @@ def test_arguments_are_judged_while_the_driver_sleeps(host, converge, untouched)
     assert "unrecognized arguments: --max-loraz" in outcome.message, outcome.text
 
 
-def test_a_start_makes_the_nodes_that_are_gone(host, converge):
+def test_a_start_creates_missing_nodes(host, converge):
     host.check_output("rm -f /dev/nvidia*")
     assert converge(CHANGE, playbook=ALONE).code == 0
     for node in NODES:
@@ -157,7 +157,7 @@ def test_the_memory_of_the_engine_before_is_waited_for(host, converge, leaves):
 
 
 @pytest.mark.stand_in
-def test_a_driver_that_moved_is_told_before_anything_is_touched_and_in_the_checklist(host, converge, untouched):
+def test_a_changed_driver_is_reported_before_any_change_and_in_the_checklist(host, converge, untouched):
     host.check_output("touch /etc/stand-in-with-another-library")
     try:
         for check in (True, False):

@@ -84,7 +84,7 @@ def test_the_rest_of_the_host_keeps_its_owners(host):
         assert (host.file(path).user, host.file(path).group, host.file(path).mode) == ("root", "root", 0o755), path
 
 
-def test_a_second_run_changes_nothing_and_asks_for_nothing(host, converge, asked):
+def test_a_second_run_changes_nothing_and_sends_no_request(host, converge, asked):
     before = running_since(host)
     outcome = converge()
     assert (outcome.code, outcome.changed) == (0, [])
@@ -156,7 +156,7 @@ def test_flags_that_the_program_does_not_take_are_refused_by_name_before_it_is_t
     assert converge().changed == []
 
 
-def test_a_value_that_shows_only_at_the_start_gives_way_to_what_served(host, converge):
+def test_a_value_that_fails_only_at_the_start_is_rolled_back(host, converge):
     outcome = converge({"node_exporter_arguments": {"web.max-requests": "many"}})
     assert outcome.code != 0
     assert 'parsing "many": invalid syntax' in outcome.message
@@ -284,7 +284,7 @@ def test_the_same_version_from_another_archive_is_another_program(host, converge
         ("ln -sfn /nowhere /opt/node_exporter/current", False),
     ],
 )
-def test_drift_is_mended(host, converge, damage, healed):
+def test_drift_is_corrected(host, converge, damage, healed):
     before = running_since(host)
     host.run_test(damage)
     assert converge().changed == ["released_service : Run node_exporter"]
@@ -396,7 +396,7 @@ def checklist(converge):
 
 
 @pytest.mark.parametrize("path", [OVERRIDE, "/run/systemd/system/service.d/all.conf"], ids=["own", "of-all-services"])
-def test_a_drop_in_with_a_command_of_its_own_is_told_and_mended_once_it_is_gone(host, converge, drop_in, path):
+def test_a_drop_in_with_another_command_is_reported_and_its_removal_restarts_the_unit(host, converge, drop_in, path):
     command = "/opt/node_exporter/current/node_exporter"
     lines = f"[Service]\nExecStart=\nExecStart={command} --web.listen-address=:9100\n"
     if path != OVERRIDE:  # other services read it too

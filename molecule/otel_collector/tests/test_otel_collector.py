@@ -75,7 +75,7 @@ def test_it_runs_hardened_as_its_own_user(host):
     assert host.user("otel_collector").groups == ["otel_collector"]
 
 
-def test_only_root_and_it_can_read_what_it_is_told(host):
+def test_only_root_and_its_user_can_read_its_configuration(host):
     config = host.file(CONFIG)
     assert (config.user, config.group, config.mode) == ("root", "otel_collector", 0o640)
 
@@ -124,7 +124,7 @@ def test_a_traceback_arrives_as_one_record(host, arrived, mark):
     assert (two["body"], two["severity"]) == ("\n".join(raw), "ERROR")
 
 
-def test_nothing_is_lost_or_sent_twice_while_the_receiver_is_away_and_over_kills(host, arrived, mark):
+def test_outages_and_kills_lose_and_repeat_no_line(host, arrived, mark):
     outage = 120 if os.environ.get("FULL") == "1" else 20
     program = (
         f"n=0; while [ $n -lt {outage * 20} ]; do n=$((n+1)); echo {mark} long $n.; echo {mark} file $n. >> "
@@ -152,7 +152,7 @@ def test_nothing_is_lost_or_sent_twice_while_the_receiver_is_away_and_over_kills
         assert len(bodies) == len(set(bodies))
 
 
-def test_a_second_run_changes_nothing_and_asks_for_nothing(host, converge, asked):
+def test_a_second_run_changes_nothing_and_sends_no_request(host, converge, asked):
     before = pid(host)
     outcome = converge()
     assert (outcome.code, outcome.changed) == (0, []), outcome.message
@@ -180,7 +180,7 @@ def test_what_the_program_refuses_is_not_switched_to(host, converge):
         ({"otel_collector_file_jobs": [{"job": "x", "path": "/var/none/*"}]}, "otel_collector_file_jobs: /var/none/*"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_refused_and_what_ran_still_runs(host, converge, variables, sentence):
+def test_bad_input_is_refused_and_the_old_release_still_runs(host, converge, variables, sentence):
     before, config = pid(host), host.file(CONFIG).content_string
     outcome = converge(variables)
     assert outcome.code != 0 and outcome.changed == []
@@ -217,7 +217,7 @@ def test_the_checklist_says_that_nothing_is_sent(host, converge, units):
     assert "open its port for" in outcome.message
 
 
-def test_a_receiver_that_asks_for_a_key(host, converge, arrived, mark):
+def test_a_receiver_that_requires_a_key(host, converge, arrived, mark):
     user, password = "shipper", "laboratory=pass%word"
     key = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
     host.run_test("install -m 0600 /dev/null /var/lib/receiver/key; printf %%s %s > /var/lib/receiver/key", key)
@@ -272,7 +272,7 @@ def test_it_takes_over_from_promtail_and_not_beside_it(host, converge, arrived, 
 
 
 @pytest.mark.full
-def test_traces_are_taken_on_loopback_when_asked_for(host, converge):
+def test_traces_are_accepted_on_loopback_on_request(host, converge):
     assert converge({"otel_collector_traces_endpoint": "http://127.0.0.1:4320/traces"}).code == 0
     assert listening(host) == {*SOCKETS, "127.0.0.1:4318"}
     assert converge().code == 0

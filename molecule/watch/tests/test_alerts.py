@@ -160,7 +160,7 @@ def test_a_configuration_that_alertmanager_does_not_take_is_refused_before_the_s
     assert pids(host) == before
 
 
-def test_no_secret_stands_where_others_read(host):
+def test_no_secret_is_readable_by_others(host):
     for unit in ("alertmanager", "vmalert", "vmalert_logs"):
         assert "canary" not in host.check_output("cat /etc/systemd/system/%s.service", unit)
         assert "canary" not in host.file(f"/proc/{pids(host, unit)[0]}/cmdline").content_string
@@ -257,7 +257,7 @@ socketserver.TCPServer(("127.0.0.1", 9525), Server).serve_forever()
 
 
 @pytest.mark.full
-def test_a_mail_says_what_fires(host, converge):
+def test_a_mail_names_the_alert(host, converge):
     mail = {
         "alertmanager_slack_webhook": "", "alertmanager_email_to": ["oncall@example.org"], "only": "alertmanager",
         "alertmanager_email_from": "alerts@example.org", "alertmanager_email_smarthost": "127.0.0.1:9525",
@@ -280,7 +280,7 @@ def test_a_mail_says_what_fires(host, converge):
 
 
 @pytest.mark.full
-def test_a_password_is_asked_for_and_those_who_have_it_work(host, converge):
+def test_a_password_is_required_and_clients_with_it_work(host, converge):
     login = {
         "victoria_logs_user": "reader", "victoria_logs_password": "canary-of-the-logs",
         "vmalert_logs_user": "reader", "vmalert_logs_password": "canary-of-the-logs",

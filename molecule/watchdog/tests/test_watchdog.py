@@ -123,7 +123,7 @@ def test_nothing_is_restarted_while_ansible_works_on_it_or_its_host_is_out_of_ro
     until(lambda: pid(host) not in (before, "0"))
 
 
-def test_after_three_restarts_it_stops_and_asks_for_a_person(host, converge):
+def test_after_three_restarts_it_stops_and_reports_that_a_person_is_needed(host, converge):
     restarts = metric(host, "restarts_total")
     fall_ill(host, "stall")
     until(lambda: metric(host, "person_needed") == 1, 120)
@@ -157,7 +157,7 @@ def attempts(host):
     return noted["services"]["sick.service"]["attempts"]
 
 
-def test_at_night_it_is_restarted_in_a_quiet_moment_and_that_is_no_fault(host, converge):
+def test_a_restart_in_a_quiet_moment_at_night_is_not_a_fault(host, converge):
     assert converge(NIGHT).code == 0
     assert converge(NIGHT).changed == []
     assert "OnCalendar=*-*-* 02:00:00\n" in host.file(TIMER).content_string
@@ -220,7 +220,7 @@ def test_bad_variables_are_refused(host, converge, variables, message):
     assert not outcome.changed
 
 
-def test_absent_takes_everything_away(host, converge):
+def test_absent_removes_everything(host, converge):
     assert converge({"watchdog_state": "absent"}).code == 0
     for path in ("/usr/local/lib/llm-watchdog", "/etc/llm-watchdog", "/var/lib/llm-watchdog"):
         assert not host.file(path).exists

@@ -59,7 +59,7 @@ def inventory(*words, **more):
     return json.loads(done.stdout, object_hook=lambda one: one.get("__ansible_unsafe", one))
 
 
-def test_the_whole_life_of_a_machine(cloud, playbook, ssh_port):
+def test_the_life_cycle_of_a_machine(cloud, playbook, ssh_port):
     shown = playbook("gcp_provision", check=True)
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert "+zone: asia-northeast3-a" in shown.stdout
@@ -110,7 +110,7 @@ def test_decommission_names_every_disk_before_it_deletes(cloud, playbook, ssh_po
     assert (cloud.instances, list(cloud.disks)) == ({}, [("asia-northeast3-a", "llm-server")])
 
 
-def test_what_is_no_longer_declared_is_told_and_deleted_by_name(cloud, playbook, ssh_port):
+def test_undeclared_resources_are_reported_and_deleted_by_name(cloud, playbook, ssh_port):
     two = [{"name": name, "zones": ["asia-northeast3-a"]} for name in ("llm-1", "llm-2")]
     assert playbook("gcp_provision", gcp_ssh_port=ssh_port, gcp_machines=two).returncode == 0
     one = {"gcp_ssh_port": ssh_port, "gcp_machines": two[:1]}
@@ -274,7 +274,7 @@ def test_nothing_is_made_when_something_is_wrong(cloud, playbook):
     assert cloud.writes() == []
 
 
-def test_ssh_that_does_not_answer_is_told_with_the_address(playbook):
+def test_ssh_without_an_answer_is_reported_with_the_address(playbook):
     done = playbook("gcp_provision", gcp_ssh_port=1, gcp_ssh_timeout=1)
     assert done.returncode != 0
     assert "llm-server does not answer SSH at 127.0.0.1:1" in done.said
@@ -298,7 +298,7 @@ def test_an_inventory_that_the_api_refuses_stops_the_run(cloud, playbook):
         ({"gcp_firewall_rules": [{"name": "a", "ports": ["x"], "target_tags": ["b"]}]}, "option 'ports' found in"),
     ],
 )
-def test_what_the_inventory_cannot_use_is_told_with_its_variable(playbook, given, message):
+def test_an_unusable_setting_is_reported_with_its_variable(playbook, given, message):
     done = playbook("gcp_stop", **given)
     assert done.returncode != 0
     assert message in " ".join(done.stderr.split())

@@ -75,7 +75,7 @@ def test_a_protected_machine_is_not_deleted(cloud, options, machine):
     assert cloud.instances == {}
 
 
-def test_secure_boot_with_a_gpu_tells_what_it_takes(options, machine):
+def test_secure_boot_with_a_gpu_names_its_requirements(options, machine):
     machine["shielded"] = SECURE
     fleet, problems, _ = run(options, "checked")
     assert problems == []

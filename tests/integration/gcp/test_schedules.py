@@ -38,7 +38,7 @@ def test_they_are_made_attached_and_left_alone_by_the_second_run(cloud, options,
     ("kind", "declared_as", "other"),
     [("hours", HOURS, {**HOURS, "stop": ""}), ("snapshots", SNAPSHOTS, {**SNAPSHOTS, "keep_days": 30})],
 )
-def test_another_schedule_replaces_it_and_none_takes_it_away(cloud, options, machine, kind, declared_as, other):
+def test_another_schedule_replaces_it_and_none_removes_it(cloud, options, machine, kind, declared_as, other):
     machine[kind] = declared_as
     made(options)
     machine[kind] = other
@@ -85,7 +85,7 @@ def test_decommission_takes_them_along(cloud, options, machine, keep):
     assert cloud.policies == {} and bool(cloud.disks) == keep
 
 
-def test_those_of_a_machine_that_is_no_longer_declared_are_told_and_deleted(cloud, options, machine):
+def test_schedules_of_an_undeclared_machine_are_reported_and_deleted(cloud, options, machine):
     machine["hours"] = HOURS
     made(options)
     cloud.instances.clear(), cloud.disks.clear()
@@ -110,13 +110,13 @@ def test_those_of_a_machine_that_is_no_longer_declared_are_told_and_deleted(clou
         ({"snapshot": "My_Snapshot"}, "snapshot 'My_Snapshot' must be the name alone"),
     ],
 )
-def test_what_cannot_be_meant(cloud, options, machine, changes, message):
+def test_bad_input_is_refused(cloud, options, machine, changes, message):
     machine.update(changes)
     assert message in run(options)[2][0]
     assert cloud.requests == []
 
 
-def test_what_they_take_is_asked_before(cloud, options, machine):
+def test_permissions_are_checked_first(cloud, options, machine):
     machine["hours"] = HOURS
     cloud.denied = {"compute.resourcePolicies.create"}
     fleet, problems, _ = run(options, "checked")
@@ -133,7 +133,7 @@ def saved(cloud, options):
     return list(cloud.snapshots)[-1]
 
 
-def test_a_snapshot_is_taken_and_told(cloud, options):
+def test_a_snapshot_is_taken_and_reported(cloud, options):
     made(options)
     fleet, _, problems = run(options, "saved", check_mode=True)
     assert (what(fleet), problems, cloud.snapshots) == (["take a snapshot of llm-server"], [], {})

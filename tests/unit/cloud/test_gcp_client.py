@@ -20,7 +20,7 @@ PAGE = b"""<!DOCTYPE html><html><head><title>502 Server Error</title><style>body
         (b'{"error": "away"}', 'GET x: 502 {"error": "away"}.'),
     ],
 )
-def test_an_answer_that_is_not_googles_is_told_without_markup(body, message):
+def test_a_foreign_answer_is_quoted_without_markup(body, message):
     answer = requests.Response()
     answer.status_code, answer.reason, answer._content = 502, "Bad Gateway", body
     assert str(gcp_client.answer_error(answer, "GET x")) == message
@@ -49,7 +49,7 @@ def test_what_retry_after_asks_for(monkeypatch, text, seconds):
 
 
 @pytest.mark.parametrize(("requested", "least"), [(0, 1), (7, 7), (120, 120)])
-def test_a_pause_is_never_shorter_than_what_was_asked_for(monkeypatch, requested, least):
+def test_a_pause_is_at_least_as_long_as_requested(monkeypatch, requested, least):
     slept = []
     monkeypatch.setattr(gcp_client.time, "sleep", slept.append)
     client = gcp_client.Client("p", gcp_client.credentials_for(environ={"GCP_ACCESS_TOKEN": "t"}), pause=1)

@@ -69,7 +69,7 @@ def test_ports_are_compared_by_what_they_open(allowed, view):
     "ranges",
     [["0.0.0.0/0"], ["0.0.0.0/1", "128.0.0.0/1"], [f"{number}.0.0.0/8" for number in range(16)]],
 )
-def test_the_world_in_any_wording_has_to_be_said(ranges):
+def test_open_to_the_world_must_be_explicit_in_any_notation(ranges):
     have, _, problems, _ = effective(*ranges)
     assert have == []
     assert "gcp_open_to_world: true" in problems[0]
@@ -130,7 +130,7 @@ def test_a_rule_may_be_absent_without_ranges():
     assert effective(state="absent")[2] == []
 
 
-def test_what_is_said_twice_is_meant_once():
+def test_duplicates_count_once():
     twice = {"ports": [8000, 8000], "target_tags": ["ai-server", "ai-server"]}
     (rule,), _, problems, _ = effective("203.0.113.7", " 203.0.113.7/32", **twice)
     body = declared.rule_body("p", rule, "llm-server")
@@ -153,7 +153,7 @@ def test_what_is_said_twice_is_meant_once():
         ({"priority": 65536}, "priority 65536"),
     ],
 )
-def test_a_rule_that_cannot_be_meant(changed, message):
+def test_an_invalid_rule(changed, message):
     assert declared.rule_problems([RULE]) == []
     assert message in declared.rule_problems([{**RULE, **changed}])[0]
     assert "gcp_firewall_rules names 'allow-ai-server-ports' more than once" in declared.rule_problems([RULE, RULE])[0]
@@ -241,7 +241,7 @@ def test_quota_that_just_fits_is_enough():
         ({"subnetwork": "Default"}, "subnetwork 'Default'"),
     ],
 )
-def test_a_machine_that_cannot_be_meant(changed, message):
+def test_an_invalid_machine(changed, message):
     assert declared.machine_problems([MACHINE]) == []
     assert message in declared.machine_problems([{**MACHINE, **changed}])[0]
     assert "more than once" in declared.machine_problems([MACHINE, MACHINE])[0]
@@ -320,7 +320,7 @@ def test_the_cost_of_a_month_and_of_the_fleet():
     assert declared.cost_sentences([missing], 730) == ["c: no estimate: no price."]
 
 
-def test_a_disk_without_a_price_is_left_out_of_the_estimate_and_told():
+def test_a_disk_without_a_price_is_reported_and_left_out_of_the_estimate():
     prices = {"regions": {"us-east4": {"machines": {"g2-standard-4": {"on_demand": 0.7, "spot": 0.3}}}}}
     cost = {"name": "a", **declared.estimate({**MACHINE, "zones": ["us-east4-a"]}, "us-east4-a", prices)}
     assert (cost["running"], cost["stopped"]) == (0.7, None)

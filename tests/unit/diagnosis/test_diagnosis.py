@@ -80,7 +80,7 @@ def test_a_line_is_its_message(raw, text, level, speaker):
     assert text is None or line.text == text
 
 
-def test_a_journal_of_bytes_and_odd_records_can_be_read():
+def test_a_journal_of_bytes_and_unusual_records_can_be_read():
     text = '{"MESSAGE": [80, 111, 255]}\n{"a": 1}\n{broken\n\x1b[31mred\x1b[0m\n\n'
     assert [line.text for line in lines.read(text)] == ["Po\ufffd", '{"a": 1}', "{broken", "red", ""]
 
@@ -147,11 +147,11 @@ def test_a_healthy_log_raises_no_alarm(log):
 
 
 @pytest.mark.parametrize("start", [start for start in STARTS if "phase" in start], ids=lambda start: start["name"])
-def test_a_start_is_told_by_its_last_phase(start):
+def test_a_start_is_described_by_its_last_phase(start):
     assert start["phase"] in causes.phase(start["journal"])
 
 
-def test_an_engine_that_died_before_the_stop_is_told():
+def test_an_engine_that_died_before_the_stop_is_reported():
     """The server's errors about the engine are dropped after a requested stop, never before."""
     death = [
         "(APIServer pid=3) ERROR 11-26 17:14:12 [v1/engine/async_llm.py:704] AsyncLLM output_handler failed.",
@@ -179,7 +179,7 @@ def test_the_last_start_counts():
     assert said(journal) == "no_cache_blocks"
 
 
-def test_invocations_tell_starts_apart():
+def test_invocations_distinguish_starts():
     first, second = (
         {"_SYSTEMD_INVOCATION_ID": name, "MESSAGE": text}
         for name, text in (
@@ -190,13 +190,13 @@ def test_invocations_tell_starts_apart():
     assert said([json.dumps(first), json.dumps(second)]) == "no_cache_blocks"
 
 
-def test_what_a_start_got_over_is_no_cause():
+def test_what_a_start_recovered_from_is_not_the_cause():
     journal = ["ConnectionRefusedError: [Errno 111] Connection refused", "OSError: [Errno 98] Address already in use"]
     assert said(journal) == "port_in_use"
     assert said([journal[1], "INFO:     Application startup complete."]) is None
 
 
-def test_what_was_put_right_later_is_no_cause():
+def test_what_was_corrected_later_is_not_the_cause():
     short = "Warning  FailedScheduling  default-scheduler  0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     placed = "Normal  Scheduled  default-scheduler  Successfully assigned default/vllm-0 to node-1"
     assert said(f"{short}\n{placed}") is None
@@ -212,7 +212,7 @@ def test_words_that_a_terminal_broke_are_read_as_one():
     assert said(broken) == said(message) == "kv_cache_too_small_for_max_len"
 
 
-def test_an_effect_gives_way_to_an_exception_that_nobody_knows():
+def test_an_unknown_exception_ranks_above_an_effect():
     journal = ["ValueError: the moon is full", "RuntimeError: Engine core initialization failed. See root cause above."]
     verdict = judge.judge(lines.read(journal), TABLE)
     assert (verdict.cause, verdict.failed, verdict.exception) == (None, True, "ValueError: the moon is full")
@@ -247,7 +247,7 @@ def test_memory_runs_out_at_a_moment():
     )
 
 
-def test_statistics_tell_of_a_queue():
+def test_statistics_show_a_queue():
     line = (
         "INFO 01-01 00:00:00 [loggers.py:1] Engine 000: Running: 9 reqs, Waiting: {} reqs, GPU KV cache usage: {}%, x"
     )
@@ -260,7 +260,7 @@ def test_statistics_tell_of_a_queue():
 # -- table --
 
 
-def test_each_row_is_whole():
+def test_each_row_is_complete():
     groups = {row.id: row.kind_of for row in TABLE.causes}
     for row in TABLE.causes:
         assert row.rank in causes.RANKS and row.levels <= {"warning", "info"}, row.id
@@ -310,7 +310,7 @@ def test_a_cure_names_the_service_that_it_is_of():
     assert "journalctl -u feedback)" in judge.judge(dead, TABLE, "vllm", name="feedback").cause.cure
 
 
-def test_the_variables_of_an_engine_stand_in_its_entry():
+def test_a_cure_names_the_variables_of_the_engines_entry():
     rank = lines.read("ValueError: LoRA rank 256 is greater than max_lora_rank 16")
     assert judge.judge(rank, TABLE, "vllm", name="vllm").cause.cure == "Raise vllm_max_lora_rank."
     said_to_feedback = judge.judge(rank, TABLE, "vllm", name="feedback").cause.cure
@@ -361,7 +361,7 @@ def test_the_program_reads_a_file_and_standard_input(tmp_path):
     assert (done.returncode, done.stderr) == (2, "/no/such: No such file or directory\n")
 
 
-def test_the_quick_look_leaves_nothing_out():
+def test_the_quick_check_leaves_nothing_out():
     for row in TABLE.causes:
         for words, pattern in zip(row.words, row.matches, strict=True):
             assert not words or all(len(word) >= 3 for word in words), pattern

@@ -48,7 +48,7 @@ def evidence(*lines, states=(), failing=True, running=False, host_states=(), hos
         ("loaded", "inactive", "success", 1, 0, None),
     ],
 )
-def test_how_a_unit_stands_is_said_in_words_that_the_table_knows(load, active, result, code, status, cause):
+def test_the_state_of_a_unit_is_given_in_words_of_the_table(load, active, result, code, status, cause):
     shown = {"LoadState": load, "ActiveState": active, "Result": result}
     outcome = host.ending("vllm.service", {**shown, "ExecMainCode": str(code), "ExecMainStatus": str(status)})
     found = judge.judge([judge.Line(**host._line(text, "systemd")) for text in outcome], TABLE).cause
@@ -117,7 +117,7 @@ def test_what_keeps_a_user_from_a_program_is_found_along_its_links(tmp_path):
     assert host.obstacle(str(tool), NOBODY, {NOBODY}) == f"{link} is a link to itself"
 
 
-def test_an_engines_model_and_adapters_are_looked_at(tmp_path, monkeypatch):
+def test_an_engines_model_and_adapters_are_checked(tmp_path, monkeypatch):
     model = tmp_path / "model"
     adapters = f"""- '{{"name": "a", "path": "{tmp_path}/a"}}'\n- b={tmp_path}/b"""
     config = f'"model": "{model}"\nmax-lora-rank: 16\nlora-modules:\n{adapters}\nport: 1\n'
@@ -136,7 +136,7 @@ def test_an_engines_model_and_adapters_are_looked_at(tmp_path, monkeypatch):
 # -- looks --
 
 
-def test_a_look_that_breaks_or_hangs_ends_alone():
+def test_a_check_that_fails_or_hangs_ends_alone():
     def broken():
         raise RuntimeError("no such command")
 
@@ -145,7 +145,7 @@ def test_a_look_that_breaks_or_hangs_ends_alone():
     assert problems == ["b: no such command", "c: no end within 0.3 s"]
 
 
-def test_a_host_without_systemd_journal_and_gpu_is_looked_at(monkeypatch, tmp_path):
+def test_a_host_without_systemd_journal_and_gpu_can_be_read(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(host.store, "STORE", tmp_path)
     begun = time.monotonic()
@@ -155,7 +155,7 @@ def test_a_host_without_systemd_journal_and_gpu_is_looked_at(monkeypatch, tmp_pa
     assert "in what could be looked at" in report.of_host({**seen, "host": {"lines": [], "states": []}})["report"][0]
 
 
-def test_what_is_in_the_way_to_an_upstream():
+def test_obstacles_to_an_upstream():
     assert host.reach("http://nosuch.invalid/x").startswith("the name nosuch.invalid is not known")
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -165,7 +165,7 @@ def test_what_is_in_the_way_to_an_upstream():
         assert host.reach(f"http://127.0.0.1:{port}/") is None
 
 
-def test_an_upstream_that_refuses_the_key_is_told(server):
+def test_an_upstream_that_refuses_the_key_is_reported(server):
     server.pages["/v1"] = (401, "no")
     assert host.reach(f"{server.url}/v1", "key") == "it answers 401 to its key"
     assert host.reach(f"{server.url}/v1") is None
@@ -188,14 +188,14 @@ def test_memory_that_the_kernel_wanted_counts_for_the_service_that_it_killed():
 # -- the report --
 
 
-def test_a_healthy_host_says_only_that():
+def test_a_healthy_host_has_one_line():
     result = report.of_host(
         evidence(failing=False, running=True, states=[host.state("vllm.service is changed by x.")]), TABLE
     )
     assert (result["healthy"], result["report"], result["causes"]) == (True, ["Nothing is wrong here (vllm)."], [])
 
 
-def test_a_cause_stands_first_with_what_bears_it_out():
+def test_a_cause_comes_first_with_its_evidence():
     line = "OSError: [Errno 98] error while attempting to bind: address already in use"
     result = report.of_host(
         evidence(line, states=[host.state("port 8001 is held by python3 (pid 7).", "port_in_use")],
@@ -213,7 +213,7 @@ def test_a_cause_stands_first_with_what_bears_it_out():
     assert result["causes"][0]["service"] == "vllm"
 
 
-def test_a_fault_of_the_host_without_a_line_stands_alone():
+def test_a_fault_of_the_host_without_a_log_line_is_shown_alone():
     result = report.of_host(
         evidence(failing=False, running=True, host_states=[host.state("/ is full.", wrong=True)]), TABLE
     )

@@ -20,7 +20,7 @@ def run(*argv, timeout=20):
     return engine_runs.run(list(argv), "chat", "http://127.0.0.1:8001", "lab/chat", KEY, timeout)
 
 
-def test_the_engine_is_told_by_the_environment_and_the_key_is_no_argument():
+def test_the_engine_gets_its_key_by_the_environment():
     result = run(sys.executable, "-c", SHOW, "$HOME", "a b")
     words, found = json.loads(result["stdout"])
     assert words == ["$HOME", "a b"]
@@ -37,18 +37,18 @@ def test_a_command_has_the_key_itself():
     assert run(sys.executable, "-c", f"import os; assert os.environ['ENGINE_API_KEY'] == '{KEY}'")["rc"] == 0
 
 
-def test_a_failure_is_told_with_its_last_line():
+def test_a_failure_is_reported_with_its_last_line():
     result = run(sys.executable, "-c", "import sys; print('out'); sys.exit('one\\ntwo')")
     assert engine_runs.sentence(result, 20) == f"exit code 1 after {result['seconds']:.0f} s: two"
 
 
-def test_what_runs_too_long_is_ended_with_its_children():
+def test_a_command_that_exceeds_its_timeout_is_ended_with_its_children():
     result = run("/bin/sh", "-c", "echo begun; sleep 60 & wait", timeout=1)
     assert result["rc"] == engine_runs.OUT_OF_TIME and result["stdout"] == "begun\n" and result["seconds"] < 20
     assert engine_runs.sentence(result, 1) == "ended after 1 s, which run_timeout allows"
 
 
-def test_what_is_not_there_is_told():
+def test_a_missing_program_is_reported():
     result = run("/nowhere/program")
     assert (result["rc"], result["stderr"]) == (
         engine_runs.NOT_STARTED,

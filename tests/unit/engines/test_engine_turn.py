@@ -79,7 +79,7 @@ def put(folder, name, script):
         ("ActiveState=failed\nJob=0", False),
     ],
 )
-def test_systemd_says_who_is_coming(monkeypatch, tmp_path, output, is_coming):
+def test_systemd_lists_who_is_to_start(monkeypatch, tmp_path, output, is_coming):
     put(tmp_path, "systemctl", f"printf '{output}\\n'")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert engine_turn.coming("a.service") is is_coming
@@ -96,7 +96,7 @@ def test_the_fullest_of_the_gpus_counts(monkeypatch, tmp_path):
     ("output", "booting"),
     [("starting", True), ("initializing", True), ("running", False), ("degraded", False), ("", False)],
 )
-def test_systemd_says_whether_the_host_boots(monkeypatch, tmp_path, output, booting):
+def test_systemd_reports_whether_the_host_boots(monkeypatch, tmp_path, output, booting):
     put(tmp_path, "systemctl", f"echo {output}; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert engine_turn.boots() is booting
@@ -119,7 +119,7 @@ def test_on_a_host_that_is_up_the_wait_is_short_in_all(monkeypatch, tmp_path, cl
     assert waits == seconds
 
 
-def test_what_is_waited_for_stands_in_its_file(monkeypatch, tmp_path, capsys):
+def test_the_turn_is_read_from_its_file(monkeypatch, tmp_path, capsys):
     waits = []
     monkeypatch.setattr(engine_turn, "boots", lambda: True)
     monkeypatch.setattr(engine_turn, "await_engine", lambda *args: waits.append(args) or "")

@@ -46,12 +46,12 @@ def test_an_entry_that_is_wrong_is_named_with_its_cure(entry, message):
 
 
 @pytest.mark.parametrize("listed", [{"vllm": {}}, ["vllm"], "vllm", None])
-def test_what_is_no_list_of_mappings_is_refused(listed):
+def test_only_a_list_of_mappings_is_accepted(listed):
     (found,) = engines.list_problems(listed, OPTIONS)
     assert found.startswith("engines is not a list of mappings")
 
 
-def test_names_are_unique_and_all_problems_are_told_at_once():
+def test_names_are_unique_and_all_problems_are_reported_at_once():
     found = problems(CHAT, {**CHAT, "port": 2}, {"name": "code", "kind": "x"})
     assert [text.split(";")[0] for text in found] == [
         "engines: vllm appears twice",
@@ -146,7 +146,7 @@ SETTINGS = {
 }
 
 
-def test_the_planner_is_asked_what_the_engine_is_told():
+def test_the_planner_gets_the_engines_settings():
     planned = engines.planned("feedback", "vllm", SETTINGS)
     assert planned == {
         "name": "feedback",
@@ -173,7 +173,7 @@ def test_those_before_an_engine_are_waited_for_in_their_order():
     ]
 
 
-def test_the_engine_that_the_application_asks_is_found_by_its_port():
+def test_the_engine_of_the_application_is_found_by_its_port():
     resolved = [engines.resolved(one, {**SETTINGS, "vllm_port": one["port"]}) for one in (CHAT, FEEDBACK)]
     assert engines.asked(resolved, "http://localhost:8002/v1")["name"] == "feedback"
     assert engines.asked(resolved, "http://elsewhere:9000/v1")["name"] == "vllm"

@@ -116,7 +116,7 @@ def test_a_file_with_another_sum_is_not_kept(store, hub):
     ("status", "message"),
     [(401, "private or gated"), (403, "is gated"), (404, "is not there"), (500, "the hub answered 500")],
 )
-def test_what_the_hub_refuses_is_told(store, hub, status, message):
+def test_what_the_hub_refuses_is_reported(store, hub, status, message):
     hub.status = status
     with pytest.raises(UserError, match=message) as raised:
         store.bring(of_the_hub(hub))
@@ -160,7 +160,7 @@ def test_only_a_model_is_served(files):
 
 
 @pytest.mark.parametrize(("name", "message"), [("cut.gguf", "is truncated"), ("page.gguf", "is not a GGUF file")])
-def test_a_file_that_is_not_whole_is_refused(files, name, message):
+def test_an_incomplete_file_is_refused(files, name, message):
     with pytest.raises(UserError, match=f"^the model: {name} of .* {message}"):
         read(files / "misfits" / name)
 

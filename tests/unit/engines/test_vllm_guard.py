@@ -77,7 +77,7 @@ def test_a_websocket_without_the_key_is_closed(ask):
     assert ask("/v1/realtime", type="websocket", key=KEY) == 200
 
 
-def test_the_start_of_the_application_is_no_request(ask):
+def test_the_start_of_the_application_needs_no_key(ask):
     assert ask("", type="lifespan") == 200
 
 

@@ -154,7 +154,7 @@ def test_absent_touches_nothing_where_the_role_never_ran(machine):
     assert machine.commands == []
 
 
-def test_what_is_no_longer_wanted_comes_back_alone(machine):
+def test_only_what_is_no_longer_wanted_is_restored(machine):
     converge(machine, ALL)
     assert converge(machine, PLAIN)
     assert machine.state()["gpu"] == ("Enabled", "72.00", "")
@@ -182,7 +182,7 @@ def test_what_is_no_longer_wanted_comes_back_alone(machine):
         lambda machine: setattr(machine, "enabled", "disabled"),
     ],
 )
-def test_what_was_changed_by_hand_is_mended(machine, spoil):
+def test_manual_changes_are_corrected(machine, spoil):
     converge(machine, ALL)
     during, note = machine.state(), machine.read(NOTE)
     spoil(machine)
@@ -239,7 +239,7 @@ def test_what_the_card_does_not_take_is_refused_and_nothing_is_touched(machine, 
     assert machine.state() == before and not machine.at(NOTE).exists()
 
 
-def test_a_card_that_tells_no_limits_cannot_be_set(machine):
+def test_a_card_without_limits_cannot_be_set(machine):
     machine.least = "N/A"
     with pytest.raises(UserError, match=r"GPU 0 \(NVIDIA L4\) does not let it be set; leave the variable out"):
         change(machine, ALL)
@@ -276,7 +276,7 @@ def test_what_cannot_be_written_is_a_sentence(machine, monkeypatch):
         change(machine, Wanted(open_files=65536))
 
 
-def test_a_unit_that_fails_tells_nvidia_smis_words(machine):
+def test_a_failed_unit_reports_nvidia_smis_message(machine):
     def command(*argv, check=True):
         if argv[:2] == ("systemctl", "restart"):
             raise systemd_unit.SystemdError("Job failed")

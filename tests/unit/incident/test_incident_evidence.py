@@ -68,7 +68,7 @@ def gather(machine):
     return evidence.gather(machine.services, True, [], machine.logs)
 
 
-def test_no_source_tells_a_secret(machine):
+def test_no_source_shows_a_secret(machine):
     found = gather(machine)
     result = json.dumps(found)
     assert "canary" not in result, result[result.index("canary") - 60 : result.index("canary") + 60]

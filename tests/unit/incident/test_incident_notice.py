@@ -52,7 +52,7 @@ def test_a_long_text_is_cut():
     assert len(notice.message("x" * 9000)["text"]) < notice.LIMIT + 20
 
 
-def test_what_the_receiver_refuses_is_said_without_its_address(server):
+def test_what_the_receiver_refuses_is_reported_without_its_address(server):
     url = f"{server.url}/canary-hook"
     server.pages["/canary-hook"] = (403, f"invalid_token for {url}")
     with pytest.raises(UserError) as refused:
@@ -101,7 +101,7 @@ def test_what_became_of_the_rotation(rotation, ok, message):
     assert (row["what"], row["ok"]) == ("rotation", ok) and message in row["measured"]
 
 
-def test_a_receiver_that_was_not_told_is_red():
+def test_a_failed_notification_is_red():
     row = summary.escalated([], {"changed": True}, {"failed": False, "msg": "the receiver answered 403."})[-1]
     assert (row["what"], row["ok"], row["measured"]) == ("receiver", False, "the receiver answered 403.")
 

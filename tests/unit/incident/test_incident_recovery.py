@@ -92,7 +92,7 @@ def test_one_that_serves_is_left_alone(host):
     assert (result["serves"], result["found"], result["changed"], host.asked) == (True, "it serves", False, [])
 
 
-def test_one_that_serves_on_files_that_were_changed_says_so(host):
+def test_a_service_with_changed_files_is_reported(host):
     host.service.changed = ["/etc/vllm/config.yaml"]
     result = recover(host)
     assert result["found"] == "it serves; not as its release wrote it: /etc/vllm/config.yaml"
@@ -114,7 +114,7 @@ def test_one_that_does_not_run_is_restarted(host):
     assert len(host.service.done) == 1
 
 
-def test_memory_that_is_not_free_is_told_with_its_holder(host):
+def test_memory_that_is_not_free_is_reported_with_its_holder(host):
     host.why, host.service.before_start = "refused", [{"gpu_free": {"mib": 1}}]
     host.service.noted["blocked"] = "GPU 0 has 1 MiB free (held by x)"
     assert "GPU memory was not free: GPU 0 has 1 MiB free (held by x)" in recover(host)["did"]
@@ -151,7 +151,7 @@ def test_no_restart_without_a_budget(host):
 
 
 @pytest.mark.parametrize("kind", ["masked", "gone"])
-def test_what_no_restart_cures_takes_none_from_the_budget(host, kind):
+def test_what_no_restart_cures_costs_no_budget(host, kind):
     host.why = "refused"
     if kind == "masked":
         host.service.faults = ["/etc/systemd/system/vllm.service masks the unit"]
@@ -195,7 +195,7 @@ def test_the_pause_is_waited_for_within_reason(watchdog):
     assert recovery.spend("a.service")["why"] == "it was restarted a moment ago; run again in 900 s"
 
 
-def test_a_budget_that_cannot_be_asked_allows_nothing(watchdog):
+def test_a_budget_that_cannot_be_read_allows_nothing(watchdog):
     watchdog.answers += ["no JSON"]
     result = recovery.spend("a.service")
     assert not result["granted"] and "run site.yml -t watchdog" in result["why"]

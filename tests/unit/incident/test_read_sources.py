@@ -81,7 +81,7 @@ def test_a_directory_that_is_not_there(place):
 
 
 @pytest.mark.parametrize("path", ["/home/a/*.log", "/root/x.log", "/tmp/x.log"])
-def test_what_the_sandbox_hides_is_told_as_that(path):
+def test_what_the_sandbox_hides_is_named_as_hidden(path):
     assert "which the service does not see; write the logs below /var/log" in read_sources.file_problem(path)
 
 

@@ -56,7 +56,7 @@ class TestFault:
     def test_an_idle_server_produces_nothing_and_is_well(self):
         assert set(faults(service(), *[(now, seen()) for now in range(0, 5000, 100)])) == {None}
 
-    def test_metrics_that_cannot_be_read_are_no_evidence(self):
+    def test_unreadable_metrics_count_as_no_evidence(self):
         blind = seen(pending=None, progress=None)
         assert set(faults(service(), (0, seen(pending=2.0)), *[(now, blind) for now in range(10, 1000, 10)])) == {None}
 
@@ -172,12 +172,12 @@ class TestSharedBudget:
         again = watchdog.Watchdog(settings)
         assert len(again.services[0].attempts) == 2
 
-    def test_the_pause_between_two_is_told(self, settings):
+    def test_the_pause_between_two_is_reported(self, settings):
         watchdog.spend(settings, "vllm.service")
         result = watchdog.spend({**settings, "pause": 30}, "vllm.service")
         assert result == {"granted": False, "wait": 30}
 
-    def test_a_unit_that_is_not_looked_at_has_no_budget(self, settings):
+    def test_a_unit_that_is_not_watched_has_no_budget(self, settings):
         assert watchdog.spend(settings, "other.service") == {"granted": True, "counted": False}
 
 
@@ -250,7 +250,7 @@ class TestNight:
             ({"hands_off": "an Ansible run is changing it"}, "an Ansible run is changing it"),
         ],
     )
-    def test_where_there_is_no_quiet_moment_it_says_why(self, host, found, why):
+    def test_without_a_quiet_moment_the_reason_is_given(self, host, found, why):
         host.found[self.ENGINE] = lambda now: seen(**found)
         assert host.night()
         assert host.did == [] and host.clock.now >= 1000
@@ -377,7 +377,7 @@ class TestNight:
         watchdog.end_of_night(host.settings)
         assert [did for _, did in host.did] == ["drain", "restore"]
 
-    def test_a_host_that_was_left_out_is_told_where_there_are_no_nights_any_more(self, host):
+    def test_a_host_left_out_is_reported_when_no_nights_are_left(self, host):
         host.settings["night"] = None
         watchdog.end_of_night(host.settings)
         assert host.said == []
@@ -399,7 +399,7 @@ class TestPlannedRestart:
     def test_it_is_counted_on_the_page(self):
         assert watchdog.SERIES["planned_restarts_total"][2](service(planned=3)) == 3
 
-    def test_only_services_that_are_looked_at_can_be_restarted_at_night(self):
+    def test_only_watched_services_can_be_restarted_at_night(self):
         entry = {"unit": "a.service", "metrics": "", "progress": []}
         assert watchdog.check({"services": [entry], "night": {"units": ["a.service"]}}) is None
         result = watchdog.check({"services": [entry], "night": {"units": ["b.service"]}})
@@ -443,7 +443,7 @@ class TestHandsOff:
         monkeypatch.setattr(watchdog, "AWAY", tmp_path / "engines.json")
         (tmp_path / "vllm").mkdir()
 
-    def test_a_service_that_nobody_works_on_may_be_touched(self):
+    def test_a_service_without_a_lock_may_be_restarted(self):
         assert watchdog.hands_off("vllm.service") is None
 
     def test_a_run_of_ansible_holds_the_lock(self):
@@ -475,7 +475,7 @@ class TestMemory:
 
 
 class TestWhatIsHere:
-    def test_each_release_is_told_with_the_program_that_it_runs(self, tmp_path, monkeypatch):
+    def test_each_release_is_reported_with_the_program_that_it_runs(self, tmp_path, monkeypatch):
         monkeypatch.setattr(watchdog, "STORE", tmp_path)
         for name, links, inputs in (
             ("node_exporter", ["/opt/node_exporter/1.9.0"], {}),
@@ -510,7 +510,7 @@ class TestWhatIsHere:
         assert "llm_certificate" not in (tmp_path / "page").read_text()
 
 
-def test_metrics_that_ask_for_a_key_get_it(monkeypatch, tmp_path):
+def test_metrics_that_require_a_key_get_it(monkeypatch, tmp_path):
     (tmp_path / "secrets.env").write_text("LLAMA_API_KEY=a,a\nAPI_KEY='the-key'\n")
     assert watchdog.key_in(tmp_path / "secrets.env") == "the-key"
     sent = []

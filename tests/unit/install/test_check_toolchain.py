@@ -43,7 +43,7 @@ def test_what_is_missing_is_named(check, output, cure):
     assert cure in check.missing(f"Traceback (most recent call last):\n{output}\n")
 
 
-def test_what_nobody_knew_is_said_in_the_tools_own_last_words(check):
+def test_an_unknown_error_is_the_tools_last_line(check):
     assert check.missing("Traceback:\n  somewhere\nValueError: something new\n\n") == "ValueError: something new"
     assert check.missing("\n") == "it ended without a word"
 

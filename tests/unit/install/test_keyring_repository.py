@@ -119,7 +119,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def test_register_repeat_and_away(machine):
+def test_register_repeat_and_remove(machine):
     old = machine.root / "etc/apt/sources.list.d/old.list"
     old.write_text(OTHER + f"deb {HERE} /\n")
     old.chmod(0o640)

@@ -90,7 +90,7 @@ def locked(lock):
         ("", False),
     ],
 )
-def test_licences_are_told_apart(licence, good):
+def test_licences_are_distinguished(licence, good):
     assert permissive(licence) is good
 
 

@@ -68,7 +68,7 @@ def program(tmp_path):
     "arguments, message",
     [(["--collector.arp=3"], "node_exporter: error: unexpected 3"), (["--collector.arp"], "")],
 )
-def test_what_its_own_parser_says_is_the_last_line(program, arguments, message):
+def test_the_parsers_message_is_the_last_line(program, arguments, message):
     argv = [sys.executable, str(SCRIPT), json.dumps({"a": ["collector.arp"]}), program, *arguments]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.stderr.strip(), done.returncode) == (message, int(bool(message)))
@@ -83,5 +83,5 @@ def test_what_its_own_parser_says_is_the_last_line(program, arguments, message):
         ({"on": ["a"], "rest": ["no-a"]}, ["on and rest: a is named more than once; name it in one place, once."]),
     ],
 )
-def test_a_flag_stands_once(wanted, message):
+def test_a_flag_appears_once(wanted, message):
     assert flag_clashes(wanted) == message

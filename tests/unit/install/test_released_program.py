@@ -117,7 +117,7 @@ class TestInstall:
         assert (directory / "app").read_bytes() == b"old"
         assert [path.name for path in directory.parent.iterdir()] == ["1.0"]
 
-    def test_a_program_that_is_gone_or_cut_is_not_whole(self, tmp_path):
+    def test_a_missing_or_truncated_program_is_incomplete(self, tmp_path):
         archive = zipped(tmp_path / "app.zip", {"app": (PROGRAM, 0), "more": (b"", 0)})
         directory = tmp_path / "opt/app/1.0"
         install(archive, sha256(archive), "app", directory)
@@ -155,7 +155,7 @@ class TestInstall:
             install(half, sha256(half), "app", directory)
         assert (directory / "app").read_bytes() == PROGRAM
 
-    def test_a_wrong_checksum_is_told_with_both(self, tmp_path):
+    def test_a_wrong_checksum_is_reported_with_both(self, tmp_path):
         archive = zipped(tmp_path / "app.zip", {"app": (PROGRAM, 0)})
         with pytest.raises(UserError, match=f"the archive has {sha256(archive)}, expected sha256:aa"):
             install(archive, "sha256:aa", "app", tmp_path / "opt/app/1.0")

@@ -227,7 +227,7 @@ def test_changed_archive_is_not_finished(cache):
 
 
 @pytest.mark.parametrize("tries, message", [(2, "arrived\n"), (1, None)])
-def test_what_asks_the_network_is_tried_again(tmp_path, monkeypatch, tries, message):
+def test_network_requests_are_retried(tmp_path, monkeypatch, tries, message):
     monkeypatch.setattr(host, "PAUSE", 0)
     argv = ["sh", "-c", "test -e seen && echo arrived || { touch seen; echo connection reset >&2; exit 1; }"]
     if message:

@@ -181,7 +181,7 @@ def test_an_origin_that_does_not_answer_is_one_sentence(roles):
         bump.bump("promtail", "9.0.0", "http://127.0.0.1:9", roles)
 
 
-def test_the_command_says_what_is_wrong_and_what_is_left_to_do(capsys, monkeypatch):
+def test_the_command_reports_errors_and_what_is_left_to_do(capsys, monkeypatch):
     assert bump.main(["nothing", "1.0.0"]) == 2
     assert capsys.readouterr().err.startswith("error: PROGRAM nothing has no checksum table")
     monkeypatch.setattr(bump, "bump", lambda *_: "+ a row\n")

@@ -40,11 +40,11 @@ class TestOutcome:
     def test_a_run_that_never_began_has_its_last_words(self):
         assert playbook.read(1, "first\n\n[ERROR]: Decryption failed\n").message == "[ERROR]: Decryption failed"
 
-    def test_a_good_run_says_nothing(self):
+    def test_a_good_run_is_silent(self):
         assert playbook.read(0, "a notice\n").message == ""
 
 
-def test_a_run_is_killed_in_the_task_that_was_asked_for(tmp_path):
+def test_a_run_is_killed_in_the_requested_task(tmp_path):
     script = tmp_path / "ansible-playbook"
     script.write_text(
         textwrap.dedent(f"""
@@ -94,7 +94,7 @@ class TestWatch:
         assert watch.answers(server.url, "key", "model") is False
         assert watch.answers("http://127.0.0.1:9/", "key", "model") is False
 
-    def test_silence_is_what_lies_between_two_answers(self, tmp_path, monkeypatch):
+    def test_silence_is_the_time_between_two_answers(self, tmp_path, monkeypatch):
         clock = SimpleNamespace(now=0.0)
         script = [True, False, False, True, True, KeyboardInterrupt]
 
@@ -119,7 +119,7 @@ class TestWatch:
 class TestTable:
     ROWS = (Row("kill -9", "back", "after 5 s", True, 5.25), Row("a | b", "refused", "word " * 40, False))
 
-    def test_it_says_how_long_and_how_well(self):
+    def test_it_reports_duration_and_result(self):
         lines = drill.table(list(self.ROWS)).splitlines()
         (killed,) = [line for line in lines if line.startswith("kill -9")]
         assert killed.split()[-3:] == ["5.2", "s", "ok"] or killed.split()[-3:] == ["5.3", "s", "ok"]
@@ -147,7 +147,7 @@ class TestTable:
         assert len(cases.sentence(outcome)) == 160 and cases.sentence(outcome).endswith("…")
 
 
-def test_every_line_has_a_name_of_its_own_and_is_in_the_whole_drill():
+def test_every_case_has_a_unique_name_and_is_in_the_full_drill():
     cases = [*drill.SERVER, *drill.INTERRUPTED, *drill.FLEET, *drill.MOVED, *drill.VIRTUAL]
     names = [line.__name__ for line in cases]
     assert len(names) == len(set(names))

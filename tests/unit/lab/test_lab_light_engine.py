@@ -143,7 +143,7 @@ def test_it_ends_where_its_port_is_taken(start, config):
     assert "Address already in use" in engine.text()
 
 
-def test_it_sleeps_and_wakes_and_the_guard_asks_for_the_key(start, config, sites, tmp_path):
+def test_it_sleeps_and_wakes_and_the_guard_requires_the_key(start, config, sites, tmp_path):
     (tmp_path / "llm_server_guard.py").write_text(GUARD.read_text())
     given = {"enable-sleep-mode": True, "middleware": ["llm_server_guard.Guard"]}
     engine = start(
@@ -165,7 +165,7 @@ def test_without_its_development_routes_it_does_not_sleep(start, config):
     assert engine.ask("/sleep", {"level": 1})[0] == 404
 
 
-def test_it_serves_base_and_adapter_and_asks_for_its_key(start, config, models):
+def test_it_serves_base_and_adapter_and_requires_its_key(start, config, models):
     engine = start("0.32.0", config()).wait_for(200)
     cards = {card["id"]: card for card in json.loads(engine.ask("/v1/models")[1])["data"]}
     base, lora = cards["lab/tiny-llama"], cards["checklist"]
@@ -186,7 +186,7 @@ def test_it_serves_base_and_adapter_and_asks_for_its_key(start, config, models):
     assert json.loads(engine.ask("/version", key="")[1]) == {"version": "0.32.0"}
 
 
-def test_a_chat_is_the_same_whole_and_as_a_stream(start, config):
+def test_a_chat_is_the_same_complete_and_as_a_stream(start, config):
     engine = start("0.23.0", config()).wait_for(200)
     request = {"model": "checklist", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
     complete = json.loads(engine.ask("/v1/chat/completions", request)[1])
@@ -284,7 +284,7 @@ def test_its_wheels_are_the_same_bytes_each_time(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("key", "failed"), [(KEY, 0), ("wrong", 9)])
-def test_its_load_tool_takes_what_the_load_check_says_and_writes_what_it_reads(
+def test_its_load_tool_accepts_the_arguments_of_the_load_check_and_writes_what_it_reads(
     start, config, sites, models, tmp_path, key, failed
 ):
     engine = start("0.32.0", config()).wait_for(200)

@@ -138,7 +138,7 @@ def test_what_it_does_not_know_it_refuses(running, query, message):
     assert message in text
 
 
-def test_lines_that_loki_would_not_take_are_refused_as_a_whole(running):
+def test_a_push_with_one_bad_line_is_refused_completely(running):
     port, labels = running(), {"host": "h"}
     assert push(port, labels, (NOW + 540 * 10**9, "nine minutes ahead"))[0] == 204
     for values, message in {

@@ -39,7 +39,7 @@ def ask(server, path, method="GET", headers=None):
     return answer, answer.read()
 
 
-def test_file_is_served_whole_and_in_parts(server):
+def test_file_is_served_completely_and_in_ranges(server):
     answer, body = ask(server, "/site.example/archive.zip")
     assert (answer.status, body) == (200, ARCHIVE)
     answer, body = ask(server, "/site.example/archive.zip", headers={"Range": "bytes=10-19"})
@@ -98,7 +98,7 @@ def test_requests_are_counted_until_forgotten(server):
     assert json.loads(ask(server, "/requests")[1])["count"] == 0
 
 
-def test_hub_tells_commit_and_files(server):
+def test_hub_returns_commit_and_files(server):
     result = json.loads(ask(server, "/hub/api/models/owner/open/revision/main")[1])
     assert result["sha"] == COMMIT
     assert result["siblings"] == [{"rfilename": "config.json"}]

@@ -75,7 +75,7 @@ def report(runs: list[dict], events: list[dict] | None = None, limits: dict | No
         ({"find": "ttft_ms:"}, "find is ttft_ms:; give a limit for the time to first token, such as ttft_ms:500."),
     ],
 )
-def test_what_cannot_be_meant_or_would_be_too_much_is_refused(args, message):
+def test_invalid_or_excessive_input_is_refused(args, message):
     with pytest.raises(UserError) as error:
         checked(args)
     assert str(error.value) == message
@@ -84,12 +84,12 @@ def test_what_cannot_be_meant_or_would_be_too_much_is_refused(args, message):
 @pytest.mark.parametrize(
     ("key", "message"), [("canary", "ValueError: *** is no key"), ("", "ValueError: canary is no key")]
 )
-def test_the_tools_last_line_is_told_without_the_key(tmp_path, key, message):
+def test_the_tools_last_line_is_reported_without_the_key(tmp_path, key, message):
     (tmp_path / "log").write_text("Traceback\nValueError: canary is no key\n\n")
     assert host._why(tmp_path / "log", key).endswith(f"its last line: {message}")
 
 
-def test_what_is_not_said_is_modest():
+def test_defaults_are_modest():
     plan = checked({})
     assert (plan.callers, plan.seconds, plan.find_ttft_ms) == (4, 60, None)
     assert checked({"find": "ttft_ms:500"}).callers == 64
@@ -115,7 +115,7 @@ def test_a_search_finds_the_largest_number_that_holds_and_never_jumps(most):
 # -- the tool --------------------------------------------------------------------------------------------------------
 
 
-def test_the_tool_is_never_told_the_key():
+def test_the_tool_never_gets_the_key():
     job = {"url": "http://127.0.0.1:8000", "model": "m", "tokenizer": "/srv/m", "seed": 1, "key": "canary-key"}
     words = tool.argv("/venv/bin/vllm", job, PLAN, 100, "/run/x/result.json")
     assert words[:3] == ["/venv/bin/vllm", "bench", "serve"]
@@ -136,7 +136,7 @@ def test_the_figures_are_the_tools_own():
             assert figures[f"{what}_ms"][f"p{share}"] == pytest.approx(SERVED[f"p{share}_{what}_ms"], abs=0.01)
 
 
-def test_an_older_tool_tells_less_and_that_is_enough():
+def test_an_older_tool_reports_less_and_that_is_enough():
     result = {name: value for name, value in SERVED.items() if name not in ("latencies", "queue_times")}  # as in 0.23
     assert tool.summary([result], 16) == tool.summary([SERVED], 16)
 
@@ -147,7 +147,7 @@ def test_turns_count_together():
     assert figures["seconds"] == pytest.approx(SERVED["duration"] + UNAUTHORISED["duration"], abs=0.1)
 
 
-def test_errors_are_told_by_status():
+def test_errors_are_reported_by_status():
     figures = tool.summary([UNAUTHORISED], 16)
     assert figures["errors"] == {"401 Unauthorized": 6}
     assert (figures["error_share"], figures["ttft_ms"]["p95"], figures["curve"]) == (1.0, None, [])
@@ -173,7 +173,7 @@ def test_errors_are_told_by_status():
         ("Traceback (most recent call last):\nTimeoutError", 0, "TimeoutError"),
     ],
 )
-def test_what_a_request_met_is_said_in_a_word(text, tokens, expected):
+def test_the_result_of_a_request_is_one_word(text, tokens, expected):
     assert tool.error(text, tokens, 16) == expected
 
 
@@ -186,7 +186,7 @@ def test_the_curve_has_every_token_once():
 # -- monitoring ------------------------------------------------------------------------------------------------------
 
 
-def test_an_engines_page_is_read_by_whole_names(server):
+def test_an_engines_page_is_read_by_full_names(server):
     server.pages["/metrics"] = (200, PAGE)
     seen = watch.engine(f"{server.url}/metrics")
     assert seen == {"running": 4.0, "waiting": 2.0, "kv_cache": 0.5, "preemptions": 3.0, "tokens": 640.0}
@@ -255,7 +255,7 @@ def test_first_requests_stop_what_could_not_work(server):
     assert len(json.loads(body)["prompt"]) == 64
 
 
-def test_a_key_that_may_not_ask_so_often_is_refused_before_there_is_load(monkeypatch):
+def test_a_key_with_a_low_rate_limit_is_refused_before_the_load(monkeypatch):
     monkeypatch.setattr(host, "running", list)
     monkeypatch.setattr(host, "engine", lambda unit: {})
     monkeypatch.setattr(host, "rate", lambda job, plan: 5.0)
@@ -335,7 +335,7 @@ def test_the_table_is_read_on_a_terminal():
     assert max(map(len, lines)) <= 120
 
 
-def test_the_page_stands_alone_and_its_plot_is_an_svg():
+def test_the_page_is_one_file_and_its_plot_is_an_svg():
     result = report([run(model="<script>")], limits={"ttft_p95_ms": 100})
     text = page.html(result)
     assert "<script" not in text

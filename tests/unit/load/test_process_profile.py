@@ -90,7 +90,7 @@ def test_a_tool_that_fails_is_quoted(tmp_path):
         process_profile.record(tool, 812, 5, 100, tmp_path / "out.svg")
 
 
-def test_an_idle_process_has_no_graph_and_is_told_so(tmp_path):
+def test_an_idle_process_has_no_graph_and_is_reported(tmp_path):
     message = (
         "[ERROR inferno::flamegraph] No stack counts found\\nError: Failed to write flamegraph: No stack counts found"
     )

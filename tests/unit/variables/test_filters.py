@@ -134,7 +134,7 @@ def test_the_url_of_a_service_of_this_host(address, port, expected):
 
 
 @pytest.mark.parametrize("address", ["::1", "::"])
-def test_a_service_on_ipv6_is_asked_from_probe_to_checklist(server6, address):
+def test_a_service_on_ipv6_is_queried_from_probe_to_checklist(server6, address):
     url = SYSTEMD["local_url"](address, server6.server_port)
     answer = {"choices": [{"text": " a"}], "usage": {"completion_tokens": 8}}
     server6.pages.update(
@@ -170,11 +170,11 @@ def test_a_service_on_ipv6_is_asked_from_probe_to_checklist(server6, address):
         ("http://engine.example:9000/v1", "127.0.0.1", True),
     ],
 )
-def test_a_host_that_asks_itself_at_the_wrong_place(url, address, reached):
+def test_a_host_that_queries_itself_at_the_wrong_address(url, address, reached):
     assert SYSTEMD["astray"]([url], address, 8001) == ([] if reached else [url])
 
 
-def test_addresses_of_other_machines_are_told_from_ones_own():
+def test_own_addresses_are_distinguished_from_those_of_other_machines():
     own = ["http://127.0.0.1:8428", "http://[::1]:9093", "http://localhost", ""]
     assert SYSTEMD["elsewhere"]([*own, "http://10.0.0.5:9428", "https://watch.example"]) == [
         "http://10.0.0.5:9428",
@@ -233,7 +233,7 @@ def test_the_version_that_is_pinned(texts, version):
         (8192, {"max-model-len": -1}, None),
     ],
 )
-def test_the_length_that_the_engine_is_told(length, arguments, expected):
+def test_the_length_that_the_engine_gets(length, arguments, expected):
     assert VLLM["length_told"](length, arguments) == expected
 
 
@@ -336,7 +336,7 @@ def test_a_host_with_a_toolkit_may_choose_the_sampler_of_nvcc(one):
     assert found["advised"] == []
 
 
-def test_who_switches_the_sampler_off_is_told_nothing():
+def test_a_sampler_that_is_switched_off_is_not_reported():
     found = needs(environment={"VLLM_USE_FLASHINFER_SAMPLER": "0"})
     assert (found["compiles"], found["advised"]) == (["triton"], [])
 
@@ -558,7 +558,7 @@ def test_a_rank_of_adapters_that_the_engine_takes(rank):
     assert VLLM["lora_rank_problem"](rank) == ""
 
 
-def test_a_rank_of_adapters_that_the_engine_does_not_take_is_told_with_those_it_takes():
+def test_an_unsupported_adapter_rank_is_reported_with_the_supported_ones():
     assert VLLM["lora_rank_problem"](9) == "9; the engine takes 1, 8, 16, 32, 64, 128, 256, 320 or 512"
 
 

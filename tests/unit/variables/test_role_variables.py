@@ -48,7 +48,7 @@ def test_kinds(kind, good, bad):
         assert message.startswith("x ") and message.endswith(".") and not message.endswith(".."), message
 
 
-def test_a_list_is_told_by_its_element_and_empty_may_be_optional():
+def test_a_list_is_described_by_its_element_and_empty_may_be_optional():
     (message,) = kind_problems("groups", ["adm", "a b"], "account")
     assert message.startswith('groups[1] is "a b"; it must be')
     assert kind_problems("x", "", "url", optional=True) == []
@@ -138,7 +138,7 @@ bytes: !!binary c2VjcmV0LXNlY3JldA==
 
 
 @pytest.mark.parametrize("name, value", yaml.safe_load(SECRETS).items())
-def test_a_secret_of_which_yaml_made_something_else_is_refused_and_not_told(name, value):
+def test_a_secret_that_yaml_converted_is_refused_and_not_shown(name, value):
     for spec, given in (
         ({"type": "str", "no_log": True}, value),
         ({"type": "list", "elements": "str", "no_log": True}, [value]),
@@ -153,7 +153,7 @@ def test_a_secret_of_which_yaml_made_something_else_is_refused_and_not_told(name
         assert kind_problems("x", {"API_KEY": value}, kind) == [typed("x.API_KEY", {"no_log": True}, value)[1][0]]
 
 
-def test_every_secret_of_a_role_must_be_text_and_is_never_told():
+def test_every_secret_of_a_role_must_be_text_and_is_never_shown():
     marked, kept = set(), set()
     for home in sorted(ROLES.iterdir()):
         options = yaml.safe_load((home / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
@@ -228,7 +228,7 @@ def test_what_is_shown_has_no_password():
     )
 
 
-def test_the_roles_use_only_what_is_looked_at():
+def test_the_roles_use_only_checked_variables():
     """A spec's key, a variable or a kind that nobody reads would promise a check that does not happen."""
     seen = 0
     for home in sorted(ROLES.iterdir()):
@@ -258,7 +258,7 @@ def test_the_roles_use_only_what_is_looked_at():
     assert seen > 50
 
 
-def test_the_plan_looks_at_every_variable_that_it_reads():
+def test_the_plan_checks_every_variable_that_it_reads():
     """It validates what `planned` puts into its question, and the hub's address."""
     text = (ROLES.parent / "playbooks/plan.yml").read_text()
     looked_at = yaml.safe_load(text)[0]["tasks"][0]["llm.server.validate_variables"]["only"]

@@ -61,7 +61,7 @@ def test_each_name_is_there_once():
 
 
 @by_name(EVERY)
-def test_it_says_what_is_and_what_to_do(rule):
+def test_it_states_the_problem_and_the_remedy(rule):
     assert rule["labels"]["severity"] in ("critical", "warning", "info")
     assert (rule["labels"]["severity"] == "info") == (rule["alert"] in ALWAYS)
     assert set(rule["annotations"]) == {"summary", "description", "runbook"}
@@ -89,7 +89,7 @@ def test_it_is_tested_firing_and_not_firing(rule):
 
 
 @by_name([rule for rule in ALERTS if rule["alert"] not in ALWAYS | ABSENT])
-def test_where_it_does_not_fire_it_has_something_to_look_at(rule):
+def test_a_case_that_does_not_fire_has_the_series_of_the_rule(rule):
     requested = metrics(rule["expr"])
     assert requested
     given = [series for name, fires, _, series in TESTED if name == rule["alert"] and not fires]

@@ -116,7 +116,7 @@ def test_metrics_of_ai_server_are_those_of_its_source():
     assert asked("ai_server_") | asked("http_") <= there | {"ai_server_first_token_seconds", "ai_server"}
 
 
-def test_metrics_of_gpus_are_those_that_the_exporter_is_told():
+def test_gpu_metrics_match_the_exporters_configuration():
     counters = yaml.safe_load((ROOT / "roles/dcgm_exporter/defaults/main.yml").read_text())["dcgm_exporter_counters"]
     # The same field by its name since DCGM 4.
     renamed = {"DCGM_FI_DEV_CLOCKS_EVENT_REASONS"}
@@ -138,7 +138,7 @@ def test_textfile_metrics_are_written_by_the_program_that_has_them(prefix, sourc
         assert name in text or f'"{name.removeprefix(prefix)}"' in text, name
 
 
-def test_every_need_is_told_in_both_uis():
+def test_every_requirement_is_named_in_both_uis():
     for dashboard in ALL:
         for panel in dashboard.panels():
             if panel.needs:
@@ -185,7 +185,7 @@ def test_a_share_of_nothing_is_zero():
     )
 
 
-def test_log_panels_are_asked_of_the_store_that_is_chosen():
+def test_log_panels_query_the_chosen_store():
     panel = LogPanel("t", "logsql", "logql", lines=True)
     queries = {
         store.type_val: json.loads(JSONEncoder().encode(to_grafana.log_panel(panel, store).build().targets[0]))
@@ -201,7 +201,7 @@ def test_log_panels_are_asked_of_the_store_that_is_chosen():
 # The check
 
 
-def test_every_expression_is_asked_and_no_limit():
+def test_every_expression_is_queried_and_no_limit():
     found = check.expressions()
     wanted = sum(len(panel.queries) for dashboard in ALL for panel in dashboard.panels())
     assert {kind: sum(one.kind == kind for one in found) for kind in ("grafana", "vmui")} == {
@@ -232,7 +232,7 @@ def test_an_expression_is_judged(needs, answer, has, wrong, lacking):
     assert tuple(map(len, found)) == (wrong, lacking)
 
 
-def test_the_store_is_asked_and_its_refusal_is_told(server):
+def test_the_stores_refusal_is_reported(server):
     url, answers = server.url, server.pages
     answers["/api/v1/query_range"] = (200, json.dumps({"data": {"result": [{}, {}]}}))
     ask = check.Store(url, 5).series
@@ -242,7 +242,7 @@ def test_the_store_is_asked_and_its_refusal_is_told(server):
         ask("up{")
 
 
-def test_a_store_of_logs_is_asked_for_series_and_for_lines(server):
+def test_a_store_of_logs_is_queried_for_series_and_lines(server):
     server.pages["/select/logsql/stats_query_range"] = (200, json.dumps({"data": {"result": [{}]}}))
     server.pages["/select/logsql/query"] = (200, '{"_msg": "a"}\n{"_msg": "b"}\n')
     counts = [check.Store(server.url, user="me", password="secret").logs(one.text) for one in check.log_queries()]

@@ -106,7 +106,7 @@ class TestAJobOfTheJournal:
         unit_ships(url)
         assert shipping.journal(url) == ("a line written now is in Loki", True)
 
-    def test_lines_of_before_prove_nothing(self, shipping, loki, unit_ships):
+    def test_earlier_lines_prove_nothing(self, shipping, loki, unit_ships):
         url = loki()
         push(url, "checklist of yesterday")
         unit_ships()
@@ -115,14 +115,14 @@ class TestAJobOfTheJournal:
         shipping.reads(cursor__app="s=1;t=5")
         assert shipping.journal(url) == ("a line written now was not read by the job app", False)
 
-    def test_lines_of_other_units_are_told(self, shipping, loki, unit_ships):
+    def test_lines_of_other_units_are_reported(self, shipping, loki, unit_ships):
         url = loki()
         unit_ships(url)
         push(url, "x", {**LABELS, "unit": "other.service"})
         assert shipping.journal(url) == ("a line written now is in Loki, mixed with other.service", False)
 
     @pytest.mark.parametrize("lost, ok", [(0, True), (3, False)])
-    def test_stages_that_drop_lines_leave_it_at_what_was_read(self, shipping, loki, unit_ships, lost, ok):
+    def test_stages_that_drop_lines_limit_the_check_to_what_was_read(self, shipping, loki, unit_ships, lost, ok):
         unit_ships(lost=lost)
         measured, passed = shipping.journal(loki(), rewrites=True)
         assert "was read, and is not in Loki as it is" in measured and passed == ok
@@ -164,7 +164,7 @@ class TestAJobOfFiles:
 
 
 class TestALokiThatAsksForCredentials:
-    def test_who_may_ask_finds_the_line(self, shipping, loki, unit_ships):
+    def test_with_credentials_the_line_is_found(self, shipping, loki, unit_ships):
         url = loki(services.CALLERS)
         known = {"user": services.USER, "password": services.PASSWORD, "tenant": services.TENANT}
         unit_ships()
@@ -176,7 +176,7 @@ class TestALokiThatAsksForCredentials:
             push(url, "seen")
 
     @pytest.mark.parametrize("lost, ok", [(0, True), (2, False)])
-    def test_where_it_answers_no_questions_that_is_said(self, shipping, loki, unit_ships, lost, ok):
+    def test_a_receiver_without_queries_is_reported(self, shipping, loki, unit_ships, lost, ok):
         url = loki(services.CALLERS)
         unit_ships(lost=lost)
         measured, passed = shipping.journal(url, bearer=services.TOKEN, tenant=services.TENANT)
@@ -272,7 +272,7 @@ class TestTheCollector:
         message = "a line written now was read and sent; the receiver answers no questions (401)"
         assert collecting.journal(collecting.store) == (message, True)
 
-    def test_where_it_stops_is_told(self, collecting, unit_writes):
+    def test_the_place_where_lines_stop_is_reported(self, collecting, unit_writes):
         unit_writes()
         assert collecting.journal(collecting.store) == ("a line written now was not read by the job app", False)
         unit_writes(read=1, waiting=4)
