@@ -153,15 +153,15 @@ def spend(unit: str) -> dict:
                 [*WATCHDOG, "--spend", unit], capture_output=True, text=True, errors="replace", check=False,
                 timeout=SPEND_TIMEOUT, stdin=subprocess.DEVNULL,
             )  # fmt: skip
-            result = json.loads(done.stdout)
+            told = json.loads(done.stdout)
         except (OSError, ValueError, subprocess.TimeoutExpired) as error:
             why = f"the watchdog's budget cannot be asked ({error}); run site.yml -t watchdog"
             return {"granted": False, "why": why}
-        if result["granted"] or "wait" not in result:
-            return result
-        if time.monotonic() + result["wait"] > end:
-            return {"granted": False, "why": f"it was restarted a moment ago; run again in {result['wait']} s"}
-        time.sleep(result["wait"])
+        if told["granted"] or "wait" not in told:
+            return told
+        if time.monotonic() + told["wait"] > end:
+            return {"granted": False, "why": f"it was restarted a moment ago; run again in {told['wait']} s"}
+        time.sleep(told["wait"])
 
 
 def to_go_back_to(service: Service, causes: list[dict], now: float) -> dict:

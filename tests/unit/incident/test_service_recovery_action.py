@@ -71,7 +71,7 @@ def test_the_newest_release_gives_way_where_it_is_to_blame(plugin, good):
     assert result["rows"][-1]["measured"].startswith("it has never served → back to old; ")
 
 
-def test_a_lock_that_another_run_holds_is_reported(plugin):
+def test_a_lock_that_another_run_holds_is_said(plugin):
     plugin.action._module = lambda *_: {"failed": True, "msg": "vllm: another run is changing this service now"}
     result = plugin.run()
     assert result["serves"] is False and not result["changed"]

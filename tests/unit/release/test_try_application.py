@@ -42,14 +42,14 @@ def tried(tmp_path, url, main="", engine="ask", **settings):
         ((200, "[]"), {}, ""),
     ],
 )
-def test_the_engine_is_queried(server, tmp_path, page, settings, says):
+def test_the_engine_is_asked(server, tmp_path, page, settings, says):
     server.pages["/v1/models"] = page
     status, said = tried(tmp_path, server.url, **settings)
     assert (status == 0) == (not says) and says in said, said
     assert server.asked[0][1] == f"Bearer {KEY}"
 
 
-def test_an_engine_on_ipv6_is_queried_and_other_settings_are_ignored(server6, tmp_path):
+def test_an_engine_on_ipv6_is_asked_and_other_settings_do_no_harm(server6, tmp_path):
     server6.pages["/v1/models"] = (401, "no")
     url = f"http://[::1]:{server6.server_port}"
     status, said = tried(tmp_path, url, CHECKLIST_PROMPT="two\nlines\u2028=\u3000 and\x85\tmore")
@@ -57,7 +57,7 @@ def test_an_engine_on_ipv6_is_queried_and_other_settings_are_ignored(server6, tm
     assert server6.asked[0][1] == f"Bearer {KEY}"
 
 
-def test_an_engine_that_is_down_proves_nothing(tmp_path):
+def test_an_engine_that_is_away_proves_nothing(tmp_path):
     assert tried(tmp_path, "http://127.0.0.1:9") == (0, "")
 
 
@@ -100,7 +100,7 @@ def table(tmp_path, *engines):
         ((503, "loading"), ["other"], ""),
     ],
 )
-def test_each_engine_of_a_table_is_queried_instead(server, tmp_path, page, models, says):
+def test_each_engine_of_a_table_is_asked_instead(server, tmp_path, page, models, says):
     server.pages["/v1/models"] = page
     away = {"name": "away", "url": "http://127.0.0.1:9/v1", "api_key": "x", "models": ["x"]}
     code = {"name": "code", "url": f"{server.url}/v1", "api_key": KEY, "models": models}
