@@ -149,7 +149,7 @@ def build() -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def asked(host, services) -> Callable[[], list[str]]:
+def mirror_requests(host, services) -> Callable[[], list[str]]:
     """Return the paths that this machine, not others, has requested from the mirror since the test began."""
     own = host.check_output("hostname -I").split()
 
@@ -162,7 +162,7 @@ def asked(host, services) -> Callable[[], list[str]]:
 
 
 @pytest.fixture
-def away(host) -> Iterator[Callable[[str], None]]:
+def hide_files(host) -> Iterator[Callable[[str], None]]:
     """Move files of a shell pattern away for one test; dpkg still considers them installed."""
     taken: list[str] = []
 

@@ -17,24 +17,24 @@ def data(value: object, **how) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False, **how).encode() + b"\n\n"
 
 
-def said(delta: dict, index: int = 0, **more) -> bytes:
+def piece(delta: dict, index: int = 0, **more) -> bytes:
     return data({"choices": [{"index": index, "delta": delta, **more}]})
 
 
 STOP, USAGE, DONE = (
-    said({}, finish_reason="stop"),
+    piece({}, finish_reason="stop"),
     data({"choices": [], "usage": {"total_tokens": 7}}),
     b"data: [DONE]\n\n",
 )
 END = STOP + USAGE + DONE
-HALF = said({"content": "\\uXXXX"}).replace(b"\\\\", b"\\")  # a lone surrogate, escaped
-ONE = said({"content": "eins, zwei: één 😀"})
+HALF = piece({"content": "\\uXXXX"}).replace(b"\\\\", b"\\")  # a lone surrogate, escaped
+ONE = piece({"content": "eins, zwei: één 😀"})
 
 
 @pytest.mark.parametrize(
     "chunks, result",
     [
-        ([said({"content": "one\u2028two\u2029three\x85four"}), END], "one\u2028two\u2029three\x85four"),
+        ([piece({"content": "one\u2028two\u2029three\x85four"}), END], "one\u2028two\u2029three\x85four"),
         ([bytes([byte]) for byte in ONE + END], "eins, zwei: één 😀"),
         ([(ONE + END).replace(b"\n", b"\r\n")], "eins, zwei: één 😀"),
         ([bytes([byte]) for byte in (ONE + END).replace(b"\n", b"\r\n")], "eins, zwei: één 😀"),
@@ -47,13 +47,13 @@ ONE = said({"content": "eins, zwei: één 😀"})
         ([ONE, STOP], "eins, zwei: één 😀"),
         ([ONE, STOP.rstrip(b"\n") + b"\n"], "eins, zwei: één 😀"),
         ([ONE, STOP, DONE.rstrip(b"\n")], "eins, zwei: één 😀"),
-        ([said({"role": "assistant", "content": None}), said({"content": "a"}), said(None), END], "a"),
-        ([said({"tool_calls": [{"index": 0}]}), said({}, finish_reason="tool_calls"), DONE], ""),
-        ([said({"content": None, "refusal": "I will not."}), END], "I will not."),
-        ([said({"content": "a"}), said({"content": "X"}, 1), said({"content": "b"}), said({}, 1), END], "ab"),
-        ([HALF.replace(b"XXXX", b"d83d"), said({"content": "!"}), END], "\ufffd!"),
+        ([piece({"role": "assistant", "content": None}), piece({"content": "a"}), piece(None), END], "a"),
+        ([piece({"tool_calls": [{"index": 0}]}), piece({}, finish_reason="tool_calls"), DONE], ""),
+        ([piece({"content": None, "refusal": "I will not."}), END], "I will not."),
+        ([piece({"content": "a"}), piece({"content": "X"}, 1), piece({"content": "b"}), piece({}, 1), END], "ab"),
+        ([HALF.replace(b"XXXX", b"d83d"), piece({"content": "!"}), END], "\ufffd!"),
         ([HALF.replace(b"XXXX", b"d83d"), HALF.replace(b"XXXX", b"de00"), END], "😀"),
-        ([said({"content": "a"}).replace(b'"a"', b'"a\xff"'), END], "a\ufffd"),
+        ([piece({"content": "a"}).replace(b'"a"', b'"a\xff"'), END], "a\ufffd"),
     ],
 )  # fmt: skip
 def test_streams(client, standins, chunks, result):
@@ -107,12 +107,12 @@ ERROR = {"message": "the engine is out of memory", "type": "InternalServerError"
         ((500, JSON, [b'{"error": ', None]), 502, "broke off: the connection was lost"),
         ((200, STREAM, []), 502, "broke off"),
         ((200, STREAM, [ONE, DONE]), 502, "broke off"),
-        ((200, STREAM, [ONE, said({}, finish_reason="abort"), DONE]), 502, "broke off"),
-        ((200, STREAM, [ONE, said({}, finish_reason="error"), DONE]), 502, "broke off"),
+        ((200, STREAM, [ONE, piece({}, finish_reason="abort"), DONE]), 502, "broke off"),
+        ((200, STREAM, [ONE, piece({}, finish_reason="error"), DONE]), 502, "broke off"),
         ((200, STREAM, [b"data: {\n\n", END]), 502, "not a chat completion"),
         ((200, STREAM, [b'data: {"choices": NaN}\n\n', END]), 502, "not a chat completion"),
         ((200, STREAM, [data({"choices": None}), END]), 502, "not a chat completion"),
-        ((200, STREAM, [said({"content": 5}), END]), 502, "not a chat completion"),
+        ((200, STREAM, [piece({"content": 5}), END]), 502, "not a chat completion"),
         ((200, STREAM, [b"data: " + b"[" * 5000 + b"]" * 5000 + b"\n\n", END]), 502, "not a chat completion"),
     ],
 )
@@ -146,7 +146,7 @@ GENERATED = "/v1/chat/completions"
     "answer",
     [
         (200, STREAM, [b"data: {\n\n", END]),
-        (200, STREAM, [said({"content": 5}), END]),
+        (200, STREAM, [piece({"content": 5}), END]),
         (200, JSON, [b"[1]"]),
         (200, STREAM, [data({"error": {**ERROR, "code": 400}})]),
         (302, "text/html", [b"moved"]),

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import CALLER
 from standins import wait_for
-from test_answers import STREAM, said
+from test_answers import STREAM, piece
 
 POST = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {CALLER}\r\n"
 
@@ -28,8 +28,8 @@ def connect(server) -> socket.socket:
 def answered(there: socket.socket) -> bytes:
     """Return what arrives until the server closes the connection; fail if it does not close it."""
     came = b""
-    while piece := there.recv(65536):
-        came += piece
+    while block := there.recv(65536):
+        came += block
     return came
 
 
@@ -93,7 +93,7 @@ def test_the_deadlines_are_for_requests_not_for_answers(impatient, standins):
 
 
 def test_a_client_that_takes_none_of_its_answer_is_cut_off(impatient, standins):
-    standins.says = (200, STREAM, [said({"content": "x" * 400_000})] * 100)
+    standins.says = (200, STREAM, [piece({"content": "x" * 400_000})] * 100)
     with connect(impatient) as there:
         there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         there.sendall(sending("hello", stream=True))

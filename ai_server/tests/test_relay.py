@@ -11,7 +11,7 @@ from app.upstream import UsageFilter
 from app.whole import Whole
 from conftest import CALLER
 from standins import wait_for
-from test_answers import DONE, END, ERROR, JSON, STOP, STREAM, USAGE, data, said
+from test_answers import DONE, END, ERROR, JSON, STOP, STREAM, USAGE, data, piece
 from test_chat import body
 
 CHAT = "/v1/chat/completions"
@@ -36,7 +36,7 @@ def test_the_sdk_gets_complete_responses_and_streams(server):
 
 
 def test_a_slow_answer_is_generated_once(new_server, standins):
-    standins.says = (200, STREAM, [said({"content": "word "})] * 200 + [END])  # takes at least one second
+    standins.says = (200, STREAM, [piece({"content": "word "})] * 200 + [END])  # takes at least one second
     with sdk(new_server(HTTP_TIMEOUT_SEC="0.5").start()) as client:
         answer = client.chat.completions.create(model="base", messages=HELLO)
     assert answer.choices[0].message.content == "word " * 200
@@ -62,13 +62,13 @@ def token(text: str) -> dict:
 OPENING = {"index": 0, "delta": {"role": "assistant", "content": ""}}
 STREAMED = [
     data({"id": "c-1", "created": 5, "model": "base", "choices": [OPENING]}),
-    said({"reasoning": "I ", "reasoning_content": "I "}, logprobs=None),
-    said({"reasoning": "think", "reasoning_content": "think"}),
-    said({"content": "b", "refusal": None}, 1, logprobs=token("b"), token_ids=[1]),
-    said(call(1, "second", "")) + said(call(0, "first", '{"a"')),
-    said(call(1, None, "{}")) + said(call(0, None, ": 1}")),
-    said({"content": "c"}, 1, logprobs=token("c"), token_ids=[2], finish_reason="stop", stop_reason=2),
-    said({}, finish_reason="tool_calls"),
+    piece({"reasoning": "I ", "reasoning_content": "I "}, logprobs=None),
+    piece({"reasoning": "think", "reasoning_content": "think"}),
+    piece({"content": "b", "refusal": None}, 1, logprobs=token("b"), token_ids=[1]),
+    piece(call(1, "second", "")) + piece(call(0, "first", '{"a"')),
+    piece(call(1, None, "{}")) + piece(call(0, None, ": 1}")),
+    piece({"content": "c"}, 1, logprobs=token("c"), token_ids=[2], finish_reason="stop", stop_reason=2),
+    piece({}, finish_reason="tool_calls"),
     data({"choices": [], "usage": {"total_tokens": 9}, "system_fingerprint": "f", "unknown": {"kept": True}}),
     DONE,
 ]
@@ -126,10 +126,10 @@ def test_pieces_of_any_object_are_joined_or_replaced():
 @pytest.mark.parametrize(
     "chunks, status, message",
     [
-        ([said({"content": "a"}), data({"error": {**ERROR, "code": 400}}), DONE], 400, "out of memory"),
-        ([said({"content": "a"}), data({"error": ERROR}), DONE], 500, "out of memory"),
-        ([said({"content": "a"}), None], 502, "broke off"),
-        ([said({"content": "a"}), DONE], 502, "broke off"),
+        ([piece({"content": "a"}), data({"error": {**ERROR, "code": 400}}), DONE], 400, "out of memory"),
+        ([piece({"content": "a"}), data({"error": ERROR}), DONE], 500, "out of memory"),
+        ([piece({"content": "a"}), None], 502, "broke off"),
+        ([piece({"content": "a"}), DONE], 502, "broke off"),
         ([b"data: {\n\n"], 502, "not a chat completion"),
         ([b"data: [1]\n\n"], 502, "not a chat completion"),
     ],
@@ -157,10 +157,10 @@ def test_a_refused_stream_is_requested_without_a_stream(client, standins):
 
 def test_tokens_are_counted_and_the_caller_gets_what_it_requested(client, server, standins):
     usage = data({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}})
-    stream = [said({"content": "a"}), STOP + usage[:20], usage[20:] + DONE]
+    stream = [piece({"content": "a"}), STOP + usage[:20], usage[20:] + DONE]
     before = counted(server)
     standins.says = (200, STREAM, stream)
-    assert client.post(CHAT, json=body("hello", stream=True)).content == said({"content": "a"}) + STOP + DONE
+    assert client.post(CHAT, json=body("hello", stream=True)).content == piece({"content": "a"}) + STOP + DONE
     parameters = {"stream": True, "stream_options": {"include_usage": True}}
     assert client.post(CHAT, json=body("hello", **parameters)).content == b"".join(stream)
     client.post(CHAT, json=body("hello"))
@@ -177,7 +177,7 @@ def counted(server) -> list[float]:
 @pytest.mark.parametrize("ours", [True, False])
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_an_event_that_is_taken_out_may_come_in_pieces(size, ours):
-    stream = said({"content": 'say "usage": {}'}) + b": waiting\n\n" + STOP + USAGE + DONE
+    stream = piece({"content": 'say "usage": {}'}) + b": waiting\n\n" + STOP + USAGE + DONE
     count = UsageFilter(ours)
     passed = [count.passed(stream[start : start + size]) for start in range(0, len(stream), size)]
     assert b"".join(passed) + count.rest() == (stream.replace(USAGE, b"") if ours else stream)

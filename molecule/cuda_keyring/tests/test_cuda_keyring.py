@@ -42,11 +42,11 @@ def test_other_ways_are_set_aside_and_other_entries_stay(host):
     assert all(line.startswith("# set aside") for line in host.file(DEB822).content_string.splitlines())
 
 
-def test_a_run_without_changes_sends_no_request(host, converge, asked):
+def test_a_run_without_changes_sends_no_request(host, converge, mirror_requests):
     index = host.check_output("stat -c '%n %Y' /var/lib/apt/lists/*")
     outcome = converge()
     assert outcome.code == 0 and outcome.changed == [], outcome.text
-    assert asked() == []
+    assert mirror_requests() == []
     assert host.check_output("stat -c '%n %Y' /var/lib/apt/lists/*") == index
 
 

@@ -45,10 +45,10 @@ def test_repository_offers_the_newer_major(host):
     assert packages(host) == {PACKAGE: "1:3.3.9"}
 
 
-def test_repeat_sends_no_request(converge, asked):
+def test_repeat_sends_no_request(converge, mirror_requests):
     outcome = converge()
     assert (outcome.code, outcome.changed) == (0, [])
-    assert asked() == []
+    assert mirror_requests() == []
 
 
 def test_engine_older_than_the_package_is_restarted(host, converge):

@@ -63,7 +63,7 @@ def turns(services):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def gone(turns, converge):
+def cleanup(turns, converge):
     """Remove the engines of these tests at the end."""
     yield
     assert converge(turns(), playbook="leave_turns.yml").code == 0

@@ -89,8 +89,8 @@ def test_it_serves_again_after_a_reboot_that_took_the_device_nodes(host, restart
     ],
     ids=["compiler", "python-headers", "c-headers"],
 )
-def test_a_missing_part_of_the_toolchain_is_refused_by_name(host, converge, away, untouched, path, cure):
-    away(path)
+def test_a_missing_part_of_the_toolchain_is_refused_by_name(host, converge, hide_files, untouched, path, cure):
+    hide_files(path)
     outcome = converge(CHANGE, playbook=ALONE)
     assert outcome.code != 0
     assert cure in outcome.message, outcome.text
@@ -180,8 +180,8 @@ def test_missing_nodes_make_the_checklist_red(host, converge):
     assert "GPU: device nodes: /dev/nvidia-uvm not there" in outcome.message, outcome.message
 
 
-def test_a_rotation_is_not_left_for_a_start_that_cannot_be(converge, away, tmp_path, untouched):
-    away("/usr/bin/gcc")
+def test_a_rotation_is_not_left_for_a_start_that_cannot_be(converge, hide_files, tmp_path, untouched):
+    hide_files("/usr/bin/gcc")
     mark = tmp_path / "out"
     outcome = converge({**CHANGE, "vllm_drain_command": ["touch", str(mark)]}, playbook=ALONE)
     assert outcome.code != 0

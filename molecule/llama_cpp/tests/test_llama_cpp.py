@@ -141,7 +141,7 @@ def test_it_is_there_again_after_a_reboot(host, restart):
     assert say(host)
 
 
-def test_a_model_of_the_hub_is_fetched_completely_once(host, converge, inventory, services, asked):
+def test_a_model_of_the_hub_is_fetched_completely_once(host, converge, inventory, services, mirror_requests):
     model = {
         "llama_cpp_model": "lab/tiny-llama-GGUF",
         "llama_cpp_model_file": "tiny.gguf",
@@ -155,10 +155,12 @@ def test_a_model_of_the_hub_is_fetched_completely_once(host, converge, inventory
     outcome = converge(model)
     assert outcome.code == 0, outcome.message
     assert say(host)
-    there = len(asked())
+    there = len(mirror_requests())
     assert there
     outcome = converge(model)
-    assert not outcome.code and not outcome.changed and len(asked()) == there, outcome.message or outcome.changed
+    assert not outcome.code and not outcome.changed and len(mirror_requests()) == there, (
+        outcome.message or outcome.changed
+    )
     assert converge().code == 0
 
 

@@ -84,11 +84,11 @@ def test_the_rest_of_the_host_keeps_its_owners(host):
         assert (host.file(path).user, host.file(path).group, host.file(path).mode) == ("root", "root", 0o755), path
 
 
-def test_a_second_run_changes_nothing_and_sends_no_request(host, converge, asked):
+def test_a_second_run_changes_nothing_and_sends_no_request(host, converge, mirror_requests):
     before = running_since(host)
     outcome = converge()
     assert (outcome.code, outcome.changed) == (0, [])
-    assert asked() == []
+    assert mirror_requests() == []
     assert running_since(host) == before
 
 
@@ -166,13 +166,13 @@ def test_a_value_that_fails_only_at_the_start_is_rolled_back(host, converge):
     assert converge().changed == []
 
 
-def test_an_unknown_version_is_refused_with_the_known_ones(host, converge, asked):
+def test_an_unknown_version_is_refused_with_the_known_ones(host, converge, mirror_requests):
     before = running_since(host)
     outcome = converge({"node_exporter_version": "1.99.0"})
     assert outcome.code != 0
     assert "node_exporter_version: version 1.99.0 has no checksum" in outcome.message
     assert "1.9.1" in outcome.message
-    assert asked() == []
+    assert mirror_requests() == []
     assert running_since(host) == before
 
 

@@ -152,11 +152,11 @@ def test_outages_and_kills_lose_and_repeat_no_line(host, arrived, mark):
         assert len(bodies) == len(set(bodies))
 
 
-def test_a_second_run_changes_nothing_and_sends_no_request(host, converge, asked):
+def test_a_second_run_changes_nothing_and_sends_no_request(host, converge, mirror_requests):
     before = pid(host)
     outcome = converge()
     assert (outcome.code, outcome.changed) == (0, []), outcome.message
-    assert asked() == []
+    assert mirror_requests() == []
     assert pid(host) == before
 
 

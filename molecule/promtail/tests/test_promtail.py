@@ -127,11 +127,11 @@ def test_no_line_is_sent_twice_after_a_kill(host, arrived, mark):
     assert len(arrived(f"{mark} after", 2)) == 2
 
 
-def test_a_second_run_changes_nothing_and_sends_no_request(host, converge, asked):
+def test_a_second_run_changes_nothing_and_sends_no_request(host, converge, mirror_requests):
     before = running_since(host)
     outcome = converge()
     assert (outcome.code, outcome.changed) == (0, []), outcome.message
-    assert asked() == []
+    assert mirror_requests() == []
     assert running_since(host) == before
 
 

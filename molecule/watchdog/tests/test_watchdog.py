@@ -25,17 +25,17 @@ def well(host):
 def cure(host):
     """Restart the service as a person would, and wait until the watchdog has seen the new process serve."""
     host.check_output("rm -f /run/sick && systemctl restart sick.service")
-    rounds = {looked(host)}
+    rounds = {last_look(host)}
 
     def seen_well():
         # A look that had begun before the restart may still write its page, so the next one counts.
-        rounds.add(looked(host))
+        rounds.add(last_look(host))
         return len(rounds) > 3 and metric(host, "ready") == 1 and metric(host, "person_needed") == 0
 
     until(seen_well)
 
 
-def looked(host):
+def last_look(host):
     (line,) = [
         x for x in host.file(PAGE).content_string.splitlines() if x.startswith("llm_watchdog_last_look_seconds ")
     ]
@@ -62,7 +62,7 @@ def until(condition, seconds=LIMIT + HEALED_WITHIN):
         time.sleep(0.5)
 
 
-def said(host):
+def watchdog_journal(host):
     return host.check_output("journalctl --unit llm-watchdog --output cat --no-pager")
 
 
@@ -79,7 +79,7 @@ def test_a_service_that_hangs_is_restarted_and_the_evidence_is_kept(host, how, w
     until(lambda: pid(host) not in (before, "0"))
     until(lambda: metric(host, "ready") == 1)
     assert metric(host, "restarts_total") == restarts + 1
-    assert f"sick.service: {why}" in said(host)
+    assert f"sick.service: {why}" in watchdog_journal(host)
     (folder,) = set(host.file(EVIDENCE).listdir()) - set(folders)
     kept = host.file(f"{EVIDENCE}/{folder}")
     assert kept.mode == 0o700
@@ -131,7 +131,7 @@ def test_after_three_restarts_it_stops_and_reports_that_a_person_is_needed(host,
     left = pid(host)
     time.sleep(3 * LIMIT)
     assert pid(host) == left
-    assert "3 restarts did not help. A person is needed." in said(host)
+    assert "3 restarts did not help. A person is needed." in watchdog_journal(host)
     errors = host.check_output("journalctl --unit llm-watchdog --priority 3 --output cat --no-pager")
     assert "A person is needed." in errors
     # The budget persists when the watchdog restarts.
@@ -187,7 +187,7 @@ def test_a_restart_in_a_quiet_moment_at_night_is_not_a_fault(host, converge):
 
 def test_little_memory_is_a_warning_with_the_largest_processes(host, converge):
     converge({"watchdog_memory_mib": 1 << 30})
-    until(lambda: f"less than {1 << 30}; the largest processes: " in said(host))
+    until(lambda: f"less than {1 << 30}; the largest processes: " in watchdog_journal(host))
     assert converge().code == 0
 
 

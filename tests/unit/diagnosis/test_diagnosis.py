@@ -38,7 +38,7 @@ PREFIXES = {f"{role}_" for role in ROLES}
 INVENTORY = {"proxy_environment"}
 
 
-def said(text, service=None, **options):
+def cause_of(text, service=None, **options):
     """Return the id of the cause of a log, or None."""
     verdict = judge.judge(lines.read(text), TABLE, service, **options)
     return verdict.cause.cause.id if verdict.cause else None
@@ -136,7 +136,7 @@ def test_a_case_is_right(case):
 
 @pytest.mark.parametrize(("cause", "log"), WORDS, ids=[f"{number}-{cause}" for number, (cause, _) in enumerate(WORDS)])
 def test_the_words_of_a_program_name_its_cause(cause, log):
-    assert said(log) == cause
+    assert cause_of(log) == cause
 
 
 @pytest.mark.parametrize("log", HEALTHY, ids=lambda log: log["name"])
@@ -164,9 +164,9 @@ def test_an_engine_that_died_before_the_stop_is_reported():
     more = [
         "(EngineCore pid=4) ERROR 11-26 17:14:12 [v1/engine/core.py:1200] torch.OutOfMemoryError: CUDA out of memory."
     ]
-    assert said(death + stop) == "engine_core_died"
-    assert said(stop + death) is None
-    assert said(stop + death + more).startswith("cuda_oom")
+    assert cause_of(death + stop) == "engine_core_died"
+    assert cause_of(stop + death) is None
+    assert cause_of(stop + death + more).startswith("cuda_oom")
 
 
 def test_the_last_start_counts():
@@ -176,7 +176,7 @@ def test_the_last_start_counts():
         "vllm.service: Scheduled restart job, restart counter is at 1.",
         "ValueError: No available memory for the cache blocks.",
     ]
-    assert said(journal) == "no_cache_blocks"
+    assert cause_of(journal) == "no_cache_blocks"
 
 
 def test_invocations_distinguish_starts():
@@ -187,20 +187,20 @@ def test_invocations_distinguish_starts():
             ("bb", "ValueError: No available memory for the cache blocks."),
         )
     )
-    assert said([json.dumps(first), json.dumps(second)]) == "no_cache_blocks"
+    assert cause_of([json.dumps(first), json.dumps(second)]) == "no_cache_blocks"
 
 
 def test_what_a_start_recovered_from_is_not_the_cause():
     journal = ["ConnectionRefusedError: [Errno 111] Connection refused", "OSError: [Errno 98] Address already in use"]
-    assert said(journal) == "port_in_use"
-    assert said([journal[1], "INFO:     Application startup complete."]) is None
+    assert cause_of(journal) == "port_in_use"
+    assert cause_of([journal[1], "INFO:     Application startup complete."]) is None
 
 
 def test_what_was_corrected_later_is_not_the_cause():
     short = "Warning  FailedScheduling  default-scheduler  0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     placed = "Normal  Scheduled  default-scheduler  Successfully assigned default/vllm-0 to node-1"
-    assert said(f"{short}\n{placed}") is None
-    assert said(f"{placed}\n{short}") == "k8s_insufficient_gpu"
+    assert cause_of(f"{short}\n{placed}") is None
+    assert cause_of(f"{placed}\n{short}") == "k8s_insufficient_gpu"
 
 
 def test_words_that_a_terminal_broke_are_read_as_one():
@@ -209,7 +209,7 @@ def test_words_that_a_terminal_broke_are_read_as_one():
     )
     message += ", which is larger than the available KV cache memory (17.39 GiB)."
     broken = message.replace("larger", "lar\nger")
-    assert said(broken) == said(message) == "kv_cache_too_small_for_max_len"
+    assert cause_of(broken) == cause_of(message) == "kv_cache_too_small_for_max_len"
 
 
 def test_an_unknown_exception_ranks_above_an_effect():
@@ -217,7 +217,7 @@ def test_an_unknown_exception_ranks_above_an_effect():
     verdict = judge.judge(lines.read(journal), TABLE)
     assert (verdict.cause, verdict.failed, verdict.exception) == (None, True, "ValueError: the moon is full")
     assert [each.cause.id for each in verdict.others] == ["engine_core_died"]
-    assert said(journal[1:]) == "engine_core_died"
+    assert cause_of(journal[1:]) == "engine_core_died"
 
 
 def test_the_host_comes_before_the_engine():
@@ -240,10 +240,11 @@ def test_a_state_counts_only_where_a_line_agrees():
 
 def test_memory_runs_out_at_a_moment():
     end = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 46.00 MiB."
-    assert said(["Starting to load model", end]) == "cuda_oom"
-    assert said(["GPU KV cache size: 45,968 tokens", end]) == "cuda_oom_warmup"
+    assert cause_of(["Starting to load model", end]) == "cuda_oom"
+    assert cause_of(["GPU KV cache size: 45,968 tokens", end]) == "cuda_oom_warmup"
     assert (
-        said(["GPU KV cache size: 45,968 tokens", "INFO:     Application startup complete.", end]) == "cuda_oom_runtime"
+        cause_of(["GPU KV cache size: 45,968 tokens", "INFO:     Application startup complete.", end])
+        == "cuda_oom_runtime"
     )
 
 
@@ -375,5 +376,5 @@ def test_the_quick_check_leaves_nothing_out():
 def test_a_long_journal_takes_seconds():
     worst = next(case["log"] for case in CASES if case["id"] == "cuda-oom-run-01")
     begun = time.process_time()
-    assert said("\n".join([worst] * 700)) == "cuda_oom"  # 5000 lines
+    assert cause_of("\n".join([worst] * 700)) == "cuda_oom"  # 5000 lines
     assert time.process_time() - begun < 10

@@ -38,7 +38,7 @@ def seen(files=(), active=(), available=1000, free=10000) -> Seen:
     return Seen(1000 * MIB, available * MIB, active, dict(files), disk, {"/": free * MIB})
 
 
-def told(steps: list[Step]) -> list[str]:
+def as_text(steps: list[Step]) -> list[str]:
     return [str(step) for step in steps]
 
 
@@ -89,7 +89,7 @@ def used(size: int) -> dict[str, File]:
     ],
 )
 def test_plan(files, earlier, expected):
-    assert told(plan("/swapfile", 100 * MIB, earlier, seen(files))) == expected
+    assert as_text(plan("/swapfile", 100 * MIB, earlier, seen(files))) == expected
 
 
 @pytest.mark.parametrize(("before", "after"), [(50, 100), (100, 50), (100, 99)])

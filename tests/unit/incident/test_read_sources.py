@@ -26,7 +26,7 @@ def place():
         yield Path(name)
 
 
-def told(pattern) -> str:
+def problem_of(pattern) -> str:
     """Return the program's message about a glob, for a user without rights."""
     user = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
     source = f"{ASK}; print(m.file_problem(sys.argv[2]) or '')"
@@ -40,30 +40,36 @@ def told(pattern) -> str:
 
 
 def test_what_is_open_is_fine_also_where_no_file_is_yet(place):
-    assert told(place / "*.log") == ""
+    assert problem_of(place / "*.log") == ""
     (place / "sub").mkdir()
     (place / "a.log").write_text("a\n")
-    assert told(place / "*.log") == told(place / "**/*.log") == told(place / "{a,b}.log") == told(place / "a.log") == ""
+    assert (
+        problem_of(place / "*.log")
+        == problem_of(place / "**/*.log")
+        == problem_of(place / "{a,b}.log")
+        == problem_of(place / "a.log")
+        == ""
+    )
 
 
 def test_a_closed_directory_is_named_with_its_rights(place):
     closed = place / "private/app"
     closed.mkdir(parents=True)
     (place / "private").chmod(0)
-    result = told(closed / "*.log")
+    result = problem_of(closed / "*.log")
     assert result.startswith(f"promtail_file_jobs: {closed}/*.log: promtail cannot access {place}/private (d--------- ")
     assert result.endswith("; let a group read it, and add that group to promtail_groups")
     (place / "private").chmod(0o755)
     closed.chmod(0o711)
     if os.geteuid() == 0:
-        assert f"cannot access {closed} (drwx--x--x root" in told(closed / "*.log")
+        assert f"cannot access {closed} (drwx--x--x root" in problem_of(closed / "*.log")
 
 
 def test_closed_files_are_named(place):
     for number in range(5):
         (place / f"{number}.log").write_text("a\n")
         (place / f"{number}.log").chmod(0o644 if number == 0 else 0)
-    result = told(place / "*.log")
+    result = problem_of(place / "*.log")
     assert f"promtail cannot read {place}/1.log (---------- " in result
     assert " and 1 more; " in result and "0.log" not in result and result.endswith("or narrow the path")
 
@@ -73,11 +79,11 @@ def test_a_group_that_would_do_is_named(place):
     (place / "a.log").write_text("a\n")
     os.chown(place / "a.log", 0, 4)
     (place / "a.log").chmod(0o640)
-    assert "a.log (-rw-r----- root adm); add adm to promtail_groups" in told(place / "*.log")
+    assert "a.log (-rw-r----- root adm); add adm to promtail_groups" in problem_of(place / "*.log")
 
 
 def test_a_directory_that_is_not_there(place):
-    assert f"there is no directory {place}/nowhere; correct the path" in told(place / "nowhere/*.log")
+    assert f"there is no directory {place}/nowhere; correct the path" in problem_of(place / "nowhere/*.log")
 
 
 @pytest.mark.parametrize("path", ["/home/a/*.log", "/root/x.log", "/tmp/x.log"])

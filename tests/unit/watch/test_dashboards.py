@@ -30,7 +30,7 @@ def by_file(paths):
     return [pytest.param(json.loads(path.read_text()), id=path.name) for path in paths]
 
 
-def asked(prefix):
+def queried(prefix):
     """Return the metrics in all expressions that begin with ``prefix``."""
     text = "\n".join(query for dashboard in ALL for panel in dashboard.panels() for query, _ in panel.queries)
     return set(re.findall(rf"\b{prefix}\w*", text))
@@ -113,14 +113,14 @@ def test_metrics_of_ai_server_are_those_of_its_source():
     made = re.findall(r'\b(Counter|Gauge|Histogram)\(\s*"(\w+)"', source)
     endings = {"Counter": ("_total",), "Gauge": ("",), "Histogram": ("_bucket", "_sum", "_count")}
     there = {name + ending for kind, name in made for ending in endings[kind]}
-    assert asked("ai_server_") | asked("http_") <= there | {"ai_server_first_token_seconds", "ai_server"}
+    assert queried("ai_server_") | queried("http_") <= there | {"ai_server_first_token_seconds", "ai_server"}
 
 
 def test_gpu_metrics_match_the_exporters_configuration():
     counters = yaml.safe_load((ROOT / "roles/dcgm_exporter/defaults/main.yml").read_text())["dcgm_exporter_counters"]
     # The same field by its name since DCGM 4.
     renamed = {"DCGM_FI_DEV_CLOCKS_EVENT_REASONS"}
-    assert asked("DCGM_") <= {counter["field"] for counter in counters} | renamed
+    assert queried("DCGM_") <= {counter["field"] for counter in counters} | renamed
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_gpu_metrics_match_the_exporters_configuration():
 )
 def test_textfile_metrics_are_written_by_the_program_that_has_them(prefix, source):
     text = (ROOT / source).read_text()
-    for name in asked(prefix):
+    for name in queried(prefix):
         assert name in text or f'"{name.removeprefix(prefix)}"' in text, name
 
 
