@@ -103,7 +103,7 @@ def main() -> None:
     wanted, noted, state = module.params["engines"], read(LIST), module.params["state"]
     names = [{"name": each["name"], "kind": each["kind"]} for each in wanted]
     served_before = (STORE / engines.SINGLE["name"] / "state.json").exists()
-    removed = engines.gone([each["name"] for each in wanted], noted, served_before)
+    removed = engines.no_longer_listed([each["name"] for each in wanted], noted, served_before)
     recorded = engines.recorded(names, noted, removed)
     states = {}
     if state == "begun":

@@ -390,7 +390,7 @@ class Fleet:
         if replace:
             self._recreate_rule(client, rule, before, after, body)
         else:
-            self._apply(client, f"mend rule {rule['name']}", before, after, ("PATCH", path, patch))
+            self._apply(client, f"update rule {rule['name']}", before, after, ("PATCH", path, patch))
 
     def _recreate_rule(self, client: Client, rule: dict, before: dict, after: dict, body: dict) -> None:
         """Delete a rule and create it again. Raises GcpError; where the second step fails, with the state after it."""
@@ -632,7 +632,7 @@ class Fleet:
                 result.refused.append(declared.refusal(name, difference))
                 continue
             field = difference.field
-            change = Change(f"mend {field} of {name}", {field: difference.actual}, {field: difference.declared})
+            change = Change(f"update {field} of {name}", {field: difference.actual}, {field: difference.declared})
             if not self.check_mode:
                 try:
                     instance = self._update_field(client, machine, zone, field) or instance

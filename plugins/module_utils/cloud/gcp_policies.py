@@ -185,7 +185,7 @@ class Policies:
         is_attached = bool(policy and holder and attached(client.get(holder, missing_ok=True) or {}, name))
         if before == after and is_attached:
             return
-        what = f"{'make' if policy is None else 'mend'} schedule {name}"
+        what = f"{'make' if policy is None else 'update'} schedule {name}"
         if before == after:
             what, before, after = f"attach schedule {name}", {"attached": False}, {"attached": True}
         if not self.fleet.check_mode:

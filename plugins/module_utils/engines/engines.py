@@ -308,7 +308,7 @@ def taken(wanted: list[dict], noted: Iterable[Mapping], foreign: Iterable[str]) 
     return problems
 
 
-def gone(present: Iterable[str], noted: Iterable[Mapping], served_before: bool) -> list[dict]:
+def no_longer_listed(present: Iterable[str], noted: Iterable[Mapping], served_before: bool) -> list[dict]:
     """Return the engines, as ``{name, kind}``, that are on the host but no longer in the list.
 
     ``noted`` is what the last run recorded on the host. Before that record existed the only engine was `SINGLE`;

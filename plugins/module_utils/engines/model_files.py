@@ -101,7 +101,7 @@ class Hub:
         problems = [f"{place} {problem}" for place in hidden]
         seen = [str(place) for place in places if place not in hidden]
         lines = unprivileged.run(self.python, "-c", _OPEN, *seen, user=self.user).splitlines() if seen else []
-        cure = "let it, such as by chmod -R a+rX on the directory, or mend the file."
+        cure = "let it, such as by chmod -R a+rX on the directory, or repair the file."
         return problems + [f"{self.user} cannot read {line}; {cure}" for line in lines]
 
     def unknown(self, model_type: str, place: Path) -> list[str]:

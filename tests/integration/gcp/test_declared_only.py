@@ -114,7 +114,7 @@ class TestStrangers:
         made(options)
         cloud.instance("llm-server").update(description="by hand", labels={})
         options["adopt"] = ["llm-server"]
-        assert what(run(options)[0]) == ["mend labels of llm-server"]
+        assert what(run(options)[0]) == ["update labels of llm-server"]
         cloud.requests.clear()
         assert "was adopted" in run(options, "absent", names=["llm-server"])[2][0]
         assert cloud.writes() == []
@@ -157,7 +157,7 @@ class TestForeignRules:
         foretold, _, _ = run(options, check_mode=True)
         fleet, _, problems = run(options)
         assert problems == []
-        assert what(fleet) == what(foretold) == ["mend rule allow-ai-server-ports"]
+        assert what(fleet) == what(foretold) == ["update rule allow-ai-server-ports"]
         assert fleet.changes[0].only_differing()[1] == {"priority": 1000, "description": declared.mark("llm-server")}
         options["adopt"] = []
         assert what(run(options)[0]) == []

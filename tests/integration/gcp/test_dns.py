@@ -28,7 +28,7 @@ def test_a_name_leads_to_its_machine_and_follows_it(cloud, options):
     assert (what(made(options)), cloud.writes()) == ([], [])
     run(options, "stopped")
     fleet, (result,), _ = run(options, "started")
-    assert what(fleet) == ["start llm-server", f"mend record {NAME}"]
+    assert what(fleet) == ["start llm-server", f"update record {NAME}"]
     assert leads_to(cloud) == [result.address] != [before]
 
 

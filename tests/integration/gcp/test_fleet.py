@@ -94,7 +94,7 @@ class TestPresent:
         foretold, _, _ = run(options, check_mode=True)
         fleet, _, problems = run(options)
         assert problems == []
-        assert what(fleet) == what(foretold) == [f"mend {field} of llm-server"]
+        assert what(fleet) == what(foretold) == [f"update {field} of llm-server"]
         assert what(run(options)[0]) == []
 
     def test_metadata_of_others_stays(self, cloud, options, machine):
@@ -103,7 +103,7 @@ class TestPresent:
         items = cloud.instance("llm-server")["metadata"]["items"]
         items[0]["value"] = "changed"
         items.append({"key": "ssh-keys", "value": "somebody"})
-        assert what(run(options)[0]) == ["mend metadata of llm-server"]
+        assert what(run(options)[0]) == ["update metadata of llm-server"]
         now = {one["key"]: one["value"] for one in cloud.instance("llm-server")["metadata"]["items"]}
         assert now == {"purpose": "llm", "ssh-keys": "somebody"}
 
@@ -112,13 +112,13 @@ class TestPresent:
         labels = cloud.instance("llm-server")["labels"]
         labels["goog-ops"] = "x"
         del labels["gpu"]
-        assert what(run(options)[0]) == ["mend labels of llm-server"]
+        assert what(run(options)[0]) == ["update labels of llm-server"]
         assert cloud.instance("llm-server")["labels"]["goog-ops"] == "x"
 
     def test_a_disk_grows_and_does_not_shrink(self, cloud, options, machine):
         made(options)
         machine["disk"] = {**machine["disk"], "size_gb": 250}
-        assert what(run(options)[0]) == ["mend disk_size_gb of llm-server"]
+        assert what(run(options)[0]) == ["update disk_size_gb of llm-server"]
         assert cloud.disks[ZONE_A, "llm-server"]["sizeGb"] == "250"
         machine["disk"] = {**machine["disk"], "size_gb": 100}
         _, _, (problem,) = run(options)
@@ -134,7 +134,7 @@ class TestPresent:
         run(options, "stopped")
         fleet, (result,), problems = run(options)
         assert problems == []
-        assert what(fleet) == ["mend machine_type of llm-server", "start llm-server"]
+        assert what(fleet) == ["update machine_type of llm-server", "start llm-server"]
         assert result.status == "RUNNING"
         assert cloud.instance("llm-server")["machineType"].endswith("g2-standard-8")
 
@@ -143,7 +143,7 @@ class TestPresent:
         machine["spot"] = True
         assert "playbooks/gcp_stop.yml" in run(options)[2][0]
         run(options, "stopped")
-        assert what(run(options)[0]) == ["mend scheduling of llm-server", "start llm-server"]
+        assert what(run(options)[0]) == ["update scheduling of llm-server", "start llm-server"]
         assert cloud.instance("llm-server")["scheduling"]["provisioningModel"] == "SPOT"
 
     def test_accelerator_needs_a_stop(self, cloud, options):
@@ -151,7 +151,7 @@ class TestPresent:
         cloud.instance("llm-server")["guestAccelerators"] = []
         assert "accelerator is {}" in run(options)[2][0]
         run(options, "stopped")
-        assert what(run(options)[0]) == ["mend accelerator of llm-server", "start llm-server"]
+        assert what(run(options)[0]) == ["update accelerator of llm-server", "start llm-server"]
 
     def test_scheduling_that_the_api_refuses_while_running(self, cloud, options, machine):
         made(options)
@@ -189,7 +189,7 @@ class TestPresent:
         machine["machine_type"] = "g2-standard-8"
         cloud.instance("llm-server")["tags"]["items"] = []
         fleet, (result,), (problem,) = run(options)
-        assert what(fleet) == ["mend tags of llm-server"]
+        assert what(fleet) == ["update tags of llm-server"]
         assert result.refused == [problem]
 
     def test_spot_is_requested_from_the_api(self, cloud, options, machine):
@@ -285,7 +285,7 @@ class TestSeveral:
         cloud.instance("llm-server")["labels"] = {}
         cloud.fail("compute.instances.setLabels", operation={"code": "INTERNAL_ERROR", "message": "Try again."})
         fleet, results, (problem,) = run(options)
-        assert (what(fleet), results) == (["mend tags of llm-server"], [])
+        assert (what(fleet), results) == (["update tags of llm-server"], [])
         assert "INTERNAL_ERROR" in problem
 
     def test_only_the_named_machine_is_stopped(self, cloud, options, machine):
@@ -657,7 +657,7 @@ class TestFaults:
         made(options)
         cloud.instance("llm-server")["tags"]["items"] = []
         cloud.fail("compute.instances.setTags", status=412, reason="conditionNotMet")
-        assert what(run(options)[0]) == ["mend tags of llm-server"]
+        assert what(run(options)[0]) == ["update tags of llm-server"]
 
 
 class TestTheApiItself:

@@ -43,7 +43,7 @@ def test_another_schedule_replaces_it_and_none_removes_it(cloud, options, machin
     made(options)
     machine[kind] = other
     for check_mode in (True, False):
-        assert what(run(options, check_mode=check_mode)[0]) == [f"mend schedule llm-server-{kind}"]
+        assert what(run(options, check_mode=check_mode)[0]) == [f"update schedule llm-server-{kind}"]
     assert held(cloud) == [one for one in POLICIES if one.endswith(kind)]
     assert what(made(options)) == []
     machine[kind] = None
@@ -196,12 +196,12 @@ def test_the_playbook_takes_them(cloud, playbook):
 def test_how_long_a_machine_may_run(cloud, options, machine):
     made(options)
     machine["max_run_hours"] = 12
-    assert what(made(options)) == ["mend scheduling of llm-server"]
+    assert what(made(options)) == ["update scheduling of llm-server"]
     plan = cloud.instance("llm-server")["scheduling"]
     assert (plan["maxRunDuration"], plan["instanceTerminationAction"]) == ({"seconds": "43200"}, "STOP")
     assert what(made(options)) == []
     machine["max_run_hours"] = 0
-    assert what(made(options)) == ["mend scheduling of llm-server"]
+    assert what(made(options)) == ["update scheduling of llm-server"]
     assert "maxRunDuration" not in cloud.instance("llm-server")["scheduling"]
     assert what(made(options)) == []
 

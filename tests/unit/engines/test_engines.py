@@ -114,13 +114,13 @@ def test_of_a_group_one_serves(noted, rests):
 
 def test_what_left_the_list_is_found_with_its_kind():
     noted = [{"name": "vllm", "kind": "vllm"}, {"name": "code", "kind": "llama_cpp"}]
-    assert engines.gone(["vllm"], noted, served_before=True) == [{"name": "code", "kind": "llama_cpp"}]
-    assert engines.gone(["vllm", "code"], noted, served_before=True) == []
+    assert engines.no_longer_listed(["vllm"], noted, served_before=True) == [{"name": "code", "kind": "llama_cpp"}]
+    assert engines.no_longer_listed(["vllm", "code"], noted, served_before=True) == []
 
 
 def test_the_only_engine_of_before_there_was_a_list_is_found_too():
-    assert engines.gone(["chat"], [], served_before=True) == [{"name": "vllm", "kind": "vllm"}]
-    assert engines.gone(["chat"], [], served_before=False) == []
+    assert engines.no_longer_listed(["chat"], [], served_before=True) == [{"name": "vllm", "kind": "vllm"}]
+    assert engines.no_longer_listed(["chat"], [], served_before=False) == []
 
 
 def test_the_list_is_recorded_once_nothing_has_to_be_removed():
@@ -128,7 +128,7 @@ def test_the_list_is_recorded_once_nothing_has_to_be_removed():
     assert engines.recorded([chat, code], [code, chat], [])
     assert not engines.recorded([chat], [chat, code], [code])
     # The engine of an earlier version is on the host, and no list.
-    assert not engines.recorded([], [], engines.gone([], [], served_before=True))
+    assert not engines.recorded([], [], engines.no_longer_listed([], [], served_before=True))
 
 
 SETTINGS = {
