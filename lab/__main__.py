@@ -164,7 +164,7 @@ def act(options: argparse.Namespace) -> Any:
             print(bench_site.run(options.repeats, options.hosts, options.write))
             return 0
         case "pictures":
-            problems = pictures.look_around(options)
+            problems = pictures.check_and_draw(options)
             print("\n".join(problems) or "All panels show data.")
             return int(bool(problems))
         case "bench-relay":

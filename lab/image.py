@@ -197,7 +197,7 @@ def bootstrap(made: Recipe, target: Path) -> None:
         script.write_text(made.script)
         tree.mkdir()
         if laid_over:
-            laid_over.lay_over(tree)
+            laid_over.copy_into(tree)
         host.run(bootstrap_command(made, script, tree, target), cure="check the network and try again")
 
 

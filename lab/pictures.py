@@ -145,7 +145,7 @@ def run(url: str, minutes: int, folder: Path | None, has: set[str], has_all: boo
     return problems
 
 
-def look_around(options: argparse.Namespace) -> list[str]:
+def check_and_draw(options: argparse.Namespace) -> list[str]:
     """Check the given store, or a temporary one, and return the problems."""
     if options.url:
         return run(options.url, options.minutes, options.write, set(options.has), options.has_all)

@@ -114,7 +114,7 @@ class Job:
 class Store:
     """The jobs on disk. Every method commits before it returns; times are in seconds since the epoch.
 
-    All methods raise sqlite3.Error; in a request, errors.store_away answers it with 503.
+    All methods raise sqlite3.Error; in a request, errors.store_unavailable answers it with 503.
     """
 
     def __init__(self, directory: Path, clock: Callable[[], float] = time.time) -> None:

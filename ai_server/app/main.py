@@ -170,7 +170,7 @@ def create_app(config: Settings) -> ASGIApp:
     app = FastAPI(title="ai-server", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, errors.answer)
     app.add_exception_handler(Exception, errors.unforeseen)
-    app.add_exception_handler(sqlite3.OperationalError, errors.store_away)
+    app.add_exception_handler(sqlite3.OperationalError, errors.store_unavailable)
     app.add_exception_handler(ClientLeft, client_left)
     app.add_exception_handler(ClientDisconnect, client_left)  # while the request was read
 

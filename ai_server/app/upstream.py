@@ -34,7 +34,7 @@ COMMENT = b": waiting\n\n"
 STREAM = "text/event-stream"
 PIECE = b"data:"  # one event of an answer: in most streams, one token
 UNFINISHED = {None, "abort", "error"}  # finish reasons if the engine gave up or was stopped during the answer
-MAX_TOLD = 300  # characters of an error page that the caller gets
+MAX_QUOTED = 300  # characters of an error page that the caller gets
 UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))  # the second is for proxies such as nginx
 EVENT_ENDS = (b"\n\n", b"\n\r\n")
 MAX_HELD = 1 << 20  # bytes of an incomplete event
@@ -132,10 +132,10 @@ class Engine:
             return model
         if time.monotonic() - self._listed > LISTED_SEC:
             self._listed = time.monotonic()
-            self._listing = asyncio.ensure_future(self._look())
+            self._listing = asyncio.ensure_future(self._list_models())
         return metrics.OTHER
 
-    async def _look(self) -> None:
+    async def _list_models(self) -> None:
         with contextlib.suppress(Problem):
             await self.models()
 
@@ -196,12 +196,12 @@ class Engine:
                     raise self._refused_key()
                 yield response
         except ConnectError as error:
-            raise self._away(error) from None
+            raise self._unreachable(error) from None
         except Failure as error:
             if response is not None:
                 raise self.broken_off(error) from None
             if not isinstance(error, ReadTimeout):
-                raise self._away(error) from None
+                raise self._unreachable(error) from None
             log_fields = {"error": type(error).__name__, "path": path, "engine": self.name}
             logger.warning("%s was silent for too long", self.title, extra=log_fields)
             raise Problem(504, f"{self.title} did not answer in time.", NO_RETRY) from None
@@ -277,7 +277,7 @@ class Engine:
         except (ValueError, RecursionError):
             text = " ".join(content.decode(errors="replace").split())
             page = text.startswith("<")  # a proxy's HTML
-            message = f"{self.title} said: {text[:MAX_TOLD]}" if text and not page else ""
+            message = f"{self.title} said: {text[:MAX_QUOTED]}" if text and not page else ""
         wait = (headers or {}).get("retry-after")
         return Problem(status, message or f"{self.title} answered {status}.", {"Retry-After": wait} if wait else None)
 
@@ -286,7 +286,7 @@ class Engine:
         logger.error("%s refused %s: %s", self.title, self._key, started, extra={"engine": self.name})
         return Problem(502, f"{self.title} rejected this server's key; the operator must correct {self._key}.")
 
-    def _away(self, error: Failure) -> Problem:
+    def _unreachable(self, error: Failure) -> Problem:
         fields = {"error": f"{type(error).__name__}: {error}", "engine": self.name}
         logger.warning("%s is away", self.title, extra=fields)
         why = f"{self.title} is not reachable or is just starting; try again later."

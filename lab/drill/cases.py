@@ -28,7 +28,9 @@ from lab.playbook import Outcome
 BASE = "lab/tiny-llama"
 OLDER = builds.older("node_exporter")  # the release of the broken downloads
 WORDS = "/var/log/drill"  # of the virtual machine: log files here show whether a line is sent twice
-ASKED = f"import glob, json; print(sum(json.load(open(path))['asked'] for path in glob.glob('{HOME}/caller-*.json')))"
+COUNT_REQUESTS = (
+    f"import glob, json; print(sum(json.load(open(path))['asked'] for path in glob.glob('{HOME}/caller-*.json')))"
+)
 UNITS = ("vllm", "ai-server", "node_exporter", "promtail")
 JUMP = 540  # seconds; Loki and its stand-in refuse lines that are ten minutes ahead
 BACK_WITHIN = 30  # seconds until a killed service answers again; a real engine loads its model in that time
@@ -110,7 +112,7 @@ def refused(bed: Bed, done: str, change: dict[str, Any], message: str) -> Row:
     return Row(done, "refused with the cause; no process is touched", seen, good, silent)
 
 
-def gives_way(bed: Bed, done: str, change: dict[str, Any], message: str) -> Row:
+def rolls_back(bed: Bed, done: str, change: dict[str, Any], message: str) -> Row:
     """A start that fails: the previous release serves again, and the failed one is kept for inspection."""
     before, silence = bed.one.services()["vllm"], Silence(bed.one)
     outcome = bed.converge(change)
@@ -264,19 +266,19 @@ def broken_download(kind: str, done: str, message: str) -> Callable[[Bed, Stage]
 def never_ready(bed: Bed, stage: Stage) -> Row:
     """A new engine that starts and never becomes ready."""
     change = {**other_engine(stage, "hangs"), "vllm_start_timeout": 20}
-    return gives_way(bed, "a new engine that never gets ready (20 s given)", change, "not ready after 20 s")
+    return rolls_back(bed, "a new engine that never gets ready (20 s given)", change, "not ready after 20 s")
 
 
 def dies_at_first_completion(bed: Bed, stage: Stage) -> Row:
     """A new engine that is ready, lists its models, and dies at its first completion request."""
-    return gives_way(
+    return rolls_back(
         bed, "a new engine that dies at its first completion", other_engine(stage, "dies"), "vllm: release"
     )
 
 
 def start_fails(bed: Bed, stage: Stage) -> Row:
     """A context length that the argument parser accepts and the model does not."""
-    return gives_way(bed, "a length that the model does not allow", {"vllm_max_model_len": 100000}, "is more than")
+    return rolls_back(bed, "a length that the model does not allow", {"vllm_max_model_len": 100000}, "is more than")
 
 
 def other_engine(stage: Stage, build: str) -> dict[str, Any]:
@@ -351,7 +353,7 @@ def busy(bed: Bed, stage: Stage) -> Row:
     time.sleep(2 * HUNG)
     bed.one.sh("systemctl stop 'drill-caller-*'")
     after = bed.one.services()["vllm"]["pid"]
-    requests_sent = int(bed.one.sh(f'python3 -c "{ASKED}"'))
+    requests_sent = int(bed.one.sh(f'python3 -c "{COUNT_REQUESTS}"'))
     good = after == before and requests_sent > CALLERS and not bed.one.astray()
     seen = f"{requests_sent} requests, the same process" if after == before else "it was restarted"
     return Row(
@@ -511,9 +513,9 @@ def memory_short(bed: Bed, stage: Stage) -> Row:
     there.until(lambda: there.watched()["now"], BACK_WITHIN, "ai-server does not answer")
     kills = there.sh(f"journalctl --quiet --output cat _PID=1 --since @{began} --grep 'code=killed'")
     killed = list(dict.fromkeys(re.findall(r"^([\w-]+)\.service: Main process exited", kills, re.MULTILINE)))
-    goes_on = there.services()["vllm"]["pid"] == before
-    good = goes_on and set(killed[:2]) == {"node_exporter", "promtail"} and killed[2:] == ["ai-server", "drill-hog"]
-    seen = f"killed in this order: {', '.join(killed)}; the engine {'still runs' if goes_on else 'was killed'}"
+    survived = there.services()["vllm"]["pid"] == before
+    good = survived and set(killed[:2]) == {"node_exporter", "promtail"} and killed[2:] == ["ai-server", "drill-hog"]
+    seen = f"killed in this order: {', '.join(killed)}; the engine {'still runs' if survived else 'was killed'}"
     expected = "exporter and log shipper die first, then ai-server, then what uses it; the engine still runs"
     return Row("the machine's memory is used up", expected, seen, good, silence.seconds())
 

@@ -30,7 +30,7 @@ def environment_lines(variables: dict) -> list[str]:
 
     Everyone can read a unit; see `secret_environment` for the others.
     """
-    return [f'"{_escaped(f"{name}={value}")}"' for name, value in _told(variables) if not secrets_of(name, value)]
+    return [f'"{_escaped(f"{name}={value}")}"' for name, value in _defined(variables) if not secrets_of(name, value)]
 
 
 def secret_environment(variables: dict) -> str:
@@ -38,12 +38,12 @@ def secret_environment(variables: dict) -> str:
 
     Source: systemd.exec(5), "EnvironmentFile="; within double quotes ``\\`` is put before special characters.
     """
-    lines = [(name, value) for name, value in _told(variables) if secrets_of(name, value)]
+    lines = [(name, value) for name, value in _defined(variables) if secrets_of(name, value)]
     special = str.maketrans({mark: f"\\{mark}" for mark in '"\\`$'})
     return "".join(f'{name}="{value.translate(special)}"\n' for name, value in lines)
 
 
-def _told(variables: dict) -> list[tuple[str, str]]:
+def _defined(variables: dict) -> list[tuple[str, str]]:
     named = sorted(variables.items(), key=lambda pair: pair[0].lower())
     return [(name, str(value)) for name, value in named if value is not None]
 
@@ -136,7 +136,7 @@ def peers(address: str, clients: list | None = None) -> list:
 
 def astray(urls: list, address: str, port: int | str) -> list[str]:
     """Return the ``urls`` on this host that do not match a service listening on ``address`` and ``port``."""
-    return [url for url in urls if _asks_itself(url) and not _reaches(urlsplit(url), address, int(port))]
+    return [url for url in urls if _is_loopback(url) and not _reaches(urlsplit(url), address, int(port))]
 
 
 def sources_astray(sources: list[dict], engines: list[dict]) -> list[str]:
@@ -156,10 +156,10 @@ def engines_unasked(engines: list[dict], sources: list[dict]) -> list[str]:
 
 def elsewhere(urls: list) -> list[str]:
     """Return the ``urls`` of other machines, which an address filter for this machine would not include."""
-    return [url for url in urls if url and not _asks_itself(url)]
+    return [url for url in urls if url and not _is_loopback(url)]
 
 
-def _asks_itself(url: str) -> bool:
+def _is_loopback(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     return host == "localhost" or (is_ip(host) and ipaddress.ip_address(host).is_loopback)
 

@@ -18,7 +18,7 @@ ENVIRONMENT = {
     "UV_LINK_MODE": "symlink",
 }
 # Prints its environment to standard error, as an installer does when it fails.
-TELLS = '#!/bin/sh\necho "cannot read $PIP_INDEX_URL with $UV_INDEX_OWN_TOKEN by symlink 1" >&2\nexit 1\n'
+LEAKING_PROGRAM = '#!/bin/sh\necho "cannot read $PIP_INDEX_URL with $UV_INDEX_OWN_TOKEN by symlink 1" >&2\nexit 1\n'
 
 
 def play(tmp_path: Path, module: str, arguments: dict, *words: str) -> subprocess.CompletedProcess:
@@ -36,7 +36,7 @@ def play(tmp_path: Path, module: str, arguments: dict, *words: str) -> subproces
 
 def arguments_of(tmp_path: Path) -> dict[str, dict]:
     program = tmp_path / "program"
-    program.write_text(TELLS)
+    program.write_text(LEAKING_PROGRAM)
     program.chmod(0o755)
     commit = "0" * 40
     return {

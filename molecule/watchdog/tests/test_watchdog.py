@@ -42,7 +42,7 @@ def last_look(host):
     return int(line.split()[1])
 
 
-def fall_ill(host, how):
+def set_fault(host, how):
     host.check_output(f"echo {how} > /run/sick")
 
 
@@ -75,7 +75,7 @@ def watchdog_journal(host):
 )
 def test_a_service_that_hangs_is_restarted_and_the_evidence_is_kept(host, how, why):
     before, restarts, folders = pid(host), metric(host, "restarts_total"), host.file(EVIDENCE).listdir()
-    fall_ill(host, how)
+    set_fault(host, how)
     until(lambda: pid(host) not in (before, "0"))
     until(lambda: metric(host, "ready") == 1)
     assert metric(host, "restarts_total") == restarts + 1
@@ -91,17 +91,17 @@ def test_a_service_that_hangs_is_restarted_and_the_evidence_is_kept(host, how, w
 @pytest.mark.parametrize("how", ["busy", "load"])
 def test_a_busy_service_and_one_that_starts_are_left_alone(host, how):
     if how == "load":
-        fall_ill(host, how)
+        set_fault(host, how)
         host.check_output("systemctl restart sick.service")
     before = pid(host)
-    fall_ill(host, how)
+    set_fault(host, how)
     time.sleep(4 * LIMIT)
     assert pid(host) == before
 
 
 def test_one_that_dies_in_a_loop_is_systemds(host):
     restarts = metric(host, "restarts_total")
-    fall_ill(host, "die")
+    set_fault(host, "die")
     host.run("systemctl kill --signal KILL sick.service")
     time.sleep(3 * LIMIT)
     assert metric(host, "restarts_total") == restarts
@@ -112,7 +112,7 @@ def test_nothing_is_restarted_while_ansible_works_on_it_or_its_host_is_out_of_ro
     before = pid(host)
     holder = "systemd-run --unit holder flock /run/llm-server-sick.lock sleep 600"
     host.check_output(holder)
-    fall_ill(host, "stall once")
+    set_fault(host, "stall once")
     time.sleep(3 * LIMIT)
     assert pid(host) == before
     host.check_output(f"mkdir -p {NOTES} && echo '{json.dumps({'out': True})}' > {NOTES}/state.json")
@@ -125,7 +125,7 @@ def test_nothing_is_restarted_while_ansible_works_on_it_or_its_host_is_out_of_ro
 
 def test_after_three_restarts_it_stops_and_reports_that_a_person_is_needed(host, converge):
     restarts = metric(host, "restarts_total")
-    fall_ill(host, "stall")
+    set_fault(host, "stall")
     until(lambda: metric(host, "person_needed") == 1, 120)
     assert metric(host, "restarts_total") == restarts + 3
     left = pid(host)
@@ -144,7 +144,7 @@ def test_after_three_restarts_it_stops_and_reports_that_a_person_is_needed(host,
     cure(host)
     assert converge(playbook="checklist.yml").code == 0
     before = pid(host)
-    fall_ill(host, "stall once")
+    set_fault(host, "stall once")
     until(lambda: pid(host) not in (before, "0"))
 
 
@@ -163,7 +163,7 @@ def test_a_restart_in_a_quiet_moment_at_night_is_not_a_fault(host, converge):
     assert "OnCalendar=*-*-* 02:00:00\n" in host.file(TIMER).content_string
     assert "02:00:00" in host.check_output("systemctl list-timers --no-pager llm-watchdog-night.timer")
     before, spent, counted = pid(host), attempts(host), metric(host, "restarts_total")
-    fall_ill(host, "work")
+    set_fault(host, "work")
     host.check_output("systemctl start --no-block llm-watchdog-night.service")
     time.sleep(3 * LIMIT)
     assert pid(host) == before, "requests ran"

@@ -528,7 +528,7 @@ def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None =
         unit["states"] += answers.get(f"answers of {name}", [])
         load = done.get(f"the metrics of {name}", [])
         unit["states"] += load if unit["running"] else []
-    _lay_kernel(units, done.get("the kernel's log", []))
+    _add_kernel_lines(units, done.get("the kernel's log", []))
     return {
         "services": units,
         "host": _host_evidence(done),
@@ -572,7 +572,7 @@ def _host_evidence(done: dict) -> dict:
     return {"lines": recent + gpus["lines"], "states": states}
 
 
-def _lay_kernel(units: dict, kernel: list) -> None:
+def _add_kernel_lines(units: dict, kernel: list) -> None:
     """Add the kernel's messages around its starts to each failed service; those about memory only to the victim."""
     for unit in units.values():
         if not unit["failing"]:

@@ -29,7 +29,7 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 STARTS_S = 300  # the tool's own start, on a slow machine
 REQUESTS = 200_000
 # The tool inherits the engine's other variables, such as network settings.
-NOT_TAKEN = {systemd_unit.RELEASE_VARIABLE, "HOME", "OMP_NUM_THREADS"}
+LEFT_OUT = {systemd_unit.RELEASE_VARIABLE, "HOME", "OMP_NUM_THREADS"}
 
 
 def unit_of(name: str) -> str:
@@ -59,7 +59,7 @@ def engine(unit: str) -> dict:
     return {
         "program": program[1],
         "user": shown.get("User") or "root",
-        "environment": {name: value for name, value in environment.items() if name not in NOT_TAKEN},
+        "environment": {name: value for name, value in environment.items() if name not in LEFT_OUT},
         "tokenizer": model[1],
         "trust_remote_code": bool(re.search(r"^[\"']?trust-remote-code[\"']?: *true", text, re.MULTILINE)),
     }

@@ -25,12 +25,12 @@ TITLE = (
     "{{ with .CommonLabels.severity }} ({{ . }}){{ end }}: {{ .CommonLabels.alertname }}"
     "{{ with .CommonLabels.host }} on {{ . }}{{ end }}"
 )
-TOLD = (
+ONE_ALERT = (
     "{{ .Annotations.summary }}{{ with .Annotations.description }}\n{{ . }}{{ end }}"
     "{{ with .Annotations.runbook }}\n{{ . }}{{ end }}\n"
 )
 TEXT = (
-    f"{{{{ range .Alerts.Firing }}}}{TOLD}{{{{ end }}}}"
+    f"{{{{ range .Alerts.Firing }}}}{ONE_ALERT}{{{{ end }}}}"
     "{{ range .Alerts.Resolved }}resolved: {{ .Annotations.summary }}\n{{ end }}"
 )
 

@@ -71,7 +71,7 @@ def targets(programs: tuple[Program, ...], groups: list, variables: Mapping, def
     """
     found = []
     for program in programs:
-        known = {**defaults.get(program.role, {}), **_given(program, variables)}
+        known = {**defaults.get(program.role, {}), **_set_in_inventory(program, variables)}
         if program.group not in groups or program.port not in known or known.get(f"{program.role}_state") == "absent":
             continue
         if program.needs and not known.get(program.needs):
@@ -113,7 +113,7 @@ def _place(listens: str, port, facts: Mapping) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def _given(program: Program, variables: Mapping) -> dict:
+def _set_in_inventory(program: Program, variables: Mapping) -> dict:
     names = (program.address, program.port, program.needs, f"{program.role}_state")
     return {name: variables[name] for name in names if variables.get(name) is not None}
 

@@ -180,7 +180,7 @@ def test_memory_that_the_kernel_wanted_counts_for_the_service_that_it_killed():
     other, victim = (
         {"lines": [host._line(text, "x")], "failing": True, "begun": 0, "unit": unit} for unit, text in texts.items()
     )
-    host._lay_kernel({"a": other, "b": victim}, [(1000.0, killed)])
+    host._add_kernel_lines({"a": other, "b": victim}, [(1000.0, killed)])
     assert len(other["lines"]) == 1
     assert victim["lines"][0]["text"].startswith("Out of memory")
 

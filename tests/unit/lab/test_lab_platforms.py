@@ -64,7 +64,7 @@ def test_another_artefact_than_the_known_one_is_refused(tmp_path, monkeypatch):
 
 
 def test_the_stand_ins_of_a_driver_match_their_names(tmp_path):
-    nvidia_driver.lay_over(tmp_path)
+    nvidia_driver.copy_into(tmp_path)
     modprobe = tmp_path / "usr/bin/nvidia-modprobe"
     assert modprobe.stat().st_mode & 0o7777 == 0o4755
     assert subprocess.run([modprobe, "-c", "x"], capture_output=True, check=False).returncode == 1

@@ -14,7 +14,7 @@ from plugins.module_utils.watch import metric_names
 
 ROOT = Path(__file__).resolve().parents[3]
 # All files with names of an engine's series: rules, panels, the watchdog's evidence, the roles, the load check.
-ASKING = sorted(
+FILES = sorted(
     path
     for pattern in ("data/alerts/**/*.yml", "dashboards/**/*.py", "dashboards/**/*.json", "roles/**/*.yml",
                     "roles/**/*.py", "plugins/**/*.py")
@@ -55,7 +55,7 @@ def test_every_supported_engine_lies_within_the_versions_that_were_read():
     assert all(numbers[0] <= Version(each) <= numbers[-1] for each in metric_names.supported())
 
 
-@pytest.mark.parametrize("path", ASKING, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_requested_series_exist_in_every_supported_version(path):
     text = path.read_text(encoding="utf-8")
     # A JSON file may escape non-ASCII characters; this decodes them.
