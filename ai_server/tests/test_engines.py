@@ -264,7 +264,7 @@ def test_the_list_is_of_all_that_serve(two, standins, second, states):
         assert (off.status_code, off.json()["error"]["message"]) == (503, f"feedback is {WHY}.")
 
 
-def test_an_engine_that_is_switched_off_says_why(two, states, standins, second):
+def test_an_engine_switched_off_gives_the_reason(two, states, standins, second):
     written(states, STOPPED)
     server = two()
     with server.client() as client:
@@ -368,7 +368,7 @@ def test_a_stream_goes_on_when_the_table_changes(two, file, standins, second):
     assert standins.left == []
 
 
-def test_a_table_says_nothing_to_a_server_without_it(server):
+def test_a_table_has_no_effect_on_a_server_without_it(server):
     assert "engines" not in httpx.get(f"{server.url}/health").json()
 
 

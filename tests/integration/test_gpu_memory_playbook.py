@@ -261,14 +261,14 @@ def test_the_command_line_needs_no_ansible_and_little_time(tmp_path):
         (("--gpu", "L4", "--engine", "reserved", "--memory-mib", "30000"), 1, "verdict: refused"),
     ],
 )  # fmt: skip
-def test_what_the_command_line_says_to_what_cannot_be(arguments, code, message):
+def test_the_command_line_refuses_bad_input(arguments, code, message):
     done = command(*arguments)
     assert done.returncode == code
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_the_playbook_says_that_a_host_is_not_reachable(tmp_path):
+def test_an_unreachable_host_is_reported(tmp_path):
     done = playbook(tmp_path)
     assert done.returncode != 0
     assert "gpu-1 is not reachable: give its GPU by hand" in done.stdout

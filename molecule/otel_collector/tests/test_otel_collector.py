@@ -206,7 +206,7 @@ def test_the_checklist_follows_a_line_of_each_job(host, converge, units, mark):
 
 
 @pytest.mark.full
-def test_the_checklist_says_that_nothing_is_sent(host, converge, units):
+def test_the_checklist_reports_that_nothing_is_sent(host, converge, units):
     host.run_test("systemctl stop receiver")
     try:
         outcome = converge(playbook="verify.yml")

@@ -124,7 +124,7 @@ def test_undeclared_resources_are_reported_and_deleted_by_name(cloud, playbook, 
     assert list(cloud.instances) == list(cloud.disks) == [("asia-northeast3-a", "llm-1")]
 
 
-def test_limit_does_what_it_says(cloud, playbook, ssh_port):
+def test_limit_restricts_the_machines(cloud, playbook, ssh_port):
     two = [{"name": name, "zones": ["asia-northeast3-a"]} for name in ("llm-1", "llm-2")]
     given = {"gcp_ssh_port": ssh_port, "gcp_machines": two}
     assert playbook("gcp_provision", **given).returncode == 0

@@ -510,7 +510,7 @@ def test_a_cold_compile_cache_takes_a_second_embedding():
     assert peak(tensor_parallel_size=2).value < 0.6 * peak().value
 
 
-def test_a_gguf_file_says_in_its_name_what_it_weighs():
+def test_the_name_of_a_gguf_file_gives_its_size():
     shape = replace(shape_from_config(samples.MISTRAL, "m"), tied=True)
     weights = {
         name: plan_vllm(VllmService("v", "0.15.1", name, shape, quantization="gguf"), Gpu("L4", 40 * GIB))
@@ -816,7 +816,7 @@ NEMOTRON = {
 }  # fmt: skip
 
 
-def test_a_pattern_says_what_each_layer_is():
+def test_a_pattern_defines_each_layer():
     shape = shape_from_config(NEMOTRON, "m")
     assert {group.kind: group.count for group in shape.groups} == {"linear": 23, "full": 6}
     assert (shape.attention_layers, shape.mixer_layers, shape.expert_layers) == (6, 23, 23)

@@ -50,7 +50,7 @@ def test_one_archive_may_have_several_programs(tmp_path):
         assert [item.mode for item in archive] == [0o755, 0o755, 0o755, 0o644]
 
 
-def test_a_program_that_says_another_version_is_not_packed(tmp_path, monkeypatch):
+def test_a_program_that_reports_another_version_is_not_packed(tmp_path, monkeypatch):
     (build,) = builds.parse(["vmutils"])
     packed = []
 

@@ -89,7 +89,7 @@ def test_wheel_is_named_vllm_for_the_processor(tmp_path, monkeypatch):
     assert (found.name, found.version) == ("vllm", "0.32.0+cpu")
 
 
-def test_the_gguf_files_have_the_models_tensors_and_end_where_their_header_says(made):
+def test_the_gguf_files_have_the_models_tensors_and_the_length_of_their_header(made):
     base = gguf_header(LocalSource(str(made / "gguf")), "tiny.gguf")
     assert base.metadata["general.architecture"] == "llama" and len(base.tensors) == len(
         load_file(made / "tiny" / "model.safetensors")

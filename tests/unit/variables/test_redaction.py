@@ -99,7 +99,7 @@ def test_what_looks_like_a_secret_goes_and_its_line_stays_readable(text):
         "cause: hf_gated_or_unauthorised",
     ],
 )
-def test_what_is_no_secret_stays(text):
+def test_values_that_are_not_secret_stay(text):
     assert Redaction()(text) == text
 
 
