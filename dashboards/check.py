@@ -144,12 +144,14 @@ class Store:
             raise Refused(str(error)) from None
 
 
-def judge(all_of_them: list[Expression], ask: Ask, has: set[str], has_all: bool = False) -> tuple[list[str], list[str]]:
+def judge(
+    all_of_them: list[Expression], query: Ask, has: set[str], has_all: bool = False
+) -> tuple[list[str], list[str]]:
     """Return the rows of failed expressions, and of those that lack what they need."""
     wrong, lacking = [], []
     for expression in all_of_them:
         try:
-            if ask(expression.text):
+            if query(expression.text):
                 continue
         except Refused as refusal:
             wrong.append(expression.row(f"refused: {refusal}"))
@@ -177,12 +179,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.logs:
         parts.append((log_queries(), Store(options.logs, options.minutes, options.user, password).logs))
     wrong, lacking = [], []
-    for asked, ask in parts:
-        found = judge(asked, ask, set(options.has), options.has_all)
+    for asked, query in parts:
+        found = judge(asked, query, set(options.has), options.has_all)
         wrong += found[0]
         lacking += found[1]
     print("\n".join([*lacking, *wrong]))
-    total = sum(len(asked) for asked, _ in parts)
+    total = sum(len(expressions) for expressions, _ in parts)
     print(f"{total} expressions: {len(lacking)} lack what they need, {len(wrong)} are wrong.")
     return int(bool(wrong))
 

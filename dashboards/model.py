@@ -122,6 +122,6 @@ def mean(histogram: str, by: str = "host, service", selector: str = "$service") 
     return f"{total} / {count}"
 
 
-def share(part: str, whole: str) -> str:
+def share(part: str, total: str) -> str:
     """Return the expression of a share that is 0, not missing, if the part is missing or the whole is 0."""
-    return f"({part} or 0 * {whole}) / clamp_min({whole}, 1e-9)"
+    return f"({part} or 0 * {total}) / clamp_min({total}, 1e-9)"

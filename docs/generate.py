@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- variables: written by docs/generate.py from meta/argument_specs.yml -->"
 END = "<!-- end of variables -->"
 # Defaults that are templates, and their text in the table; see newest_version in plugins/filter/releases.py.
-SAID = {
+MEANINGS = {
     re.compile(r"\{\{ __\w+_checksums \| llm\.server\.newest_version \}\}"): "newest in the table",
     re.compile(r"\{\{ download_mirror \| default\(''\) \}\}"): "`download_mirror`",
 }
@@ -73,9 +73,9 @@ def default(option: dict[str, Any]) -> str:
         return ""
     value = option["default"]
     text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
-    for template, said in SAID.items():
+    for template, meaning in MEANINGS.items():
         if template.fullmatch(text):
-            return said
+            return meaning
     return f"`{text.strip()}`".replace("|", r"\|").replace("\n", " ")
 
 

@@ -69,10 +69,10 @@ def parser() -> argparse.ArgumentParser:
     relay.add_argument("--nginx", help="path of nginx if it is not in PATH")
     relay.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
 
-    whole = commands.add_parser("bench-site", help="time a run of site.yml without changes beside one of pyinfra")
-    whole.add_argument("--repeats", type=int, default=3)
-    whole.add_argument("--hosts", type=int, default=10)
-    whole.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
+    bench_site = commands.add_parser("bench-site", help="time a run of site.yml without changes beside one of pyinfra")
+    bench_site.add_argument("--repeats", type=int, default=3)
+    bench_site.add_argument("--hosts", type=int, default=10)
+    bench_site.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
 
     drilled = commands.add_parser("drill", help="break servers in every known way and print the results")
     drilled.add_argument("--quick", action="store_true", help="what fits into eight minutes")
@@ -103,11 +103,11 @@ def parser() -> argparse.ArgumentParser:
     tiny.add_argument("folder", type=Path)
     tiny.add_argument("--misfits", action="store_true", help="also adapters that the model must refuse")
 
-    for name, tells in {
+    for name, description in {
         "demo": "boot a machine, converge it, show it serving",
         "demo-gcp": "provision on a loopback Compute API, serve, stop, start, decommission",
     }.items():
-        shown = commands.add_parser(name, help=tells)
+        shown = commands.add_parser(name, help=description)
         shown.add_argument("arguments", nargs=argparse.REMAINDER, help="further words for ansible-playbook")
     commands.add_parser("demo-down", help="remove what the demo made")
     commands.add_parser("clean", help="remove this clone's machines, and the cache of downloads, builds and images")
@@ -164,7 +164,7 @@ def act(options: argparse.Namespace) -> Any:
             print(bench_site.run(options.repeats, options.hosts, options.write))
             return 0
         case "pictures":
-            problems = pictures.look_around(options)
+            problems = pictures.check_and_draw(options)
             print("\n".join(problems) or "All panels show data.")
             return int(bool(problems))
         case "bench-relay":

@@ -96,8 +96,8 @@ class Host:
 
     def watched(self) -> dict[str, Any]:
         """Return the number of requests, the number that failed, and the total seconds without an answer."""
-        told = self.sh(f"cat {HOME}/state.json 2>/dev/null || true")
-        return json.loads(told) if told else {"asked": 0, "refused": 0, "silent": 0.0, "now": False}
+        state = self.sh(f"cat {HOME}/state.json 2>/dev/null || true")
+        return json.loads(state) if state else {"asked": 0, "refused": 0, "silent": 0.0, "now": False}
 
     def until(self, holds, seconds: float, otherwise: str) -> float:
         """Wait until a condition holds and return how long it took; raises Problem after ``seconds``."""

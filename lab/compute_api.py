@@ -402,8 +402,8 @@ class Cloud:
     def zones_list(self, values, query, body, url):
         return self._all("zone", [{"name": zone, "status": "UP"} for zone in self.zones], query)
 
-    def permissions(self, asked):
-        return {"permissions": [one for one in asked if one not in self.denied]}
+    def permissions(self, requested):
+        return {"permissions": [one for one in requested if one not in self.denied]}
 
     def acceleratorTypes_get(self, values, query, body, url):
         if values["acceleratorType"] not in self.zones[values["zone"]]:
@@ -1063,9 +1063,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if not refused.status:
                 self.close_connection = True
                 return
-            said = {"message": refused.message, "domain": "global", "reason": refused.reason}
+            error = {"message": refused.message, "domain": "global", "reason": refused.reason}
             status = refused.status
-            answer = {"error": {"code": refused.status, "message": refused.message, "errors": [said]}}
+            answer = {"error": {"code": refused.status, "message": refused.message, "errors": [error]}}
         self._send(status, answer)
 
     do_POST = do_PATCH = do_PUT = do_DELETE = do_GET

@@ -148,7 +148,7 @@ def place_of(name: str, release: Release = UBUNTU) -> str | None:
     return next((to + inside[len(at) :] for at, to in pairs if inside == at or inside.startswith(at)), None)
 
 
-def lay_over(root: Path) -> None:
+def copy_into(root: Path) -> None:
     """Copy the interpreter into a machine's root file system."""
     shutil.copytree(ensure(), root / "usr/local", symlinks=True)
     link = root / CERTIFICATES

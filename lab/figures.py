@@ -29,7 +29,7 @@ INTERVAL = 5
 READS = 6
 START = 60
 # What panels need and this store lacks.
-LACKS = {"speculative decoding", "an engine of llama.cpp", "an alert that fires", "the role promtail"}
+LACKS = {"speculative decoding", "an engine of llama.cpp", "a firing alert", "the role promtail"}
 # Program -> the unit that it runs as, for every served host.
 SERVED = {
     "vllm": "vllm",

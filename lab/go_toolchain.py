@@ -19,8 +19,8 @@ PARTS = ("bin", "pkg/include", "pkg/tool", "src", "VERSION", "go.env")
 def ensure() -> dict[str, Any]:
     """Pack the toolchain into the mirror unless it is there; return its version and checksums {architecture: sum}."""
     go = builds.go_command()
-    told = host.run([go, "env", "GOVERSION", "GOROOT"]).split()
-    version, root = told[0].removeprefix("go"), Path(told[1])
+    values = host.run([go, "env", "GOVERSION", "GOROOT"]).split()
+    version, root = values[0].removeprefix("go"), Path(values[1])
     archive = builds.MIRROR / "go.dev/dl" / f"go{version}.linux-{ARCHITECTURE}.tar.gz"
     with host.lock("go-toolchain"):
         if not archive.exists():

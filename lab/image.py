@@ -171,11 +171,11 @@ def recipe(platform: str) -> Recipe:
     """
     if platform not in PLATFORMS:
         raise Problem(f"Unknown platform {platform}: choose one of {', '.join(PLATFORMS)}.")
-    ask = ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"]
-    targets = subprocess.run(ask, capture_output=True, text=True, check=False).stdout
+    command = ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"]
+    targets = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     if not archive_addresses(targets):
         host.run(["apt-get", "-q", "update"])
-        targets = host.run(ask)
+        targets = host.run(command)
     certificates = sorted(EXTRA_CERTIFICATES.glob("*.crt"))
     laid_over = PLATFORMS[platform].laid_over
     return Recipe(
@@ -197,7 +197,7 @@ def bootstrap(made: Recipe, target: Path) -> None:
         script.write_text(made.script)
         tree.mkdir()
         if laid_over:
-            laid_over.lay_over(tree)
+            laid_over.copy_into(tree)
         host.run(bootstrap_command(made, script, tree, target), cure="check the network and try again")
 
 

@@ -25,7 +25,7 @@ TEXTS = {
 }
 PERMISSIVE = TEXTS.keys() - {"GPL"}
 # Modules without a licence text, and the licence that their author states elsewhere.
-TOLD_ELSEWHERE = {
+STATED_ELSEWHERE = {
     # A dependency of node_exporter, by the author of github.com/dennwc/btrfs (Apache-2.0), whose only dependency it is.
     "github.com/dennwc/ioctl": "Apache-2.0",
 }
@@ -44,8 +44,8 @@ def of_folder(folder: Path) -> str:
 
 def linked(go: str, program: Path) -> list[tuple[str, str]]:
     """Return the modules that are linked into a program, with their versions, without its own module."""
-    said = host.run([go, "version", "-m", str(program)])
-    return re.findall(r"^\t(?:dep|=>)\t(\S+)\t(v\S+)", said, re.MULTILINE)
+    output = host.run([go, "version", "-m", str(program)])
+    return re.findall(r"^\t(?:dep|=>)\t(\S+)\t(v\S+)", output, re.MULTILINE)
 
 
 def folder_of(cache: Path, module: str, version: str) -> Path:
@@ -58,13 +58,15 @@ def check(go: str, program: Path, cache: Path) -> dict[str, str]:
     found = {}
     for module, version in linked(go, program):
         folder = folder_of(cache, module, version)
-        found[module] = TOLD_ELSEWHERE.get(module) or (of_folder(folder) if folder.is_dir() else "")
+        found[module] = STATED_ELSEWHERE.get(module) or (of_folder(folder) if folder.is_dir() else "")
     if not found:
         raise Problem(f"{program.name} does not list its linked modules, so its licences cannot be read.")
     wrong = {name: licence for name, licence in found.items() if not permissive(licence)}
     if wrong:
-        told = ", ".join(f"{name} ({licence or 'no licence that is known'})" for name, licence in sorted(wrong.items()))
-        raise Problem(f"{program.name} contains modules that must not be used: {told}.")
+        listed = ", ".join(
+            f"{name} ({licence or 'no licence that is known'})" for name, licence in sorted(wrong.items())
+        )
+        raise Problem(f"{program.name} contains modules that must not be used: {listed}.")
     return found
 
 
@@ -81,5 +83,5 @@ def table(go: str, environment: dict[str, str], modules: Path) -> str:
         folder = folder_of(cache, module, version)
         if not folder.is_dir():
             host.run([go, "mod", "download", f"{module}@{version}"], env=environment, cwd=cache, tries=3)
-        lines.append(f"{module} {version} {TOLD_ELSEWHERE.get(module) or of_folder(folder) or 'unknown'}\n")
+        lines.append(f"{module} {version} {STATED_ELSEWHERE.get(module) or of_folder(folder) or 'unknown'}\n")
     return "".join(lines)

@@ -131,9 +131,9 @@ def build(archive: Path, target: Path) -> None:
         host.run(["nice", "cmake", "--build", str(made), "--target", "llama-server"])
         program = made / "bin" / "llama-server"
         host.run(["strip", str(program)])
-        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
-        if SAYS not in said.stdout + said.stderr:
-            raise Problem(f"The built llama-server says {(said.stdout + said.stderr).strip()!r} and not {SAYS}.")
+        shown = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+        if SAYS not in shown.stdout + shown.stderr:
+            raise Problem(f"The built llama-server says {(shown.stdout + shown.stderr).strip()!r} and not {SAYS}.")
         unfinished = target.with_suffix(".part")
         files = {f"llama-{VERSION}/llama-server": program, f"llama-{VERSION}/LICENSE": tree / "LICENSE"}
         builds.write_archive(unfinished, files, zipped=False)

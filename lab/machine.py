@@ -203,9 +203,9 @@ def start(name: str) -> None:
     while (state := system_state(name)) not in ("running", "degraded"):
         if time.monotonic() > deadline or not (inspect(name) or {"State": {"Running": False}})["State"]["Running"]:
             logs = subprocess.run(["podman", "logs", "--tail", "5", container(name)], capture_output=True, text=True)
-            said = " ".join((logs.stdout + logs.stderr).split())
+            log = " ".join((logs.stdout + logs.stderr).split())
             raise Problem(
-                f"The machine {name} did not boot within {BOOT_TIMEOUT} s (systemd says {state or 'nothing'}; {said}); "
+                f"The machine {name} did not boot within {BOOT_TIMEOUT} s (systemd says {state or 'nothing'}; {log}); "
                 f"see `podman exec {container(name)} journalctl -b`."
             )
         time.sleep(0.2)
@@ -221,8 +221,8 @@ def start(name: str) -> None:
 
 def system_state(name: str) -> str:
     """Return the state that the machine's systemd reports, e.g. starting, running, degraded."""
-    ask = ["podman", "exec", container(name), "systemctl", "is-system-running"]
-    return subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
+    command = ["podman", "exec", container(name), "systemctl", "is-system-running"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def remember_host_key(name: str) -> None:

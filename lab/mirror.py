@@ -121,8 +121,8 @@ class Hub:
         folder = (self.root / "/".join(parts[:2])).resolve()
         if len(parts) < 2 or not folder.is_relative_to(self.root) or not folder.is_dir():
             return self.refused(401, "RepoNotFound")
-        kind, asked = parts[2:4] if len(parts) > 3 else ("revision", "main")
-        commit = (folder / ".main").read_text().strip() if asked == "main" else asked
+        kind, rest = parts[2:4] if len(parts) > 3 else ("revision", "main")
+        commit = (folder / ".main").read_text().strip() if rest == "main" else rest
         if commit.startswith(".") or not (folder / commit).is_dir():
             return self.refused(404, "RevisionNotFound")
         if about:
@@ -139,20 +139,20 @@ class Hub:
     def about(self, name: str, folder: Path) -> Answer:
         """Return the hub's description of a revision: its commit and its files."""
         gated = "manual" if (folder.parent / ".token").exists() else False
-        told = {"id": name, "modelId": name, "sha": folder.name, "private": False, "gated": gated, "tags": []}
-        told["siblings"] = [{"rfilename": path.name} for path in sorted(folder.iterdir())]
-        return Answer(200, {"Content-Type": "application/json"}, text=json.dumps(told).encode())
+        info = {"id": name, "modelId": name, "sha": folder.name, "private": False, "gated": gated, "tags": []}
+        info["siblings"] = [{"rfilename": path.name} for path in sorted(folder.iterdir())]
+        return Answer(200, {"Content-Type": "application/json"}, text=json.dumps(info).encode())
 
     def tree(self, folder: Path) -> Answer:
         """Return the files of a revision with sizes in bytes and digests; large files also have a SHA-256."""
-        told = []
+        entries = []
         for path in sorted(folder.iterdir()):
             size = path.stat().st_size
             entry = {"type": "file", "path": path.name, "size": size, "oid": git_blob(path)}
             if path.suffix == ".safetensors":
                 entry["lfs"] = {"oid": sha256(path), "size": size, "pointerSize": 134}
-            told.append(entry)
-        return Answer(200, {"Content-Type": "application/json"}, text=json.dumps(told).encode())
+            entries.append(entry)
+        return Answer(200, {"Content-Type": "application/json"}, text=json.dumps(entries).encode())
 
     def file(self, folder: Path, name: str) -> Answer:
         """Return a file with the headers by which the client identifies its version."""
@@ -188,8 +188,8 @@ class Record:
         with self.lock:
             if method == "DELETE":
                 self.entries.clear()
-            told = json.dumps({"count": len(self.entries), "requests": self.entries})
-        return Answer(200, {"Content-Type": "application/json"}, text=told.encode())
+            content = json.dumps({"count": len(self.entries), "requests": self.entries})
+        return Answer(200, {"Content-Type": "application/json"}, text=content.encode())
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -205,8 +205,8 @@ def write_gguf(folder: Path) -> dict[str, str]:
 
 def write_gguf_misfits(folder: Path) -> None:
     """Write GGUF files that must be refused: a truncated one, an HTML page, and an adapter of a wider model."""
-    whole = (folder / "gguf" / "tiny.gguf").read_bytes()
-    (folder / "misfits" / "cut.gguf").write_bytes(whole[: len(whole) // 2])
+    content = (folder / "gguf" / "tiny.gguf").read_bytes()
+    (folder / "misfits" / "cut.gguf").write_bytes(content[: len(content) // 2])
     (folder / "misfits" / "page.gguf").write_text("<!doctype html>\n")
     gguf.write_adapter(folder / "misfits" / "shape", folder / "misfits" / "shape.gguf", HEADS, KV_HEADS)
     for path in (folder / "misfits").glob("*.gguf"):

@@ -21,7 +21,7 @@ def recipe() -> str:
     return host.digest([path.read_text() for path in (LIBRARY, MODPROBE, SMI)])
 
 
-def lay_over(root: Path) -> None:
+def copy_into(root: Path) -> None:
     """Install the stand-ins into a machine's root file system."""
     host.ensure_packages(PROGRAMS)
     libraries, programs = root / "usr/lib/x86_64-linux-gnu", root / "usr/bin"

@@ -120,8 +120,8 @@ def look(page: Browser, dashboard: Dashboard) -> tuple[Seen, ...]:
     ]
     refused = page.ask(REFUSED)
     if refused:
-        told = f"queries that the store refused: {refused}; `python -m dashboards.check` names them"
-        seen.append(Seen(dashboard.title, "all panels", "", True, (told,), ()))
+        refusals = f"queries that the store refused: {refused}; `python -m dashboards.check` names them"
+        seen.append(Seen(dashboard.title, "all panels", "", True, (refusals,), ()))
     return tuple(seen)
 
 
@@ -145,7 +145,7 @@ def run(url: str, minutes: int, folder: Path | None, has: set[str], has_all: boo
     return problems
 
 
-def look_around(options: argparse.Namespace) -> list[str]:
+def check_and_draw(options: argparse.Namespace) -> list[str]:
     """Check the given store, or a temporary one, and return the problems."""
     if options.url:
         return run(options.url, options.minutes, options.write, set(options.has), options.has_all)

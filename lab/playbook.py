@@ -91,8 +91,8 @@ def read(code: int, text: str) -> Outcome:
             elif event["_event"] == "v2_runner_on_ok" and result.get("changed"):
                 changed.append(event["task"]["name"].removeprefix(COLLECTION))
     if code and not message:
-        said = [line for line in text.splitlines() if not line.startswith("{") and line.strip()]
-        message = said[-1] if said else ""
+        lines = [line for line in text.splitlines() if not line.startswith("{") and line.strip()]
+        message = lines[-1] if lines else ""
     return Outcome(code, changed, message, warnings, text)
 
 

@@ -208,8 +208,8 @@ def ssh_command(name: str, command: list[str]) -> list[str]:
 
 def boot_id(name: str) -> str:
     """Return the ID of the current boot; empty while SSH does not answer."""
-    ask = ssh_command(name, ["cat", "/proc/sys/kernel/random/boot_id"])
-    return subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
+    command = ssh_command(name, ["cat", "/proc/sys/kernel/random/boot_id"])
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def wait(name: str, other_than: str = "") -> None:

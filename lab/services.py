@@ -122,13 +122,13 @@ def install(folder: Path) -> None:
 
 def wait_until_ready() -> None:
     """Wait until Loki is ready and the mirror answers; raise Problem that names the one that does not."""
-    told = describe()
+    state = describe()
     deadline = time.monotonic() + READY_TIMEOUT
     pages = {
-        "mirror": f"{told['mirror']}/requests",
-        "loki": f"{told['loki']}/ready",
-        "loki-guarded": f"{told['guarded_loki']['url']}/ready",
-        "slack": f"{told['slack']}/messages",
+        "mirror": f"{state['mirror']}/requests",
+        "loki": f"{state['loki']}/ready",
+        "loki-guarded": f"{state['guarded_loki']['url']}/ready",
+        "slack": f"{state['slack']}/messages",
     }
     for unit, url in pages.items():
         while (reason := refusal(url)) is not None:

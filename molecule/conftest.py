@@ -106,7 +106,7 @@ def reboot(ssh: list[str]) -> None:
     """Reboot a machine that is not the laboratory's, and wait until its boot ID changes."""
 
     def boot() -> str:
-        ask = [
+        command = [
             *ssh,
             "-o",
             "ControlPath=none",
@@ -115,7 +115,7 @@ def reboot(ssh: list[str]) -> None:
             "machine",
             "cat /proc/sys/kernel/random/boot_id",
         ]
-        return subprocess.run(ask, check=False, capture_output=True, text=True).stdout
+        return subprocess.run(command, check=False, capture_output=True, text=True).stdout
 
     before, deadline = boot(), time.monotonic() + REBOOT_WITHIN
     subprocess.run([*ssh, "machine", "sudo systemctl reboot"], check=False, capture_output=True)
@@ -149,7 +149,7 @@ def build() -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def asked(host, services) -> Callable[[], list[str]]:
+def mirror_requests(host, services) -> Callable[[], list[str]]:
     """Return the paths that this machine, not others, has requested from the mirror since the test began."""
     own = host.check_output("hostname -I").split()
 
@@ -162,7 +162,7 @@ def asked(host, services) -> Callable[[], list[str]]:
 
 
 @pytest.fixture
-def away(host) -> Iterator[Callable[[str], None]]:
+def hide_files(host) -> Iterator[Callable[[str], None]]:
     """Move files of a shell pattern away for one test; dpkg still considers them installed."""
     taken: list[str] = []
 
@@ -216,8 +216,8 @@ def stray(host) -> Iterator[Callable[[str], int]]:
         port = str(9770 + len(ports))
         group, score = "", "0"
         if unit:  # with the unit's OOM score, like its own children
-            ask = "systemctl show --property %s --value %s"
-            group, score = (host.check_output(ask, name, unit) for name in ("ControlGroup", "OOMScoreAdjust"))
+            command = "systemctl show --property %s --value %s"
+            group, score = (host.check_output(command, name, unit) for name in ("ControlGroup", "OOMScoreAdjust"))
         run = "systemd-run --unit stray-%s --property OOMScoreAdjust=%s python3 -c %s %s %s"
         host.check_output(run, port, score, STRAY, group, port)
         ports.append(port)

@@ -32,11 +32,11 @@ def diagnosed(case: dict, table: causes.Table) -> tuple[str, str]:
     return (verdict.cause.cause.id, verdict.cause.cause.kind_of) if verdict.cause else (HEALTHY, "")
 
 
-def outcome(case: dict, said: str, wider: str = "") -> str:
+def outcome(case: dict, diagnosis: str, wider: str = "") -> str:
     """Return right, wrong or none (no cause found) for a case."""
-    if {said, wider} & {case["cause"], *(case.get("accept") or ())}:
+    if {diagnosis, wider} & {case["cause"], *(case.get("accept") or ())}:
         return "right"
-    return "none" if said == HEALTHY else "wrong"
+    return "none" if diagnosis == HEALTHY else "wrong"
 
 
 def kind(cause: str, table: causes.Table) -> str:
@@ -52,8 +52,8 @@ def main(paths: list[Path]) -> int:
         return 2
     results = []
     for case in cases:
-        said, wider = diagnosed(case, table)
-        results.append((case, said, outcome(case, said, wider)))
+        diagnosis, wider = diagnosed(case, table)
+        results.append((case, diagnosis, outcome(case, diagnosis, wider)))
     broken = [result for result in results if result[0]["cause"] != HEALTHY]
     healthy = [result for result in results if result[0]["cause"] == HEALTHY]
     count = Counter(result for _, _, result in broken)
@@ -67,11 +67,11 @@ def main(paths: list[Path]) -> int:
         for value in sorted({name(case) for case, _, _ in broken}):
             part = [result for case, _, result in broken if name(case) == value]
             print(f"  {title} {value}: right {part.count('right')}/{len(part)}, wrong {part.count('wrong')}")
-    alarms = [case["id"] for case, said, _ in healthy if said != HEALTHY]
+    alarms = [case["id"] for case, diagnosis, _ in healthy if diagnosis != HEALTHY]
     print(f"false_alarms {len(alarms)}/{len(healthy)}")
-    for case, said, result in results:
+    for case, diagnosis, result in results:
         if result != "right":
-            print(f"  {result:<5} {case['id']}: {case['cause']}, diagnosed {said}")
+            print(f"  {result:<5} {case['id']}: {case['cause']}, diagnosed {diagnosis}")
     return 0
 
 

@@ -204,8 +204,8 @@ def whole(text: str) -> int | None:
 
 def block_size(row: dict) -> int:
     """Return the tokens per block: the engine's 16 unless the row's command line has another value."""
-    told = re.search(r"block[-_]size[= ](\d+)", row["notes"])
-    return int(told.group(1)) if told else 16
+    match = re.search(r"block[-_]size[= ](\d+)", row["notes"])
+    return int(match.group(1)) if match else 16
 
 
 def service_of(entry: VllmRow) -> VllmService:
@@ -231,22 +231,22 @@ def service_of(entry: VllmRow) -> VllmService:
 
 def adapter_slots(row: dict) -> int:
     """Return the adapters used at once if the row has `2 slots`; otherwise the engine's default."""
-    told = re.search(r"(\d+) slots", row["lora"])
-    return int(told.group(1)) if told else 1
+    match = re.search(r"(\d+) slots", row["lora"])
+    return int(match.group(1)) if match else 1
 
 
 def capture_size(row: dict) -> int:
     """Return the largest batch with a CUDA graph from the row's command line; 0 if it is not there."""
-    told = re.search(r"capture[-_ ]size[= ](\d+)", row["notes"])
-    return int(told.group(1)) if told else 0
+    match = re.search(r"capture[-_ ]size[= ](\d+)", row["notes"])
+    return int(match.group(1)) if match else 0
 
 
 def speculation(row: dict) -> dict:
     """Return the drafter's layers and tokens per step if the row has multi-token prediction; by default one token."""
     if not re.search(r"\bMTP drafter\b", row["notes"]):
         return {}
-    told = re.search(r"num_speculative_tokens\D{0,3}(\d+)", row["notes"])
-    return {"draft_layers": 1, "drafted": int(told.group(1)) if told else 1}
+    match = re.search(r"num_speculative_tokens\D{0,3}(\d+)", row["notes"])
+    return {"draft_layers": 1, "drafted": int(match.group(1)) if match else 1}
 
 
 def expert_parallel(row: dict) -> int | None:
@@ -407,13 +407,13 @@ class VllmScore:
         check = start_check(row, entry.total, entry.version)
         if plan is None and check is None:
             return
-        said = plan["verdict"] if plan else "fits" if check else "refused"
-        right = (said == "refused") == refused
-        text = f"{entry.case} {row['model']}: planned {said}, was {row['outcome']}"
+        result = plan["verdict"] if plan else "fits" if check else "refused"
+        right = (result == "refused") == refused
+        text = f"{entry.case} {row['model']}: planned {result}, was {row['outcome']}"
         self.verdict.add(right, text)
         self.trivial.add((check is False) == refused, f"{entry.case}: was {row['outcome']}")
         if refused:
-            self.refusals.add(said == "refused", text)
+            self.refusals.add(result == "refused", text)
         for kind in kinds(plan, entry):
             self.kinds.verdicts[kind].append(right)
 
@@ -448,15 +448,15 @@ def show_left_out(engine: str, left_out: dict[str, list[tuple[str, str]]]) -> No
     for reason, cases in sorted(left_out.items()):
         name = f"left_out_{engine}_no_{re.sub('[ -]', '_', reason)}"
         print(f"{name} {len(cases)}: {' '.join(case for case, _ in cases)}")
-        for _, said in cases:
-            if said:
-                print(f"    {said}")
+        for _, message in cases:
+            if message:
+                print(f"    {message}")
 
 
 def slots(row: dict) -> int:
     """Return the server's slots: the row's value, otherwise one (most rows are older than the default of four)."""
-    told = re.search(r"(\d+) slots|parallel[= ](\d+)", row["engine_note"] + row["notes"])
-    return int(told.group(1) or told.group(2)) if told else 1
+    match = re.search(r"(\d+) slots|parallel[= ](\d+)", row["engine_note"] + row["notes"])
+    return int(match.group(1) or match.group(2)) if match else 1
 
 
 def llama_service(row: dict, shape: Shape) -> LlamaService:

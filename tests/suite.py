@@ -186,8 +186,8 @@ def changed_files() -> list[str]:
     since = f"--since={int(newest.stdout) - A_DAY}"
     # With a merge's first parent, a merged branch counts in full.
     words = ["git", "log", "--first-parent", "--diff-merges=first-parent", "--name-only", "--format=", since]
-    told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    return sorted({line for line in told.stdout.splitlines() if line})
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    return sorted({line for line in done.stdout.splitlines() if line})
 
 
 def touched_first(steps: list[Step], changed: list[str]) -> list[Step]:

@@ -14,12 +14,12 @@ class Disk:
 
     def __init__(self, *directories: Path) -> None:
         self._states = dict.fromkeys(directories, "ok")
-        self._asked = -float("inf")
+        self._read_at = -float("inf")
 
     async def state(self, directory: Path) -> str:
         """Return "ok", or why the directory cannot be written."""
-        if time.monotonic() - self._asked > TRUSTED_SEC:
-            self._asked = time.monotonic()
+        if time.monotonic() - self._read_at > TRUSTED_SEC:
+            self._read_at = time.monotonic()
             self._states = {each: await asyncio.to_thread(_state, each) for each in self._states}
         return self._states[directory]
 

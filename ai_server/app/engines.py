@@ -31,13 +31,13 @@ class Engines:
 
     def __init__(self, settings: Settings, table: Table | None) -> None:
         self._table, self._timeout = table, settings.http_timeout_sec
-        self._asked_for = {
+        self._configured = {
             "VLLM_MODEL": settings.vllm_model,
             "VLLM_LORA_ADAPTER_EASYCONTRACT": settings.vllm_lora_adapter_easycontract,
             "VLLM_LORA_ADAPTER_CHECKLIST": settings.vllm_lora_adapter_checklist,
         }
         if table is None:
-            models = tuple(self._asked_for.values())
+            models = tuple(self._configured.values())
             entry = Entry(ALONE, settings.vllm_base_url, settings.vllm_api_key.get_secret_value(), models)
             self._engines = {ALONE: Engine(entry, self._timeout, "vLLM", "VLLM_API_KEY")}
         else:
@@ -105,9 +105,9 @@ class Engines:
         off = {name: self._table.off(name) if self._table else "" for name in engines}
         serving = [name for name in engines if not off[name]]
         states = dict(zip(serving, await asyncio.gather(*(engines[name].health() for name in serving)), strict=True))
-        told = {name: off[name] or states[name] for name in engines}
+        states_shown = {name: off[name] or states[name] for name in engines}
         well = [states[name] == "ok" for name in serving]
-        return Health({"engines": told} if self._table else {"vllm": told[ALONE]}, all(well), any(well))
+        return Health({"engines": states_shown} if self._table else {"vllm": states_shown[ALONE]}, all(well), any(well))
 
     def _now(self) -> dict[str, Engine]:
         """Return the engines of the current files; an unchanged engine keeps its open connections."""
@@ -118,7 +118,7 @@ class Engines:
         if entries is not self._entries:
             self._entries, before = entries, self._engines
             self._engines = {name: self._engine(entry, before.get(name)) for name, entry in entries.items()}
-            for setting, model in self._asked_for.items():
+            for setting, model in self._configured.items():
                 if not self._table.serves(model):
                     logger.warning("no engine of ENGINES_FILE serves %s, which %s names", model, setting)
         return self._engines

@@ -48,7 +48,7 @@ async def answer(request: Request, error: HTTPException) -> JSONResponse:
     return JSONResponse({"error": problem.body}, problem.status_code, problem.headers)
 
 
-async def store_away(request: Request, error: Exception) -> JSONResponse:
+async def store_unavailable(request: Request, error: Exception) -> JSONResponse:
     """FastAPI's exception handler for sqlite3.OperationalError: on a full disk even opening a store may fail."""
     return await answer(request, Problem(503, f"A store in STATE_DIRECTORY cannot be used: {error}."))
 

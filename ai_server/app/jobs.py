@@ -114,7 +114,7 @@ class Job:
 class Store:
     """The jobs on disk. Every method commits before it returns; times are in seconds since the epoch.
 
-    All methods raise sqlite3.Error; in a request, errors.store_away answers it with 503.
+    All methods raise sqlite3.Error; in a request, errors.store_unavailable answers it with 503.
     """
 
     def __init__(self, directory: Path, clock: Callable[[], float] = time.time) -> None:
@@ -470,8 +470,8 @@ def _none_of(kinds: Sequence[str]) -> str:
 
 def _digest(kind: str, work: dict) -> str:
     """Return the SHA-256 of a job's content as hex digits, to compare jobs."""
-    asked = {name: value for name, value in work.items() if name != "trace"}  # a repeated request has another trace
-    return hashlib.sha256(json.dumps([kind, asked], sort_keys=True).encode()).hexdigest()
+    request = {name: value for name, value in work.items() if name != "trace"}  # a repeated request has another trace
+    return hashlib.sha256(json.dumps([kind, request], sort_keys=True).encode()).hexdigest()
 
 
 def _locked(file) -> bool:

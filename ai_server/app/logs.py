@@ -80,12 +80,12 @@ class Line(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, timezone.utc).isoformat()
-        told = {"level": record.levelname, "logger": record.name, "message": record.getMessage()}
-        told |= {"request_id": request_id.get(), **tracing.ids(), "timestamp": when}
-        told |= {name: value for name, value in record.__dict__.items() if name not in OWN}
+        record_fields = {"level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        record_fields |= {"request_id": request_id.get(), **tracing.ids(), "timestamp": when}
+        record_fields |= {name: value for name, value in record.__dict__.items() if name not in OWN}
         if record.exc_info:
-            told["exc_info"] = self.formatException(record.exc_info)
-        return ENCODE(told)
+            record_fields["exc_info"] = self.formatException(record.exc_info)
+        return ENCODE(record_fields)
 
 
 ENCODE = json.JSONEncoder(default=str).encode  # json.dumps with options creates an encoder at each call

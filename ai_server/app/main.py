@@ -170,7 +170,7 @@ def create_app(config: Settings) -> ASGIApp:
     app = FastAPI(title="ai-server", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, errors.answer)
     app.add_exception_handler(Exception, errors.unforeseen)
-    app.add_exception_handler(sqlite3.OperationalError, errors.store_away)
+    app.add_exception_handler(sqlite3.OperationalError, errors.store_unavailable)
     app.add_exception_handler(ClientLeft, client_left)
     app.add_exception_handler(ClientDisconnect, client_left)  # while the request was read
 
@@ -206,8 +206,8 @@ def create_app(config: Settings) -> ASGIApp:
 
     @app.get("/v1/jobs")
     async def jobs(request: Request) -> dict:
-        asked = _checked(Listing, dict(request.query_params))
-        found = request.app.state.service.store.newest(request.scope["caller"], asked.limit, asked.state)
+        listing = _checked(Listing, dict(request.query_params))
+        found = request.app.state.service.store.newest(request.scope["caller"], listing.limit, listing.state)
         return {"object": "list", "data": [job.summary() for job in found]}
 
     @app.get("/v1/jobs/{job_id}")
@@ -265,7 +265,7 @@ async def _health(service: Service, config: Settings) -> tuple[dict, bool]:
     """Return the state for the response, and whether an engine can take requests."""
     engines = await service.engines.health()
     store, uploads = [await service.disk.state(each) for each in (config.state_directory, config.resources_directory)]
-    told = {
+    body = {
         "status": "ok" if engines.sound and store == uploads == "ok" and service.working else "degraded",
         **engines.told,
         **({"engines_file": service.engines.trouble} if service.engines.trouble else {}),
@@ -275,7 +275,7 @@ async def _health(service: Service, config: Settings) -> tuple[dict, bool]:
         "jobs": _counts(service.store) if service.working else "stopped",
         "callbacks": "on" if service.backend.enabled else "off: BACKEND_INTERNAL_TOKEN is not set",
     }
-    return told, engines.ready
+    return body, engines.ready
 
 
 def _counts(store: Store) -> dict[str, int] | str:

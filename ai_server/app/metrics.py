@@ -88,10 +88,10 @@ def token_counts(usage: object) -> tuple[int, int]:
     if not isinstance(usage, dict):
         return 0, 0
 
-    def said(*names: str) -> int:
+    def count_of(*names: str) -> int:
         numbers = (usage.get(name) for name in names)
         return next((number for number in numbers if isinstance(number, int) and 0 < number < MAX_TOKENS), 0)
 
     # /v1/responses calls them input and output.
-    prompt, completion = said("prompt_tokens", "input_tokens"), said("completion_tokens", "output_tokens")
-    return prompt, completion or max(0, said("total_tokens") - prompt)
+    prompt, completion = count_of("prompt_tokens", "input_tokens"), count_of("completion_tokens", "output_tokens")
+    return prompt, completion or max(0, count_of("total_tokens") - prompt)

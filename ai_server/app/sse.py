@@ -41,9 +41,9 @@ class Reader:
                 return []
             rest, self._begun = rest.removeprefix(BOM), True
         if self._only_lf and b"\r" not in chunk:
-            *whole, self._rest = rest.split(b"\n\n")
+            *blocks, self._rest = rest.split(b"\n\n")
             found = []
-            for event in whole:
+            for event in blocks:
                 if event.startswith(b"data: ") and b"\n" not in event:
                     found.append(("message", event[6:].decode(errors="replace")))
                 else:

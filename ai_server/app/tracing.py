@@ -124,7 +124,7 @@ def end(span: Any, scope: Scope, status: int) -> None:
         span.update_name(f"{scope['method']} {handler}")
         span.set_attribute("http.route", handler)
     usage = scope.get("usage")
-    told = {
+    exported = {
         "http.response.status_code": status,
         "caller": scope.get("caller"),
         "engine": scope.get("engine"),
@@ -132,7 +132,7 @@ def end(span: Any, scope: Scope, status: int) -> None:
         "gen_ai.usage.input_tokens": usage.get("prompt_tokens") if isinstance(usage, dict) else None,
         "gen_ai.usage.output_tokens": usage.get("completion_tokens") if isinstance(usage, dict) else None,
     }
-    span.set_attributes({name: value for name, value in told.items() if isinstance(value, (str, int))})
+    span.set_attributes({name: value for name, value in exported.items() if isinstance(value, (str, int))})
     if status >= 500:
         span.set_status(StatusCode.ERROR)
     span.end()

@@ -29,7 +29,7 @@ PARSER_TIMEOUT_SEC = 30
 PARSER_MEMORY_BYTES = 1024**3
 PARSER_WAIT_SEC = 15  # together with the timeout above, less than the usual 60 s of proxies
 PARSERS = 2
-LEFT_OVER_SEC = 3600  # no upload takes that long: an older part is from a killed process
+STALE_PART_SEC = 3600  # no upload takes that long: an older part is from a killed process
 MAX_CHARACTERS = 4_000_000  # more than any model's context; limits what a few compressed bytes can expand to
 BLOCK = 1024 * 1024
 ROOT = Path(__file__).parents[1]
@@ -114,7 +114,7 @@ class Uploads:
                 if path.suffix == ".pdf" and found.st_mtime < older_than and path.name not in needed:
                     path.unlink(missing_ok=True)
                     removed += 1
-                elif path.suffix == ".part" and found.st_mtime < time.time() - LEFT_OVER_SEC:
+                elif path.suffix == ".part" and found.st_mtime < time.time() - STALE_PART_SEC:
                     path.unlink(missing_ok=True)
         return removed
 

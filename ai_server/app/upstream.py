@@ -34,7 +34,7 @@ COMMENT = b": waiting\n\n"
 STREAM = "text/event-stream"
 PIECE = b"data:"  # one event of an answer: in most streams, one token
 UNFINISHED = {None, "abort", "error"}  # finish reasons if the engine gave up or was stopped during the answer
-MAX_TOLD = 300  # characters of an error page that the caller gets
+MAX_QUOTED = 300  # characters of an error page that the caller gets
 UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))  # the second is for proxies such as nginx
 EVENT_ENDS = (b"\n\n", b"\n\r\n")
 MAX_HELD = 1 << 20  # bytes of an incomplete event
@@ -132,10 +132,10 @@ class Engine:
             return model
         if time.monotonic() - self._listed > LISTED_SEC:
             self._listed = time.monotonic()
-            self._listing = asyncio.ensure_future(self._look())
+            self._listing = asyncio.ensure_future(self._list_models())
         return metrics.OTHER
 
-    async def _look(self) -> None:
+    async def _list_models(self) -> None:
         with contextlib.suppress(Problem):
             await self.models()
 
@@ -196,14 +196,14 @@ class Engine:
                     raise self._refused_key()
                 yield response
         except ConnectError as error:
-            raise self._away(error) from None
+            raise self._unreachable(error) from None
         except Failure as error:
             if response is not None:
                 raise self.broken_off(error) from None
             if not isinstance(error, ReadTimeout):
-                raise self._away(error) from None
-            told = {"error": type(error).__name__, "path": path, "engine": self.name}
-            logger.warning("%s was silent for too long", self.title, extra=told)
+                raise self._unreachable(error) from None
+            log_fields = {"error": type(error).__name__, "path": path, "engine": self.name}
+            logger.warning("%s was silent for too long", self.title, extra=log_fields)
             raise Problem(504, f"{self.title} did not answer in time.", NO_RETRY) from None
         finally:
             if response is not None:
@@ -243,8 +243,8 @@ class Engine:
 
     def broken_off(self, error: Failure) -> Problem:
         """Return the Problem for a connection that ends, or stays silent, after the answer has begun."""
-        told = {"error": type(error).__name__, "engine": self.name}
-        logger.warning("%s's answer broke off", self.title, extra=told)
+        fields = {"error": type(error).__name__, "engine": self.name}
+        logger.warning("%s's answer broke off", self.title, extra=fields)
         if isinstance(error, ReadTimeout):
             return Problem(504, f"{self.title}'s answer broke off: nothing more arrived in time.", NO_RETRY)
         return Problem(502, f"{self.title}'s answer broke off: the connection was lost.")
@@ -257,8 +257,8 @@ class Engine:
         try:
             for choice in event["choices"]:
                 if not choice.get("index"):  # only one was requested; ignore others
-                    said = choice.get("delta") or choice.get("message") or {}
-                    answer["result"] += said.get("content") or said.get("refusal") or ""
+                    delta = choice.get("delta") or choice.get("message") or {}
+                    answer["result"] += delta.get("content") or delta.get("refusal") or ""
                     answer["finish_reason"] = str(choice.get("finish_reason") or "") or answer["finish_reason"]
             answer["usage"] = event.get("usage") or answer["usage"]
         except (LookupError, TypeError, AttributeError):
@@ -273,22 +273,22 @@ class Engine:
         if not 400 <= status < 600:
             return Permanent(502, f"{self.title} answered {status}, which is not a chat completion.")
         try:
-            said = _sentence(json.loads(content))
+            message = _sentence(json.loads(content))
         except (ValueError, RecursionError):
             text = " ".join(content.decode(errors="replace").split())
             page = text.startswith("<")  # a proxy's HTML
-            said = f"{self.title} said: {text[:MAX_TOLD]}" if text and not page else ""
+            message = f"{self.title} said: {text[:MAX_QUOTED]}" if text and not page else ""
         wait = (headers or {}).get("retry-after")
-        return Problem(status, said or f"{self.title} answered {status}.", {"Retry-After": wait} if wait else None)
+        return Problem(status, message or f"{self.title} answered {status}.", {"Retry-After": wait} if wait else None)
 
     def _refused_key(self) -> Problem:
         started = f"give it the key that {self.title} was started with"
         logger.error("%s refused %s: %s", self.title, self._key, started, extra={"engine": self.name})
         return Problem(502, f"{self.title} rejected this server's key; the operator must correct {self._key}.")
 
-    def _away(self, error: Failure) -> Problem:
-        told = {"error": f"{type(error).__name__}: {error}", "engine": self.name}
-        logger.warning("%s is away", self.title, extra=told)
+    def _unreachable(self, error: Failure) -> Problem:
+        fields = {"error": f"{type(error).__name__}: {error}", "engine": self.name}
+        logger.warning("%s is away", self.title, extra=fields)
         why = f"{self.title} is not reachable or is just starting; try again later."
         return Problem(503, why, {"Retry-After": "10"})
 
@@ -337,8 +337,8 @@ class Pulse:
         left = self._last + KEEP_ALIVE_SEC - self._loop.time()
         if left <= 0:
             if self._between and not self._sending:
-                told = self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
-                self._comment = asyncio.ensure_future(told)
+                sending = self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+                self._comment = asyncio.ensure_future(sending)
             self._last, left = self._loop.time(), KEEP_ALIVE_SEC
         self._timer = self._loop.call_later(left, self._due)
 
@@ -406,7 +406,7 @@ class Relay(Response):
 
     async def _collected(self, upstream: http1.Response, model: str) -> bytes:
         """Return the complete answer as JSON; raises Problem if the stream contains an error or breaks off."""
-        whole, reader, first = Whole(self._path, model), sse.Reader(), True
+        collected, reader, first = Whole(self._path, model), sse.Reader(), True
         try:
             async for chunk in upstream.aiter_bytes():
                 self._pieces += chunk.count(PIECE)
@@ -414,18 +414,18 @@ class Relay(Response):
                     self._first()
                     first = False
                 for kind, data in reader.feed(chunk):
-                    self._add(whole, self._engine.event(kind, data, model))
+                    self._add(collected, self._engine.event(kind, data, model))
             for kind, data in reader.end():
-                self._add(whole, self._engine.event(kind, data, model))
-            if whole.reasons() & UNFINISHED:
+                self._add(collected, self._engine.event(kind, data, model))
+            if collected.reasons() & UNFINISHED:
                 raise self._engine.unfinished()
-            return json.dumps(whole.answer()).encode()
+            return json.dumps(collected.answer()).encode()
         except (LookupError, TypeError, AttributeError):
             raise self._engine.no_completion() from None
 
-    def _add(self, whole: Whole, event: dict | None) -> None:
+    def _add(self, collected: Whole, event: dict | None) -> None:
         if event is not None:
-            whole.add(event)
+            collected.add(event)
             self._usage = event.get("usage") or self._usage
 
     async def _relay(self, scope: Scope, send: Send, body: dict | None) -> None:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-LOOK_AGAIN_SEC = 1.0
+CHECK_INTERVAL_SEC = 1.0
 
 
 class Watched:
@@ -12,17 +12,17 @@ class Watched:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._path, self._clock = path, clock
-        self._looked, self._mark = clock(), self._look()
+        self._checked_at, self._mark = clock(), self._stat()
 
     def changed(self) -> bool:
-        """Return whether the file has changed since the last check; checks at most once in LOOK_AGAIN_SEC."""
+        """Return whether the file has changed since the last check; checks at most once in CHECK_INTERVAL_SEC."""
         now = self._clock()
-        if abs(now - self._looked) < LOOK_AGAIN_SEC:
+        if abs(now - self._checked_at) < CHECK_INTERVAL_SEC:
             return False
-        self._looked, before, self._mark = now, self._mark, self._look()
+        self._checked_at, before, self._mark = now, self._mark, self._stat()
         return self._mark != before
 
-    def _look(self) -> tuple:
+    def _stat(self) -> tuple:
         try:
             seen = self._path.stat()
         except OSError:

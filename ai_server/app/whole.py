@@ -41,18 +41,18 @@ class Whole:
         delta, so_far = choice.get("delta"), self._choices.get(choice.get("index"))
         if so_far is None or not delta or len(delta) > 1 or choice.get("logprobs") or choice.get("finish_reason"):
             return False
-        said, before = delta.get("content"), so_far["message"].get("content")
-        if not isinstance(said, str) or not isinstance(before, str):
+        new, before = delta.get("content"), so_far["message"].get("content")
+        if not isinstance(new, str) or not isinstance(before, str):
             return False
-        so_far["message"]["content"] = before + said
+        so_far["message"]["content"] = before + new
         return True
 
     def _add_choice(self, choice: dict) -> None:
         index = choice.get("index") or 0
         so_far = self._choices.get(index)
         if so_far is None:
-            said = {"message": {"role": "assistant", "content": None}} if self._chat else {"text": ""}
-            so_far = self._choices[index] = {"index": index, **said, "logprobs": None, "finish_reason": None}
+            empty = {"message": {"role": "assistant", "content": None}} if self._chat else {"text": ""}
+            so_far = self._choices[index] = {"index": index, **empty, "logprobs": None, "finish_reason": None}
         for name, value in choice.items():
             if name == "delta":
                 _add_delta(so_far["message"], value or {})

@@ -86,7 +86,7 @@ class StandIns:
         self._thread.join(5)
 
     def callbacks(self) -> list[dict]:
-        return [asked for asked in self.asked if "callbacks" in asked["path"]]
+        return [request for request in self.asked if "callbacks" in request["path"]]
 
     async def _note(self, request: Request) -> Any:
         raw = await request.body()

@@ -21,16 +21,16 @@ def test_text(client, standins, path, adapter):
         "finish_reason": "stop",
         "usage": {"total_tokens": 7},
     }
-    asked = standins.asked[0]["body"]
-    assert (asked["model"], asked["temperature"], asked["max_tokens"]) == (adapter, 0, 9)
-    assert [message["role"] for message in asked["messages"]] == ["system", "user"]
+    request = standins.asked[0]["body"]
+    assert (request["model"], request["temperature"], request["max_tokens"]) == (adapter, 0, 9)
+    assert [message["role"] for message in request["messages"]] == ["system", "user"]
 
 
 def test_text_pdf_is_read_as_it_is(client, server, standins):
     document = pdf("The first page.", "The second page.")
     answer = client.post("/v1/easy-contract", files={"file": ("../../etc/passwd", document, "application/pdf")})
     assert answer.json()["result"] == "easycontract-adapter on The first page.\n\nThe second page."
-    assert [asked["path"] for asked in standins.asked] == ["/v1/chat/completions"]
+    assert [request["path"] for request in standins.asked] == ["/v1/chat/completions"]
     kept = server.directory / "resources/s3" / f"{hashlib.sha256(document).hexdigest()}.pdf"
     assert kept.read_bytes() == document
     assert not list(kept.parent.glob(".*"))
@@ -65,9 +65,9 @@ def test_scanned_pages_go_to_the_ocr_service(client, standins):
     standins.ocr_answer = {"pages": [{"text": "not asked for"}, {"text": "words of a scan"}]}
     answer = client.post("/v1/easy-contract", files={"file": pdf("A cover with text.", None)})
     assert answer.json()["result"] == "easycontract-adapter on A cover with text.\n\nwords of a scan"
-    asked = standins.asked[0]
-    assert (asked["path"], asked["headers"]["authorization"]) == ("/ocr", f"Bearer {OCR_KEY}")
-    assert b'name="document"' in asked["body"] and b"%PDF-" in asked["body"]
+    request = standins.asked[0]
+    assert (request["path"], request["headers"]["authorization"]) == ("/ocr", f"Bearer {OCR_KEY}")
+    assert b'name="document"' in request["body"] and b"%PDF-" in request["body"]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_vllms_refusal_is_passed_on(client):
 @pytest.mark.parametrize(
     "text, message", [("nonsense", "not a chat completion"), ("cut", "broke off"), ("break", "the connection was lost")]
 )
-def test_half_an_answer_is_none(client, text, message):
+def test_an_incomplete_answer_is_an_error(client, text, message):
     answer = client.post("/v1/checklist", json={"text": text})
     assert answer.status_code == 502
     assert message in answer.json()["error"]["message"]
@@ -163,7 +163,7 @@ def test_an_adapter_that_vllm_lacks(new_server):
     assert (answer.status_code, "'not-loaded'" in answer.json()["error"]["message"]) == (502, True)
 
 
-def test_directory_of_the_uploads_is_gone(new_server):
+def test_the_directory_of_uploads_is_missing(new_server):
     server = new_server().start()
     shutil.rmtree(server.directory / "resources")
     with server.client() as client:

@@ -17,24 +17,24 @@ def data(value: object, **how) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False, **how).encode() + b"\n\n"
 
 
-def said(delta: dict, index: int = 0, **more) -> bytes:
+def piece(delta: dict, index: int = 0, **more) -> bytes:
     return data({"choices": [{"index": index, "delta": delta, **more}]})
 
 
 STOP, USAGE, DONE = (
-    said({}, finish_reason="stop"),
+    piece({}, finish_reason="stop"),
     data({"choices": [], "usage": {"total_tokens": 7}}),
     b"data: [DONE]\n\n",
 )
 END = STOP + USAGE + DONE
-HALF = said({"content": "\\uXXXX"}).replace(b"\\\\", b"\\")  # a lone surrogate, escaped
-ONE = said({"content": "eins, zwei: één 😀"})
+HALF = piece({"content": "\\uXXXX"}).replace(b"\\\\", b"\\")  # a lone surrogate, escaped
+ONE = piece({"content": "eins, zwei: één 😀"})
 
 
 @pytest.mark.parametrize(
     "chunks, result",
     [
-        ([said({"content": "one\u2028two\u2029three\x85four"}), END], "one\u2028two\u2029three\x85four"),
+        ([piece({"content": "one\u2028two\u2029three\x85four"}), END], "one\u2028two\u2029three\x85four"),
         ([bytes([byte]) for byte in ONE + END], "eins, zwei: één 😀"),
         ([(ONE + END).replace(b"\n", b"\r\n")], "eins, zwei: één 😀"),
         ([bytes([byte]) for byte in (ONE + END).replace(b"\n", b"\r\n")], "eins, zwei: één 😀"),
@@ -47,13 +47,13 @@ ONE = said({"content": "eins, zwei: één 😀"})
         ([ONE, STOP], "eins, zwei: één 😀"),
         ([ONE, STOP.rstrip(b"\n") + b"\n"], "eins, zwei: één 😀"),
         ([ONE, STOP, DONE.rstrip(b"\n")], "eins, zwei: één 😀"),
-        ([said({"role": "assistant", "content": None}), said({"content": "a"}), said(None), END], "a"),
-        ([said({"tool_calls": [{"index": 0}]}), said({}, finish_reason="tool_calls"), DONE], ""),
-        ([said({"content": None, "refusal": "I will not."}), END], "I will not."),
-        ([said({"content": "a"}), said({"content": "X"}, 1), said({"content": "b"}), said({}, 1), END], "ab"),
-        ([HALF.replace(b"XXXX", b"d83d"), said({"content": "!"}), END], "\ufffd!"),
+        ([piece({"role": "assistant", "content": None}), piece({"content": "a"}), piece(None), END], "a"),
+        ([piece({"tool_calls": [{"index": 0}]}), piece({}, finish_reason="tool_calls"), DONE], ""),
+        ([piece({"content": None, "refusal": "I will not."}), END], "I will not."),
+        ([piece({"content": "a"}), piece({"content": "X"}, 1), piece({"content": "b"}), piece({}, 1), END], "ab"),
+        ([HALF.replace(b"XXXX", b"d83d"), piece({"content": "!"}), END], "\ufffd!"),
         ([HALF.replace(b"XXXX", b"d83d"), HALF.replace(b"XXXX", b"de00"), END], "😀"),
-        ([said({"content": "a"}).replace(b'"a"', b'"a\xff"'), END], "a\ufffd"),
+        ([piece({"content": "a"}).replace(b'"a"', b'"a\xff"'), END], "a\ufffd"),
     ],
 )  # fmt: skip
 def test_streams(client, standins, chunks, result):
@@ -64,7 +64,7 @@ def test_streams(client, standins, chunks, result):
     assert answer.json()["finish_reason"] in ("stop", "tool_calls")
 
 
-def test_the_whole_answer_at_once(client, standins):
+def test_a_complete_response(client, standins):
     choice = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}
     standins.says = (200, JSON, [json.dumps({"choices": [choice], "usage": {"total_tokens": 7}}).encode()])
     answer = client.post("/v1/easy-contract", json={"text": "a"})
@@ -107,16 +107,16 @@ ERROR = {"message": "the engine is out of memory", "type": "InternalServerError"
         ((500, JSON, [b'{"error": ', None]), 502, "broke off: the connection was lost"),
         ((200, STREAM, []), 502, "broke off"),
         ((200, STREAM, [ONE, DONE]), 502, "broke off"),
-        ((200, STREAM, [ONE, said({}, finish_reason="abort"), DONE]), 502, "broke off"),
-        ((200, STREAM, [ONE, said({}, finish_reason="error"), DONE]), 502, "broke off"),
+        ((200, STREAM, [ONE, piece({}, finish_reason="abort"), DONE]), 502, "broke off"),
+        ((200, STREAM, [ONE, piece({}, finish_reason="error"), DONE]), 502, "broke off"),
         ((200, STREAM, [b"data: {\n\n", END]), 502, "not a chat completion"),
         ((200, STREAM, [b'data: {"choices": NaN}\n\n', END]), 502, "not a chat completion"),
         ((200, STREAM, [data({"choices": None}), END]), 502, "not a chat completion"),
-        ((200, STREAM, [said({"content": 5}), END]), 502, "not a chat completion"),
+        ((200, STREAM, [piece({"content": 5}), END]), 502, "not a chat completion"),
         ((200, STREAM, [b"data: " + b"[" * 5000 + b"]" * 5000 + b"\n\n", END]), 502, "not a chat completion"),
     ],
 )
-def test_what_is_no_answer(client, standins, answer, status, message):
+def test_not_an_answer(client, standins, answer, status, message):
     standins.says = answer
     refused = client.post("/v1/easy-contract", json={"text": "a"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (status, status)
@@ -146,7 +146,7 @@ GENERATED = "/v1/chat/completions"
     "answer",
     [
         (200, STREAM, [b"data: {\n\n", END]),
-        (200, STREAM, [said({"content": 5}), END]),
+        (200, STREAM, [piece({"content": 5}), END]),
         (200, JSON, [b"[1]"]),
         (200, STREAM, [data({"error": {**ERROR, "code": 400}})]),
         (302, "text/html", [b"moved"]),
@@ -156,14 +156,14 @@ def test_what_repeating_will_not_cure_is_not_repeated(client, server, standins, 
     standins.says = answer
     ident = client.post("/v1/easy-contract", json={"text": request.node.name, "callback": True}).json()["job_id"]
     assert server.job(ident, "delivered")["outcome"]["status"] == "failed"
-    assert [asked["path"] for asked in standins.asked].count(GENERATED) == 1
+    assert [request["path"] for request in standins.asked].count(GENERATED) == 1
 
 
 def test_an_unreadable_page_of_a_scan_is_paid_for_once(client, server, standins):
     standins.ocr_answer = {"pages": []}
     ident = client.post("/v1/checklist", files={"file": pdf(None)}, data={"callback": "true"}).json()["job_id"]
     assert "read 0 pages" in server.job(ident, "delivered")["outcome"]["error"]["message"]
-    assert [asked["path"] for asked in standins.asked].count("/ocr") == 1
+    assert [request["path"] for request in standins.asked].count("/ocr") == 1
 
 
 def test_what_repeating_may_cure_is_repeated_with_growing_pauses(new_server, standins):
@@ -173,7 +173,7 @@ def test_what_repeating_may_cure_is_repeated_with_growing_pauses(new_server, sta
         client.post("/v1/easy-contract", json={"text": "a", "job_id": "j"})
         outcome = server.job("j", "delivered")["outcome"]
     assert outcome["error"]["message"] == "the engine is out of memory"
-    assert [asked["path"] for asked in standins.asked].count(GENERATED) == 4
+    assert [request["path"] for request in standins.asked].count(GENERATED) == 4
 
 
 def test_a_half_character_reaches_the_backend(client, server, standins):
@@ -213,9 +213,9 @@ def parsed(*chunks: bytes) -> list[tuple[str, str]]:
     ],
 )
 def test_events_whatever_the_chunks(stream, found):
-    whole = [("message", text) for text in found]
-    assert parsed(stream) == whole
-    assert parsed(*(bytes([byte]) for byte in stream)) == whole
+    complete = [("message", text) for text in found]
+    assert parsed(stream) == complete
+    assert parsed(*(bytes([byte]) for byte in stream)) == complete
 
 
 def test_an_event_has_its_own_type_alone():

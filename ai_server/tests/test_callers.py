@@ -83,7 +83,7 @@ ENTRY = {"name": "a", "keys": [{"sha256": sha256(OLD)}]}
 
 
 @pytest.mark.parametrize(
-    ("callers", "says"),
+    ("callers", "message"),
     [
         ([{**ENTRY, "name": "A B"}], "callers.0.name: "),
         ([{**ENTRY, "keys": []}], "callers.0.keys: "),
@@ -97,11 +97,11 @@ ENTRY = {"name": "a", "keys": [{"sha256": sha256(OLD)}]}
         ([{**ENTRY, "keys": [{"sha256": sha256(VLLM_KEY)}]}], "has VLLM_API_KEY among its keys"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_one_sentence_without_a_key(file, callers, says):
+def test_a_file_that_cannot_be_used_is_one_sentence_without_a_key(file, callers, message):
     written(file, *callers)
     with pytest.raises(CallersError) as refused:
         Callers([], file, VLLM_KEY)
-    assert says in str(refused.value)
+    assert message in str(refused.value)
     assert OLD not in str(refused.value) and "\n" not in str(refused.value)
 
 
@@ -140,7 +140,7 @@ def test_models_of_a_key(named, standins):
         assert client.post("/v1/chat/completions", json={**HELLO, "model": "other"}).status_code == 200
 
 
-def test_rates_of_a_caller_are_told(named):
+def test_rates_of_a_caller_are_in_the_headers(named):
     server = named({**ENTRY, "requests_per_minute": 2, "tokens_per_minute": 100})
     with server.client(OLD) as client:
         first, second, third = (client.get("/v1/models") for _ in range(3))
@@ -175,17 +175,17 @@ def test_requests_of_a_caller_at_a_time(named, standins):
         assert wait_for(lambda: client.get("/v1/models").status_code == 200)
 
 
-@pytest.mark.parametrize("asked", [{}, {"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}])
-def test_tokens_are_on_the_account_however_they_are_asked_for(named, asked):
+@pytest.mark.parametrize("options", [{}, {"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}])
+def test_tokens_are_charged_however_they_are_requested(named, options):
     server = named(ENTRY)
     with server.client(OLD) as client:
-        answer = client.post("/v1/chat/completions", json={**HELLO, **asked})
-        assert (answer.status_code, '"usage"' in answer.text) == (200, asked != {"stream": True})
+        answer = client.post("/v1/chat/completions", json={**HELLO, **options})
+        assert (answer.status_code, '"usage"' in answer.text) == (200, options != {"stream": True})
         (row,) = client.get("/v1/usage").json()["data"]
     assert (row["model"], row["requests"], row["prompt_tokens"] + row["completion_tokens"]) == ("base", 1, 7)
 
 
-def test_who_leaves_is_charged_for_what_came(named, standins):
+def test_a_caller_who_disconnects_is_charged_for_what_was_sent(named, standins):
     server = named(ENTRY)
     sent = {"messages": [{"role": "user", "content": "hold this"}], "stream": True}
     with server.client(OLD) as client:
@@ -246,7 +246,7 @@ def test_accounts_and_limits_survive_a_restart(named, how):
         assert client.get("/v1/models").status_code == 429
 
 
-def test_a_period_that_is_none(client):
+def test_an_invalid_period(client):
     for days in ("0", "401", "many"):
         answer = client.get(f"/v1/usage?days={days}")
         assert (answer.status_code, answer.json()["error"]["message"][:6]) == (400, "days: ")
@@ -279,7 +279,7 @@ def test_guesses_are_slowed_down_and_right_keys_are_not(new_server):
         assert client.get("/v1/models").status_code == 200
 
 
-def test_a_clock_that_goes_back_gives_nothing_and_takes_nothing():
+def test_a_clock_set_back_changes_no_quota():
     now = 100.0
     rate = Rate(60, clock=lambda: now)
     assert rate.wait("a") == 0
@@ -293,9 +293,9 @@ def test_pages_of_an_origin_may_ask(new_server):
     server = new_server(CORS_ORIGINS="https://app.example").start()
     with server.client() as client:
         wanted = "authorization, x-stainless-retry-count"
-        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": wanted}
+        request = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": wanted}
         for origin, allowed in (("https://app.example", True), ("https://evil.example", False)):
-            given = client.options("/v1/models", headers={"Origin": origin, **asked, "Authorization": ""})
+            given = client.options("/v1/models", headers={"Origin": origin, **request, "Authorization": ""})
             assert (given.headers.get("access-control-allow-origin") == origin) == allowed
             assert given.status_code == (200 if allowed else 400), given.text
             answer = client.get("/v1/models", headers={"Origin": origin})

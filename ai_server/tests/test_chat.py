@@ -29,10 +29,10 @@ def test_answer_is_vllms_own(client, standins):
     response = client.post("/v1/chat/completions", json=body("hello", top_p=0.5))
     assert response.status_code == 200
     assert response.json()["choices"][0]["message"]["content"] == "base on hello"
-    asked = standins.asked[0]
+    request = standins.asked[0]
     streamed = {"stream": True, "stream_options": {"include_usage": True}}  # added by the server, see Relay
-    assert asked["body"] == body("hello", top_p=0.5, model="base", **streamed)
-    assert asked["headers"]["authorization"] == f"Bearer {VLLM_KEY}"
+    assert request["body"] == body("hello", top_p=0.5, model="base", **streamed)
+    assert request["headers"]["authorization"] == f"Bearer {VLLM_KEY}"
 
 
 def test_a_named_model_is_kept(client):
@@ -88,7 +88,7 @@ def relayed(engine: Slow, stay: float = 10) -> bytes:
     return b"".join(message.get("body", b"") for message in sent)
 
 
-def test_proxies_are_told_that_a_silent_stream_lives(monkeypatch):
+def test_a_silent_stream_sends_keep_alives(monkeypatch):
     monkeypatch.setattr(upstream, "KEEP_ALIVE_SEC", 0.1)
     slow = Slow([(0.25, b"data: 1\n\n"), (0, b"data: 2"), (0.15, b"\n\n"), (0.15, b"data: 3\r\n\r\n"), (0.15, b"")])
     wait = upstream.COMMENT
@@ -103,8 +103,8 @@ def test_a_silent_stream_that_the_client_leaves_is_ended(monkeypatch):
 
 
 def test_a_stream_that_something_before_vllm_compressed():
-    whole = gzip.compress(b"data: 1\n\n")
-    assert relayed(Slow([(0, whole[:9]), (0, whole[9:])], {"content-encoding": "gzip"})) == b"data: 1\n\n"
+    complete = gzip.compress(b"data: 1\n\n")
+    assert relayed(Slow([(0, complete[:9]), (0, complete[9:])], {"content-encoding": "gzip"})) == b"data: 1\n\n"
 
 
 def test_leaving_a_stream_ends_it_in_vllm(client, standins):
@@ -125,7 +125,7 @@ def test_leaving_before_the_answer_ends_it_in_vllm(client, standins, path, sent)
 
 
 @pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
-def test_leaving_while_sending_is_no_fault(new_server, kind):
+def test_leaving_while_sending_is_not_an_error(new_server, kind):
     server = new_server().start()
     host, port = server.url.removeprefix("http://").split(":")
     head = f"POST /v1/checklist HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {CALLER}\r\nContent-Type: {kind}\r\n"
@@ -135,7 +135,7 @@ def test_leaving_while_sending_is_no_fault(new_server, kind):
     assert '"status": 499' in request and "Traceback" not in server.output()
 
 
-def test_a_broken_stream_says_so(client, standins):
+def test_a_broken_stream_ends_with_an_error(client, standins):
     with client.stream("POST", "/v1/chat/completions", json=body("hold, then break", stream=True)) as response:
         chunks = response.iter_raw()
         next(chunks)
@@ -161,7 +161,7 @@ def test_a_refused_key_is_not_the_callers_fault(client):
     "content",
     [b"", b"[]", b"{", b"\xff", b'{"top_p": NaN}', b'{"top_p": 1e999}', b'{"messages": "\\ud800"}'],
 )
-def test_a_body_that_is_no_object(client, standins, content):
+def test_a_body_that_is_not_an_object(client, standins, content):
     response = client.post("/v1/chat/completions", content=content)
     assert (response.status_code, response.json()["error"]["message"]) == (400, "The body is not a JSON object.")
     assert standins.asked == []
@@ -206,7 +206,7 @@ def test_models_are_vllms(client):
     assert client.get("/v1/models").json()["data"] == [{"id": "base"}]
 
 
-def test_vllm_away(new_server):
+def test_vllm_unreachable(new_server):
     server = new_server(VLLM_BASE_URL="http://127.0.0.1:9/v1").start()
     with server.client() as client:
         for path in ("/v1/chat/completions", "/v1/easy-contract"):

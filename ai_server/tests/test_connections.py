@@ -10,7 +10,7 @@ import pytest
 
 from conftest import CALLER
 from standins import wait_for
-from test_answers import STREAM, said
+from test_answers import STREAM, piece
 
 POST = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {CALLER}\r\n"
 
@@ -28,8 +28,8 @@ def connect(server) -> socket.socket:
 def answered(there: socket.socket) -> bytes:
     """Return what arrives until the server closes the connection; fail if it does not close it."""
     came = b""
-    while piece := there.recv(65536):
-        came += piece
+    while block := there.recv(65536):
+        came += block
     return came
 
 
@@ -58,7 +58,7 @@ def impatient(new_server):
         POST.replace(CALLER, "no-key") + "Content-Length: 100\r\n\r\n{",
     ],
 )
-def test_a_request_that_is_not_whole_in_time_is_dropped(impatient, sent):
+def test_a_request_that_is_not_complete_in_time_is_dropped(impatient, sent):
     began = time.monotonic()
     with connect(impatient) as there:
         there.sendall(sent.encode())
@@ -93,7 +93,7 @@ def test_the_deadlines_are_for_requests_not_for_answers(impatient, standins):
 
 
 def test_a_client_that_takes_none_of_its_answer_is_cut_off(impatient, standins):
-    standins.says = (200, STREAM, [said({"content": "x" * 400_000})] * 100)
+    standins.says = (200, STREAM, [piece({"content": "x" * 400_000})] * 100)
     with connect(impatient) as there:
         there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         there.sendall(sending("hello", stream=True))
@@ -101,7 +101,7 @@ def test_a_client_that_takes_none_of_its_answer_is_cut_off(impatient, standins):
     assert "Traceback" not in impatient.output()
 
 
-def test_a_stop_tells_a_hundred_streams(new_server, standins):
+def test_a_stop_ends_a_hundred_streams_with_an_error(new_server, standins):
     server = new_server().start()
     streams = [connect(server) for _ in range(100)]
     for there in streams:
@@ -118,8 +118,8 @@ def test_a_stop_tells_a_hundred_streams(new_server, standins):
         assert json.loads(event)["error"]["code"] == 503
         assert came.endswith(b"0\r\n\r\n")
         there.close()
-    whole = answered(waiting)
-    assert b" 503 Service Unavailable" in whole and b'"code":503' in whole
+    complete = answered(waiting)
+    assert b" 503 Service Unavailable" in complete and b'"code":503' in complete
     waiting.close()
     stopping.join()
     assert "Traceback" not in server.output()

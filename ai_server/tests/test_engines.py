@@ -62,7 +62,7 @@ def test_a_model_is_found_at_its_engine(file):
     assert "key-of-chat" not in repr(table.entries)
 
 
-def test_all_that_is_wrong_is_told_at_once_and_no_key(file):
+def test_all_errors_are_reported_at_once_without_a_key(file):
     engines = [
         entry("chat", models=["base", "twice"]),
         entry("chat", "http://127.0.0.1:8002", models=["twice"]),
@@ -74,7 +74,7 @@ def test_all_that_is_wrong_is_told_at_once_and_no_key(file):
     written(file, {"engines": engines})
     with pytest.raises(TableError) as refused:
         Table(file, None, lambda key: key == CALLER)
-    said = str(refused.value)
+    message = str(refused.value)
     for part in (
         "the name chat occurs twice",
         "the model twice occurs twice",
@@ -88,12 +88,12 @@ def test_all_that_is_wrong_is_told_at_once_and_no_key(file):
         "own has a caller's key as its api_key",
         "engines.5 ",
     ):
-        assert part in said, said
-    assert "\n" not in said and CALLER not in said and "key-of" not in said and "with a space" not in said
+        assert part in message, message
+    assert "\n" not in message and CALLER not in message and "key-of" not in message and "with a space" not in message
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"{", "is not JSON"),
         (b"\xff", "is not JSON"),
@@ -104,14 +104,14 @@ def test_all_that_is_wrong_is_told_at_once_and_no_key(file):
         (None, "cannot be read: No such file"),
     ],
 )
-def test_a_file_that_is_no_table(file, content, says):
+def test_a_file_that_is_not_a_table(file, content, message):
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(TableError, match=f"^{file}"):
         Table(file, None)
     with pytest.raises(TableError) as refused:
         Table(file, None)
-    assert says in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_the_files_are_read_again_and_bad_ones_change_nothing(file, states):
@@ -139,10 +139,10 @@ def test_the_files_are_read_again_and_bad_ones_change_nothing(file, states):
     assert (list(table.entries), table.trouble, table.off("feedback")) == (["feedback"], "", "")
 
 
-def test_states_say_why(file, states):
+def test_states_give_the_reason(file, states):
     written(file, {"engines": [entry("chat", group="evaluation"), entry("code")]})
-    gone = {"state": "stopped"}
-    written(states, {"chat": {"state": "asleep", "instead": "code", "level": 1}, "code": gone, "gone": gone})
+    stopped = {"state": "stopped"}
+    written(states, {"chat": {"state": "asleep", "instead": "code", "level": 1}, "code": stopped, "gone": stopped})
     table = Table(file, states)
     assert (table.off("chat"), table.off("code")) == ("asleep: code runs instead (group evaluation)", "stopped")
     with pytest.raises(Problem) as off:
@@ -150,7 +150,7 @@ def test_states_say_why(file, states):
     assert (off.value.status_code, off.value.detail) == (503, "code is stopped.")
 
 
-def test_states_that_cannot_be_read_stop_nobody(file, states):
+def test_unreadable_states_stop_no_request(file, states):
     written(file, {"engines": [entry("chat")]})
     states.write_text("{")
     table = Table(file, states)
@@ -221,20 +221,20 @@ def test_each_request_goes_to_the_engine_of_its_model(two, standins, second):
         server.job("j", "delivered")
         usage = client.get("/v1/usage").json()["data"]
         page = client.get("/metrics").text
-    asked = [[request for request in each.asked if request["path"] == CHAT] for each in (standins, second)]
-    assert [request["body"]["model"] for request in asked[0]] == ["base"]
-    assert [request["body"]["model"] for request in asked[1]] == ["small", "small", *reversed(ADAPTERS)]
-    assert {request["headers"]["authorization"] for request in asked[0]} == {"Bearer key-of-chat"}
-    assert {request["headers"]["authorization"] for request in asked[1]} == {"Bearer key-of-feedback"}
+    requests = [[request for request in each.asked if request["path"] == CHAT] for each in (standins, second)]
+    assert [request["body"]["model"] for request in requests[0]] == ["base"]
+    assert [request["body"]["model"] for request in requests[1]] == ["small", "small", *reversed(ADAPTERS)]
+    assert {request["headers"]["authorization"] for request in requests[0]} == {"Bearer key-of-chat"}
+    assert {request["headers"]["authorization"] for request in requests[1]} == {"Bearer key-of-feedback"}
     assert {row["model"] for row in usage} == {"base", "small", *ADAPTERS}
     assert 'engine="feedback",kind="completion",model="small"' in page and 'engine="chat"' in page
     server.stop()
-    told = [line for line in lines(server.directory / "log/ai-server.log") if line["message"] == "request"]
-    assert [line["engine"] for line in told if line["path"] == CHAT] == ["chat", "feedback", "feedback"]
+    entries = [line for line in lines(server.directory / "log/ai-server.log") if line["message"] == "request"]
+    assert [line["engine"] for line in entries if line["path"] == CHAT] == ["chat", "feedback", "feedback"]
     assert "key-of" not in server.output()
 
 
-def test_an_unknown_model_is_no_engines(two, standins, second):
+def test_an_unknown_model_has_no_engine(two, standins, second):
     with two().client() as client:
         answer = client.post(CHAT, json=body("hello", model="other"))
         assert answer.json()["error"] == {
@@ -264,7 +264,7 @@ def test_the_list_is_of_all_that_serve(two, standins, second, states):
         assert (off.status_code, off.json()["error"]["message"]) == (503, f"feedback is {WHY}.")
 
 
-def test_an_engine_that_is_switched_off_says_why(two, states, standins, second):
+def test_an_engine_switched_off_gives_the_reason(two, states, standins, second):
     written(states, STOPPED)
     server = two()
     with server.client() as client:
@@ -292,7 +292,7 @@ def test_jobs_of_an_engine_that_is_switched_off_wait_without_a_try(two, states, 
         assert server.job("j", "delivered")["outcome"]["status"] == "completed"
 
 
-def test_an_engine_that_is_away_is_named_and_the_other_serves(two, file):
+def test_an_engine_that_is_down_is_named_and_the_other_serves(two, file):
     two.feedback["url"] = "http://127.0.0.1:9/v1"
     server = two()
     with server.client() as client:
@@ -368,11 +368,11 @@ def test_a_stream_goes_on_when_the_table_changes(two, file, standins, second):
     assert standins.left == []
 
 
-def test_a_table_says_nothing_to_a_server_without_it(server):
+def test_a_table_has_no_effect_on_a_server_without_it(server):
     assert "engines" not in httpx.get(f"{server.url}/health").json()
 
 
-def test_check_tells_all_problems_of_the_files(run, file, tmp_path):  # noqa: F811
+def test_check_reports_all_problems_of_the_files(run, file, tmp_path):  # noqa: F811
     written(file, {"engines": [entry("chat", "http://127.0.0.1:8001"), entry("chat", api_key=CALLER)]})
     status, out, err = run("app.check", ENGINES_FILE=str(file), CALLERS_FILE=str(tmp_path / "none.json"))
     assert (status, out, err.count("\n")) == (78, "", 1)

@@ -12,7 +12,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
 CLOSE = b""
 
 
-def asked(*answers: bytes, requests: int = 1, timeout: float = 5) -> tuple[list, int]:
+def exchange(*answers: bytes, requests: int = 1, timeout: float = 5) -> tuple[list, int]:
     """Return the results of the requests, each (status, body) or the name of a Failure, and the number of connections.
 
     The server answers each request with the next of the answers; CLOSE after an answer closes the connection.
@@ -73,30 +73,30 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
     ],
 )
 def test_answers(answers, came):
-    assert asked(*answers)[0] == [came]
+    assert exchange(*answers)[0] == [came]
 
 
 def test_a_compressed_answer():
     packer = zlib.compressobj(wbits=31)
     packed = packer.compress(b"data: 1\n\n") + packer.flush()
     head = OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
-    assert asked(head + packed)[0] == [(200, b"data: 1\n\n")]
-    assert asked(head + b"x" * len(packed))[0] == ["ReadError"]
+    assert exchange(head + packed)[0] == [(200, b"data: 1\n\n")]
+    assert exchange(head + b"x" * len(packed))[0] == ["ReadError"]
 
 
 def test_silence():
-    assert asked(OK, timeout=0.2)[0] == ["ReadTimeout"]
-    assert asked(OK + b"Content-Length: 3\r\n\r\na", timeout=0.2)[0] == ["ReadTimeout"]
+    assert exchange(OK, timeout=0.2)[0] == ["ReadTimeout"]
+    assert exchange(OK + b"Content-Length: 3\r\n\r\na", timeout=0.2)[0] == ["ReadTimeout"]
 
 
-def test_a_connection_is_used_again_when_its_answer_was_whole():
-    whole = OK + b"Content-Length: 1\r\n\r\na"
-    assert asked(whole, whole, whole, requests=3) == ([(200, b"a")] * 3, 1)
+def test_a_connection_is_reused_after_a_complete_response():
+    complete = OK + b"Content-Length: 1\r\n\r\na"
+    assert exchange(complete, complete, complete, requests=3) == ([(200, b"a")] * 3, 1)
     closing = OK + b"Connection: close\r\nContent-Length: 1\r\n\r\na"
-    assert asked(closing, closing, requests=2) == ([(200, b"a")] * 2, 2)
+    assert exchange(closing, closing, requests=2) == ([(200, b"a")] * 2, 2)
 
 
-def test_nobody_is_there():
+def test_no_server_is_listening():
     async def ask() -> None:
         await http1.Client("http://127.0.0.1:9", {}, 5).request("GET", "/")
 
@@ -122,13 +122,13 @@ def test_a_slow_reader_makes_the_server_wait():
         response = await client.request("GET", "/")
         await asyncio.sleep(0.5)
         held = sent
-        whole = len(await response.aread())
+        complete = len(await response.aread())
         await client.close()
         server.close()
-        return held, whole
+        return held, complete
 
-    held, whole = asyncio.run(talk())
-    assert held < 30_000_000 and whole == 50_000_000
+    held, complete = asyncio.run(talk())
+    assert held < 30_000_000 and complete == 50_000_000
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])

@@ -52,7 +52,7 @@ def test_the_same_job_again_is_the_same_job(client, server, standins):
     assert len(standins.callbacks()) == 2
 
 
-def test_a_job_is_its_callers_alone(client, server, standins):
+def test_a_job_belongs_to_its_caller(client, server, standins):
     client.post("/v1/checklist", json={"text": "a", "job_id": "mine"})
     server.job("mine", "delivered")
     with server.client(OTHER_CALLER) as other:
@@ -64,7 +64,7 @@ def test_a_job_is_its_callers_alone(client, server, standins):
     assert client.get("/v1/jobs/mine").json()["kind"] == "checklist"
     assert client.get("/v1/jobs/none").status_code == 404
     ours = standins.callbacks()[0]
-    assert [told["body"]["caller"] for told in (ours, theirs)] == [name(CALLER), name(OTHER_CALLER)]
+    assert [message["body"]["caller"] for message in (ours, theirs)] == [name(CALLER), name(OTHER_CALLER)]
     assert ours["headers"]["idempotency-key"] != theirs["headers"]["idempotency-key"]
 
 
@@ -99,7 +99,7 @@ def test_callback_that_nobody_takes_is_given_up(new_server, standins):
     assert job["outcome"]["status"] == "completed"
 
 
-def test_a_hopeless_request_is_told_at_once(client, server, standins):
+def test_a_hopeless_request_is_reported_at_once(client, server, standins):
     client.post("/v1/checklist", json={"text": "too long", "job_id": "hopeless"})
     server.job("hopeless", "delivered")
     (callback,) = standins.callbacks()
@@ -107,7 +107,7 @@ def test_a_hopeless_request_is_told_at_once(client, server, standins):
     assert callback["body"]["error"]["message"] == "the context is 8192 tokens"
 
 
-def test_vllm_away_for_good_is_told_too(new_server, standins):
+def test_a_permanent_outage_of_vllm_is_reported(new_server, standins):
     server = new_server(VLLM_BASE_URL="http://127.0.0.1:9/v1", JOB_ATTEMPTS="2").start()
     with server.client() as client:
         client.post("/v1/checklist", json={"text": "a", "job_id": "away"})
@@ -126,8 +126,8 @@ def test_callbacks_survive_a_killed_server(new_server, standins):
     standins.callback_status = [200]
     server.start()
     assert server.job("survivor", "delivered")["attempts"] > before
-    asked = [asked["path"] for asked in standins.asked]
-    assert asked.count("/v1/chat/completions") == 1  # the answer was stored: only the callback repeats
+    requests = [request["path"] for request in standins.asked]
+    assert requests.count("/v1/chat/completions") == 1  # the answer was stored: only the callback repeats
 
 
 def test_unanswered_jobs_survive_a_killed_server(new_server, standins):
@@ -141,7 +141,7 @@ def test_unanswered_jobs_survive_a_killed_server(new_server, standins):
     assert server.job("held", "delivered")["outcome"]["result"] == "checklist-adapter on hold"
 
 
-def test_a_job_that_kills_the_server_is_not_tried_for_ever(new_server, standins):
+def test_a_job_that_kills_the_server_is_retried_a_limited_number_of_times(new_server, standins):
     server = new_server(JOB_ATTEMPTS="2", JOB_BACKOFF_SEC="0.001")
     store = Store(server.directory / "state")
     add(store, "deadly")
@@ -151,7 +151,7 @@ def test_a_job_that_kills_the_server_is_not_tried_for_ever(new_server, standins)
     server.start()
     (callback,) = wait_for(standins.callbacks)
     assert callback["body"]["error"]["message"] == "The server stopped during every attempt."
-    assert [asked["path"] for asked in standins.asked] == [callback["path"]]
+    assert [request["path"] for request in standins.asked] == [callback["path"]]
 
 
 def test_of_two_processes_one_works(new_server, standins):
@@ -242,7 +242,7 @@ def test_neither_callers_nor_callbacks_wait_for_each_other(new_server, standins)
     server.job("many-19", "delivered")
 
 
-def test_a_scan_without_an_ocr_service_is_told_at_once(new_server, standins):
+def test_a_scan_without_an_ocr_service_is_reported_at_once(new_server, standins):
     server = new_server(OCR_URL=None).start()
     with server.client() as client:
         client.post("/v1/checklist", files={"file": pdf(None)}, data={"job_id": "scan"})
@@ -251,7 +251,7 @@ def test_a_scan_without_an_ocr_service_is_told_at_once(new_server, standins):
     assert server.output().count('"job tried: failed"') == 1
 
 
-def test_a_full_disk_is_told_and_survived(new_server, standins):
+def test_a_full_disk_is_reported_and_survived(new_server, standins):
     server = new_server().start()
     with server.client() as client:
         client.post("/v1/checklist", json={"text": "hold", "job_id": "answered-meanwhile"})
@@ -276,7 +276,7 @@ def test_a_full_disk_is_told_and_survived(new_server, standins):
 
         empty_disk(server.process.pid)
         server.job("answered-meanwhile", "delivered")
-        assert [asked["body"]["messages"][-1]["content"] for asked in standins.asked[:-1]] == ["hold", "at once"]
+        assert [request["body"]["messages"][-1]["content"] for request in standins.asked[:-1]] == ["hold", "at once"]
         assert client.post("/v1/checklist", json={"text": "a", "job_id": "refused"}).status_code == 202
         wait_for(lambda: client.get("/health").json()["status"] == "ok")
 
@@ -308,31 +308,33 @@ def test_a_start_on_a_full_disk_serves_what_needs_none_and_the_rest_later(new_se
         server.job("of-before", "delivered")
 
 
-def test_a_file_that_is_no_database_is_no_full_disk(tmp_path):
+def test_a_file_that_is_not_a_database_is_not_reported_as_a_full_disk(tmp_path):
     (tmp_path / "jobs.sqlite3").write_bytes(b"no database" * 100)
     with pytest.raises(sqlite3.DatabaseError, match="not a database"):
         Store(tmp_path)
 
 
-def test_no_proxy_unless_a_setting_says_so(new_server, standins):
+def test_no_proxy_without_a_setting(new_server, standins):
     server = new_server(HTTP_PROXY="http://127.0.0.1:9", ALL_PROXY="http://127.0.0.1:9").start()
     with server.client() as client:
         client.post("/v1/checklist", files={"file": pdf(None)}, data={"job_id": "direct"})
     assert server.job("direct", "delivered")["attempts"] == 1
 
-    away = {"OCR_URL": "http://ocr.invalid/", "BACKEND_CALLBACK_BASE_URL": "http://backend.invalid/"}
-    server = new_server(HTTP_PROXY=standins.url, BACKEND_USES_PROXY="true", OCR_USES_PROXY="true", **away).start()
+    unreachable = {"OCR_URL": "http://ocr.invalid/", "BACKEND_CALLBACK_BASE_URL": "http://backend.invalid/"}
+    server = new_server(
+        HTTP_PROXY=standins.url, BACKEND_USES_PROXY="true", OCR_USES_PROXY="true", **unreachable
+    ).start()
     with server.client() as client:
         client.post("/v1/checklist", files={"file": pdf(None)})
         client.post("/v1/checklist", json={"text": "a", "job_id": "proxied"})
 
-        def asked() -> set[str]:  # the hosts that clients asked the stand-in for, as a proxy
-            return {asked["headers"]["host"] for asked in standins.asked}
+        def hosts() -> set[str]:  # the hosts that clients asked the stand-in for, as a proxy
+            return {request["headers"]["host"] for request in standins.asked}
 
-        wait_for(lambda: {"ocr.invalid", "backend.invalid"} <= asked())
+        wait_for(lambda: {"ocr.invalid", "backend.invalid"} <= hosts())
 
 
-def test_nothing_is_lost_or_told_as_something_else_by_kills(new_server, standins):
+def test_kills_lose_nothing_and_change_no_result(new_server, standins):
     server = new_server().start()
     jobs = [(key, f"kill-{number}") for number in range(25) for key in (CALLER, OTHER_CALLER)]
     with server.client() as client, server.client(OTHER_CALLER) as other:
@@ -343,13 +345,13 @@ def test_nothing_is_lost_or_told_as_something_else_by_kills(new_server, standins
                 server.stop(signal.SIGKILL)
                 server.start()
         wait_for(lambda: client.get("/health").json()["jobs"]["delivered"] == len(jobs), 30)
-    told = {}
+    received = {}
     for callback in standins.callbacks():
         body, key = callback["body"], callback["headers"]["idempotency-key"]
-        assert told.setdefault(key, body) == body
-    results = {(body["caller"], body["job_id"]): body["result"] for body in told.values()}
+        assert received.setdefault(key, body) == body
+    results = {(body["caller"], body["job_id"]): body["result"] for body in received.values()}
     assert results == {(name(key), ident): f"checklist-adapter on {key} {ident}" for key, ident in jobs}
-    assert len(told) == len(jobs)
+    assert len(received) == len(jobs)
 
 
 VERSION_0 = """
@@ -480,7 +482,7 @@ class TestStore:
         store.forget(older_than=self.now)  # makes the id available again
         assert len({first.key, another.key, add(store, "a").key}) == 3
 
-    def test_what_was_cancelled_stays_so(self, store):
+    def test_a_cancelled_job_stays_cancelled(self, store):
         job = add(store, "a")
         assert store.cancel("caller", "a").state == "cancelled"
         store.answered(job, {"status": "completed"})

@@ -36,7 +36,7 @@ def test_health_by_head(server):
         assert (answer.status_code, answer.content) == (200, b"")
 
 
-def test_a_slash_too_many_is_no_redirect(client):
+def test_an_extra_slash_does_not_redirect(client):
     answer = client.get("/v1/models/")
     assert (answer.status_code, "location" in answer.headers) == (404, False)
 

@@ -102,7 +102,7 @@ def test_a_number_out_of_bounds(check, body):
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "message"),
     [
         ({"stop": ["x"] * 17}, "stop has 17 entries; at most 16 are allowed."),
         ({"stop": "x" * 1001}, "stop has an entry of more than 1000 characters."),
@@ -124,8 +124,8 @@ def test_a_number_out_of_bounds(check, body):
         ({"echo": True, "top_logprobs": 3}, "echo and logprobs together"),
     ],
 )
-def test_what_is_too_much(check, body, says):
-    assert check(body).startswith(says)
+def test_what_is_too_much(check, body, message):
+    assert check(body).startswith(message)
 
 
 def test_prompts_times_answers(check):
@@ -186,8 +186,8 @@ def test_over_http(client, standins):
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, 400)
     assert "kv_transfer_params" in answer.json()["error"]["message"]
     assert client.post("/v1/chat/completions", json={**hello, "model": None}).status_code == 200
-    (asked,) = standins.asked
-    assert asked["body"]["model"] == "base"
+    (request,) = standins.asked
+    assert request["body"]["model"] == "base"
 
 
 def test_an_adapters_answer_has_the_same_bound(client, standins):

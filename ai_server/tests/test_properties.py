@@ -152,7 +152,7 @@ USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":3,"total_tokens":7,"compl
 
 
 @given(some.lists(chunk, max_size=4), some.booleans(), places)
-def test_a_stream_passes_as_it_is_but_for_the_usage_that_was_our_wish(chunks, ours, places):
+def test_a_stream_passes_unchanged_except_for_the_added_usage(chunks, ours, places):
     before, end = b"".join(chunks), b"data: [DONE]\n\n"
     passing = UsageFilter(ours)
     passed = b"".join(passing.passed(piece) for piece in cut(before + USAGE + end, places)) + passing.rest()

@@ -11,7 +11,7 @@ from app.upstream import UsageFilter
 from app.whole import Whole
 from conftest import CALLER
 from standins import wait_for
-from test_answers import DONE, END, ERROR, JSON, STOP, STREAM, USAGE, data, said
+from test_answers import DONE, END, ERROR, JSON, STOP, STREAM, USAGE, data, piece
 from test_chat import body
 
 CHAT = "/v1/chat/completions"
@@ -22,11 +22,11 @@ def sdk(server, **more) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key=CALLER, **more)
 
 
-def test_the_sdk_gets_whole_answers_and_streams(server):
+def test_the_sdk_gets_complete_responses_and_streams(server):
     with sdk(server, max_retries=0) as client:
-        whole = client.chat.completions.create(model="base", messages=HELLO)
-        assert (whole.object, whole.model, whole.usage.total_tokens) == ("chat.completion", "base", 7)
-        assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == ("base on hello", "stop")
+        complete = client.chat.completions.create(model="base", messages=HELLO)
+        assert (complete.object, complete.model, complete.usage.total_tokens) == ("chat.completion", "base", 7)
+        assert (complete.choices[0].message.content, complete.choices[0].finish_reason) == ("base on hello", "stop")
         chunks = list(client.chat.completions.create(model="base", messages=HELLO, stream=True))
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "base on hello"
         assert [model.id for model in client.models.list()] == ["base"]
@@ -36,14 +36,14 @@ def test_the_sdk_gets_whole_answers_and_streams(server):
 
 
 def test_a_slow_answer_is_generated_once(new_server, standins):
-    standins.says = (200, STREAM, [said({"content": "word "})] * 200 + [END])  # takes at least one second
+    standins.says = (200, STREAM, [piece({"content": "word "})] * 200 + [END])  # takes at least one second
     with sdk(new_server(HTTP_TIMEOUT_SEC="0.5").start()) as client:
         answer = client.chat.completions.create(model="base", messages=HELLO)
     assert answer.choices[0].message.content == "word " * 200
     assert len(standins.asked) == 1
 
 
-def test_a_silent_engine_is_asked_once(new_server, standins):
+def test_a_silent_engine_gets_one_request(new_server, standins):
     with sdk(new_server(HTTP_TIMEOUT_SEC="0.3").start()) as client, pytest.raises(openai.InternalServerError) as caught:
         client.chat.completions.create(model="base", messages=[{"role": "user", "content": "hold"}])
     assert (caught.value.status_code, len(standins.asked)) == (504, 1)
@@ -62,19 +62,19 @@ def token(text: str) -> dict:
 OPENING = {"index": 0, "delta": {"role": "assistant", "content": ""}}
 STREAMED = [
     data({"id": "c-1", "created": 5, "model": "base", "choices": [OPENING]}),
-    said({"reasoning": "I ", "reasoning_content": "I "}, logprobs=None),
-    said({"reasoning": "think", "reasoning_content": "think"}),
-    said({"content": "b", "refusal": None}, 1, logprobs=token("b"), token_ids=[1]),
-    said(call(1, "second", "")) + said(call(0, "first", '{"a"')),
-    said(call(1, None, "{}")) + said(call(0, None, ": 1}")),
-    said({"content": "c"}, 1, logprobs=token("c"), token_ids=[2], finish_reason="stop", stop_reason=2),
-    said({}, finish_reason="tool_calls"),
+    piece({"reasoning": "I ", "reasoning_content": "I "}, logprobs=None),
+    piece({"reasoning": "think", "reasoning_content": "think"}),
+    piece({"content": "b", "refusal": None}, 1, logprobs=token("b"), token_ids=[1]),
+    piece(call(1, "second", "")) + piece(call(0, "first", '{"a"')),
+    piece(call(1, None, "{}")) + piece(call(0, None, ": 1}")),
+    piece({"content": "c"}, 1, logprobs=token("c"), token_ids=[2], finish_reason="stop", stop_reason=2),
+    piece({}, finish_reason="tool_calls"),
     data({"choices": [], "usage": {"total_tokens": 9}, "system_fingerprint": "f", "unknown": {"kept": True}}),
     DONE,
 ]
 
 
-def test_whole_is_what_was_streamed(client, standins):
+def test_the_complete_response_equals_the_stream(client, standins):
     standins.says = (200, STREAM, STREAMED)
     answer = client.post(CHAT, json=body("hello", n=2)).json()
     assert {name: answer[name] for name in answer if name != "choices"} == {
@@ -103,7 +103,7 @@ def test_whole_is_what_was_streamed(client, standins):
     }
 
 
-def test_a_whole_text_completion(client, standins):
+def test_a_complete_text_completion(client, standins):
     one = {"tokens": ["a"], "token_logprobs": [-1.0], "text_offset": [0], "top_logprobs": [{"a": -1.0}]}
     first = {"index": 0, "text": "a", "logprobs": one}
     chunks = [data({"object": "text_completion", "choices": [choice]}) for choice in (first, first | {"text": "b"})]
@@ -116,53 +116,53 @@ def test_a_whole_text_completion(client, standins):
 
 
 def test_pieces_of_any_object_are_joined_or_replaced():
-    whole = Whole("/chat/completions", "base")
+    complete = Whole("/chat/completions", "base")
     for number in (1, 2):
-        whole.add({"choices": [{"delta": {"content": [number], "audio": {"data": "x", "expires": number}}}]})
-    message = whole.answer()["choices"][0]["message"]
+        complete.add({"choices": [{"delta": {"content": [number], "audio": {"data": "x", "expires": number}}}]})
+    message = complete.answer()["choices"][0]["message"]
     assert message == {"role": "assistant", "content": [1, 2], "audio": {"data": "xx", "expires": 2}}
 
 
 @pytest.mark.parametrize(
     "chunks, status, message",
     [
-        ([said({"content": "a"}), data({"error": {**ERROR, "code": 400}}), DONE], 400, "out of memory"),
-        ([said({"content": "a"}), data({"error": ERROR}), DONE], 500, "out of memory"),
-        ([said({"content": "a"}), None], 502, "broke off"),
-        ([said({"content": "a"}), DONE], 502, "broke off"),
+        ([piece({"content": "a"}), data({"error": {**ERROR, "code": 400}}), DONE], 400, "out of memory"),
+        ([piece({"content": "a"}), data({"error": ERROR}), DONE], 500, "out of memory"),
+        ([piece({"content": "a"}), None], 502, "broke off"),
+        ([piece({"content": "a"}), DONE], 502, "broke off"),
         ([b"data: {\n\n"], 502, "not a chat completion"),
         ([b"data: [1]\n\n"], 502, "not a chat completion"),
     ],
 )
-def test_an_error_in_the_middle_of_a_whole_answer_is_an_http_error(client, standins, chunks, status, message):
+def test_an_error_within_a_collected_response_is_an_http_error(client, standins, chunks, status, message):
     standins.says = (200, STREAM, chunks)
     answer = client.post(CHAT, json=body("hello"))
     assert (answer.status_code, message in answer.json()["error"]["message"]) == (status, True)
 
 
 @pytest.mark.parametrize("field", ["prompt_logprobs", "use_beam_search", "kv_transfer_params", "echo"])
-def test_what_vllm_can_only_answer_whole_is_asked_for_whole(new_server, standins, field):
+def test_what_vllm_cannot_stream_is_requested_without_a_stream(new_server, standins, field):
     server = new_server(EXTRA_FIELDS="prompt_logprobs,use_beam_search,kv_transfer_params").start()
     with server.client() as client:
         answer = client.post(CHAT, json=body("hello", **{field: 1}))
     assert answer.json()["choices"][0]["message"]["content"] == "base on hello"
-    assert [asked["body"].get("stream") for asked in standins.asked] == [None]
+    assert [request["body"].get("stream") for request in standins.asked] == [None]
 
 
-def test_a_stream_that_the_engine_refuses_is_asked_for_whole(client, standins):
+def test_a_refused_stream_is_requested_without_a_stream(client, standins):
     standins.says = (400, JSON, [b'{"error": {"message": "x is not available when `stream=True`.", "code": 400}}'])
     assert client.post(CHAT, json=body("hello")).status_code == 400
-    assert [asked["body"].get("stream") for asked in standins.asked] == [True, None]
+    assert [request["body"].get("stream") for request in standins.asked] == [True, None]
 
 
-def test_the_tokens_are_counted_and_the_caller_sees_what_it_asked_for(client, server, standins):
+def test_tokens_are_counted_and_the_caller_gets_what_it_requested(client, server, standins):
     usage = data({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}})
-    stream = [said({"content": "a"}), STOP + usage[:20], usage[20:] + DONE]
+    stream = [piece({"content": "a"}), STOP + usage[:20], usage[20:] + DONE]
     before = counted(server)
     standins.says = (200, STREAM, stream)
-    assert client.post(CHAT, json=body("hello", stream=True)).content == said({"content": "a"}) + STOP + DONE
-    asked = {"stream": True, "stream_options": {"include_usage": True}}
-    assert client.post(CHAT, json=body("hello", **asked)).content == b"".join(stream)
+    assert client.post(CHAT, json=body("hello", stream=True)).content == piece({"content": "a"}) + STOP + DONE
+    parameters = {"stream": True, "stream_options": {"include_usage": True}}
+    assert client.post(CHAT, json=body("hello", **parameters)).content == b"".join(stream)
     client.post(CHAT, json=body("hello"))
     assert [request["body"]["stream_options"] for request in standins.asked] == [{"include_usage": True}] * 3
     assert [after - then for after, then in zip(counted(server), before, strict=True)] == [9, 12]
@@ -177,7 +177,7 @@ def counted(server) -> list[float]:
 @pytest.mark.parametrize("ours", [True, False])
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_an_event_that_is_taken_out_may_come_in_pieces(size, ours):
-    stream = said({"content": 'say "usage": {}'}) + b": waiting\n\n" + STOP + USAGE + DONE
+    stream = piece({"content": 'say "usage": {}'}) + b": waiting\n\n" + STOP + USAGE + DONE
     count = UsageFilter(ours)
     passed = [count.passed(stream[start : start + size]) for start in range(0, len(stream), size)]
     assert b"".join(passed) + count.rest() == (stream.replace(USAGE, b"") if ours else stream)
@@ -219,7 +219,7 @@ def test_the_id_and_the_trace_are_passed_on(client, standins):
     for _ in range(2):
         assert client.post(CHAT, json=body("hello"), headers=headers).headers["x-request-id"] == "case-1"
     client.post(CHAT, json=body("hello"), headers={"traceparent": "x" * 600})
-    first, second, third = (asked["headers"] for asked in standins.asked)
+    first, second, third = (request["headers"] for request in standins.asked)
     assert (first["traceparent"], first["tracestate"]) == (trace, "a=1")
     assert first["x-request-id"].startswith("case-1-") and first["x-request-id"] != second["x-request-id"]
     assert not {"cookie", "x-other"} & first.keys() and "traceparent" not in third
@@ -229,12 +229,12 @@ def test_embeddings_and_responses_are_the_engines_own(client, standins):
     standins.says = (200, JSON, [b'{"object": "list", "usage": {"prompt_tokens": 2, "total_tokens": 2}}'])
     for path in ("/v1/embeddings", "/v1/responses"):
         assert client.post(path, json={"input": "x"}).content == standins.says[2][0]
-    assert [(asked["path"], asked["body"]) for asked in standins.asked] == [
+    assert [(request["path"], request["body"]) for request in standins.asked] == [
         (path, {"input": "x", "model": "base"}) for path in ("/v1/embeddings", "/v1/responses")
     ]
 
 
-def test_what_does_not_exist_is_told_with_what_does(client, standins):
+def test_an_unknown_name_is_reported_with_the_known_ones(client, standins):
     standins.callback_status = [404]  # like an engine without the endpoint
     for answer in (client.post("/v1/embeddings", json={"input": "x"}), client.get("/v1/nothing")):
         assert answer.status_code == 404
@@ -242,7 +242,7 @@ def test_what_does_not_exist_is_told_with_what_does(client, standins):
     wrong = client.get(CHAT)
     assert (wrong.status_code, wrong.headers["allow"], wrong.json()["error"]["code"]) == (405, "POST", 405)
     assert client.post("/v1/audio/speech", json={}).status_code == 404
-    assert [asked["path"] for asked in standins.asked] == ["/v1/embeddings"]
+    assert [request["path"] for request in standins.asked] == ["/v1/embeddings"]
 
 
 def test_a_long_path_is_cut_in_the_log(new_server):

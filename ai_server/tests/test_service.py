@@ -15,7 +15,7 @@ def lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_log_is_json_and_tells_no_secret(new_server):
+def test_log_is_json_and_shows_no_secret(new_server):
     server = new_server().start()
     with server.client() as client:
         sent = {"messages": [{"role": "user", "content": "private words"}]}

@@ -75,7 +75,7 @@ def test_an_instruction_is_taken_to_the_letter(monkeypatch, tmp_path, new_server
 
 
 @pytest.mark.parametrize("name", ["CHECKLIST_PROMPT", "EASYCONTRACT_PROMPT"])
-def test_a_blank_instruction_is_none(refused, name):
+def test_a_blank_instruction_counts_as_none(refused, name):
     assert f"{name} is blank" in refused(**{name: " \u3000\t"})
 
 
@@ -148,7 +148,7 @@ def test_an_unknown_setting(refused, tmp_path, name, near):
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, message",
     [
         ("COLOUR=red\n", "COLOUR is not a setting (.env.example lists them all) (line 1 of"),
         ("OCR_URL=\nexport NODE_ENV=production\n", "NODE_ENV is not a setting"),
@@ -158,10 +158,10 @@ def test_an_unknown_setting(refused, tmp_path, name, near):
         ("OCR_URL='http://ocr.example\n", "line 1 of"),
     ],
 )
-def test_a_line_without_effect(refused, tmp_path, text, told):
+def test_a_line_without_effect(refused, tmp_path, text, message):
     (tmp_path / "file.env").write_text(text)
     line = refused(AI_SERVER_ENV_FILE=str(tmp_path / "file.env"))
-    assert told in line and line.count("\n") == 1
+    assert message in line and line.count("\n") == 1
 
 
 HERE = {
@@ -174,7 +174,7 @@ HERE = {
 }
 
 
-def test_what_is_for_others_is_let_be(run):
+def test_settings_of_others_are_ignored(run):
     assert run("app.check", **HERE)[::2] == (0, "")
 
 
@@ -225,13 +225,13 @@ def test_files_of_other_editors(loaded, text):
     assert loaded(text)[0].app_env == "staging"
 
 
-def test_vllms_key_is_no_callers_key(refused):
+def test_vllms_key_is_not_accepted_from_callers(refused):
     line = refused(VLLM_API_KEY="the-key-of-the-engine", AI_SERVER_API_KEYS="the-key-of-the-engine")
     assert "AI_SERVER_API_KEYS has VLLM_API_KEY among its keys" in line
     assert "the-key-of-the-engine" not in line
 
 
-def test_no_secret_is_told(refused):
+def test_no_secret_is_shown(refused):
     line = refused(VLLM_API_KEY="secret one", OCR_API="secret two", AI_SERVER_API_KEYS="secret", APP_ENV="")
     assert "secret" not in line
 

@@ -119,7 +119,7 @@ def test_one_trace_from_the_caller_to_the_engine(traced, standins, receiver):
     assert (path, headers["Authorization"]) == ("/v1/traces", "Bearer canary-of-traces")
 
 
-def test_the_log_tells_the_trace_and_no_secret(traced, receiver):
+def test_the_log_shows_the_trace_and_no_secret(traced, receiver):
     traced.post(CHAT, json=body("hello"), headers=GIVEN)
     (ours,) = receiver.named(f"POST {CHAT}")
     wait_for(lambda: logged(traced.server))
@@ -208,12 +208,12 @@ def test_a_receiver_that_does_not_take_them_neither_slows_nor_fails_a_request(ne
         begin = time.monotonic()
         server.stop()
         assert time.monotonic() - begin < 6
-        told = [line for line in server.output().splitlines() if "opentelemetry" in line]
-        assert len(told) < 40, told[:3]
+        output = [line for line in server.output().splitlines() if "opentelemetry" in line]
+        assert len(output) < 40, output[:3]
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         (
             {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"},
@@ -225,7 +225,7 @@ def test_a_receiver_that_does_not_take_them_neither_slows_nor_fails_a_request(ne
         ),
     ],
 )
-def test_what_could_not_work_is_refused(new_server, settings, says):
+def test_bad_settings_are_refused(new_server, settings, message):
     server = new_server(**settings)
     done = subprocess.run(
         [sys.executable, "-m", "app.check"],
@@ -235,7 +235,7 @@ def test_what_could_not_work_is_refused(new_server, settings, says):
         text=True,
     )
     assert done.returncode == 78
-    assert says in done.stderr
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_an_upload_that_is_sent_again_is_young_again(kept, tmp_path):
     assert kept.remove(time.time() - DAY, set()) == 0
 
 
-def test_an_upload_that_is_gone(kept):
+def test_a_missing_upload(kept):
     with pytest.raises(Problem, match="removed before") as problem:
         asyncio.run(kept.text("gone.pdf", "caller"))
     assert not problem.value.transient

@@ -23,7 +23,7 @@ def quantiles(histogram: str) -> tuple[tuple[str, str], ...]:
     """Return the queries of the median, the 95th and the 99th percentile of a histogram."""
     return tuple(
         (quantile(q, vllm(histogram)), f"{{{{host}}}} {{{{service}}}} {words}")
-        for q, words in ((0.5, "half"), (0.95, "95 %"), (0.99, "99 %"))
+        for q, words in ((0.5, "median"), (0.95, "95 %"), (0.99, "99 %"))
     )
 
 
@@ -33,22 +33,22 @@ def rate(counter: str, by: str = "host, service", selector: str = "$service") ->
 
 def hits(cache: str) -> tuple[tuple[str, str], ...]:
     """Return the query of a cache's hit rate, as a share of tokens."""
-    part, whole = (rate(vllm(f"{cache}_{end}_total")) for end in ("hits", "queries"))
-    return ((share(part, whole), "{{host}} {{service}}"),)
+    part, total = (rate(vllm(f"{cache}_{end}_total")) for end in ("hits", "queries"))
+    return ((share(part, total), "{{host}} {{service}}"),)
 
 
 DASHBOARD = Dashboard(
     name="engine",
     order=2,
     title="Engine in depth",
-    about="Where the time of a request goes, what waits, and how full the cache is. Figures of vLLM unless told.",
+    about="Where the time of a request goes, what waits, and how full the cache is. Metrics of vLLM unless noted.",
     rows=(
         Row(
             "Latency",
             (
                 Panel("Time to first token", SECONDS, quantiles("time_to_first_token_seconds")),
                 Panel("Time between two tokens", SECONDS, quantiles("inter_token_latency_seconds")),
-                Panel("Whole request", SECONDS, quantiles("e2e_request_latency_seconds")),
+                Panel("Request duration", SECONDS, quantiles("e2e_request_latency_seconds")),
                 Panel(
                     "Where the time goes, on average",
                     SECONDS,
@@ -59,7 +59,7 @@ DASHBOARD = Dashboard(
                     about="A long queue needs another engine; a long prefill, shorter prompts or a cached prefix.",
                 ),
                 Panel(
-                    "Wait before the engine begins",
+                    "Queue time",
                     SECONDS,
                     ((quantile(0.95, vllm("request_queue_time_seconds")), "{{host}} {{service}} 95 %"),),
                 ),
@@ -88,7 +88,7 @@ DASHBOARD = Dashboard(
                     ),
                 ),
                 Panel(
-                    "How requests end",
+                    "Requests by finish reason",
                     PER_SECOND,
                     (
                         (
@@ -101,7 +101,7 @@ DASHBOARD = Dashboard(
                     "Preemptions",
                     PER_SECOND,
                     ((rate("vllm:num_preemptions_total"), "{{host}} {{service}}"),),
-                    about="The cache was full, and a request that ran has to be computed again.",
+                    about="The cache was full; a running request must be recomputed.",
                 ),
             ),
         ),
@@ -120,13 +120,13 @@ DASHBOARD = Dashboard(
                     hits("prefix_cache"),
                 ),
                 Panel(
-                    "Found in a cache outside, and of images",
+                    "Hits in external and image caches",
                     SHARE,
                     (
-                        (hits("external_prefix_cache")[0][0], "{{host}} {{service}} outside"),
+                        (hits("external_prefix_cache")[0][0], "{{host}} {{service}} external"),
                         (hits("mm_cache")[0][0], "{{host}} {{service}} images"),
                     ),
-                    needs="a cache outside the engine, and a model that reads images",
+                    needs="an external cache, and a model that reads images",
                 ),
             ),
         ),
@@ -137,12 +137,12 @@ DASHBOARD = Dashboard(
                     "Tokens",
                     PER_SECOND,
                     (
-                        (rate("vllm:prompt_tokens_total"), "{{host}} {{service}} read"),
-                        (rate("vllm:generation_tokens_total"), "{{host}} {{service}} written"),
+                        (rate("vllm:prompt_tokens_total"), "{{host}} {{service}} prompt"),
+                        (rate("vllm:generation_tokens_total"), "{{host}} {{service}} generated"),
                     ),
                 ),
                 Panel(
-                    "Tokens in a step of the engine",
+                    "Tokens per engine step",
                     COUNT,
                     ((mean(vllm("iteration_tokens_total")), "{{host}} {{service}}"),),
                 ),
@@ -171,7 +171,7 @@ DASHBOARD = Dashboard(
                     "Tokens by model",
                     PER_SECOND,
                     ((rate("ai_server_tokens_total", "host, model, kind", "$host"), "{{host}} {{model}} {{kind}}"),),
-                    about="From ai-server: vLLM does not tell adapters apart.",
+                    about="From ai-server, since vLLM does not distinguish adapters.",
                 ),
                 Panel(
                     "Time to first token by model",
@@ -185,7 +185,7 @@ DASHBOARD = Dashboard(
                     about="From ai-server.",
                 ),
                 Panel(
-                    "Adapters at work",
+                    "Adapters in use",
                     COUNT,
                     (
                         (
@@ -194,7 +194,7 @@ DASHBOARD = Dashboard(
                             "{{host}} {{service}} {{running_lora_adapters}}",
                         ),
                     ),
-                    about="Adapters of which a request ran in the last minute.",
+                    about="Adapters with a request in the last minute.",
                     needs="a request to an adapter in the last minute",
                 ),
                 Panel(
@@ -204,10 +204,10 @@ DASHBOARD = Dashboard(
                     about="From ai-server.",
                 ),
                 Panel(
-                    "Failures and refusals of vLLM",
+                    "Errors and refusals of vLLM",
                     PER_SECOND,
                     ((rate("ai_server_upstream_errors_total", "host, status", "$host"), "{{host}} {{status}}"),),
-                    about="From ai-server, by the status that vLLM told.",
+                    about="From ai-server, by the status that vLLM returned.",
                     needs="a request that vLLM refused or failed",
                 ),
                 Panel(
@@ -219,7 +219,7 @@ DASHBOARD = Dashboard(
                             "{{host}} {{service}}",
                         ),
                     ),
-                    about="The process that answers HTTP; the engine's own processes are not in it.",
+                    about="The process that serves HTTP, without the engine's other processes.",
                 ),
             ),
         ),
@@ -239,15 +239,15 @@ DASHBOARD = Dashboard(
                             "{{host}} {{service}} waiting",
                         ),
                     ),
-                    about="As many run at once as it has slots.",
+                    about="It runs as many requests at once as it has slots.",
                     needs=LLAMA_CPP,
                 ),
                 Panel(
                     "Tokens of llama.cpp",
                     PER_SECOND,
                     (
-                        (rate("llamacpp:prompt_tokens_total"), "{{host}} {{service}} read"),
-                        (rate("llamacpp:tokens_predicted_total"), "{{host}} {{service}} written"),
+                        (rate("llamacpp:prompt_tokens_total"), "{{host}} {{service}} prompt"),
+                        (rate("llamacpp:tokens_predicted_total"), "{{host}} {{service}} generated"),
                     ),
                     needs=LLAMA_CPP,
                 ),
@@ -255,7 +255,7 @@ DASHBOARD = Dashboard(
                     "Steps of llama.cpp",
                     PER_SECOND,
                     ((rate("llamacpp:n_decode_total"), "{{host}} {{service}}"),),
-                    about="None while requests run: it hangs.",
+                    about="No steps while requests run: it hangs.",
                     needs=LLAMA_CPP,
                 ),
             ),

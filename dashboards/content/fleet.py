@@ -21,7 +21,7 @@ DASHBOARD = Dashboard(
     name="fleet",
     order=3,
     title="Fleet",
-    about="All hosts side by side, and whether they are watched at all.",
+    about="All hosts side by side, and whether they are monitored at all.",
     services=False,
     rows=(
         Row(
@@ -35,27 +35,27 @@ DASHBOARD = Dashboard(
                         ('count(count by (host) (up{$host,job="node_exporter"} == 1))', "report"),
                     ),
                     width=3,
-                    about="Fewer that report than are in the inventory: a host is down, or not watched.",
+                    about="If fewer report than are in the inventory, a host is down or not monitored.",
                 ),
                 Panel(
                     "Programs that do not answer",
                     COUNT,
                     (("sum by (host) (1 - up{$host})", "{{host}}"),),
                     width=3,
-                    about="Engine, ai-server and exporters, asked for their figures.",
+                    about="Engine, ai-server and exporters, by their last scrape.",
                 ),
                 Panel(
-                    "Alerts that fire",
+                    "Firing alerts",
                     COUNT,
                     (('count by (alertname) (ALERTS{alertstate="firing"})', "{{alertname}}"),),
-                    needs="an alert that fires",
+                    needs="a firing alert",
                     width=3,
                 ),
                 Panel(
                     "Programs in use",
                     COUNT,
                     (("count by (unit, program) (llm_release_info{$host})", "{{unit}} {{program}}"),),
-                    about="How many hosts run it. Two lines for one service: the fleet is not of one release.",
+                    about="Hosts by program version. Two lines for one service mean that hosts differ.",
                     needs="the role watchdog",
                     width=3,
                 ),
@@ -72,7 +72,7 @@ DASHBOARD = Dashboard(
                     ((quantile(0.95, vllm("time_to_first_token_seconds"), "host", "$host"), "{{host}}"),),
                 ),
                 Panel(
-                    "Tokens written",
+                    "Tokens generated",
                     PER_SECOND,
                     (("sum by (host) (rate(vllm:generation_tokens_total{$host}[$rate]))", "{{host}}"),),
                 ),
@@ -114,21 +114,21 @@ DASHBOARD = Dashboard(
             ),
         ),
         Row(
-            "The watching side",
+            "Monitoring server",
             (
                 Panel(
-                    "Figures not sent yet",
+                    "Metrics not sent yet",
                     BYTES,
                     (('sum by (host) (vm_persistentqueue_bytes_pending{$host,job="vmagent"})', "{{host}}"),),
-                    about="Grows while a host cannot reach the watching one. Nothing is lost until the queue is full.",
+                    about="Grows while the monitoring server is unreachable. Nothing is lost before the queue is full.",
                 ),
                 Panel(
-                    "Disk left for figures",
+                    "Disk space for metrics",
                     BYTES,
                     (('min by (host) (vm_free_disk_space_bytes{job="victoria_metrics"})', "{{host}}"),),
                 ),
                 Panel(
-                    "Figures stored",
+                    "Samples stored",
                     PER_SECOND,
                     (('sum by (host) (rate(vm_rows_inserted_total{job="victoria_metrics"}[$rate]))', "{{host}}"),),
                 ),

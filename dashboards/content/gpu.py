@@ -28,17 +28,17 @@ DASHBOARD = Dashboard(
     name="gpu",
     order=4,
     title="GPU",
-    about="Work, memory, heat and faults of each GPU, as DCGM sees them.",
+    about="Load, memory, temperature and errors of each GPU, as DCGM reports them.",
     services=False,
     rows=(
         Row(
-            "Work and memory",
+            "Load and memory",
             (
                 Panel(
                     "Busy",
                     SHARE,
                     ((f"{each('DCGM_FI_DEV_GPU_UTIL')} / 100", GPU),),
-                    about="The share of time in which anything ran at all; not how well it was used.",
+                    about="Share of time in which anything ran, not how well the GPU was used.",
                     needs=NEEDS,
                 ),
                 Panel(
@@ -48,7 +48,7 @@ DASHBOARD = Dashboard(
                         (f"{each('DCGM_FI_DEV_FB_USED')} * 1048576", GPU),
                         (
                             "sum by (host) (max by (host, group) (llm_gpu_planned_max_bytes{$host}))",
-                            "{{host}} planned at most",
+                            "{{host}} planned maximum",
                         ),
                     ),
                     about="More than was planned: something else holds memory, or the plan was wrong.",
@@ -65,11 +65,11 @@ DASHBOARD = Dashboard(
                     "Memory bus busy",
                     SHARE,
                     ((f"{each('DCGM_FI_DEV_MEM_COPY_UTIL')} / 100", GPU),),
-                    about="Writing tokens is bound by this more than by computing.",
+                    about="It limits token generation more than computing does.",
                     needs=NEEDS,
                 ),
                 Panel(
-                    "Tokens written per GPU",
+                    "Tokens generated per GPU",
                     PER_SECOND,
                     (
                         (
@@ -84,11 +84,11 @@ DASHBOARD = Dashboard(
             ),
         ),
         Row(
-            "Heat and faults",
+            "Temperature and errors",
             (
                 Panel("Temperature", CELSIUS, ((each("DCGM_FI_DEV_GPU_TEMP"), GPU),), limit=Limit(85), needs=NEEDS),
                 Panel(
-                    "Slowed down (1 is yes)",
+                    "Clocks lowered (1 is yes)",
                     COUNT,
                     (
                         (f"max by (host, gpu) (floor({REASONS} / 32) % 4 > bool 0)", f"{GPU} by heat"),
@@ -104,7 +104,7 @@ DASHBOARD = Dashboard(
                     "Last Xid",
                     COUNT,
                     ((each("DCGM_FI_DEV_XID_ERRORS"), GPU),),
-                    about="The number of the last fault that the driver reported; 0 is none.",
+                    about="Number of the last error that the driver reported; 0 is none.",
                     needs=NEEDS,
                 ),
                 Panel(
@@ -114,21 +114,21 @@ DASHBOARD = Dashboard(
                     needs=NEEDS,
                 ),
                 Panel(
-                    "Memory errors not corrected",
+                    "Uncorrected memory errors",
                     COUNT,
                     ((each("DCGM_FI_DEV_ECC_DBE_VOL_TOTAL"), GPU),),
-                    about="Since the driver was loaded. Whatever read that memory failed.",
+                    about="Since the driver was loaded. A process that read that memory failed.",
                     needs=NEEDS,
                 ),
                 Panel(
-                    "Rows of memory remapped",
+                    "Remapped memory rows",
                     COUNT,
                     (
                         (each("DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS"), f"{GPU} after corrected errors"),
-                        (each("DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS"), f"{GPU} after others"),
+                        (each("DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS"), f"{GPU} after uncorrectable errors"),
                         (each("DCGM_FI_DEV_ROW_REMAP_FAILURE"), f"{GPU} failed"),
                     ),
-                    about="When remapping fails, the card is to be replaced.",
+                    about="If remapping fails, replace the card.",
                     needs=NEEDS,
                 ),
             ),

@@ -52,7 +52,7 @@ DASHBOARD = Dashboard(
                     (("max by (host) (increase(node_vmstat_oom_kill{$host}[1h]))", "{{host}}"),),
                 ),
                 Panel(
-                    "Time in which something waited",
+                    "Share of time with waiting tasks",
                     SHARE,
                     tuple(
                         (f"max by (host) (rate(node_pressure_{kind}_waiting_seconds_total{{$host}}[$rate]))", label)
@@ -68,10 +68,10 @@ DASHBOARD = Dashboard(
                     "Memory of the kernel's caches",
                     BYTES,
                     (("max by (host) (node_memory_Cached_bytes{$host})", "{{host}}"),),
-                    about="Given back when it is needed; models are read from here after the first start.",
+                    about="Freed when needed; models are read from here after the first start.",
                 ),
                 Panel(
-                    "Running since",
+                    "Uptime",
                     HOURS,
                     (("max by (host) (time() - node_boot_time_seconds{$host})", "{{host}}"),),
                 ),
@@ -102,13 +102,13 @@ DASHBOARD = Dashboard(
                             "{{host}}",
                         ),
                     ),
-                    about="Above 1 something waits for a processor.",
+                    about="Above 1, tasks wait for a processor.",
                 ),
                 Panel(
-                    "Clock off by",
+                    "Clock offset",
                     SECONDS,
                     (("max by (host) (abs(node_timex_offset_seconds{$host}))", "{{host}}"),),
-                    about="As the kernel was told by the time service.",
+                    about="As reported to the kernel by the time service.",
                     limit=Limit(0.1),
                 ),
             ),
@@ -149,7 +149,7 @@ DASHBOARD = Dashboard(
                             "{{host}} {{mountpoint}}",
                         ),
                     ),
-                    about="By the last six hours; below 0 the disk is full before.",
+                    about="Extrapolated from six hours; below 0, the disk is full within a day.",
                     negative=True,
                     limit=Limit(0, least=True),
                 ),

@@ -25,7 +25,7 @@ DASHBOARD = Dashboard(
     name="logs",
     order=6,
     title="Logs",
-    about="How many lines, how bad, and whether they arrive.",
+    about="How many lines, how many errors, and whether they arrive.",
     rows=(
         Row(
             "Lines",
@@ -48,13 +48,13 @@ DASHBOARD = Dashboard(
             ),
         ),
         Row(
-            "Do they arrive?",
+            "Delivery",
             (
                 Panel(
                     "Lines stored",
                     PER_SECOND,
                     (("sum by (host) (rate(vl_rows_ingested_total[$rate]))", "{{host}}"),),
-                    about="To read the lines, open VictoriaLogs on the watching host: port 9428, path /select/vmui.",
+                    about="To read lines, open VictoriaLogs on the monitoring server: port 9428, path /select/vmui.",
                 ),
                 Panel(
                     "Lines refused",
@@ -62,7 +62,7 @@ DASHBOARD = Dashboard(
                     (("sum by (host, reason) (rate(vl_rows_dropped_total[$rate]))", "{{host}} {{reason}}"),),
                 ),
                 Panel(
-                    "Room for logs",
+                    "Disk space for logs",
                     BYTES,
                     (
                         ("max by (host) (vl_free_disk_space_bytes)", "{{host}} free"),
@@ -85,7 +85,7 @@ DASHBOARD = Dashboard(
                             "{{host}}",
                         ),
                     ),
-                    about="Fills while the log store is away; when it is full, reading stops and nothing is lost.",
+                    about="Fills while the log store is down; when it is full, reading stops and nothing is lost.",
                     limit=Limit(0.8),
                     needs="the role otel_collector",
                 ),

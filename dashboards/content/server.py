@@ -34,9 +34,9 @@ DASHBOARD = Dashboard(
                     COUNT,
                     (
                         ("sum by (host) (up{$host})", "{{host}} answer"),
-                        ("count by (host) (up{$host})", "{{host}} should"),
+                        ("count by (host) (up{$host})", "{{host}} expected"),
                     ),
-                    about="Engine, ai-server and exporters, asked for their figures.",
+                    about="Engine, ai-server and exporters, by their last scrape.",
                 ),
                 Panel(
                     "Requests by status",
@@ -53,7 +53,7 @@ DASHBOARD = Dashboard(
                     "Failed requests",
                     SHARE,
                     ((share(FAILED, REQUESTS), "{{host}} failed"),),
-                    about="Answers 5xx of all answers of ai-server.",
+                    about="Share of 5xx among all answers of ai-server.",
                     limit=Limit(0.05),
                 ),
             ),
@@ -65,7 +65,7 @@ DASHBOARD = Dashboard(
                     "Time to first token, as callers see it",
                     SECONDS,
                     (
-                        (quantile(0.5, "ai_server_first_token_seconds", "host", "$host"), "{{host}} half"),
+                        (quantile(0.5, "ai_server_first_token_seconds", "host", "$host"), "{{host}} median"),
                         (quantile(0.95, "ai_server_first_token_seconds", "host", "$host"), "{{host}} 95 %"),
                     ),
                 ),
@@ -84,7 +84,7 @@ DASHBOARD = Dashboard(
                         ("sum by (host) (vllm:num_requests_running{$host})", "{{host}} running"),
                         ("sum by (host) (vllm:num_requests_waiting{$host})", "{{host}} waiting"),
                     ),
-                    about="Requests that wait for minutes mean that the engine has more than it can do.",
+                    about="Requests that wait for minutes mean that the engine is overloaded.",
                 ),
             ),
         ),

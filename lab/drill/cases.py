@@ -28,7 +28,9 @@ from lab.playbook import Outcome
 BASE = "lab/tiny-llama"
 OLDER = builds.older("node_exporter")  # the release of the broken downloads
 WORDS = "/var/log/drill"  # of the virtual machine: log files here show whether a line is sent twice
-ASKED = f"import glob, json; print(sum(json.load(open(path))['asked'] for path in glob.glob('{HOME}/caller-*.json')))"
+COUNT_REQUESTS = (
+    f"import glob, json; print(sum(json.load(open(path))['asked'] for path in glob.glob('{HOME}/caller-*.json')))"
+)
 UNITS = ("vllm", "ai-server", "node_exporter", "promtail")
 JUMP = 540  # seconds; Loki and its stand-in refuse lines that are ten minutes ahead
 BACK_WITHIN = 30  # seconds until a killed service answers again; a real engine loads its model in that time
@@ -83,8 +85,8 @@ class Stage:
 
 def sentence(outcome: Outcome, length: int = 160) -> str:
     """Return a run's last message, on one line."""
-    said = " ".join(outcome.message.split()) or f"exit code {outcome.code}"
-    return said if len(said) <= length else f"{said[: length - 1]}…"
+    text = " ".join(outcome.message.split()) or f"exit code {outcome.code}"
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 class Silence:
@@ -99,25 +101,25 @@ class Silence:
         return round(self.there.watched()["silent"] - self.before, 1)
 
 
-def refused(bed: Bed, done: str, change: dict[str, Any], says: str) -> Row:
+def refused(bed: Bed, done: str, change: dict[str, Any], message: str) -> Row:
     """A change that cannot work: it is refused with an error, and the same processes go on serving."""
     before, silence = bed.one.services(), Silence(bed.one)
     outcome = bed.converge(change)
     after, silent = bed.one.services(), silence.seconds()
     untouched = before == after
-    good = outcome.code != 0 and says in outcome.message and untouched and silent == 0
+    good = outcome.code != 0 and message in outcome.message and untouched and silent == 0
     seen = sentence(outcome) if untouched else f"services changed; {sentence(outcome)}"
     return Row(done, "refused with the cause; no process is touched", seen, good, silent)
 
 
-def gives_way(bed: Bed, done: str, change: dict[str, Any], says: str) -> Row:
+def rolls_back(bed: Bed, done: str, change: dict[str, Any], message: str) -> Row:
     """A start that fails: the previous release serves again, and the failed one is kept for inspection."""
     before, silence = bed.one.services()["vllm"], Silence(bed.one)
     outcome = bed.converge(change)
     after = bed.one.services()["vllm"]
     kept = after["failed"] is not None
     back = after["written"] == before["written"] == after["running"]
-    good = outcome.code != 0 and says in outcome.message and "serves again" in outcome.message and back and kept
+    good = outcome.code != 0 and message in outcome.message and "serves again" in outcome.message and back and kept
     expected = "the previous release serves again, the cause is named, the failed one is kept"
     answers = bed.one.watched()["now"]
     return Row(done, expected, sentence(outcome), good and answers, silence.seconds())
@@ -236,14 +238,14 @@ def wrong_vault_password(bed: Bed, stage: Stage) -> Row:
     outcome = bed.converge(
         {}, "--extra-vars", f"@{folder / 'vault.yml'}", "--vault-password-file", str(folder / "wrong.txt")
     )
-    told = [line for line in outcome.text.splitlines() if "Decryption failed" in line]
-    good = outcome.code != 0 and bool(told) and bed.one.services() == before
+    errors = [line for line in outcome.text.splitlines() if "Decryption failed" in line]
+    good = outcome.code != 0 and bool(errors) and bed.one.services() == before
     expected = "refused before anything; no process is touched"
-    seen = told[0] if told else sentence(outcome)
+    seen = errors[0] if errors else sentence(outcome)
     return Row("a wrong vault password", expected, seen, good, silence.seconds())
 
 
-def broken_download(kind: str, done: str, says: str) -> Callable[[Bed, Stage], Row]:
+def broken_download(kind: str, done: str, message: str) -> Callable[[Bed, Stage], Row]:
     """Return the line for the download of a release that fails or arrives damaged."""
 
     def line(bed: Bed, stage: Stage) -> Row:
@@ -252,7 +254,7 @@ def broken_download(kind: str, done: str, says: str) -> Callable[[Bed, Stage], R
         mirror = stage.mirror if kind == "checksum" else f"{stage.mirror}/faults/{kind}"
         change = {"node_exporter_version": OLDER, "node_exporter_mirror": mirror}
         change["node_exporter_checksums"] = {OLDER: {"amd64": checksum}}
-        return refused(bed, done, change, says)
+        return refused(bed, done, change, message)
 
     line.__name__ = f"download_{kind}"
     return line
@@ -264,19 +266,19 @@ def broken_download(kind: str, done: str, says: str) -> Callable[[Bed, Stage], R
 def never_ready(bed: Bed, stage: Stage) -> Row:
     """A new engine that starts and never becomes ready."""
     change = {**other_engine(stage, "hangs"), "vllm_start_timeout": 20}
-    return gives_way(bed, "a new engine that never gets ready (20 s given)", change, "not ready after 20 s")
+    return rolls_back(bed, "a new engine that never gets ready (20 s given)", change, "not ready after 20 s")
 
 
 def dies_at_first_completion(bed: Bed, stage: Stage) -> Row:
     """A new engine that is ready, lists its models, and dies at its first completion request."""
-    return gives_way(
+    return rolls_back(
         bed, "a new engine that dies at its first completion", other_engine(stage, "dies"), "vllm: release"
     )
 
 
 def start_fails(bed: Bed, stage: Stage) -> Row:
     """A context length that the argument parser accepts and the model does not."""
-    return gives_way(bed, "a length that the model does not allow", {"vllm_max_model_len": 100000}, "is more than")
+    return rolls_back(bed, "a length that the model does not allow", {"vllm_max_model_len": 100000}, "is more than")
 
 
 def other_engine(stage: Stage, build: str) -> dict[str, Any]:
@@ -286,7 +288,7 @@ def other_engine(stage: Stage, build: str) -> dict[str, Any]:
 
 def killed(unit: str, child: bool = False) -> Callable[[Bed, Stage], Row]:
     """Return the line that kills a service or its child process."""
-    ask = {
+    request = {
         "node_exporter": "http://127.0.0.1:9100/metrics",
         "promtail": "http://127.0.0.1:9080/ready",
     }.get(unit)
@@ -299,8 +301,8 @@ def killed(unit: str, child: bool = False) -> Callable[[Bed, Stage], Row]:
         begin = time.monotonic()
         bed.one.sh(f"kill -KILL {pid}")
         bed.one.until(lambda: bed.one.services()[unit]["pid"] not in (0, before), within, f"{unit} does not restart")
-        if ask:
-            fetch = f"python3 -c \"import urllib.request as u; u.urlopen('{ask}', timeout=5)\" && echo up"
+        if request:
+            fetch = f"python3 -c \"import urllib.request as u; u.urlopen('{request}', timeout=5)\" && echo up"
             bed.one.until(lambda: "up" in bed.one.sh(fetch, check=False), within, f"{unit} does not answer")
         else:
             bed.one.until(lambda: bed.one.watched()["now"], within, f"{unit} does not answer")
@@ -351,9 +353,9 @@ def busy(bed: Bed, stage: Stage) -> Row:
     time.sleep(2 * HUNG)
     bed.one.sh("systemctl stop 'drill-caller-*'")
     after = bed.one.services()["vllm"]["pid"]
-    asked = int(bed.one.sh(f'python3 -c "{ASKED}"'))
-    good = after == before and asked > CALLERS and not bed.one.astray()
-    seen = f"{asked} requests, the same process" if after == before else "it was restarted"
+    requests_sent = int(bed.one.sh(f'python3 -c "{COUNT_REQUESTS}"'))
+    good = after == before and requests_sent > CALLERS and not bed.one.astray()
+    seen = f"{requests_sent} requests, the same process" if after == before else "it was restarted"
     return Row(
         f"{CALLERS} callers at once for {2 * HUNG} s", "the watchdog leaves it alone", seen, good, silence.seconds()
     )
@@ -390,11 +392,11 @@ def incident(bed: Bed, stage: Stage) -> Row:
     with tempfile.TemporaryDirectory() as place:
         given = {"incident_directory": place}
         begin = time.monotonic()
-        look = bed.converge({**given, "step": "look"}, run=INCIDENT)
-        looked = time.monotonic() - begin
+        collected = bed.converge({**given, "step": "look"}, run=INCIDENT)
+        collect_seconds = time.monotonic() - begin
         texts = [text for path in Path(place).glob("*.tar.gz") for text in contents(path)]
     secrets = (ENGINE_KEY, CALLER)
-    leaked = [text for text in (*texts, look.text) if any(secret in text for secret in secrets)]
+    leaked = [text for text in (*texts, collected.text) if any(secret in text for secret in secrets)]
     outcome = bed.converge({**given, "step": "recover"}, run=INCIDENT)
     bed.one.until(lambda: bed.one.watched()["now"], ENGINE_BACK_WITHIN, "the engine does not answer")
     silent, before = silence.seconds(), bed.one.services()
@@ -402,9 +404,9 @@ def incident(bed: Bed, stage: Stage) -> Row:
     left = {name: seen["pid"] for name, seen in before.items()} == {
         name: seen["pid"] for name, seen in bed.one.services().items()
     }
-    codes = (look.code, outcome.code, again.code)
-    good = not any(codes) and len(texts) > 20 and not leaked and looked < 60 and left and not bed.one.astray()
-    seen = f"{len(texts)} files in {looked:.0f} s, {len(leaked)} with a secret; then it serves"
+    codes = (collected.code, outcome.code, again.code)
+    good = not any(codes) and len(texts) > 20 and not leaked and collect_seconds < 60 and left and not bed.one.astray()
+    seen = f"{len(texts)} files in {collect_seconds:.0f} s, {len(leaked)} with a secret; then it serves"
     seen += "" if left else "; a second run restarted something"
     seen += f"; {sentence(outcome)}" if outcome.code else ""
     expected = (
@@ -466,10 +468,10 @@ def full_disk(bed: Bed, stage: Stage) -> Row:
     there.until(lambda: there.watched()["now"], ENGINE_BACK_WITHIN, "the engine does not answer")
     before, silence = there.services(), Silence(there)
     left = int(there.sh(FILL))
-    asked = there.watched()["asked"]
+    asked_before = there.watched()["asked"]
     time.sleep(5)
-    served = there.watched()["asked"] - asked
-    told = json.loads(there.sh(HEALTH))
+    served = there.watched()["asked"] - asked_before
+    health = json.loads(there.sh(HEALTH))
     here = bed.folder / "housekeeping.yml"
     here.write_text(yaml.safe_dump({"housekeeping": {"hosts": {there.name: {}}}}))
     outcome = bed.converge({}, "--inventory", str(here), run=HOUSEKEEPING)
@@ -480,8 +482,8 @@ def full_disk(bed: Bed, stage: Stage) -> Row:
     there.sh(LARGE_DISK)
     there.until(lambda: there.watched()["now"], ENGINE_BACK_WITHIN, "the engine does not answer")
     good = left == outcome.code == verified.code == 0 and untouched and freed >= ROOM_MIB - 1 and silent == 0
-    good = good and served > 5 and told["store"] != "ok" and told["uploads"] != "ok" and not there.astray()
-    seen = f"{left} KiB free: {served} answers in 5 s, jobs: {told['store'][:60]}; then {freed} MiB free"
+    good = good and served > 5 and health["store"] != "ok" and health["uploads"] != "ok" and not there.astray()
+    seen = f"{left} KiB free: {served} answers in 5 s, jobs: {health['store'][:60]}; then {freed} MiB free"
     seen += "" if untouched else "; services were restarted"
     seen += "".join(f"; {sentence(each, 90)}" for each in (outcome, verified) if each.code)
     expected = "requests are served meanwhile; housekeeping.yml makes room, and all is green again"
@@ -503,17 +505,17 @@ def memory_short(bed: Bed, stage: Stage) -> Row:
     give_memory(there, MEMORY_MIB)
     try:
         there.sh("systemd-run --quiet --unit drill-hog python3 /run/drill/hog.py")
-        gone = "systemctl is-active --quiet drill-hog || echo gone"
-        there.until(lambda: there.sh(gone), 120, "nothing kills what uses it")
+        dead = "systemctl is-active --quiet drill-hog || echo gone"
+        there.until(lambda: there.sh(dead), 120, "nothing kills what uses it")
     finally:
         give_memory(there, ALL_MEMORY_MIB)
     there.until(lambda: not there.astray(), BACK_WITHIN, "not all services are back")
     there.until(lambda: there.watched()["now"], BACK_WITHIN, "ai-server does not answer")
-    said = there.sh(f"journalctl --quiet --output cat _PID=1 --since @{began} --grep 'code=killed'")
-    killed = list(dict.fromkeys(re.findall(r"^([\w-]+)\.service: Main process exited", said, re.MULTILINE)))
-    goes_on = there.services()["vllm"]["pid"] == before
-    good = goes_on and set(killed[:2]) == {"node_exporter", "promtail"} and killed[2:] == ["ai-server", "drill-hog"]
-    seen = f"killed in this order: {', '.join(killed)}; the engine {'still runs' if goes_on else 'was killed'}"
+    kills = there.sh(f"journalctl --quiet --output cat _PID=1 --since @{began} --grep 'code=killed'")
+    killed = list(dict.fromkeys(re.findall(r"^([\w-]+)\.service: Main process exited", kills, re.MULTILINE)))
+    survived = there.services()["vllm"]["pid"] == before
+    good = survived and set(killed[:2]) == {"node_exporter", "promtail"} and killed[2:] == ["ai-server", "drill-hog"]
+    seen = f"killed in this order: {', '.join(killed)}; the engine {'still runs' if survived else 'was killed'}"
     expected = "exporter and log shipper die first, then ai-server, then what uses it; the engine still runs"
     return Row("the machine's memory is used up", expected, seen, good, silence.seconds())
 
@@ -544,8 +546,8 @@ print(urllib.request.urlopen(request, timeout=20).read().decode())
 
 def jobs(there: Host, first: int = 0, count: int = 0) -> set[str]:
     """Submit some jobs; return the IDs of all jobs that the application lists."""
-    told = json.loads(there.sh(f"python3 - {first} {count} {CALLER} <<'END-OF-FILE'\n{HAND_IN}\nEND-OF-FILE\n"))
-    return {each["job_id"] for each in told["data"]}
+    jobs_sent = json.loads(there.sh(f"python3 - {first} {count} {CALLER} <<'END-OF-FILE'\n{HAND_IN}\nEND-OF-FILE\n"))
+    return {each["job_id"] for each in jobs_sent["data"]}
 
 
 def restored_elsewhere(bed: Bed, stage: Stage) -> Row:
@@ -564,7 +566,7 @@ def restored_elsewhere(bed: Bed, stage: Stage) -> Row:
     begin = time.monotonic()
     old.kind.down(old.name)
     built = bed.converge({}, "--limit", new.name)
-    away = time.monotonic() - begin
+    outage = time.monotonic() - begin
     new.watch("http://127.0.0.1:8000/v1/chat/completions", CALLER, BASE)
     silence = Silence(new)
     restored = bed.converge({"backup_of": old.name}, "--limit", new.name, run="playbooks/restore.yml")
@@ -577,7 +579,7 @@ def restored_elsewhere(bed: Bed, stage: Stage) -> Row:
     found, same = jobs(new), new.sh(LIST_UPLOADS) == uploads
     good = found == had and len(had) == 20 and same and uploads and not again.changed and not bed.hosts[1].astray()
     seen = f"{len(found & had)} of {len(had)} jobs, uploads {'the same' if same else 'others'}, serving with them "
-    seen += f"{took:.0f} s after the loss ({away:.0f} s to build the machine), then changed={len(again.changed)}"
+    seen += f"{took:.0f} s after the loss ({outage:.0f} s to build the machine), then changed={len(again.changed)}"
     return Row(done, expected, seen, bool(good), silent)
 
 
@@ -670,12 +672,14 @@ def two_controllers(bed: Bed, stage: Stage) -> Row:
     astray = bed.one.astray()
     last = bed.converge()
     good = not astray and last.code == 0 and not bed.one.astray() and bed.one.watched()["now"]
-    told = all(each.code == 0 or "another run" in each.message or "taken by" in each.message for each in both)
+    explained = all(each.code == 0 or "another run" in each.message or "taken by" in each.message for each in both)
     seen = (
         f"not as written: {astray}" if astray else f"{ended[0]}; {ended[1]}; then the running state is the written one"
     )
     expected = "each succeeds or reports the other run; the running state is the written one"
-    return Row("two controllers at once with different variables", expected, seen, good and told, silence.seconds())
+    return Row(
+        "two controllers at once with different variables", expected, seen, good and explained, silence.seconds()
+    )
 
 
 def rebooted(bed: Bed, stage: Stage) -> Row:
@@ -807,12 +811,14 @@ def one_bad_host(bed: Bed, stage: Stage) -> Row:
 
 def unreachable_host(bed: Bed, stage: Stage) -> Row:
     """One of five hosts does not answer SSH."""
-    away = bed.hosts[4]
+    unreachable = bed.hosts[4]
     before = [each.services() for each in bed.hosts[:4]]
-    subprocess.run(["podman", "stop", "--time", "5", machine.container(away.name)], check=True, capture_output=True)
+    subprocess.run(
+        ["podman", "stop", "--time", "5", machine.container(unreachable.name)], check=True, capture_output=True
+    )
     outcome = bed.converge({"vllm_max_model_len": 128}, "--timeout", "5")
     untouched = [each.services() for each in bed.hosts[:4]] == before
-    good = outcome.code != 0 and untouched and away.name in outcome.text
+    good = outcome.code != 0 and untouched and unreachable.name in outcome.text
     seen = f"{'nothing' if untouched else 'something'} changed; {sentence(outcome)}"
     return Row("a fleet of five, one does not answer", "reported before anything is changed anywhere", seen, good)
 
@@ -850,15 +856,17 @@ def clock_jumps(bed: Bed, stage: Stage) -> Row:
 def virtual_reboot(bed: Bed, stage: Stage) -> Row:
     """A real reboot: all services are running, swap is on, and no log line is sent twice."""
     there, mark = bed.one, f"drill-{stage.random.randrange(10**9)}"
-    say = f"mkdir -p {WORDS}; for n in $(seq {{}} {{}}); do echo {mark} $n >> {WORDS}/words.log; done"
-    there.sh(say.format(1, 20))
+    write_lines = f"mkdir -p {WORDS}; for n in $(seq {{}} {{}}); do echo {mark} $n >> {WORDS}/words.log; done"
+    there.sh(write_lines.format(1, 20))
     there.until(lambda: len(logged(stage, mark)) == 20, 60, "the lines do not arrive")
     there.kind.restart(there.name)
     begin = time.monotonic()
     there.until(lambda: all(seen["active"] == "active" for seen in there.services().values()), 120, "not all are up")
-    there.sh(say.format(21, 40))
-    ask = "python3 -c \"import urllib.request as u; u.urlopen('http://127.0.0.1:8001/health', timeout=5)\" && echo up"
-    there.until(lambda: "up" in there.sh(ask, check=False), 120, "the engine does not answer")
+    there.sh(write_lines.format(21, 40))
+    request = (
+        "python3 -c \"import urllib.request as u; u.urlopen('http://127.0.0.1:8001/health', timeout=5)\" && echo up"
+    )
+    there.until(lambda: "up" in there.sh(request, check=False), 120, "the engine does not answer")
     took = time.monotonic() - begin
     swap = "swapfile" in there.sh("cat /proc/swaps")
     there.until(lambda: len(set(logged(stage, mark))) == 40, 60, "the lines do not arrive")

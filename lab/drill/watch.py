@@ -44,9 +44,9 @@ def main(question: Path, state: Path) -> None:
         elif good and since is not None:
             silent, since = silent + now - since, None
         waited = now - since if since is not None else 0.0
-        told = {"asked": asked, "refused": refused, "silent": round(silent + waited, 2), "now": good}
+        record = {"asked": asked, "refused": refused, "silent": round(silent + waited, 2), "now": good}
         beside = state.with_suffix(".new")
-        beside.write_text(json.dumps(told))
+        beside.write_text(json.dumps(record))
         beside.replace(state)
         time.sleep(EVERY)
 

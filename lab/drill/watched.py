@@ -32,7 +32,7 @@ VARIABLES: dict[str, Any] = {
 }
 
 
-def told(stage: Stage, *words: str, since: int) -> bool:
+def notified(stage: Stage, *words: str, since: int) -> bool:
     """Return whether a message after the first ``since`` contains all the words."""
     with urllib.request.urlopen(f"{stage.offered['slack']}/messages", timeout=10) as answer:
         messages = json.load(answer)[since:]
@@ -67,9 +67,9 @@ def engine_stopped(bed: Bed, stage: Stage) -> Row:
     served, before = bed.hosts[0], messages(stage)
     served.until(lambda: value(bed, f'up{{job="vllm",host="{SERVED}"}}') == 1, 60, "the store has no metrics")
     served.sh("systemctl stop vllm")
-    fires = served.until(lambda: told(stage, "FIRING", "vllm", SERVED, since=before), WITHIN, "no message came")
+    fires = served.until(lambda: notified(stage, "FIRING", "vllm", SERVED, since=before), WITHIN, "no message came")
     served.sh("systemctl start vllm")
-    ends = served.until(lambda: told(stage, "resolved: vllm", SERVED, since=before), WITHIN, "it does not end")
+    ends = served.until(lambda: notified(stage, "resolved: vllm", SERVED, since=before), WITHIN, "it does not end")
     seen = f"a message after {fires:.0f} s, and that it is over {ends:.0f} s after the start"
     return Row(
         "the engine of a monitored host stopped", "a message in Slack within 5 min, and one at the end", seen, True
@@ -105,6 +105,6 @@ def host_gone(bed: Bed, stage: Stage) -> Row:
     before = messages(stage)
     box = machine.container(bed.hosts[0].name)
     subprocess.run(["podman", "stop", "--time", "5", box], check=True, capture_output=True)
-    fires = bed.hosts[1].until(lambda: told(stage, "HostMissing", SERVED, since=before), WITHIN, "no message came")
+    fires = bed.hosts[1].until(lambda: notified(stage, "HostMissing", SERVED, since=before), WITHIN, "no message came")
     seen = f"a message after {fires:.0f} s"
     return Row("a monitored host switched off", "a message in Slack within 5 min", seen, True)

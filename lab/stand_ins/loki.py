@@ -263,12 +263,12 @@ class Store:
             pairs = [pair for stream in self.streams for pair in stream]
         return sorted({value for known, value in pairs if known == name} if name else {known for known, _ in pairs})
 
-    def query(self, asked: dict[str, str]) -> list[dict[str, Any]]:
+    def query(self, params: dict[str, str]) -> list[dict[str, Any]]:
         """Return a query's streams with up to `limit` lines, newest or oldest first."""
-        tests, filters = parse(asked.get("query", ""))
-        end = instant(asked["end"]) if "end" in asked else time.time_ns()
-        begin = instant(asked["start"]) if "start" in asked else end - duration(asked.get("since", "1h"))
-        limit, backward = int(asked.get("limit", 100)), asked.get("direction", "backward") != "forward"
+        tests, filters = parse(params.get("query", ""))
+        end = instant(params["end"]) if "end" in params else time.time_ns()
+        begin = instant(params["start"]) if "start" in params else end - duration(params.get("since", "1h"))
+        limit, backward = int(params.get("limit", 100)), params.get("direction", "backward") != "forward"
         if not 0 < limit <= LIMIT:
             raise Refused(f"the limit must be between 1 and {LIMIT}, it is {limit}")
         with self.lock:
@@ -296,10 +296,10 @@ class Handler(BaseHTTPRequestHandler):
     def let_in(self, query: bool) -> bool:
         """Select the caller's store and return True; answer 401 or 403 and return False if the caller is refused."""
         tenant = self.headers.get("X-Scope-OrgID", "")
-        asked = {"authorization": self.headers.get("Authorization", ""), "tenant": tenant}
-        found = [each for each in self.callers if asked.items() <= each.items()]
+        caller = {"authorization": self.headers.get("Authorization", ""), "tenant": tenant}
+        found = [each for each in self.callers if caller.items() <= each.items()]
         if self.callers and not found:
-            self.send(401, "no org id\n" if asked["authorization"] and not tenant else "401 Authorization Required\n")
+            self.send(401, "no org id\n" if caller["authorization"] and not tenant else "401 Authorization Required\n")
         elif self.callers and query and not found[0]["queries"]:
             self.send(403, "403 Forbidden\n")
         else:
@@ -310,7 +310,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer a query."""
         parts = urlsplit(self.path)
-        asked = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+        params = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         if parts.path != "/ready" and not self.let_in(query=True):
             return
         value = re.fullmatch(r"/loki/api/v1/label/([^/]+)/values", parts.path)
@@ -322,7 +322,7 @@ class Handler(BaseHTTPRequestHandler):
             elif value:
                 self.succeed(self.store.labels(unquote(value[1])))
             elif parts.path == "/loki/api/v1/query_range":
-                self.succeed({"resultType": "streams", "result": self.store.query(asked), "stats": {}})
+                self.succeed({"resultType": "streams", "result": self.store.query(params), "stats": {}})
             else:
                 self.send(404, "404 page not found\n")
         except (Refused, ValueError) as error:

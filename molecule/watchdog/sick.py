@@ -11,11 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-ILL = Path("/run/sick")
+FAULT = Path("/run/sick")
 
 
 def state():
-    return ILL.read_text(encoding="utf-8").split()[0] if ILL.exists() else "serve"
+    return FAULT.read_text(encoding="utf-8").split()[0] if FAULT.exists() else "serve"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -33,8 +33,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-if ILL.exists() and "once" in ILL.read_text(encoding="utf-8"):
-    ILL.unlink()
+if FAULT.exists() and "once" in FAULT.read_text(encoding="utf-8"):
+    FAULT.unlink()
 if state() == "die":
     sys.exit(1)
 http.server.ThreadingHTTPServer(("127.0.0.1", 8001), Handler).serve_forever()

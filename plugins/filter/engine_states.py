@@ -60,8 +60,8 @@ def command_words(command: str | list) -> list:
 def reason_of(result: dict, engine: str) -> str:
     """Return why a task failed, in a loop the failed items, without the engine's name in front and the full stop."""
     each = [one for one in result.get("results") or [] if one.get("failed")] or [result]
-    said = "; ".join(str(one.get("msg") or "it failed").strip() for one in each)
-    return said.removeprefix(f"{engine}: ").rstrip(".")
+    reasons = "; ".join(str(one.get("msg") or "it failed").strip() for one in each)
+    return reasons.removeprefix(f"{engine}: ").rstrip(".")
 
 
 def turn_of(result: dict, engine: str) -> dict:

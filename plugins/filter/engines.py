@@ -57,10 +57,10 @@ def engine_services(listed: list[dict], defaults: dict) -> list[dict]:
     """
     services = []
     for one in listed:
-        told = {**defaults[one["kind"]], **one}
+        entry = {**defaults[one["kind"]], **one}
         service = {"name": one["name"], "kind": one["kind"], "unit": f"{one['name']}.service"}
         if one["kind"] == "vllm":
-            service["metrics"] = f"{local_url(told['host'], told['port'])}/metrics"
+            service["metrics"] = f"{local_url(entry['host'], entry['port'])}/metrics"
         services.append(service)
     return services
 
@@ -69,8 +69,8 @@ def engine_targets(listed: list[dict], defaults: dict, keys: dict) -> list[dict]
     """Return ``vmagent_engines`` of a host's engines; ``keys`` has the inventory's key of each kind that needs one."""
     targets = []
     for one in listed:
-        told = {**defaults[one["kind"]], **one}
-        target = {"name": one["name"], "kind": one["kind"], "host": told["host"], "port": told["port"]}
+        entry = {**defaults[one["kind"]], **one}
+        target = {"name": one["name"], "kind": one["kind"], "host": entry["host"], "port": entry["port"]}
         key = one.get("api_key") or keys.get(one["kind"]) if one["kind"] in keys else ""
         targets.append(target | ({"key": key} if key else {}))
     return targets
@@ -95,9 +95,9 @@ def engine_journal_jobs(given: list[dict], listed: list[dict]) -> list[dict]:
 
 def _metrics(entry: dict, defaults: dict) -> tuple[str, dict]:
     """Return ``(the address of an engine, the key file for its metrics)``."""
-    told = {**defaults[entry["kind"]], **entry}
+    merged = {**defaults[entry["kind"]], **entry}
     keyed = {"bearer_file": f"/etc/{entry['name']}/secrets.env"} if entry["kind"] == "llama_cpp" else {}
-    return local_url(told["host"], told["port"]), keyed
+    return local_url(merged["host"], merged["port"]), keyed
 
 
 def engine_watches(listed: list[dict], defaults: dict) -> list[dict]:
@@ -129,8 +129,8 @@ def engine_load_targets(resolved: list[dict], application: str, key: str, models
     """
     targets = []
     for one in (each for each in resolved if each["kind"] == "vllm"):
-        asked = [model for model in one["served"] if model in models] if models and len(resolved) > 1 else models
-        if models and not asked:
+        requested = [model for model in one["served"] if model in models] if models and len(resolved) > 1 else models
+        if models and not requested:
             continue
         targets.append(
             {
@@ -139,7 +139,7 @@ def engine_load_targets(resolved: list[dict], application: str, key: str, models
                 "metrics": f"{one['url']}/metrics",
                 "url": application or one["url"],
                 "key": key if application else one["settings"].get("vllm_api_key", ""),
-                "models": asked or one["served"],
+                "models": requested or one["served"],
             }
         )
     return targets

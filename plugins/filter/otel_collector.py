@@ -44,8 +44,8 @@ def collector_checks(jobs: list, options: dict, secrets: dict, cure: str) -> lis
     rows = []
     for job in jobs:
         kind, source = ("journal", "unit") if "unit" in job else ("files", "path")
-        told = otel_collector.resource_of(job)
-        own = {"job": told["job"], source: job[source], "service": told["service.name"]}
+        resource = otel_collector.resource_of(job)
+        own = {"job": resource["job"], source: job[source], "service": resource["service.name"]}
         what = f"logs: {'journal' if kind == 'journal' else 'files'} of {job['job']}"
         rows.append({"what": what, "kind": f"collector_{kind}", "options": {**options, **own}, "cure": cure, **secrets})
     return rows

@@ -37,10 +37,10 @@ def _unknown(name: str, known: dict) -> str:
 def _unfit(value, shown: str) -> str:
     if value is None or value == "":  # left out
         return ""
-    whole, number = re.fullmatch("[0-9]+", shown), re.fullmatch(r"[0-9]+\.[0-9]+", shown)
+    integer, number = re.fullmatch("[0-9]+", shown), re.fullmatch(r"[0-9]+\.[0-9]+", shown)
     if isinstance(value, bool):
         good = False
-    elif whole:
+    elif integer:
         good = bool(re.fullmatch("[0-9]+", str(value))) and int(value) > 0
     elif number:
         good = bool(re.fullmatch(r"[0-9]*\.?[0-9]+", str(value))) and float(value) > 0
@@ -48,7 +48,7 @@ def _unfit(value, shown: str) -> str:
         good = isinstance(value, str)
     else:
         good = True
-    wanted = "a whole number above 0" if whole else "a number above 0" if number else "a text; quote it"
+    wanted = "a whole number above 0" if integer else "a number above 0" if number else "a text; quote it"
     return "" if good else f"which must be {wanted}"
 
 

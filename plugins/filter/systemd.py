@@ -30,7 +30,7 @@ def environment_lines(variables: dict) -> list[str]:
 
     Everyone can read a unit; see `secret_environment` for the others.
     """
-    return [f'"{_escaped(f"{name}={value}")}"' for name, value in _told(variables) if not secrets_of(name, value)]
+    return [f'"{_escaped(f"{name}={value}")}"' for name, value in _defined(variables) if not secrets_of(name, value)]
 
 
 def secret_environment(variables: dict) -> str:
@@ -38,12 +38,12 @@ def secret_environment(variables: dict) -> str:
 
     Source: systemd.exec(5), "EnvironmentFile="; within double quotes ``\\`` is put before special characters.
     """
-    lines = [(name, value) for name, value in _told(variables) if secrets_of(name, value)]
+    lines = [(name, value) for name, value in _defined(variables) if secrets_of(name, value)]
     special = str.maketrans({mark: f"\\{mark}" for mark in '"\\`$'})
     return "".join(f'{name}="{value.translate(special)}"\n' for name, value in lines)
 
 
-def _told(variables: dict) -> list[tuple[str, str]]:
+def _defined(variables: dict) -> list[tuple[str, str]]:
     named = sorted(variables.items(), key=lambda pair: pair[0].lower())
     return [(name, str(value)) for name, value in named if value is not None]
 
@@ -88,12 +88,12 @@ def flag_clashes(wanted: dict) -> list[str]:
     for variable, names in wanted.items():
         for name in names:
             places.setdefault(str(name).removeprefix("no-"), []).append(variable)
-    told = []
+    problems = []
     for name, variables in places.items():
         if len(variables) > 1:
             where = " and ".join(dict.fromkeys(variables))
-            told.append(f"{where}: {name} is named more than once; name it in one place, once.")
-    return told
+            problems.append(f"{where}: {name} is named more than once; name it in one place, once.")
+    return problems
 
 
 def _quoted(word: str) -> str:
@@ -136,7 +136,7 @@ def peers(address: str, clients: list | None = None) -> list:
 
 def astray(urls: list, address: str, port: int | str) -> list[str]:
     """Return the ``urls`` on this host that do not match a service listening on ``address`` and ``port``."""
-    return [url for url in urls if _asks_itself(url) and not _reaches(urlsplit(url), address, int(port))]
+    return [url for url in urls if _is_loopback(url) and not _reaches(urlsplit(url), address, int(port))]
 
 
 def sources_astray(sources: list[dict], engines: list[dict]) -> list[str]:
@@ -150,27 +150,27 @@ def sources_astray(sources: list[dict], engines: list[dict]) -> list[str]:
 
 def engines_unasked(engines: list[dict], sources: list[dict]) -> list[str]:
     """Return the names of the ``engines`` whose port none of the ``sources`` uses."""
-    asked = {urlsplit(one["url"]).port for one in sources}
-    return [one["name"] for one in engines if int(one["port"]) not in asked]
+    polled = {urlsplit(one["url"]).port for one in sources}
+    return [one["name"] for one in engines if int(one["port"]) not in polled]
 
 
 def elsewhere(urls: list) -> list[str]:
     """Return the ``urls`` of other machines, which an address filter for this machine would not include."""
-    return [url for url in urls if url and not _asks_itself(url)]
+    return [url for url in urls if url and not _is_loopback(url)]
 
 
-def _asks_itself(url: str) -> bool:
+def _is_loopback(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     return host == "localhost" or (is_ip(host) and ipaddress.ip_address(host).is_loopback)
 
 
-def _reaches(asked: SplitResult, address: str, port: int) -> bool:
-    if (asked.port or 80) != port:
+def _reaches(url: SplitResult, address: str, port: int) -> bool:
+    if (url.port or 80) != port:
         return False
-    if not is_ip(asked.hostname) or not is_ip(address):  # a name may resolve to either family
+    if not is_ip(url.hostname) or not is_ip(address):  # a name may resolve to either family
         return True
     bound = ipaddress.ip_address(address)
-    return bound.is_unspecified or bound == ipaddress.ip_address(asked.hostname)
+    return bound.is_unspecified or bound == ipaddress.ip_address(url.hostname)
 
 
 def memory_mib(limit: str) -> float:

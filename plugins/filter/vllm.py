@@ -53,8 +53,8 @@ def length_told(length: int, arguments: dict) -> int | None:
 
     None if it gets none, or a word such as 8k or auto that it converts to a number itself.
     """
-    told = str(engine_config({"max-model-len": length, **arguments}).get("max-model-len"))
-    return int(told) if told.isdigit() else None
+    length_text = str(engine_config({"max-model-len": length, **arguments}).get("max-model-len"))
+    return int(length_text) if length_text.isdigit() else None
 
 
 def completion_probes(models: list, url: str, key: dict, timeout: float) -> list:

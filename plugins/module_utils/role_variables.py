@@ -296,8 +296,8 @@ def typed(name: str, spec: Mapping, value) -> tuple[object, list[str]]:
     if spec.get("no_log") and kind == "str" and not isinstance(value, str):
         return None, [_not_text(name, value)]
     if not _looks_like(kind, value):
-        told = _word(value) if spec.get("no_log") else _described(value, kind)
-        return None, [f"{name} is {told}; it must be {WORDS[kind]}{_such_as(spec)}."]
+        actual = _word(value) if spec.get("no_log") else _described(value, kind)
+        return None, [f"{name} is {actual}; it must be {WORDS[kind]}{_such_as(spec)}."]
     if kind == "list":
         return _typed_list(name, spec, value)
     if kind == "dict":

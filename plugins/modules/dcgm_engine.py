@@ -76,32 +76,36 @@ def stop(module: HostModule) -> None:
 def run(module: HostModule) -> None:
     unit, version = module.params["unit"], module.params["version"]
     live = systemd_unit.show(unit)
-    told = dcgm.ask_patiently() if live.get("ActiveState") == "active" else dcgm.ask()
-    reason = dcgm.start_reason(live, told, version)
+    state = dcgm.ask_patiently() if live.get("ActiveState") == "active" else dcgm.ask()
+    reason = dcgm.start_reason(live, state, version)
     enable = live.get("UnitFileState") != "enabled"
     if module.check_mode:
-        module.exit_json(changed=bool(reason or enable), restarted=reason, client=told["client"], engine=told["engine"])
-    told_after, deadline = systemd_unit.journal_end(), time.monotonic() + module.params["timeout"]
+        module.exit_json(
+            changed=bool(reason or enable), restarted=reason, client=state["client"], engine=state["engine"]
+        )
+    journal_cursor, deadline = systemd_unit.journal_end(), time.monotonic() + module.params["timeout"]
     if reason or enable:
         systemd_unit.run("systemctl", "daemon-reload")
     if enable:
         systemd_unit.run("systemctl", "enable", unit)
     if reason:
         systemd_unit.run("systemctl", "restart", unit)
-    while (told := dcgm.ask(within=max(deadline - time.monotonic(), 1)))["engine"] is None:
+    while (state := dcgm.ask(within=max(deadline - time.monotonic(), 1)))["engine"] is None:
         if time.monotonic() >= deadline:
             break
         if systemd_unit.show(unit).get("ActiveState") in ("failed", "inactive"):
             break
         time.sleep(0.5)
-    wrong = {name: told[name] for name in ("client", "engine") if told[name] != dcgm.upstream(version)}
+    wrong = {name: state[name] for name in ("client", "engine") if state[name] != dcgm.upstream(version)}
     if wrong:
-        said = told.get("trouble") or "; ".join(f"the {name} says {seen or 'nothing'}" for name, seen in wrong.items())
-        module.fail_json(
-            msg=f"DCGM {dcgm.upstream(version)} is installed and {said}. See journalctl -u {unit}.",
-            journal=systemd_unit.journal(unit, told_after)[-15:],
+        trouble = state.get("trouble") or "; ".join(
+            f"the {name} says {seen or 'nothing'}" for name, seen in wrong.items()
         )
-    module.exit_json(changed=bool(reason or enable), restarted=reason, **told)
+        module.fail_json(
+            msg=f"DCGM {dcgm.upstream(version)} is installed and {trouble}. See journalctl -u {unit}.",
+            journal=systemd_unit.journal(unit, journal_cursor)[-15:],
+        )
+    module.exit_json(changed=bool(reason or enable), restarted=reason, **state)
 
 
 if __name__ == "__main__":

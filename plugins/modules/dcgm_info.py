@@ -45,8 +45,8 @@ def main() -> None:
             read()
         except GpuError as error:
             module.fail_json(msg=f"DCGM needs a GPU. {error}", kind=error.kind)
-    told = {"trouble": "", "promised": dcgm.promised(), **dcgm.ask()}
-    module.exit_json(changed=False, **{name: seen or "" for name, seen in told.items()})
+    result = {"trouble": "", "promised": dcgm.promised(), **dcgm.ask()}
+    module.exit_json(changed=False, **{name: seen or "" for name, seen in result.items()})
 
 
 if __name__ == "__main__":

@@ -81,8 +81,8 @@ def main() -> None:
     given = module.params
     if module.check_mode:
         module.exit_json(changed=False, skipped=True)
-    told = run(given["argv"], given["engine"], given["url"], given["model"], given["api_key"], given["timeout"])
-    module.exit_json(changed=True, **told)
+    result = run(given["argv"], given["engine"], given["url"], given["model"], given["api_key"], given["timeout"])
+    module.exit_json(changed=True, **result)
 
 
 if __name__ == "__main__":

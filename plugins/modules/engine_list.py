@@ -103,8 +103,8 @@ def main() -> None:
     wanted, noted, state = module.params["engines"], read(LIST), module.params["state"]
     names = [{"name": each["name"], "kind": each["kind"]} for each in wanted]
     served_before = (STORE / engines.SINGLE["name"] / "state.json").exists()
-    gone = engines.gone([each["name"] for each in wanted], noted, served_before)
-    recorded = engines.recorded(names, noted, gone)
+    removed = engines.no_longer_listed([each["name"] for each in wanted], noted, served_before)
+    recorded = engines.recorded(names, noted, removed)
     states = {}
     if state == "begun":
         try:
@@ -114,14 +114,14 @@ def main() -> None:
         taken = engines.taken(names, noted, [name for each in names if (name := each["name"]) and foreign(name)])
         if taken:
             module.fail_json(msg=" ".join(taken))
-        names = gone + names
+        names = removed + names
     # Write nothing if nothing is new. An engine that will be removed stays in the list until it is gone.
     changed = state != "compared" and sorted(noted, key=str) != sorted(names, key=str)
     if changed and not module.check_mode:
         write(LIST, json.dumps(names, indent=1) + "\n", 0o644)
     module.exit_json(
         changed=changed and state == "noted",
-        gone=gone,
+        gone=removed,
         recorded=recorded,
         states=states,
         resting=engines.resting(wanted, engine_states.away()),

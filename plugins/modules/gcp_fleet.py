@@ -9,7 +9,7 @@ short_description: Firewall rules and virtual machines of one Google Cloud proje
 description:
   - Compares what is declared with what is there, field by field and both ways, so that a port, range, tag or label
     that was added by hand is found like one that was taken away.
-  - Mends what can be mended in the state that a machine is in; returns the rest as RV(refused), with the way to do it.
+  - Updates what can be changed in the state that a machine is in; returns the rest as RV(refused), with the cure.
   - Works on all machines side by side; a failure of one does not stop the others.
   - Everything made carries a mark with the fleet's name in its description. Only what carries it is deleted, and what
     carries it without being declared is told by every run.
@@ -22,7 +22,7 @@ options:
     description:
       - V(checked) asks all that must be right before anything is made (credentials, project, accelerator in the zone,
         image family, quota, permissions) and estimates what the machines cost; it changes nothing.
-      - V(present) makes and mends rules and machines, and starts a machine that is stopped.
+      - V(present) creates and updates rules and machines, and starts a machine that is stopped.
       - V(saved) takes a snapshot of the machines' boot disks.
       - V(started) and V(stopped) start and stop machines; labels, tags and disk stay.
       - V(absent) deletes the machines in O(names) with their boot disks, then the rules that no other machine uses.
@@ -258,12 +258,12 @@ machines:
     address: {description: External address; null without one or while stopped., type: str, sample: 203.0.113.7}
     internal_address: {description: Address in its network., type: str, sample: 10.178.0.2}
     changes: {description: What was done to it., type: list, elements: str}
-    refused: {description: "What is not as declared and not mended, with the way to do it.", type: list, elements: str}
+    refused: {description: "What is not as declared and was not updated, with the cure.", type: list, elements: str}
     tried: {description: Zones without capacity that were tried before., type: list, elements: dict}
 refused:
   description:
-    - What is not as declared and cannot be mended in the state that its machine is in, with the way to do it. The rest
-      is mended and the module does not fail, so that its diff is seen; the caller decides what becomes of these.
+    - What is not as declared and cannot be updated in the state that its machine is in, with the cure. The rest
+      is updated and the module does not fail, so that its diff is seen; the caller decides what becomes of these.
   returned: always
   type: list
   elements: str

@@ -124,8 +124,8 @@ def bring(store: Store, model: Wanted, adapters: dict[str, Wanted], check_mode: 
     every = {"": model, **adapters}
     paths, fetched = {}, []
     for name, wanted in every.items():
-        paths[name], whole = store.place(wanted)
-        if not whole:
+        paths[name], complete = store.place(wanted)
+        if not complete:
             fetched.append(f"{wanted.source}/{wanted.file}@{wanted.revision}")
         if not check_mode:
             store.bring(wanted)

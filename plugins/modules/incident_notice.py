@@ -80,8 +80,8 @@ def main() -> None:
             notice.keep(note, wanted["rows"])
     except (UserError, OSError) as error:
         module.fail_json(msg=f"{error}.")
-    told = "it would be sent to the receiver" if module.check_mode else "sent to the receiver"
-    module.exit_json(changed=True, sent=not module.check_mode, told=told)
+    text = "it would be sent to the receiver" if module.check_mode else "sent to the receiver"
+    module.exit_json(changed=True, sent=not module.check_mode, told=text)
 
 
 if __name__ == "__main__":

@@ -78,28 +78,28 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    told = clean(module.params["age_hours"] * 3600, module.params["models"], module.check_mode)
+    found = clean(module.params["age_hours"] * 3600, module.params["models"], module.check_mode)
     removed = [
         {"path": host_text.printable(str(each.paths[0])), "why": each.why, "mib": mib(each.size)}
-        for each in told["removed"]
+        for each in found["removed"]
     ]
     result = {
         "changed": bool(removed),
         "removed": removed,
         "mib": sum(each["mib"] for each in removed),
-        "free": told["free"],
-        "remarks": [host_text.printable(sentence) for sentence in told["remarks"]],
+        "free": found["free"],
+        "remarks": [host_text.printable(sentence) for sentence in found["remarks"]],
     }
     result["report"] = [
-        *[host_text.printable(str(each)) for each in told["removed"]],
+        *[host_text.printable(str(each)) for each in found["removed"]],
         *result["remarks"],
-        *[f"{disk}: {before} MiB free, then {after}" for disk, (before, after) in told["free"].items()],
+        *[f"{disk}: {before} MiB free, then {after}" for disk, (before, after) in found["free"].items()],
     ]
     if removed:
-        lines = "".join(f"{host_text.printable(str(each))}\n" for each in told["removed"])
+        lines = "".join(f"{host_text.printable(str(each))}\n" for each in found["removed"])
         result["diff"] = {"before_header": "left over", "after_header": "left over", "before": lines, "after": ""}
-    if told["failures"]:
-        failures = host_text.printable("; ".join(told["failures"]))
+    if found["failures"]:
+        failures = host_text.printable("; ".join(found["failures"]))
         module.fail_json(msg=f"Could not remove {failures}.", **result)
     module.exit_json(**result)
 

@@ -127,15 +127,16 @@ def main() -> None:
 
 def remove(module: QuietModule, home: Path, beside: list[str]) -> None:
     """Remove the builds that no release needs, and the directory of all builds if it is empty."""
-    gone = unused(home, in_use() | {Path(place) for place in beside})
-    if gone and not module.check_mode:
-        for place in gone:
+    unused_builds = unused(home, in_use() | {Path(place) for place in beside})
+    if unused_builds and not module.check_mode:
+        for place in unused_builds:
             shutil.rmtree(place)
-    left = {*home.iterdir()} - {*gone, home / ".lock"} if home.is_dir() else {home}
+    left = {*home.iterdir()} - {*unused_builds, home / ".lock"} if home.is_dir() else {home}
     if not left and not module.check_mode:
         shutil.rmtree(home)
     module.exit_json(
-        changed=bool(gone) or not left, diff={"before": "".join(f"{place}\n" for place in gone), "after": ""}
+        changed=bool(unused_builds) or not left,
+        diff={"before": "".join(f"{place}\n" for place in unused_builds), "after": ""},
     )
 
 

@@ -55,14 +55,14 @@ def main() -> None:
     if module.check_mode and not Path(path).exists():
         module.exit_json(changed=False, version="", names=[])
     try:
-        said, page = (ask(path, argument, module.params["user"]) for argument in ("--version", "--help"))
+        version_text, page = (ask(path, argument, module.params["user"]) for argument in ("--version", "--help"))
     except (UserError, OSError) as error:
         module.fail_json(msg=str(error))
     known = names(page)
     problems = unknown(module.params["arguments"], known, "llama_cpp_arguments")
     if problems:
         module.fail_json(msg=" ".join(problems))
-    module.exit_json(changed=False, version=version(said), names=sorted(known))
+    module.exit_json(changed=False, version=version(version_text), names=sorted(known))
 
 
 if __name__ == "__main__":

@@ -141,24 +141,24 @@ def main() -> None:
     try:
         if wanted["phase"] == "begin":
             host.begin([each["unit"] for each in wanted["targets"]])
-            told = {
+            result = {
                 "time": time.time(),
                 "units": watch.state(wanted["units"]),
                 "first": watch.sample(engines, wanted["gpu"]),
             }
         elif wanted["phase"] == "start":
-            told = host.start(_jobs(wanted, state), state["plan"], state["seconds"], state["turn"])
+            result = host.start(_jobs(wanted, state), state["plan"], state["seconds"], state["turn"])
         elif wanted["phase"] == "look":
-            told = host.look(state["names"], engines, wanted["gpu"], state["seconds"])
-            told["events"] = host.ended(state["began"])
+            result = host.look(state["names"], engines, wanted["gpu"], state["seconds"])
+            result["events"] = host.ended(state["began"])
         elif wanted["phase"] == "collect":
-            told = host.collect(_jobs(wanted, state), state["plan"])
+            result = host.collect(_jobs(wanted, state), state["plan"])
         else:
             host.stop()
-            told = {}
+            result = {}
     except (UserError, OSError) as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=False, told=told)
+    module.exit_json(changed=False, told=result)
 
 
 def _jobs(wanted: dict, state: dict) -> list[dict]:

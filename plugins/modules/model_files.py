@@ -111,25 +111,25 @@ def main() -> None:
 
 def bring(hub: Hub, wanted: dict, check_mode: bool) -> dict:
     """Fetch missing files and check all of them; return the module's result."""
-    asked = {"": (wanted["model"], wanted["revision"])}
-    asked |= {adapter["name"]: (adapter["source"], adapter["revision"]) for adapter in wanted["adapters"]}
+    requested = {"": (wanted["model"], wanted["revision"])}
+    requested |= {adapter["name"]: (adapter["source"], adapter["revision"]) for adapter in wanted["adapters"]}
     places, fetched, missing = {}, [], set()
-    for name, (source, revision) in asked.items():
-        places[name], whole = hub.place(source, revision)
-        if not whole:
+    for name, (source, revision) in requested.items():
+        places[name], complete = hub.place(source, revision)
+        if not complete:
             fetched.append(f"{source}@{revision}")
             if check_mode:
                 missing.add(name)
             else:
                 places[name] = hub.fetch(source, revision)
-    local = [places[name] for name, (source, _) in asked.items() if source.startswith("/")]
+    local = [places[name] for name, (source, _) in requested.items() if source.startswith("/")]
     # In check mode on a new host neither the user nor the interpreter exists yet.
     problems = [] if check_mode and not Path(hub.python).exists() else hub.unreadable(local)
     if "" not in missing:
         problems += check_model(str(places[""]), wanted["trust_remote_code"])
         if not problems and not wanted["trust_remote_code"]:
             problems += hub.unknown(own_model_type(str(places[""])), places[""])
-        for name in asked.keys() - missing - {""}:
+        for name in requested.keys() - missing - {""}:
             found = check_adapter(str(places[""]), str(places[name]), wanted["max_lora_rank"])
             problems += [f"adapter {name}: {problem}" for problem in found]
     if problems:

@@ -146,17 +146,17 @@ class ServiceStart(ServiceSteps):
         display.display(f"  {host}: out of rotation, {service} is going to be interrupted", color="cyan")
         problem = command(drain)
         if problem:
-            said = f"drain_command failed, so nothing was changed: {problem}"
-            return {"failed": True, "msg": f"{service}: {said}. Correct it and run again."}
+            message = f"drain_command failed, so nothing was changed: {problem}"
+            return {"failed": True, "msg": f"{service}: {message}. Correct it and run again."}
         return {"rotation": "out"}
 
     def _restore(self, service: str, host: str, result: dict, task_vars: dict) -> dict:
         """Put a host back into rotation once its service serves."""
         problem = command(self._task.args.get("restore_command"))
         if problem:
-            said = f"{result['msg']} And" if result.get("failed") else f"{service} serves, but"
-            said += f" restore_command failed: {problem}. Correct it and run again."
-            return {**result, "failed": True, "msg": said}
+            message = f"{result['msg']} And" if result.get("failed") else f"{service} serves, but"
+            message += f" restore_command failed: {problem}. Correct it and run again."
+            return {**result, "failed": True, "msg": message}
         self.step("restore", task_vars)
         display.display(f"  {host}: back in rotation, {service} serves", color="cyan")
         return {**result, "changed": True, "rotation": "back"}
@@ -171,8 +171,8 @@ def command(argv: list[str] | str | None) -> str | None:
         done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=HOOK_TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
-    said = (done.stderr.strip() or done.stdout.strip() or f"{argv[0]}: exit code {done.returncode}").splitlines()
-    return said[-1].rstrip(".") if done.returncode else None
+    lines = (done.stderr.strip() or done.stdout.strip() or f"{argv[0]}: exit code {done.returncode}").splitlines()
+    return lines[-1].rstrip(".") if done.returncode else None
 
 
 def failure(service: str, result: dict, now: str, kind: str | None = None) -> dict:

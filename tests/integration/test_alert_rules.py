@@ -99,14 +99,14 @@ def under_vmalert(vmutils: Path, case: Path) -> tuple[int, str]:
 @pytest.mark.parametrize("name", sorted(path.stem for path in CASES.glob("*.yml")))
 def test_it_fires_when_it_should_and_only_then_under_vmalert(tmp_path, vmutils, name):
     write_cases(tmp_path, "vmalert-tool")
-    code, said = under_vmalert(vmutils, tmp_path / f"case_{name}.yml")
-    assert code == 0 and "SUCCESS" in said, said
+    code, output = under_vmalert(vmutils, tmp_path / f"case_{name}.yml")
+    assert code == 0 and "SUCCESS" in output, output
 
 
 def test_and_under_prometheus(tmp_path, promtool):
     cases = write_cases(tmp_path, "promtool")
-    code, said = run([promtool, "test", "rules", *(path.name for path in cases)], tmp_path)
-    assert code == 0 and said.count("SUCCESS") == len(cases), said
+    code, output = run([promtool, "test", "rules", *(path.name for path in cases)], tmp_path)
+    assert code == 0 and output.count("SUCCESS") == len(cases), output
 
 
 def test_a_rule_that_does_not_fire_fails_its_test(tmp_path, vmutils):
@@ -115,18 +115,18 @@ def test_a_rule_that_does_not_fire_fails_its_test(tmp_path, vmutils):
             rule["expr"] += " and vector(0) > 1"
 
     write_cases(tmp_path, "vmalert-tool", never)
-    code, said = under_vmalert(vmutils, tmp_path / "case_host.yml")
-    assert code != 0 and "OomKill" in said and "SUCCESS" not in said
+    code, output = under_vmalert(vmutils, tmp_path / "case_host.yml")
+    assert code != 0 and "OomKill" in output and "SUCCESS" not in output
 
 
 def test_both_read_the_files_as_they_are(vmutils, promtool):
     files = sorted(path.name for path in RULES.glob("*.yml"))
-    code, said = run([vmutils / "vmalert-prod", *(f"-rule={name}" for name in files), "-dryRun"], RULES)
-    assert code == 0, said
-    code, said = run([vmutils / "vmalert-prod", "-rule=logs/*.yml", "-dryRun"], RULES)
-    assert code == 0, said
-    code, said = run([promtool, "check", "rules", *files], RULES)
-    assert code == 0 and "error" not in said.lower(), said
+    code, output = run([vmutils / "vmalert-prod", *(f"-rule={name}" for name in files), "-dryRun"], RULES)
+    assert code == 0, output
+    code, output = run([vmutils / "vmalert-prod", "-rule=logs/*.yml", "-dryRun"], RULES)
+    assert code == 0, output
+    code, output = run([promtool, "check", "rules", *files], RULES)
+    assert code == 0 and "error" not in output.lower(), output
 
 
 # -- logs -------------------------------------------------------------------------------------------------------------
@@ -168,8 +168,8 @@ def put(url: str, lines: list[dict]) -> None:
     fields = "_stream_fields=host.name,service.name&_time_field=_time&_msg_field=_msg"
     body = "".join(json.dumps(each) + "\n" for each in lines).encode()
     kind = {"Content-Type": "application/stream+json"}  # with a form's type, the lines would be parsed as form fields
-    asked = urllib.request.Request(f"{url}/insert/jsonline?{fields}", data=body, headers=kind)
-    urllib.request.urlopen(asked, timeout=10).close()
+    request = urllib.request.Request(f"{url}/insert/jsonline?{fields}", data=body, headers=kind)
+    urllib.request.urlopen(request, timeout=10).close()
     urllib.request.urlopen(f"{url}/internal/force_flush", timeout=10).close()
 
 
@@ -177,8 +177,8 @@ def firing(url: str, alert: str) -> list[dict]:
     """Return the labels for which an alert of the log rules fires."""
     rules = yaml.safe_load((RULES / "logs/logs.yml").read_text())["groups"][0]["rules"]
     query = next(rule["expr"] for rule in rules if rule["alert"] == alert)
-    asked = urllib.parse.urlencode({"query": query})
-    with urllib.request.urlopen(f"{url}/select/logsql/stats_query?{asked}", timeout=10) as answer:
+    request = urllib.parse.urlencode({"query": query})
+    with urllib.request.urlopen(f"{url}/select/logsql/stats_query?{request}", timeout=10) as answer:
         found = json.load(answer)["data"]["result"]
     own = ("host.name", "service.name")
     return [{name: value for name, value in each["metric"].items() if name in own} for each in found]
@@ -189,7 +189,7 @@ def test_a_host_that_stops_sending_lines_is_missed_and_one_that_was_never_there_
     assert firing(store, "LogsStopped") == [{"host.name": "quiet"}]
 
 
-def test_many_errors_at_once_are_told_and_a_few_are_not(store):
+def test_many_errors_at_once_fire_and_a_few_do_not(store):
     put(store, [line("many", 60, severity=17) for _ in range(11)])
     put(store, [line("few", 60, severity=17) for _ in range(10)] + [line("few", 60, severity=13) for _ in range(50)])
     put(store, [line("before", 600, severity=17) for _ in range(50)])

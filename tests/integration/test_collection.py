@@ -93,7 +93,7 @@ def test_site_validates_from_an_empty_folder_and_refuses_what_is_missing(elsewhe
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "playbooks").glob("*.yml")), ids=lambda path: path.stem)
-def test_every_playbook_is_found_whole_by_its_full_name(elsewhere, path):
+def test_every_playbook_is_found_by_its_full_name(elsewhere, path):
     done = run("ansible-playbook", "-i", "hosts.yml", f"{NAME}.{path.stem}", "--syntax-check", cwd=elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -52,10 +52,10 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
 
     def send_file(self, file):
-        size, asked = file.stat().st_size, self.headers.get("Range")
+        size, byte_range = file.stat().st_size, self.headers.get("Range")
         start, end = 0, size - 1
-        if asked and self.server.state["ranges"]:
-            first, _, last = asked.removeprefix("bytes=").partition("-")
+        if byte_range and self.server.state["ranges"]:
+            first, _, last = byte_range.removeprefix("bytes=").partition("-")
             start, end = int(first), min(int(last or end), end)
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{end}/{size}")
@@ -116,9 +116,9 @@ def test_headers_alone_make_the_same_plan_as_the_local_files(root):
 
 def test_a_gguf_file_on_the_hub(root):
     with hub(root) as (url, state):
-        asked = {"name": "code", "engine": "llamacpp", "model": "org/plain/m.gguf", "context": 1024}
-        remote = plan([asked], samples.L4, hub_url=url)
-    local = plan([{**asked, "model": str(root / "org/plain/m.gguf")}], samples.L4)
+        request = {"name": "code", "engine": "llamacpp", "model": "org/plain/m.gguf", "context": 1024}
+        remote = plan([request], samples.L4, hub_url=url)
+    local = plan([{**request, "model": str(root / "org/plain/m.gguf")}], samples.L4)
     assert remote["services"][0]["figures"] == local["services"][0]["figures"]
     assert state["sent"] < 8_000_000
 
@@ -163,11 +163,11 @@ def test_a_hub_that_is_not_there():
 
 def test_an_adapter_on_the_hub_is_checked_before_it_is_fetched(root):
     samples.write_adapter(root / "org/adapter", samples.MISTRAL, rank=16)
-    asked = service("org/plain", adapters=[{"name": "a", "source": "org/adapter"}], max_lora_rank=16)
+    requested = service("org/plain", adapters=[{"name": "a", "source": "org/adapter"}], max_lora_rank=16)
     with hub(root) as (url, state):
-        fits = plan([asked], samples.L4, hub_url=url)
+        fits = plan([requested], samples.L4, hub_url=url)
         assert state["sent"] < 400_000
         with pytest.raises(PlanError, match=r"adapter a: .*rank 16, max_lora_rank is 8"):
-            plan([{**asked, "max_lora_rank": 8}], samples.L4, hub_url=url)
+            plan([{**requested, "max_lora_rank": 8}], samples.L4, hub_url=url)
     assert fits["services"][0]["figures"]["lora"].value > 0
     assert fits["services"][0]["assumptions"] == []

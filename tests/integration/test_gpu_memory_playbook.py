@@ -82,7 +82,7 @@ def test_what_others_hold_does_not(monkeypatch, tmp_path, one_l4):
     assert (shown.get("failed"), shown["verdict"]) == (None, "refused")
 
 
-def test_a_host_without_gpu_says_so(monkeypatch, tmp_path):
+def test_a_host_without_a_gpu_is_reported(monkeypatch, tmp_path):
     def absent(*arguments):
         raise nvidia_smi.failure((DATA / "no_driver.txt").read_text(), 9)
 
@@ -106,8 +106,8 @@ def test_a_start_is_compared_and_kept(monkeypatch, tmp_path, one_l4):
     monkeypatch.setattr(gpu_memory_plan, "unit_log", lambda unit: LOG if unit == "vllm.service" else "")
     history = tmp_path / "state" / "history.json"
     arguments = {"services": [service(tmp_path)], "compare": True, "history_path": str(history)}
-    looked = run(monkeypatch, gpu_memory_plan, check=True, **arguments)
-    assert looked["changed"]
+    preview = run(monkeypatch, gpu_memory_plan, check=True, **arguments)
+    assert preview["changed"]
     assert not history.exists()
     first = run(monkeypatch, gpu_memory_plan, **arguments)
     assert first["changed"]
@@ -118,7 +118,7 @@ def test_a_start_is_compared_and_kept(monkeypatch, tmp_path, one_l4):
     assert planned["plan"]["services"][0]["figures"]["kv_cache"]["value"] == pytest.approx(12.90 * 1024, abs=0.2)
 
 
-def test_what_was_planned_is_told_to_node_exporter_and_stays(monkeypatch, tmp_path, one_l4):
+def test_the_plan_is_exported_to_node_exporter_and_stays(monkeypatch, tmp_path, one_l4):
     one_l4(used=19980, free=2622, unit="vllm.service")
     monkeypatch.setattr(gpu_memory_plan, "unit_log", lambda unit: LOG)
     page = tmp_path / "metrics" / "gpu_memory.prom"
@@ -127,10 +127,10 @@ def test_what_was_planned_is_told_to_node_exporter_and_stays(monkeypatch, tmp_pa
     assert run(monkeypatch, gpu_memory_plan, check=True, **arguments)["changed"]
     assert not page.exists()
     assert run(monkeypatch, gpu_memory_plan, **arguments)["changed"]
-    told = dict(line.rsplit(" ", 1) for line in page.read_text().splitlines() if not line.startswith("#"))
+    output = dict(line.rsplit(" ", 1) for line in page.read_text().splitlines() if not line.startswith("#"))
     labels = '{group="vllm", service="vllm"}'
-    assert list(told) == [f"llm_gpu_planned_bytes{labels}", f"llm_gpu_planned_max_bytes{labels}"]
-    planned, most = (int(value) for value in told.values())
+    assert list(output) == [f"llm_gpu_planned_bytes{labels}", f"llm_gpu_planned_max_bytes{labels}"]
+    planned, most = (int(value) for value in output.values())
     assert 19000 << 20 < planned <= most < 22569 << 20
     assert page.stat().st_mode & 0o777 == 0o644
     # The plan now includes this start's measurement, so the next run changes nothing.
@@ -226,12 +226,12 @@ def test_the_command_line_answers_what_the_playbook_does(tmp_path):
     }  # fmt: skip
     done = playbook(tmp_path, "-e", L4_BY_HAND, "-e", json.dumps(variables))
     assert done.returncode == 0, done.stdout + done.stderr
-    told = command(
+    result = command(
         "--gpu", "L4", "--model", model, "--version", "0.23.0", "--gpu-memory-utilization", "0.5", "--max-model-len",
         "4096", "--engine-arguments", '{"max-num-seqs": 32}', "--json",
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr
-    ours, theirs = json.loads(told.stdout), json.loads(output.read_text())
+    assert result.returncode == 0, result.stderr
+    ours, theirs = json.loads(result.stdout), json.loads(output.read_text())
     assert ours["services"][0]["figures"] == theirs["services"][0]["figures"]
     assert ours["verdict"] == theirs["verdict"] == "fits"
 
@@ -253,7 +253,7 @@ def test_the_command_line_needs_no_ansible_and_little_time(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (("--gpu", "Unheard of", "--model", "m"), 2, "give its memory with --total-mib"),
         (("--gpu", "L4", "--model", "/nowhere", "--version", "0.23.0"), 2, "does not exist"),
@@ -261,21 +261,21 @@ def test_the_command_line_needs_no_ansible_and_little_time(tmp_path):
         (("--gpu", "L4", "--engine", "reserved", "--memory-mib", "30000"), 1, "verdict: refused"),
     ],
 )  # fmt: skip
-def test_what_the_command_line_says_to_what_cannot_be(arguments, code, said):
+def test_the_command_line_refuses_bad_input(arguments, code, message):
     done = command(*arguments)
     assert done.returncode == code
-    assert said in done.stdout + done.stderr
+    assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_the_playbook_says_that_a_host_is_not_reachable(tmp_path):
+def test_an_unreachable_host_is_reported(tmp_path):
     done = playbook(tmp_path)
     assert done.returncode != 0
     assert "gpu-1 is not reachable: give its GPU by hand" in done.stdout
 
 
 @pytest.mark.parametrize(
-    "given, said",
+    "given, message",
     [
         ({"gpu_memory_plan_gpu": "L4"}, "gpu_memory_plan_gpu is text; it must be a mapping with name, total_mib"),
         ({"gpu_memory_plan_gpu": {"name": "L4"}}, "gpu_memory_plan_gpu lacks total_mib; give it one."),
@@ -288,34 +288,34 @@ def test_the_playbook_says_that_a_host_is_not_reachable(tmp_path):
         ({"vllm_max_model_length": 8192}, "Unknown variable vllm_max_model_length; did you mean vllm_max_model_len?"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_sentence(tmp_path, given, said):
+def test_bad_input_is_one_sentence(tmp_path, given, message):
     done = playbook(tmp_path, "-e", L4_BY_HAND, "-e", json.dumps(given))
     assert done.returncode != 0
-    assert said in done.stdout + done.stderr
+    assert message in done.stdout + done.stderr
     assert "caused by" not in done.stdout + done.stderr
 
 
-def test_what_the_plan_reads_is_refused_all_at_once_and_nothing_else_is_asked_for(tmp_path):
+def test_all_errors_in_the_plans_variables_are_reported_at_once(tmp_path):
     wrong = {"vllm_max_model_len": "long", "vllm_lora_adapters": "a", "gpu_memory_plan_gpu_index": "first"}
     done = playbook(tmp_path, "-e", L4_BY_HAND, "-e", json.dumps(wrong))
     assert done.returncode != 0
-    said = " ".join(done.stdout.split())
-    assert 'vllm_max_model_len is "long"; it must be a whole number.' in said
-    assert "vllm_lora_adapters is text; it must be a list of mappings, each with name, source, revision." in said
-    assert 'gpu_memory_plan_gpu_index is "first"; it must be a whole number.' in said
-    assert "(3)" in said
-    assert "(4)" not in said
+    output = " ".join(done.stdout.split())
+    assert 'vllm_max_model_len is "long"; it must be a whole number.' in output
+    assert "vllm_lora_adapters is text; it must be a list of mappings, each with name, source, revision." in output
+    assert 'gpu_memory_plan_gpu_index is "first"; it must be a whole number.' in output
+    assert "(3)" in output
+    assert "(4)" not in output
 
 
-def test_a_version_that_cannot_be_deployed_yet_is_planned_and_said(tmp_path):
+def test_a_version_that_cannot_be_deployed_is_planned_and_named(tmp_path):
     samples.write_model(tmp_path / "model", samples.EXAONE)
     done = playbook(
         tmp_path, "-e", L4_BY_HAND, "-e", f"vllm_model_path={tmp_path / 'model'}", "-e", "vllm_version=0.28.0"
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    said = " ".join((done.stdout + done.stderr).split())
-    assert "vllm_version 0.28.0 is not in data/vllm/versions.yml" in said
-    assert "vllm: vllm 0.28.0" in said
+    output = " ".join((done.stdout + done.stderr).split())
+    assert "vllm_version 0.28.0 is not in data/vllm/versions.yml" in output
+    assert "vllm: vllm 0.28.0" in output
 
 
 def test_the_production_example_is_planned_by_its_shape_alone(tmp_path):

@@ -54,7 +54,7 @@ def receiver(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("variables", "says"),
+    ("variables", "message"),
     [
         ({"step": "restart"}, "step is restart; give one of look, recover, escalate, such as -e step=look."),
         (
@@ -63,12 +63,12 @@ def receiver(monkeypatch):
         ),
     ],
 )
-def test_what_is_missing_is_said_by_name(incident, variables, says):
+def test_missing_variables_are_named(incident, variables, message):
     outcome = incident(**variables)
-    assert outcome.code != 0 and says in outcome.message
+    assert outcome.code != 0 and message in outcome.message
 
 
-def test_a_host_that_does_not_answer_is_told_of_kept_and_leaves_rotation(incident, receiver, tmp_path):
+def test_an_unreachable_host_is_reported_recorded_and_drained(incident, receiver, tmp_path):
     file, note = tmp_path / "webhook", tmp_path / "rotation"
     file.write_text(f"http://127.0.0.1:{receiver.server_port}/canary-hook\n")
     take_out = ["/bin/sh", "-c", f"echo out >> {note}"]

@@ -43,7 +43,7 @@ def test_the_release_is_signed_by_the_key_in_the_keyring_package(repository, tmp
     assert subprocess.run([*verify[:-1], str(altered)], capture_output=True, check=False).returncode != 0
 
 
-def test_the_index_tells_every_package_with_its_checksum(repository):
+def test_the_index_lists_every_package_with_its_checksum(repository):
     for entry in stanzas(repository):
         file = repository / entry["Filename"]
         assert hashlib.sha256(file.read_bytes()).hexdigest() == entry["SHA256"]
@@ -59,7 +59,7 @@ def test_the_index_tells_every_package_with_its_checksum(repository):
         ("datacenter-gpu-manager-4-core_4.2.3-2_amd64.deb", "libdcgm.so.4", "4.2.3"),
     ],
 )
-def test_a_library_tells_its_version_and_gives_values(repository, tmp_path, package, library, version):
+def test_a_library_returns_its_version_and_values(repository, tmp_path, package, library, version):
     folder = unpacked(repository / package, tmp_path) / nvidia_repository.LIBRARIES
     assert (folder / "libdcgm.so").exists() == (library == "libdcgm.so.3")
     dcgm = ctypes.CDLL(str(folder / library))

@@ -45,8 +45,8 @@ def test_good_input_passes(tmp_path):
     assert validate(tmp_path, {})[0] == 0
     package = {"llama_cpp_source": "package", "llama_cpp_gpu": False, "llama_cpp_checksums": {}}
     by_path = {"llama_cpp_model": "/srv/m.gguf", "llama_cpp_revision": "", "llama_cpp_sha256": ""}
-    code, said = validate(tmp_path, {**package, **by_path})
-    assert code == 0, said
+    code, output = validate(tmp_path, {**package, **by_path})
+    assert code == 0, output
 
 
 OF_ANOTHER_KIND = {
@@ -92,19 +92,19 @@ def test_what_only_shows_in_combination(tmp_path):
         {"name": "a", "source": "lab/b", "file": "b.gguf"},
         {"name": "c", "source": "lab/c", "sha256": "short"},
     ]
-    told = {
+    values = {
         "llama_cpp_source": "package",
         "llama_cpp_model": "gpt2",
         "llama_cpp_ubatch": 4096,
         "llama_cpp_lora_adapters": adapters,
     }
-    code, problems = validate(tmp_path, told)
+    code, problems = validate(tmp_path, values)
     assert code != 0
-    for said in (
+    for message in (
         "is built without CUDA; set llama_cpp_gpu to false",
         "llama_cpp_model is gpt2; it must be the absolute path of a .gguf file on the host, or owner/name",
         "llama_cpp_ubatch is 4096; it must be at most llama_cpp_batch, 2048.",
         "llama_cpp_lora_adapters: a, a, c must be the absolute path of a .gguf file",
         "llama_cpp_lora_adapters names a, a, c; give each a name of its own.",
     ):
-        assert any(said in text for text in problems), (said, problems)
+        assert any(message in text for text in problems), (message, problems)

@@ -92,7 +92,7 @@ def test_the_gpus_memory_must_be_free_before_the_engine_starts(rendered):
     assert rendered["before"] == [{"gpu_free": {"mib": 19700, "gpus": 1}}]
 
 
-def test_the_memory_plan_asks_for_what_the_engine_will_be_given(rendered):
+def test_the_memory_plan_uses_the_engines_settings(rendered):
     (service,) = rendered["plan"]
     config = rendered["config"]
     assert service["model"] == "LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct"
@@ -105,17 +105,17 @@ def test_the_memory_plan_asks_for_what_the_engine_will_be_given(rendered):
     assert [adapter["name"] for adapter in service["adapters"]] == ["easycontract", "checklist"]
 
 
-def test_all_that_is_missing_is_said_at_once(tmp_path):
+def test_all_missing_variables_are_reported_at_once(tmp_path):
     done = playbook("playbooks/validate.yml")
     assert done.returncode != 0
-    said = re.findall(r"^    - '?(\w+)", done.stdout.partition("problems:")[2], re.MULTILINE)
+    names = re.findall(r"^    - '?(\w+)", done.stdout.partition("problems:")[2], re.MULTILINE)
     secrets = ["ai_server_api_keys", "ai_server_vllm_api_key", "ai_server_ocr_api"]
-    assert said == ["vllm_api_key", "vllm_lora_adapters", *secrets, "alertmanager_receivers"], done.stdout
+    assert names == ["vllm_api_key", "vllm_lora_adapters", *secrets, "alertmanager_receivers"], done.stdout
     assert "easycontract, checklist must have a revision" in done.stdout
     assert "changed=0" in done.stdout
 
 
-def test_ports_are_looked_at_together():
+def test_all_ports_are_checked_together():
     done = playbook("playbooks/validate.yml", "-e", json.dumps({**SECRETS, "vllm_port": 8000, "vmagent_port": 99999}))
     assert "vllm_port and ai_server_port are both 8000" in done.stdout + done.stderr, done.stdout
     assert "vmagent_port is 99999" in done.stdout + done.stderr

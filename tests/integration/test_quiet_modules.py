@@ -18,7 +18,7 @@ ENVIRONMENT = {
     "UV_LINK_MODE": "symlink",
 }
 # Prints its environment to standard error, as an installer does when it fails.
-TELLS = '#!/bin/sh\necho "cannot read $PIP_INDEX_URL with $UV_INDEX_OWN_TOKEN by symlink 1" >&2\nexit 1\n'
+LEAKING_PROGRAM = '#!/bin/sh\necho "cannot read $PIP_INDEX_URL with $UV_INDEX_OWN_TOKEN by symlink 1" >&2\nexit 1\n'
 
 
 def play(tmp_path: Path, module: str, arguments: dict, *words: str) -> subprocess.CompletedProcess:
@@ -36,7 +36,7 @@ def play(tmp_path: Path, module: str, arguments: dict, *words: str) -> subproces
 
 def arguments_of(tmp_path: Path) -> dict[str, dict]:
     program = tmp_path / "program"
-    program.write_text(TELLS)
+    program.write_text(LEAKING_PROGRAM)
     program.chmod(0o755)
     commit = "0" * 40
     return {
@@ -59,9 +59,9 @@ def arguments_of(tmp_path: Path) -> dict[str, dict]:
 
 
 def shown(done: subprocess.CompletedProcess) -> str:
-    said = done.stdout + done.stderr
-    assert "module_args:" in said, said
-    return said
+    output = done.stdout + done.stderr
+    assert "module_args:" in output, output
+    return output
 
 
 @pytest.mark.parametrize(
@@ -72,25 +72,25 @@ def test_a_module_that_fails_shows_no_value(tmp_path, module):
     if module != "released_program":
         arguments["environment"] = ENVIRONMENT
     done = play(tmp_path, module, arguments)
-    said = shown(done)
+    output = shown(done)
     assert done.returncode != 0
-    assert CANARY not in said
+    assert CANARY not in output
     if module in ("model_files", "python_environment"):
-        told = " ".join(said.split())
-        assert "cannot read https://index.example/simple with ******** by symlink 1" in told, "only what is secret"
+        result = " ".join(output.split())
+        assert "cannot read https://index.example/simple with ******** by symlink 1" in result, "only what is secret"
 
 
 def test_a_module_that_succeeds_shows_none_either(tmp_path):
     arguments = {**arguments_of(tmp_path)["python_environment"], "environment": ENVIRONMENT}
     done = play(tmp_path, "python_environment", arguments, "--check")
-    said = shown(done)
-    assert done.returncode == 0 and "UV_LINK_MODE: '********'" in said, said
-    assert CANARY not in said
+    output = shown(done)
+    assert done.returncode == 0 and "UV_LINK_MODE: '********'" in output, output
+    assert CANARY not in output
 
 
 def test_a_call_that_is_wrong_shows_none_either(tmp_path):
     arguments = {"environment": ENVIRONMENT, "root": str(tmp_path), "requirements": "", "needed_mib": "many"}
     done = play(tmp_path, "python_environment", arguments)
-    said = shown(done)
-    assert done.returncode != 0 and "needed_mib" in said
-    assert CANARY not in said
+    output = shown(done)
+    assert done.returncode != 0 and "needed_mib" in output
+    assert CANARY not in output

@@ -36,7 +36,7 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "message"),
     [
         ({}, "to is missing; give one of chat (evaluation), feedback (evaluation), such as -e to=chat."),
         ({"to": "nobody"}, "to is nobody, which is no engine of this inventory; give one of chat (evaluation)"),
@@ -44,12 +44,12 @@ def run(tmp_path):
         ({"to": "vllm", "engines": []}, NO_GROUP),
     ],
 )
-def test_an_engine_that_cannot_be_switched_to_is_refused(run, given, says):
-    assert says in run("switch", **given)
+def test_an_engine_that_cannot_be_switched_to_is_refused(run, given, message):
+    assert message in run("switch", **given)
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "message"),
     [
         ({"command": "true"}, "group is missing; give one of evaluation, such as -e group=evaluation."),
         (
@@ -66,8 +66,8 @@ def test_an_engine_that_cannot_be_switched_to_is_refused(run, given, says):
         ({"group": "x", "command": "true", "engines": []}, NO_GROUP),
     ],
 )
-def test_a_run_that_cannot_be_meant_is_refused(run, given, says):
-    assert says in run("one_after_another", **given)
+def test_a_run_with_bad_input_is_refused(run, given, message):
+    assert message in run("one_after_another", **given)
 
 
 def test_words_that_ansible_would_lose_are_refused(tmp_path):

@@ -23,18 +23,18 @@ def run(tmp_path, *tasks: dict) -> tuple[int, str, int]:
 
 
 def test_the_same_variables_are_read_once(tmp_path):
-    code, said, once = run(tmp_path, VALIDATE)
-    assert (code, once > 0) == (0, True), said
+    code, output, once = run(tmp_path, VALIDATE)
+    assert (code, once > 0) == (0, True), output
     (tmp_path / "read").unlink()
-    code, said, twice = run(tmp_path, VALIDATE, VALIDATE)
-    assert (code, twice) == (0, once), said
+    code, output, twice = run(tmp_path, VALIDATE, VALIDATE)
+    assert (code, twice) == (0, once), output
 
 
 def test_a_changed_variable_is_validated(tmp_path):
     other = {**VALIDATE, "vars": {"housekeeping_free_mib": "many"}}
-    code, said, _ = run(tmp_path, VALIDATE, other)
+    code, output, _ = run(tmp_path, VALIDATE, other)
     assert code == 2
-    assert "housekeeping_free_mib" in said
+    assert "housekeeping_free_mib" in output
 
 
 def test_facts_that_were_gathered_later_are_considered(tmp_path):
@@ -50,8 +50,8 @@ def test_each_item_of_a_loop_is_validated(tmp_path):
     """A role that is included for each item has the same text in its variables every time."""
     (tmp_path / "each.yml").write_text(json.dumps([VALIDATE]))
     one = {"ansible.builtin.include_tasks": f"{tmp_path}/each.yml", "vars": {"housekeeping_free_mib": "{{ item }}"}}
-    code, said, _ = run(tmp_path, {"name": "Each", "loop": ["1", "2"], **one})
-    assert code == 0, said
-    code, said, _ = run(tmp_path, {"name": "Each", "loop": ["1", "many"], **one})
+    code, output, _ = run(tmp_path, {"name": "Each", "loop": ["1", "2"], **one})
+    assert code == 0, output
+    code, output, _ = run(tmp_path, {"name": "Each", "loop": ["1", "many"], **one})
     assert code == 2
-    assert "housekeeping_free_mib" in said
+    assert "housekeeping_free_mib" in output

@@ -40,7 +40,7 @@ def validate(variables: dict) -> tuple[int, list[str]]:
     return done.returncode, yaml.safe_load(listed[0]) if listed else [done.stdout + done.stderr]
 
 
-def test_no_credentials_of_an_address_are_told():
+def test_no_credentials_of_an_address_are_shown():
     addresses = {
         "promtail_loki_url": "https://user:canary@logs.example",
         "ai_server_vllm_base_url": "http://user:canary@vllm.example:8001",
@@ -104,7 +104,7 @@ def test_a_roles_own_mirror_wins(variables, expected, tmp_path):
     assert f"mirror: <{expected}>" in done.stdout, done.stdout + done.stderr
 
 
-def test_where_traces_go_is_looked_at():
+def test_the_receiver_of_traces_is_checked():
     secret = {
         "ai_server_otlp_headers": "authorization=Bearer canary",
         "vllm_otlp_endpoint": "http://collector.example:4318",
@@ -118,8 +118,8 @@ def test_where_traces_go_is_looked_at():
     assert any("give the receiver's IP address" in text for text in problems)
     assert "canary" not in str(problems)
     here = {f"{role}_otlp_endpoint": "http://127.0.0.1:4318" for role in ("vllm", "ai_server")}
-    code, said = validate({**here, "ai_server_otlp_headers": "authorization=Bearer%20canary"})
-    assert code == 0, said
+    code, output = validate({**here, "ai_server_otlp_headers": "authorization=Bearer%20canary"})
+    assert code == 0, output
 
 
 def test_good_input_passes():
@@ -172,7 +172,7 @@ def test_each_bad_value_is_named_with_its_cure():
 
 
 @pytest.mark.parametrize(
-    "variables, told",
+    "variables, expected",
     [
         (
             {"ai_server_environment": {"RATE_LIMIT_PER_MIN": 5, "MAX_PDF_PAGES": 0, "max_pdf_pages": 1}},
@@ -238,11 +238,11 @@ def test_each_bad_value_is_named_with_its_cure():
     ],
     ids=["settings", "types", "elements and templates", "models", "interfaces", "between roles"],
 )
-def test_each_is_one_sentence_and_all_are_said_at_once(variables, told):
+def test_each_error_is_one_sentence_and_all_are_reported_at_once(variables, expected):
     code, problems = validate(variables)
     assert code != 0
-    for said in told:
-        assert any(said in text for text in problems), (said, problems)
+    for message in expected:
+        assert any(message in text for text in problems), (message, problems)
     assert not [text for text in problems if text.endswith("..") or "Traceback" in text]
 
 
@@ -259,7 +259,7 @@ def test_engines_of_two_kinds_pass_and_their_keys_are_not_shown():
 
 
 @pytest.mark.parametrize(
-    ("engines", "told"),
+    ("engines", "message"),
     [
         ([{"name": "vmagent", "kind": "vllm"}], "engines: vmagent has the name of another service of this host"),
         ([VLLM, {**VLLM, "name": "b"}], "engines: b: vllm_port and engines: vllm: vllm_port are both 8001"),
@@ -269,19 +269,19 @@ def test_engines_of_two_kinds_pass_and_their_keys_are_not_shown():
         ("vllm", "engines is not a list of mappings"),
     ],
 )
-def test_a_list_of_engines_that_is_wrong_is_refused_with_the_name_of_the_engine(engines, told):
-    groups = {"engine_groups": {"a": {"sleep": 1}}} if "sleep" in told else {}
+def test_a_list_of_engines_that_is_wrong_is_refused_with_the_name_of_the_engine(engines, message):
+    groups = {"engine_groups": {"a": {"sleep": 1}}} if "sleep" in message else {}
     code, problems = validate({"engines": engines, **groups})
     assert code != 0
-    assert any(told in text for text in problems), problems
+    assert any(message in text for text in problems), problems
 
 
 def test_a_host_may_have_no_engine():
-    code, said = validate({"engines": []})
-    assert code == 0, said
+    code, output = validate({"engines": []})
+    assert code == 0, output
 
 
-def test_engines_of_the_application_are_looked_at_together():
+def test_engines_of_the_application_are_checked_together():
     chat = {"name": "chat", "url": "http://127.0.0.1:8001/v1", "api_key": "canary-key-1", "models": ["a"]}
     wrong = [chat, {**chat, "url": "http://127.0.0.1:8002", "api_key": "caller-key-0123456789"}, {**chat, "port": 1}]
     code, problems = validate({"ai_server_engines": wrong})
@@ -289,22 +289,22 @@ def test_engines_of_the_application_are_looked_at_together():
     assert any("ai_server_engines" in text and "port" in text for text in problems), problems
     code, problems = validate({"ai_server_engines": wrong[:2]})
     assert code != 0
-    for said in (
+    for message in (
         "ai_server_engines: chat needs a url that is an http(s) address and ends in /v1",
         "ai_server_engines: chat has a caller's key as its api_key",
         "ai_server_engines: chat occurs twice",
         "ai_server_engines: the model a occurs twice",
         "ai_server_lora_adapter_checklist is checklist, which no engine of ai_server_engines serves (a)",
     ):
-        assert any(said in text for text in problems), (said, problems)
+        assert any(message in text for text in problems), (message, problems)
     code, problems = validate({"ai_server_engines": [{**chat, "api_key": 5744368105847}]})
     assert code != 0 and any("is a number and not text; write it in quotes." in text for text in problems), problems
     for secret in ("canary", "caller-key", "5744368105847"):
         assert secret not in str(problems)
 
 
-def test_each_value_has_one_place_and_no_secret_is_told():
-    told = {
+def test_each_value_has_one_place_and_no_secret_is_shown():
+    values = {
         "vllm_service_environment.X is true or false and not text": {
             "vllm_service_environment": {"X": True, "Y": ["a"]}
         },
@@ -330,21 +330,21 @@ def test_each_value_has_one_place_and_no_secret_is_told():
         "proxy_environment.https_proxy is true or false": {"proxy_environment": {"https_proxy": True}},
         "promtail_loki_url must be the base": {"promtail_loki_url": "https://user:canary@logs.example"},
     }
-    code, problems = validate({name: value for bad in told.values() for name, value in bad.items()})
+    code, problems = validate({name: value for bad in values.values() for name, value in bad.items()})
     assert code != 0
-    for said in told:
-        assert any(text.startswith(said) for text in problems), (said, problems)
+    for message in values:
+        assert any(text.startswith(message) for text in problems), (message, problems)
     for secret in ("canary", str(0x123456789ABCDEF0), "5744368105847"):
         assert secret not in str(problems)
 
 
-def test_an_engine_by_ipv6_is_asked_where_it_listens():
+def test_an_engine_by_ipv6_is_queried_where_it_listens():
     code, (said,) = validate({"vllm_host": "::1", "ai_server_vllm_base_url": "http://127.0.0.1:8001/v1"})
     assert code != 0
     assert said.endswith("and the engine on this host listens on ::1; give it http://[::1]:8001/v1.")
-    asked = {"ai_server_vllm_base_url": "http://[::1]:8001/v1", "ai_server_host": "::1"}
+    request = {"ai_server_vllm_base_url": "http://[::1]:8001/v1", "ai_server_host": "::1"}
     listening = {f"{name}_listen_address": "::1" for name in ("node_exporter", "promtail", "dcgm_exporter")}
-    assert validate({"vllm_host": "::1", **asked, **listening})[0] == 0
+    assert validate({"vllm_host": "::1", **request, **listening})[0] == 0
 
 
 def test_an_engine_elsewhere_has_names_of_its_own():
@@ -356,9 +356,9 @@ def test_a_host_that_cannot_be_reached_ends_the_run_before_anything_is_changed(t
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers, and nobody else can bind it
         port = taken.getsockname()[1]
-        away = {"ansible_host": "127.0.0.1", "ansible_port": port, "ansible_ssh_retries": 0}
+        unreachable = {"ansible_host": "127.0.0.1", "ansible_port": port, "ansible_ssh_retries": 0}
         inventory = tmp_path / "hosts.yml"
-        inventory.write_text(yaml.safe_dump({"swap": {"hosts": {"good": HERE, "away": away}}}))
+        inventory.write_text(yaml.safe_dump({"swap": {"hosts": {"good": HERE, "away": unreachable}}}))
         done = playbook("site.yml", {}, inventory=str(inventory))
     assert done.returncode != 0
     assert 'remote host "127.0.0.1". Make sure this host can be reached over ssh' in done.stdout + done.stderr
@@ -384,8 +384,8 @@ def test_a_wrong_or_missing_vault_password_ends_the_run_before_anything_else(tmp
         given = ["--vault-password-file", str(tmp_path / "given")]
     done = playbook("site.yml", {}, *given, inventory=str(tmp_path / "hosts.yml"))
     assert done.returncode != 0
-    said = "Decryption failed" if password else "Attempting to decrypt but no vault secrets found"
-    assert said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    message = "Decryption failed" if password else "Attempting to decrypt but no vault secrets found"
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert "TASK" not in done.stdout
 
 

@@ -148,7 +148,7 @@ def test_waits_until_the_adapter_is_there(monkeypatch):
     assert result["attempts"] == 3
 
 
-def test_says_what_it_saw_last_when_time_is_up(monkeypatch):
+def test_the_last_answer_is_reported_after_the_timeout(monkeypatch):
     with serving() as port:
         result = run(
             monkeypatch, url=f"http://127.0.0.1:{port}", api_key=KEY, adapters=["adapter", "late"], wait_timeout=1,
@@ -164,6 +164,6 @@ def test_a_refused_key_is_not_waited_for(monkeypatch):
     assert result["attempts"] == 1
 
 
-def test_an_empty_key_is_refused_before_anything_is_asked(monkeypatch):
+def test_an_empty_key_is_refused_before_any_request(monkeypatch):
     result = run(monkeypatch, url="http://127.0.0.1:1", api_key=" ")
     assert "api_key is empty" in result["msg"]

@@ -152,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404, {"detail": "Not Found"})
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
         if self.refused():
             return
         path, _, query = self.path.partition("?")
@@ -163,15 +163,15 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"status": "sleeping" if Handler.asleep else "awake"})
         elif path not in ("/v1/completions", "/v1/chat/completions"):
             self.answer(404, {"detail": "Not Found"})
-        elif asked.get("model") not in self.cards:
-            said = f"The model `{asked.get('model')}` does not exist."
-            self.answer(404, {"error": {"message": said, "type": "NotFoundError", "param": "model", "code": 404}})
+        elif body.get("model") not in self.cards:
+            message = f"The model `{body.get('model')}` does not exist."
+            self.answer(404, {"error": {"message": message, "type": "NotFoundError", "param": "model", "code": 404}})
         else:
             try:
-                self.complete(asked, chat=self.path == "/v1/chat/completions")
+                self.complete(body, chat=self.path == "/v1/chat/completions")
             except EngineDeadError:
-                said = "EngineCore encountered an issue. See stack trace (above) for the root cause."
-                self.answer(500, {"error": {"message": said, "type": "InternalServerError", "code": 500}})
+                message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+                self.answer(500, {"error": {"message": message, "type": "InternalServerError", "code": 500}})
 
     def refused(self) -> bool:
         """Refuse a request that must not be served; return whether it was refused."""
@@ -190,30 +190,30 @@ class Handler(BaseHTTPRequestHandler):
         headers = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
         return {"type": "http", "method": self.command, "path": self.path.partition("?")[0], "headers": headers}
 
-    def complete(self, asked: dict, chat: bool) -> None:
+    def complete(self, body: dict, chat: bool) -> None:
         """Answer a prompt or a conversation, in one piece or as a stream."""
-        prompt = json.dumps(asked["messages"]) if chat else asked["prompt"]
+        prompt = json.dumps(body["messages"]) if chat else body["prompt"]
         if isinstance(prompt, list):  # tokens
             prompt = " ".join(map(str, prompt))
-        count = asked.get("max_tokens") or asked.get("max_completion_tokens") or 16
-        words = [f" {word}" for word in self.engine.complete(asked["model"], prompt, count)]
+        count = body.get("max_tokens") or body.get("max_completion_tokens") or 16
+        words = [f" {word}" for word in self.engine.complete(body["model"], prompt, count)]
         usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": count}
         usage["total_tokens"] = sum(usage.values())
         for name, value in zip(self.counted, (*list(usage.values())[:2], 1), strict=True):
             self.counted[name] += value
-        about = {"id": f"cmpl-{time.time_ns():x}", "created": int(time.time()), "model": asked["model"]}
+        about = {"id": f"cmpl-{time.time_ns():x}", "created": int(time.time()), "model": body["model"]}
         about["object"] = "chat.completion" if chat else "text_completion"
-        if not asked.get("stream"):
-            said = {"message": {"role": "assistant", "content": "".join(words)}} if chat else {"text": "".join(words)}
-            self.answer(200, {**about, "choices": [{"index": 0, **said, "finish_reason": "length"}], "usage": usage})
+        if not body.get("stream"):
+            choice = {"message": {"role": "assistant", "content": "".join(words)}} if chat else {"text": "".join(words)}
+            self.answer(200, {**about, "choices": [{"index": 0, **choice, "finish_reason": "length"}], "usage": usage})
             return
         about["object"] += ".chunk" if chat else ""
         self.begin(200, "text/event-stream")
         for number, word in enumerate(words):
-            said = {"delta": {"role": "assistant", "content": word}} if chat else {"text": word}
+            choice = {"delta": {"role": "assistant", "content": word}} if chat else {"text": word}
             end = "length" if number == count - 1 else None
-            self.event({**about, "choices": [{"index": 0, **said, "finish_reason": end}]})
-        if (asked.get("stream_options") or {}).get("include_usage"):
+            self.event({**about, "choices": [{"index": 0, **choice, "finish_reason": end}]})
+        if (body.get("stream_options") or {}).get("include_usage"):
             self.event({**about, "choices": [], "usage": usage})
         self.wfile.write(b"data: [DONE]\n\n")
 

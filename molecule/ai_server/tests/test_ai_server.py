@@ -24,8 +24,8 @@ def ask(host, path: str, port: int = 8000, key: str | None = None) -> tuple[int,
         "print(answer.status, answer.read().decode())\n"
     )
     header = f"Authorization 'Bearer {key}'" if key else ""
-    said = host.check_output(f"python3 -c \"$(cat <<'END'\n{program}END\n)\" http://127.0.0.1:{port}{path} {header}")
-    status, _, text = said.partition(" ")
+    output = host.check_output(f"python3 -c \"$(cat <<'END'\n{program}END\n)\" http://127.0.0.1:{port}{path} {header}")
+    status, _, text = output.partition(" ")
     return int(status), text
 
 
@@ -37,7 +37,7 @@ def serves(host) -> bool:
     return ask(host, "/health")[0] == 200
 
 
-def test_it_serves_and_says_that_vllm_is_away(host):
+def test_it_serves_and_reports_that_vllm_is_down(host):
     assert host.service("ai-server").is_running
     assert host.service("ai-server").is_enabled
     status, text = ask(host, "/health")
@@ -50,7 +50,7 @@ def test_it_serves_and_says_that_vllm_is_away(host):
     assert "http_requests_total" in ask(host, "/metrics")[1]
 
 
-def test_it_runs_as_its_own_user_on_the_address_asked_for(host):
+def test_it_runs_as_its_own_user_on_the_configured_address(host):
     assert host.check_output(f"ps -o user= -p {pid(host)}") == "ai-server"
     assert host.socket("tcp://0.0.0.0:8000").is_listening
     limits = host.file(f"/proc/{pid(host)}/limits").content_string
@@ -83,7 +83,7 @@ def test_the_service_user_can_change_neither_program_nor_settings_of_others(host
         assert host.run(f"runuser -u ai-server -- test -w {path}").rc == 1
 
 
-def test_keys_appear_nowhere_but_in_the_settings(host):
+def test_keys_are_only_in_the_settings(host):
     unit = "/etc/systemd/system/ai-server.service"
     places = {
         "processes": host.check_output("ps -eo args --no-headers | grep -v sshd"),
@@ -155,7 +155,7 @@ def test_it_comes_back_when_it_is_killed(host):
 
 
 @pytest.mark.parametrize(
-    ("variables", "says"),
+    ("variables", "message"),
     [
         ({"ai_server_vllm_api_key": ""}, "ai_server_vllm_api_key is empty"),
         ({"ai_server_vllm_base_url": "http://127.0.0.1:8001"}, "ends in /v1"),
@@ -168,12 +168,12 @@ def test_it_comes_back_when_it_is_killed(host):
         ({"ai_server_api_keys": [0x123456789ABCDEF0]}, "ai_server_api_keys[0] is a number and not text"),
     ],
 )
-def test_bad_settings_are_refused_by_name_and_change_nothing(host, converge, variables, says):
+def test_bad_settings_are_refused_by_name_and_change_nothing(host, converge, variables, message):
     before = pid(host)
     settings = host.file(f"{ROOT}/.env").content_string
     outcome = converge(variables)
     assert outcome.code != 0
-    assert says in outcome.message
+    assert message in outcome.message
     assert outcome.changed == []
     assert (pid(host), host.file(f"{ROOT}/.env").content_string) == (before, settings)
     assert serves(host)
@@ -324,12 +324,12 @@ def copy(tmp_path):
 @pytest.mark.full
 @pytest.mark.parametrize("kind", BREAK)
 def test_a_broken_application_never_replaces_the_one_that_serves(host, converge, copy, kind):
-    name, text, says = BREAK[kind]
+    name, text, message = BREAK[kind]
     (copy / name).write_text((copy / name).read_text() + text)
     before, current, built = pid(host), host.file(f"{ROOT}/current").linked_to, built_things(host)
     outcome = converge({"ai_server_source_path": str(copy)})
     assert outcome.code != 0
-    assert says in outcome.message
+    assert message in outcome.message
     assert (pid(host), host.file(f"{ROOT}/current").linked_to) == (before, current)
     assert serves(host)
     # The next successful run removes what was built for the refused release; the process stays.
@@ -340,7 +340,7 @@ def test_a_broken_application_never_replaces_the_one_that_serves(host, converge,
 
 
 @pytest.mark.full
-def test_one_that_never_gets_ready_gives_way_to_the_one_before(host, converge, copy):
+def test_a_release_that_never_gets_ready_is_rolled_back(host, converge, copy):
     main = copy / "app/main.py"
     main.write_text(main.read_text().replace('"/health"', '"/elsewhere"'))
     current = host.file(f"{ROOT}/current").linked_to
@@ -440,17 +440,17 @@ def test_a_profile_of_the_hardened_unit_is_brought_and_nothing_stays(host, conve
 
 
 @pytest.mark.parametrize(
-    ("unit", "says"),
+    ("unit", "message"),
     [
         ("systemd-journald.service", "systemd-journald.service is not Python (systemd-journald)"),
         ("vllm.service", "vllm.service is not on this host"),
         ("ai-server", "profile_unit is ai-server; give the unit name with its suffix"),
     ],
 )
-def test_what_has_no_profile_is_refused(host, converge, unit, says):
+def test_what_has_no_profile_is_refused(host, converge, unit, message):
     outcome = converge({"profile_unit": unit}, playbook=PROFILE)
     assert outcome.code != 0
-    assert says in outcome.message
+    assert message in outcome.message
     assert not host.file("/var/lib/llm-profile").exists
 
 

@@ -42,11 +42,11 @@ def test_other_ways_are_set_aside_and_other_entries_stay(host):
     assert all(line.startswith("# set aside") for line in host.file(DEB822).content_string.splitlines())
 
 
-def test_a_run_that_changes_nothing_asks_nothing(host, converge, asked):
+def test_a_run_without_changes_sends_no_request(host, converge, mirror_requests):
     index = host.check_output("stat -c '%n %Y' /var/lib/apt/lists/*")
     outcome = converge()
     assert outcome.code == 0 and outcome.changed == [], outcome.text
-    assert asked() == []
+    assert mirror_requests() == []
     assert host.check_output("stat -c '%n %Y' /var/lib/apt/lists/*") == index
 
 
@@ -128,7 +128,7 @@ def test_a_full_disk_is_named_and_the_keyring_stays(host, own, converge, cramped
 
 
 @pytest.mark.full
-def test_it_goes_and_gives_back_what_was_set_aside(host, own, converge):
+def test_removal_restores_what_was_set_aside(host, own, converge):
     assert converge({"cuda_keyring_state": "absent"}, check=True).changed
     assert host.package("cuda-keyring").is_installed
     assert converge({"cuda_keyring_state": "absent"}).code == 0

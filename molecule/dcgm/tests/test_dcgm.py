@@ -22,8 +22,8 @@ def held(host) -> list[str]:
 
 def engine(host) -> str:
     """Return the version that the running engine reports. dcgmi waits 100 ms for it, too short on a busy machine."""
-    told = host.check_output("timeout 30 sh -c 'until dcgmi -v; do sleep 0.3; done'")
-    return told.rpartition("Version : ")[2].strip()
+    output = host.check_output("timeout 30 sh -c 'until dcgmi -v; do sleep 0.3; done'")
+    return output.rpartition("Version : ")[2].strip()
 
 
 def test_pinned_held_and_running(host):
@@ -45,10 +45,10 @@ def test_repository_offers_the_newer_major(host):
     assert packages(host) == {PACKAGE: "1:3.3.9"}
 
 
-def test_repeat_asks_nothing_of_the_network(converge, asked):
+def test_repeat_sends_no_request(converge, mirror_requests):
     outcome = converge()
     assert (outcome.code, outcome.changed) == (0, [])
-    assert asked() == []
+    assert mirror_requests() == []
 
 
 def test_engine_older_than_the_package_is_restarted(host, converge):
@@ -64,7 +64,7 @@ def test_engine_older_than_the_package_is_restarted(host, converge):
     assert engine(host) == "3.3.9"
 
 
-def test_stopped_engine_and_lost_hold_are_mended(host, converge):
+def test_stopped_engine_and_lost_hold_are_corrected(host, converge):
     host.run_expect([0], f"systemctl disable --now nvidia-dcgm && apt-mark unhold {PACKAGE}")
     expected = ["dcgm : Pin the package", "dcgm : Run the host engine"]
     assert converge(check=True).changed == expected
@@ -73,16 +73,16 @@ def test_stopped_engine_and_lost_hold_are_mended(host, converge):
 
 
 @pytest.mark.parametrize(
-    ("version", "says"),
+    ("version", "message"),
     [
         ("4.2.3", "dcgm_version is 4.2.3; this role runs DCGM 3.x"),
         ("latest", "dcgm_version is latest"),
         ("3.3.90", "datacenter-gpu-manager 3.3.90 is in no apt repository of this host (known: 1:3.3.9"),
     ],
 )
-def test_wrong_version_is_refused_by_name(host, converge, version, says):
+def test_wrong_version_is_refused_by_name(host, converge, version, message):
     outcome = converge({"dcgm_version": version})
-    assert outcome.code != 0 and says in outcome.message
+    assert outcome.code != 0 and message in outcome.message
     assert packages(host) == {PACKAGE: "1:3.3.9"} and engine(host) == "3.3.9"
 
 
@@ -96,7 +96,7 @@ def test_host_without_gpu_is_refused(host, converge):
     assert outcome.message.startswith("DCGM needs a GPU. The NVIDIA driver runs but finds no GPU")
 
 
-def test_engine_that_does_not_start_is_no_success(host, converge):
+def test_engine_that_does_not_start_is_a_failure(host, converge):
     """Its port is taken, so systemd reports a started unit, but no engine answers."""
     host.run_expect([0], "systemctl stop nvidia-dcgm")
     host.run_expect([0], "systemd-run --unit squatter python3 -m http.server 5555 --bind 127.0.0.1")
@@ -142,18 +142,18 @@ def test_apt_lock_is_waited_for(host, converge):
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("full", "says"),
+    ("full", "message"),
     [
         ("/var/cache/apt/archives", "apt-get failed: You don't have enough free space in /var/cache/apt/archives"),
         ("/usr/lib/systemd/system", f"apt-get failed: {PACKAGE}_1%3a3.3.8_amd64.deb: "),
     ],
     ids=["for-the-download", "for-the-files"],
 )
-def test_a_full_disk_is_named_and_what_ran_runs(host, converge, cramped, full, says):
+def test_a_full_disk_is_named_and_what_ran_runs(host, converge, cramped, full, message):
     host.check_output("apt-get clean")
     cramped(full, 0)
     outcome = converge({"dcgm_version": "3.3.8"})
-    assert outcome.code != 0 and says in outcome.message, outcome.message
+    assert outcome.code != 0 and message in outcome.message, outcome.message
     assert "space" in outcome.message
     assert packages(host) == {PACKAGE: "1:3.3.9"} and held(host) == [PACKAGE] and engine(host) == "3.3.9"
     assert converge().changed == []

@@ -19,8 +19,8 @@ COUNTERS = "/etc/dcgm-exporter/default-counters.csv"
 
 def page(host, port: int = 9400) -> str:
     """Return the metrics page, requested on the machine; empty without an answer."""
-    ask = f"import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:{port}/metrics').read().decode())"
-    return host.run(f'python3 -c "{ask}"').stdout
+    command = f"import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:{port}/metrics').read().decode())"
+    return host.run(f'python3 -c "{command}"').stdout
 
 
 def series(text: str) -> set[str]:
@@ -35,7 +35,7 @@ def current(host) -> str:
     return host.check_output("readlink /opt/dcgm_exporter/current")
 
 
-def says(host) -> str:
+def version_output(host) -> str:
     return host.check_output("/opt/dcgm_exporter/current/dcgm-exporter --version")
 
 
@@ -48,7 +48,7 @@ def test_serves_the_series_with_their_labels(host):
     assert series(text) == SERIES
     labels = set(re.findall(r"(\w+)=\"", text.splitlines()[2]))
     assert labels == {"gpu", "UUID", "device", "modelName", "Hostname"}
-    assert says(host) == "DCGM Exporter version 3.3.9-3.6.1"
+    assert version_output(host) == "DCGM Exporter version 3.3.9-3.6.1"
 
 
 def test_listens_on_loopback_and_asks_the_engine_that_runs(host):
@@ -93,11 +93,11 @@ def test_comes_back_when_the_process_leaves_with_exit_code_0(host):
         time.sleep(1)
 
 
-def test_repeat_asks_nothing_of_the_network(host, converge, asked):
+def test_repeat_sends_no_request(host, converge, mirror_requests):
     pid = main_pid(host)
     outcome = converge()
     assert (outcome.code, outcome.changed) == (0, [])
-    assert asked() == [] and main_pid(host) == pid
+    assert mirror_requests() == [] and main_pid(host) == pid
 
 
 def test_changes_restart_once_and_take_effect(host, converge):
@@ -156,7 +156,7 @@ def test_bad_input_is_refused_in_one_sentence(host, converge, variables, sentenc
     assert main_pid(host) == pid and serves(host)
 
 
-def test_unknown_field_goes_back_to_what_served(host, converge):
+def test_unknown_field_is_rolled_back(host, converge):
     counters = [{"field": "DCGM_FI_DEV_NO_SUCH_FIELD", "type": "gauge", "help": "Nothing"}]
     outcome = converge({"dcgm_exporter_counters": counters})
     assert outcome.code != 0
@@ -231,7 +231,7 @@ def test_downgrade_builds_beside_and_upgrade_builds_nothing(host, converge):
     newer = current(host)
     outcome = converge({"dcgm_exporter_tag": "3.3.8-3.6.0"})
     assert outcome.code == 0, outcome.message
-    assert says(host) == "DCGM Exporter version 3.3.8-3.6.0" and serves(host)
+    assert version_output(host) == "DCGM Exporter version 3.3.8-3.6.0" and serves(host)
     assert host.file(newer).is_directory
     outcome = converge()
     assert (outcome.code, outcome.changed) == (0, ["dcgm_exporter : Run dcgm-exporter"])
@@ -280,7 +280,7 @@ def test_removal_leaves_the_host_as_it_was(host, converge):
 
 
 @pytest.mark.full
-def test_host_without_dcgm_is_told_what_to_run_first(host, converge):
+def test_host_without_dcgm_is_refused_with_the_cure(host, converge):
     host.run_expect([0], "mv /usr/bin/dcgmi /root/dcgmi")
     outcome = converge()
     host.run_expect([0], "mv /root/dcgmi /usr/bin/dcgmi")

@@ -26,9 +26,9 @@ def diagnose(converge):
         assert outcome.code == 0, outcome.message
         assert not outcome.changed
         assert CANARY not in outcome.text
-        looked, shown = results(outcome.text)
-        assert looked["seconds"] < WITHIN
-        assert looked["report"] == shown["msg"].splitlines()
+        preview, shown = results(outcome.text)
+        assert preview["seconds"] < WITHIN
+        assert preview["report"] == shown["msg"].splitlines()
         return shown["msg"]
 
     return ask
@@ -61,8 +61,8 @@ def until(condition, seconds=120):
 
 
 def answers(host, port):
-    ask = f"import urllib.request as u; u.urlopen('http://127.0.0.1:{port}/health', timeout=3)"
-    return host.run("python3 -c %s", ask).rc == 0
+    command = f"import urllib.request as u; u.urlopen('http://127.0.0.1:{port}/health', timeout=3)"
+    return host.run("python3 -c %s", command).rc == 0
 
 
 def shown(host, unit, name):

@@ -51,8 +51,8 @@ def completion(host, entry: dict) -> tuple[int, str]:
     """Return status and text of an engine's completion, requested on the machine."""
     model = entry.get("alias") or entry["model"]
     body = {"model": model, "prompt": "A rented home", "max_tokens": 8, "temperature": 0}
-    told = json.dumps([f"http://127.0.0.1:{entry['port']}/v1/completions", KEYS[entry["kind"]], body])
-    status, text = json.loads(host.check_output("echo %s | python3 -c %s", told, ASK))
+    arguments = json.dumps([f"http://127.0.0.1:{entry['port']}/v1/completions", KEYS[entry["kind"]], body])
+    status, text = json.loads(host.check_output("echo %s | python3 -c %s", arguments, ASK))
     return status, json.loads(text)["choices"][0]["text"] if status == 200 else text
 
 
@@ -138,13 +138,13 @@ def test_a_renamed_one_keeps_its_port_and_leaves_nothing(host, converge, others)
     assert outcome.code == 0, outcome.message
     serving(host, [new])
     others("feedback")
-    for gone in ("/etc/feedback", "/app/vllm-server/engines/feedback/venv", "/etc/systemd/system/feedback.service"):
-        assert not host.file(gone).exists, gone
+    for path in ("/etc/feedback", "/app/vllm-server/engines/feedback/venv", "/etc/systemd/system/feedback.service"):
+        assert not host.file(path).exists, path
     assert host.file("/app/vllm-server/venv").exists
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"name": "code", "port": 8001}, "engines: code: llama_cpp_port and engines: vllm: vllm_port are both 8001"),
         ({"name": "code", "kind": "vllm"}, "engines: code has alias, which is not known"),
@@ -153,14 +153,14 @@ def test_a_renamed_one_keeps_its_port_and_leaves_nothing(host, converge, others)
         ({"name": "code", "arguments": {"no-such-argument": 1}}, "no-such-argument"),
     ],
 )
-def test_what_cannot_work_is_refused_before_an_engine_is_touched(converge, others, change, told):
+def test_bad_input_is_refused_before_an_engine_is_touched(converge, others, change, message):
     outcome = converge(listed({"name": "vllm", "max_model_len": 128}, change))
     assert outcome.code != 0
-    assert told in outcome.message, outcome.message
+    assert message in outcome.message, outcome.message
     others()
 
 
-def test_one_that_does_not_serve_gives_way_and_the_others_stay(host, converge, others):
+def test_an_engine_that_does_not_serve_is_rolled_back_and_the_others_stay(host, converge, others):
     outcome = converge(listed({"name": "code", "context": 1 << 30, "start_timeout": 20}))
     assert outcome.code != 0
     assert outcome.message.startswith("code: release "), outcome.message

@@ -63,7 +63,7 @@ def turns(services):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def gone(turns, converge):
+def cleanup(turns, converge):
     """Remove the engines of these tests at the end."""
     yield
     assert converge(turns(), playbook="leave_turns.yml").code == 0
@@ -118,7 +118,7 @@ def test_there_and_back(host, switch):
     assert host.file(NOTE).mode == 0o644
 
 
-def test_one_that_does_not_serve_gives_way_to_the_one_before(host, switch):
+def test_a_release_that_does_not_serve_is_rolled_back(host, switch):
     outcome = switch("turn-three", dies=("turn-three",))
     assert outcome.code != 0
     assert outcome.message.startswith("turn-three does not serve:")
@@ -183,7 +183,7 @@ class TestSleep:
         assert states(host) == {"turn-two": "asleep", "turn-three": "stopped"}
 
     @pytest.mark.parametrize("path", ["/is_sleeping", "/sleep", "/collective_rpc", "/nothing"])
-    def test_its_routes_ask_for_the_key(self, host, path):
+    def test_its_routes_require_the_key(self, host, path):
         assert status(host, "turn-one", path, key="") == 401
         assert status(host, "turn-one", path) in (200, 404)
         assert status(host, "turn-one", "/health", key="") == 200

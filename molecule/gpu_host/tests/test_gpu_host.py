@@ -20,8 +20,8 @@ def pid(host) -> str:
 
 
 def answers(host) -> bool:
-    ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8001/health', timeout=5).status)"
-    return host.run("python3 -c %s", ask).stdout.strip() == "200"
+    command = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8001/health', timeout=5).status)"
+    return host.run("python3 -c %s", command).stdout.strip() == "200"
 
 
 @pytest.fixture
@@ -89,8 +89,8 @@ def test_it_serves_again_after_a_reboot_that_took_the_device_nodes(host, restart
     ],
     ids=["compiler", "python-headers", "c-headers"],
 )
-def test_a_missing_part_of_the_toolchain_is_refused_by_name(host, converge, away, untouched, path, cure):
-    away(path)
+def test_a_missing_part_of_the_toolchain_is_refused_by_name(host, converge, hide_files, untouched, path, cure):
+    hide_files(path)
     outcome = converge(CHANGE, playbook=ALONE)
     assert outcome.code != 0
     assert cure in outcome.message, outcome.text
@@ -107,7 +107,7 @@ def test_a_library_that_the_loader_does_not_know_is_refused(host, converge, unto
     assert "ldconfig" in outcome.message, outcome.text
 
 
-def test_who_chooses_the_sampler_without_nvcc_is_told_so(converge, untouched):
+def test_choosing_the_sampler_without_nvcc_is_refused(converge, untouched):
     outcome = converge({"vllm_service_environment": {"VLLM_USE_FLASHINFER_SAMPLER": "1"}}, playbook=ALONE)
     assert outcome.code != 0
     assert "there is no nvcc: install a CUDA toolkit, or set VLLM_USE_FLASHINFER_SAMPLER to 0" in outcome.message
@@ -126,7 +126,7 @@ def test_arguments_are_judged_while_the_driver_sleeps(host, converge, untouched)
     assert "unrecognized arguments: --max-loraz" in outcome.message, outcome.text
 
 
-def test_a_start_makes_the_nodes_that_are_gone(host, converge):
+def test_a_start_creates_missing_nodes(host, converge):
     host.check_output("rm -f /dev/nvidia*")
     assert converge(CHANGE, playbook=ALONE).code == 0
     for node in NODES:
@@ -157,7 +157,7 @@ def test_the_memory_of_the_engine_before_is_waited_for(host, converge, leaves):
 
 
 @pytest.mark.stand_in
-def test_a_driver_that_moved_is_told_before_anything_is_touched_and_in_the_checklist(host, converge, untouched):
+def test_a_changed_driver_is_reported_before_any_change_and_in_the_checklist(host, converge, untouched):
     host.check_output("touch /etc/stand-in-with-another-library")
     try:
         for check in (True, False):
@@ -180,8 +180,8 @@ def test_missing_nodes_make_the_checklist_red(host, converge):
     assert "GPU: device nodes: /dev/nvidia-uvm not there" in outcome.message, outcome.message
 
 
-def test_a_rotation_is_not_left_for_a_start_that_cannot_be(converge, away, tmp_path, untouched):
-    away("/usr/bin/gcc")
+def test_a_rotation_is_not_left_for_a_start_that_cannot_be(converge, hide_files, tmp_path, untouched):
+    hide_files("/usr/bin/gcc")
     mark = tmp_path / "out"
     outcome = converge({**CHANGE, "vllm_drain_command": ["touch", str(mark)]}, playbook=ALONE)
     assert outcome.code != 0
@@ -190,11 +190,11 @@ def test_a_rotation_is_not_left_for_a_start_that_cannot_be(converge, away, tmp_p
 
 @pytest.mark.stand_in
 def test_holds_and_packages_leave_with_their_roles(host, converge):
-    gone = {"vllm_state": "absent", "nvidia_driver_hold": False}
-    assert converge(gone, playbook="leave.yml").code == 0
+    removed = {"vllm_state": "absent", "nvidia_driver_hold": False}
+    assert converge(removed, playbook="leave.yml").code == 0
     assert not host.package("libpython3-dev").is_installed
     assert host.package("gcc").is_installed, "the exporter is built with it"
     assert "580" not in host.check_output("apt-mark showhold")
     assert host.package("libnvidia-compute-580").is_installed
-    assert converge(gone, playbook="leave.yml").changed == []
+    assert converge(removed, playbook="leave.yml").changed == []
     assert converge().code == 0

@@ -43,7 +43,7 @@ def test_the_settings_are_in_force(host, converge):
     assert outcome.code == 0, outcome.text
 
 
-def test_what_was_changed_by_hand_is_mended_and_a_later_file_is_named(host, converge):
+def test_manual_changes_are_corrected_and_a_later_file_is_named(host, converge):
     host.check_output("sysctl -w net.core.rmem_max=300000")
     host.check_output("echo always > /sys/kernel/mm/transparent_hugepage/enabled")
     host.check_output("nvidia-smi -pl 50")
@@ -56,7 +56,7 @@ def test_what_was_changed_by_hand_is_mended_and_a_later_file_is_named(host, conv
     host.check_output("rm %s", LATER)
 
 
-def test_what_the_card_does_not_take_is_refused(host, converge):
+def test_a_value_that_the_card_does_not_accept_is_refused(host, converge):
     outcome = converge({"host_tuning_gpu_power_limit_watts": 300, "host_tuning_socket_buffer_mib": 64})
     assert outcome.code == 2 and outcome.changed == [], outcome.text
     assert "host_tuning_gpu_power_limit_watts is 300, and GPU 0 (NVIDIA L4) takes 40 to 72 W" in outcome.message
@@ -89,7 +89,7 @@ def test_it_survives_a_reboot_and_the_engine_finds_the_gpu_set_up(host, converge
 
 
 @pytest.mark.full
-def test_it_goes_and_leaves_the_host_as_before(host, converge, restart):
+def test_removal_restores_the_host(host, converge, restart):
     assert converge({"host_tuning_state": "absent"}, check=True).changed
     assert host.file(SYSCTL).exists
     assert converge({"host_tuning_state": "absent"}).code == 0

@@ -43,9 +43,9 @@ def there(host, paths) -> list[str]:
 
 def test_what_no_release_refers_to_goes(host, converge):
     pid = host.check_output("systemctl show sample --property MainPID --value")
-    looked = converge(check=True)
-    assert looked.code == 0 and looked.changed, looked.text
-    assert "bbbbbbbbbbbb: built for no release that is kept, 3 MiB" in looked.text
+    preview = converge(check=True)
+    assert preview.code == 0 and preview.changed, preview.text
+    assert "bbbbbbbbbbbb: built for no release that is kept, 3 MiB" in preview.text
     assert there(host, LEFTOVERS) == list(LEFTOVERS)
     outcome = converge()
     assert outcome.code == 0, outcome.text
@@ -56,14 +56,14 @@ def test_what_no_release_refers_to_goes(host, converge):
     assert converge().changed == []
 
 
-def test_revisions_of_models_go_when_asked_for(host, converge):
+def test_revisions_of_models_go_on_request(host, converge):
     outcome = converge({"housekeeping_models": True})
     assert outcome.code == 0, outcome.text
     assert there(host, STAY) == STAY
     assert there(host, [f"{MODEL}/snapshots/{BEFORE}", f"{MODEL}/blobs/two"]) == []
 
 
-def test_what_is_used_stays_and_is_told(host, converge):
+def test_what_is_in_use_stays_and_is_reported(host, converge):
     path = f"{ENVIRONMENTS}/bbbbbbbbbbbb"
     host.check_output("systemd-run --unit user-of-it tail -f %s/.environment.json", path)
     outcome = converge()
@@ -137,7 +137,7 @@ def test_after_a_reboot_nothing_is_left_to_do(host, converge, restart):
 
 
 @pytest.mark.full
-def test_absent_takes_the_limits_away_and_nothing_else(host, converge):
+def test_absent_removes_only_the_limits(host, converge):
     assert converge({"housekeeping_state": "absent"}, check=True).changed
     assert host.file(JOURNAL).exists
     assert converge({"housekeeping_state": "absent"}).code == 0

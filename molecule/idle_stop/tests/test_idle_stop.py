@@ -14,7 +14,7 @@ def test_the_timer_runs_and_survives_a_boot(host):
     assert timer.is_running and timer.is_enabled
 
 
-def test_a_first_look_begins_the_time_and_does_nothing(host):
+def test_the_first_look_only_starts_the_time(host):
     host.check_output("systemctl start idle-stop.service")
     assert json.loads(host.file(STATE).content_string)["since"] > 0
     assert not host.file("/run/idle-stop/done").exists
@@ -93,7 +93,7 @@ def test_a_host_of_an_earlier_version_is_cleaned(host, converge, earlier):
     assert converge().code == 0
 
 
-def test_absent_takes_everything_away(host, converge):
+def test_absent_removes_everything(host, converge):
     assert converge({"idle_stop_state": "absent"}).code == 0
     assert not host.file("/etc/systemd/system/idle-stop.timer").exists
     assert not host.file("/usr/local/lib/idle-stop").exists

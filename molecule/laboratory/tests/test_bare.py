@@ -64,12 +64,12 @@ def test_words_that_the_real_one_refuses_are_refused(host, words):
     assert host.check_output(NODES) == ""
 
 
-def test_asking_the_card_makes_the_nodes_of_the_card(host):
+def test_querying_the_card_creates_its_nodes(host):
     assert host.check_output(as_user("nvidia-smi -L")).startswith("GPU 0: NVIDIA L4")
     assert host.check_output(NODES).split() == ["/dev/nvidia0", "/dev/nvidiactl"]
 
 
-def test_nodes_are_gone_after_a_restart(host, restart):
+def test_nodes_are_missing_after_a_restart(host, restart):
     host.check_output(f"{MODPROBE} -c 0")
     restart()
     assert host.check_output(NODES) == ""

@@ -26,6 +26,6 @@ def test_the_distribution_s_python_makes_no_environment(host):
 
 
 def test_roles_are_given_an_interpreter_that_is_there(host, inventory):
-    told = host.check_output("%s -c 'import sys; print(sys.version_info[:2] >= (3, 10))'", inventory["vllm_python"])
-    assert told == "True"
+    output = host.check_output("%s -c 'import sys; print(sys.version_info[:2] >= (3, 10))'", inventory["vllm_python"])
+    assert output == "True"
     assert inventory["ansible_python_interpreter"] == inventory["ai_server_python"] == inventory["vllm_python"]

@@ -17,12 +17,12 @@ def test_systemd_and_glibc_are_older(host):
 
 
 def test_its_python_needs_no_environment_and_leaves_none(host):
-    ask = (
+    command = (
         "import ctypes, json, os, sqlite3, ssl, sys, sysconfig; ssl_context = ssl.create_default_context(); "
         "print(json.dumps([sys.version.split()[0], sysconfig.get_path('include'), sorted(os.environ), "
         "ssl_context.cert_store_stats()['x509_ca'] > 100]))"
     )
-    version, headers, names, certificates = json.loads(host.check_output("env -i %s -c %s", PYTHON, ask))
+    version, headers, names, certificates = json.loads(host.check_output("env -i %s -c %s", PYTHON, command))
     assert version == "3.10.8"
     assert host.file(f"{headers}/Python.h").exists
     assert not {"PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH"} & set(names)

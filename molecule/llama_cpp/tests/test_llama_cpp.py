@@ -14,13 +14,13 @@ def still_serves(host, before: str) -> None:
     assert say(host)
 
 
-def test_it_serves_the_model_and_each_adapter_to_who_asks_for_it(host):
+def test_it_serves_the_model_and_each_adapter_by_name(host):
     status, answer = ask(host, "/v1/models")
     assert status == 200 and [card["id"] for card in answer["data"]] == ["tiny"]
     base = say(host)
     assert base == say(host, lora=[{"id": 0, "scale": 0.0}]), "an adapter that nobody asks for changes nothing"
-    said = {base, *(say(host, lora=[{"id": number, "scale": 1.0}]) for number in range(len(ADAPTERS)))}
-    assert len(said) == 3, said
+    result = {base, *(say(host, lora=[{"id": number, "scale": 1.0}]) for number in range(len(ADAPTERS)))}
+    assert len(result) == 3, result
 
 
 def test_it_answers_in_the_models_own_chat_template(host):
@@ -29,7 +29,7 @@ def test_it_answers_in_the_models_own_chat_template(host):
     assert status == 200 and answer["usage"]["completion_tokens"]
 
 
-def test_it_listens_on_loopback_and_asks_for_its_key(host):
+def test_it_listens_on_loopback_and_requires_its_key(host):
     listening = host.check_output("ss -Hltn 'sport = :8004'")
     assert "127.0.0.1:8004" in listening and "0.0.0.0:8004" not in listening and "*:8004" not in listening
     for path in ("/v1/models", "/metrics", "/slots", "/props"):
@@ -40,7 +40,7 @@ def test_it_listens_on_loopback_and_asks_for_its_key(host):
     assert ask(host, "/")[0] == 404, "there is no page"
 
 
-def test_its_key_is_nowhere_but_in_its_own_environment(host):
+def test_its_key_is_only_in_its_environment(host):
     secrets = host.file(f"/etc/{NAME}/secrets.env")
     assert (secrets.mode, secrets.user, secrets.group) == (0o600, "root", "root")
     host.check_output("useradd --system prober 2>/dev/null; id prober")
@@ -62,7 +62,7 @@ def test_it_runs_hardened_and_as_itself(host):
     assert host.check_output("systemctl show %s --property MemoryMax --value", NAME) == str(2 << 30)
 
 
-def test_its_log_tells_the_sizes_of_its_buffers(host):
+def test_its_log_shows_the_sizes_of_its_buffers(host):
     assert "compute buffer size" in host.check_output(LOG)
 
 
@@ -74,7 +74,7 @@ def test_the_checklist_is_all_good(converge):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"llama_cpp_api_key": ""}, "llama_cpp_api_key must be set"),
         ({"llama_cpp_model": "/srv/models/absent.gguf"}, "there is no file /srv/models/absent.gguf"),
@@ -95,10 +95,10 @@ def test_the_checklist_is_all_good(converge):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_bad_input_is_refused_before_anything_is_switched(host, converge, change, says):
+def test_bad_input_is_refused_before_anything_is_switched(host, converge, change, message):
     before = pid(host)
     outcome = converge(change)
-    assert outcome.code and says in outcome.message, outcome.message
+    assert outcome.code and message in outcome.message, outcome.message
     still_serves(host, before)
 
 
@@ -126,11 +126,11 @@ def test_an_own_chat_template_is_used(host, converge):
     assert not host.file(f"/etc/{NAME}/chat_template.jinja").exists
 
 
-def test_one_that_does_not_serve_gives_way_to_the_one_before(host, converge):
-    said = say(host)
+def test_a_release_that_does_not_serve_is_rolled_back(host, converge):
+    result = say(host)
     outcome = converge({"llama_cpp_context": 1 << 30, "llama_cpp_start_timeout": 20})
     assert outcome.code and "serves again" in outcome.message, outcome.message
-    assert say(host) == said
+    assert say(host) == result
     assert converge().code == 0
 
 
@@ -141,7 +141,7 @@ def test_it_is_there_again_after_a_reboot(host, restart):
     assert say(host)
 
 
-def test_a_model_of_the_hub_is_fetched_whole_once(host, converge, inventory, services, asked):
+def test_a_model_of_the_hub_is_fetched_completely_once(host, converge, inventory, services, mirror_requests):
     model = {
         "llama_cpp_model": "lab/tiny-llama-GGUF",
         "llama_cpp_model_file": "tiny.gguf",
@@ -155,10 +155,12 @@ def test_a_model_of_the_hub_is_fetched_whole_once(host, converge, inventory, ser
     outcome = converge(model)
     assert outcome.code == 0, outcome.message
     assert say(host)
-    there = len(asked())
+    there = len(mirror_requests())
     assert there
     outcome = converge(model)
-    assert not outcome.code and not outcome.changed and len(asked()) == there, outcome.message or outcome.changed
+    assert not outcome.code and not outcome.changed and len(mirror_requests()) == there, (
+        outcome.message or outcome.changed
+    )
     assert converge().code == 0
 
 

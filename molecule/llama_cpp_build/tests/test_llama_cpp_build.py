@@ -40,7 +40,7 @@ print("sha256:" + hashlib.sha256(archive.read_bytes()).hexdigest())
 """
 
 
-def test_what_was_built_once_serves_as_a_release_and_gives_way_again(host, converge, inventory):
+def test_a_build_serves_as_a_release_and_is_rolled_back(host, converge, inventory):
     version = inventory["lab_llama_cpp"]["version"]
     folder, name = "/srv/releases", f"llama-{version}.tar.gz"
     built = host.check_output("readlink -f %s", f"{LINK}/llama-server")

@@ -15,8 +15,8 @@ NEWEST, OLDER = builds.newest()["node_exporter"], builds.older("node_exporter")
 
 def page(host, url=METRICS):
     """Return the metrics page, requested on the machine; empty without an answer."""
-    ask = f"import urllib.request; print(urllib.request.urlopen({url!r}, timeout=10).read().decode())"
-    return host.run("python3 -c %s", ask).stdout
+    command = f"import urllib.request; print(urllib.request.urlopen({url!r}, timeout=10).read().decode())"
+    return host.run("python3 -c %s", command).stdout
 
 
 def listening(host):
@@ -66,8 +66,8 @@ def test_it_dies_first_when_memory_is_short_and_another_limit_restarts_nothing(h
     shown = "systemctl show node_exporter --property MemoryMax,OOMScoreAdjust"
     assert "MemoryMax=268435456" in host.check_output(shown)
     limits = {"node_exporter_memory_max": "10%", "node_exporter_oom_score_adjust": 900}
-    looked = converge(limits, check=True)
-    assert looked.changed and "MemoryMax=10%" in looked.text
+    preview = converge(limits, check=True)
+    assert preview.changed and "MemoryMax=10%" in preview.text
     outcome = converge(limits)
     assert (outcome.code, outcome.changed) == (0, ["released_service : Run node_exporter"]), outcome.message
     assert "MemoryMax=268435456" not in host.check_output(shown)
@@ -84,11 +84,11 @@ def test_the_rest_of_the_host_keeps_its_owners(host):
         assert (host.file(path).user, host.file(path).group, host.file(path).mode) == ("root", "root", 0o755), path
 
 
-def test_a_second_run_changes_nothing_and_asks_for_nothing(host, converge, asked):
+def test_a_second_run_changes_nothing_and_sends_no_request(host, converge, mirror_requests):
     before = running_since(host)
     outcome = converge()
     assert (outcome.code, outcome.changed) == (0, [])
-    assert asked() == []
+    assert mirror_requests() == []
     assert running_since(host) == before
 
 
@@ -156,7 +156,7 @@ def test_flags_that_the_program_does_not_take_are_refused_by_name_before_it_is_t
     assert converge().changed == []
 
 
-def test_a_value_that_shows_only_at_the_start_gives_way_to_what_served(host, converge):
+def test_a_value_that_fails_only_at_the_start_is_rolled_back(host, converge):
     outcome = converge({"node_exporter_arguments": {"web.max-requests": "many"}})
     assert outcome.code != 0
     assert 'parsing "many": invalid syntax' in outcome.message
@@ -166,13 +166,13 @@ def test_a_value_that_shows_only_at_the_start_gives_way_to_what_served(host, con
     assert converge().changed == []
 
 
-def test_an_unknown_version_is_refused_with_the_known_ones(host, converge, asked):
+def test_an_unknown_version_is_refused_with_the_known_ones(host, converge, mirror_requests):
     before = running_since(host)
     outcome = converge({"node_exporter_version": "1.99.0"})
     assert outcome.code != 0
     assert "node_exporter_version: version 1.99.0 has no checksum" in outcome.message
     assert "1.9.1" in outcome.message
-    assert asked() == []
+    assert mirror_requests() == []
     assert running_since(host) == before
 
 
@@ -290,7 +290,7 @@ def test_the_same_version_from_another_archive_is_another_program(host, converge
         ("ln -sfn /nowhere /opt/node_exporter/current", False),
     ],
 )
-def test_drift_is_mended(host, converge, damage, healed):
+def test_drift_is_corrected(host, converge, damage, healed):
     before = running_since(host)
     host.run_test(damage)
     assert converge().changed == ["released_service : Run node_exporter"]
@@ -402,7 +402,7 @@ def checklist(converge):
 
 
 @pytest.mark.parametrize("path", [OVERRIDE, "/run/systemd/system/service.d/all.conf"], ids=["own", "of-all-services"])
-def test_a_drop_in_with_a_command_of_its_own_is_told_and_mended_once_it_is_gone(host, converge, drop_in, path):
+def test_a_drop_in_with_another_command_is_reported_and_its_removal_restarts_the_unit(host, converge, drop_in, path):
     command = "/opt/node_exporter/current/node_exporter"
     lines = f"[Service]\nExecStart=\nExecStart={command} --web.listen-address=:9100\n"
     if path != OVERRIDE:  # other services read it too

@@ -75,7 +75,7 @@ def test_it_runs_hardened_as_its_own_user(host):
     assert host.user("otel_collector").groups == ["otel_collector"]
 
 
-def test_only_root_and_it_can_read_what_it_is_told(host):
+def test_only_root_and_its_user_can_read_its_configuration(host):
     config = host.file(CONFIG)
     assert (config.user, config.group, config.mode) == ("root", "otel_collector", 0o640)
 
@@ -98,8 +98,8 @@ def test_journal_lines_arrive_with_what_they_are_and_unmixed(host, arrived, mark
 
 def test_lines_of_files_arrive_with_their_time_and_severity(host, arrived, mark):
     write(host, f"{mark} in a file")
-    told = {"level": "ERROR", "message": f"{mark} in JSON", "timestamp": "2026-11-26T20:31:13.5+00:00", "n": 3}
-    write(host, json.dumps(told))
+    values = {"level": "ERROR", "message": f"{mark} in JSON", "timestamp": "2026-11-26T20:31:13.5+00:00", "n": 3}
+    write(host, json.dumps(values))
     (plain,) = arrived(f"{mark} in a file", 1)
     assert (plain["body"], plain["resource"]["service.name"], plain["resource"]["job"]) == (
         f"{mark} in a file",
@@ -124,10 +124,10 @@ def test_a_traceback_arrives_as_one_record(host, arrived, mark):
     assert (two["body"], two["severity"]) == ("\n".join(raw), "ERROR")
 
 
-def test_nothing_is_lost_or_sent_twice_while_the_receiver_is_away_and_over_kills(host, arrived, mark):
-    away = 120 if os.environ.get("FULL") == "1" else 20
+def test_outages_and_kills_lose_and_repeat_no_line(host, arrived, mark):
+    outage = 120 if os.environ.get("FULL") == "1" else 20
     program = (
-        f"n=0; while [ $n -lt {away * 20} ]; do n=$((n+1)); echo {mark} long $n.; echo {mark} file $n. >> "
+        f"n=0; while [ $n -lt {outage * 20} ]; do n=$((n+1)); echo {mark} long $n.; echo {mark} file $n. >> "
         "/var/log/apps/app.log; [ $((n % 200)) = 0 ] && mv /var/log/apps/app.log /var/log/apps/app.log.$((n / 200)); "
         "sleep 0.05; done"
     )
@@ -135,13 +135,13 @@ def test_nothing_is_lost_or_sent_twice_while_the_receiver_is_away_and_over_kills
     host.run_test("systemd-run --quiet --unit alpha.service sh -c %s", program.replace("$", "$$"))
     try:
         for _ in range(2):
-            time.sleep(away / 3)
+            time.sleep(outage / 3)
             host.run_test("systemctl kill --kill-whom=main --signal=KILL otel_collector")
-        time.sleep(away / 3)
+        time.sleep(outage / 3)
     finally:
         host.run_test("systemctl start receiver")
     host.run_test("while systemctl is-active --quiet alpha; do sleep 1; done")
-    count = away * 20
+    count = outage * 20
     for kind in ("long", "file"):
         bodies = [record["body"] for record in arrived(f"{mark} {kind} ", count)]
         time.sleep(3)
@@ -152,11 +152,11 @@ def test_nothing_is_lost_or_sent_twice_while_the_receiver_is_away_and_over_kills
         assert len(bodies) == len(set(bodies))
 
 
-def test_a_second_run_changes_nothing_and_asks_for_nothing(host, converge, asked):
+def test_a_second_run_changes_nothing_and_sends_no_request(host, converge, mirror_requests):
     before = pid(host)
     outcome = converge()
     assert (outcome.code, outcome.changed) == (0, []), outcome.message
-    assert asked() == []
+    assert mirror_requests() == []
     assert pid(host) == before
 
 
@@ -180,7 +180,7 @@ def test_what_the_program_refuses_is_not_switched_to(host, converge):
         ({"otel_collector_file_jobs": [{"job": "x", "path": "/var/none/*"}]}, "otel_collector_file_jobs: /var/none/*"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_refused_and_what_ran_still_runs(host, converge, variables, sentence):
+def test_bad_input_is_refused_and_the_old_release_still_runs(host, converge, variables, sentence):
     before, config = pid(host), host.file(CONFIG).content_string
     outcome = converge(variables)
     assert outcome.code != 0 and outcome.changed == []
@@ -206,7 +206,7 @@ def test_the_checklist_follows_a_line_of_each_job(host, converge, units, mark):
 
 
 @pytest.mark.full
-def test_the_checklist_says_that_nothing_is_sent(host, converge, units):
+def test_the_checklist_reports_that_nothing_is_sent(host, converge, units):
     host.run_test("systemctl stop receiver")
     try:
         outcome = converge(playbook="verify.yml")
@@ -217,7 +217,7 @@ def test_the_checklist_says_that_nothing_is_sent(host, converge, units):
     assert "open its port for" in outcome.message
 
 
-def test_a_receiver_that_asks_for_a_key(host, converge, arrived, mark):
+def test_a_receiver_that_requires_a_key(host, converge, arrived, mark):
     user, password = "shipper", "laboratory=pass%word"
     key = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
     host.run_test("install -m 0600 /dev/null /var/lib/receiver/key; printf %%s %s > /var/lib/receiver/key", key)
@@ -272,7 +272,7 @@ def test_it_takes_over_from_promtail_and_not_beside_it(host, converge, arrived, 
 
 
 @pytest.mark.full
-def test_traces_are_taken_on_loopback_when_asked_for(host, converge):
+def test_traces_are_accepted_on_loopback_on_request(host, converge):
     assert converge({"otel_collector_traces_endpoint": "http://127.0.0.1:4320/traces"}).code == 0
     assert listening(host) == {*SOCKETS, "127.0.0.1:4318"}
     assert converge().code == 0

@@ -19,8 +19,8 @@ def started(converge):
 def test_the_environment_is_the_one_of_the_lock(host):
     (environment,) = host.file(ENVIRONMENTS).listdir()
     python = f"{ENVIRONMENTS}/{environment}/bin/python"
-    ask = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
-    assert json.loads(host.check_output("%s -c %s vllm torch triton", python, ask)) == {
+    command = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
+    assert json.loads(host.check_output("%s -c %s vllm torch triton", python, command)) == {
         "vllm": "0.23.0", "torch": "2.11.0", "triton": "3.6.0",
     }  # fmt: skip
 
@@ -30,8 +30,8 @@ def test_the_environment_is_the_one_of_the_lock(host):
     [("/usr/bin/gcc", "install gcc"), (HEADERS, "install libpython3."), ("/usr/include/stdlib.h", "install libc6-dev")],
     ids=["compiler", "python-headers", "c-headers"],
 )
-def test_without_a_part_of_the_toolchain_it_is_refused_by_name(host, converge, away, path, cure):
-    away(path)
+def test_without_a_part_of_the_toolchain_it_is_refused_by_name(host, converge, hide_files, path, cure):
+    hide_files(path)
     outcome = converge(playbook="serve.yml")
     assert outcome.code != 0
     assert "triton cannot be compiled" in outcome.message and cure in outcome.message, outcome.text

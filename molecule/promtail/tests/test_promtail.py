@@ -83,7 +83,7 @@ def test_it_runs_hardened_as_its_own_user(host):
     assert host.user("promtail").groups == ["promtail"]
 
 
-def test_only_root_and_it_can_read_what_it_is_told(host):
+def test_only_root_and_its_user_can_read_its_configuration(host):
     config = host.file(CONFIG)
     assert (config.user, config.group, config.mode) == ("root", "promtail", 0o640)
 
@@ -127,15 +127,15 @@ def test_no_line_is_sent_twice_after_a_kill(host, arrived, mark):
     assert len(arrived(f"{mark} after", 2)) == 2
 
 
-def test_a_second_run_changes_nothing_and_asks_for_nothing(host, converge, asked):
+def test_a_second_run_changes_nothing_and_sends_no_request(host, converge, mirror_requests):
     before = running_since(host)
     outcome = converge()
     assert (outcome.code, outcome.changed) == (0, []), outcome.message
-    assert asked() == []
+    assert mirror_requests() == []
     assert running_since(host) == before
 
 
-def test_a_bad_stage_gives_way_to_what_served(host, converge, arrived, mark):
+def test_a_bad_stage_is_rolled_back(host, converge, arrived, mark):
     stages = [{"regex": {"expression": "(unclosed"}}]
     jobs = [{"job": "alpha", "unit": "alpha.service", "pipeline_stages": stages}]
     outcome = converge({"promtail_journal_jobs": jobs})
@@ -148,10 +148,10 @@ def test_a_bad_stage_gives_way_to_what_served(host, converge, arrived, mark):
     assert converge().changed == []
 
 
-def test_a_port_as_text_and_a_loki_that_is_away(host, converge):
+def test_a_port_as_text_and_a_loki_that_is_down(host, converge):
     # This address never answers; there are no files to ship either.
-    away = {"promtail_loki_url": "http://192.0.2.1:3100/", "promtail_file_jobs": []}
-    outcome = converge({"promtail_port": "9081", **away})
+    unreachable = {"promtail_loki_url": "http://192.0.2.1:3100/", "promtail_file_jobs": []}
+    outcome = converge({"promtail_port": "9081", **unreachable})
     assert (outcome.code, outcome.changed) == (0, [RUN]), outcome.message
     assert listening(host) == {"127.0.0.1:9081", "127.0.0.1:9095"}
     assert "url: http://192.0.2.1:3100/loki/api/v1/push" in host.file(CONFIG).content_string.replace('"', "")
@@ -253,7 +253,7 @@ def test_the_checklist_finds_a_line_of_each_job(host, converge, units, mark):
     assert "journal of" not in outcome.message
 
 
-def test_a_loki_that_asks_for_credentials(host, converge, services, arrived, units, mark):
+def test_a_loki_that_requires_credentials(host, converge, services, arrived, units, mark):
     loki = services["guarded_loki"]
     given = {"promtail_loki_url": loki["url"], "promtail_loki_tenant": loki["tenant"]}
     basic = {**given, "promtail_loki_user": loki["user"], "promtail_loki_password": loki["password"]}
@@ -274,9 +274,9 @@ def test_a_loki_that_asks_for_credentials(host, converge, services, arrived, uni
     assert converge(token).code == 0
     write(host, f"{mark} with a token")
     assert len(arrived(f"{mark} with a token", 1, loki["url"], **keys)) == 1
-    told = converge(token, playbook="verify.yml")
-    assert told.code == 0, told.message
-    assert "Loki answers no questions (403)" in told.text
+    result = converge(token, playbook="verify.yml")
+    assert result.code == 0, result.message
+    assert "Loki answers no questions (403)" in result.text
 
     address = loki["url"].replace("://", f"://{loki['user']}:{loki['token']}@")
     refused = converge({"promtail_loki_url": address})
@@ -284,7 +284,7 @@ def test_a_loki_that_asks_for_credentials(host, converge, services, arrived, uni
     assert "give promtail_loki_user and promtail_loki_password, or promtail_loki_token" in refused.message
     assert converge().code == 0
 
-    texts = [outcome.text, checked.text, told.text, refused.message, host.check_output("journalctl --no-pager -q")]
+    texts = [outcome.text, checked.text, result.text, refused.message, host.check_output("journalctl --no-pager -q")]
     texts += [host.check_output("cat /etc/systemd/system/promtail.service /etc/promtail/promtail.yml")]
     texts += [host.check_output("grep -r . /var/lib/llm-server/services/promtail")]
     assert not [text for text in texts for key in (loki["password"], loki["token"]) if key in text]

@@ -33,8 +33,8 @@ def converged() -> bool:
 def journal() -> str:
     """Return the last lines of the machine's journal, or the error why they cannot be read."""
     config = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "ssh_config"
-    ask = ["ssh", "-F", str(config), "machine", "sudo", "journalctl", "--no-pager", "--lines=400"]
-    done = subprocess.run(ask, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    command = ["ssh", "-F", str(config), "machine", "sudo", "journalctl", "--no-pager", "--lines=400"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     lines = [line for line in done.stdout.splitlines() if " sshd" not in line and " sudo[" not in line]
     return "\n".join(lines[-JOURNAL_LINES:]) or done.stderr
 

@@ -129,7 +129,7 @@ def test_it_moves(host, converge):
 
 
 @pytest.mark.full
-def test_it_goes_and_leaves_the_host_as_before(host, converge):
+def test_removal_restores_the_host(host, converge):
     assert converge({"swap_state": "absent"}, check=True).changed
     assert host.file("/swapfile").exists
     assert converge({"swap_state": "absent"}).code == 0

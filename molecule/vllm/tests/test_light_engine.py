@@ -119,7 +119,7 @@ def test_the_engine_goes_up_and_down_and_the_oldest_environment_goes(host, conve
     [("0.32.0+hangs", "not ready after 15 s"), ("0.32.0+dies", "its process left (exit-code, status 1)")],
     ids=["never-ready", "dies-at-its-first-completion"],
 )
-def test_an_engine_that_does_not_serve_gives_way_and_stays_for_inspection(host, converge, light, bad, why):
+def test_an_engine_that_does_not_serve_is_rolled_back_and_kept_for_inspection(host, converge, light, bad, why):
     before = environment(host)
     outcome = converge(light(bad))
     assert outcome.code != 0
@@ -281,7 +281,7 @@ def nothing_stays(host) -> None:
     assert host.check_output("systemctl list-units 'llm-load-*' --all --no-legend") == ""
 
 
-def test_a_load_check_tells_what_the_host_bears_and_leaves_nothing(host, load, tmp_path):
+def test_a_load_check_reports_the_capacity_and_leaves_nothing(host, load, tmp_path):
     before = pid(host)
     outcome, report = load(load_limits={"ttft_p95_ms": 20_000, "error_share": 0})
     assert outcome.code == 0, outcome.message
@@ -297,17 +297,17 @@ def test_a_load_check_tells_what_the_host_bears_and_leaves_nothing(host, load, t
 
 
 @pytest.mark.parametrize(
-    ("variables", "says"),
+    ("variables", "message"),
     [
         ({"load_limits": {"ttft_p95_ms": 0.001}}, "machine: vllm lab/tiny-llama: ttft_p95_ms is "),
         ({"load_callers": 1000}, "load_callers is 1000; it must be above 0 and at most 256."),
         ({"load_host": "nobody"}, "load_host is nobody, which is not in the inventory"),
     ],
 )
-def test_a_load_check_is_red_or_refused(host, load, variables, says):
+def test_a_load_check_is_red_or_refused(host, load, variables, message):
     outcome, _ = load(**variables)
     assert outcome.code != 0
-    assert says in outcome.message
+    assert message in outcome.message
     nothing_stays(host)
 
 

@@ -47,11 +47,11 @@ def test_it_serves_the_base_and_both_adapters(host):
     cards = {card["id"]: card for card in answer["data"]}
     assert set(cards) == {BASE, *ADAPTERS}
     assert {cards[name]["parent"] for name in ADAPTERS} == {BASE}
-    said = {name: say(host, name) for name in [BASE, *ADAPTERS]}
-    assert len(set(said.values())) == 3, said
+    result = {name: say(host, name) for name in [BASE, *ADAPTERS]}
+    assert len(set(result.values())) == 3, result
 
 
-def test_it_listens_on_loopback_and_asks_for_its_key(host):
+def test_it_listens_on_loopback_and_requires_its_key(host):
     listening = host.check_output("ss -Hltn 'sport = :8001'")
     assert "127.0.0.1:8001" in listening and "0.0.0.0:8001" not in listening and "*:8001" not in listening
     assert ask(host, "/v1/models", key=None)[0] == 401
@@ -59,8 +59,8 @@ def test_it_listens_on_loopback_and_asks_for_its_key(host):
 
 def test_the_policy_of_ai_server_knows_every_field_that_the_engine_reads(host):
     known = json.loads((ROOT / "ai_server/tests/engine_fields.json").read_text())
-    told = host.check_output("cd / && HF_HUB_OFFLINE=1 /app/vllm-server/venv/bin/python -c %s", REQUESTS)
-    fields = json.loads(told.splitlines()[-1])
+    output = host.check_output("cd / && HF_HUB_OFFLINE=1 /app/vllm-server/venv/bin/python -c %s", REQUESTS)
+    fields = json.loads(output.splitlines()[-1])
     assert fields.keys() == known.keys()
     assert {path: sorted(set(names) - set(known[path])) for path, names in fields.items()} == {
         path: [] for path in known
@@ -73,7 +73,7 @@ def test_it_fetches_no_media_that_a_request_names(host):
     assert "VLLM_MEDIA_URL_ALLOW_REDIRECTS=0" in host.check_output("systemctl show vllm --property Environment")
 
 
-def test_its_key_is_nowhere_but_in_its_own_environment(host):
+def test_its_key_is_only_in_its_environment(host):
     secrets = host.file("/etc/vllm/secrets.env")
     assert (secrets.mode, secrets.user, secrets.group) == (0o600, "root", "root")
     host.check_output("useradd --system prober 2>/dev/null; id prober")
@@ -99,7 +99,7 @@ def test_all_its_processes_have_its_place_when_memory_is_short(host):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"vllm_api_key": ""}, "vllm_api_key must be set"),
         ({"vllm_version": "0.20.0"}, "known: 0.15.1, 0.23.0, 0.32.0"),
@@ -127,11 +127,11 @@ def test_all_its_processes_have_its_place_when_memory_is_short(host):
         "misfit-adapter",
     ],
 )
-def test_what_cannot_work_is_refused_before_the_service_is_touched(host, converge, change, says):
+def test_bad_input_is_refused_before_the_service_is_touched(host, converge, change, message):
     before = pid(host)
     outcome = converge(change)
     assert outcome.code != 0
-    assert says in outcome.message, outcome.message
+    assert message in outcome.message, outcome.message
     still_serves(host, before)
 
 
@@ -177,7 +177,7 @@ def test_it_serves_by_ipv6_in_an_environment_that_is_what_was_written(host, conv
     assert say(host, BASE)
 
 
-def test_a_start_that_fails_gives_way_to_what_served(host, converge):
+def test_a_start_that_fails_is_rolled_back(host, converge):
     """The engine's parser accepts this length; the model does not, which only shows when the engine starts."""
     outcome = converge({"vllm_max_model_len": 100000})
     assert outcome.code != 0
@@ -214,7 +214,7 @@ def test_a_model_comes_from_the_hub_at_its_revision(host, converge, inventory):
 
 
 @pytest.mark.full
-def test_it_goes_back_on_demand_and_forward_again(host, converge):
+def test_rollback_on_demand_and_forward_again(host, converge):
     assert converge({"vllm_max_model_len": 256}).code == 0
     outcome = converge({"service": "vllm"}, playbook="../../playbooks/rollback.yml")
     assert outcome.code == 0, outcome.text
@@ -224,7 +224,7 @@ def test_it_goes_back_on_demand_and_forward_again(host, converge):
 
 
 @pytest.mark.full
-def test_it_can_be_taken_away(host, converge):
+def test_absent_removes_it(host, converge):
     assert host.file("/opt/uv/current").exists
     assert "Remove uv" in "".join(converge({"vllm_state": "absent"}, check=True).changed)
     assert converge({"vllm_state": "absent"}).code == 0

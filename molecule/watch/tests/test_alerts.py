@@ -52,7 +52,7 @@ def until(seen, within=30):
         time.sleep(0.5)
 
 
-def told(host, path, since):
+def received(host, path, since):
     """Return what the receiver got on a path since a time: attachments for Slack, bodies for others."""
     entries = [json.loads(line) for line in host.check_output("cat /var/lib/receiver.jsonl").splitlines()]
     bodies = [entry["body"] for entry in entries if entry["at"] >= since and entry["path"].startswith(f"/{path}/")]
@@ -88,19 +88,19 @@ def test_an_alert_fires_when_a_target_stops_reaches_slack_and_resolves(host):
     since = now(host)
     host.check_output("systemctl stop node_exporter")
     try:
-        (fired,) = until(lambda: [one for one in told(host, "slack", since) if "node_exporter" in one["text"]][:1])
+        (fired,) = until(lambda: [one for one in received(host, "slack", since) if "node_exporter" in one["text"]][:1])
     finally:
         host.check_output("systemctl start node_exporter")
     assert fired["title"] == "FIRING (critical): TargetDown on machine"
     assert "node_exporter on machine does not answer" in fired["text"]
-    assert until(lambda: any("resolved" in one["title"] for one in told(host, "slack", since)))
+    assert until(lambda: any("resolved" in one["title"] for one in received(host, "slack", since)))
 
 
 def test_the_alert_that_always_fires_is_a_heartbeat_and_no_notice(host):
     since = now(host)
-    beats = until(lambda: told(host, "heartbeat", since)[1:])
+    beats = until(lambda: received(host, "heartbeat", since)[1:])
     assert beats[0]["commonLabels"]["alertname"] == "DeadMansSwitch"
-    assert [one for one in told(host, "slack", 0) if "DeadMansSwitch" in json.dumps(one)] == []
+    assert [one for one in received(host, "slack", 0) if "DeadMansSwitch" in json.dumps(one)] == []
 
 
 def test_a_line_is_found_and_a_rule_over_lines_fires(host):
@@ -108,7 +108,7 @@ def test_a_line_is_found_and_a_rule_over_lines_fires(host):
     poet = f"poet-{since:.0f}"
     push(host, poet)
     assert len(until(lambda: lines(host, f'{{service.name="{poet}"}} severity_number:17 _time:5m'))) == 3
-    (fired,) = until(lambda: [one for one in told(host, "slack", since) if poet in one["text"]][:1])
+    (fired,) = until(lambda: [one for one in received(host, "slack", since) if poet in one["text"]][:1])
     assert fired["title"] == "FIRING (warning): ErrorLines"
     assert f"{poet}: 3 errors" in fired["text"]
 
@@ -160,7 +160,7 @@ def test_a_configuration_that_alertmanager_does_not_take_is_refused_before_the_s
     assert pids(host) == before
 
 
-def test_no_secret_stands_where_others_read(host):
+def test_no_secret_is_readable_by_others(host):
     for unit in ("alertmanager", "vmalert", "vmalert_logs"):
         assert "canary" not in host.check_output("cat /etc/systemd/system/%s.service", unit)
         assert "canary" not in host.file(f"/proc/{pids(host, unit)[0]}/cmdline").content_string
@@ -220,7 +220,7 @@ def test_what_fires_goes_on_firing_after_a_restart_of_everything(host):
     host.check_output("systemctl stop node_exporter")
     try:
         since = now(host)
-        assert until(lambda: any("node_exporter" in one["text"] for one in told(host, "slack", since)))
+        assert until(lambda: any("node_exporter" in one["text"] for one in received(host, "slack", since)))
         begun = until(lambda: value(host, state))
         assert begun
         host.check_output("systemctl restart vmalert alertmanager")
@@ -231,7 +231,7 @@ def test_what_fires_goes_on_firing_after_a_restart_of_everything(host):
         assert until(lambda: value(host, state) == begun)
         # A notification is not sent twice.
         again = [
-            one for one in told(host, "slack", since) if "FIRING" in one["title"] and "node_exporter" in one["text"]
+            one for one in received(host, "slack", since) if "FIRING" in one["title"] and "node_exporter" in one["text"]
         ]
         assert again == []
     finally:
@@ -258,7 +258,7 @@ socketserver.TCPServer(("127.0.0.1", 9525), Server).serve_forever()
 
 
 @pytest.mark.full
-def test_a_mail_says_what_fires(host, converge):
+def test_a_mail_names_the_alert(host, converge):
     mail = {
         "alertmanager_slack_webhook": "", "alertmanager_email_to": ["oncall@example.org"], "only": "alertmanager",
         "alertmanager_email_from": "alerts@example.org", "alertmanager_email_smarthost": "127.0.0.1:9525",
@@ -281,7 +281,7 @@ def test_a_mail_says_what_fires(host, converge):
 
 
 @pytest.mark.full
-def test_a_password_is_asked_for_and_those_who_have_it_work(host, converge):
+def test_a_password_is_required_and_clients_with_it_work(host, converge):
     login = {
         "victoria_logs_user": "reader", "victoria_logs_password": "canary-of-the-logs",
         "vmalert_logs_user": "reader", "vmalert_logs_password": "canary-of-the-logs",

@@ -177,7 +177,7 @@ def test_a_bad_scrape_configuration_is_refused_before_anything_changes(host, app
 
 
 @pytest.mark.parametrize("seconds", [12, pytest.param(60, marks=pytest.mark.full)])
-def test_a_store_that_is_away_loses_nothing(host, seconds):
+def test_an_outage_of_the_store_loses_nothing(host, seconds):
     begun = now(host)
     host.run_test("systemctl stop victoria_metrics")
     time.sleep(seconds)
@@ -201,7 +201,7 @@ def test_a_store_that_is_away_loses_nothing(host, seconds):
     assert len(found) >= (until - begun) * 0.7
 
 
-def test_the_checklist_names_a_target_that_is_gone_and_nothing_else(host, converge):
+def test_the_checklist_names_only_the_missing_target(host, converge):
     host.run_test("systemctl stop node_exporter")
     try:
         await_series(host, 'up{job="node_exporter"} == 0')
@@ -314,8 +314,8 @@ def test_with_a_password_and_tls_other_machines_push_and_ask(host, apply, reache
             secret = host.file(f"/etc/{name}/password")
             assert (secret.mode, secret.user) == (0o400, name)
         assert apply(guarded).changed == []
-        asked = host.check_output("tr -d '\\n' < /etc/victoria_metrics/password")
-        assert asked == guarded["victoria_metrics_password"]
+        stored = host.check_output("tr -d '\\n' < /etc/victoria_metrics/password")
+        assert stored == guarded["victoria_metrics_password"]
     finally:
         assert apply().code == 0
     assert not reached(8428)

@@ -142,7 +142,7 @@ def test_recover_keeps_to_the_budget(host, incident):
 
 
 @pytest.mark.full
-def test_recover_goes_back_where_the_newest_release_never_served(host, converge, incident):
+def test_recover_rolls_back_a_release_that_never_served(host, converge, incident):
     assert converge({"services_release": "2"}, playbook="services.yml").code == 0
     note = f"{STORE}/vllm/state.json"
     state = json.loads(host.file(note).content_string)
@@ -158,7 +158,7 @@ def test_recover_goes_back_where_the_newest_release_never_served(host, converge,
     host.check_output("rm /run/well-bad")
 
 
-def test_escalate_takes_the_host_out_and_tells_the_receiver_once(host, incident, receiver, tmp_path):
+def test_escalate_drains_the_host_and_notifies_the_receiver_once(host, incident, receiver, tmp_path):
     note = tmp_path / "rotation"
     out = ["/bin/sh", "-c", f"echo out >> {note}"]
     host.check_output("systemctl stop ai-server.service")

@@ -25,24 +25,24 @@ def well(host):
 def cure(host):
     """Restart the service as a person would, and wait until the watchdog has seen the new process serve."""
     host.check_output("rm -f /run/sick && systemctl restart sick.service")
-    looks = {looked(host)}
+    rounds = {last_look(host)}
 
     def seen_well():
         # A look that had begun before the restart may still write its page, so the next one counts.
-        looks.add(looked(host))
-        return len(looks) > 3 and metric(host, "ready") == 1 and metric(host, "person_needed") == 0
+        rounds.add(last_look(host))
+        return len(rounds) > 3 and metric(host, "ready") == 1 and metric(host, "person_needed") == 0
 
     until(seen_well)
 
 
-def looked(host):
+def last_look(host):
     (line,) = [
         x for x in host.file(PAGE).content_string.splitlines() if x.startswith("llm_watchdog_last_look_seconds ")
     ]
     return int(line.split()[1])
 
 
-def fall_ill(host, how):
+def set_fault(host, how):
     host.check_output(f"echo {how} > /run/sick")
 
 
@@ -62,7 +62,7 @@ def until(condition, seconds=LIMIT + HEALED_WITHIN):
         time.sleep(0.5)
 
 
-def said(host):
+def watchdog_journal(host):
     return host.check_output("journalctl --unit llm-watchdog --output cat --no-pager")
 
 
@@ -75,11 +75,11 @@ def said(host):
 )
 def test_a_service_that_hangs_is_restarted_and_the_evidence_is_kept(host, how, why):
     before, restarts, folders = pid(host), metric(host, "restarts_total"), host.file(EVIDENCE).listdir()
-    fall_ill(host, how)
+    set_fault(host, how)
     until(lambda: pid(host) not in (before, "0"))
     until(lambda: metric(host, "ready") == 1)
     assert metric(host, "restarts_total") == restarts + 1
-    assert f"sick.service: {why}" in said(host)
+    assert f"sick.service: {why}" in watchdog_journal(host)
     (folder,) = set(host.file(EVIDENCE).listdir()) - set(folders)
     kept = host.file(f"{EVIDENCE}/{folder}")
     assert kept.mode == 0o700
@@ -91,17 +91,17 @@ def test_a_service_that_hangs_is_restarted_and_the_evidence_is_kept(host, how, w
 @pytest.mark.parametrize("how", ["busy", "load"])
 def test_a_busy_service_and_one_that_starts_are_left_alone(host, how):
     if how == "load":
-        fall_ill(host, how)
+        set_fault(host, how)
         host.check_output("systemctl restart sick.service")
     before = pid(host)
-    fall_ill(host, how)
+    set_fault(host, how)
     time.sleep(4 * LIMIT)
     assert pid(host) == before
 
 
 def test_one_that_dies_in_a_loop_is_systemds(host):
     restarts = metric(host, "restarts_total")
-    fall_ill(host, "die")
+    set_fault(host, "die")
     host.run("systemctl kill --signal KILL sick.service")
     time.sleep(3 * LIMIT)
     assert metric(host, "restarts_total") == restarts
@@ -112,7 +112,7 @@ def test_nothing_is_restarted_while_ansible_works_on_it_or_its_host_is_out_of_ro
     before = pid(host)
     holder = "systemd-run --unit holder flock /run/llm-server-sick.lock sleep 600"
     host.check_output(holder)
-    fall_ill(host, "stall once")
+    set_fault(host, "stall once")
     time.sleep(3 * LIMIT)
     assert pid(host) == before
     host.check_output(f"mkdir -p {NOTES} && echo '{json.dumps({'out': True})}' > {NOTES}/state.json")
@@ -123,15 +123,15 @@ def test_nothing_is_restarted_while_ansible_works_on_it_or_its_host_is_out_of_ro
     until(lambda: pid(host) not in (before, "0"))
 
 
-def test_after_three_restarts_it_stops_and_asks_for_a_person(host, converge):
+def test_after_three_restarts_it_stops_and_reports_that_a_person_is_needed(host, converge):
     restarts = metric(host, "restarts_total")
-    fall_ill(host, "stall")
+    set_fault(host, "stall")
     until(lambda: metric(host, "person_needed") == 1, 120)
     assert metric(host, "restarts_total") == restarts + 3
     left = pid(host)
     time.sleep(3 * LIMIT)
     assert pid(host) == left
-    assert "3 restarts did not help. A person is needed." in said(host)
+    assert "3 restarts did not help. A person is needed." in watchdog_journal(host)
     errors = host.check_output("journalctl --unit llm-watchdog --priority 3 --output cat --no-pager")
     assert "A person is needed." in errors
     # The budget persists when the watchdog restarts.
@@ -144,7 +144,7 @@ def test_after_three_restarts_it_stops_and_asks_for_a_person(host, converge):
     cure(host)
     assert converge(playbook="checklist.yml").code == 0
     before = pid(host)
-    fall_ill(host, "stall once")
+    set_fault(host, "stall once")
     until(lambda: pid(host) not in (before, "0"))
 
 
@@ -157,13 +157,13 @@ def attempts(host):
     return noted["services"]["sick.service"]["attempts"]
 
 
-def test_at_night_it_is_restarted_in_a_quiet_moment_and_that_is_no_fault(host, converge):
+def test_a_restart_in_a_quiet_moment_at_night_is_not_a_fault(host, converge):
     assert converge(NIGHT).code == 0
     assert converge(NIGHT).changed == []
     assert "OnCalendar=*-*-* 02:00:00\n" in host.file(TIMER).content_string
     assert "02:00:00" in host.check_output("systemctl list-timers --no-pager llm-watchdog-night.timer")
     before, spent, counted = pid(host), attempts(host), metric(host, "restarts_total")
-    fall_ill(host, "work")
+    set_fault(host, "work")
     host.check_output("systemctl start --no-block llm-watchdog-night.service")
     time.sleep(3 * LIMIT)
     assert pid(host) == before, "requests ran"
@@ -176,8 +176,8 @@ def test_at_night_it_is_restarted_in_a_quiet_moment_and_that_is_no_fault(host, c
     until(lambda: metric(host, "ready") == 1)
     assert pid(host) not in (before, "0")
     assert (attempts(host), metric(host, "restarts_total"), metric(host, "person_needed")) == (spent, counted, 0)
-    told = host.check_output("journalctl --unit llm-watchdog-night --output cat --no-pager")
-    assert "sick.service: planned restart after 3 s without requests." in told
+    output = host.check_output("journalctl --unit llm-watchdog-night --output cat --no-pager")
+    assert "sick.service: planned restart after 3 s without requests." in output
     until(lambda: "sick.service serves again" in host.check_output("journalctl -u llm-watchdog-night -o cat"))
     assert converge(NIGHT, playbook="checklist.yml").code == 0
     assert converge().code == 0
@@ -187,7 +187,7 @@ def test_at_night_it_is_restarted_in_a_quiet_moment_and_that_is_no_fault(host, c
 
 def test_little_memory_is_a_warning_with_the_largest_processes(host, converge):
     converge({"watchdog_memory_mib": 1 << 30})
-    until(lambda: f"less than {1 << 30}; the largest processes: " in said(host))
+    until(lambda: f"less than {1 << 30}; the largest processes: " in watchdog_journal(host))
     assert converge().code == 0
 
 
@@ -197,7 +197,7 @@ def test_the_unit_is_hardened(host):
 
 
 @pytest.mark.parametrize(
-    ("variables", "says"),
+    ("variables", "message"),
     [
         ({"watchdog_restarts": 0}, "watchdog_restarts is 0"),
         ({"watchdog_services": [{"unit": "sick", "health": "http://127.0.0.1:1/"}]}, "such as vllm.service"),
@@ -213,14 +213,14 @@ def test_the_unit_is_hardened(host):
         ),
     ],
 )
-def test_bad_variables_are_refused(host, converge, variables, says):
+def test_bad_variables_are_refused(host, converge, variables, message):
     outcome = converge(variables)
     assert outcome.code != 0
-    assert says in outcome.message
+    assert message in outcome.message
     assert not outcome.changed
 
 
-def test_absent_takes_everything_away(host, converge):
+def test_absent_removes_everything(host, converge):
     assert converge({"watchdog_state": "absent"}).code == 0
     for path in ("/usr/local/lib/llm-watchdog", "/etc/llm-watchdog", "/var/lib/llm-watchdog"):
         assert not host.file(path).exists

@@ -254,12 +254,12 @@ class Checks:
         """
         brings = resource.get("accelerators") or []
         own = {declared.last(one.get("guestAcceleratorType")): one.get("guestAcceleratorCount") for one in brings}
-        asked = declared.declared_view(machine)["accelerator"]
+        chosen = declared.declared_view(machine)["accelerator"]
         # "-vws" is the same GPU with a licence for graphics workstations.
-        if not own or own == {kind.removesuffix("-vws"): count for kind, count in asked.items()}:
+        if not own or own == {kind.removesuffix("-vws"): count for kind, count in chosen.items()}:
             return []
         return [
-            f"{who}: {machine['machine_type']} comes with {gpu_text(own)}, accelerator says {gpu_text(asked)}: make "
+            f"{who}: {machine['machine_type']} comes with {gpu_text(own)}, accelerator says {gpu_text(chosen)}: make "
             "them agree."
         ]
 
@@ -403,12 +403,12 @@ class Checks:
                 later, _ = self._shortages(region, quotas, machines_there)
                 self.remarks += [f"Should the first zones have no capacity: {one}" for one in later]
         wanted = [*missing, *(machine for machine, _ in waiting)]
-        asked: dict[tuple[str, str], dict[str, int]] = {
+        requested: dict[tuple[str, str], dict[str, int]] = {
             ("GPUS_ALL_REGIONS", OTHER_GPUS): {one["name"]: one["accelerator"]["count"] for one in wanted},
             ("CPUS_ALL_REGIONS", OTHER_CPUS): {one["name"]: self._vcpus(one) or 0 for one in wanted},
             ("FIREWALLS", OTHER_RULES): {f"rule {name}": 1 for name in new_rules},
         }
-        return problems + exceeded(f"project {self.fleet.project}", by_metric(about), asked)
+        return problems + exceeded(f"project {self.fleet.project}", by_metric(about), requested)
 
     def _vcpus(self, machine: dict) -> int | None:
         """Return the vCPUs of a machine's type; of one that was not read, the number at the end of its name."""
@@ -421,29 +421,31 @@ class Checks:
         """Return (sentences, metrics that the region does not tell); `wanted`: (machine, whether it is new)."""
         totals: dict[tuple[str, str], dict[str, int]] = {}
 
-        def ask(metric: str | None, cure: str, machine: dict, amount: int | None) -> None:
+        def count(metric: str | None, cure: str, machine: dict, amount: int | None) -> None:
             if metric and amount:
                 totals.setdefault((metric, cure), {})[machine["name"]] = amount
 
         for machine, new in wanted:
             kind, spot, gpu = machine["machine_type"], machine["spot"], machine["accelerator"]
             if new:
-                ask(declared.disk_metric(machine["disk"]["type"]), OTHER_DISKS, machine, machine["disk"]["size_gb"])
-                ask("INSTANCES", OTHER_MACHINES, machine, 1)
-            ask(declared.gpu_metric(gpu["type"], spot, quotas), OTHER_GPUS, machine, gpu["count"])
-            ask(declared.cpu_metric(kind, spot, quotas), OTHER_CPUS, machine, self._vcpus(machine))
+                count(declared.disk_metric(machine["disk"]["type"]), OTHER_DISKS, machine, machine["disk"]["size_gb"])
+                count("INSTANCES", OTHER_MACHINES, machine, 1)
+            count(declared.gpu_metric(gpu["type"], spot, quotas), OTHER_GPUS, machine, gpu["count"])
+            count(declared.cpu_metric(kind, spot, quotas), OTHER_CPUS, machine, self._vcpus(machine))
             new_address = (machine["name"], region) in self.new_addresses
-            ask("STATIC_ADDRESSES", OTHER_ADDRESSES, machine, int(new_address))
-            ask("IN_USE_ADDRESSES", OTHER_ADDRESSES, machine, int(machine["external_address"]))
+            count("STATIC_ADDRESSES", OTHER_ADDRESSES, machine, int(new_address))
+            count("IN_USE_ADDRESSES", OTHER_ADDRESSES, machine, int(machine["external_address"]))
         return exceeded(f"region {region}", quotas, totals), sorted(
             metric for metric, _ in totals if metric not in quotas
         )
 
 
-def exceeded(where: str, quotas: Mapping[str, dict], asked: Mapping[tuple[str, str], Mapping[str, int]]) -> list[str]:
+def exceeded(
+    where: str, quotas: Mapping[str, dict], requested: Mapping[tuple[str, str], Mapping[str, int]]
+) -> list[str]:
     """Return a sentence for each quota that is too low; `asked`: {(metric, cure): {who: amount}}."""
     problems = []
-    for (metric, cure), amounts in asked.items():
+    for (metric, cure), amounts in requested.items():
         who = {name: amount for name, amount in amounts.items() if amount}
         if who:
             problems.append(declared.quota_problem(where, quotas, metric, sum(who.values()), who, cure))

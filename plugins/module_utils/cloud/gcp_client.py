@@ -74,8 +74,8 @@ class GcpError(UserError):
     @property
     def stockout(self) -> bool:
         """Whether the zone has no capacity."""
-        said = " ".join((*self.reasons, str(self)))
-        return any(word in said for word in STOCKOUT)
+        text = " ".join((*self.reasons, str(self)))
+        return any(word in text for word in STOCKOUT)
 
     @property
     def exists(self) -> bool:
@@ -258,15 +258,15 @@ class Client:
             # Only the caller knows what an existing resource means; a stockout needs another zone, not time.
             final = refusal.exists or refusal.stockout
             later = answer.status_code in TRANSIENT or LATER.intersection(refusal.reasons)
-            asked = seconds_asked(answer.headers.get("Retry-After"))
-            if last or final or not later or asked > self.operation_timeout:
+            retry_after = seconds_asked(answer.headers.get("Retry-After"))
+            if last or final or not later or retry_after > self.operation_timeout:
                 raise refusal
-            self._sleep(attempt, asked)
+            self._sleep(attempt, retry_after)
         raise AssertionError("unreachable")
 
-    def _sleep(self, attempt: int, asked: float = 0) -> None:
+    def _sleep(self, attempt: int, retry_after: float = 0) -> None:
         """Wait before the next attempt, at least the `asked` seconds of the API."""
-        pause = max(min(self.pause * 2 ** (attempt - 1), 60), asked)
+        pause = max(min(self.pause * 2 ** (attempt - 1), 60), retry_after)
         time.sleep(pause * random.uniform(1, 1 + JITTER))
 
 
@@ -325,14 +325,14 @@ def one_line(value: object) -> str:
 def read_json(answer: requests.Response, what: str) -> dict:
     """Return the JSON object of an answer. Raises GcpError where it is something else."""
     try:
-        said = answer.json()
+        content = answer.json()
     except ValueError as error:
         raise GcpError(
             f"{what}: the answer is not JSON but {answer.headers.get('Content-Type')}: is HTTPS_PROXY a portal?"
         ) from error
-    if not isinstance(said, dict):
+    if not isinstance(content, dict):
         raise unexpected_answer(what)
-    return said
+    return content
 
 
 def answer_error(answer: requests.Response, what: str) -> GcpError:
@@ -350,8 +350,8 @@ def answer_error(answer: requests.Response, what: str) -> GcpError:
     reasons += [one["reason"] for one in details if isinstance(one, dict) and one.get("reason")]
     quota = any("quota" in reason.lower() or reason in LATER for reason in reasons)
     hint = f"; {HINTS[status]}" if status in HINTS and not quota else ""
-    said = f" ({', '.join(dict.fromkeys(reasons))})" if reasons else ""
-    return GcpError(f"{what}: {status}{said} {one_line(message).rstrip('.')}{hint}.", status, reasons)
+    codes = f" ({', '.join(dict.fromkeys(reasons))})" if reasons else ""
+    return GcpError(f"{what}: {status}{codes} {one_line(message).rstrip('.')}{hint}.", status, reasons)
 
 
 def project_sentence(project: str, error: GcpError) -> str:
@@ -369,11 +369,11 @@ def operation_error(operation: dict, what: str) -> GcpError:
     zones: list[str] = []
     for one in errors:
         for detail in one.get("errorDetails") or []:
-            told = ((detail.get("errorInfo") or {}).get("metadatas") or {}).get("zonesAvailable", "")
-            zones += [zone.strip() for zone in told.split(",") if zone.strip()]
-    said = "; ".join(f"{one.get('code')}: {one_line(one.get('message') or '').rstrip('.')}" for one in errors)
+            names = ((detail.get("errorInfo") or {}).get("metadatas") or {}).get("zonesAvailable", "")
+            zones += [zone.strip() for zone in names.split(",") if zone.strip()]
+    messages = "; ".join(f"{one.get('code')}: {one_line(one.get('message') or '').rstrip('.')}" for one in errors)
     return GcpError(
-        f"{what} failed: {said}.",
+        f"{what} failed: {messages}.",
         status=operation.get("httpErrorStatusCode", 0),
         reasons=[str(one.get("code", "")) for one in errors],
         zones_available=zones,

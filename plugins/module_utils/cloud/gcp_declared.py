@@ -770,18 +770,18 @@ def disks_at_delete(
     The boot disk is deleted unless `keep_boot` or its auto-delete is off; other disks stay. The disks `named` are
     deleted in any case. Disks are (name, AttachedDisk); local SSDs, which have no name, are left out.
     """
-    gone: list[tuple[str, dict]] = []
-    stay: list[tuple[str, dict]] = []
+    deleted_disks: list[tuple[str, dict]] = []
+    kept_disks: list[tuple[str, dict]] = []
     switch: dict[str, bool] = {}
     for disk in instance.get("disks") or []:
         name = last(disk.get("source"))
         if not name:
             continue
         deleted = name in named or bool(disk.get("boot") and disk.get("autoDelete") and not keep_boot)
-        (gone if deleted else stay).append((name, disk))
+        (deleted_disks if deleted else kept_disks).append((name, disk))
         if deleted != bool(disk.get("autoDelete")):
             switch[disk.get("deviceName", name)] = deleted
-    return gone, stay, switch
+    return deleted_disks, kept_disks, switch
 
 
 def leftover_disk_cure(name: str, zone: str) -> str:
@@ -845,7 +845,7 @@ def cpu_metric(machine_type: str, spot: bool, quotas: Mapping[str, dict]) -> str
 
 
 def quota_problem(
-    where: str, quotas: Mapping[str, dict], metric: str, asked: float, who: Iterable[str], cure: str
+    where: str, quotas: Mapping[str, dict], metric: str, requested: float, who: Iterable[str], cure: str
 ) -> str | None:
     """Return a sentence where a quota is lower than its usage and `asked` together, else None.
 
@@ -855,11 +855,11 @@ def quota_problem(
     if quota is None:
         return None
     limit, usage = quota.get("limit", 0), quota.get("usage", 0)
-    if usage + asked <= limit:
+    if usage + requested <= limit:
         return None
     return (
-        f"{where}: quota {metric} is {limit:g}, {usage:g} of it in use, {asked:g} more asked for by {listed(who)}: "
-        f"ask Google for {usage + asked:g} (console: IAM & Admin, Quotas), or "
+        f"{where}: quota {metric} is {limit:g}, {usage:g} of it in use, {requested:g} more asked for by {listed(who)}: "
+        f"ask Google for {usage + requested:g} (console: IAM & Admin, Quotas), or "
         f"{cure.format(left=max(limit - usage, 0))}."
     )
 
@@ -904,14 +904,16 @@ def cost_sentences(costs: list[dict], hours: float, as_of: str = "") -> list[str
 
     known = [one for one in costs if one["stopped"] is not None]
     table = f"data/gcp/prices.yml{f', as of {as_of}' if as_of else ''}"
-    said: list[str] = []
+    sentences: list[str] = []
     for one in costs:
         if one["running"] is None:
-            said.append(f"{one['name']}: no estimate: {one['missing']}.")
+            sentences.append(f"{one['name']}: no estimate: {one['missing']}.")
         elif one["stopped"] is None:
-            said.append(f"{one['name']} costs about {money(one, 'running')} while it runs ({table}), {one['missing']}.")
+            sentences.append(
+                f"{one['name']} costs about {money(one, 'running')} while it runs ({table}), {one['missing']}."
+            )
         else:
-            said.append(
+            sentences.append(
                 f"{one['name']} costs about {money(one, 'running')} while it runs, {money(one, 'stopped')} while it is "
                 f"stopped ({table})."
             )
@@ -919,8 +921,8 @@ def cost_sentences(costs: list[dict], hours: float, as_of: str = "") -> list[str
         total = {state: sum(one[state] for one in known) for state in ("running", "stopped")}
         total["currency"] = known[0]["currency"]
         rest = f", without {len(costs) - len(known)} of which no price is known" if len(known) < len(costs) else ""
-        said.append(
+        sentences.append(
             f"The fleet of {len(costs)}{rest} costs about {money(total, 'running')} while all run, "
             f"{money(total, 'stopped')} while all are stopped."
         )
-    return said
+    return sentences

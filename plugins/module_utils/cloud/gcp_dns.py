@@ -59,7 +59,7 @@ class Records:
             # The mark first: the next run can finish one that ends between the two.
             self._set(client, owner, name, "TXT", f'"{declared.mark(self.fleet.fleet)}"')
             self._set(client, record, name, "A", address)
-        what = f"{'mend' if record else 'make'} record {name}"
+        what = f"{'update' if record else 'make'} record {name}"
         result.changes.append(Change(what, record and {"address": before}, {"address": [address]}))
 
     def absent(self, client: Client, machine: str, result: Result) -> None:

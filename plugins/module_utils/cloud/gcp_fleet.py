@@ -390,7 +390,7 @@ class Fleet:
         if replace:
             self._recreate_rule(client, rule, before, after, body)
         else:
-            self._apply(client, f"mend rule {rule['name']}", before, after, ("PATCH", path, patch))
+            self._apply(client, f"update rule {rule['name']}", before, after, ("PATCH", path, patch))
 
     def _recreate_rule(self, client: Client, rule: dict, before: dict, after: dict, body: dict) -> None:
         """Delete a rule and create it again. Raises GcpError; where the second step fails, with the state after it."""
@@ -632,7 +632,7 @@ class Fleet:
                 result.refused.append(declared.refusal(name, difference))
                 continue
             field = difference.field
-            change = Change(f"mend {field} of {name}", {field: difference.actual}, {field: difference.declared})
+            change = Change(f"update {field} of {name}", {field: difference.actual}, {field: difference.declared})
             if not self.check_mode:
                 try:
                     instance = self._update_field(client, machine, zone, field) or instance
@@ -804,12 +804,12 @@ class Fleet:
             return [], problems
         found += [({"name": one["name"], "zones": [one["zone"]]}, one) for one in strays]
         results, problems = self._for_each_machine(self._delete_machine, found)
-        gone = {(result.name, result.zone) for result in results}
-        left = [one for one in instances if (one["name"], one["zone"]) not in gone]
+        removed = {(result.name, result.zone) for result in results}
+        left = [one for one in instances if (one["name"], one["zone"]) not in removed]
         self._delete_unused_rules(firewalls, left)
         if not problems:
             self._release_reserved()
-        kept = [one for one in orphans.machines if (one["name"], one["zone"]) not in gone]
+        kept = [one for one in orphans.machines if (one["name"], one["zone"]) not in removed]
         self._report_undeclared(orphans._replace(machines=kept))
         absent = [one for one in self.machines if one["name"] not in {result.name for result in results}]
         return results + [Result(one["name"]) for one in absent if not problems], problems
@@ -842,14 +842,16 @@ class Fleet:
         zone, name = instance["zone"], instance["name"]
         result.zone = zone
         path = f"zones/{zone}/instances/{name}"
-        gone, stay, _ = declared.disks_at_delete(instance, self.options["keep_boot_disk"], self.options["delete_disks"])
-        words = f"delete {name} in {zone}" + (f" and its {declared.disk_text(gone)}" if gone else "")
+        deleted, stay, _ = declared.disks_at_delete(
+            instance, self.options["keep_boot_disk"], self.options["delete_disks"]
+        )
+        words = f"delete {name} in {zone}" + (f" and its {declared.disk_text(deleted)}" if deleted else "")
         shown = {
             "zone": zone,
             "machine_type": declared.last(instance.get("machineType")),
             "tags": sorted((instance.get("tags") or {}).get("items") or []),
             "labels": instance.get("labels") or {},
-            "disks": [disk for disk, _ in gone],
+            "disks": [disk for disk, _ in deleted],
         }
         if stay:
             verb = "would stay" if self.check_mode else "stays"

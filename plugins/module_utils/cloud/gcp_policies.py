@@ -65,21 +65,21 @@ def schedule_problems(who: str, machine: dict) -> list[str]:
 
 def body(machine: dict, kind: str, fleet: str) -> dict | None:
     """Return the API's ResourcePolicy for a machine's schedule, None where none is declared."""
-    asked = machine[kind]
-    if not asked:
+    requested = machine[kind]
+    if not requested:
         return None
     if kind == "hours":
         policy: dict = {
-            "timeZone": asked["time_zone"],
-            **({"vmStartSchedule": {"schedule": asked["start"]}} if asked["start"] else {}),
-            **({"vmStopSchedule": {"schedule": asked["stop"]}} if asked["stop"] else {}),
+            "timeZone": requested["time_zone"],
+            **({"vmStartSchedule": {"schedule": requested["start"]}} if requested["start"] else {}),
+            **({"vmStopSchedule": {"schedule": requested["stop"]}} if requested["stop"] else {}),
         }
     else:
         policy = {
-            "schedule": {"dailySchedule": {"daysInCycle": asked["every_days"], "startTime": asked["at"]}},
+            "schedule": {"dailySchedule": {"daysInCycle": requested["every_days"], "startTime": requested["at"]}},
             # Snapshots are for the time after the disk is lost.
             "retentionPolicy": {
-                "maxRetentionDays": asked["keep_days"],
+                "maxRetentionDays": requested["keep_days"],
                 "onSourceDiskDelete": "KEEP_AUTO_SNAPSHOTS",
             },
         }
@@ -185,7 +185,7 @@ class Policies:
         is_attached = bool(policy and holder and attached(client.get(holder, missing_ok=True) or {}, name))
         if before == after and is_attached:
             return
-        what = f"{'make' if policy is None else 'mend'} schedule {name}"
+        what = f"{'make' if policy is None else 'update'} schedule {name}"
         if before == after:
             what, before, after = f"attach schedule {name}", {"attached": False}, {"attached": True}
         if not self.fleet.check_mode:

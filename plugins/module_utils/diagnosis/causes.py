@@ -159,7 +159,7 @@ def found(lines: list[Line], table: Table, service: str | None = None, name: str
     by_level = {level: [row for row in rows if level in row.levels] for level in (INFO, WARNING)}
     agreeing, known, firsts = [], {}, {}
 
-    def said(pattern: re.Pattern, until: int) -> bool:
+    def occurs(pattern: re.Pattern, until: int) -> bool:
         """Return whether one of the lines up to `until` matches the pattern."""
         if pattern not in firsts:
             firsts[pattern] = next((n for n, each in enumerate(lines) if pattern.search(each.text)), len(lines))
@@ -175,9 +175,9 @@ def found(lines: list[Line], table: Table, service: str | None = None, name: str
         for row, match in known[key]:
             if row.frame and not any(row.frame.search(each) for each in _frames(lines, index)):
                 continue
-            if row.after and not said(row.after, index):
+            if row.after and not occurs(row.after, index):
                 continue
-            if row.unless_after and said(row.unless_after, index):
+            if row.unless_after and occurs(row.unless_after, index):
                 continue
             if row.until and any(row.until.search(each.text) for each in lines[index + 1 :]):
                 continue
@@ -234,8 +234,8 @@ def phase(journal: list[str], folder: Path = TABLE) -> str | None:
     """Return what a start is doing, by the last known phase in its journal; None before the first phase."""
     import yaml
 
-    said = None
+    sentence = None
     for row in yaml.safe_load((folder / "phases.yml").read_text(encoding="utf-8")):
         match = next((match for line in journal if (match := re.search(row["matches"], line))), None)
-        said = match.expand(row["says"]) if match else said
-    return said
+        sentence = match.expand(row["says"]) if match else sentence
+    return sentence

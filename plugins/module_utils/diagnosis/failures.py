@@ -57,12 +57,12 @@ def exceptions(lines: list[Line]) -> list[Failure]:
 
 def _following(lines: list[Line], index: int) -> list[str]:
     """Return the lines that belong to an exception whose first line has too little information."""
-    said = []
+    texts = []
     for line in lines[index + 1 : index + 5]:
         if not line.text.strip() or line.text.startswith(("Traceback", "During handling", "The above exception")):
             break
-        said.append(line.text.strip())
-    return said
+        texts.append(line.text.strip())
+    return texts
 
 
 def deepest(lines: list[Line]) -> Failure | None:
@@ -81,11 +81,11 @@ def ends(lines: list[Line]) -> dict[str, dict]:
         for pattern in (_RESULT, _EXIT, _RESTART):
             match = pattern.search(line.text)
             if match:
-                told = match.groupdict()
-                unit = told.pop("unit") or line.unit or "the unit"
-                if "count" in told:
-                    told = {"restarts": int(told["count"])}
-                found.setdefault(unit, {}).update(told)
+                fields = match.groupdict()
+                unit = fields.pop("unit") or line.unit or "the unit"
+                if "count" in fields:
+                    fields = {"restarts": int(fields["count"])}
+                found.setdefault(unit, {}).update(fields)
     return found
 
 

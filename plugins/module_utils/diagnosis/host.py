@@ -121,7 +121,7 @@ def _line(text: str, speaker: str, unit: str = "") -> dict:
 
 def ending(unit: str, shown: dict) -> list[str]:
     """Return a unit's state in the words of systemd's journal, from its properties; empty if nothing is wrong."""
-    said = []
+    lines = []
     load, result = shown.get("LoadState"), shown.get("Result", "success")
     if load == "not-found":
         return [f"Unit {unit} not found."]
@@ -137,10 +137,10 @@ def ending(unit: str, shown: dict) -> list[str]:
             word = STEPS.get(number, "FAILURE" if number == 1 else "n/a")
         else:
             word = signal.Signals(number).name[3:] if number in set(signal.Signals) else "n/a"
-        said.append(f"{unit}: Main process exited, code={code}, status={number}/{word}")
+        lines.append(f"{unit}: Main process exited, code={code}, status={number}/{word}")
     if ended and result != "success":
-        said.append(f"{unit}: Failed with result '{result}'.")
-    return said
+        lines.append(f"{unit}: Failed with result '{result}'.")
+    return lines
 
 
 def obstacle(path: str, uid: int, gids: set[int]) -> str | None:
@@ -207,12 +207,12 @@ def properties(out: str) -> dict[str, str]:
 def missing_paths(unit: str, shown: dict) -> list[dict]:
     """Return the missing files and directories of a unit; systemd's own messages do not name them."""
     files = re.findall(r"^(/.*) \(ignore_errors=no\)$", shown.get("EnvironmentFiles", ""), re.MULTILINE)
-    asked = [("EnvironmentFile", "systemd_env_file", path) for path in files]
+    declared = [("EnvironmentFile", "systemd_env_file", path) for path in files]
     folder = shown.get("WorkingDirectory", "")
-    asked += [("WorkingDirectory", "systemd_chdir_200", folder)] if folder.startswith("/") else []
+    declared += [("WorkingDirectory", "systemd_chdir_200", folder)] if folder.startswith("/") else []
     return [
         state(f"{unit} has {name}={path}, which does not exist.", cause, wrong=True)
-        for name, cause, path in asked
+        for name, cause, path in declared
         # systemd reads every file that matches a pattern.
         if not Path(path).exists() and not (name == "EnvironmentFile" and any(Path("/").glob(path[1:])))
     ]
@@ -278,12 +278,12 @@ def _service(name: str, given: dict) -> dict:
     failing = not running or young
     ended = ending(unit, shown)
     if failing:
-        told = _journal("--unit", unit, "--since", f"-{KERNEL_HOURS}h")
-        kept = starts([line for _, line in told])
+        entries = _journal("--unit", unit, "--since", f"-{KERNEL_HOURS}h")
+        kept = starts([line for _, line in entries])
         while kept and not failures.failed(kept[-1]) and not ended and len(kept) > 1 and young:
             kept.pop()
         kept = [line for part in kept[-STARTS:] for line in part]
-        moments = [moment for moment, line in told if line in kept[:1]]
+        moments = [moment for moment, line in entries if line in kept[:1]]
         begun = moments[0] if moments else time.time()
     else:
         kept = [line for _, line in _journal("--unit", unit, "--since", f"-{RECENT}s")]
@@ -306,8 +306,15 @@ def _service(name: str, given: dict) -> dict:
         states += _program(unit, shown)
         states += missing_paths(unit, shown)
         states += _model(shown)
-    told = {"unit": unit, "running": running, "failing": failing, "begun": begun, "lines": found, "states": states}
-    return {**told, "kind": given.get("kind") or name}
+    unit_state = {
+        "unit": unit,
+        "running": running,
+        "failing": failing,
+        "begun": begun,
+        "lines": found,
+        "states": states,
+    }
+    return {**unit_state, "kind": given.get("kind") or name}
 
 
 def _answers(name: str, unit: str, running: bool) -> list[dict]:
@@ -333,8 +340,8 @@ def _answers(name: str, unit: str, running: bool) -> list[dict]:
 
 
 def _kernel() -> list[tuple[float, dict]]:
-    told = _journal("--dmesg", "--since", f"-{KERNEL_HOURS}h")
-    return [(moment, line) for moment, line in told if _KERNEL.search(line.text)]
+    entries = _journal("--dmesg", "--since", f"-{KERNEL_HOURS}h")
+    return [(moment, line) for moment, line in entries if _KERNEL.search(line.text)]
 
 
 def _disks() -> list[dict]:
@@ -373,9 +380,9 @@ def _memory() -> list[dict]:
     rows = (line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line)
     sizes = {name: int(value.split()[0]) >> 10 for name, value in rows}
     total, free, swap = sizes["MemTotal"], sizes.get("MemAvailable", 0), sizes.get("SwapFree", 0)
-    says = f"{free} of {total} MiB of memory are available, {swap} MiB of swap free."
+    text = f"{free} of {total} MiB of memory are available, {swap} MiB of swap free."
     low = free * 20 < total
-    found = [state(says, "host_ram_oom_killed", "memory_allocation_failed")] if low else []
+    found = [state(text, "host_ram_oom_killed", "memory_allocation_failed")] if low else []
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > 4 * cores:
         found.append(
@@ -386,7 +393,7 @@ def _memory() -> list[dict]:
 
 def _gpu() -> dict:
     """Return lines and facts of the GPUs."""
-    said, found = [], []
+    lines, found = [], []
     loaded = re.search(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", _text("/proc/driver/nvidia/version"))
     libraries = {
         match[1]
@@ -395,26 +402,26 @@ def _gpu() -> dict:
         if (match := re.search(r"so\.([\d.]+)$", path.name))
     }
     if loaded and libraries and loaded[1] not in libraries:
-        told = f"the kernel runs NVIDIA's module {loaded[1]}, the library on disk is {', '.join(sorted(libraries))}."
-        found.append(state(told, "driver_library_mismatch", wrong=True))
+        text = f"the kernel runs NVIDIA's module {loaded[1]}, the library on disk is {', '.join(sorted(libraries))}."
+        found.append(state(text, "driver_library_mismatch", wrong=True))
     try:
         for gpu in nvidia_smi.read(COMMAND_LIMIT)["gpus"]:
             who = nvidia_smi.holders([gpu])
             if gpu["used_mib"] and gpu["total_mib"]:
-                told = (
+                text = (
                     f"GPU {gpu['index']}: {gpu['used_mib']} of {gpu['total_mib']} MiB are in use{who and f' by {who}'}."
                 )
                 found.append(
-                    state(told, "gpu_memory_not_free", "cuda_oom", "cuda_oom_warmup", "kv_cache_too_small_for_max_len")
+                    state(text, "gpu_memory_not_free", "cuda_oom", "cuda_oom_warmup", "kv_cache_too_small_for_max_len")
                 )
     except nvidia_smi.GpuError as error:
         if error.kind in _GPU_WORDS:
-            said.append(_line(_GPU_WORDS[error.kind], "nvidia-smi"))
+            lines.append(_line(_GPU_WORDS[error.kind], "nvidia-smi"))
         elif error.kind == "no_nvidia_smi":
-            said.append(_line("couldn't find libnvidia-ml.so", "nvidia-smi"))
+            lines.append(_line("couldn't find libnvidia-ml.so", "nvidia-smi"))
         else:
             found.append(state(str(error), wrong=True))
-    return {"lines": said, "states": found}
+    return {"lines": lines, "states": found}
 
 
 def _text(path: str) -> str:
@@ -435,8 +442,8 @@ def _changes() -> list[dict]:
         )
         if begun and begun[1] >= horizon and named:
             more = f" and {len(named) - 3} more" if len(named) > 3 else ""
-            told = f"apt changed {', '.join(named[:3])}{more} on {begun[1]} {begun[2]}."
-            found.append(state(told, "driver_library_mismatch", "nvidia_driver_not_loaded", "no_cuda_device"))
+            text = f"apt changed {', '.join(named[:3])}{more} on {begun[1]} {begun[2]}."
+            found.append(state(text, "driver_library_mismatch", "nvidia_driver_not_loaded", "no_cuda_device"))
     if Path("/var/run/reboot-required").exists():
         packages = " ".join(_text("/var/run/reboot-required.pkgs").split()[:3])
         found.append(state(f"a reboot is due ({packages or 'no package named'}).", "driver_library_mismatch"))
@@ -444,8 +451,8 @@ def _changes() -> list[dict]:
 
 
 def _clock() -> list[dict]:
-    said = run("timedatectl", "show", "--property", "NTPSynchronized")
-    if "NTPSynchronized=no" in said:
+    output = run("timedatectl", "show", "--property", "NTPSynchronized")
+    if "NTPSynchronized=no" in output:
         return [
             state("the clock is not synchronised.", "clock_wrong", "tls_certificate", "promtail_entry_rejected_time")
         ]
@@ -492,8 +499,8 @@ def _engine_load(url: str) -> list[dict]:
     if waiting < 1:
         return []
     full = "; the KV cache is full" if usage > 0.95 else ""
-    told = f"{waiting:.0f} requests wait at the engine, {running:.0f} run{full}: answers are slow."
-    return [state(told, "upstream_timeout", wrong=True)]
+    summary = f"{waiting:.0f} requests wait at the engine, {running:.0f} run{full}: answers are slow."
+    return [state(summary, "upstream_timeout", wrong=True)]
 
 
 # -- all together -----------------------------------------------------------------------------------------------------
@@ -514,14 +521,14 @@ def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None =
     named = {each["name"]: each for each in [*({"name": name} for name in sorted(known)), *services]}
     done, problems = side_by_side(_jobs(named, services, gpu, upstreams or []), LOOK_LIMIT)
     units = {name: done[f"the unit of {name}"] for name in named if f"the unit of {name}" in done}
-    asked = {f"answers of {name}": (lambda name=name: _answers(name, units[name]["unit"], units[name]["running"]))
+    jobs = {f"answers of {name}": (lambda name=name: _answers(name, units[name]["unit"], units[name]["running"]))
              for name in units if name in known}  # fmt: skip
-    answers, more = side_by_side(asked, 5)
+    answers, more = side_by_side(jobs, 5)
     for name, unit in units.items():
         unit["states"] += answers.get(f"answers of {name}", [])
         load = done.get(f"the metrics of {name}", [])
         unit["states"] += load if unit["running"] else []
-    _lay_kernel(units, done.get("the kernel's log", []))
+    _add_kernel_lines(units, done.get("the kernel's log", []))
     return {
         "services": units,
         "host": _host_evidence(done),
@@ -565,7 +572,7 @@ def _host_evidence(done: dict) -> dict:
     return {"lines": recent + gpus["lines"], "states": states}
 
 
-def _lay_kernel(units: dict, kernel: list) -> None:
+def _add_kernel_lines(units: dict, kernel: list) -> None:
     """Add the kernel's messages around its starts to each failed service; those about memory only to the victim."""
     for unit in units.values():
         if not unit["failing"]:

@@ -84,8 +84,8 @@ def judge(
     lines = [line for part in parts for line in part]
     chosen, others = None, []
     for part in reversed(parts):
-        told = found(part, table, service, name)
-        agreeing = _standing([each for each in told if each.cause.stops or not stopping], part)
+        explained = found(part, table, service, name)
+        agreeing = _standing([each for each in explained if each.cause.stops or not stopping], part)
         if not agreeing:
             continue
         best = min(agreeing, key=lambda each: each.cause.order)
@@ -121,10 +121,10 @@ def judge(
 
 def _without_the_stop(part: list[Line]) -> list[Line]:
     """Drop the errors of vLLM's server about an engine that ended by a requested stop."""
-    kept, asked, inside = [], False, False
+    kept, stop_requested, inside = [], False, False
     for line in part:
-        asked = asked or bool(_STOP.search(line.text))
-        inside = inside or (asked and line.level == ERROR and bool(_ENGINE_STOPPED.search(line.text)))
+        stop_requested = stop_requested or bool(_STOP.search(line.text))
+        inside = inside or (stop_requested and line.level == ERROR and bool(_ENGINE_STOPPED.search(line.text)))
         if not inside or line.level != ERROR:
             kept.append(line)
         elif _ENGINE_DEAD.search(line.text):
@@ -135,8 +135,8 @@ def _without_the_stop(part: list[Line]) -> list[Line]:
 def _since_it_served(parts: list[list[Line]], table: Table) -> list[list[Line]]:
     """Leave out the starts before one that served and did not fail: they no longer count."""
     for number in range(len(parts) - 1, 0, -1):
-        said = [line for line in parts[number] if not table.harmless.search(line.text)]
-        if any(_SERVES.search(line.text) for line in parts[number]) and not failures.failed(said):
+        remaining = [line for line in parts[number] if not table.harmless.search(line.text)]
+        if any(_SERVES.search(line.text) for line in parts[number]) and not failures.failed(remaining):
             return parts[number:]
     return parts
 
@@ -173,7 +173,7 @@ def load_of_engine(lines: list[Line]) -> list[State]:
         return []
     waiting, usage, running = last[-1]
     if all(usage >= FULL for _, usage, _ in last):
-        says = f"{waiting} requests wait, and the KV cache is full ({usage:.0f} %): send less, or give it more memory."
+        text = f"{waiting} requests wait, and the KV cache is full ({usage:.0f} %): send less, or give it more memory."
     else:
-        says = f"{waiting} requests wait while {running} run: more are sent than max-num-seqs lets run at once."
-    return [State(says, wrong=True)]
+        text = f"{waiting} requests wait while {running} run: more are sent than max-num-seqs lets run at once."
+    return [State(text, wrong=True)]

@@ -109,8 +109,13 @@ def record(entry: dict, raw: str = "") -> list[Line]:
     extra = [entry[name] for name in ("error", "err", "exception", "exc_info", "traceback", "stack") if entry.get(name)]
     text = "\n".join(part if isinstance(part, str) else json.dumps(part) for part in (message, *extra) if part)
     level = _LEVELS.get(str(found["level"]).lower()) or _PRIORITIES.get(str(entry.get("PRIORITY", "")))
-    told = {"unit": str(found["unit"]), "level": level, "start": str(found["start"]), "speaker": str(found["speaker"])}
-    return [parse(line, **told) for line in text.splitlines() or ([raw] if raw else [])]
+    result = {
+        "unit": str(found["unit"]),
+        "level": level,
+        "start": str(found["start"]),
+        "speaker": str(found["speaker"]),
+    }
+    return [parse(line, **result) for line in text.splitlines() or ([raw] if raw else [])]
 
 
 def read(text: str | list[str], unit: str = "") -> list[Line]:

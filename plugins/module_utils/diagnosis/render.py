@@ -11,8 +11,8 @@ SHOWN = 300  # characters of a line of evidence
 
 def facts(found: Found) -> dict:
     """Return a cause as plain values."""
-    told = {"id": found.cause.id, "area": found.cause.area, "says": short(found.says), "cure": found.cure}
-    return {**told, "line": short(found.line.raw)}
+    result = {"id": found.cause.id, "area": found.cause.area, "says": short(found.says), "cure": found.cure}
+    return {**result, "line": short(found.line.raw)}
 
 
 def short(text: str) -> str:
@@ -33,24 +33,24 @@ def table(verdict: Verdict, name: str = "") -> list[str]:
     title = f"{name}: " if name else ""
     if verdict.cause:
         found = verdict.cause
-        said = [f"{title}{short(found.says)}", f"  cause  {found.cause.id} ({found.cause.area})"]
-        said.append(f"  proof  {short(found.line.raw)}")
-        said += [f"         {state.says}" for state in verdict.agreeing]
+        lines = [f"{title}{short(found.says)}", f"  cause  {found.cause.id} ({found.cause.area})"]
+        lines.append(f"  proof  {short(found.line.raw)}")
+        lines += [f"         {state.says}" for state in verdict.agreeing]
         if found.cure:
-            said.append(f"  cure   {found.cure}")
+            lines.append(f"  cure   {found.cure}")
     elif verdict.failed:
-        said = [f"{title}it failed, and no known cause explains it."]
+        lines = [f"{title}it failed, and no known cause explains it."]
         if verdict.exception:
-            said.append(f"  deepest exception  {short(verdict.exception)}")
+            lines.append(f"  deepest exception  {short(verdict.exception)}")
     elif any(state.wrong for state in verdict.seen):
-        said = [f"{title}it runs, and something is not as it should be."]
+        lines = [f"{title}it runs, and something is not as it should be."]
     else:
-        said = [f"{title}nothing here speaks of a failure."]
+        lines = [f"{title}nothing here speaks of a failure."]
     for unit, end in verdict.ends.items():
         parts = [f"{key} {value}" for key, value in end.items() if value not in (None, "")]
-        said.append(f"  ended  {unit}: {', '.join(parts)}")
+        lines.append(f"  ended  {unit}: {', '.join(parts)}")
     also = [f"{short(found.says)} [{found.cause.id}] {short(found.line.raw)}" for found in verdict.others]
     also += [state.says for state in verdict.seen]
     if also:
-        said += ["  also seen:", *(f"    - {text}" for text in also)]
-    return said
+        lines += ["  also seen:", *(f"    - {text}" for text in also)]
+    return lines

@@ -25,14 +25,14 @@ def run(argv: list, engine: str, url: str, model: str, key: str, timeout: float)
     except OSError as error:
         return {"rc": NOT_STARTED, "seconds": 0.0, "stdout": "", "stderr": f"{argv[0]}: {error.strerror}\n"}
     try:
-        said, rc = process.communicate(timeout=timeout), process.returncode
+        outputs, rc = process.communicate(timeout=timeout), process.returncode
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        said, rc = process.communicate(), OUT_OF_TIME
+        outputs, rc = process.communicate(), OUT_OF_TIME
     except BaseException:  # such as Ctrl-C: no process is left behind
         os.killpg(process.pid, signal.SIGKILL)
         raise
-    out, err = (hidden(each[-OUTPUT_LIMIT:].decode("utf-8", "replace"), key) for each in said)
+    out, err = (hidden(each[-OUTPUT_LIMIT:].decode("utf-8", "replace"), key) for each in outputs)
     return {"rc": rc, "seconds": round(time.monotonic() - begun, 1), "stdout": out, "stderr": err}
 
 
@@ -41,19 +41,19 @@ def hidden(text: str, key: str) -> str:
     return text.replace(key, HIDDEN) if key else text
 
 
-def sentence(told: dict, timeout: float) -> str:
+def sentence(result: dict, timeout: float) -> str:
     """Return the outcome of a command as a sentence."""
-    if told["rc"] == 0:
-        return f"done after {told['seconds']:.0f} s"
-    if told["rc"] == OUT_OF_TIME and told["seconds"] >= timeout:
+    if result["rc"] == 0:
+        return f"done after {result['seconds']:.0f} s"
+    if result["rc"] == OUT_OF_TIME and result["seconds"] >= timeout:
         return f"ended after {timeout:.0f} s, which run_timeout allows"
-    last = (told["stderr"].strip() or told["stdout"].strip()).split("\n")[-1].strip()
-    return f"exit code {told['rc']} after {told['seconds']:.0f} s" + (f": {last[:200]}" if last else "")
+    last = (result["stderr"].strip() or result["stdout"].strip()).split("\n")[-1].strip()
+    return f"exit code {result['rc']} after {result['seconds']:.0f} s" + (f": {last[:200]}" if last else "")
 
 
-def log_of(told: dict, argv: list, engine: str, model: str) -> str:
+def log_of(result: dict, argv: list, engine: str, model: str) -> str:
     """Return the text of a run's log file."""
-    head = {"engine": engine, "model": model, "command": argv, "rc": told["rc"], "seconds": told["seconds"]}
+    head = {"engine": engine, "model": model, "command": argv, "rc": result["rc"], "seconds": result["seconds"]}
     lines = [f"{name}: {json.dumps(value)}" for name, value in head.items()]
-    parts = ["\n".join(lines), f"\n--- stdout\n{told['stdout']}", f"\n--- stderr\n{told['stderr']}"]
+    parts = ["\n".join(lines), f"\n--- stdout\n{result['stdout']}", f"\n--- stderr\n{result['stderr']}"]
     return "\n".join(part.rstrip("\n") for part in parts) + "\n"

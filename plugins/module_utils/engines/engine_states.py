@@ -383,22 +383,22 @@ def group_refused(hosts: Mapping[str, list[dict]], group: str) -> str:
         return "No engine of this inventory has a group; write group: NAME to those in engines that take turns."
     if group in groups:
         return ""
-    said = f"group is {group}, which no engine of this inventory has" if group else "group is missing"
-    return f"{said}; give one of {', '.join(groups)}, such as -e group={groups[0]}."
+    problem = f"group is {group}, which no engine of this inventory has" if group else "group is missing"
+    return f"{problem}; give one of {', '.join(groups)}, such as -e group={groups[0]}."
 
 
 def rows(names: list[str], note: Mapping, active: Mapping[str, bool], memory: Mapping[str, int]) -> list[dict]:
     """Return the engines of a group as checklist rows; ``memory`` in MiB, {} without a GPU."""
-    told = []
+    result = []
     for name in names:
         mine, runs_now = note.get(name), active.get(name, False)
         held = f", {memory[name]} MiB on the GPU" if name in memory else ""
         if not mine:
-            told.append({"what": name, "measured": ("serves" if runs_now else "does not run") + held, "ok": runs_now})
+            result.append({"what": name, "measured": ("serves" if runs_now else "does not run") + held, "ok": runs_now})
             continue
         asleep = mine["state"] == "asleep"
         state = f"{mine['state']} since {mine['since']}, {mine['instead']} serves instead"
         # After a reboot an engine that slept is stopped.
         wrong = "; its unit runs" if runs_now and not asleep else ""
-        told.append({"what": name, "measured": f"{state}{wrong}{held}", "ok": False if wrong else None})
-    return told
+        result.append({"what": name, "measured": f"{state}{wrong}{held}", "ok": False if wrong else None})
+    return result

@@ -40,8 +40,8 @@ def coming(unit: str) -> bool:
 def boots() -> bool:
     """Say whether the host is still starting; source: systemctl(1), is-system-running."""
     command = ["systemctl", "is-system-running"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout
-    return told.strip() in ("initializing", "starting")
+    output = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout
+    return output.strip() in ("initializing", "starting")
 
 
 def serves(url: str) -> bool:
@@ -60,8 +60,8 @@ def free_mib(gpus: int) -> int:
     Source: ``nvidia-smi --help-query-gpu``. OSError or ValueError where it does not answer.
     """
     command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    return min(int(line) for line in told.stdout.split()[:gpus])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return min(int(line) for line in done.stdout.split()[:gpus])
 
 
 def await_engine(unit: str, url: str, seconds: float) -> str:
@@ -99,13 +99,13 @@ def main(path: str) -> None:
         return
     booting = boots()
     end = time.monotonic() + (MOST_SECONDS if booting else UP_SECONDS)
-    told = []
+    messages = []
     for one in turn["earlier"]:
         seconds = min(float(one["seconds"]), max(0.0, end - time.monotonic()))
-        told.append(await_engine(one["unit"], one["url"], seconds))
+        messages.append(await_engine(one["unit"], one["url"], seconds))
     if turn.get("gpu"):
-        told.append(await_gpu(turn["gpu"]["mib"], turn["gpu"]["gpus"]))
-    for line in filter(None, told):
+        messages.append(await_gpu(turn["gpu"]["mib"], turn["gpu"]["gpus"]))
+    for line in filter(None, messages):
         print(line, flush=True)
 
 

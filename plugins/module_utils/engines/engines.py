@@ -87,8 +87,8 @@ def _unknown_keys(at: str, kind: str, entry: Mapping, known: set[str]) -> list[s
             problems.append(f"{at} has {key}, which is now called {renamed.removeprefix(prefix)}; rename it.")
             continue
         near = difflib.get_close_matches(str(key), words, 1)
-        told = f"; did you mean {near[0]}?" if near else f"; it takes the variables of the role {ROLES[kind]}."
-        problems.append(f"{at} has {key}, which is not known{told}")
+        hint = f"; did you mean {near[0]}?" if near else f"; it takes the variables of the role {ROLES[kind]}."
+        problems.append(f"{at} has {key}, which is not known{hint}")
     return problems
 
 
@@ -159,11 +159,11 @@ def planned(name: str, kind: str, settings: Mapping) -> dict:
     def own(key: str):
         return settings.get(f"{ROLES[kind]}_{key}")
 
-    told = {"name": name, "unit": f"{name}.service"}
-    told |= {key: own(key) for key in PLANNED[kind] if own(key) not in (None, "")}
+    result = {"name": name, "unit": f"{name}.service"}
+    result |= {key: own(key) for key in PLANNED[kind] if own(key) not in (None, "")}
     if kind == "llama_cpp":
-        return told | _planned_llama_cpp(own)
-    return told | {
+        return result | _planned_llama_cpp(own)
+    return result | {
         "engine": "vllm",
         "model": own("model_path") or own("model"),
         "revision": own("model_revision"),
@@ -306,7 +306,7 @@ def taken(wanted: list[dict], noted: Iterable[Mapping], foreign: Iterable[str]) 
     return problems
 
 
-def gone(present: Iterable[str], noted: Iterable[Mapping], served_before: bool) -> list[dict]:
+def no_longer_listed(present: Iterable[str], noted: Iterable[Mapping], served_before: bool) -> list[dict]:
     """Return the engines, as ``{name, kind}``, that are on the host but no longer in the list.
 
     ``noted`` is what the last run recorded on the host. Before that record existed the only engine was `SINGLE`;

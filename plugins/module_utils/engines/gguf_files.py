@@ -52,14 +52,14 @@ def attempt():
     if want["token"]:
         request.add_header("Authorization", "Bearer " + want["token"])
     with urllib.request.build_opener(SameHost).open(request, timeout=60) as answer:
-        goes_on = answer.status == 206
+        resumed = answer.status == 206
         length = int(answer.headers.get("Content-Length") or 0)
         free = shutil.disk_usage(os.path.dirname(target)).free
         if length > free:
             return f"needs {length >> 20} MiB, the disk of {os.path.dirname(target)} has {free >> 20} MiB free"
-        with open(target, "ab" if goes_on else "wb") as handle:
+        with open(target, "ab" if resumed else "wb") as handle:
             shutil.copyfileobj(answer, handle, 1 << 20)
-    got, wanted = os.path.getsize(target), length + (there if goes_on else 0)
+    got, wanted = os.path.getsize(target), length + (there if resumed else 0)
     if length and got != wanted:
         raise OSError(f"it broke off after {got} of {wanted} bytes")
     return ""
@@ -129,8 +129,8 @@ class Store:
 
     def bring(self, wanted: Wanted) -> Path:
         """Fetch the file if needed and verify its checksum; return its path. Raises UserError if that fails."""
-        path, whole = self.place(wanted)
-        if not whole:
+        path, complete = self.place(wanted)
+        if not complete:
             self._fetch(wanted, path)
         elif wanted.sha256 and not self._compared(path, wanted.sha256):
             found = released_program.sha256(path).removeprefix("sha256:")
@@ -145,12 +145,12 @@ class Store:
     def _fetch(self, wanted: Wanted, path: Path) -> None:
         self._own_folder(path.parent)
         unfinished = path.with_name(f"{path.name}.part")
-        asked = {
+        request = {
             "url": f"{self.hub}/{wanted.source}/resolve/{wanted.revision}/{wanted.file}",
             "target": str(unfinished), "token": self.token, "pause": self.pause,
         }  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-c", _FETCH], input=json.dumps(asked), capture_output=True, text=True, errors="replace",
+            [sys.executable, "-c", _FETCH], input=json.dumps(request), capture_output=True, text=True, errors="replace",
             cwd="/", umask=0o027, env={**os.environ, **self.environment}, check=False,
             **unprivileged.identity(self.user),
         )  # fmt: skip
@@ -182,17 +182,17 @@ class Store:
 
     def _compared(self, path: Path, sha256: str) -> bool:
         try:
-            return json.loads(self._note_of(path).read_text()) == self._told(path, sha256)
+            return json.loads(self._note_of(path).read_text()) == self._identity(path, sha256)
         except (OSError, ValueError):
             return False
 
     def _note(self, path: Path, sha256: str) -> None:
         note = self._note_of(path)
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(self._told(path, sha256)))
+        note.write_text(json.dumps(self._identity(path, sha256)))
 
     @staticmethod
-    def _told(path: Path, sha256: str) -> dict:
+    def _identity(path: Path, sha256: str) -> dict:
         seen = path.stat()
         return {"path": str(path), "sha256": sha256, "size": seen.st_size, "time": seen.st_mtime_ns}
 

@@ -28,9 +28,9 @@ def names(page: str) -> set[str]:
     return found
 
 
-def version(said: str) -> str:
+def version(output: str) -> str:
     """Return the version in the output of ``--version``, such as ``0.7.0 (build 11669, commit Debian)``; "" if none."""
-    found = VERSION.search(said)
+    found = VERSION.search(output)
     return found["version"].strip() if found else ""
 
 
@@ -51,10 +51,12 @@ def ask(program: str, argument: str, user: str | None) -> str:
     try:
         return unprivileged.run("/bin/sh", "-c", 'exec "$0" "$1" 2>&1', program, argument, user=user)
     except unprivileged.CommandError as error:
-        said = str(error).partition(": ")[2] or "it leaves without a word"
+        reason = str(error).partition(": ")[2] or "it leaves without a word"
         if died_of(program, argument, user) == signal.SIGILL:
-            said = "this processor lacks instructions that it was built for; build it on the host, or for an older one"
-        raise UserError(f"{program} does not run here: {said}") from None
+            reason = (
+                "this processor lacks instructions that it was built for; build it on the host, or for an older one"
+            )
+        raise UserError(f"{program} does not run here: {reason}") from None
 
 
 def died_of(program: str, argument: str, user: str | None) -> int:

@@ -97,12 +97,12 @@ class Hub:
     def unreadable(self, places: list[Path]) -> list[str]:
         """Return what the engine's user cannot read in ``places``; root, who does the other checks, can read all."""
         hidden = [place for place in places if HIDDEN.match(str(place.resolve()))]
-        told = "is in a home directory, which the service does not see; move it below /srv."
-        problems = [f"{place} {told}" for place in hidden]
+        problem = "is in a home directory, which the service does not see; move it below /srv."
+        problems = [f"{place} {problem}" for place in hidden]
         seen = [str(place) for place in places if place not in hidden]
-        said = unprivileged.run(self.python, "-c", _OPEN, *seen, user=self.user).splitlines() if seen else []
-        cure = "let it, such as by chmod -R a+rX on the directory, or mend the file."
-        return problems + [f"{self.user} cannot read {line}; {cure}" for line in said]
+        lines = unprivileged.run(self.python, "-c", _OPEN, *seen, user=self.user).splitlines() if seen else []
+        cure = "let it, such as by chmod -R a+rX on the directory, or repair the file."
+        return problems + [f"{self.user} cannot read {line}; {cure}" for line in lines]
 
     def unknown(self, model_type: str, place: Path) -> list[str]:
         """Return an error if only untrusted code of the repository in ``place`` knows the ``model_type``."""
@@ -110,8 +110,8 @@ class Hub:
             return []
         if unprivileged.run(self.python, "-c", _KNOWS, model_type, user=self.user).strip() != "unknown":
             return []
-        told = f"config.json of {place} is of the type {model_type}, which only the code beside it knows"
-        return [f"{told}: set vllm_trust_remote_code to true."]
+        problem = f"config.json of {place} is of the type {model_type}, which only the code beside it knows"
+        return [f"{problem}: set vllm_trust_remote_code to true."]
 
     def fetch(self, source: str, revision: str) -> Path:
         """Download one complete snapshot and record it; return its directory."""

@@ -85,8 +85,8 @@ class Host(host_text.Tree):
         return chosen[1] if chosen else ""
 
     def unit(self) -> dict[str, str]:
-        said = self.run("systemctl", "show", UNIT, "--property", "ActiveState,UnitFileState", check=False).stdout
-        return dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+        output = self.run("systemctl", "show", UNIT, "--property", "ActiveState,UnitFileState", check=False).stdout
+        return dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ class Change:
     def warnings(self) -> list[str]:
         """Return a sentence for each setting that another file overrides at the next boot."""
         return [
-            f"At the next boot {path} sets {name} to {said}, after {SYSCTL}: take the line out of {path}."
-            for name, (path, said) in self.overridden.items()
+            f"At the next boot {path} sets {name} to {line}, after {SYSCTL}: take the line out of {path}."
+            for name, (path, line) in self.overridden.items()
         ]
 
     def differences(self) -> list[str]:
@@ -151,14 +151,14 @@ def change(host: Host, wanted: Wanted) -> Change:
 
 def _cards(host: Host, wanted: Wanted, note: dict[str, str]) -> tuple[list[dict], list[str]]:
     """Return the GPUs, if they are needed, and why they cannot be read."""
-    asked = [
+    settings = [
         f"host_tuning_{name} is {value}" for name, value in (
             ("gpu_power_limit_watts", wanted.gpu_power_limit_watts), ("gpu_clocks_mhz", wanted.gpu_clocks_mhz),
         ) if value
     ]  # fmt: skip
     if host.program() is None:
         why = "nvidia-smi is not installed on this host: install the driver, or leave the variable out"
-        return [], [f"{each}, and {why}" for each in asked]
+        return [], [f"{each}, and {why}" for each in settings]
     if not wanted.gpu and not any(" " in name for name in note):
         return [], []
     try:
@@ -223,17 +223,19 @@ def _card_problems(wanted: Wanted, cards: list[dict]) -> list[str]:
     found = []
     for card in cards:
         label = f"GPU {card['index']} ({card['name']})"
-        for name, unit, asked, allowed in (
+        for name, unit, requested, allowed in (
             ("gpu_power_limit_watts", "W", [wanted.gpu_power_limit_watts], card["power_range"]),
             ("gpu_clocks_mhz", "MHz", wanted.gpu_clocks_mhz, card["clock_range"]),
         ):
-            if not any(asked):
+            if not any(requested):
                 continue
-            said = f"host_tuning_{name} is {', '.join(map(str, asked))}"
+            message = f"host_tuning_{name} is {', '.join(map(str, requested))}"
             if allowed is None:
-                found.append(f"{said}, and {label} does not let it be set; leave the variable out")
-            elif not all(allowed[0] <= each <= allowed[1] for each in asked):
-                found.append(f"{said}, and {label} takes {allowed[0]:g} to {allowed[1]:g} {unit}; write one of these")
+                found.append(f"{message}, and {label} does not let it be set; leave the variable out")
+            elif not all(allowed[0] <= each <= allowed[1] for each in requested):
+                found.append(
+                    f"{message}, and {label} takes {allowed[0]:g} to {allowed[1]:g} {unit}; write one of these"
+                )
     return found
 
 
@@ -346,8 +348,8 @@ def _start(host: Host) -> None:
         host.run("systemctl", "restart", UNIT)
     except systemd_unit.SystemdError:
         # Only nvidia-smi's message, without systemd's messages about it.
-        said = host.run(
+        output = host.run(
             "journalctl", "--unit", UNIT, "_TRANSPORT=stdout", "--lines", "3", "--output", "cat", check=False
         )
-        words = " ".join(said.stdout.split()) or "see its journal"
+        words = " ".join(output.stdout.split()) or "see its journal"
         raise UserError(f"{UNIT} could not set up the GPUs: {words}") from None

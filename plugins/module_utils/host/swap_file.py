@@ -92,10 +92,10 @@ def plan(path: str, size: int, earlier: list[str], seen: Seen) -> list[Step]:
         steps.append(Step("on", path, size))
     else:
         steps += [Step("make", path, size), Step("on", path, size)]
-    return steps + [step for other in others for step in away(other, seen)]
+    return steps + [step for other in others for step in removal(other, seen)]
 
 
-def away(path: str, seen: Seen) -> list[Step]:
+def removal(path: str, seen: Seen) -> list[Step]:
     """Return the steps that remove one of our files; a file that is not swap is someone's data and stays."""
     file = seen.files.get(path)
     if not file or not (file.swap or path.endswith((BRIDGE, PART))):
@@ -369,7 +369,7 @@ def change(host: Host, state: str, path: str, size: int, swappiness: int) -> Cha
         lines.add(path)
     else:
         seen, adopted = host.see(places), note["adopted"]
-        steps = [step for name in seen.files for step in away(name, seen)]
+        steps = [step for name in seen.files for step in removal(name, seen)]
         texts |= {SYSCTL: ""} if host.read(NOTE) else {}
         after = note.get("swappiness", before)
     ours = {name + end for name in lines for end in ("", BRIDGE)}

@@ -49,11 +49,11 @@ def overridden(host: host_text.Tree, own: str, settings: dict) -> dict[str, tupl
     """
     found: dict[str, tuple[str, str]] = {}
     for path in _later(host, Path(own).name):
-        for name, said in assignments(host.read(path)).items():
-            if name in settings and said == " ".join(str(settings[name]).split()):
+        for name, value in assignments(host.read(path)).items():
+            if name in settings and value == " ".join(str(settings[name]).split()):
                 found.pop(name, None)
             elif name in settings:
-                found[name] = (path, said)
+                found[name] = (path, value)
     return found
 
 
@@ -70,9 +70,9 @@ def assignments(text: str) -> dict[str, str]:
     """Return the assignments in a file of sysctl.d, by the name with dots."""
     found = {}
     for line in host_text.lines(text):
-        name, equals, said = line.strip().removeprefix("-").partition("=")
+        name, equals, value = line.strip().removeprefix("-").partition("=")
         if equals and not name.startswith(("#", ";")):
-            found[_dotted(name.strip())] = " ".join(said.split())
+            found[_dotted(name.strip())] = " ".join(value.split())
     return found
 
 

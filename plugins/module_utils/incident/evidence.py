@@ -50,14 +50,14 @@ def command(*argv: str) -> str:
 
 def several(*commands: tuple[str, ...]) -> str:
     """Return the output of several commands, each below its own line, or why a command cannot run."""
-    told = []
+    results = []
     for argv in commands:
         try:
             text = command(*argv)
         except OSError as error:
             text = f"{error}\n"
-        told.append(f"$ {' '.join(argv)}\n{text}")
-    return "\n".join(told)
+        results.append(f"$ {' '.join(argv)}\n{text}")
+    return "\n".join(results)
 
 
 def known(services: list[dict]) -> dict[str, dict]:
@@ -65,8 +65,8 @@ def known(services: list[dict]) -> dict[str, dict]:
     stored = sorted(path.name for path in store.STORE.glob("*") if path.is_dir())
     named = {each["name"]: each for each in [*({"name": name} for name in stored), *services]}
     # An engine that does not run because another one of its group serves is in its intended state.
-    away = engine_states.away()
-    return {name: each for name, each in named.items() if name not in away}
+    inactive = engine_states.away()
+    return {name: each for name, each in named.items() if name not in inactive}
 
 
 def unit_of(name: str, given: dict) -> str:
@@ -160,14 +160,14 @@ def releases(name: str) -> str:
 def log_file(pattern: str) -> str:
     """Return the ends of the newest files of a pattern."""
     places = sorted(Path("/").glob(pattern.lstrip("/")), key=lambda path: path.stat().st_mtime)
-    told = []
+    lines = []
     for place in places[-LOGS:]:
         with place.open("rb") as handle:
             handle.seek(max(0, place.stat().st_size - LOG_BYTES))
             if handle.tell():
                 handle.readline()  # the first partial line may begin inside a secret
-            told.append(f"== {place}\n{handle.read(LOG_BYTES).decode(errors='replace')}")
-    return "\n".join(told)
+            lines.append(f"== {place}\n{handle.read(LOG_BYTES).decode(errors='replace')}")
+    return "\n".join(lines)
 
 
 def page(url: str) -> str:
@@ -182,12 +182,12 @@ def resources() -> str:
         Path("/proc/swaps"),
         *sorted(Path("/proc/pressure").glob("*")),
     ]
-    told = [f"== {path}\n{_text(path)}" for path in files]
+    parts = [f"== {path}\n{_text(path)}" for path in files]
     disks = several(
         ("uptime",), ("df", "--portability", "--human-readable"), ("df", "--portability", "--inodes"),
         ("systemctl", "list-units", "--failed", "--no-legend", "--no-pager", "--plain"), ("systemctl", "list-jobs"),
     )  # fmt: skip
-    return "\n".join([*told, disks])
+    return "\n".join([*parts, disks])
 
 
 def processes() -> str:

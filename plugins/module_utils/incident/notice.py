@@ -61,8 +61,8 @@ def send(url: str, text: str) -> None:
             answer.read()
     except urllib.error.HTTPError as error:
         with error:
-            said = Redaction([url])(" ".join(error.read(300).decode(errors="replace").split()))
-        raise UserError(f"the receiver answered {error.code}: {said or '(empty body)'}") from None
+            reply = Redaction([url])(" ".join(error.read(300).decode(errors="replace").split()))
+        raise UserError(f"the receiver answered {error.code}: {reply or '(empty body)'}") from None
     except (OSError, ValueError, HTTPException) as error:
         why = Redaction([url])(str(getattr(error, "reason", error)))
         raise UserError(f"the receiver cannot be reached: {why}") from None

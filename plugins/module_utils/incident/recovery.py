@@ -36,7 +36,7 @@ def recover(service: Service, metrics: str | None, check_mode: bool) -> dict:
     done.
     """
     state, release = service.state(), service.release(service.state()["current"])
-    told = {
+    result = {
         "release": state["current"],
         "serves": False,
         "did": "nothing",
@@ -45,37 +45,37 @@ def recover(service: Service, metrics: str | None, check_mode: bool) -> dict:
         "changed": False,
     }
     if not release:
-        return {**told, "serves": None, "found": "no run of this project put it here"}
-    away = other_serves(service.name)
-    if away:
-        return {**told, "serves": None, "found": away}
+        return {**result, "serves": None, "found": "no run of this project put it here"}
+    serving_instead = other_serves(service.name)
+    if serving_instead:
+        return {**result, "serves": None, "found": serving_instead}
     start_timeout = service.proof_of(state["current"])["start_timeout"] or START_TIMEOUT
-    told["start_timeout"] = start_timeout
+    result["start_timeout"] = start_timeout
     before = produced(metrics)
     began = time.monotonic()
     why = failing(service)
     changed = [each["what"] for each in contents.differences(service, release)]
     beside = f"; not as its release wrote it: {', '.join(changed)}" if changed else ""
     if not why:
-        return {**told, "serves": True, "found": f"it serves{beside}", "next": "run site.yml" if changed else ""}
-    told["found"] = f"{why}{beside}"
+        return {**result, "serves": True, "found": f"it serves{beside}", "next": "run site.yml" if changed else ""}
+    result["found"] = f"{why}{beside}"
     obstacles = in_the_way(service, release)
     if obstacles:
-        return {**told, "found": f"{told['found']}; {'; '.join(obstacles)}", "next": "cure that, then run site.yml"}
+        return {**result, "found": f"{result['found']}; {'; '.join(obstacles)}", "next": "cure that, then run site.yml"}
     age = running_for(service)
     if age is not None and age < start_timeout and not has_served(service, age):
-        return {**told, "did": f"waited for its start, {age:.0f} s ago", "await": not check_mode, "watch": True}
+        return {**result, "did": f"waited for its start, {age:.0f} s ago", "await": not check_mode, "watch": True}
     if before is not None and "no answer in time" in why:
         time.sleep(max(0.0, WATCHED - (time.monotonic() - began)))
         after = produced(metrics)
         if age is not None and after is not None and after > before:
-            return {**told, "serves": True, "found": f"it is busy and produces tokens ({why})"}
+            return {**result, "serves": True, "found": f"it is busy and produces tokens ({why})"}
     if check_mode:
-        return {**told, "did": "would restart it", "changed": True}
+        return {**result, "did": "would restart it", "changed": True}
     granted = spend(service.unit)
     if not granted["granted"]:
-        return {**told, "did": f"no restart: {granted['why']}"}
-    return {**told, **restarted(service, granted)}
+        return {**result, "did": f"no restart: {granted['why']}"}
+    return {**result, **restarted(service, granted)}
 
 
 def other_serves(name: str, host: host_text.Tree | None = None) -> str:
@@ -108,8 +108,8 @@ def failing(service: Service) -> str | None:
 def in_the_way(service: Service, release: dict) -> list[str]:
     """Return obstacles that no restart removes: a unit changed by others, a missing program."""
     faults, _ = checks.altered(service, release)
-    gone = [link["target"] for link in release["links"] if not Path(link["target"]).exists()]
-    return [*faults, *(f"{target} is gone" for target in gone)]
+    missing = [link["target"] for link in release["links"] if not Path(link["target"]).exists()]
+    return [*faults, *(f"{target} is gone" for target in missing)]
 
 
 def running_for(service: Service) -> float | None:

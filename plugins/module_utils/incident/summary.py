@@ -19,14 +19,14 @@ def found(host: str, gathered: dict, report: dict | None) -> list[dict]:
     """Return the rows of a look: how each service answers, and the diagnosis."""
     rows = []
     for name, answer in gathered["answers"].items():
-        told = answer or {"ok": False, "says": "it could not be asked"}
+        outcome = answer or {"ok": False, "says": "it could not be asked"}
         recoverable = gathered.get("kinds", {}).get(name, name) in RECOVERABLE
-        following = f"{RECOVER} -l {host}" if told["ok"] is False and recoverable else ""
-        rows.append(row(name, told["says"], told["ok"], following))
+        following = f"{RECOVER} -l {host}" if outcome["ok"] is False and recoverable else ""
+        rows.append(row(name, outcome["says"], outcome["ok"], following))
     if report:
         first = report["causes"][0] if report["causes"] else None
-        says = f"{first['service']}: {first['says']}" if first else report["report"][0]
-        rows.append(row("diagnosis", says, report["healthy"], first["cure"] if first else ""))
+        text = f"{first['service']}: {first['says']}" if first else report["report"][0]
+        rows.append(row("diagnosis", text, report["healthy"], first["cure"] if first else ""))
     rows += [row("not gathered", problem, False) for problem in gathered["problems"]]
     return rows
 
@@ -47,17 +47,17 @@ def text(host: str, rows: list[dict], report: dict | None) -> str:
     return "\n".join([*lines, "", *(report["report"] if report else [])]) + "\n"
 
 
-def escalated(look: list[dict], rotation: dict, notice: dict) -> list[dict]:
+def escalated(evidence: list[dict], rotation: dict, notice: dict) -> list[dict]:
     """Return the rows of an escalation: the look, the result for the rotation, and who was notified."""
-    return [*look, _rotation(rotation), _notice(notice)]
+    return [*evidence, _rotation(rotation), _notice(notice)]
 
 
 def _rotation(result: dict) -> dict:
     if result.get("skipped"):
-        told = "the host was left in: rotation_drain_command is not set"
+        text = "the host was left in: rotation_drain_command is not set"
         return row(
             "rotation",
-            told,
+            text,
             None,
             "set rotation_drain_command and rotation_restore_command, or take the host out by hand",
         )

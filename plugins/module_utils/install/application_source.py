@@ -19,7 +19,7 @@ from ..errors import UserError
 from .released_program import unpack
 
 MARKER = ".source.json"
-TAGS_TOLD = 8
+TAGS_SHOWN = 8
 # Contents of a working tree that are not source: history, environments, secrets and caches.
 EXCLUDED = [".git", ".venv", ".env", "__pycache__", "*.pyc", ".pytest_cache", ".ruff_cache", ".mypy_cache"]
 
@@ -111,7 +111,7 @@ def _commit(tags: list[str], version: str) -> str:
         return f"refs/tags/{version}"
     if re.fullmatch(r"[0-9a-f]{40}", version):
         return version
-    known = ", ".join(tags[:TAGS_TOLD]) or "none"
+    known = ", ".join(tags[:TAGS_SHOWN]) or "none"
     raise UserError(
         f"there is no tag {version} (newest tags: {known}); name a tag or a commit by its 40 digits, "
         "since a branch moves"

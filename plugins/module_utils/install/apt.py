@@ -20,7 +20,7 @@ LOCKED = re.compile(
 INTERRUPTED = "dpkg was interrupted"
 RETRY_AFTER = 3.0  # seconds between two attempts while another program holds the lock
 DPKG_FAILURE = re.compile(r"^dpkg: error processing (?:archive|package) (\S+) .*:\s*\n\s*(.+)", re.MULTILINE)
-SAID = re.compile(r"^(?:[EW]: |(?:Error|Warning): |dpkg: error: )")
+ERROR_PREFIX = re.compile(r"^(?:[EW]: |(?:Error|Warning): |dpkg: error: )")
 
 Command = Callable[[list[str]], "subprocess.CompletedProcess[str]"]
 
@@ -65,10 +65,10 @@ def run(argv: list[str], lock_timeout: float, once: Command = command) -> str:
 def reason(done: subprocess.CompletedProcess[str]) -> str:
     """Return why a command failed: dpkg's message about a package, or else the first two of its own messages."""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    said = [SAID.sub("", line) for line in lines if SAID.match(line)] or lines[-1:]
+    messages = [ERROR_PREFIX.sub("", line) for line in lines if ERROR_PREFIX.match(line)] or lines[-1:]
     # apt prints dpkg's messages to its standard output, dpkg itself to the standard error.
     found = dpkg_failure(done.stdout) or dpkg_failure(done.stderr)
-    return found or "; ".join(said[:2]) or f"exit code {done.returncode}"
+    return found or "; ".join(messages[:2]) or f"exit code {done.returncode}"
 
 
 def dpkg_failure(text: str) -> str:

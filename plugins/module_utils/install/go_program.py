@@ -75,15 +75,15 @@ class Workshop(BuildDirectory):
             unprivileged.own(tree.parent, self.user)
             self._fetch(build, tree)
             program = self._compile(build, tree)
-            whole = stage / "whole"
-            whole.mkdir()
-            whole.chmod(0o755)
-            shutil.copyfile(program, whole / build.name)
-            (whole / build.name).chmod(0o755)
-            (whole / ".build.json").write_text(json.dumps(asdict(build), indent=1))
+            complete = stage / "whole"
+            complete.mkdir()
+            complete.chmod(0o755)
+            shutil.copyfile(program, complete / build.name)
+            (complete / build.name).chmod(0o755)
+            (complete / ".build.json").write_text(json.dumps(asdict(build), indent=1))
             if target.exists():
                 target.rename(stage / "before")
-            whole.rename(target)
+            complete.rename(target)
         return target
 
     def _fetch(self, build: Build, tree: Path) -> None:
@@ -100,9 +100,9 @@ class Workshop(BuildDirectory):
         program = tree.parent / build.name
         go = [str(self.go / "bin" / "go"), "-C", str(tree), "build", "-trimpath", "-o", str(program)]
         self._run(*go, *(["-ldflags", build.ldflags] if build.ldflags else []), build.package, own=tree.parent)
-        said = self._run(str(program), "--version")
-        if program.is_symlink() or build.says not in said:
-            raise UserError(f"the built program says {said.strip()!r} instead of {build.says!r}")
+        output = self._run(str(program), "--version")
+        if program.is_symlink() or build.says not in output:
+            raise UserError(f"the built program says {output.strip()!r} instead of {build.says!r}")
         return program
 
     def _run(self, *argv: str, own: Path | None = None) -> str:

@@ -79,7 +79,7 @@ def set_aside_deb822(text: str, repository: Repository) -> str:
     return "".join(stanzas)
 
 
-def given_back(text: str, repository: Repository) -> str:
+def without_marks(text: str, repository: Repository) -> str:
     """Return a file's text without the marks, so that its entries are active again."""
     return re.sub(f"^{re.escape(repository.mark)}", "", text, flags=re.MULTILINE)
 
@@ -92,7 +92,7 @@ def own_text(before: str, repository: Repository) -> str:
 
 def foreign_text(before: str, repository: Repository) -> str:
     """Return the restored entries of others in the repository's own file; empty if there are none."""
-    return given_back("".join(_foreign_lines(before, repository)), repository)
+    return without_marks("".join(_foreign_lines(before, repository)), repository)
 
 
 def _foreign_lines(text: str, repository: Repository) -> list[str]:
@@ -122,14 +122,14 @@ class Apt:
 
     def installed(self) -> str | None:
         """Return the installed version of the keyring package; None if it is not completely installed."""
-        asked = ["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Version}", self.repository.package]
-        status, _, version = self.run(asked).stdout.partition(" ")
+        argv = ["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Version}", self.repository.package]
+        status, _, version = self.run(argv).stdout.partition(" ")
         return version if status == "installed" and self.at(self.repository.keyring).exists() else None
 
     def known(self) -> bool:
         """Return whether dpkg has anything of the package, including its configuration files."""
-        asked = ["dpkg-query", "--show", "--showformat", "${db:Status-Status}", self.repository.package]
-        return self.run(asked).stdout not in ("", "not-installed")
+        argv = ["dpkg-query", "--show", "--showformat", "${db:Status-Status}", self.repository.package]
+        return self.run(argv).stdout not in ("", "not-installed")
 
     def indexed(self) -> bool:
         """Return whether apt has an index of the repository."""
@@ -150,7 +150,7 @@ class Apt:
         for file in self.sources():
             before = host_text.read(file)
             if state == "absent":
-                after = given_back(before, self.repository)
+                after = without_marks(before, self.repository)
             else:
                 aside = set_aside_deb822 if file.suffix == ".sources" else set_aside
                 after = aside(before, self.repository)

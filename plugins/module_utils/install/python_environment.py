@@ -141,12 +141,12 @@ class Builder:
 
     def _through(self) -> str:
         """Return the proxies given to the installer, without their passwords: the installer does not name them."""
-        told = [
+        proxies = [
             f"{name} {re.sub('//[^/]*@', '//', value)}"
             for name, value in sorted(self.environment.items())
             if name.upper().endswith("_PROXY") and name.upper() != "NO_PROXY"
         ]
-        return f" (it was to go through {', '.join(told)})" if told else ""
+        return f" (it was to go through {', '.join(proxies)})" if proxies else ""
 
 
 def existing(path: Path) -> Path:

@@ -148,7 +148,7 @@ class Packages:
             try:
                 self._run("apt-get", "--quiet", *options, "install", *words)
             except UserError:
-                self._hold_again(before, own)  # apt releases the holds before it knows whether it can install
+                self._restore_holds(before, own)  # apt releases the holds before it knows whether it can install
                 raise
         self._note(set(self.came()), wanted)
         steps = plan(wanted, instead_of, self.installed())
@@ -157,7 +157,7 @@ class Packages:
         if steps.hold:
             self._run("apt-mark", "hold", *steps.hold)
 
-    def _hold_again(self, before: dict[str, Installed], names: set[str]) -> None:
+    def _restore_holds(self, before: dict[str, Installed], names: set[str]) -> None:
         """Hold those of ``names`` again that were held before."""
         lost = [name for name, each in self.installed().items() if name in names and not each.held]
         lost = [name for name in lost if name in before and before[name].held]

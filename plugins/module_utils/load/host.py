@@ -29,7 +29,7 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 STARTS_S = 300  # the tool's own start, on a slow machine
 REQUESTS = 200_000
 # The tool inherits the engine's other variables, such as network settings.
-NOT_TAKEN = {systemd_unit.RELEASE_VARIABLE, "HOME", "OMP_NUM_THREADS"}
+LEFT_OUT = {systemd_unit.RELEASE_VARIABLE, "HOME", "OMP_NUM_THREADS"}
 
 
 def unit_of(name: str) -> str:
@@ -59,7 +59,7 @@ def engine(unit: str) -> dict:
     return {
         "program": program[1],
         "user": shown.get("User") or "root",
-        "environment": {name: value for name, value in environment.items() if name not in NOT_TAKEN},
+        "environment": {name: value for name, value in environment.items() if name not in LEFT_OUT},
         "tokenizer": model[1],
         "trust_remote_code": bool(re.search(r"^[\"']?trust-remote-code[\"']?: *true", text, re.MULTILINE)),
     }
@@ -88,10 +88,10 @@ def allowance(job: dict) -> int | None:
     request = urllib.request.Request(f"{job['url']}/v1/models", headers={"Authorization": f"Bearer {job['key']}"})
     try:
         with probes.DIRECT.open(request, timeout=10) as answer:
-            told = answer.headers.get("x-ratelimit-limit-requests", "")
+            limit = answer.headers.get("x-ratelimit-limit-requests", "")
     except OSError:
         return None  # the first requests report the error
-    return int(told) if told.isdigit() else None
+    return int(limit) if limit.isdigit() else None
 
 
 def first(job: dict, plan: dict, number: int) -> str | None:
@@ -211,9 +211,9 @@ def _why(log: Path, key: str) -> str:
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     except OSError:
         lines = []
-    said = lines[-1] if lines else "(no output)"
-    said = said.replace(key, "***") if key else said
-    return f"vllm bench serve wrote no result; its last line: {said[:300]}"
+    message = lines[-1] if lines else "(no output)"
+    message = message.replace(key, "***") if key else message
+    return f"vllm bench serve wrote no result; its last line: {message[:300]}"
 
 
 def ended(began: dict) -> list[dict]:

@@ -12,20 +12,20 @@ CURES = {
 
 def failures(report: dict) -> list[str]:
     """Return the reasons why the check failed, one sentence each; empty if it passed."""
-    told = [f"{each['what']}." for each in report["events"]]
+    sentences = [f"{each['what']}." for each in report["events"]]
     for run in report["runs"]:
         who = f"{run['target']} {run['model']}"
         if "problem" in run:
-            told.append(f"{who}: {run['problem']}.")
+            sentences.append(f"{who}: {run['problem']}.")
         elif not run["requests"] > run["failed"]:
-            told.append(f"{who}: none of {run['requests']} requests was answered: {_errors(run)}.")
+            sentences.append(f"{who}: none of {run['requests']} requests was answered: {_errors(run)}.")
         else:
-            told += [
+            sentences += [
                 f"{who}: {name} is {value:g}, above the limit of {report['plan']['limits'][name]:g}."
                 for name, value in values(run).items()
                 if name in report["plan"]["limits"] and value > report["plan"]["limits"][name]
             ]
-    return told
+    return sentences
 
 
 def values(run: dict) -> dict[str, float]:
@@ -83,11 +83,11 @@ def watched(report: dict) -> list[tuple[str, str]]:
         for number, (used, total) in enumerate(zip(peaks["gpu_mib"], peaks["gpu_total_mib"], strict=True))
     ]
     for name, seen in peaks["engines"].items():
-        told = [f"{seen[key]:.0f} {key}" for key in ("running", "waiting") if key in seen]
-        told += [f"KV cache {100 * seen['kv_cache']:.0f} %"] if "kv_cache" in seen else []
-        told += [f"{seen['preemptions']:.0f} preemptions"] if "preemptions" in seen else []
-        told += [f"{seen['unanswered']} failed metrics requests"] if seen["unanswered"] else []
-        rows.append((name, ", ".join(told) or "no figures"))
+        values = [f"{seen[key]:.0f} {key}" for key in ("running", "waiting") if key in seen]
+        values += [f"KV cache {100 * seen['kv_cache']:.0f} %"] if "kv_cache" in seen else []
+        values += [f"{seen['preemptions']:.0f} preemptions"] if "preemptions" in seen else []
+        values += [f"{seen['unanswered']} failed metrics requests"] if seen["unanswered"] else []
+        rows.append((name, ", ".join(values) or "no figures"))
     out, again = [[each["what"] for each in report["events"] if each["kind"] == kind] for kind in ("oom", "restart")]
     rows.append(("restarts", "; ".join(again) or "none"))
     rows.append(("memory ran out", "; ".join(out) or "never"))
@@ -100,6 +100,6 @@ def three(found: dict) -> str:
 
 
 def _errors(run: dict) -> str:
-    told = [f"{count} x {name}" for name, count in run["errors"].items()]
+    counts = [f"{count} x {name}" for name, count in run["errors"].items()]
     cures = [cure for status, cure in CURES.items() if any(name.startswith(status) for name in run["errors"])]
-    return "; ".join([", ".join(told), *cures])
+    return "; ".join([", ".join(counts), *cures])

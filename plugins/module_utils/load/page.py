@@ -135,8 +135,10 @@ def _drawn(panel: dict, number: int, begin: float, end: float) -> str:
     for step in range(int((end - begin) / tick) + 1):
         across = LEFT + (WIDTH - LEFT - RIGHT) * step * tick / (end - begin)
         anchor = "start" if step == 0 else "middle"
-        told = f"{step * tick / 60:.3g} min" if end - begin >= 300 else f"{step * tick:g} s"
-        parts.append(f'<text x="{across:.1f}" y="{top + HEIGHT + 16}" text-anchor="{anchor}" fill="#555">{told}</text>')
+        label = f"{step * tick / 60:.3g} min" if end - begin >= 300 else f"{step * tick:g} s"
+        parts.append(
+            f'<text x="{across:.1f}" y="{top + HEIGHT + 16}" text-anchor="{anchor}" fill="#555">{label}</text>'
+        )
     if panel.get("limit"):
         low, high = at(begin, panel["limit"]), at(end, panel["limit"])
         parts.append(f'<polyline points="{low} {high}" stroke="#a40000" stroke-dasharray="6 4" fill="none"/>')

@@ -69,12 +69,12 @@ def record(program: str, pid: int, seconds: int, rate: int, output: Path) -> str
             f"Process {pid} was idle for all {seconds} s, so there is no graph; send it requests meanwhile or raise "
             "profile_seconds."
         )
-    said = done.stderr or done.stdout
+    log = done.stderr or done.stdout
     if done.returncode or not output.is_file():
         # A backtrace of Rust follows the reason.
-        reason = " ".join(said.split("Stack backtrace:")[0].split())[-300:]
+        reason = " ".join(log.split("Stack backtrace:")[0].split())[-300:]
         raise UserError(f"py-spy could not record process {pid} (exit status {done.returncode}): {reason}")
-    return " ".join(said.split())[-300:]
+    return " ".join(log.split())[-300:]
 
 
 def samples(svg: str) -> int:

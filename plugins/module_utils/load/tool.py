@@ -95,9 +95,9 @@ def _rows(result: dict, wanted: int) -> list[dict]:
     return [
         {
             "start": start, "ttft": ttft, "itls": itls, "prompt_tokens": prompt, "tokens": tokens,
-            "error": error(said, tokens, wanted),
+            "error": error(message, tokens, wanted),
         }
-        for start, ttft, itls, prompt, tokens, said in zip(*lists, strict=True)
+        for start, ttft, itls, prompt, tokens, message in zip(*lists, strict=True)
     ]  # fmt: skip
 
 

@@ -101,8 +101,8 @@ def events(before: dict[str, dict], after: dict[str, dict], logs: dict[str, list
     for unit, was in before.items():
         now = after.get(unit) or {"pid": 0, "restarts": was["restarts"], "oom": was["oom"]}
         if was["pid"] and (now["restarts"] > was["restarts"] or now["pid"] != was["pid"]):
-            told = "has stopped" if not now["pid"] else "restarted"
-            found.append({"kind": "restart", "what": f"{unit} {told}"})
+            what = "has stopped" if not now["pid"] else "restarted"
+            found.append({"kind": "restart", "what": f"{unit} {what}"})
         if now["oom"] > was["oom"]:
             found.append({"kind": "oom", "what": f"the OOM killer killed a process of {unit}"})
     for name, lines in logs.items():
@@ -116,12 +116,12 @@ def events(before: dict[str, dict], after: dict[str, dict], logs: dict[str, list
 def logs(units: list[str], begin: float) -> dict[str, list[str]]:
     """Return the log lines of the kernel and of each unit since a Unix time."""
     since = ["--since", f"@{begin:.0f}", "--output", "json", "--output-fields", "MESSAGE", "--quiet", "--no-pager"]
-    said = {}
+    found = {}
     for name, which in {"kernel": ["--dmesg"], **{unit: ["--unit", unit] for unit in units}}.items():
         out = systemd_unit.run("journalctl", *which, *since, check=False).stdout
         entries = (json.loads(line) for line in out.splitlines() if line.startswith("{"))
-        said[name] = [text for entry in entries if isinstance(text := entry.get("MESSAGE"), str)]
-    return said
+        found[name] = [text for entry in entries if isinstance(text := entry.get("MESSAGE"), str)]
+    return found
 
 
 def peaks(samples: list[dict]) -> dict:

@@ -25,12 +25,12 @@ TITLE = (
     "{{ with .CommonLabels.severity }} ({{ . }}){{ end }}: {{ .CommonLabels.alertname }}"
     "{{ with .CommonLabels.host }} on {{ . }}{{ end }}"
 )
-TOLD = (
+ONE_ALERT = (
     "{{ .Annotations.summary }}{{ with .Annotations.description }}\n{{ . }}{{ end }}"
     "{{ with .Annotations.runbook }}\n{{ . }}{{ end }}\n"
 )
 TEXT = (
-    f"{{{{ range .Alerts.Firing }}}}{TOLD}{{{{ end }}}}"
+    f"{{{{ range .Alerts.Firing }}}}{ONE_ALERT}{{{{ end }}}}"
     "{{ range .Alerts.Resolved }}resolved: {{ .Annotations.summary }}\n{{ end }}"
 )
 
@@ -102,27 +102,27 @@ def _email(settings: Mapping) -> dict:
 
 def problems(settings: Mapping) -> list[str]:
     """Return one sentence for each error in a user's receivers and routes."""
-    told: list[str] = []
+    messages: list[str] = []
     names = [str(one.get("name", "")) for one in settings["receivers"]]
     for number, one in enumerate(settings["receivers"]):
         name, at = names[number], f"alertmanager_receivers[{number}]"
         if not name:
-            told.append(f"{at} has no name; give it one.")
+            messages.append(f"{at} has no name; give it one.")
         elif name in OWN or names.index(name) != number:
-            told.append(f"{at} is called {name}, as another receiver is; choose another name.")
-        told += [
+            messages.append(f"{at} is called {name}, as another receiver is; choose another name.")
+        messages += [
             f"{at} has {key} in it, which everyone who reads a diff would see; put it into alertmanager_secrets and "
             f"name its file: {key}_file: {SECRETS}/NAME."
             for key in sorted(_secret_keys(one))
         ]
     known = {*names, *OWN}
     for number, one in enumerate(settings["routes"]):
-        told += [
+        messages += [
             f"alertmanager_routes[{number}] names an unknown receiver {receiver}; known are "
             f"{', '.join(sorted(known - {HEARTBEAT, NOBODY}))}."
             for receiver in sorted(_receivers(one) - known)
         ]
-    return told
+    return messages
 
 
 def _secret_keys(value) -> set[str]:

@@ -45,10 +45,10 @@ class Loki:
         chosen = ",".join(f"{name}={json.dumps(value)}" for name, value in sorted(labels.items()))
         query = f"{{{chosen}}}" + (f" |= {json.dumps(text)}" if text else "")
         span = {"start": int(max(start, time.time() - WEEK) * 1e9), "end": int((time.time() + 600) * 1e9)}
-        asked = urllib.parse.urlencode({"query": query, **span, "limit": 500, "direction": "backward"})
-        url = f"{self.url.rstrip('/')}/loki/api/v1/query_range?{asked}"
-        status, said = probes.ask(url, self.bearer or None, timeout=timeout, headers=self.headers)
-        return status, json.loads(said)["data"]["result"] if status == 200 else [said]
+        query_string = urllib.parse.urlencode({"query": query, **span, "limit": 500, "direction": "backward"})
+        url = f"{self.url.rstrip('/')}/loki/api/v1/query_range?{query_string}"
+        status, body = probes.ask(url, self.bearer or None, timeout=timeout, headers=self.headers)
+        return status, json.loads(body)["data"]["result"] if status == 200 else [body]
 
     @property
     def headers(self) -> dict:
@@ -74,13 +74,13 @@ class Receiver:
         """Return the status and the records with these attributes whose text contains ``text``, since a Unix time."""
         chosen = " ".join(f"{json.dumps(name)}:={json.dumps(value)}" for name, value in sorted(attributes.items()))
         begin = f"{max(start, time.time() - WEEK):.3f}"
-        asked = {"query": f"{chosen} {json.dumps(text, ensure_ascii=False)}", "start": begin, "limit": 10}
-        url = f"{self.url.partition('/insert/')[0]}/select/logsql/query?{urllib.parse.urlencode(asked)}"
+        query_string = {"query": f"{chosen} {json.dumps(text, ensure_ascii=False)}", "start": begin, "limit": 10}
+        url = f"{self.url.partition('/insert/')[0]}/select/logsql/query?{urllib.parse.urlencode(query_string)}"
         headers = probes.login(self.user, self.password)
-        status, said = probes.ask(
+        status, body = probes.ask(
             url, self.bearer or None, timeout=timeout, headers=headers, authorities=self.authorities
         )
-        return status, [json.loads(line) for line in said.splitlines() if line] if status == 200 else [said]
+        return status, [json.loads(line) for line in body.splitlines() if line] if status == 200 else [body]
 
 
 @dataclass(frozen=True)
@@ -152,12 +152,12 @@ def write_as(unit: str, text: str) -> bool:
 
 def last_of(unit: str) -> tuple[str, float] | None:
     """Return the last line of ``unit`` in the journal with its Unix time, None if there is none."""
-    said = systemd_unit.run(
+    output = systemd_unit.run(
         "journalctl", f"_SYSTEMD_UNIT={unit}", "--lines=1", "--output=json", "--quiet", "--no-pager", check=False
     ).stdout
-    if not said.strip():
+    if not output.strip():
         return None
-    line = json.loads(said)
+    line = json.loads(output)
     return str(line.get("MESSAGE")), int(line["__REALTIME_TIMESTAMP"]) / 1e6
 
 
@@ -197,18 +197,18 @@ def file_job(loki: Loki, shipper: Shipper, path: str, labels: dict, rewrites: bo
     if not _until(lambda: not behind(), wait):
         late = behind()
         return f"{len(late)} of {len(files)} files not read to the end, such as {late[0]}", False
-    told = f"{len(files)} file{'s' * (len(files) > 1)} read to the end"
+    summary = f"{len(files)} file{'s' * (len(files) > 1)} read to the end"
     newest = max((file for file, (line, _) in files.items() if line), key=_written, default=None)
     if newest is None:
-        return f"{told}, without a line yet", True
+        return f"{summary}, without a line yet", True
     written = _written(newest)
     if written < time.time() - WEEK:
-        return f"{told}; the last line is older than a week", True
+        return f"{summary}; the last line is older than a week", True
     text = max(re.findall(r"[ -~]+", files[newest][0]), key=len, default="")[:SHOWN]
     measured, good = _arrived(
         loki, shipper, before, f"the last line of {newest}", text, written, labels, [], rewrites, wait
     )
-    return f"{told}; {measured}", good
+    return f"{summary}; {measured}", good
 
 
 def matching(path: str) -> list[str]:
@@ -286,9 +286,9 @@ def queue(collector: Collector, watched: float) -> tuple[str, bool]:
         if after["sent"] > before["sent"] and not after["lost"]:
             break
     moves = not after["waiting"] or after["sent"] > before["sent"]
-    told = f"{after['sent']:.0f} lines sent since its start, {after['waiting']:.0f} of {after['room']:.0f} wait"
-    told += f", {after['lost']:.0f} lost" * bool(after["lost"]) + "; none is sent" * (not moves)
-    return told, moves and after["waiting"] < 0.8 * after["room"] and after["lost"] == before["lost"]
+    text = f"{after['sent']:.0f} lines sent since its start, {after['waiting']:.0f} of {after['room']:.0f} wait"
+    text += f", {after['lost']:.0f} lost" * bool(after["lost"]) + "; none is sent" * (not moves)
+    return text, moves and after["waiting"] < 0.8 * after["room"] and after["lost"] == before["lost"]
 
 
 def collected_unit(receiver: Receiver, collector: Collector, job: str, unit: str, attributes: dict, wait: float):
@@ -308,16 +308,16 @@ def collected_files(receiver: Receiver, collector: Collector, job: str, path: st
     files = {file: _last_line(file)[0] for file in matching(path)}
     if not files:
         return f"no file matches {path}", False
-    told = f"{len(files)} file{'s' * (len(files) > 1)}, {counts['read']:.0f} lines read since the start"
+    summary = f"{len(files)} file{'s' * (len(files) > 1)}, {counts['read']:.0f} lines read since the start"
     newest = max((file for file, line in files.items() if line), key=_written, default=None)
     if newest is None or _written(newest) < time.time() - WEEK:
-        return f"{told}; no line of the last week", True
+        return f"{summary}; no line of the last week", True
     text = max(re.findall(r"[ -~]+", _message(files[newest])), key=len, default="")[:SHOWN]
     what = f"the last line of {newest}"
     if not receiver.answers:
-        return f"{told}; nothing here answers whether {what} arrived", None
+        return f"{summary}; nothing here answers whether {what} arrived", None
     measured, good = _sent(receiver, collector, {"sent": -1, "lost": 0}, what, text, _written(newest), attributes, wait)
-    return f"{told}; {measured}", good
+    return f"{summary}; {measured}", good
 
 
 def _message(line: str) -> str:
@@ -326,8 +326,8 @@ def _message(line: str) -> str:
         read = json.loads(line)
     except ValueError:
         return line
-    told = [read.get(name) for name in ("message", "msg")] if isinstance(read, dict) else []
-    return next((text for text in told if isinstance(text, str)), line)
+    messages = [read.get(name) for name in ("message", "msg")] if isinstance(read, dict) else []
+    return next((text for text in messages if isinstance(text, str)), line)
 
 
 def _sent(
@@ -338,8 +338,8 @@ def _sent(
     if not _until(lambda: collector.counts()["sent"] > before["sent"], wait):
         after = collector.counts()
         lost = after["lost"] - before.get("lost", 0)
-        told = f"; the receiver refused {lost:.0f} for good, with a status such as 401 or 404" if lost > 0 else ""
-        return f"{what} was read and not sent; {after['waiting']:.0f} lines wait{told}", False
+        refused = f"; the receiver refused {lost:.0f} for good, with a status such as 401 or 404" if lost > 0 else ""
+        return f"{what} was read and not sent; {after['waiting']:.0f} lines wait{refused}", False
     status, found = 0, []
 
     def there() -> bool:

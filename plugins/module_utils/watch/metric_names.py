@@ -55,8 +55,8 @@ def problems(expression: str, versions: list[str] | None = None) -> list[str]:
 def llama_cpp_problems(expression: str) -> list[str]:
     """Return one sentence for each series of ``expression`` that llama.cpp does not have."""
     names = {row["name"] for row in yaml.safe_load(LLAMA_CPP.read_text(encoding="utf-8"))["metrics"]}
-    asked = sorted(set(LLAMA_CPP_SERIES.findall(expression)))
-    return [f"llamacpp:{name} is not in llama.cpp." for name in asked if name not in names]
+    series = sorted(set(LLAMA_CPP_SERIES.findall(expression)))
+    return [f"llamacpp:{name} is not in llama.cpp." for name in series if name not in names]
 
 
 @cache

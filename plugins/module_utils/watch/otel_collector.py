@@ -19,7 +19,7 @@ STREAM_FIELDS = "host.name,service.name"  # VictoriaLogs makes a stream of each 
 # Batch size, and how much memory the program may use before it makes its sources wait.
 BATCH = {"flush_timeout": "1s", "sizer": "items", "min_size": 500, "max_size": 2000}
 MEMORY_MIB, SPIKE_MIB = 256, 64
-FOR_EVER = {"enabled": True, "max_elapsed_time": 0}
+UNLIMITED = {"enabled": True, "max_elapsed_time": 0}
 
 # A line of vLLM may begin with the process that wrote it, "(EngineCore_DP0 pid=7) ".
 PROCESS = r"^(?:\(\S+ pid=\d+\) )?"
@@ -128,7 +128,7 @@ def exporter(settings: dict, endpoint: str) -> dict:
         "headers": headers,
         "compression": "gzip",
         "timeout": "10s",
-        "retry_on_failure": {**FOR_EVER, "initial_interval": "1s", "max_interval": "10s"},
+        "retry_on_failure": {**UNLIMITED, "initial_interval": "1s", "max_interval": "10s"},
         "sending_queue": {
             "enabled": True,
             "storage": "file_storage",
@@ -153,7 +153,7 @@ def journal_receiver(job: dict, settings: dict) -> dict:
         "all": True,  # otherwise journalctl leaves out fields longer than 4 KiB
         "convert_message_bytes": True,
         "storage": "file_storage",
-        "retry_on_failure": FOR_EVER,
+        "retry_on_failure": UNLIMITED,
         "operators": [
             *(added("resource", name, text) for name, text in resource_of(job).items()),
             {
@@ -188,7 +188,7 @@ def file_receiver(job: dict, settings: dict) -> dict:
         "include_file_name": False,
         "include_file_path": True,
         "preserve_leading_whitespaces": True,
-        "retry_on_failure": FOR_EVER,
+        "retry_on_failure": UNLIMITED,
         **({"multiline": {"line_start_pattern": multiline["firstline"]}} if multiline else {}),
         "operators": [
             *(added("resource", name, text) for name, text in resource_of(job).items()),

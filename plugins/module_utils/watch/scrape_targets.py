@@ -71,7 +71,7 @@ def targets(programs: tuple[Program, ...], groups: list, variables: Mapping, def
     """
     found = []
     for program in programs:
-        known = {**defaults.get(program.role, {}), **_given(program, variables)}
+        known = {**defaults.get(program.role, {}), **_set_in_inventory(program, variables)}
         if program.group not in groups or program.port not in known or known.get(f"{program.role}_state") == "absent":
             continue
         if program.needs and not known.get(program.needs):
@@ -92,15 +92,15 @@ def with_engines(found: list, engines: list, facts: Mapping) -> list:
     """
     if not engines:
         return found
-    told = []
+    result = []
     for one in engines:
         target = {
             "job": ENGINES[one["kind"]],
             "service": one["name"],
             "target": _place(one["host"], one["port"], facts),
         }
-        told.append(target | ({"bearer": bearer_file(one["name"])} if one.get("key") else {}))
-    return told + [each for each in found if each["job"] not in ENGINES.values()]
+        result.append(target | ({"bearer": bearer_file(one["name"])} if one.get("key") else {}))
+    return result + [each for each in found if each["job"] not in ENGINES.values()]
 
 
 def bearer_file(name: str) -> str:
@@ -113,7 +113,7 @@ def _place(listens: str, port, facts: Mapping) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def _given(program: Program, variables: Mapping) -> dict:
+def _set_in_inventory(program: Program, variables: Mapping) -> dict:
     names = (program.address, program.port, program.needs, f"{program.role}_state")
     return {name: variables[name] for name in names if variables.get(name) is not None}
 
@@ -169,21 +169,21 @@ def login(user: str, password_file: str) -> dict:
 
 def problems(extra: list, found: list, variable: str) -> list[str]:
     """Return one sentence for each error in ``extra``, a user's own scrape configurations."""
-    told, seen = [], {each["job"] for each in found}
+    messages, seen = [], {each["job"] for each in found}
     for number, one in enumerate(extra):
         name = one.get("job_name")
         if not name:
-            told.append(f"{variable}[{number}] has no job_name; give it one.")
+            messages.append(f"{variable}[{number}] has no job_name; give it one.")
             continue
         if name in seen:
-            told.append(f"{variable}[{number}] has the job_name {name}, which another job has; choose another one.")
+            messages.append(f"{variable}[{number}] has the job_name {name}, which another job has; choose another one.")
         seen.add(name)
-        told += [
+        messages += [
             f"{variable}[{number}] has {key} in it, which everyone who reads the file would see; name a file of the "
             f"host instead, by {key}_file."
             for key in sorted(_secrets(one))
         ]
-    return told
+    return messages
 
 
 def _secrets(value) -> set[str]:

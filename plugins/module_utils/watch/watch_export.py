@@ -36,18 +36,18 @@ def targets(hosts: Mapping, defaults: Callable[[str], Mapping]) -> dict:
     """
     found: list[dict] = []
     expected: list[str] = []
-    told: list[str] = []
+    messages: list[str] = []
     for name in sorted(hosts):
         variables = hosts[name]
         if variables.get(PUSHES):
             expected.append(name)
-            told.append(f"{name}: its vmagent pushes to {variables[PUSHES]}, so it is not scraped.")
+            messages.append(f"{name}: its vmagent pushes to {variables[PUSHES]}, so it is not scraped.")
             continue
         own = list(_targets_of(name, variables, defaults))
         found += [each for each in own if isinstance(each, dict)]
-        told += [each for each in own if isinstance(each, str)]
+        messages += [each for each in own if isinstance(each, str)]
         expected += [name] if any(isinstance(each, dict) for each in own) else []
-    return {"targets": found, "expected": expected, "told": told}
+    return {"targets": found, "expected": expected, "told": messages}
 
 
 def _targets_of(name: str, variables: Mapping, defaults: Callable[[str], Mapping]):

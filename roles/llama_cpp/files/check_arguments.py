@@ -15,9 +15,9 @@ ERROR = re.compile(r'error while handling argument "(?P<name>[^"]+)": (?:error: 
 CONVERSIONS = {"stoi": "it must be a whole number", "stof": "it must be a number", "stol": "it must be a whole number"}
 
 
-def complaint(said: str) -> str:
+def complaint(output: str) -> str:
     """Return the program's error as one sentence."""
-    for line in said.splitlines():
+    for line in output.splitlines():
         found = ERROR.match(line)
         if found and found["name"]:
             why = CONVERSIONS.get(found["why"].strip(), found["why"].strip()).rstrip(".")
@@ -25,7 +25,7 @@ def complaint(said: str) -> str:
         if found:
             why = found["plain"].strip().rstrip(".")
             return f"llama-server refuses its arguments: {why}; correct llama_cpp_arguments."
-    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it leaves without a word")
+    last = next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "it leaves without a word")
     return f"llama-server refuses its arguments: {last}"
 
 

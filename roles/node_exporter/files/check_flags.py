@@ -24,14 +24,14 @@ def unknown(wanted: dict, page: str) -> list[str]:
     for variable, name in ((variable, name) for variable, names in wanted.items() for name in names):
         if name in known:
             continue
-        told, others = (name.partition(".")[2], collectors) if _is_collector(name) else (name, list(known))
-        near = difflib.get_close_matches(told, others, 1)
+        what, others = (name.partition(".")[2], collectors) if _is_collector(name) else (name, list(known))
+        near = difflib.get_close_matches(what, others, 1)
         hint = f"; did you mean {near[0]}?" if near else "."
         if _is_collector(name):
-            told, hint = f"collector {told} (--{name})", hint if near else f"; it has {', '.join(collectors)}."
+            what, hint = f"collector {what} (--{name})", hint if near else f"; it has {', '.join(collectors)}."
         else:
-            told = f"flag --{name}"
-        problems.append(f"{variable}: this version has no {told}{hint}")
+            what = f"flag --{name}"
+        problems.append(f"{variable}: this version has no {what}{hint}")
     return problems
 
 

@@ -36,14 +36,14 @@ def journal_problem(directory, patience=PATIENCE):
     except FileNotFoundError:
         return f"{variable} does not exist; {cure_of_storage(directory)}"
     except OSError:
-        told = described(Path(directory))
-        return f"{variable} cannot be read by {ROLE} ({told}); add systemd-journal to {ROLE}_groups"
+        what = described(Path(directory))
+        return f"{variable} cannot be read by {ROLE} ({what}); add systemd-journal to {ROLE}_groups"
     if found_again(directory, patience):
         return None
     closed = [file for file in Path(directory).glob("*/system*.journal") if not readable(file)]
     if closed:
-        told = f"{closed[0]} ({described(closed[0])})"
-        return f"{variable}: {ROLE} cannot read {told}; add systemd-journal to {ROLE}_groups"
+        what = f"{closed[0]} ({described(closed[0])})"
+        return f"{variable}: {ROLE} cannot read {what}; add systemd-journal to {ROLE}_groups"
     return f"{variable} gets no new lines; {cure_of_storage(directory)}"
 
 
@@ -84,9 +84,9 @@ def file_problem(pattern):
         return f"{variable}: there is no directory {parent}; correct the path, or make the directory first"
     closed = [file for file in matching(pattern) if not readable(file)]
     if closed:
-        told = ", ".join(f"{file} ({described(file)})" for file in closed[:SHOWN])
+        what = ", ".join(f"{file} ({described(file)})" for file in closed[:SHOWN])
         more = f" and {len(closed) - SHOWN} more" if len(closed) > SHOWN else ""
-        return f"{variable}: {ROLE} cannot read {told}{more}; {cure_of(closed[0])}, or narrow the path"
+        return f"{variable}: {ROLE} cannot read {what}{more}; {cure_of(closed[0])}, or narrow the path"
     return None
 
 

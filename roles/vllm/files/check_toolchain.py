@@ -79,13 +79,13 @@ def flashinfer_sampler() -> None:
 PARTS = {function.__name__: function for function in (triton, inductor, flashinfer_sampler)}
 
 
-def missing(said: str) -> str:
+def missing(output: str) -> str:
     """Return the sentence for the tools' output, or else its last line."""
     for pattern, sentence in MISSING:
-        match = re.search(pattern, said)
+        match = re.search(pattern, output)
         if match:
             return match.expand(sentence) if match.groupdict() else sentence
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     return lines[-1] if lines else "it ended without a word"
 
 

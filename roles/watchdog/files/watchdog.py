@@ -367,19 +367,19 @@ def prune(directory, limit_mib):
 
 def memory_warning(limit_mib, gpu_limit_mib):
     """Return a warning if the host or a GPU has less free memory than its limit, or None."""
-    said = []
+    parts = []
     free = available_mib()
     if free < limit_mib:
         named = ", ".join(f"{name} (pid {pid}) {mib} MiB" for mib, pid, name in largest())
-        said.append(f"{free} MiB of memory are available, less than {limit_mib}; the largest processes: {named}")
+        parts.append(f"{free} MiB of memory are available, less than {limit_mib}; the largest processes: {named}")
     if gpu_limit_mib and shutil.which("nvidia-smi"):
         for line in run("nvidia-smi", "--query-gpu=index,memory.free", "--format=csv,noheader,nounits").split("\n"):
             index, _, mib = line.partition(",")
             if mib.strip().isdigit() and int(mib) < gpu_limit_mib:
                 owners = run("nvidia-smi", "--query-compute-apps=pid,used_memory,name", "--format=csv,noheader")
                 named = "; ".join(owners.strip().split("\n"))
-                said.append(f"GPU {index} has {mib.strip()} MiB free, less than {gpu_limit_mib}; held by: {named}")
-    return "; ".join(said) or None
+                parts.append(f"GPU {index} has {mib.strip()} MiB free, less than {gpu_limit_mib}; held by: {named}")
+    return "; ".join(parts) or None
 
 
 def available_mib():
@@ -776,8 +776,8 @@ def command(argv):
         done = subprocess.run(argv, capture_output=True, timeout=ROTATION_TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
-    said = (done.stderr + done.stdout).decode("utf-8", "replace").strip().split("\n")[-1]
-    return (said or f"{argv[0]}: exit code {done.returncode}") if done.returncode else None
+    last_line = (done.stderr + done.stdout).decode("utf-8", "replace").strip().split("\n")[-1]
+    return (last_line or f"{argv[0]}: exit code {done.returncode}") if done.returncode else None
 
 
 def replace(path, text):

@@ -52,7 +52,7 @@ def test_a_machine_with_another_address_gets_its_own(cloud, options):
     assert nat_ip(cloud) == cloud.addresses[REGION, "llm-server"]["address"]
 
 
-def test_decommission_keeps_it_and_gives_it_back_when_told(cloud, options):
+def test_decommission_keeps_it_and_releases_it_on_request(cloud, options):
     made(options)
     fleet, _, _ = run(options, "absent", names=["llm-server"])
     assert any("stays reserved and costs; -e gcp_release_addresses=true" in one for one in fleet.remarks)
@@ -71,7 +71,7 @@ def test_the_next_machine_of_that_name_gets_it_again(cloud, options):
     assert nat_ip(cloud) == before
 
 
-def test_one_that_is_no_longer_declared_is_told(cloud, options, machine):
+def test_one_that_is_no_longer_declared_is_reported(cloud, options, machine):
     made(options)
     run(options, "absent", names=["llm-server"])
     machine["reserved_address"] = False
@@ -84,7 +84,7 @@ def test_one_that_is_no_longer_declared_is_told(cloud, options, machine):
     assert cloud.addresses == {}
 
 
-def test_one_of_another_region_is_told_after_a_stockout(cloud, options, machine):
+def test_one_of_another_region_is_reported_after_a_stockout(cloud, options, machine):
     machine["zones"] = [ZONE_A, ZONE_B, "us-central1-a"]
     cloud.stockout(ZONE_A)
     cloud.stockout(ZONE_B)
@@ -100,7 +100,7 @@ def test_anothers_is_refused_before_anything_is_made(cloud, options):
 
 
 @pytest.mark.parametrize("permission", ["compute.addresses.create", "compute.addresses.use"])
-def test_what_it_takes_is_asked_before(cloud, options, permission):
+def test_permissions_are_checked_first(cloud, options, permission):
     cloud.quotas["STATIC_ADDRESSES"] = 0
     cloud.denied = {permission}
     first, second = run(options, "checked")[1]

@@ -30,14 +30,14 @@ class TestUndeclared:
 
     @pytest.mark.parametrize("state", ["present", "started", "stopped"])
     @pytest.mark.parametrize("check_mode", [True, False])
-    def test_every_run_tells_what_is_no_longer_declared(self, left, state, check_mode):
+    def test_every_run_reports_what_is_no_longer_declared(self, left, state, check_mode):
         fleet, _, problems = run(left, state, check_mode=check_mode)
-        (said,) = undeclared(fleet)
+        (message,) = undeclared(fleet)
         assert problems == []
-        assert f"machine llm-2 in {ZONE_B} (RUNNING), rule allow-ai-server-ports." in said
-        assert "gcp_delete_undeclared=llm-2,allow-ai-server-ports" in said
+        assert f"machine llm-2 in {ZONE_B} (RUNNING), rule allow-ai-server-ports." in message
+        assert "gcp_delete_undeclared=llm-2,allow-ai-server-ports" in message
 
-    def test_decommission_tells_it_too(self, left):
+    def test_decommission_reports_it_too(self, left):
         assert "machine llm-2" in undeclared(run(left, "absent", names=["llm-server"])[0])[0]
 
     def test_the_switch_names_what_goes(self, cloud, left):
@@ -62,7 +62,7 @@ class TestUndeclared:
         assert cloud.writes() == []
 
     @pytest.mark.parametrize("description", ["", OTHER])
-    def test_what_another_made_is_neither_told_nor_deleted(self, cloud, left, description):
+    def test_foreign_resources_are_neither_reported_nor_deleted(self, cloud, left, description):
         cloud.instance("llm-2")["description"] = description
         cloud.disks[ZONE_B, "llm-2"]["description"] = description
         cloud.firewalls["allow-ai-server-ports"]["description"] = description
@@ -76,7 +76,7 @@ class TestUndeclared:
         assert what(fleet) == [f"delete llm-2 in {ZONE_B} and its boot disk llm-2 (200 GB)"]
         assert list(cloud.instances) == [(ZONE_A, "llm-server")]
 
-    def test_a_disk_that_was_kept_is_told_until_it_is_gone(self, cloud, options):
+    def test_a_kept_disk_is_reported_until_it_is_deleted(self, cloud, options):
         made(options)
         run(options, "absent", names=["llm-server"], keep_boot_disk=True)
         options["machines"][0]["name"] = "llm-9"
@@ -101,7 +101,7 @@ class TestStrangers:
         assert "gcp_adopt: [llm-server]" in run(options, "checked")[1][0]
         assert cloud.writes() == []
 
-    def test_anothers_machine_elsewhere_is_not_in_the_way(self, cloud, options, machine):
+    def test_a_foreign_machine_in_another_zone_does_not_matter(self, cloud, options, machine):
         made(options)
         cloud.instance("llm-server")["description"] = OTHER
         machine["zones"] = [ZONE_B]
@@ -110,11 +110,11 @@ class TestStrangers:
         assert f"llm-server in {ZONE_A} was made by another fleet ('other') and is left alone." in fleet.remarks
         assert (ZONE_B, "llm-server") in cloud.instances
 
-    def test_an_adopted_machine_is_mended_and_never_deleted(self, cloud, options):
+    def test_an_adopted_machine_is_corrected_and_never_deleted(self, cloud, options):
         made(options)
         cloud.instance("llm-server").update(description="by hand", labels={})
         options["adopt"] = ["llm-server"]
-        assert what(run(options)[0]) == ["mend labels of llm-server"]
+        assert what(run(options)[0]) == ["update labels of llm-server"]
         cloud.requests.clear()
         assert "was adopted" in run(options, "absent", names=["llm-server"])[2][0]
         assert cloud.writes() == []
@@ -157,7 +157,7 @@ class TestForeignRules:
         foretold, _, _ = run(options, check_mode=True)
         fleet, _, problems = run(options)
         assert problems == []
-        assert what(fleet) == what(foretold) == ["mend rule allow-ai-server-ports"]
+        assert what(fleet) == what(foretold) == ["update rule allow-ai-server-ports"]
         assert fleet.changes[0].only_differing()[1] == {"priority": 1000, "description": declared.mark("llm-server")}
         options["adopt"] = []
         assert what(run(options)[0]) == []
@@ -167,7 +167,7 @@ class TestForeignRules:
         fleet, _, problems = run(options)
         assert (what(fleet), problems) == ([], [])
 
-    def test_a_rule_that_cannot_be_made_again_is_told_as_deleted(self, cloud, options):
+    def test_a_rule_that_cannot_be_recreated_is_reported_as_deleted(self, cloud, options):
         made(options)
         cloud.firewalls["allow-ai-server-ports"]["direction"] = "EGRESS"
         cloud.fail("compute.firewalls.insert", status=403, reason="forbidden", message="Not for you")
@@ -248,7 +248,7 @@ class TestOnTheWayOut:
         assert what(fleet) == [f"make llm-server in {ZONE_A}"]
         assert cloud.instance("llm-server")["status"] == "RUNNING"
 
-    def test_start_and_stop_find_it_gone(self, options, leaving):
+    def test_start_and_stop_find_it_missing(self, options, leaving):
         assert run(options, "stopped")[2] == []
         assert "does not exist" in run(options, "started")[2][0]
 
@@ -274,11 +274,11 @@ class TestOnTheWayOut:
 
     def test_a_disk_that_is_still_being_deleted_is_waited_for(self, cloud, options):
         cloud.disks[ZONE_A, "llm-server"] = {"name": "llm-server", "sizeGb": "1", "status": "DELETING"}
-        original, looks = cloud.disks_get, []
+        original, rounds = cloud.disks_get, []
 
         def get(values, *rest):
-            looks.append(1)
-            if len(looks) > 2:
+            rounds.append(1)
+            if len(rounds) > 2:
                 cloud.disks.pop((ZONE_A, "llm-server"), None)
             return original(values, *rest)
 
@@ -354,7 +354,7 @@ class TestKilled:
 class TestAnswers:
     @pytest.mark.parametrize("answer", [[], None, "ok", 7, {"items": 5}, {"items": [None]}, {"items": {"z": []}}])
     @pytest.mark.parametrize("method", ["instances.aggregatedList", "firewalls.list"])
-    def test_a_list_that_is_none(self, cloud, options, method, answer):
+    def test_an_invalid_list(self, cloud, options, method, answer):
         made(options)
         cloud.requests.clear()
         if method == "firewalls.list" and answer == {"items": {"z": []}}:
@@ -368,16 +368,16 @@ class TestAnswers:
     @pytest.mark.parametrize(
         "answer", [[], None, {}, {"name": "operation-1"}, {"status": "DONE"}, {"name": 1, "status": 1}]
     )
-    def test_an_operation_that_is_none(self, cloud, options, answer):
+    def test_an_invalid_operation(self, cloud, options, answer):
         cloud.fail("compute.instances.insert", answer=answer)
         assert "is not what the Compute API says" in run(options)[2][0]
 
     @pytest.mark.parametrize("answer", [[], None, {"name": "llm-server"}])
-    def test_an_instance_that_is_none(self, cloud, options, answer):
+    def test_an_invalid_instance(self, cloud, options, answer):
         cloud.fail("compute.instances.get", answer=answer)
         assert "is not what the Compute API says" in run(options)[2][0]
 
-    def test_a_zone_that_cannot_be_asked_is_not_taken_for_empty(self, cloud, options):
+    def test_a_zone_that_cannot_be_read_does_not_count_as_empty(self, cloud, options):
         made(options)
         cloud.unreachable = {ZONE_A}
         cloud.requests.clear()
@@ -386,7 +386,7 @@ class TestAnswers:
         assert "(UNREACHABLE)" in run(options, "checked")[1][0]
         assert cloud.writes() == []
 
-    def test_rules_stay_while_a_zone_cannot_be_asked(self, cloud, options):
+    def test_rules_stay_while_a_zone_cannot_be_read(self, cloud, options):
         made(options)
         cloud.unreachable = {"us-central1-a"}
         fleet, _, problems = run(options, "absent", names=["llm-server"])
@@ -412,7 +412,7 @@ class TestAnswers:
 
 class TestBefore:
     @pytest.mark.parametrize(
-        ("metric", "limit", "said"),
+        ("metric", "limit", "message"),
         [
             ("CPUS", 3, "region asia-northeast3: quota CPUS is 3, 0 of it in use, 4 more asked for by llm-server"),
             ("IN_USE_ADDRESSES", 0, "quota IN_USE_ADDRESSES is 0, 0 of it in use, 1 more"),
@@ -420,10 +420,10 @@ class TestBefore:
             ("NVIDIA_L4_GPUS", 0, "quota NVIDIA_L4_GPUS is 0"),
         ],
     )
-    def test_every_quota_of_the_region(self, cloud, options, metric, limit, said):
+    def test_every_quota_of_the_region(self, cloud, options, metric, limit, message):
         cloud.quotas[metric] = limit
         _, (problem,), _ = run(options, "checked")
-        assert said in problem
+        assert message in problem
 
     @pytest.mark.parametrize(("metric", "limit"), [("CPUS_ALL_REGIONS", 3), ("GPUS_ALL_REGIONS", 0), ("FIREWALLS", 1)])
     def test_every_quota_of_the_project(self, cloud, options, metric, limit):
@@ -448,13 +448,13 @@ class TestBefore:
         made(options)
         assert run(options, "checked")[1] == []
 
-    def test_permissions_that_cannot_be_asked(self, cloud, options, monkeypatch):
+    def test_permissions_that_cannot_be_read(self, cloud, options, monkeypatch):
         monkeypatch.setattr(gcp_client, "PERMISSIONS", "https://elsewhere.googleapis.com/{}")
         fleet, problems, _ = run(options, "checked")
         assert problems == []
         assert "could not be asked" in fleet.remarks[0]
 
-    def test_all_machines_are_looked_at(self, cloud, options, machine):
+    def test_all_machines_are_checked(self, cloud, options, machine):
         options["machines"] = [
             {**machine, "zones": ["asia-northeast9-a"]},
             {**machine, "name": "llm-2", "accelerator": {"type": "nvidia-l4", "count": 3}},
@@ -462,8 +462,8 @@ class TestBefore:
             {**machine, "name": "llm-4", "zones": ["asia-northeast3-c"]},
         ]
         _, problems, _ = run(options, "checked")
-        for number, said in enumerate(("no zone asia-northeast9-a", "can have 1, 2, 4, 8", "e2-small cannot have")):
-            assert any(said in one for one in problems), number
+        for number, message in enumerate(("no zone asia-northeast9-a", "can have 1, 2, 4, 8", "e2-small cannot have")):
+            assert any(message in one for one in problems), number
         assert any("llm-4: zone asia-northeast3-c has no accelerator" in one for one in problems)
         assert cloud.writes() == []
 
@@ -497,7 +497,7 @@ class TestEgress:
         _, (result,), problems = run(options)
         assert (result.address, problems) == (None, [])
 
-    def test_what_cannot_be_asked_is_a_remark(self, cloud, options):
+    def test_what_cannot_be_read_is_a_remark(self, cloud, options):
         cloud.fail("compute.routers.list", status=403, reason="forbidden")
         fleet, problems, _ = run(options, "checked")
         assert problems == []

@@ -28,7 +28,7 @@ def test_a_name_leads_to_its_machine_and_follows_it(cloud, options):
     assert (what(made(options)), cloud.writes()) == ([], [])
     run(options, "stopped")
     fleet, (result,), _ = run(options, "started")
-    assert what(fleet) == ["start llm-server", f"mend record {NAME}"]
+    assert what(fleet) == ["start llm-server", f"update record {NAME}"]
     assert leads_to(cloud) == [result.address] != [before]
 
 
@@ -62,7 +62,7 @@ def test_a_run_that_was_cut_off_is_finished_by_the_next(cloud, options):
     assert leads_to(cloud) and (NAME, "TXT") in cloud.records
 
 
-def test_what_it_takes_is_asked_before(cloud, options):
+def test_permissions_are_checked_first(cloud, options):
     options["dns_zone"] = "elsewhere"
     cloud.denied = {"dns.changes.create"}
     first, second = run(options, "checked")[1]
@@ -71,7 +71,7 @@ def test_what_it_takes_is_asked_before(cloud, options):
     assert cloud.writes() == []
 
 
-def test_without_a_zone_nothing_is_asked(cloud, options):
+def test_without_a_zone_no_request_is_sent(cloud, options):
     options["dns_zone"] = ""
     made(options)
     assert not any("dns/" in one for one in cloud.requests)

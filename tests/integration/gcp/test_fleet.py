@@ -39,7 +39,7 @@ class TestPresent:
         again, _, problems = run(options)
         assert (what(again), problems, cloud.writes()) == ([], [], [])
 
-    def test_check_mode_writes_nothing_and_tells_all(self, cloud, options):
+    def test_check_mode_writes_nothing_and_reports_all(self, cloud, options):
         fleet, _, problems = run(options, check_mode=True)
         assert problems == []
         assert len(what(fleet)) == 3
@@ -63,7 +63,7 @@ class TestPresent:
             (lambda rule: rule.update(network=rule["network"].replace("default", "other")), "network"),
         ],
     )
-    def test_a_rule_that_drifted_is_mended_and_only_it(self, cloud, options, spoil, field):
+    def test_only_the_rule_that_drifted_is_corrected(self, cloud, options, spoil, field):
         made(options)
         wanted = declared.rule_view("lab-project", copy.deepcopy(cloud.firewalls["allow-ai-server-ports"]))
         spoil(cloud.firewalls["allow-ai-server-ports"])
@@ -88,13 +88,13 @@ class TestPresent:
             (lambda vm: vm["networkInterfaces"][0].pop("accessConfigs"), "external_address"),
         ],
     )
-    def test_a_machine_that_drifted_is_mended_and_only_there(self, cloud, options, spoil, field):
+    def test_only_the_field_that_drifted_is_corrected(self, cloud, options, spoil, field):
         made(options)
         spoil(cloud.instance("llm-server"))
         foretold, _, _ = run(options, check_mode=True)
         fleet, _, problems = run(options)
         assert problems == []
-        assert what(fleet) == what(foretold) == [f"mend {field} of llm-server"]
+        assert what(fleet) == what(foretold) == [f"update {field} of llm-server"]
         assert what(run(options)[0]) == []
 
     def test_metadata_of_others_stays(self, cloud, options, machine):
@@ -103,7 +103,7 @@ class TestPresent:
         items = cloud.instance("llm-server")["metadata"]["items"]
         items[0]["value"] = "changed"
         items.append({"key": "ssh-keys", "value": "somebody"})
-        assert what(run(options)[0]) == ["mend metadata of llm-server"]
+        assert what(run(options)[0]) == ["update metadata of llm-server"]
         now = {one["key"]: one["value"] for one in cloud.instance("llm-server")["metadata"]["items"]}
         assert now == {"purpose": "llm", "ssh-keys": "somebody"}
 
@@ -112,19 +112,19 @@ class TestPresent:
         labels = cloud.instance("llm-server")["labels"]
         labels["goog-ops"] = "x"
         del labels["gpu"]
-        assert what(run(options)[0]) == ["mend labels of llm-server"]
+        assert what(run(options)[0]) == ["update labels of llm-server"]
         assert cloud.instance("llm-server")["labels"]["goog-ops"] == "x"
 
     def test_a_disk_grows_and_does_not_shrink(self, cloud, options, machine):
         made(options)
         machine["disk"] = {**machine["disk"], "size_gb": 250}
-        assert what(run(options)[0]) == ["mend disk_size_gb of llm-server"]
+        assert what(run(options)[0]) == ["update disk_size_gb of llm-server"]
         assert cloud.disks[ZONE_A, "llm-server"]["sizeGb"] == "250"
         machine["disk"] = {**machine["disk"], "size_gb": 100}
         _, _, (problem,) = run(options)
         assert "cannot shrink" in problem
 
-    def test_machine_type_needs_a_stop_and_is_mended_then(self, cloud, options, machine):
+    def test_machine_type_is_corrected_after_a_stop(self, cloud, options, machine):
         made(options)
         machine["machine_type"] = "g2-standard-8"
         cloud.requests.clear()
@@ -134,7 +134,7 @@ class TestPresent:
         run(options, "stopped")
         fleet, (result,), problems = run(options)
         assert problems == []
-        assert what(fleet) == ["mend machine_type of llm-server", "start llm-server"]
+        assert what(fleet) == ["update machine_type of llm-server", "start llm-server"]
         assert result.status == "RUNNING"
         assert cloud.instance("llm-server")["machineType"].endswith("g2-standard-8")
 
@@ -143,7 +143,7 @@ class TestPresent:
         machine["spot"] = True
         assert "playbooks/gcp_stop.yml" in run(options)[2][0]
         run(options, "stopped")
-        assert what(run(options)[0]) == ["mend scheduling of llm-server", "start llm-server"]
+        assert what(run(options)[0]) == ["update scheduling of llm-server", "start llm-server"]
         assert cloud.instance("llm-server")["scheduling"]["provisioningModel"] == "SPOT"
 
     def test_accelerator_needs_a_stop(self, cloud, options):
@@ -151,7 +151,7 @@ class TestPresent:
         cloud.instance("llm-server")["guestAccelerators"] = []
         assert "accelerator is {}" in run(options)[2][0]
         run(options, "stopped")
-        assert what(run(options)[0]) == ["mend accelerator of llm-server", "start llm-server"]
+        assert what(run(options)[0]) == ["update accelerator of llm-server", "start llm-server"]
 
     def test_scheduling_that_the_api_refuses_while_running(self, cloud, options, machine):
         made(options)
@@ -165,7 +165,7 @@ class TestPresent:
         ("field", "value"),
         [("network", "other"), ("disk", {"size_gb": 200, "type": "pd-balanced", "auto_delete": True, "labels": None})],
     )
-    def test_what_needs_a_new_machine_is_refused_with_the_way(self, cloud, options, machine, field, value):
+    def test_a_change_that_needs_a_new_machine_is_refused_with_the_cure(self, cloud, options, machine, field, value):
         made(options)
         machine[field] = value
         cloud.requests.clear()
@@ -178,21 +178,21 @@ class TestPresent:
         machine["image"] = {**machine["image"], "family": "ubuntu-accelerator-2404-amd64-with-nvidia-580"}
         assert "declared is ubuntu-os-accelerator-images/ubuntu-accelerator-2404" in run(options)[2][0]
 
-    def test_an_image_that_google_deleted_is_no_drift(self, cloud, options):
+    def test_an_image_deleted_by_google_does_not_count_as_drift(self, cloud, options):
         made(options)
         cloud.disks[ZONE_A, "llm-server"]["sourceImage"] += "-old"
         fleet, _, problems = run(options)
         assert (what(fleet), problems) == ([], [])
 
-    def test_what_can_be_mended_is_mended_beside_what_is_refused(self, cloud, options, machine):
+    def test_correctable_fields_are_corrected_beside_a_refused_one(self, cloud, options, machine):
         made(options)
         machine["machine_type"] = "g2-standard-8"
         cloud.instance("llm-server")["tags"]["items"] = []
         fleet, (result,), (problem,) = run(options)
-        assert what(fleet) == ["mend tags of llm-server"]
+        assert what(fleet) == ["update tags of llm-server"]
         assert result.refused == [problem]
 
-    def test_spot_is_asked_of_the_api(self, cloud, options, machine):
+    def test_spot_is_requested_from_the_api(self, cloud, options, machine):
         machine["spot"] = True
         made(options)
         assert cloud.instance("llm-server")["scheduling"] == {
@@ -279,13 +279,13 @@ class TestSeveral:
         assert "QUOTA_EXCEEDED: Quota 'NVIDIA_L4_GPUS' exceeded" in problem
         assert f"make llm-2 in {ZONE_B}" in what(fleet)
 
-    def test_what_was_done_before_a_failure_is_told(self, cloud, options):
+    def test_what_was_done_before_a_failure_is_reported(self, cloud, options):
         made(options)
         cloud.instance("llm-server")["tags"]["items"] = []
         cloud.instance("llm-server")["labels"] = {}
         cloud.fail("compute.instances.setLabels", operation={"code": "INTERNAL_ERROR", "message": "Try again."})
         fleet, results, (problem,) = run(options)
-        assert (what(fleet), results) == (["mend tags of llm-server"], [])
+        assert (what(fleet), results) == (["update tags of llm-server"], [])
         assert "INTERNAL_ERROR" in problem
 
     def test_only_the_named_machine_is_stopped(self, cloud, options, machine):
@@ -298,7 +298,7 @@ class TestSeveral:
 
 @pytest.mark.usefixtures("server")
 class TestStockout:
-    def test_the_next_zone_is_tried_and_said(self, cloud, options, machine):
+    def test_the_next_zone_is_tried_and_reported(self, cloud, options, machine):
         machine["zones"] = [ZONE_A, ZONE_B]
         cloud.stockout(ZONE_A)
         fleet, (result,), problems = run(options)
@@ -316,7 +316,7 @@ class TestStockout:
         assert f"no capacity in {ZONE_A}, {ZONE_B}" in problem
         assert "The API names us-central1-a" in problem
 
-    def test_a_stockout_told_at_once_by_status(self, cloud, options, machine):
+    def test_a_stockout_reported_at_once_by_status(self, cloud, options, machine):
         machine["zones"] = [ZONE_A, ZONE_B]
         cloud.fail("compute.instances.insert", where=ZONE_A, status=503, reason="ZONE_RESOURCE_POOL_EXHAUSTED", times=9)
         assert run(options)[1][0].zone == ZONE_B
@@ -333,7 +333,7 @@ class TestStockout:
 
 @pytest.mark.usefixtures("server")
 class TestPower:
-    def test_stop_and_start_keep_everything_and_tell_the_new_address(self, cloud, options):
+    def test_stop_and_start_keep_everything_and_report_the_new_address(self, cloud, options):
         made(options)
         before = copy.deepcopy(cloud.instance("llm-server"))
         fleet, (result,), _ = run(options, "stopped")
@@ -390,7 +390,7 @@ class TestAbsent:
         assert (problems, cloud.instances) == ([], {})
 
     @pytest.mark.parametrize("names", [[], [""], [" "], ["other"], ["llm-server", "other"]])
-    def test_the_name_must_be_said_and_known(self, cloud, options, names):
+    def test_the_name_is_required_and_must_be_known(self, cloud, options, names):
         made(options)
         cloud.requests.clear()
         assert run(options, "absent", names=names)[2]
@@ -404,7 +404,7 @@ class TestChecked:
         assert (problems, fleet.changes, cloud.writes()) == ([], [], [])
         assert cost["running"] == pytest.approx(0.9073 + 0.005 + 200 * 0.221 / 730, abs=0.001)
 
-    def test_everything_wrong_is_said_at_once(self, cloud, options, machine):
+    def test_everything_wrong_is_reported_at_once(self, cloud, options, machine):
         cloud.quotas = {"SSD_TOTAL_GB": 100, "NVIDIA_L4_GPUS": 0}
         cloud.project_quotas = {"GPUS_ALL_REGIONS": 0}
         machine["zones"] = ["asia-northeast3-c"]
@@ -433,14 +433,14 @@ class TestChecked:
         machine["disk"] = {**machine["disk"], "type": "pd-sd"}
         machine["subnetwork"] = "inner"
         options["rules"][0]["network"] = "prod"
-        said = [
+        messages = [
             "rule allow-ai-server-ports: there is no 'prod' in global/networks: set network, such as default",
             "llm-server: there is no 'defualt' in global/networks: set network, such as default",
             "llm-server: there is no 'inner' in regions/asia-northeast3/subnetworks: set subnetwork, such as default",
             f"llm-server: there is no 'pd-sd' in zones/{ZONE_A}/diskTypes: set disk.type, such as pd-ssd",
             f"llm-server: there is no 'g2-standard-5' in zones/{ZONE_A}/machineTypes: set machine_type, such as g2-",
         ]
-        for problem, beginning in zip(run(options, "checked")[1], said, strict=True):
+        for problem, beginning in zip(run(options, "checked")[1], messages, strict=True):
             assert problem.startswith(beginning)
 
     def test_a_machine_type_brings_its_accelerators(self, options, machine):
@@ -454,12 +454,12 @@ class TestChecked:
         assert problems == []
         assert "Not for you" in fleet.remarks[0]
 
-    def test_a_collection_that_tells_nothing_is_no_reason(self, cloud, options):
+    def test_an_empty_collection_is_ignored(self, cloud, options):
         for method in ("machineTypes.get", "machineTypes.list"):
             cloud.fail(f"compute.{method}", status=404, reason="notFound", message="No such page")
         assert run(options, "checked")[1] == []
 
-    def test_a_zone_that_does_not_exist_is_told_with_those_that_do(self, cloud, options, machine):
+    def test_an_unknown_zone_is_reported_with_the_known_ones(self, cloud, options, machine):
         machine["zones"] = ["asia-northeast3-d"]
         other = {**machine, "name": "llm-2", "zones": ["asia-northeast3-c"]}
         options["machines"] = [machine, other]
@@ -533,7 +533,7 @@ class TestCredentials:
         monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", key_file)
         assert run(options, "checked")[1] == []
 
-    def test_the_token_goes_before_the_file(self, server, options, key_file, monkeypatch):
+    def test_the_token_takes_precedence_over_the_file(self, server, options, key_file, monkeypatch):
         monkeypatch.setenv("GCP_ACCESS_TOKEN", "old")
         assert "renew GCP_ACCESS_TOKEN" in run(options, "checked", service_account_file=key_file)[1][0]
 
@@ -570,7 +570,7 @@ class TestCredentials:
             ("REQUESTS_CA_BUNDLE", "/no/such.pem"),
         ],
     )
-    def test_a_way_that_leads_nowhere_is_told_at_once(self, server, options, monkeypatch, name, value):
+    def test_an_unreachable_address_is_reported_at_once(self, server, options, monkeypatch, name, value):
         monkeypatch.setenv(name, value)
         _, (problem,), _ = run(options, "checked", tries=99, retry_pause=60)
         assert name in problem
@@ -579,20 +579,20 @@ class TestCredentials:
 @pytest.mark.usefixtures("server")
 class TestFaults:
     @pytest.mark.parametrize("status", [409, 429, 500, 502, 503, 504])
-    def test_a_transient_answer_is_asked_again(self, cloud, options, status):
+    def test_a_transient_error_is_retried(self, cloud, options, status):
         cloud.fail("compute.firewalls.insert", status=status, reason="backendError", times=3)
         cloud.fail("compute.instances.aggregatedList", status=status, reason="backendError", times=2)
         made(options)
         assert len(cloud.firewalls) == 2
 
     @pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 503])
-    def test_an_answer_that_stays_is_told_with_the_reason(self, cloud, options, status):
+    def test_a_lasting_error_is_reported_with_the_reason(self, cloud, options, status):
         cloud.fail("compute.firewalls.insert", status=status, reason="someReason", message="Some message.", times=99)
         with pytest.raises(GcpError, match="Some message") as caught:
             run(options)
         assert caught.value.status == status
 
-    def test_a_rate_limit_told_as_403(self, cloud, options):
+    def test_a_rate_limit_sent_as_403(self, cloud, options):
         cloud.fail("compute.projects.get", status=403, reason="rateLimitExceeded", times=2)
         assert run(options, "checked")[1] == []
 
@@ -630,7 +630,7 @@ class TestFaults:
         assert f"gcloud compute disks delete llm-server --zone={ZONE_A}" in problem
         assert f"make llm-server in {ZONE_A}" not in what(fleet)
 
-    def test_an_operation_that_fails_says_why(self, cloud, options):
+    def test_a_failed_operation_gives_its_reason(self, cloud, options):
         made(options)
         cloud.fail("compute.instances.stop", operation={"code": "RESOURCE_IN_USE", "message": "Held by a snapshot."})
         _, _, (problem,) = run(options, "stopped")
@@ -657,7 +657,7 @@ class TestFaults:
         made(options)
         cloud.instance("llm-server")["tags"]["items"] = []
         cloud.fail("compute.instances.setTags", status=412, reason="conditionNotMet")
-        assert what(run(options)[0]) == ["mend tags of llm-server"]
+        assert what(run(options)[0]) == ["update tags of llm-server"]
 
 
 class TestTheApiItself:
@@ -684,7 +684,7 @@ class TestTheApiItself:
             method, values = schema().match(verb, path)
             schema().check(method, values, query, body)
 
-    def test_without_a_token_nothing_is_told(self, server):
+    def test_without_a_token_nothing_is_reported(self, server):
         client = Client("lab-project", credentials_for(environ={"GCP_ACCESS_TOKEN": "wrong"}), tries=1)
         with pytest.raises(GcpError) as caught:
             client.get("")

@@ -59,7 +59,7 @@ def inventory(*words, **more):
     return json.loads(done.stdout, object_hook=lambda one: one.get("__ansible_unsafe", one))
 
 
-def test_the_whole_life_of_a_machine(cloud, playbook, ssh_port):
+def test_the_life_cycle_of_a_machine(cloud, playbook, ssh_port):
     shown = playbook("gcp_provision", check=True)
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert "+zone: asia-northeast3-a" in shown.stdout
@@ -95,22 +95,22 @@ def test_the_whole_life_of_a_machine(cloud, playbook, ssh_port):
     assert kept.returncode != 0
     assert "gcp_decommission is empty" in kept.said
     assert cloud.instances
-    gone = playbook("gcp_decommission", gcp_decommission="llm-server")
-    assert gone.returncode == 0, gone.stdout
+    removed = playbook("gcp_decommission", gcp_decommission="llm-server")
+    assert removed.returncode == 0, removed.stdout
     assert (cloud.instances, cloud.firewalls, cloud.disks) == ({}, {}, {})
     assert recap(playbook("gcp_decommission", gcp_decommission="llm-server")) == {"changed": 0, "failed": 0}
 
 
 def test_decommission_names_every_disk_before_it_deletes(cloud, playbook, ssh_port):
     playbook("gcp_provision", gcp_ssh_port=ssh_port)
-    gone = playbook("gcp_decommission", gcp_decommission="llm-server", gcp_keep_boot_disk=True)
-    before, after = gone.said.split("TASK [Delete the machines")
+    removed = playbook("gcp_decommission", gcp_decommission="llm-server", gcp_keep_boot_disk=True)
+    before, after = removed.said.split("TASK [Delete the machines")
     assert "llm-server: boot disk llm-server (200 GB) in asia-northeast3-a would stay and costs." in before
     assert "stays and costs" in after
     assert (cloud.instances, list(cloud.disks)) == ({}, [("asia-northeast3-a", "llm-server")])
 
 
-def test_what_is_no_longer_declared_is_told_and_deleted_by_name(cloud, playbook, ssh_port):
+def test_undeclared_resources_are_reported_and_deleted_by_name(cloud, playbook, ssh_port):
     two = [{"name": name, "zones": ["asia-northeast3-a"]} for name in ("llm-1", "llm-2")]
     assert playbook("gcp_provision", gcp_ssh_port=ssh_port, gcp_machines=two).returncode == 0
     one = {"gcp_ssh_port": ssh_port, "gcp_machines": two[:1]}
@@ -124,7 +124,7 @@ def test_what_is_no_longer_declared_is_told_and_deleted_by_name(cloud, playbook,
     assert list(cloud.instances) == list(cloud.disks) == [("asia-northeast3-a", "llm-1")]
 
 
-def test_limit_does_what_it_says(cloud, playbook, ssh_port):
+def test_limit_restricts_the_machines(cloud, playbook, ssh_port):
     two = [{"name": name, "zones": ["asia-northeast3-a"]} for name in ("llm-1", "llm-2")]
     given = {"gcp_ssh_port": ssh_port, "gcp_machines": two}
     assert playbook("gcp_provision", **given).returncode == 0
@@ -274,7 +274,7 @@ def test_nothing_is_made_when_something_is_wrong(cloud, playbook):
     assert cloud.writes() == []
 
 
-def test_ssh_that_does_not_answer_is_told_with_the_address(playbook):
+def test_ssh_without_an_answer_is_reported_with_the_address(playbook):
     done = playbook("gcp_provision", gcp_ssh_port=1, gcp_ssh_timeout=1)
     assert done.returncode != 0
     assert "llm-server does not answer SSH at 127.0.0.1:1" in done.said
@@ -288,7 +288,7 @@ def test_an_inventory_that_the_api_refuses_stops_the_run(cloud, playbook):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"gcp_project": "no-such"}, "Project 'no-such' does not exist or is not yours: set gcp_project to its ID"),
         ({"gcp_machines": None}, "gcp_machines is not set: write it into group_vars/all"),
@@ -298,7 +298,7 @@ def test_an_inventory_that_the_api_refuses_stops_the_run(cloud, playbook):
         ({"gcp_firewall_rules": [{"name": "a", "ports": ["x"], "target_tags": ["b"]}]}, "option 'ports' found in"),
     ],
 )
-def test_what_the_inventory_cannot_use_is_told_with_its_variable(playbook, given, said):
+def test_an_unusable_setting_is_reported_with_its_variable(playbook, given, message):
     done = playbook("gcp_stop", **given)
     assert done.returncode != 0
-    assert said in " ".join(done.stderr.split())
+    assert message in " ".join(done.stderr.split())

@@ -47,7 +47,7 @@ def test_what_changes_on_a_stopped_machine_only(cloud, options, machine, field, 
     assert f"{field} is" in run(options)[2][0]
     assert cloud.writes() == []
     run(options, "stopped")
-    assert what(run(options)[0]) == [f"mend {field} of llm-server", "start llm-server"]
+    assert what(run(options)[0]) == [f"update {field} of llm-server", "start llm-server"]
     assert cloud.instance("llm-server")[api] == there
     assert what(run(options)[0]) == []
     machine[field] = undeclared
@@ -70,12 +70,12 @@ def test_a_protected_machine_is_not_deleted(cloud, options, machine):
         assert "is protected from deletion" in run(options, "absent", check_mode, names=["llm-server"])[2][0]
     assert cloud.writes() == []
     machine["deletion_protection"] = False
-    assert what(run(options)[0]) == ["mend deletion_protection of llm-server"]
+    assert what(run(options)[0]) == ["update deletion_protection of llm-server"]
     assert run(options, "absent", names=["llm-server"])[2] == []
     assert cloud.instances == {}
 
 
-def test_secure_boot_with_a_gpu_tells_what_it_takes(options, machine):
+def test_secure_boot_with_a_gpu_names_its_requirements(options, machine):
     machine["shielded"] = SECURE
     fleet, problems, _ = run(options, "checked")
     assert problems == []
@@ -88,6 +88,6 @@ def test_labels_of_the_disk_are_compared_where_they_are_declared(cloud, options,
     disk["labels"] = {"by": "hand", "goog-x": "1"}
     assert what(run(options)[0]) == []
     machine["disk"] = {**machine["disk"], "labels": {"cost": "llm"}}
-    assert what(run(options)[0]) == ["mend disk_labels of llm-server"]
+    assert what(run(options)[0]) == ["update disk_labels of llm-server"]
     assert disk["labels"] == {"cost": "llm", "goog-x": "1"}
     assert what(run(options)[0]) == []

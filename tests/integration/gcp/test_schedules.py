@@ -38,12 +38,12 @@ def test_they_are_made_attached_and_left_alone_by_the_second_run(cloud, options,
     ("kind", "declared_as", "other"),
     [("hours", HOURS, {**HOURS, "stop": ""}), ("snapshots", SNAPSHOTS, {**SNAPSHOTS, "keep_days": 30})],
 )
-def test_another_schedule_replaces_it_and_none_takes_it_away(cloud, options, machine, kind, declared_as, other):
+def test_another_schedule_replaces_it_and_none_removes_it(cloud, options, machine, kind, declared_as, other):
     machine[kind] = declared_as
     made(options)
     machine[kind] = other
     for check_mode in (True, False):
-        assert what(run(options, check_mode=check_mode)[0]) == [f"mend schedule llm-server-{kind}"]
+        assert what(run(options, check_mode=check_mode)[0]) == [f"update schedule llm-server-{kind}"]
     assert held(cloud) == [one for one in POLICIES if one.endswith(kind)]
     assert what(made(options)) == []
     machine[kind] = None
@@ -85,7 +85,7 @@ def test_decommission_takes_them_along(cloud, options, machine, keep):
     assert cloud.policies == {} and bool(cloud.disks) == keep
 
 
-def test_those_of_a_machine_that_is_no_longer_declared_are_told_and_deleted(cloud, options, machine):
+def test_schedules_of_an_undeclared_machine_are_reported_and_deleted(cloud, options, machine):
     machine["hours"] = HOURS
     made(options)
     cloud.instances.clear(), cloud.disks.clear()
@@ -98,7 +98,7 @@ def test_those_of_a_machine_that_is_no_longer_declared_are_told_and_deleted(clou
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"hours": {**HOURS, "start": "", "stop": ""}}, "hours has neither start nor stop"),
         ({"hours": {**HOURS, "stop": "20:00"}}, "hours.stop '20:00' must be five fields of cron"),
@@ -110,13 +110,13 @@ def test_those_of_a_machine_that_is_no_longer_declared_are_told_and_deleted(clou
         ({"snapshot": "My_Snapshot"}, "snapshot 'My_Snapshot' must be the name alone"),
     ],
 )
-def test_what_cannot_be_meant(cloud, options, machine, changes, says):
+def test_bad_input_is_refused(cloud, options, machine, changes, message):
     machine.update(changes)
-    assert says in run(options)[2][0]
+    assert message in run(options)[2][0]
     assert cloud.requests == []
 
 
-def test_what_they_take_is_asked_before(cloud, options, machine):
+def test_permissions_are_checked_first(cloud, options, machine):
     machine["hours"] = HOURS
     cloud.denied = {"compute.resourcePolicies.create"}
     fleet, problems, _ = run(options, "checked")
@@ -133,7 +133,7 @@ def saved(cloud, options):
     return list(cloud.snapshots)[-1]
 
 
-def test_a_snapshot_is_taken_and_told(cloud, options):
+def test_a_snapshot_is_taken_and_reported(cloud, options):
     made(options)
     fleet, _, problems = run(options, "saved", check_mode=True)
     assert (what(fleet), problems, cloud.snapshots) == (["take a snapshot of llm-server"], [], {})
@@ -169,17 +169,17 @@ def test_before_a_delete_on_request_and_without_it_nothing_is_deleted(cloud, opt
 
 
 @pytest.mark.parametrize(
-    ("there", "says"),
+    ("there", "message"),
     [
         ({}, "is not in project lab-project: there is none at all"),
         ({"name": "old", "status": "CREATING"}, "is CREATING"),
         ({"name": "old", "status": "READY", "diskSizeGb": "500"}, "needs a disk of 500 GB, declared is 200"),
     ],
 )
-def test_a_snapshot_that_cannot_be_used_is_refused_before_anything_is_made(cloud, options, machine, there, says):
+def test_a_snapshot_that_cannot_be_used_is_refused_before_anything_is_made(cloud, options, machine, there, message):
     cloud.snapshots = {there["name"]: there} if there else {}
     machine["snapshot"] = "old"
-    assert says in run(options, "checked")[1][0]
+    assert message in run(options, "checked")[1][0]
     assert cloud.writes() == []
 
 
@@ -196,12 +196,12 @@ def test_the_playbook_takes_them(cloud, playbook):
 def test_how_long_a_machine_may_run(cloud, options, machine):
     made(options)
     machine["max_run_hours"] = 12
-    assert what(made(options)) == ["mend scheduling of llm-server"]
+    assert what(made(options)) == ["update scheduling of llm-server"]
     plan = cloud.instance("llm-server")["scheduling"]
     assert (plan["maxRunDuration"], plan["instanceTerminationAction"]) == ({"seconds": "43200"}, "STOP")
     assert what(made(options)) == []
     machine["max_run_hours"] = 0
-    assert what(made(options)) == ["mend scheduling of llm-server"]
+    assert what(made(options)) == ["update scheduling of llm-server"]
     assert "maxRunDuration" not in cloud.instance("llm-server")["scheduling"]
     assert what(made(options)) == []
 

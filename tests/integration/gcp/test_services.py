@@ -45,7 +45,7 @@ def test_good_values_let_the_machine_be_made(cloud, playbook):
     assert cloud.instance("llm-server")["status"] == "RUNNING"
 
 
-def test_a_machine_that_runs_is_not_asked_about(cloud, playbook):
+def test_a_running_machine_is_not_queried(cloud, playbook):
     playbook("gcp_provision", gcp_ssh_timeout=1)
     done = playbook("gcp_provision", gcp_validate_services=True, gcp_ssh_timeout=1)
     assert "llm-server does not answer SSH" in done.said

@@ -12,7 +12,7 @@ PAGE = b"""<!DOCTYPE html><html><head><title>502 Server Error</title><style>body
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         (PAGE, "GET x: 502 502 Server Error Error: Server Error Please try again in 30 seconds."),
         (b"upstream is away", "GET x: 502 upstream is away."),
@@ -20,10 +20,10 @@ PAGE = b"""<!DOCTYPE html><html><head><title>502 Server Error</title><style>body
         (b'{"error": "away"}', 'GET x: 502 {"error": "away"}.'),
     ],
 )
-def test_an_answer_that_is_not_googles_is_told_without_markup(body, said):
+def test_a_foreign_answer_is_quoted_without_markup(body, message):
     answer = requests.Response()
     answer.status_code, answer.reason, answer._content = 502, "Bad Gateway", body
-    assert str(gcp_client.answer_error(answer, "GET x")) == said
+    assert str(gcp_client.answer_error(answer, "GET x")) == message
 
 
 def test_a_request_is_sent_at_least_once():
@@ -48,13 +48,13 @@ def test_what_retry_after_asks_for(monkeypatch, text, seconds):
     assert gcp_client.seconds_asked(text) == seconds
 
 
-@pytest.mark.parametrize(("asked", "least"), [(0, 1), (7, 7), (120, 120)])
-def test_a_pause_is_never_shorter_than_what_was_asked_for(monkeypatch, asked, least):
+@pytest.mark.parametrize(("requested", "least"), [(0, 1), (7, 7), (120, 120)])
+def test_a_pause_is_at_least_as_long_as_requested(monkeypatch, requested, least):
     slept = []
     monkeypatch.setattr(gcp_client.time, "sleep", slept.append)
     client = gcp_client.Client("p", gcp_client.credentials_for(environ={"GCP_ACCESS_TOKEN": "t"}), pause=1)
     for _ in range(50):
-        client._sleep(1, asked)
+        client._sleep(1, requested)
     assert min(slept) >= least
     assert max(slept) <= least * (1 + gcp_client.JITTER)
     assert len(set(slept)) > 1

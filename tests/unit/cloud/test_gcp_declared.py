@@ -69,7 +69,7 @@ def test_ports_are_compared_by_what_they_open(allowed, view):
     "ranges",
     [["0.0.0.0/0"], ["0.0.0.0/1", "128.0.0.0/1"], [f"{number}.0.0.0/8" for number in range(16)]],
 )
-def test_the_world_in_any_wording_has_to_be_said(ranges):
+def test_open_to_the_world_must_be_explicit_in_any_notation(ranges):
     have, _, problems, _ = effective(*ranges)
     assert have == []
     assert "gcp_open_to_world: true" in problems[0]
@@ -119,18 +119,18 @@ def test_a_declared_rule_with_the_name_of_a_part():
 
 
 @pytest.mark.parametrize(
-    ("ranges", "said"),
+    ("ranges", "message"),
     [([], "set gcp_source_ranges"), (["203.0.113.7/24"], "203.0.113.7/24"), (["office"], "'office'")],
 )
-def test_ranges_that_cannot_be_used_are_named(ranges, said):
-    assert said in effective(*ranges)[2][0]
+def test_ranges_that_cannot_be_used_are_named(ranges, message):
+    assert message in effective(*ranges)[2][0]
 
 
 def test_a_rule_may_be_absent_without_ranges():
     assert effective(state="absent")[2] == []
 
 
-def test_what_is_said_twice_is_meant_once():
+def test_duplicates_count_once():
     twice = {"ports": [8000, 8000], "target_tags": ["ai-server", "ai-server"]}
     (rule,), _, problems, _ = effective("203.0.113.7", " 203.0.113.7/32", **twice)
     body = declared.rule_body("p", rule, "llm-server")
@@ -141,7 +141,7 @@ def test_what_is_said_twice_is_meant_once():
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"name": "Allow"}, "gcp_firewall_rules: Allow: the name must be"),
         ({"ports": []}, "opens no port"),
@@ -153,9 +153,9 @@ def test_what_is_said_twice_is_meant_once():
         ({"priority": 65536}, "priority 65536"),
     ],
 )
-def test_a_rule_that_cannot_be_meant(changed, said):
+def test_an_invalid_rule(changed, message):
     assert declared.rule_problems([RULE]) == []
-    assert said in declared.rule_problems([{**RULE, **changed}])[0]
+    assert message in declared.rule_problems([{**RULE, **changed}])[0]
     assert "gcp_firewall_rules names 'allow-ai-server-ports' more than once" in declared.rule_problems([RULE, RULE])[0]
 
 
@@ -217,13 +217,13 @@ def test_the_vcpus_of_a_series_count_against_its_own_quota():
 def test_quota_that_just_fits_is_enough():
     quotas = {"SSD_TOTAL_GB": {"limit": 250, "usage": 50}}
     assert declared.quota_problem("region r", quotas, "SSD_TOTAL_GB", 200, ["llm"], "") is None
-    said = declared.quota_problem("region r", quotas, "SSD_TOTAL_GB", 201, ["llm"], "take {left:g}")
-    assert "ask Google for 251" in said
-    assert "take 200" in said
+    result = declared.quota_problem("region r", quotas, "SSD_TOTAL_GB", 201, ["llm"], "take {left:g}")
+    assert "ask Google for 251" in result
+    assert "take 200" in result
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"name": "Llm"}, "gcp_machines: Llm: the name must be"),
         ({"zones": []}, "zones is empty"),
@@ -241,9 +241,9 @@ def test_quota_that_just_fits_is_enough():
         ({"subnetwork": "Default"}, "subnetwork 'Default'"),
     ],
 )
-def test_a_machine_that_cannot_be_meant(changed, said):
+def test_an_invalid_machine(changed, message):
     assert declared.machine_problems([MACHINE]) == []
-    assert said in declared.machine_problems([{**MACHINE, **changed}])[0]
+    assert message in declared.machine_problems([{**MACHINE, **changed}])[0]
     assert "more than once" in declared.machine_problems([MACHINE, MACHINE])[0]
     assert declared.machine_problems([]) == ["gcp_machines is empty: name at least one machine."]
 
@@ -252,7 +252,7 @@ ACCELERATORS = yaml.safe_load((Path(__file__).parents[3] / "data/gcp/accelerator
 
 
 @pytest.mark.parametrize(
-    ("machine_type", "kind", "count", "said"),
+    ("machine_type", "kind", "count", "message"),
     [
         ("g2-standard-4", "nvidia-l4", 1, None),
         ("n1-standard-4", "nvidia-tesla-t4", 4, None),
@@ -265,11 +265,11 @@ ACCELERATORS = yaml.safe_load((Path(__file__).parents[3] / "data/gcp/accelerator
         ("g2-standard-4", "nvidia-l4", -1, "must be 0 for none"),
     ],
 )
-def test_an_accelerator_that_the_series_cannot_have(machine_type, kind, count, said):
+def test_an_accelerator_that_the_series_cannot_have(machine_type, kind, count, message):
     machine = {**MACHINE, "machine_type": machine_type, "accelerator": {"type": kind, "count": count}}
     problems = declared.machine_problems([machine], ACCELERATORS)
-    assert len(problems) == (said is not None)
-    assert not said or said in problems[0]
+    assert len(problems) == (message is not None)
+    assert not message or message in problems[0]
 
 
 @pytest.mark.parametrize(
@@ -320,12 +320,12 @@ def test_the_cost_of_a_month_and_of_the_fleet():
     assert declared.cost_sentences([missing], 730) == ["c: no estimate: no price."]
 
 
-def test_a_disk_without_a_price_is_left_out_of_the_estimate_and_told():
+def test_a_disk_without_a_price_is_reported_and_left_out_of_the_estimate():
     prices = {"regions": {"us-east4": {"machines": {"g2-standard-4": {"on_demand": 0.7, "spot": 0.3}}}}}
     cost = {"name": "a", **declared.estimate({**MACHINE, "zones": ["us-east4-a"]}, "us-east4-a", prices)}
     assert (cost["running"], cost["stopped"]) == (0.7, None)
-    (said,) = declared.cost_sentences([cost], 730, "May 2026")
-    assert said == (
+    (message,) = declared.cost_sentences([cost], 730, "May 2026")
+    assert message == (
         "a costs about 0.70 USD an hour (511 a month) while it runs (data/gcp/prices.yml, as of May 2026), without its "
         "disk: data/gcp/prices.yml has no price of pd-ssd there."
     )

@@ -26,8 +26,8 @@ def requests(field, machine=None, body=None, **instance):
 
 
 def test_a_change_carries_the_fingerprint_that_was_read():
-    asked = {"tags": {"items": ["a"]}}
-    assert requests("tags", body=asked, tags={"fingerprint": "f"}) == [
+    request = {"tags": {"items": ["a"]}}
+    assert requests("tags", body=request, tags={"fingerprint": "f"}) == [
         ("POST", f"{PATH}/setTags", {"items": ["a"], "fingerprint": "f"}, {})
     ]
 

@@ -46,7 +46,7 @@ def looks(*seen, sessions=0, minutes=None):
     return idle
 
 
-def test_time_grows_while_nothing_is_asked():
+def test_idle_time_grows_without_requests():
     assert looks(metrics(5), metrics(5), metrics(5)) == [0, 60, 120]
 
 
@@ -54,7 +54,7 @@ def test_a_request_begins_it_anew():
     assert looks(metrics(5), metrics(5), metrics(6), metrics(6)) == [0, 60, 0, 60]
 
 
-def test_a_request_that_is_being_answered_is_no_idleness():
+def test_a_request_in_progress_is_not_idle():
     assert looks(metrics(5), metrics(5, running=1), metrics(5)) == [0, 0, 60]
 
 
@@ -67,11 +67,11 @@ def test_a_restarted_service_has_been_used():
 
 
 @pytest.mark.parametrize(("minute", "idle"), [(4, [0, 60, 240]), (6, [0, 60, 0]), (90, [0, 60, 0])])
-def test_it_begins_anew_when_nobody_looked_for_some_intervals(minute, idle):
+def test_missed_intervals_start_the_count_again(minute, idle):
     assert looks(metrics(5), metrics(5), metrics(5), minutes=[0, 1, minute]) == idle
 
 
-def test_a_state_that_does_not_say_when_it_was_written_is_old():
+def test_a_state_without_a_time_is_old():
     state = {"since": 0, "counters": [{"vllm:prompt_tokens_total": 6.0}]}
     assert idle_stop.decide(SETTINGS, state, 7200, lambda url: metrics(5), 0)[1] == 0
 
@@ -120,13 +120,13 @@ def test_people_with_any_bytes_in_their_names_are_counted(tmp_path, monkeypatch)
     assert idle_stop.logged_in() == 1
 
 
-def test_metrics_that_ask_for_a_key_get_it(tmp_path):
+def test_metrics_that_require_a_key_get_it(tmp_path):
     """Of all secrets in a file of variables, only the key is sent."""
     (tmp_path / "secrets.env").write_text("LLAMA_API_KEY=a,a\nAPI_KEY=the-key\n")
     assert idle_stop.key_in(tmp_path / "secrets.env") == "the-key"
     assert idle_stop.key_in(tmp_path / "absent") == ""
-    asked = []
+    requests = []
     source = {**SETTINGS["sources"][0], "bearer_file": "/etc/code/secrets.env"}
-    idle_stop.look(source, lambda *how: asked.append(how) or metrics(1))
-    idle_stop.look(SETTINGS["sources"][0], lambda *how: asked.append(how) or metrics(1))
-    assert asked == [("http://one/metrics", "/etc/code/secrets.env"), ("http://one/metrics",)]
+    idle_stop.look(source, lambda *how: requests.append(how) or metrics(1))
+    idle_stop.look(SETTINGS["sources"][0], lambda *how: requests.append(how) or metrics(1))
+    assert requests == [("http://one/metrics", "/etc/code/secrets.env"), ("http://one/metrics",)]

@@ -14,7 +14,7 @@ def parts(hosts, batch, at="02:00", window=7200):
     return [night.slot(hosts, host, at, window, batch) for host in hosts]
 
 
-def test_one_host_has_the_whole_time():
+def test_one_host_gets_all_of_the_window():
     assert parts(["a"], 1) == [{"number": 1, "parts": 1, "begin": "02:00:00", "patience": 6600}]
 
 
@@ -58,7 +58,7 @@ def test_parts_that_are_too_short_are_refused_with_what_would_do():
 
 
 @pytest.mark.parametrize("at", ["2:00", "24:00", "02:60", "now"])
-def test_what_is_no_time_is_none(at):
+def test_an_invalid_time_is_none(at):
     with pytest.raises(AttributeError):
         night.seconds(at)
 
@@ -67,7 +67,7 @@ WATCHED = [{"unit": "vllm.service", "metrics": "http://x/metrics"}, {"unit": "ai
 
 
 @pytest.mark.parametrize(
-    ("units", "says"),
+    ("units", "message"),
     [
         (["vllm.service"], ""),
         (["ai-server.service", "vllm.service"], ""),
@@ -76,6 +76,6 @@ WATCHED = [{"unit": "vllm.service", "metrics": "http://x/metrics"}, {"unit": "ai
         (["ai-server.service"], "none of them has metrics in watchdog_services"),
     ],
 )
-def test_units_that_restart_by_night_are_watched_and_one_tells_when_it_is_idle(units, says):
+def test_units_that_restart_by_night_are_watched_and_one_reports_when_it_is_idle(units, message):
     problem = night.units_problem(units, WATCHED)
-    assert problem.startswith(says) and bool(problem) == bool(says)
+    assert problem.startswith(message) and bool(problem) == bool(message)

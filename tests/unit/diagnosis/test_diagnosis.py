@@ -38,7 +38,7 @@ PREFIXES = {f"{role}_" for role in ROLES}
 INVENTORY = {"proxy_environment"}
 
 
-def said(text, service=None, **options):
+def cause_of(text, service=None, **options):
     """Return the id of the cause of a log, or None."""
     verdict = judge.judge(lines.read(text), TABLE, service, **options)
     return verdict.cause.cause.id if verdict.cause else None
@@ -80,7 +80,7 @@ def test_a_line_is_its_message(raw, text, level, speaker):
     assert text is None or line.text == text
 
 
-def test_a_journal_of_bytes_and_odd_records_can_be_read():
+def test_a_journal_of_bytes_and_unusual_records_can_be_read():
     text = '{"MESSAGE": [80, 111, 255]}\n{"a": 1}\n{broken\n\x1b[31mred\x1b[0m\n\n'
     assert [line.text for line in lines.read(text)] == ["Po\ufffd", '{"a": 1}', "{broken", "red", ""]
 
@@ -136,7 +136,7 @@ def test_a_case_is_right(case):
 
 @pytest.mark.parametrize(("cause", "log"), WORDS, ids=[f"{number}-{cause}" for number, (cause, _) in enumerate(WORDS)])
 def test_the_words_of_a_program_name_its_cause(cause, log):
-    assert said(log) == cause
+    assert cause_of(log) == cause
 
 
 @pytest.mark.parametrize("log", HEALTHY, ids=lambda log: log["name"])
@@ -147,11 +147,11 @@ def test_a_healthy_log_raises_no_alarm(log):
 
 
 @pytest.mark.parametrize("start", [start for start in STARTS if "phase" in start], ids=lambda start: start["name"])
-def test_a_start_is_told_by_its_last_phase(start):
+def test_a_start_is_described_by_its_last_phase(start):
     assert start["phase"] in causes.phase(start["journal"])
 
 
-def test_an_engine_that_died_before_the_stop_is_told():
+def test_an_engine_that_died_before_the_stop_is_reported():
     """The server's errors about the engine are dropped after a requested stop, never before."""
     death = [
         "(APIServer pid=3) ERROR 11-26 17:14:12 [v1/engine/async_llm.py:704] AsyncLLM output_handler failed.",
@@ -164,9 +164,9 @@ def test_an_engine_that_died_before_the_stop_is_told():
     more = [
         "(EngineCore pid=4) ERROR 11-26 17:14:12 [v1/engine/core.py:1200] torch.OutOfMemoryError: CUDA out of memory."
     ]
-    assert said(death + stop) == "engine_core_died"
-    assert said(stop + death) is None
-    assert said(stop + death + more).startswith("cuda_oom")
+    assert cause_of(death + stop) == "engine_core_died"
+    assert cause_of(stop + death) is None
+    assert cause_of(stop + death + more).startswith("cuda_oom")
 
 
 def test_the_last_start_counts():
@@ -176,10 +176,10 @@ def test_the_last_start_counts():
         "vllm.service: Scheduled restart job, restart counter is at 1.",
         "ValueError: No available memory for the cache blocks.",
     ]
-    assert said(journal) == "no_cache_blocks"
+    assert cause_of(journal) == "no_cache_blocks"
 
 
-def test_invocations_tell_starts_apart():
+def test_invocations_distinguish_starts():
     first, second = (
         {"_SYSTEMD_INVOCATION_ID": name, "MESSAGE": text}
         for name, text in (
@@ -187,20 +187,20 @@ def test_invocations_tell_starts_apart():
             ("bb", "ValueError: No available memory for the cache blocks."),
         )
     )
-    assert said([json.dumps(first), json.dumps(second)]) == "no_cache_blocks"
+    assert cause_of([json.dumps(first), json.dumps(second)]) == "no_cache_blocks"
 
 
-def test_what_a_start_got_over_is_no_cause():
+def test_what_a_start_recovered_from_is_not_the_cause():
     journal = ["ConnectionRefusedError: [Errno 111] Connection refused", "OSError: [Errno 98] Address already in use"]
-    assert said(journal) == "port_in_use"
-    assert said([journal[1], "INFO:     Application startup complete."]) is None
+    assert cause_of(journal) == "port_in_use"
+    assert cause_of([journal[1], "INFO:     Application startup complete."]) is None
 
 
-def test_what_was_put_right_later_is_no_cause():
+def test_what_was_corrected_later_is_not_the_cause():
     short = "Warning  FailedScheduling  default-scheduler  0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     placed = "Normal  Scheduled  default-scheduler  Successfully assigned default/vllm-0 to node-1"
-    assert said(f"{short}\n{placed}") is None
-    assert said(f"{placed}\n{short}") == "k8s_insufficient_gpu"
+    assert cause_of(f"{short}\n{placed}") is None
+    assert cause_of(f"{placed}\n{short}") == "k8s_insufficient_gpu"
 
 
 def test_words_that_a_terminal_broke_are_read_as_one():
@@ -209,15 +209,15 @@ def test_words_that_a_terminal_broke_are_read_as_one():
     )
     message += ", which is larger than the available KV cache memory (17.39 GiB)."
     broken = message.replace("larger", "lar\nger")
-    assert said(broken) == said(message) == "kv_cache_too_small_for_max_len"
+    assert cause_of(broken) == cause_of(message) == "kv_cache_too_small_for_max_len"
 
 
-def test_an_effect_gives_way_to_an_exception_that_nobody_knows():
+def test_an_unknown_exception_ranks_above_an_effect():
     journal = ["ValueError: the moon is full", "RuntimeError: Engine core initialization failed. See root cause above."]
     verdict = judge.judge(lines.read(journal), TABLE)
     assert (verdict.cause, verdict.failed, verdict.exception) == (None, True, "ValueError: the moon is full")
     assert [each.cause.id for each in verdict.others] == ["engine_core_died"]
-    assert said(journal[1:]) == "engine_core_died"
+    assert cause_of(journal[1:]) == "engine_core_died"
 
 
 def test_the_host_comes_before_the_engine():
@@ -240,14 +240,15 @@ def test_a_state_counts_only_where_a_line_agrees():
 
 def test_memory_runs_out_at_a_moment():
     end = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 46.00 MiB."
-    assert said(["Starting to load model", end]) == "cuda_oom"
-    assert said(["GPU KV cache size: 45,968 tokens", end]) == "cuda_oom_warmup"
+    assert cause_of(["Starting to load model", end]) == "cuda_oom"
+    assert cause_of(["GPU KV cache size: 45,968 tokens", end]) == "cuda_oom_warmup"
     assert (
-        said(["GPU KV cache size: 45,968 tokens", "INFO:     Application startup complete.", end]) == "cuda_oom_runtime"
+        cause_of(["GPU KV cache size: 45,968 tokens", "INFO:     Application startup complete.", end])
+        == "cuda_oom_runtime"
     )
 
 
-def test_statistics_tell_of_a_queue():
+def test_statistics_show_a_queue():
     line = (
         "INFO 01-01 00:00:00 [loggers.py:1] Engine 000: Running: 9 reqs, Waiting: {} reqs, GPU KV cache usage: {}%, x"
     )
@@ -260,7 +261,7 @@ def test_statistics_tell_of_a_queue():
 # -- table --
 
 
-def test_each_row_is_whole():
+def test_each_row_is_complete():
     groups = {row.id: row.kind_of for row in TABLE.causes}
     for row in TABLE.causes:
         assert row.rank in causes.RANKS and row.levels <= {"warning", "info"}, row.id
@@ -310,7 +311,7 @@ def test_a_cure_names_the_service_that_it_is_of():
     assert "journalctl -u feedback)" in judge.judge(dead, TABLE, "vllm", name="feedback").cause.cure
 
 
-def test_the_variables_of_an_engine_stand_in_its_entry():
+def test_a_cure_names_the_variables_of_the_engines_entry():
     rank = lines.read("ValueError: LoRA rank 256 is greater than max_lora_rank 16")
     assert judge.judge(rank, TABLE, "vllm", name="vllm").cause.cure == "Raise vllm_max_lora_rank."
     said_to_feedback = judge.judge(rank, TABLE, "vllm", name="feedback").cause.cure
@@ -318,12 +319,12 @@ def test_the_variables_of_an_engine_stand_in_its_entry():
         said_to_feedback == "Raise vllm_max_lora_rank. The entry feedback of engines has such variables without vllm_."
     )
     full = lines.read("srv    load_model: failed to load model, '/models/x.gguf'")
-    told = judge.judge(full, TABLE, "llama_cpp", name="code").cause
-    assert told.says == "the model cannot be loaded (/models/x.gguf)."
-    assert told.cure.endswith("The entry code of engines has such variables without llama_cpp_.")
+    result = judge.judge(full, TABLE, "llama_cpp", name="code").cause
+    assert result.says == "the model cannot be loaded (/models/x.gguf)."
+    assert result.cure.endswith("The entry code of engines has such variables without llama_cpp_.")
     # Another service's row names the engine's variables too, without the sentence about the entry.
-    asked = lines.read("python: can't open file '/usr/lib/python3.12/venv'\nNo module named ensurepip")
-    assert "entry" not in getattr(judge.judge(asked, TABLE, "ai-server", name="ai-server").cause, "cure", "")
+    parsed = lines.read("python: can't open file '/usr/lib/python3.12/venv'\nNo module named ensurepip")
+    assert "entry" not in getattr(judge.judge(parsed, TABLE, "ai-server", name="ai-server").cause, "cure", "")
 
 
 def test_an_unknown_key_of_a_row_is_refused():
@@ -361,7 +362,7 @@ def test_the_program_reads_a_file_and_standard_input(tmp_path):
     assert (done.returncode, done.stderr) == (2, "/no/such: No such file or directory\n")
 
 
-def test_the_quick_look_leaves_nothing_out():
+def test_the_quick_check_leaves_nothing_out():
     for row in TABLE.causes:
         for words, pattern in zip(row.words, row.matches, strict=True):
             assert not words or all(len(word) >= 3 for word in words), pattern
@@ -375,5 +376,5 @@ def test_the_quick_look_leaves_nothing_out():
 def test_a_long_journal_takes_seconds():
     worst = next(case["log"] for case in CASES if case["id"] == "cuda-oom-run-01")
     begun = time.process_time()
-    assert said("\n".join([worst] * 700)) == "cuda_oom"  # 5000 lines
+    assert cause_of("\n".join([worst] * 700)) == "cuda_oom"  # 5000 lines
     assert time.process_time() - begun < 10

@@ -48,30 +48,32 @@ def evidence(*lines, states=(), failing=True, running=False, host_states=(), hos
         ("loaded", "inactive", "success", 1, 0, None),
     ],
 )
-def test_how_a_unit_stands_is_said_in_words_that_the_table_knows(load, active, result, code, status, cause):
+def test_the_state_of_a_unit_is_given_in_words_of_the_table(load, active, result, code, status, cause):
     shown = {"LoadState": load, "ActiveState": active, "Result": result}
-    told = host.ending("vllm.service", {**shown, "ExecMainCode": str(code), "ExecMainStatus": str(status)})
-    found = judge.judge([judge.Line(**host._line(text, "systemd")) for text in told], TABLE).cause
+    outcome = host.ending("vllm.service", {**shown, "ExecMainCode": str(code), "ExecMainStatus": str(status)})
+    found = judge.judge([judge.Line(**host._line(text, "systemd")) for text in outcome], TABLE).cause
     assert (found and found.cause.id) == cause
 
 
 def test_a_unit_that_systemd_is_about_to_start_again_has_failed():
     shown = {"LoadState": "loaded", "ActiveState": "activating", "SubState": "auto-restart", "Result": "exit-code"}
-    told = host.ending("a.service", {**shown, "ExecMainCode": "1", "ExecMainStatus": "217"})
-    assert told == [
+    result = host.ending("a.service", {**shown, "ExecMainCode": "1", "ExecMainStatus": "217"})
+    assert result == [
         "a.service: Main process exited, code=exited, status=217/USER",
         "a.service: Failed with result 'exit-code'.",
     ]
 
 
 def test_files_and_directories_of_a_unit_that_are_not_there_are_named(tmp_path):
-    there, gone = tmp_path / "there", tmp_path / "gone file"
+    there, missing = tmp_path / "there", tmp_path / "gone file"
     there.touch()
-    files = "".join(f"EnvironmentFiles={path} (ignore_errors=no)\n" for path in (there, gone))
-    shown = host.properties(f"WorkingDirectory={gone}\n{files}EnvironmentFiles={tmp_path}/other (ignore_errors=yes)\n")
+    files = "".join(f"EnvironmentFiles={path} (ignore_errors=no)\n" for path in (there, missing))
+    shown = host.properties(
+        f"WorkingDirectory={missing}\n{files}EnvironmentFiles={tmp_path}/other (ignore_errors=yes)\n"
+    )
     assert [(each["says"], each["agrees"]) for each in host.missing_paths("vllm.service", shown)] == [
-        (f"vllm.service has EnvironmentFile={gone}, which does not exist.", ["systemd_env_file"]),
-        (f"vllm.service has WorkingDirectory={gone}, which does not exist.", ["systemd_chdir_200"]),
+        (f"vllm.service has EnvironmentFile={missing}, which does not exist.", ["systemd_env_file"]),
+        (f"vllm.service has WorkingDirectory={missing}, which does not exist.", ["systemd_chdir_200"]),
     ]
     assert (
         host.missing_paths("vllm.service", host.properties(f"WorkingDirectory=!/home\nEnvironmentFiles={there} (x)"))
@@ -115,7 +117,7 @@ def test_what_keeps_a_user_from_a_program_is_found_along_its_links(tmp_path):
     assert host.obstacle(str(tool), NOBODY, {NOBODY}) == f"{link} is a link to itself"
 
 
-def test_an_engines_model_and_adapters_are_looked_at(tmp_path, monkeypatch):
+def test_an_engines_model_and_adapters_are_checked(tmp_path, monkeypatch):
     model = tmp_path / "model"
     adapters = f"""- '{{"name": "a", "path": "{tmp_path}/a"}}'\n- b={tmp_path}/b"""
     config = f'"model": "{model}"\nmax-lora-rank: 16\nlora-modules:\n{adapters}\nport: 1\n'
@@ -126,15 +128,15 @@ def test_an_engines_model_and_adapters_are_looked_at(tmp_path, monkeypatch):
     (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert host.model_files(config)
     monkeypatch.setattr(checks, "check_model", lambda directory: [])
-    told = [each["says"] for each in host.model_files(config)]
-    assert len(told) == 2 and f"{tmp_path}/a" in told[0] and f"{tmp_path}/b" in told[1]
+    messages = [each["says"] for each in host.model_files(config)]
+    assert len(messages) == 2 and f"{tmp_path}/a" in messages[0] and f"{tmp_path}/b" in messages[1]
     assert host.model_files("model: owner/name\n") == []
 
 
 # -- looks --
 
 
-def test_a_look_that_breaks_or_hangs_ends_alone():
+def test_a_check_that_fails_or_hangs_ends_alone():
     def broken():
         raise RuntimeError("no such command")
 
@@ -143,7 +145,7 @@ def test_a_look_that_breaks_or_hangs_ends_alone():
     assert problems == ["b: no such command", "c: no end within 0.3 s"]
 
 
-def test_a_host_without_systemd_journal_and_gpu_is_looked_at(monkeypatch, tmp_path):
+def test_a_host_without_systemd_journal_and_gpu_can_be_read(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(host.store, "STORE", tmp_path)
     begun = time.monotonic()
@@ -153,7 +155,7 @@ def test_a_host_without_systemd_journal_and_gpu_is_looked_at(monkeypatch, tmp_pa
     assert "in what could be looked at" in report.of_host({**seen, "host": {"lines": [], "states": []}})["report"][0]
 
 
-def test_what_is_in_the_way_to_an_upstream():
+def test_obstacles_to_an_upstream():
     assert host.reach("http://nosuch.invalid/x").startswith("the name nosuch.invalid is not known")
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -163,7 +165,7 @@ def test_what_is_in_the_way_to_an_upstream():
         assert host.reach(f"http://127.0.0.1:{port}/") is None
 
 
-def test_an_upstream_that_refuses_the_key_is_told(server):
+def test_an_upstream_that_refuses_the_key_is_reported(server):
     server.pages["/v1"] = (401, "no")
     assert host.reach(f"{server.url}/v1", "key") == "it answers 401 to its key"
     assert host.reach(f"{server.url}/v1") is None
@@ -178,7 +180,7 @@ def test_memory_that_the_kernel_wanted_counts_for_the_service_that_it_killed():
     other, victim = (
         {"lines": [host._line(text, "x")], "failing": True, "begun": 0, "unit": unit} for unit, text in texts.items()
     )
-    host._lay_kernel({"a": other, "b": victim}, [(1000.0, killed)])
+    host._add_kernel_lines({"a": other, "b": victim}, [(1000.0, killed)])
     assert len(other["lines"]) == 1
     assert victim["lines"][0]["text"].startswith("Out of memory")
 
@@ -186,44 +188,44 @@ def test_memory_that_the_kernel_wanted_counts_for_the_service_that_it_killed():
 # -- the report --
 
 
-def test_a_healthy_host_says_only_that():
-    told = report.of_host(
+def test_a_healthy_host_has_one_line():
+    result = report.of_host(
         evidence(failing=False, running=True, states=[host.state("vllm.service is changed by x.")]), TABLE
     )
-    assert (told["healthy"], told["report"], told["causes"]) == (True, ["Nothing is wrong here (vllm)."], [])
+    assert (result["healthy"], result["report"], result["causes"]) == (True, ["Nothing is wrong here (vllm)."], [])
 
 
-def test_a_cause_stands_first_with_what_bears_it_out():
+def test_a_cause_comes_first_with_its_evidence():
     line = "OSError: [Errno 98] error while attempting to bind: address already in use"
-    told = report.of_host(
+    result = report.of_host(
         evidence(line, states=[host.state("port 8001 is held by python3 (pid 7).", "port_in_use")],
                  host_states=[host.state("/ has 0 inodes left.", "disk_full", wrong=True)]),
         TABLE,
     )  # fmt: skip
-    assert told["healthy"] is False
-    assert told["report"][:4] == [
+    assert result["healthy"] is False
+    assert result["report"][:4] == [
         "vllm: its port is taken.",
         "  cause  port_in_use (unit)",
         f"  proof  {line}",
         "         port 8001 is held by python3 (pid 7).",
     ]
-    assert told["report"][-2:] == ["host, also seen:", "    - / has 0 inodes left."]
-    assert told["causes"][0]["service"] == "vllm"
+    assert result["report"][-2:] == ["host, also seen:", "    - / has 0 inodes left."]
+    assert result["causes"][0]["service"] == "vllm"
 
 
-def test_a_fault_of_the_host_without_a_line_stands_alone():
-    told = report.of_host(
+def test_a_fault_of_the_host_without_a_log_line_is_shown_alone():
+    result = report.of_host(
         evidence(failing=False, running=True, host_states=[host.state("/ is full.", wrong=True)]), TABLE
     )
-    assert (told["healthy"], told["causes"]) == (False, [])
-    assert told["report"] == ["host, also seen:", "    - / is full."]
+    assert (result["healthy"], result["causes"]) == (False, [])
+    assert result["report"] == ["host, also seen:", "    - / is full."]
 
 
 def test_an_unknown_failure_shows_its_deepest_exception():
-    told = report.of_host(
+    result = report.of_host(
         evidence("ValueError: the moon is full", "RuntimeError: Engine core initialization failed."), TABLE
     )
-    assert told["report"][:2] == [
+    assert result["report"][:2] == [
         "vllm: it failed, and no known cause explains it.",
         "  deepest exception  ValueError: the moon is full",
     ]
@@ -237,18 +239,18 @@ def test_no_key_is_shown():
 
 
 def test_facts_of_this_machine_can_be_read():
-    for look in (host._disks, host._memory, host._changes):
-        assert isinstance(look(), list)
+    for check in (host._disks, host._memory, host._changes):
+        assert isinstance(check(), list)
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("h100.xml", []),
         ("h100_held.xml", ["GPU 0: 3599 of 81559 MiB are in use by python3 (pid 744, 3590 MiB)."]),
     ],
 )
-def test_a_held_card_is_a_fact_of_the_host(monkeypatch, tmp_path, name, says):
+def test_a_held_card_is_a_fact_of_the_host(monkeypatch, tmp_path, name, message):
     """As read from an H100, idle and with a process that holds memory."""
     text = (Path(__file__).parent.parent / "data/nvidia_smi" / name).read_text()
     read = host.nvidia_smi.read
@@ -258,4 +260,4 @@ def test_a_held_card_is_a_fact_of_the_host(monkeypatch, tmp_path, name, says):
     found = host._gpu()
     assert found["lines"] == []
     # A machine with a driver may add a finding about its own library.
-    assert [each["says"] for each in found["states"] if "MiB" in each["says"]] == says
+    assert [each["says"] for each in found["states"] if "MiB" in each["says"]] == message

@@ -20,9 +20,9 @@ def run(*argv, timeout=20):
     return engine_runs.run(list(argv), "chat", "http://127.0.0.1:8001", "lab/chat", KEY, timeout)
 
 
-def test_the_engine_is_told_by_the_environment_and_the_key_is_no_argument():
-    told = run(sys.executable, "-c", SHOW, "$HOME", "a b")
-    words, found = json.loads(told["stdout"])
+def test_the_engine_gets_its_key_by_the_environment():
+    result = run(sys.executable, "-c", SHOW, "$HOME", "a b")
+    words, found = json.loads(result["stdout"])
     assert words == ["$HOME", "a b"]
     assert found == {
         "ENGINE_NAME": "chat",
@@ -30,33 +30,36 @@ def test_the_engine_is_told_by_the_environment_and_the_key_is_no_argument():
         "ENGINE_MODEL": "lab/chat",
         "ENGINE_API_KEY": engine_runs.HIDDEN,  # as it is stored
     }
-    assert told["rc"] == 0 and KEY not in json.dumps(told)
+    assert result["rc"] == 0 and KEY not in json.dumps(result)
 
 
 def test_a_command_has_the_key_itself():
     assert run(sys.executable, "-c", f"import os; assert os.environ['ENGINE_API_KEY'] == '{KEY}'")["rc"] == 0
 
 
-def test_a_failure_is_told_with_its_last_line():
-    told = run(sys.executable, "-c", "import sys; print('out'); sys.exit('one\\ntwo')")
-    assert engine_runs.sentence(told, 20) == f"exit code 1 after {told['seconds']:.0f} s: two"
+def test_a_failure_is_reported_with_its_last_line():
+    result = run(sys.executable, "-c", "import sys; print('out'); sys.exit('one\\ntwo')")
+    assert engine_runs.sentence(result, 20) == f"exit code 1 after {result['seconds']:.0f} s: two"
 
 
-def test_what_runs_too_long_is_ended_with_its_children():
-    told = run("/bin/sh", "-c", "echo begun; sleep 60 & wait", timeout=1)
-    assert told["rc"] == engine_runs.OUT_OF_TIME and told["stdout"] == "begun\n" and told["seconds"] < 20
-    assert engine_runs.sentence(told, 1) == "ended after 1 s, which run_timeout allows"
+def test_a_command_that_exceeds_its_timeout_is_ended_with_its_children():
+    result = run("/bin/sh", "-c", "echo begun; sleep 60 & wait", timeout=1)
+    assert result["rc"] == engine_runs.OUT_OF_TIME and result["stdout"] == "begun\n" and result["seconds"] < 20
+    assert engine_runs.sentence(result, 1) == "ended after 1 s, which run_timeout allows"
 
 
-def test_what_is_not_there_is_told():
-    told = run("/nowhere/program")
-    assert (told["rc"], told["stderr"]) == (engine_runs.NOT_STARTED, "/nowhere/program: No such file or directory\n")
+def test_a_missing_program_is_reported():
+    result = run("/nowhere/program")
+    assert (result["rc"], result["stderr"]) == (
+        engine_runs.NOT_STARTED,
+        "/nowhere/program: No such file or directory\n",
+    )
 
 
 def test_the_log_has_all_of_it_and_only_its_owner_can_read_it(tmp_path):
-    told = {"rc": 3, "seconds": 1.5, "stdout": "a\n", "stderr": "b\n"}
+    values = {"rc": 3, "seconds": 1.5, "stdout": "a\n", "stderr": "b\n"}
     path = tmp_path / "runs/gpu1/chat.log"
-    engine_command.write(path, engine_runs.log_of(told, ["evaluate", "--all"], "chat", "lab/chat"))
+    engine_command.write(path, engine_runs.log_of(values, ["evaluate", "--all"], "chat", "lab/chat"))
     assert path.read_text() == (
         'engine: "chat"\nmodel: "lab/chat"\ncommand: ["evaluate", "--all"]\nrc: 3\nseconds: 1.5\n'
         "\n--- stdout\na\n\n--- stderr\nb\n"
@@ -92,7 +95,7 @@ def test_the_reason_of_a_failure(result, reason):
 
 
 @pytest.mark.parametrize(
-    ("result", "ok", "told"),
+    ("result", "ok", "message"),
     [
         ({"rc": 0, "says": "done after 1 s", "seconds": 1.0, "log": "/x"}, True, "chat: done after 1 s"),
         ({"rc": 2, "says": "exit code 2 after 1 s"}, False, "chat: exit code 2 after 1 s"),
@@ -100,9 +103,9 @@ def test_the_reason_of_a_failure(result, reason):
         ({"skipped": True}, None, "chat: nothing is run in check mode"),
     ],
 )
-def test_a_turn_is_green_only_where_its_command_was(result, ok, told):
+def test_a_turn_is_green_only_where_its_command_was(result, ok, message):
     turn = filters.turn_of(result, "chat")
-    assert (turn["ok"], turn["told"]) == (ok, told)
+    assert (turn["ok"], turn["told"]) == (ok, message)
     (row,) = filters.turn_rows([turn])
     assert row["ok"] is ok and row["what"] == "chat"
 

@@ -142,7 +142,7 @@ class TestStopped:
         assert machine.make("stopped")
         assert machine.time == 0
 
-    def test_a_stop_that_does_not_end_is_told(self, machine):
+    def test_a_stop_that_does_not_end_is_reported(self, machine):
         machine.stops = False
         with pytest.raises(SystemdError):
             machine.make("stopped")
@@ -178,7 +178,7 @@ class TestAsleep:
         assert machine.make("asleep")
         assert machine.note == STOPPED
 
-    def test_one_that_does_not_fall_asleep_is_told(self, machine):
+    def test_an_engine_that_does_not_fall_asleep_is_reported(self, machine):
         machine.falls_asleep = False
         with pytest.raises(EngineStateError, match="it does not sleep after"):
             machine.make("asleep")
@@ -190,10 +190,10 @@ class TestAsleep:
         assert machine.note == {} and machine.said == []
 
     def test_what_it_keeps_is_limited(self, machine):
-        asked = machine.ask
+        original = machine.ask
 
         def greedy(url, *more):
-            answer = asked(url, *more)
+            answer = original(url, *more)
             machine.held["chat"] = 9000
             return answer
 
@@ -241,7 +241,7 @@ class TestServing:
         assert machine.active == set() and machine.note == {}
 
 
-def test_a_damaged_note_is_told(machine):
+def test_a_damaged_note_is_reported(machine):
     machine.write(engine_states.NOTE, '{"chat": {"state": "gone"}}')
     with pytest.raises(EngineStateError, match=r"engines\.json is damaged; remove it"):
         machine.make("stopped")
@@ -291,7 +291,7 @@ class TestGroup:
         assert [each["name"] for each in found["others"]] == ["chat", "judge"]
         assert found["members"] == ["chat", "feedback", "judge"]
 
-    def test_who_makes_room_sleeps_where_the_group_says_so_and_takes_no_secret_along(self):
+    def test_who_makes_room_sleeps_if_the_group_says_so_and_keeps_no_secret(self):
         (other, _) = switched(groups={"evaluation": {"sleep": 2}})["others"]
         assert other == {"name": "chat", "url": "http://127.0.0.1/chat", "sleep": 2, "stop": 120}
 
@@ -299,7 +299,7 @@ class TestGroup:
         assert switched(to="chat")["back"] is None
         assert switched({"chat": {}, "judge": {}})["back"] is None
 
-    def test_each_that_rests_is_told_with_the_one_that_serves(self):
+    def test_each_idle_engine_is_reported_with_the_one_that_serves(self):
         found = engine_states.resting_instead(ENGINES, {"chat": {}})
         assert found == [{"name": "chat", "instead": "feedback"}, {"name": "judge", "instead": "feedback"}]
 
@@ -327,7 +327,7 @@ class TestGroup:
             ),
         ],
     )
-    def test_a_group_that_nobody_has_is_refused(self, group, expected):
+    def test_an_unknown_group_is_refused(self, group, expected):
         found = engine_states.group_refused({"gpu1": ENGINES}, group)
         assert found.startswith(expected) and bool(found) == bool(expected)
 
@@ -335,13 +335,13 @@ class TestGroup:
         assert engine_states.refused({"gpu1": [CODE]}, "code").startswith("No engine of this inventory has a group;")
         assert engine_states.group_refused({"gpu1": [CODE]}, "x").startswith("No engine of this inventory has a group;")
 
-    def test_the_table_tells_name_state_and_memory(self):
+    def test_the_table_shows_name_state_and_memory(self):
         note = {"chat": {**STOPPED["chat"], "state": "asleep", "level": 1}, "judge": STOPPED["chat"]}
         active = {"chat": True, "feedback": True, "judge": True}
         memory = {"chat": 925, "feedback": 7600, "judge": 5}
-        told = engine_states.rows(["chat", "feedback", "judge"], note, active, memory)
+        result = engine_states.rows(["chat", "feedback", "judge"], note, active, memory)
         since = "since 2026-11-27T02:00:00Z, feedback serves instead"
-        assert [(each["what"], each["measured"], each["ok"]) for each in told] == [
+        assert [(each["what"], each["measured"], each["ok"]) for each in result] == [
             ("chat", f"asleep {since}, 925 MiB on the GPU", None),
             ("feedback", "serves, 7600 MiB on the GPU", True),
             ("judge", f"stopped {since}; its unit runs, 5 MiB on the GPU", False),

@@ -69,7 +69,7 @@ def put(folder, name, script):
 
 
 @pytest.mark.parametrize(
-    ("told", "is_coming"),
+    ("output", "is_coming"),
     [
         ("ActiveState=active\nJob=0", True),
         ("ActiveState=activating\nJob=12", True),
@@ -79,8 +79,8 @@ def put(folder, name, script):
         ("ActiveState=failed\nJob=0", False),
     ],
 )
-def test_systemd_says_who_is_coming(monkeypatch, tmp_path, told, is_coming):
-    put(tmp_path, "systemctl", f"printf '{told}\\n'")
+def test_systemd_lists_who_is_to_start(monkeypatch, tmp_path, output, is_coming):
+    put(tmp_path, "systemctl", f"printf '{output}\\n'")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert engine_turn.coming("a.service") is is_coming
 
@@ -93,21 +93,21 @@ def test_the_fullest_of_the_gpus_counts(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "booting"),
+    ("output", "booting"),
     [("starting", True), ("initializing", True), ("running", False), ("degraded", False), ("", False)],
 )
-def test_systemd_says_whether_the_host_boots(monkeypatch, tmp_path, told, booting):
-    put(tmp_path, "systemctl", f"echo {told}; exit 1")
+def test_systemd_reports_whether_the_host_boots(monkeypatch, tmp_path, output, booting):
+    put(tmp_path, "systemctl", f"echo {output}; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert engine_turn.boots() is booting
 
 
 @pytest.mark.parametrize(("booting", "seconds"), [(True, [600.0, 600.0]), (False, [120.0, 0.0])])
 def test_on_a_host_that_is_up_the_wait_is_short_in_all(monkeypatch, tmp_path, clock, booting, seconds):
-    asked = []
+    waits = []
 
     def wait(unit, url, most):
-        asked.append(most)
+        waits.append(most)
         clock[0] += most
         return ""
 
@@ -116,18 +116,18 @@ def test_on_a_host_that_is_up_the_wait_is_short_in_all(monkeypatch, tmp_path, cl
     turn = {"earlier": [{"unit": f"{name}.service", "url": "http://x", "seconds": 600} for name in "ab"], "gpu": {}}
     (tmp_path / "turn.json").write_text(json.dumps(turn))
     engine_turn.main(str(tmp_path / "turn.json"))
-    assert asked == seconds
+    assert waits == seconds
 
 
-def test_what_is_waited_for_stands_in_its_file(monkeypatch, tmp_path, capsys):
-    asked = []
+def test_the_turn_is_read_from_its_file(monkeypatch, tmp_path, capsys):
+    waits = []
     monkeypatch.setattr(engine_turn, "boots", lambda: True)
-    monkeypatch.setattr(engine_turn, "await_engine", lambda *told: asked.append(told) or "")
+    monkeypatch.setattr(engine_turn, "await_engine", lambda *args: waits.append(args) or "")
     monkeypatch.setattr(engine_turn, "await_gpu", lambda mib, gpus: f"{mib} MiB on {gpus}")
     turn = {"earlier": [{"unit": "a.service", "url": "http://x", "seconds": 5}], "gpu": {"mib": 10, "gpus": 1}}
     (tmp_path / "turn.json").write_text(json.dumps(turn))
     engine_turn.main(str(tmp_path / "turn.json"))
-    assert asked == [("a.service", "http://x", 5.0)]
+    assert waits == [("a.service", "http://x", 5.0)]
     assert capsys.readouterr().out == "10 MiB on 1\n"
 
 

@@ -26,7 +26,7 @@ def test_a_list_that_is_right_has_no_problems():
 
 
 @pytest.mark.parametrize(
-    ("entry", "told"),
+    ("entry", "message"),
     [
         ({"kind": "vllm"}, "engines[0] needs a name"),
         ({"name": "Chat_1", "kind": "vllm"}, "engines: Chat_1 needs a name: a lowercase letter"),
@@ -40,18 +40,18 @@ def test_a_list_that_is_right_has_no_problems():
         ({**CHAT, "group": "A group"}, "engines: vllm has the group A group; it must be a name like an engine's."),
     ],
 )
-def test_an_entry_that_is_wrong_is_named_with_its_cure(entry, told):
+def test_an_entry_that_is_wrong_is_named_with_its_cure(entry, message):
     (found,) = problems(entry, units=["ai-server"])
-    assert found.startswith(told)
+    assert found.startswith(message)
 
 
 @pytest.mark.parametrize("listed", [{"vllm": {}}, ["vllm"], "vllm", None])
-def test_what_is_no_list_of_mappings_is_refused(listed):
+def test_only_a_list_of_mappings_is_accepted(listed):
     (found,) = engines.list_problems(listed, OPTIONS)
     assert found.startswith("engines is not a list of mappings")
 
 
-def test_names_are_unique_and_all_problems_are_told_at_once():
+def test_names_are_unique_and_all_problems_are_reported_at_once():
     found = problems(CHAT, {**CHAT, "port": 2}, {"name": "code", "kind": "x"})
     assert [text.split(";")[0] for text in found] == [
         "engines: vllm appears twice",
@@ -72,7 +72,7 @@ def test_an_entry_sets_the_variables_of_its_role():
 
 
 @pytest.mark.parametrize(
-    ("groups", "told"),
+    ("groups", "message"),
     [
         ([], "engine_groups is not a mapping"),
         ({"evaluation": 1}, "engine_groups is not a mapping"),
@@ -83,11 +83,11 @@ def test_an_entry_sets_the_variables_of_its_role():
         ({"mixed": {"sleep": 1}}, "engine_groups.mixed.sleep is 1, but only vLLM can sleep"),
     ],
 )
-def test_options_of_a_group_that_are_wrong_are_named(groups, told):
+def test_options_of_a_group_that_are_wrong_are_named(groups, message):
     entries = [FEEDBACK, JUDGE]
     entries += [{"name": "code", "kind": "llama_cpp", "group": "mixed"}] if "mixed" in groups else []
     (found,) = engines.group_problems(entries, groups)
-    assert found.startswith(told)
+    assert found.startswith(message)
 
 
 def test_a_group_that_sleeps_sets_the_mode_of_its_engines_alone():
@@ -114,13 +114,13 @@ def test_of_a_group_one_serves(noted, rests):
 
 def test_what_left_the_list_is_found_with_its_kind():
     noted = [{"name": "vllm", "kind": "vllm"}, {"name": "code", "kind": "llama_cpp"}]
-    assert engines.gone(["vllm"], noted, served_before=True) == [{"name": "code", "kind": "llama_cpp"}]
-    assert engines.gone(["vllm", "code"], noted, served_before=True) == []
+    assert engines.no_longer_listed(["vllm"], noted, served_before=True) == [{"name": "code", "kind": "llama_cpp"}]
+    assert engines.no_longer_listed(["vllm", "code"], noted, served_before=True) == []
 
 
 def test_the_only_engine_of_before_there_was_a_list_is_found_too():
-    assert engines.gone(["chat"], [], served_before=True) == [{"name": "vllm", "kind": "vllm"}]
-    assert engines.gone(["chat"], [], served_before=False) == []
+    assert engines.no_longer_listed(["chat"], [], served_before=True) == [{"name": "vllm", "kind": "vllm"}]
+    assert engines.no_longer_listed(["chat"], [], served_before=False) == []
 
 
 def test_the_list_is_recorded_once_nothing_has_to_be_removed():
@@ -128,7 +128,7 @@ def test_the_list_is_recorded_once_nothing_has_to_be_removed():
     assert engines.recorded([chat, code], [code, chat], [])
     assert not engines.recorded([chat], [chat, code], [code])
     # The engine of an earlier version is on the host, and no list.
-    assert not engines.recorded([], [], engines.gone([], [], served_before=True))
+    assert not engines.recorded([], [], engines.no_longer_listed([], [], served_before=True))
 
 
 SETTINGS = {
@@ -146,9 +146,9 @@ SETTINGS = {
 }
 
 
-def test_the_planner_is_asked_what_the_engine_is_told():
-    asked = engines.planned("feedback", "vllm", SETTINGS)
-    assert asked == {
+def test_the_planner_gets_the_engines_settings():
+    planned = engines.planned("feedback", "vllm", SETTINGS)
+    assert planned == {
         "name": "feedback",
         "unit": "feedback.service",
         "engine": "vllm",
@@ -173,7 +173,7 @@ def test_those_before_an_engine_are_waited_for_in_their_order():
     ]
 
 
-def test_the_engine_that_the_application_asks_is_found_by_its_port():
+def test_the_engine_of_the_application_is_found_by_its_port():
     resolved = [engines.resolved(one, {**SETTINGS, "vllm_port": one["port"]}) for one in (CHAT, FEEDBACK)]
     assert engines.asked(resolved, "http://localhost:8002/v1")["name"] == "feedback"
     assert engines.asked(resolved, "http://elsewhere:9000/v1")["name"] == "vllm"
@@ -227,14 +227,14 @@ def test_engines_without_a_gpu_or_a_plan_are_not_planned():
     def one(name, kind, **settings):
         return {"name": name, "kind": kind, "settings": settings, "plan": {"name": name, "model": "owner/model"}}
 
-    asked = [one("a", "vllm"), one("b", "llama_cpp", llama_cpp_gpu=False), one("c", "vllm", vllm_memory_plan="off")]
-    asked += [one("d", "llama_cpp", llama_cpp_gpu=True)]
+    requests = [one("a", "vllm"), one("b", "llama_cpp", llama_cpp_gpu=False), one("c", "vllm", vllm_memory_plan="off")]
+    requests += [one("d", "llama_cpp", llama_cpp_gpu=True)]
     prepared = {"d": {"model": "/models/d.gguf", "fetched": []}}
-    told = engines.planned_together(asked, prepared)
-    assert told == [{"name": "a", "model": "owner/model"}, {"name": "d", "model": "/models/d.gguf"}]
+    result = engines.planned_together(requests, prepared)
+    assert result == [{"name": "a", "model": "owner/model"}, {"name": "d", "model": "/models/d.gguf"}]
     # In check mode the file does not exist yet.
     prepared["d"]["fetched"] = ["d.gguf"]
-    assert engines.planned_together(asked, prepared)[1]["model"] == "owner/model"
+    assert engines.planned_together(requests, prepared)[1]["model"] == "owner/model"
 
 
 def test_the_application_gets_a_table_where_there_are_several():

@@ -113,19 +113,19 @@ def test_a_file_with_another_sum_is_not_kept(store, hub):
 
 
 @pytest.mark.parametrize(
-    ("status", "says"),
+    ("status", "message"),
     [(401, "private or gated"), (403, "is gated"), (404, "is not there"), (500, "the hub answered 500")],
 )
-def test_what_the_hub_refuses_is_told(store, hub, status, says):
+def test_what_the_hub_refuses_is_reported(store, hub, status, message):
     hub.status = status
-    with pytest.raises(UserError, match=says) as told:
+    with pytest.raises(UserError, match=message) as raised:
         store.bring(of_the_hub(hub))
-    assert "hf_canary" not in str(told.value)
+    assert "hf_canary" not in str(raised.value)
     assert len(hub.asked) == (3 if status == 500 else 1)
 
 
 @pytest.mark.parametrize(
-    ("other", "says"),
+    ("other", "message"),
     [
         ({"source": "/srv/absent.gguf"}, "there is no file /srv/absent.gguf"),
         ({"source": "tiny"}, "give the absolute path of a .gguf file, or owner/name"),
@@ -135,8 +135,8 @@ def test_what_the_hub_refuses_is_told(store, hub, status, says):
         ({"file": "big-00001-of-00003.gguf"}, "is one of several parts"),
     ],
 )
-def test_what_is_not_pinned_is_refused(store, hub, other, says):
-    with pytest.raises(UserError, match=says):
+def test_what_is_not_pinned_is_refused(store, hub, other, message):
+    with pytest.raises(UserError, match=message):
         store.place(of_the_hub(hub, **other))
 
 
@@ -159,9 +159,9 @@ def test_only_a_model_is_served(files):
     assert model_problem(read(files / "gguf/checklist.gguf")) == "is of the type adapter, not a model"
 
 
-@pytest.mark.parametrize(("name", "says"), [("cut.gguf", "is truncated"), ("page.gguf", "is not a GGUF file")])
-def test_a_file_that_is_not_whole_is_refused(files, name, says):
-    with pytest.raises(UserError, match=f"^the model: {name} of .* {says}"):
+@pytest.mark.parametrize(("name", "message"), [("cut.gguf", "is truncated"), ("page.gguf", "is not a GGUF file")])
+def test_an_incomplete_file_is_refused(files, name, message):
+    with pytest.raises(UserError, match=f"^the model: {name} of .* {message}"):
         read(files / "misfits" / name)
 
 

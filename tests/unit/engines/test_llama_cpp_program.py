@@ -44,7 +44,7 @@ def test_the_names_are_those_of_the_first_column():
     }  # fmt: skip
 
 
-def test_a_name_that_it_does_not_have_is_told_with_the_nearest():
+def test_an_unknown_name_is_reported_with_the_nearest():
     known = names(PAGE)
     assert unknown(["ctx_size", "--fit", "no-kv-offload"], known, "llama_cpp_arguments") == []
     assert unknown(["ctx-sise", "xyz"], known, "llama_cpp_arguments") == [
@@ -53,9 +53,9 @@ def test_a_name_that_it_does_not_have_is_told_with_the_nearest():
     ]
 
 
-def test_the_version_is_what_it_says_itself():
-    said = "version: 0.7.0 (build 11669, commit Debian)\nbuilt with GNU 16.2.0 for Linux x86_64\n"
-    assert version(said) == "0.7.0 (build 11669, commit Debian)"
+def test_the_version_is_read_from_the_program():
+    output = "version: 0.7.0 (build 11669, commit Debian)\nbuilt with GNU 16.2.0 for Linux x86_64\n"
+    assert version(output) == "0.7.0 (build 11669, commit Debian)"
     assert version("nothing") == ""
 
 
@@ -71,7 +71,7 @@ def test_a_program_that_does_not_run_here_names_the_cause(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can ask as another user")
-def test_it_is_asked_as_the_services_user():
+def test_it_is_called_as_the_services_user():
     with pytest.raises(UserError, match=r"Permission denied|cannot open"):
         ask("/root/llama-server", "--version", "nobody")
 
@@ -85,7 +85,7 @@ def test_arguments_become_words():
     assert FILTERS["llama_cpp_names"](given) == ["ctx-size", "metrics", "no-warmup", "override-kv"]
 
 
-def test_adapters_are_loaded_without_effect_unless_a_scale_says_so():
+def test_adapters_are_loaded_without_effect_unless_a_scale_is_set():
     paths = {"a": "/srv/a.gguf", "b": "/srv/b.gguf"}
     loras = FILTERS["llama_cpp_loras"]
     assert loras([{"name": "a"}, {"name": "b", "scale": 0.5}], paths) == "/srv/a.gguf:0,/srv/b.gguf:0.5"
@@ -111,7 +111,7 @@ def test_a_type_of_the_cache_is_for_both_or_for_each():
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("output", "expected"),
     [
         ("error: invalid argument: --x", "llama-server refuses its arguments: invalid argument: --x; correct"),
         (
@@ -122,10 +122,10 @@ def test_a_type_of_the_cache_is_for_both_or_for_each():
         ("", "it leaves without a word"),
     ],
 )
-def test_what_the_program_refuses_is_one_sentence(tmp_path, said, told):
+def test_what_the_program_refuses_is_one_sentence(tmp_path, output, expected):
     program = tmp_path / "llama-server"
-    program.write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\nexit 1\n")
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{output}\nEND\nexit 1\n")
     program.chmod(0o755)
     script = ROOT / "roles/llama_cpp/files/check_arguments.py"
     done = subprocess.run([sys.executable, script, program, "--x"], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and told in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 1 and expected in done.stderr and len(done.stderr.splitlines()) == 1

@@ -31,17 +31,17 @@ def test_files_of_another_user_are_found_before_the_engine_finds_them(tmp_path, 
         path.chmod(0o755)
     assert other.unreadable([place]) == []
     (place / "model.safetensors").chmod(0o600)
-    (said,) = other.unreadable([place])
-    assert said.startswith(f"daemon cannot read {place}/model.safetensors: Permission denied; let it")
+    (message,) = other.unreadable([place])
+    assert message.startswith(f"daemon cannot read {place}/model.safetensors: Permission denied; let it")
     place.chmod(0o700)
-    (said,) = other.unreadable([place])
-    assert said.startswith(f"daemon cannot read {place}: Permission denied")
+    (message,) = other.unreadable([place])
+    assert message.startswith(f"daemon cannot read {place}: Permission denied")
 
 
 @pytest.mark.parametrize("path", ["/home/ubuntu/model", "/root/model", "/run/user/1000/model"])
 def test_home_directories_are_hidden_from_the_service(path):
-    (said,) = hub(None).unreadable([Path(path)])
-    assert said == f"{path} is in a home directory, which the service does not see; move it below /srv."
+    (message,) = hub(None).unreadable([Path(path)])
+    assert message == f"{path} is in a home directory, which the service does not see; move it below /srv."
 
 
 def test_other_files_at_the_same_path_are_noticed(place):
@@ -78,9 +78,9 @@ def interpreter(tmp_path):
 
 @pytest.mark.parametrize("model_type, known", [("llama", True), ("chatglm", True), ("", True), ("exaone", False)])
 def test_a_type_that_only_code_knows_which_is_not_trusted(interpreter, place, model_type, known):
-    said = Hub(Path("/nonexistent"), str(interpreter), None, {}).unknown(model_type, place)
-    told = f"config.json of {place} is of the type {model_type}, which only the code beside it knows: set "
-    assert said == ([] if known else [f"{told}vllm_trust_remote_code to true."])
+    result = Hub(Path("/nonexistent"), str(interpreter), None, {}).unknown(model_type, place)
+    message = f"config.json of {place} is of the type {model_type}, which only the code beside it knows: set "
+    assert result == ([] if known else [f"{message}vllm_trust_remote_code to true."])
 
 
 def test_an_engine_without_those_tables_is_not_judged(interpreter, place):

@@ -99,7 +99,7 @@ def test_address(url, want):
         (IncompleteRead(b"half"), "not_http"),
     ],
 )
-def test_failures_on_the_way_are_told_apart(error, kind):
+def test_failures_on_the_way_are_distinguished(error, kind):
     assert vllm_api._transport(URL, error, 3).kind == kind
 
 

@@ -23,18 +23,18 @@ def ask(monkeypatch):
     monkeypatch.setenv(guard.OPEN, "/health /metrics")
 
     def asked(path, method="GET", key=None, header="Bearer", **scope):
-        said = []
+        messages = []
 
         async def app(scope, receive, send):
             await send({"type": "http.response.start", "status": 200})
 
         async def send(message):
-            said.append(message)
+            messages.append(message)
 
         headers = [(b"authorization", f"{header} {key}".encode())] if key else []
         given = {"type": "http", "method": method, "path": path, "headers": headers, **scope}
         asyncio.run(guard.Guard(app)(given, None, send))
-        return said[0].get("status", said[0]["type"])
+        return messages[0].get("status", messages[0]["type"])
 
     return asked
 
@@ -77,7 +77,7 @@ def test_a_websocket_without_the_key_is_closed(ask):
     assert ask("/v1/realtime", type="websocket", key=KEY) == 200
 
 
-def test_the_start_of_the_application_is_no_request(ask):
+def test_the_start_of_the_application_needs_no_key(ask):
     assert ask("", type="lifespan") == 200
 
 

@@ -33,13 +33,13 @@ Build ID : 12
 """
 
 
-def test_client_and_engine_are_told_apart():
+def test_client_and_engine_are_distinguished():
     assert dcgm.parse_versions(BOTH) == {"client": "3.3.9", "engine": "3.3.8"}
     assert dcgm.parse_versions(BOTH.partition("\nHost")[0]) == {"client": "3.3.9", "engine": None}
     assert dcgm.parse_versions("Error: unable to establish a connection") == {"client": None, "engine": None}
 
 
-def test_absent_dcgm_says_nothing(tmp_path):
+def test_absent_dcgm_reports_nothing(tmp_path):
     assert dcgm.ask(str(tmp_path / "dcgmi")) == {"client": None, "engine": None}
 
 
@@ -63,13 +63,13 @@ def misses(folder, times: int) -> str:
     )
 
 
-def test_one_missed_window_is_no_silent_engine(tmp_path):
+def test_one_missed_window_does_not_count_as_silence(tmp_path):
     assert dcgm.ask(misses(tmp_path / "once", 1)) == {"client": "3.3.9", "engine": None}
     assert dcgm.ask_patiently(misses(tmp_path / "busy", 2)) == {"client": "3.3.9", "engine": "3.3.8"}
     assert dcgm.ask_patiently(misses(tmp_path / "dead", 99), patience=0.5)["engine"] is None
 
 
-def test_a_hung_dcgmi_is_no_engine_with_a_sentence_of_its_own(tmp_path):
+def test_a_hanging_dcgmi_counts_as_no_engine_with_its_own_message(tmp_path):
     told = dcgm.ask_patiently(program(tmp_path, "exec sleep 60"), patience=0.5)
     assert told == {"client": None, "engine": None, "trouble": "dcgmi -v did not end within 1 s"}
     assert dcgm.start_reason({"ActiveState": "active"}, told, "3.3.9") == told["trouble"]
@@ -162,7 +162,7 @@ def test_counters_file():
     assert filters.counters_csv(rows) == "DCGM_FI_DEV_GPU_TEMP, gauge, Temperature (in C).\n"
 
 
-def test_table_is_whole():
+def test_table_is_complete():
     assert all(len(row["commit"]) == 40 and row["tag"].startswith(f"{row['dcgm']}.") for row in TABLE)
 
 

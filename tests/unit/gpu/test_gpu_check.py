@@ -32,12 +32,12 @@ def test_a_host_is_read(gpu_check, host, reached):
 
 
 @pytest.mark.parametrize("host", ["", "a b", "u@h:port", "-oProxyCommand=x y"])
-def test_what_is_no_host_is_refused_by_name(gpu_check, host):
+def test_an_invalid_host_is_refused_by_name(gpu_check, host):
     with pytest.raises(SystemExit, match="HOST is"):
         gpu_check.reach(host)
 
 
-def test_keys_are_made_anew_and_read_by_nobody_else(gpu_check, tmp_path):
+def test_keys_are_created_again_and_only_their_owner_reads_them(gpu_check, tmp_path):
     own = tmp_path / "own.yml"
     own.write_text("vllm_max_model_len: 4096\n")
     first, second = gpu_check.variables(str(own)), gpu_check.variables(None)

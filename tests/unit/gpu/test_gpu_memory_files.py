@@ -111,7 +111,7 @@ def test_a_configuration_without_a_field_names_it(field):
         shape_from_config(config, "model")
 
 
-def test_an_architecture_never_seen_is_said():
+def test_an_unknown_architecture_is_reported():
     shape = shape_from_config({**samples.MISTRAL, "architectures": ["NovelForCausalLM"]}, "novel")
     assert not shape.known
     assert "NovelForCausalLM has not been seen" in shape.assumptions[0]
@@ -123,7 +123,7 @@ def test_an_unknown_quantization_in_the_configuration():
         shape_from_config(config, "model")
 
 
-def test_where_a_model_is_looked_for(tmp_path):
+def test_where_a_model_is_searched(tmp_path):
     snapshot = tmp_path / "hub" / "models--org--name" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (tmp_path / "hub/models--org--name/refs").mkdir()
@@ -141,7 +141,7 @@ def test_where_a_model_is_looked_for(tmp_path):
         open_model(str(tmp_path / "absent.gguf"))
 
 
-def test_a_whole_model_has_no_problems(tmp_path):
+def test_a_complete_model_has_no_problems(tmp_path):
     assert check_model(str(samples.write_model(tmp_path / "m", samples.TINY, "F32", shards=2))) == []
     samples.qwen_gguf(tmp_path / "m.gguf", "3B")
     assert check_model(str(tmp_path / "m.gguf")) == []
@@ -159,7 +159,7 @@ def test_a_whole_model_has_no_problems(tmp_path):
         (lambda d: [f.unlink() for f in d.glob("model*")], "no weight files"),
     ],
 )
-def test_an_incomplete_model_is_told_by_its_gap(tmp_path, breaking, words):
+def test_an_incomplete_model_is_reported_with_what_is_missing(tmp_path, breaking, words):
     directory = samples.write_model(tmp_path, samples.TINY, "F32", shards=2)
     breaking(directory)
     problems = check_model(str(directory))
@@ -339,7 +339,7 @@ def test_an_adapters_configuration_must_have_what_the_engine_needs(tmp_path, cha
         {"r": 4, "rank_pattern": {"q_proj": 8, "layers.*self_attn.v_proj": 8}},
     ],
 )
-def test_other_ways_to_say_the_same_are_taken(tmp_path, changes):
+def test_other_spellings_are_accepted(tmp_path, changes):
     base = samples.write_model(tmp_path / "base", samples.TINY, "F32")
     assert check_adapter(str(base), str(samples.write_adapter(tmp_path / "a", samples.TINY, **changes)), 8) == []
 
@@ -413,7 +413,7 @@ def spoil(path, change):
         (lambda h: h["b"].update(shape=[8], data_offsets=[16, 48]), "truncated: it has"),
     ],
 )
-def test_a_header_that_does_not_tell_the_truth(tmp_path, change, words):
+def test_a_wrong_header(tmp_path, change, words):
     spoil(tmp_path / "model.safetensors", change)
     if not words:
         assert len(safetensors_header(LocalSource(str(tmp_path)), "model.safetensors")) == 2
@@ -423,13 +423,13 @@ def test_a_header_that_does_not_tell_the_truth(tmp_path, change, words):
 
 
 @pytest.mark.parametrize("body", [b"[" * 200_000, b"[]", b'{"a": ', b"\xff" * 8, b"null"])
-def test_a_header_that_is_none(tmp_path, body):
+def test_an_invalid_header(tmp_path, body):
     (tmp_path / "model.safetensors").write_bytes(len(body).to_bytes(8, "little") + body)
     with pytest.raises(PlanError, match="not a safetensors file"):
         safetensors_header(LocalSource(str(tmp_path)), "model.safetensors")
 
 
-def test_an_adapter_that_is_not_whole(tmp_path):
+def test_an_incomplete_adapter(tmp_path):
     base = str(samples.write_model(tmp_path / "base", samples.TINY, "F32"))
     adapter = samples.write_adapter(tmp_path / "a", samples.TINY)
     (adapter / ADAPTER_TENSORS).rename(adapter / "adapter_model.bin")

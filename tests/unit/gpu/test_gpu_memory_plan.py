@@ -111,7 +111,7 @@ def test_the_budget_adds_up():
     assert figures["kv_tokens"] == figures["kv_cache"] // (16 * 131072) * 16
 
 
-def test_every_figure_says_where_it_comes_from(tmp_path):
+def test_every_figure_has_a_source(tmp_path):
     directory = samples.write_model(tmp_path, samples.TINY, "F32")
     one = only(plan([service(config=None, model=str(directory), dtype="float32")], L4))
     assert one["figures"]["weights"].origin == "read"
@@ -243,7 +243,7 @@ def test_lowering_the_length_is_a_cure_that_cures():
     assert only(plan([{**asked, "gpu_memory_utilization": utilization - 0.02}], L4))["verdict"] != "fits"
 
 
-def test_free_memory_under_the_share_asked_for():
+def test_free_memory_below_the_requested_share():
     one = only(plan([service(gpu_memory_utilization=0.9, max_model_len=2048)], {**L4, "free_mib": 17400}))
     assert one["verdict"] == "refused"
     assert one["message"].startswith("Free memory on device (")
@@ -253,7 +253,7 @@ def test_free_memory_under_the_share_asked_for():
     assert only(plan([asked], {**L4, "free_mib": 17400}))["verdict"] != "refused"
 
 
-def test_one_after_the_other_takes_what_is_left():
+def test_each_service_gets_what_the_previous_ones_left():
     chat = service(name="chat", gpu_memory_utilization=0.5, config=samples.EXAONE, max_model_len=4096)
     result = plan([chat, {**chat, "name": "again", "gpu_memory_utilization": 0.6}], L4)
     assert [s["verdict"] for s in result["services"]] == ["fits", "refused"]
@@ -454,7 +454,7 @@ def test_the_eyes_of_a_model_weigh_and_read_an_image_at_start():
 
 
 @pytest.mark.parametrize(("experts", "layers", "gib"), [(32, 24, 13.72), (128, 36, 65.97)])
-def test_four_bit_experts_are_kept_in_whole_tiles(experts, layers, gib):
+def test_four_bit_experts_fill_complete_tiles(experts, layers, gib):
     """gpt-oss-20b and -120b as public starts loaded them; their files have 12.8 and 60.8 GiB."""
     config = {
         "architectures": ["GptOssForCausalLM"], "num_hidden_layers": layers, "hidden_size": 2880, "head_dim": 64,
@@ -539,7 +539,7 @@ def test_a_cold_compile_cache_takes_a_second_embedding():
     assert peak(tensor_parallel_size=2).value < 0.6 * peak().value
 
 
-def test_a_gguf_file_says_in_its_name_what_it_weighs():
+def test_the_name_of_a_gguf_file_gives_its_size():
     shape = replace(shape_from_config(samples.MISTRAL, "m"), tied=True)
     weights = {
         name: plan_vllm(VllmService("v", "0.15.1", name, shape, quantization="gguf"), Gpu("L4", 40 * GIB))
@@ -577,7 +577,7 @@ def test_graphs_captured_by_default():
     assert graph_count(256) == 51 + 35
 
 
-def test_what_engine_arguments_say_counts():
+def test_engine_arguments_count():
     plain = only(plan([service(max_model_len=4096)], L4))
     told = only(plan([service(max_model_len=4096, engine_arguments={"kv-cache-dtype": "fp8", "seed": 1})], L4))
     assert told["figures"]["kv_bytes_per_token"].value * 2 == plain["figures"]["kv_bytes_per_token"].value
@@ -645,7 +645,7 @@ def test_an_architecture_never_seen_is_planned_with_a_wider_range():
     assert any("has not been seen" in text for text in one["assumptions"])
 
 
-def test_a_version_newer_than_known_is_said():
+def test_a_version_newer_than_known_is_reported():
     assert any("newer" in text for text in only(plan([service(version="0.99.0")], L4))["assumptions"])
 
 
@@ -742,7 +742,7 @@ def test_a_start_teaches_the_next_plan(tmp_path):
     assert "corrected" not in other["figures"]["kv_cache"].note
 
 
-def test_a_damaged_history_is_told(tmp_path):
+def test_a_damaged_history_is_reported(tmp_path):
     path = tmp_path / "history.json"
     path.write_text("{")
     with pytest.raises(PlanError, match="remove it"):
@@ -755,7 +755,7 @@ def test_a_journal_without_figures_teaches_nothing():
     assert journal.remember({}, one, []) is False
 
 
-def test_the_comparison_says_what_lay_outside():
+def test_the_comparison_names_what_was_outside():
     one = only(plan([service(config=samples.EXAONE, gpu_memory_utilization=0.85, enforce_eager=True)], L4))
     rows = {row["figure"]: row for row in journal.compare(one, VLLM_LOG)}
     assert rows["weights"]["within"]
@@ -845,7 +845,7 @@ NEMOTRON = {
 }  # fmt: skip
 
 
-def test_a_pattern_says_what_each_layer_is():
+def test_a_pattern_defines_each_layer():
     shape = shape_from_config(NEMOTRON, "m")
     assert {group.kind: group.count for group in shape.groups} == {"linear": 23, "full": 6}
     assert (shape.attention_layers, shape.mixer_layers, shape.expert_layers) == (6, 23, 23)
@@ -921,7 +921,7 @@ def test_what_makers_usually_leave_in_its_own_type(method, experts, name, kept):
     assert usually_kept(method, experts, name) == kept
 
 
-def test_modelopt_says_by_its_algorithm_how_many_bits():
+def test_the_bits_of_modelopt_follow_from_its_algorithm():
     def bits(**told):
         config = {**samples.MISTRAL, "quantization_config": {"quant_method": "modelopt", **told}}
         return shape_from_config(config, "m").bits

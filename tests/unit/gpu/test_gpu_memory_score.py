@@ -141,7 +141,7 @@ def test_another_folder_without_shapes_takes_them_from_the_repository(tmp_path, 
     assert f"verdict {lines['verdict']}" in out
 
 
-def test_a_folder_without_tables_is_told(tmp_path):
+def test_a_folder_without_tables_is_reported(tmp_path):
     code, _, err = score(str(tmp_path))
     assert code == 2
     assert "lacks vllm_logs.csv, llamacpp_logs.csv" in err

@@ -20,7 +20,7 @@ def cache(folder, version: str | None) -> str:
 
 
 @pytest.mark.parametrize("version", ["580.95.05", "535.104", None])
-def test_the_library_says_its_version_by_its_name(tmp_path, version):
+def test_the_version_of_the_library_is_in_its_name(tmp_path, version):
     assert nvidia_driver.library_version(cache(tmp_path, version)) == version
 
 
@@ -29,7 +29,7 @@ def test_a_library_of_another_architecture_is_not_the_drivers(tmp_path):
     assert nvidia_driver.library_version("0 libs found in cache\n") is None
 
 
-def test_no_module_is_no_version(tmp_path):
+def test_without_a_module_there_is_no_version(tmp_path):
     assert nvidia_driver.loaded_version(tmp_path / "version") is None
     (tmp_path / "version").write_text("580.95.05\n")
     assert nvidia_driver.loaded_version(tmp_path / "version") == "580.95.05"
@@ -40,7 +40,7 @@ def test_no_module_is_no_version(tmp_path):
     [("580.95.05", "580.95.05", False), ("580.95.05", "580.105.08", True), (None, "580.95.05", False),
      ("580.95.05", None, False)],
 )  # fmt: skip
-def test_an_upgrade_without_a_reboot_is_told_with_both_versions(loaded, library, told):
+def test_an_upgrade_without_a_reboot_is_reported_with_both_versions(loaded, library, told):
     sentence = nvidia_driver.mismatch(loaded, library)
     assert bool(sentence) is told
     if told:
@@ -80,7 +80,7 @@ def test_files_are_not_device_nodes(tmp_path):
     assert nvidia_driver.missing_nodes(1, tmp_path) == ["/dev/nvidiactl", "/dev/nvidia0"]
 
 
-def test_a_mismatch_is_told_before_the_driver_is_asked(monkeypatch, tmp_path):
+def test_a_mismatch_is_reported_before_the_driver_is_queried(monkeypatch, tmp_path):
     monkeypatch.setattr(nvidia_driver, "loaded_version", lambda: "580.95.05")
     monkeypatch.setattr(nvidia_driver, "linker_cache", lambda: cache(tmp_path, "580.105.08"))
     monkeypatch.setattr(nvidia_smi, "read", lambda: pytest.fail("a driver with another library is not asked"))

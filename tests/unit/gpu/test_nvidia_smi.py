@@ -45,13 +45,13 @@ def test_failures_of_different_causes_read_differently():
     assert len(texts) == len(FAILURES)
 
 
-def test_a_lost_gpu_is_told_even_when_the_program_ends_well(tmp_path):
+def test_a_lost_gpu_is_reported_even_if_the_program_succeeds(tmp_path):
     binary = program(tmp_path / "smi", f"cat {DATA / 'handle.txt'} {DATA / 'l4_two.xml'}")
     with pytest.raises(nvidia_smi.GpuError, match="fell off the bus"):
         nvidia_smi.query(binary=binary)
 
 
-def test_a_driver_that_hangs_is_told_after_the_time_limit(tmp_path):
+def test_a_hanging_driver_is_reported_after_the_timeout(tmp_path):
     binary = program(tmp_path / "smi", "exec sleep 30")
     with pytest.raises(nvidia_smi.GpuError, match=r"no answer within 0\.3 s") as caught:
         nvidia_smi.query(timeout=0.3, binary=binary)
@@ -175,7 +175,7 @@ def test_wishes_report_both_sides(wanted, problems):
     assert nvidia_smi.unmet(gpus, wanted) == problems
 
 
-def test_notes_tell_of_mig_and_absent_figures_and_a_lost_gpu_ends_it():
+def test_notes_name_mig_and_missing_values_and_a_lost_gpu_is_an_error():
     assert nvidia_smi.notes(nvidia_smi.read(run=canned("l4_two.xml"))["gpus"]) == []
     assert "split by MIG" in nvidia_smi.notes(nvidia_smi.read(run=canned("a100_mig.xml"))["gpus"])[0]
     assert "is N/A" in nvidia_smi.notes(nvidia_smi.read(run=canned("n_a.xml"))["gpus"])[0]

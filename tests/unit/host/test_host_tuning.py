@@ -78,7 +78,7 @@ class Machine(Host):
             self.clocks = "".join(words[1:])
 
     def command(self, *argv: str, check: bool = True) -> SimpleNamespace:
-        said = ""
+        output = ""
         if argv[0] == SMI:
             self.smi([word for word in argv[1:] if word not in ("-i", "GPU-1")])
         elif argv[:2] == ("systemctl", "show"):
@@ -93,7 +93,7 @@ class Machine(Host):
         elif argv[1] == "disable":
             self.active, self.enabled = "inactive", ""
         self.commands.append(" ".join(argv))
-        return SimpleNamespace(stdout=said)
+        return SimpleNamespace(stdout=output)
 
     def boot(self) -> None:
         """Reset what a boot resets, then do what a boot does."""
@@ -154,7 +154,7 @@ def test_absent_touches_nothing_where_the_role_never_ran(machine):
     assert machine.commands == []
 
 
-def test_what_is_no_longer_wanted_comes_back_alone(machine):
+def test_only_what_is_no_longer_wanted_is_restored(machine):
     converge(machine, ALL)
     assert converge(machine, PLAIN)
     assert machine.state()["gpu"] == ("Enabled", "72.00", "")
@@ -182,7 +182,7 @@ def test_what_is_no_longer_wanted_comes_back_alone(machine):
         lambda machine: setattr(machine, "enabled", "disabled"),
     ],
 )
-def test_what_was_changed_by_hand_is_mended(machine, spoil):
+def test_manual_changes_are_corrected(machine, spoil):
     converge(machine, ALL)
     during, note = machine.state(), machine.read(NOTE)
     spoil(machine)
@@ -239,7 +239,7 @@ def test_what_the_card_does_not_take_is_refused_and_nothing_is_touched(machine, 
     assert machine.state() == before and not machine.at(NOTE).exists()
 
 
-def test_a_card_that_tells_no_limits_cannot_be_set(machine):
+def test_a_card_without_limits_cannot_be_set(machine):
     machine.least = "N/A"
     with pytest.raises(UserError, match=r"GPU 0 \(NVIDIA L4\) does not let it be set; leave the variable out"):
         change(machine, ALL)
@@ -276,7 +276,7 @@ def test_what_cannot_be_written_is_a_sentence(machine, monkeypatch):
         change(machine, Wanted(open_files=65536))
 
 
-def test_a_unit_that_fails_tells_nvidia_smis_words(machine):
+def test_a_failed_unit_reports_nvidia_smis_message(machine):
     def command(*argv, check=True):
         if argv[:2] == ("systemctl", "restart"):
             raise systemd_unit.SystemdError("Job failed")
@@ -329,8 +329,8 @@ def test_a_card_that_was_read():
     assert (card["persistence"], card["power_limit"]) == ("Enabled", 700.0)
     assert (card["power_range"], card["clock_range"]) == ((200.0, 700.0), (345.0, 1980.0))
     wanted = Wanted(gpu_persistence=True, gpu_power_limit_watts=90, gpu_clocks_mhz=[5, 99999])
-    told = host_tuning._card_problems(wanted, [card])
-    assert [each.rsplit(" takes ", 1)[1] for each in told] == [
+    result = host_tuning._card_problems(wanted, [card])
+    assert [each.rsplit(" takes ", 1)[1] for each in result] == [
         "200 to 700 W; write one of these",
         "345 to 1980 MHz; write one of these",
     ]

@@ -38,7 +38,7 @@ def seen(files=(), active=(), available=1000, free=10000) -> Seen:
     return Seen(1000 * MIB, available * MIB, active, dict(files), disk, {"/": free * MIB})
 
 
-def told(steps: list[Step]) -> list[str]:
+def as_text(steps: list[Step]) -> list[str]:
     return [str(step) for step in steps]
 
 
@@ -89,7 +89,7 @@ def used(size: int) -> dict[str, File]:
     ],
 )
 def test_plan(files, earlier, expected):
-    assert told(plan("/swapfile", 100 * MIB, earlier, seen(files))) == expected
+    assert as_text(plan("/swapfile", 100 * MIB, earlier, seen(files))) == expected
 
 
 @pytest.mark.parametrize(("before", "after"), [(50, 100), (100, 50), (100, 99)])
@@ -116,7 +116,7 @@ def test_growing_is_allowed_on_a_machine_that_is_almost_out_of_memory():
     assert memory_problem(plan("/swapfile", 800 * MIB, [], state), state) is None
 
 
-def test_the_disk_must_hold_what_lies_beside_it_on_the_way():
+def test_the_disk_must_hold_old_and_new_file_at_once():
     steps = plan("/swapfile", 100 * MIB, [], seen(used(200)))
     reserve = DISK_RESERVE // MIB
     assert disk_problem(steps, seen(used(200), free=100 + reserve)) is None
@@ -167,7 +167,7 @@ def test_the_disk_must_hold_what_lies_beside_it_on_the_way():
         ("", "/swapfile", OLD_LINE),
     ],
 )
-def test_fstab_has_one_line_for_ever_and_the_others_untouched(before, path, after):
+def test_fstab_keeps_one_line_and_the_others_untouched(before, path, after):
     assert fstab_with(before, {"/swapfile", "/data/swap file"}, path) == after
     assert fstab_with(after, {"/swapfile", "/data/swap file"}, path) == after
 
@@ -220,7 +220,7 @@ def tree(machine: Machine) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(machine.root.rglob("*")) if path.is_file()}
 
 
-def test_fresh_repeat_grow_shrink_move_and_away(machine):
+def test_fresh_repeat_grow_shrink_move_and_remove(machine):
     before = tree(machine)
     converge(machine)
     assert (machine.root / "swapfile").stat().st_mode & 0o777 == 0o600
@@ -297,7 +297,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_done(machine, arguments, sente
     assert tree(machine) == before and machine.commands == []
 
 
-def test_all_that_is_wrong_is_said_at_once(machine):
+def test_all_errors_are_reported_at_once(machine):
     with pytest.raises(UserError, match=r"swap_path: .*; swap_size_mib: .*; swap_swappiness: "):
         converge(machine, size=0, path="x", swappiness=-1)
 
@@ -378,7 +378,7 @@ def test_a_file_that_a_unit_switches_on_gets_no_line(machine):
     assert tree(machine) == before
 
 
-def test_swap_in_compressed_memory_is_no_further_memory():
+def test_swap_in_compressed_memory_does_not_count():
     state = seen(used(800), {"/swapfile": (800, 700), "/dev/zram0": (900, 0)}, available=100)
     assert "550 MiB less than is safe" in str(memory_problem(plan("/swapfile", 100 * MIB, [], state), state))
 

@@ -29,11 +29,11 @@ def machine(tmp_path, monkeypatch, server):
     store = tmp_path / "services"
     settings = tmp_path / "app.env"
     settings.write_text(f"VLLM_API_KEY={KEY}\nAI_SERVER_API_KEYS={CALLER}\nOCR_API=canary-plain-value\nLEVEL=INFO\n")
-    whole = tmp_path / "password"
-    whole.write_text("canary-whole\n")
+    secret_file = tmp_path / "password"
+    secret_file.write_text("canary-whole\n")
     secrets = [
         {"path": str(settings), "plain": ["LEVEL"], "lines": []},
-        {"path": str(whole), "plain": [], "whole": True, "lines": []},
+        {"path": str(secret_file), "plain": [], "whole": True, "lines": []},
     ]
     for name in ("vllm", "ai-server"):
         (store / name / "releases").mkdir(parents=True)
@@ -46,10 +46,10 @@ def machine(tmp_path, monkeypatch, server):
     log = tmp_path / "log" / "app.log"
     log.parent.mkdir()
     log.write_text(f"{PLANTED}\n")
-    asked = []
+    commands = []
 
     def run(argv, **_):
-        asked.append(argv)
+        commands.append(argv)
         return SimpleNamespace(stdout=f"{' '.join(argv)}: {PLANTED} canary-whole\n", stderr=PLANTED, returncode=0)
 
     monkeypatch.setattr(release_store, "STORE", store)
@@ -61,17 +61,17 @@ def machine(tmp_path, monkeypatch, server):
     seen = {"services": {"vllm": unit}, "host": {"lines": [], "states": []}, "problems": [PLANTED], "seconds": 1.0}
     monkeypatch.setattr(host, "look", lambda *_: seen)
     services = [{"name": "vllm", "metrics": f"{server.url}/metrics"}]
-    return SimpleNamespace(services=services, logs=[str(log)], asked=asked, secrets=(KEY, TOKEN, CALLER, HOOK))
+    return SimpleNamespace(services=services, logs=[str(log)], asked=commands, secrets=(KEY, TOKEN, CALLER, HOOK))
 
 
 def gather(machine):
     return evidence.gather(machine.services, True, [], machine.logs)
 
 
-def test_no_source_tells_a_secret(machine):
+def test_no_source_shows_a_secret(machine):
     found = gather(machine)
-    told = json.dumps(found)
-    assert "canary" not in told, told[told.index("canary") - 60 : told.index("canary") + 60]
+    result = json.dumps(found)
+    assert "canary" not in result, result[result.index("canary") - 60 : result.index("canary") + 60]
     assert found["problems"] == []
     for name in (
         *("resources.txt", "processes.txt", "sockets.txt", "gpu.txt", "kernel.txt", "watchdog.txt"),
@@ -95,18 +95,18 @@ def test_what_breaks_or_is_missing_ends_alone(machine, monkeypatch):
     monkeypatch.setattr(host, "look", broken)
     machine.services[0]["metrics"] = "http://127.0.0.1:1/metrics"
     found = gather(machine)
-    told = "; ".join(found["problems"])
-    assert "diagnosis: a table is broken" in told
-    assert "metrics/vllm.txt: connection refused" in told
-    assert "journalctl" in told
+    result = "; ".join(found["problems"])
+    assert "diagnosis: a table is broken" in result
+    assert "metrics/vllm.txt: connection refused" in result
+    assert "journalctl" in result
     assert "MemAvailable" in found["files"]["resources.txt"]
     assert found["diagnosis"] is None
 
 
 def test_only_commands_that_change_nothing_are_run(machine):
     gather(machine)
-    asked = {tuple(argv[:2]) if argv[0] in ("systemctl", "journalctl") else argv[0] for argv in machine.asked}
-    assert asked <= {
+    commands = {tuple(argv[:2]) if argv[0] in ("systemctl", "journalctl") else argv[0] for argv in machine.asked}
+    assert commands <= {
         *("uptime", "df", "ps", "ss", "nvidia-smi"),
         *(("systemctl", word) for word in ("status", "show", "list-units", "list-jobs")),
         *(("journalctl", word) for word in ("--unit", "--dmesg")),

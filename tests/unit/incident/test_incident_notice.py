@@ -25,7 +25,7 @@ def test_an_address_is_taken_from_the_vault_or_a_file(tmp_path, url):
 
 
 @pytest.mark.parametrize(
-    ("url", "file", "says"),
+    ("url", "file", "message"),
     [
         ("", None, "neither incident_webhook_url nor incident_webhook_file is given; set incident_webhook_url"),
         ("", "/nonexistent/file", "incident_webhook_file is /nonexistent/file, which cannot be read"),
@@ -34,10 +34,10 @@ def test_an_address_is_taken_from_the_vault_or_a_file(tmp_path, url):
         ("https://host/a canary", None, "incident_webhook_url has no http(s) address"),
     ],
 )
-def test_one_that_cannot_be_is_refused_by_name_and_never_shown(url, file, says):
+def test_one_that_cannot_be_is_refused_by_name_and_never_shown(url, file, message):
     with pytest.raises(UserError) as refused:
         notice.address(url, file)
-    assert says in str(refused.value) and "canary" not in str(refused.value)
+    assert message in str(refused.value) and "canary" not in str(refused.value)
 
 
 def test_the_receiver_gets_the_text_as_it_is(server):
@@ -52,7 +52,7 @@ def test_a_long_text_is_cut():
     assert len(notice.message("x" * 9000)["text"]) < notice.LIMIT + 20
 
 
-def test_what_the_receiver_refuses_is_said_without_its_address(server):
+def test_what_the_receiver_refuses_is_reported_without_its_address(server):
     url = f"{server.url}/canary-hook"
     server.pages["/canary-hook"] = (403, f"invalid_token for {url}")
     with pytest.raises(UserError) as refused:
@@ -83,7 +83,7 @@ def test_the_same_is_not_sent_twice_within_half_an_hour(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rotation", "ok", "says"),
+    ("rotation", "ok", "message"),
     [
         ({"changed": True, "rotation": "out"}, True, "taken out"),
         ({"changed": False, "rotation": "out"}, True, "it was out already"),
@@ -96,12 +96,12 @@ def test_the_same_is_not_sent_twice_within_half_an_hour(tmp_path):
         ({"failed": False, "msg": "drain_command failed: 503"}, False, "drain_command failed: 503"),
     ],
 )
-def test_what_became_of_the_rotation(rotation, ok, says):
+def test_what_became_of_the_rotation(rotation, ok, message):
     row = summary.escalated([], rotation, {"told": "sent to the receiver"})[0]
-    assert (row["what"], row["ok"]) == ("rotation", ok) and says in row["measured"]
+    assert (row["what"], row["ok"]) == ("rotation", ok) and message in row["measured"]
 
 
-def test_a_receiver_that_was_not_told_is_red():
+def test_a_failed_notification_is_red():
     row = summary.escalated([], {"changed": True}, {"failed": False, "msg": "the receiver answered 403."})[-1]
     assert (row["what"], row["ok"], row["measured"]) == ("receiver", False, "the receiver answered 403.")
 

@@ -89,33 +89,33 @@ def recover(host, check_mode=False):
 
 
 def test_one_that_serves_is_left_alone(host):
-    told = recover(host)
-    assert (told["serves"], told["found"], told["changed"], host.asked) == (True, "it serves", False, [])
+    result = recover(host)
+    assert (result["serves"], result["found"], result["changed"], host.asked) == (True, "it serves", False, [])
 
 
-def test_one_that_serves_on_files_that_were_changed_says_so(host):
+def test_a_service_with_changed_files_is_reported(host):
     host.service.changed = ["/etc/vllm/config.yaml"]
-    told = recover(host)
-    assert told["found"] == "it serves; not as its release wrote it: /etc/vllm/config.yaml"
-    assert told["next"] == "run site.yml" and not host.service.done
+    result = recover(host)
+    assert result["found"] == "it serves; not as its release wrote it: /etc/vllm/config.yaml"
+    assert result["next"] == "run site.yml" and not host.service.done
 
 
 def test_one_that_hangs_is_restarted_once_with_its_conditions(host):
     host.why, host.service.before_start = "http://x: no answer in time", [{"gpu_free": {"mib": 1}}]
-    told = recover(host)
+    result = recover(host)
     assert host.service.done == [([{"gpu_free": {"mib": 1}}], True)]
-    assert told["did"] == "restarted it, GPU memory was free (2 restarts left)"
-    assert told["await"] and told["changed"] and told["serves"] is False
+    assert result["did"] == "restarted it, GPU memory was free (2 restarts left)"
+    assert result["await"] and result["changed"] and result["serves"] is False
 
 
 def test_one_that_does_not_run_is_restarted(host):
     host.shown = {"ActiveState": "failed", "Result": "exit-code"}
-    told = recover(host)
-    assert told["found"] == "vllm.service is failed (exit-code)"
+    result = recover(host)
+    assert result["found"] == "vllm.service is failed (exit-code)"
     assert len(host.service.done) == 1
 
 
-def test_memory_that_is_not_free_is_told_with_its_holder(host):
+def test_memory_that_is_not_free_is_reported_with_its_holder(host):
     host.why, host.service.before_start = "refused", [{"gpu_free": {"mib": 1}}]
     host.service.noted["blocked"] = "GPU 0 has 1 MiB free (held by x)"
     assert "GPU memory was not free: GPU 0 has 1 MiB free (held by x)" in recover(host)["did"]
@@ -123,8 +123,8 @@ def test_memory_that_is_not_free_is_told_with_its_holder(host):
 
 def test_a_busy_engine_is_left_alone_and_a_stuck_one_is_not(host):
     host.why, host.pages = "completion: no answer in time", [10, 11]
-    told = recover(host)
-    assert told["serves"] is True and "busy" in told["found"] and not host.service.done
+    result = recover(host)
+    assert result["serves"] is True and "busy" in result["found"] and not host.service.done
     host.pages = [11, 11]
     assert recover(host)["changed"]
 
@@ -136,8 +136,8 @@ def test_tokens_do_not_excuse_a_wrong_answer(host):
 
 def test_a_start_is_waited_for_unless_this_process_has_served(host, tmp_path):
     host.why, host.age = "connection refused", 120
-    told = recover(host)
-    assert told["await"] and told["watch"] and not told["changed"] and not host.asked
+    result = recover(host)
+    assert result["await"] and result["watch"] and not result["changed"] and not host.asked
     (tmp_path / "page").write_text('llm_watchdog_ready{unit="vllm.service"} 1\n')
     assert recover(host)["changed"]
     host.age = 30  # the page may be about the earlier process
@@ -146,28 +146,28 @@ def test_a_start_is_waited_for_unless_this_process_has_served(host, tmp_path):
 
 def test_no_restart_without_a_budget(host):
     host.why, host.told = "refused", {"granted": False, "why": "3 restarts did not help"}
-    told = recover(host)
-    assert told["did"] == "no restart: 3 restarts did not help"
-    assert not told["await"] and not host.service.done
+    result = recover(host)
+    assert result["did"] == "no restart: 3 restarts did not help"
+    assert not result["await"] and not host.service.done
 
 
 @pytest.mark.parametrize("kind", ["masked", "gone"])
-def test_what_no_restart_cures_takes_none_from_the_budget(host, kind):
+def test_what_no_restart_cures_costs_no_budget(host, kind):
     host.why = "refused"
     if kind == "masked":
         host.service.faults = ["/etc/systemd/system/vllm.service masks the unit"]
     else:
         host.service.links = [{"target": "/nonexistent/venv"}]
-    told = recover(host)
-    assert ("masks the unit" if kind == "masked" else "/nonexistent/venv is gone") in told["found"]
-    assert told["next"] == "cure that, then run site.yml"
+    result = recover(host)
+    assert ("masks the unit" if kind == "masked" else "/nonexistent/venv is gone") in result["found"]
+    assert result["next"] == "cure that, then run site.yml"
     assert not host.asked and not host.service.done
 
 
 def test_check_mode_touches_nothing(host):
     host.why = "refused"
-    told = recover(host, check_mode=True)
-    assert told["did"] == "would restart it" and told["changed"] and not host.asked and not host.service.done
+    result = recover(host, check_mode=True)
+    assert result["did"] == "would restart it" and result["changed"] and not host.asked and not host.service.done
 
 
 def test_one_that_is_not_here(host):
@@ -196,10 +196,10 @@ def test_the_pause_is_waited_for_within_reason(watchdog):
     assert recovery.spend("a.service")["why"] == "it was restarted a moment ago; run again in 900 s"
 
 
-def test_a_budget_that_cannot_be_asked_allows_nothing(watchdog):
+def test_a_budget_that_cannot_be_read_allows_nothing(watchdog):
     watchdog.answers += ["no JSON"]
-    told = recovery.spend("a.service")
-    assert not told["granted"] and "run site.yml -t watchdog" in told["why"]
+    result = recovery.spend("a.service")
+    assert not result["granted"] and "run site.yml -t watchdog" in result["why"]
 
 
 def test_a_host_without_a_watchdog_has_no_budget(watchdog):
@@ -240,8 +240,8 @@ def test_the_release_to_go_back_to(host, noted, age, causes, target):
 def test_an_engine_that_another_one_serves_instead_of_is_left_alone(host, monkeypatch):
     host.why = "connection refused"
     monkeypatch.setattr(recovery, "other_serves", lambda name: "it is stopped, feedback serves instead")
-    told = recover(host)
-    assert told["serves"] is None and told["found"] == "it is stopped, feedback serves instead"
+    result = recover(host)
+    assert result["serves"] is None and result["found"] == "it is stopped, feedback serves instead"
     assert not host.service.done
 
 

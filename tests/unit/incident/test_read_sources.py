@@ -26,7 +26,7 @@ def place():
         yield Path(name)
 
 
-def told(pattern) -> str:
+def problem_of(pattern) -> str:
     """Return the program's message about a glob, for a user without rights."""
     user = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
     source = f"{ASK}; print(m.file_problem(sys.argv[2]) or '')"
@@ -40,32 +40,38 @@ def told(pattern) -> str:
 
 
 def test_what_is_open_is_fine_also_where_no_file_is_yet(place):
-    assert told(place / "*.log") == ""
+    assert problem_of(place / "*.log") == ""
     (place / "sub").mkdir()
     (place / "a.log").write_text("a\n")
-    assert told(place / "*.log") == told(place / "**/*.log") == told(place / "{a,b}.log") == told(place / "a.log") == ""
+    assert (
+        problem_of(place / "*.log")
+        == problem_of(place / "**/*.log")
+        == problem_of(place / "{a,b}.log")
+        == problem_of(place / "a.log")
+        == ""
+    )
 
 
 def test_a_closed_directory_is_named_with_its_rights(place):
     closed = place / "private/app"
     closed.mkdir(parents=True)
     (place / "private").chmod(0)
-    said = told(closed / "*.log")
-    assert said.startswith(f"promtail_file_jobs: {closed}/*.log: promtail cannot access {place}/private (d--------- ")
-    assert said.endswith("; let a group read it, and add that group to promtail_groups")
+    result = problem_of(closed / "*.log")
+    assert result.startswith(f"promtail_file_jobs: {closed}/*.log: promtail cannot access {place}/private (d--------- ")
+    assert result.endswith("; let a group read it, and add that group to promtail_groups")
     (place / "private").chmod(0o755)
     closed.chmod(0o711)
     if os.geteuid() == 0:
-        assert f"cannot access {closed} (drwx--x--x root" in told(closed / "*.log")
+        assert f"cannot access {closed} (drwx--x--x root" in problem_of(closed / "*.log")
 
 
 def test_closed_files_are_named(place):
     for number in range(5):
         (place / f"{number}.log").write_text("a\n")
         (place / f"{number}.log").chmod(0o644 if number == 0 else 0)
-    said = told(place / "*.log")
-    assert f"promtail cannot read {place}/1.log (---------- " in said
-    assert " and 1 more; " in said and "0.log" not in said and said.endswith("or narrow the path")
+    result = problem_of(place / "*.log")
+    assert f"promtail cannot read {place}/1.log (---------- " in result
+    assert " and 1 more; " in result and "0.log" not in result and result.endswith("or narrow the path")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another group")
@@ -73,15 +79,15 @@ def test_a_group_that_would_do_is_named(place):
     (place / "a.log").write_text("a\n")
     os.chown(place / "a.log", 0, 4)
     (place / "a.log").chmod(0o640)
-    assert "a.log (-rw-r----- root adm); add adm to promtail_groups" in told(place / "*.log")
+    assert "a.log (-rw-r----- root adm); add adm to promtail_groups" in problem_of(place / "*.log")
 
 
 def test_a_directory_that_is_not_there(place):
-    assert f"there is no directory {place}/nowhere; correct the path" in told(place / "nowhere/*.log")
+    assert f"there is no directory {place}/nowhere; correct the path" in problem_of(place / "nowhere/*.log")
 
 
 @pytest.mark.parametrize("path", ["/home/a/*.log", "/root/x.log", "/tmp/x.log"])
-def test_what_the_sandbox_hides_is_told_as_that(path):
+def test_what_the_sandbox_hides_is_named_as_hidden(path):
     assert "which the service does not see; write the logs below /var/log" in read_sources.file_problem(path)
 
 
@@ -92,12 +98,12 @@ def test_the_journal_is_where_its_new_lines_are(tmp_path, monkeypatch, written, 
     if volatile:
         (tmp_path / "machine").mkdir()
         (tmp_path / "machine/system.journal").touch()
-    said = read_sources.journal_problem("/var/tmp")
+    result = read_sources.journal_problem("/var/tmp")
     if written:
-        assert said is None
+        assert result is None
     else:
-        assert said.startswith("promtail_journal_path: /var/tmp gets no new lines; ")
-        assert (f"set promtail_journal_path to {tmp_path}" in said) == volatile
+        assert result.startswith("promtail_journal_path: /var/tmp gets no new lines; ")
+        assert (f"set promtail_journal_path to {tmp_path}" in result) == volatile
 
 
 def test_a_journal_that_is_not_there():

@@ -25,9 +25,9 @@ def seen(**found):
     return watchdog.Seen(**{"process": "one", "answers": True, "pending": 0.0, "progress": 100.0, **found})
 
 
-def faults(one, *looks):
+def faults(one, *rounds):
     """Return the result of each look; a look is ``(time, Seen)``."""
-    return [one.fault(found, now) for now, found in looks]
+    return [one.fault(found, now) for now, found in rounds]
 
 
 class TestFault:
@@ -36,17 +36,17 @@ class TestFault:
 
     def test_silence_is_a_fault_after_its_time(self):
         silent = seen(answers=False, pending=None, progress=None)
-        said = faults(service(), (0, seen()), (59, silent), (60, silent))
-        assert said == [None, None, "its health route has not answered for 60 s"]
+        result = faults(service(), (0, seen()), (59, silent), (60, silent))
+        assert result == [None, None, "its health route has not answered for 60 s"]
 
     def test_pending_requests_without_a_token_are_a_fault_after_their_time(self):
         stuck = seen(pending=3.0)
-        said = faults(service(), (0, seen()), (10, stuck), (119, stuck), (120, stuck))
-        assert said == [None, None, None, "3 requests are pending and no token was produced for 120 s"]
+        result = faults(service(), (0, seen()), (10, stuck), (119, stuck), (120, stuck))
+        assert result == [None, None, None, "3 requests are pending and no token was produced for 120 s"]
 
     def test_a_server_that_is_too_busy_to_answer_but_produces_tokens_is_left_alone(self):
-        looks = [(now, seen(answers=False, pending=200.0, progress=float(now))) for now in range(10, 2000, 10)]
-        assert set(faults(service(), (0, seen()), *looks)) == {None}
+        rounds = [(now, seen(answers=False, pending=200.0, progress=float(now))) for now in range(10, 2000, 10)]
+        assert set(faults(service(), (0, seen()), *rounds)) == {None}
 
     def test_a_long_prefill_within_the_time_is_left_alone(self):
         prefill = [(now, seen(pending=1.0)) for now in range(10, 120, 10)]
@@ -56,14 +56,14 @@ class TestFault:
     def test_an_idle_server_produces_nothing_and_is_well(self):
         assert set(faults(service(), *[(now, seen()) for now in range(0, 5000, 100)])) == {None}
 
-    def test_metrics_that_cannot_be_read_are_no_evidence(self):
+    def test_unreadable_metrics_count_as_no_evidence(self):
         blind = seen(pending=None, progress=None)
         assert set(faults(service(), (0, seen(pending=2.0)), *[(now, blind) for now in range(10, 1000, 10)])) == {None}
 
     def test_a_start_is_waited_for_and_one_without_end_is_a_fault(self):
         loading = seen(answers=False, pending=None, progress=None)
-        said = faults(service(known=True), (0, loading), (1799, loading), (1800, loading))
-        assert said == [None, None, "it has not served since its start 1800 s ago"]
+        result = faults(service(known=True), (0, loading), (1799, loading), (1800, loading))
+        assert result == [None, None, "it has not served since its start 1800 s ago"]
 
     def test_where_nothing_has_ever_served_the_address_may_be_wrong(self):
         loading = seen(answers=False, pending=None, progress=None)
@@ -80,8 +80,8 @@ class TestFault:
     def test_what_others_work_on_is_not_touched_and_the_time_begins_after_it(self, why):
         silent = seen(answers=False, pending=None, progress=None)
         held = seen(answers=False, pending=None, progress=None, hands_off=why)
-        said = faults(service(), (0, seen()), (100, held), (150, silent), (161, silent))
-        assert said == [None, None, None, "its health route has not answered for 61 s"]
+        result = faults(service(), (0, seen()), (100, held), (150, silent), (161, silent))
+        assert result == [None, None, None, "its health route has not answered for 61 s"]
 
 
 class TestBudget:
@@ -141,8 +141,8 @@ class TestSharedBudget:
     def test_three_in_all_and_then_no_more(self, settings, tmp_path):
         one = watchdog.Watchdog(settings)
         one.round()
-        told = watchdog.spend(settings, "vllm.service")
-        assert told == {"granted": True, "counted": True, "left": 2, "evidence": str(tmp_path / "folder")}
+        result = watchdog.spend(settings, "vllm.service")
+        assert result == {"granted": True, "counted": True, "left": 2, "evidence": str(tmp_path / "folder")}
         one.services[0].attempts.append(watchdog.time.monotonic())  # a restart by the watchdog itself
         one.note()
         assert len(one.services[0].attempts) == 2
@@ -172,12 +172,12 @@ class TestSharedBudget:
         again = watchdog.Watchdog(settings)
         assert len(again.services[0].attempts) == 2
 
-    def test_the_pause_between_two_is_told(self, settings):
+    def test_the_pause_between_two_is_reported(self, settings):
         watchdog.spend(settings, "vllm.service")
-        told = watchdog.spend({**settings, "pause": 30}, "vllm.service")
-        assert told == {"granted": False, "wait": 30}
+        result = watchdog.spend({**settings, "pause": 30}, "vllm.service")
+        assert result == {"granted": False, "wait": 30}
 
-    def test_a_unit_that_is_not_looked_at_has_no_budget(self, settings):
+    def test_a_unit_that_is_not_watched_has_no_budget(self, settings):
         assert watchdog.spend(settings, "other.service") == {"granted": True, "counted": False}
 
 
@@ -250,7 +250,7 @@ class TestNight:
             ({"hands_off": "an Ansible run is changing it"}, "an Ansible run is changing it"),
         ],
     )
-    def test_where_there_is_no_quiet_moment_it_says_why(self, host, found, why):
+    def test_without_a_quiet_moment_the_reason_is_given(self, host, found, why):
         host.found[self.ENGINE] = lambda now: seen(**found)
         assert host.night()
         assert host.did == [] and host.clock.now >= 1000
@@ -377,7 +377,7 @@ class TestNight:
         watchdog.end_of_night(host.settings)
         assert [did for _, did in host.did] == ["drain", "restore"]
 
-    def test_a_host_that_was_left_out_is_told_where_there_are_no_nights_any_more(self, host):
+    def test_a_host_left_out_is_reported_when_no_nights_are_left(self, host):
         host.settings["night"] = None
         watchdog.end_of_night(host.settings)
         assert host.said == []
@@ -399,11 +399,11 @@ class TestPlannedRestart:
     def test_it_is_counted_on_the_page(self):
         assert watchdog.SERIES["planned_restarts_total"][2](service(planned=3)) == 3
 
-    def test_only_services_that_are_looked_at_can_be_restarted_at_night(self):
+    def test_only_watched_services_can_be_restarted_at_night(self):
         entry = {"unit": "a.service", "metrics": "", "progress": []}
         assert watchdog.check({"services": [entry], "night": {"units": ["a.service"]}}) is None
-        said = watchdog.check({"services": [entry], "night": {"units": ["b.service"]}})
-        assert said == "b.service is in the night units but not among the services"
+        result = watchdog.check({"services": [entry], "night": {"units": ["b.service"]}})
+        assert result == "b.service is in the night units but not among the services"
 
 
 class TestPage:
@@ -443,7 +443,7 @@ class TestHandsOff:
         monkeypatch.setattr(watchdog, "AWAY", tmp_path / "engines.json")
         (tmp_path / "vllm").mkdir()
 
-    def test_a_service_that_nobody_works_on_may_be_touched(self):
+    def test_a_service_without_a_lock_may_be_restarted(self):
         assert watchdog.hands_off("vllm.service") is None
 
     def test_a_run_of_ansible_holds_the_lock(self):
@@ -469,13 +469,13 @@ class TestHandsOff:
 class TestMemory:
     def test_a_warning_names_the_largest_processes(self):
         assert watchdog.memory_warning(0, 0) is None
-        said = watchdog.memory_warning(1 << 40, 0)
-        assert f"less than {1 << 40}; the largest processes: " in said
-        assert said.count("(pid ") == watchdog.PROCESSES
+        result = watchdog.memory_warning(1 << 40, 0)
+        assert f"less than {1 << 40}; the largest processes: " in result
+        assert result.count("(pid ") == watchdog.PROCESSES
 
 
 class TestWhatIsHere:
-    def test_each_release_is_told_with_the_program_that_it_runs(self, tmp_path, monkeypatch):
+    def test_each_release_is_reported_with_the_program_that_it_runs(self, tmp_path, monkeypatch):
         monkeypatch.setattr(watchdog, "STORE", tmp_path)
         for name, links, inputs in (
             ("node_exporter", ["/opt/node_exporter/1.9.0"], {}),
@@ -510,7 +510,7 @@ class TestWhatIsHere:
         assert "llm_certificate" not in (tmp_path / "page").read_text()
 
 
-def test_metrics_that_ask_for_a_key_get_it(monkeypatch, tmp_path):
+def test_metrics_that_require_a_key_get_it(monkeypatch, tmp_path):
     (tmp_path / "secrets.env").write_text("LLAMA_API_KEY=a,a\nAPI_KEY='the-key'\n")
     assert watchdog.key_in(tmp_path / "secrets.env") == "the-key"
     sent = []

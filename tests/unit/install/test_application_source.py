@@ -65,7 +65,7 @@ def test_the_digest_follows_what_the_application_is(tree, change, same):
     assert (source.tree_digest(tree, source.EXCLUDED) == before) is same
 
 
-def test_a_directory_is_made_whole(packed, tmp_path):
+def test_a_directory_is_created_completely(packed, tmp_path):
     directory = tmp_path / "releases" / "0123"
     noted = source.install(packed, {"tree": "x"}, directory, UV, None)
     assert noted == source.made(directory) == {"origin": {"tree": "x"}, "requirements": "uvicorn==1\n"}
@@ -83,15 +83,15 @@ def test_half_a_directory_is_made_anew(packed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lacking", "says"),
+    ("lacking", "message"),
     [("app/main.py", "no app/main.py"), ("requirements.txt", "neither a uv.lock nor a requirements.txt")],
 )
-def test_what_is_no_application_is_refused_and_leaves_nothing(tree, tmp_path, lacking, says):
+def test_a_source_without_the_application_is_refused_and_leaves_nothing(tree, tmp_path, lacking, message):
     (tree / lacking).unlink()
     (tree / "more").touch()
     archive = tmp_path / "source.tar.gz"
     source.pack(tree, source.EXCLUDED, archive)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         source.install(archive, {}, tmp_path / "releases/0123", UV, None)
     assert list((tmp_path / "releases").iterdir()) == []
 
@@ -115,7 +115,7 @@ def test_a_lock_goes_before_the_requirements_file(tree):
     assert text.split() == ["idna==3.10", "\\", f"--hash=sha256:{'a' * 64}"]
 
 
-def test_requirements_that_are_no_utf_8_are_named(tree):
+def test_requirements_that_are_not_utf_8_are_named(tree):
     (tree / "requirements.txt").write_bytes(b"# caf\xe9\nidna==3.10\n")
     with pytest.raises(UserError, match=r"its requirements\.txt cannot be read: .*write it in UTF-8"):
         source.requirements(tree, UV, None)

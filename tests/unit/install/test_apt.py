@@ -42,9 +42,9 @@ def test_the_lock_is_waited_for(text):
     assert len(ran) == 2
 
 
-def test_who_may_not_lock_is_told_at_once():
-    said = "E: Unable to acquire the dpkg frontend lock (/var/lib/dpkg/lock-frontend), are you root?\n"
-    once, ran = answering((100, "", said))
+def test_a_user_who_may_not_lock_fails_at_once():
+    message = "E: Unable to acquire the dpkg frontend lock (/var/lib/dpkg/lock-frontend), are you root?\n"
+    once, ran = answering((100, "", message))
     with pytest.raises(UserError, match=r"^apt-get failed: Unable to acquire .* are you root\?$"):
         apt.run(["apt-get", "update"], 60, once)
     assert len(ran) == 1
@@ -66,7 +66,7 @@ def test_a_transaction_that_a_power_loss_interrupted_is_ended_first():
     assert ran[1][-2:] == ["--configure", "--pending"]
 
 
-def test_a_transaction_that_cannot_be_completed_is_told():
+def test_a_transaction_that_cannot_be_completed_is_reported():
     once, ran = answering((100, "", POWER_LOSS), DONE, (100, "", POWER_LOSS))
     with pytest.raises(UserError, match=r"^apt-get failed: dpkg was interrupted"):
         apt.run(["apt-get", "update"], 1, once)
@@ -84,7 +84,7 @@ Errors were encountered while processing:\r
 """
 
 
-def test_dpkgs_own_reason_is_told_where_apt_only_says_that_it_failed():
+def test_dpkgs_reason_is_reported_if_apt_gives_none():
     once, _ = answering((100, FULL, "E: Sub-process failed\n"))
     with pytest.raises(UserError, match=r"^apt-get failed: tools_1%3a2\.0_amd64\.deb: cannot copy .*\(No space left"):
         apt.run(["apt-get", "--quiet", "install", "tools"], 1, once)
@@ -93,7 +93,7 @@ def test_dpkgs_own_reason_is_told_where_apt_only_says_that_it_failed():
 
 
 @pytest.mark.parametrize(
-    ("output", "told"),
+    ("output", "message"),
     [
         ("W: GPG error: NO_PUBKEY A4\nE: The repository is not signed.\nE: more\n",
          "GPG error: NO_PUBKEY A4; The repository is not signed."),
@@ -102,11 +102,11 @@ def test_dpkgs_own_reason_is_told_where_apt_only_says_that_it_failed():
         ("", "exit code 100"),
     ],
 )  # fmt: skip
-def test_a_failure_is_told_in_apts_words(output, told):
-    assert apt.reason(subprocess.CompletedProcess([], 100, "", output)) == told
+def test_a_failure_has_apts_message(output, message):
+    assert apt.reason(subprocess.CompletedProcess([], 100, "", output)) == message
 
 
 def test_apt_gets_the_environment_of_the_task(monkeypatch):
     monkeypatch.setenv("https_proxy", "http://proxy:3128")
-    said = apt.command(["sh", "-c", 'echo "$https_proxy $LC_ALL $DEBIAN_FRONTEND"']).stdout
-    assert said == "http://proxy:3128 C noninteractive\n"
+    output = apt.command(["sh", "-c", 'echo "$https_proxy $LC_ALL $DEBIAN_FRONTEND"']).stdout
+    assert output == "http://proxy:3128 C noninteractive\n"

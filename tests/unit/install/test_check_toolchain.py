@@ -22,7 +22,7 @@ def check():
 
 # Seen on a machine without compilers with the wheels of vLLM 0.23.0.
 @pytest.mark.parametrize(
-    "said, cure",
+    "output, cure",
     [
         ("RuntimeError: Failed to find C compiler. Please specify via CC environment variable", "install gcc"),
         ("/tmp/x/cuda_utils.c:7:10: fatal error: Python.h: No such file or directory", f"install {HEADERS}"),
@@ -39,11 +39,11 @@ def check():
         ("PermissionError: [Errno 13] Permission denied: '/home/x/.triton'", "(/home/x/.triton)"),
     ],
 )
-def test_what_is_missing_is_named(check, said, cure):
-    assert cure in check.missing(f"Traceback (most recent call last):\n{said}\n")
+def test_what_is_missing_is_named(check, output, cure):
+    assert cure in check.missing(f"Traceback (most recent call last):\n{output}\n")
 
 
-def test_what_nobody_knew_is_said_in_the_tools_own_last_words(check):
+def test_an_unknown_error_is_the_tools_last_line(check):
     assert check.missing("Traceback:\n  somewhere\nValueError: something new\n\n") == "ValueError: something new"
     assert check.missing("\n") == "it ended without a word"
 

@@ -14,11 +14,11 @@ from plugins.module_utils.errors import UserError
 from plugins.module_utils.install.keyring_repository import (
     Apt,
     Repository,
-    given_back,
     keyring_of,
     list_name,
     set_aside,
     set_aside_deb822,
+    without_marks,
 )
 
 ORIGIN = "developer.download.nvidia.com/compute/cuda/repos/"
@@ -45,7 +45,7 @@ def test_entries_of_this_origin_are_set_aside_and_given_back(line, ours):
     aside = set_aside(text, REPOSITORY)
     assert aside == OTHER + (MARK if ours else "") + line + OTHER
     assert set_aside(aside, REPOSITORY) == aside
-    assert given_back(aside, REPOSITORY) == text
+    assert without_marks(aside, REPOSITORY) == text
 
 
 STANZA = f"Types: deb\nURIs: {HERE}\nSuites: /\nSigned-By: /other.gpg\n"
@@ -74,7 +74,7 @@ def test_stanzas_of_this_origin_are_set_aside_and_given_back(text, after):
     else:
         assert all(line.startswith(MARK) for line in aside.splitlines())
     assert set_aside_deb822(aside, REPOSITORY) == aside
-    assert given_back(aside, REPOSITORY) == text
+    assert without_marks(aside, REPOSITORY) == text
 
 
 def test_the_name_of_the_index_is_apts():
@@ -119,7 +119,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def test_register_repeat_and_away(machine):
+def test_register_repeat_and_remove(machine):
     old = machine.root / "etc/apt/sources.list.d/old.list"
     old.write_text(OTHER + f"deb {HERE} /\n")
     old.chmod(0o640)

@@ -62,10 +62,12 @@ def permissive(licence):
 
 def licence_of(name):
     """Return an installed distribution's licence: its expression, the first line of its text, or its classifiers."""
-    told = metadata.metadata(name)
-    classified = [text.rpartition(" :: ")[2] for text in told.get_all("Classifier") or [] if text.startswith("License")]
-    lines = (told.get("License") or "").replace("UNKNOWN", "").splitlines()
-    return told.get("License-Expression") or (lines[0] if lines else "") or " AND ".join(classified)
+    fields = metadata.metadata(name)
+    classified = [
+        text.rpartition(" :: ")[2] for text in fields.get_all("Classifier") or [] if text.startswith("License")
+    ]
+    lines = (fields.get("License") or "").replace("UNKNOWN", "").splitlines()
+    return fields.get("License-Expression") or (lines[0] if lines else "") or " AND ".join(classified)
 
 
 def locked(lock):
@@ -88,7 +90,7 @@ def locked(lock):
         ("", False),
     ],
 )
-def test_licences_are_told_apart(licence, good):
+def test_licences_are_distinguished(licence, good):
     assert permissive(licence) is good
 
 
@@ -115,8 +117,8 @@ def test_every_module_of_the_collector_is_permissive():
     locked = re.findall(r"^\t(\S+) (v\S+)", (collector.HERE / "go.mod").read_text(), re.MULTILINE)
     assert sorted(tuple(row[:2]) for row in rows) == sorted(locked), "write it anew by lab.licences.table"
     assert [row for row in rows if not licences.permissive(row[2])] == []
-    asked = re.findall(r"gomod: (\S+) (v\S+)", (collector.HERE / "builder.yaml").read_text())
-    assert asked and set(asked) <= set(locked)
+    names = re.findall(r"gomod: (\S+) (v\S+)", (collector.HERE / "builder.yaml").read_text())
+    assert names and set(names) <= set(locked)
 
 
 APACHE = "  Apache License\n  Version 2.0, January 2004\n"

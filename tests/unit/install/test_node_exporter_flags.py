@@ -65,17 +65,17 @@ def program(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, message",
     [(["--collector.arp=3"], "node_exporter: error: unexpected 3"), (["--collector.arp"], "")],
 )
-def test_what_its_own_parser_says_is_the_last_line(program, arguments, said):
+def test_the_parsers_message_is_the_last_line(program, arguments, message):
     argv = [sys.executable, str(SCRIPT), json.dumps({"a": ["collector.arp"]}), program, *arguments]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert (done.stderr.strip(), done.returncode) == (said, int(bool(said)))
+    assert (done.stderr.strip(), done.returncode) == (message, int(bool(message)))
 
 
 @pytest.mark.parametrize(
-    "wanted, told",
+    "wanted, message",
     [
         ({"on": ["a", "b"], "off": ["c"]}, []),
         ({"on": ["a", "b"], "off": ["b"]}, ["on and off: b is named more than once; name it in one place, once."]),
@@ -83,5 +83,5 @@ def test_what_its_own_parser_says_is_the_last_line(program, arguments, said):
         ({"on": ["a"], "rest": ["no-a"]}, ["on and rest: a is named more than once; name it in one place, once."]),
     ],
 )
-def test_a_flag_stands_once(wanted, told):
-    assert flag_clashes(wanted) == told
+def test_a_flag_appears_once(wanted, message):
+    assert flag_clashes(wanted) == message

@@ -93,7 +93,7 @@ def test_hashes_overrides_and_constraints_reach_the_installer(tmp_path, installe
 
 
 @pytest.mark.parametrize("step", ["venv", "pip"])
-def test_a_failed_build_leaves_nothing_and_says_the_last_words(tmp_path, installer, step):
+def test_a_failed_build_leaves_nothing_and_reports_its_last_line(tmp_path, installer, step):
     directory = tmp_path / "abc"
     with pytest.raises(UserError, match=rf"uv {step}: first line \| error: no such package") as failure:
         builder(installer, FAIL=step).build(directory, INPUTS, 1)
@@ -116,7 +116,7 @@ def test_half_an_environment_is_built_anew(tmp_path, installer):
     assert not (tmp_path / "abc/left over").exists()
 
 
-def test_a_full_disk_is_told_before_anything_is_touched(tmp_path, installer):
+def test_a_full_disk_is_reported_before_any_change(tmp_path, installer):
     with pytest.raises(UserError, match=r"has \d+ MiB free, 1099511627776 MiB are needed"):
         builder(installer).build(tmp_path / "abc/def", INPUTS, 1 << 40)
     assert not (tmp_path / "abc").exists()

@@ -46,7 +46,7 @@ def test_the_order(rising):
 
 
 @pytest.mark.parametrize("text", ["", "v1.0", "1.", "1..0", "latest", "1.0 ", "1.0-x", "\u0661.0", "1.0\n"])
-def test_what_is_no_version(text):
+def test_not_a_version(text):
     with pytest.raises(ValueError, match=r"is not a version, such as 1\.10\.0; correct it in the checksum table\.$"):
         release_table.parsed(text)
 

@@ -117,7 +117,7 @@ class TestInstall:
         assert (directory / "app").read_bytes() == b"old"
         assert [path.name for path in directory.parent.iterdir()] == ["1.0"]
 
-    def test_a_program_that_is_gone_or_cut_is_not_whole(self, tmp_path):
+    def test_a_missing_or_truncated_program_is_incomplete(self, tmp_path):
         archive = zipped(tmp_path / "app.zip", {"app": (PROGRAM, 0), "more": (b"", 0)})
         directory = tmp_path / "opt/app/1.0"
         install(archive, sha256(archive), "app", directory)
@@ -155,7 +155,7 @@ class TestInstall:
             install(half, sha256(half), "app", directory)
         assert (directory / "app").read_bytes() == PROGRAM
 
-    def test_a_wrong_checksum_is_told_with_both(self, tmp_path):
+    def test_a_wrong_checksum_is_reported_with_both(self, tmp_path):
         archive = zipped(tmp_path / "app.zip", {"app": (PROGRAM, 0)})
         with pytest.raises(UserError, match=f"the archive has {sha256(archive)}, expected sha256:aa"):
             install(archive, "sha256:aa", "app", tmp_path / "opt/app/1.0")
@@ -198,7 +198,7 @@ class TestDownload:
         assert network.asked == len(answers)
 
     @pytest.mark.parametrize(
-        "answers, failure, asked",
+        "answers, failure, count",
         [
             ([404], "it answered 404", 1),
             ([503, 503, 503], "it answered 503", 3),
@@ -208,11 +208,11 @@ class TestDownload:
             ([(b"", 1 << 60)], r"the disk of .* has \d+ MiB free, \d+ MiB are needed", 1),
         ],
     )
-    def test_it_gives_up_with_the_reason(self, tmp_path, network, answers, failure, asked):
+    def test_it_gives_up_with_the_reason(self, tmp_path, network, answers, failure, count):
         network.answers = list(answers)
         with pytest.raises(UserError, match=failure):
             downloads.download(None, "http://mirror/app", tmp_path / "app")
-        assert network.asked == asked
+        assert network.asked == count
 
 
 class Body(io.BytesIO):

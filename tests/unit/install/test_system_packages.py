@@ -139,7 +139,7 @@ def test_an_installation_that_fails_leaves_the_hold(monkeypatch, tmp_path):
     assert machine.held == {DCGM.name}, "what was not held before is not held either"
 
 
-def test_the_packages_of_every_4x_give_way_to_3x(monkeypatch, tmp_path):
+def test_packages_of_4x_are_replaced_by_3x(monkeypatch, tmp_path):
     newer = ["datacenter-gpu-manager-4-core", "libdcgm", "nv-hostengine"]
     simulation = "".join(f"Remv {name} [1]\n" for name in newer) + f"Inst {DCGM.name} (1:3.3.9)\n"
     machine = Machine(monkeypatch, tmp_path, dict.fromkeys([*newer, "libdcgm-of-others"], "1:4.7.0"), simulation)
@@ -210,7 +210,7 @@ def test_a_role_that_finds_everything_writes_its_note_once(monkeypatch, tmp_path
     assert (tmp_path / "tools.json").stat().st_ino == inode
 
 
-def test_a_note_of_an_earlier_version_still_tells_what_came(monkeypatch, tmp_path):
+def test_a_note_of_an_earlier_version_still_lists_what_was_installed(monkeypatch, tmp_path):
     Machine(monkeypatch, tmp_path, {"git": "1"})
     (tmp_path / "tools.json").write_text('{"came": ["git"]}')
     assert not Packages("tools", 1).noted([Wanted("git")])

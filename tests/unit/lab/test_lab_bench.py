@@ -43,7 +43,7 @@ def test_modules_are_counted_by_the_commands_that_sudo_ran(monkeypatch):
     assert measured.module_calls("0") == 2
 
 
-def test_the_page_says_how_it_came_about():
+def test_the_page_describes_its_method():
     text = bench.page("| a table |", 5)
     assert "Written by `make bench`" in text
     assert "5 rounds on " in text

@@ -3,7 +3,7 @@
 from lab import bench_relay
 
 
-def test_a_chunk_tells_when_it_was_sent():
+def test_a_chunk_has_the_time_it_was_sent():
     paced = bench_relay.event("12.500000 ") + bench_relay.event("13.25 ") + bench_relay.event("", "stop")
     assert list(bench_relay.times(bench_relay.chunked(paced))) == [12.5, 13.25]
 

@@ -23,7 +23,7 @@ DEPLOY = """\
 
 
 @pytest.mark.parametrize(
-    "said, right",
+    "output, right",
     [
         (RECAP.format(0), True),
         (RECAP.format(1), False),
@@ -32,8 +32,8 @@ DEPLOY = """\
         ("", True),
     ],
 )
-def test_a_run_that_changed_something_is_seen(said, right):
-    assert bench_site.unchanged(said) is right
+def test_a_run_that_changed_something_is_seen(output, right):
+    assert bench_site.unchanged(output) is right
 
 
 def test_a_row_has_the_medians_of_each_place():
@@ -64,7 +64,7 @@ def test_only_its_own_part_of_the_page_is_written(tmp_path, monkeypatch, old):
     )
 
 
-def test_the_part_says_what_pyinfra_does_not_do():
+def test_the_page_names_what_pyinfra_does_not_do():
     text = bench_site.part("| a table |", 3)
     assert "make bench-site" in text and "| a table |" in text and "pyinfra 3." in text
     assert "no completions by the models" in text

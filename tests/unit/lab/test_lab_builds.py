@@ -50,12 +50,12 @@ def test_one_archive_may_have_several_programs(tmp_path):
         assert [item.mode for item in archive] == [0o755, 0o755, 0o755, 0o644]
 
 
-def test_a_program_that_says_another_version_is_not_packed(tmp_path, monkeypatch):
+def test_a_program_that_reports_another_version_is_not_packed(tmp_path, monkeypatch):
     (build,) = builds.parse(["vmutils"])
-    told = []
+    packed = []
 
     def compiled(command, **_):
-        told.append(command[4])
+        packed.append(command[4])
         Path(command[6]).write_text(f"#!/bin/sh\necho vmagent-v{told_version} >&2\n")
         Path(command[6]).chmod(0o755)
 
@@ -63,7 +63,7 @@ def test_a_program_that_says_another_version_is_not_packed(tmp_path, monkeypatch
     monkeypatch.setattr(licences, "check", lambda go, program, cache: {})
     told_version = build.version
     assert builds.compile_program(build, "go", tmp_path, "./app/vmagent", tmp_path / "vmagent-prod").exists()
-    assert told == [f"-s -w -X {build.program.version_variable}=vmagent-v{build.version}"]
+    assert packed == [f"-s -w -X {build.program.version_variable}=vmagent-v{build.version}"]
     told_version = "1.0.0"
     with pytest.raises(host.Problem, match=r"says 'vmagent-v1\.0\.0' and not version"):
         builds.compile_program(build, "go", tmp_path, "./app/vmagent", tmp_path / "vmagent-prod")
@@ -155,11 +155,11 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def origin(monkeypatch):
     """A server with upstream's files under the same paths; return the list of requested paths."""
-    asked = []
+    requests = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            requests.append(self.path)
             self.send_response(200)
             self.end_headers()
             self.wfile.write(ARCHIVE)
@@ -170,7 +170,7 @@ def origin(monkeypatch):
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
         move(monkeypatch, server.server_port)
-        yield asked
+        yield requests
         server.shutdown()
 
 
@@ -185,10 +185,10 @@ def move(monkeypatch, port):
 def test_the_released_archive_is_taken_where_its_origin_answers(cache, origin, monkeypatch, name):
     sum_of_it = hashlib.sha256(ARCHIVE).hexdigest()
     monkeypatch.setattr(builds.Build, "released_checksum", sum_of_it)
-    (told,) = builds.ensure([name])
-    assert Path(told["archive"]).read_bytes() == ARCHIVE
-    assert told["checksum"] == f"sha256:{sum_of_it}"
-    assert builds.ensure([name]) == [told] == builds.listing()
+    (built,) = builds.ensure([name])
+    assert Path(built["archive"]).read_bytes() == ARCHIVE
+    assert built["checksum"] == f"sha256:{sum_of_it}"
+    assert builds.ensure([name]) == [built] == builds.listing()
     assert len(origin) == 1
 
 
@@ -201,8 +201,8 @@ def test_a_released_archive_with_another_sum_is_not_used(cache, origin):
 
 def test_a_version_without_a_sum_in_the_role_is_made_here(cache, origin):
     assert not builds.parse(["victoria_logs"])[0].released_checksum
-    (told,) = builds.ensure(["victoria_logs"])
-    assert (Path(told["archive"]).read_text(), origin) == ("built here", [])
+    (built,) = builds.ensure(["victoria_logs"])
+    assert (Path(built["archive"]).read_text(), origin) == ("built here", [])
 
 
 def test_what_is_made_here_is_kept_where_the_origin_does_not_answer(cache, monkeypatch):
@@ -211,10 +211,10 @@ def test_what_is_made_here_is_kept_where_the_origin_does_not_answer(cache, monke
         silent.listen()
         monkeypatch.setattr(builds, "ORIGIN_TIMEOUT", 0.1)
         move(monkeypatch, silent.getsockname()[1])
-        (told,) = builds.ensure(["node_exporter"])
-    assert Path(told["archive"]).read_text() == "built here"
-    assert told["checksum"] == f"sha256:{hashlib.sha256(b'built here').hexdigest()}"
-    assert builds.ensure(["node_exporter"]) == [told] == builds.listing()
+        (built,) = builds.ensure(["node_exporter"])
+    assert Path(built["archive"]).read_text() == "built here"
+    assert built["checksum"] == f"sha256:{hashlib.sha256(b'built here').hexdigest()}"
+    assert builds.ensure(["node_exporter"]) == [built] == builds.listing()
 
 
 def test_changed_archive_is_not_finished(cache):
@@ -226,12 +226,12 @@ def test_changed_archive_is_not_finished(cache):
     assert not build.finished()
 
 
-@pytest.mark.parametrize("tries, said", [(2, "arrived\n"), (1, None)])
-def test_what_asks_the_network_is_tried_again(tmp_path, monkeypatch, tries, said):
+@pytest.mark.parametrize("tries, message", [(2, "arrived\n"), (1, None)])
+def test_network_requests_are_retried(tmp_path, monkeypatch, tries, message):
     monkeypatch.setattr(host, "PAUSE", 0)
     argv = ["sh", "-c", "test -e seen && echo arrived || { touch seen; echo connection reset >&2; exit 1; }"]
-    if said:
-        assert host.run(argv, cwd=tmp_path, tries=tries) == said
+    if message:
+        assert host.run(argv, cwd=tmp_path, tries=tries) == message
     else:
         with pytest.raises(host.Problem, match="connection reset; look"):
             host.run(argv, cwd=tmp_path, tries=tries, cure="look")

@@ -32,11 +32,11 @@ def roles(tmp_path):
 @pytest.fixture
 def origin():
     """A server with the given texts by path, and a status for all other paths; yield (base URL, texts, paths asked)."""
-    texts, asked = {}, []
+    texts, requests = {}, []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            requests.append(self.path)
             found = texts.get(self.path, 404)
             self.send_response(found if isinstance(found, int) else 200)
             self.end_headers()
@@ -47,7 +47,7 @@ def origin():
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", texts, asked
+        yield f"http://127.0.0.1:{server.server_port}", texts, requests
         server.shutdown()
 
 
@@ -56,11 +56,11 @@ def table(roles, program="promtail"):
 
 
 def test_a_new_release_is_one_row_and_the_default(roles, origin):
-    url, texts, asked = origin
+    url, texts, requests = origin
     texts[LOKI] = BOTH
     before = (roles / "promtail/vars/main.yml").read_text()
     shown = bump.bump("promtail", "9.0.0", url, roles)
-    assert asked == [LOKI]
+    assert requests == [LOKI]
     after = table(roles)
     assert list(after)[-1] == "9.0.0"
     assert after["9.0.0"] == {"amd64": f"sha256:{AMD64}", "arm64": f"sha256:{ARM64}"}
@@ -79,7 +79,7 @@ def test_a_new_release_is_one_row_and_the_default(roles, origin):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_program_has_its_archives_in_the_list(program, roles, origin):
-    url, texts, asked = origin
+    url, texts, requests = origin
     variables = bump.variables_of(program, roles)
     for architecture, value in (("amd64", AMD64), ("arm64", ARM64)):
         addresses = [
@@ -92,7 +92,7 @@ def test_every_program_has_its_archives_in_the_list(program, roles, origin):
         texts[listing] = texts.get(listing, "") + f"{value}  {archive.rpartition('/')[2]}\n"
     bump.bump(program, "9.1.2", url, roles)
     assert table(roles, program)["9.1.2"] == {"amd64": f"sha256:{AMD64}", "arm64": f"sha256:{ARM64}"}
-    assert set(asked) == texts.keys()
+    assert set(requests) == texts.keys()
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -181,14 +181,14 @@ def test_an_origin_that_does_not_answer_is_one_sentence(roles):
         bump.bump("promtail", "9.0.0", "http://127.0.0.1:9", roles)
 
 
-def test_the_command_says_what_is_wrong_and_what_is_left_to_do(capsys, monkeypatch):
+def test_the_command_reports_errors_and_what_is_left_to_do(capsys, monkeypatch):
     assert bump.main(["nothing", "1.0.0"]) == 2
     assert capsys.readouterr().err.startswith("error: PROGRAM nothing has no checksum table")
     monkeypatch.setattr(bump, "bump", lambda *_: "+ a row\n")
     version = builds.supported("node_exporter")[0]
     assert bump.main(["node_exporter", version]) == 0
-    said = capsys.readouterr()
-    assert said.out == "+ a row\n"
-    assert f"go mod download -json github.com/prometheus/node_exporter@v{version}" in said.err
+    output = capsys.readouterr()
+    assert output.out == "+ a row\n"
+    assert f"go mod download -json github.com/prometheus/node_exporter@v{version}" in output.err
     assert bump.main(["node_exporter", "1.8.2"]) == 0
     assert f"The default of node_exporter_version stays {version}." in capsys.readouterr().err

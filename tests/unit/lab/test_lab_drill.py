@@ -40,11 +40,11 @@ class TestOutcome:
     def test_a_run_that_never_began_has_its_last_words(self):
         assert playbook.read(1, "first\n\n[ERROR]: Decryption failed\n").message == "[ERROR]: Decryption failed"
 
-    def test_a_good_run_says_nothing(self):
+    def test_a_good_run_is_silent(self):
         assert playbook.read(0, "a notice\n").message == ""
 
 
-def test_a_run_is_killed_in_the_task_that_was_asked_for(tmp_path):
+def test_a_run_is_killed_in_the_requested_task(tmp_path):
     script = tmp_path / "ansible-playbook"
     script.write_text(
         textwrap.dedent(f"""
@@ -67,13 +67,13 @@ class TestWatch:
     @pytest.fixture
     def server(self):
         """A server that answers with `status` and checks the key."""
-        told = SimpleNamespace(status=200, keys=[])
+        state = SimpleNamespace(status=200, keys=[])
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
-                told.keys.append(self.headers["Authorization"])
+                state.keys.append(self.headers["Authorization"])
                 body = json.dumps({"choices": [{"text": "x"}]}).encode()
-                self.send_response(told.status)
+                self.send_response(state.status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -83,8 +83,8 @@ class TestWatch:
 
         with HTTPServer(("127.0.0.1", 0), Handler) as http:
             threading.Thread(target=http.serve_forever, daemon=True).start()
-            told.url = f"http://127.0.0.1:{http.server_port}/v1/chat/completions"
-            yield told
+            state.url = f"http://127.0.0.1:{http.server_port}/v1/chat/completions"
+            yield state
             http.shutdown()
 
     def test_only_a_token_is_an_answer(self, server):
@@ -94,7 +94,7 @@ class TestWatch:
         assert watch.answers(server.url, "key", "model") is False
         assert watch.answers("http://127.0.0.1:9/", "key", "model") is False
 
-    def test_silence_is_what_lies_between_two_answers(self, tmp_path, monkeypatch):
+    def test_silence_is_the_time_between_two_answers(self, tmp_path, monkeypatch):
         clock = SimpleNamespace(now=0.0)
         script = [True, False, False, True, True, KeyboardInterrupt]
 
@@ -119,7 +119,7 @@ class TestWatch:
 class TestTable:
     ROWS = (Row("kill -9", "back", "after 5 s", True, 5.25), Row("a | b", "refused", "word " * 40, False))
 
-    def test_it_says_how_long_and_how_well(self):
+    def test_it_reports_duration_and_result(self):
         lines = drill.table(list(self.ROWS)).splitlines()
         (killed,) = [line for line in lines if line.startswith("kill -9")]
         assert killed.split()[-3:] == ["5.2", "s", "ok"] or killed.split()[-3:] == ["5.3", "s", "ok"]
@@ -147,9 +147,9 @@ class TestTable:
         assert len(cases.sentence(outcome)) == 160 and cases.sentence(outcome).endswith("…")
 
 
-def test_every_line_has_a_name_of_its_own_and_is_in_the_whole_drill():
-    whole = [*drill.SERVER, *drill.INTERRUPTED, *drill.FLEET, *drill.MOVED, *drill.VIRTUAL]
-    names = [line.__name__ for line in whole]
+def test_every_case_has_a_unique_name_and_is_in_the_full_drill():
+    cases = [*drill.SERVER, *drill.INTERRUPTED, *drill.FLEET, *drill.MOVED, *drill.VIRTUAL]
+    names = [line.__name__ for line in cases]
     assert len(names) == len(set(names))
-    assert set(drill.QUICK) <= set(whole)
-    assert all(line.__doc__ or "download" in line.__name__ or "killed" in line.__name__ for line in whole)
+    assert set(drill.QUICK) <= set(cases)
+    assert all(line.__doc__ or "download" in line.__name__ or "killed" in line.__name__ for line in cases)

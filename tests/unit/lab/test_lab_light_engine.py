@@ -143,7 +143,7 @@ def test_it_ends_where_its_port_is_taken(start, config):
     assert "Address already in use" in engine.text()
 
 
-def test_it_sleeps_and_wakes_and_the_guard_asks_for_the_key(start, config, sites, tmp_path):
+def test_it_sleeps_and_wakes_and_the_guard_requires_the_key(start, config, sites, tmp_path):
     (tmp_path / "llm_server_guard.py").write_text(GUARD.read_text())
     given = {"enable-sleep-mode": True, "middleware": ["llm_server_guard.Guard"]}
     engine = start(
@@ -165,7 +165,7 @@ def test_without_its_development_routes_it_does_not_sleep(start, config):
     assert engine.ask("/sleep", {"level": 1})[0] == 404
 
 
-def test_it_serves_base_and_adapter_and_asks_for_its_key(start, config, models):
+def test_it_serves_base_and_adapter_and_requires_its_key(start, config, models):
     engine = start("0.32.0", config()).wait_for(200)
     cards = {card["id"]: card for card in json.loads(engine.ask("/v1/models")[1])["data"]}
     base, lora = cards["lab/tiny-llama"], cards["checklist"]
@@ -173,30 +173,32 @@ def test_it_serves_base_and_adapter_and_asks_for_its_key(start, config, models):
     assert (lora["root"], lora["parent"]) == (str(models / "adapters/checklist"), "lab/tiny-llama")
     assert engine.ask("/v1/models", key="")[0] == 401
     assert engine.ask("/v1/models", key="another")[0] == 401
-    said = [
+    answers = [
         json.loads(engine.ask("/v1/completions", {"model": name, "prompt": "A home", "max_tokens": 8})[1])
         for name in (*cards, *cards)
     ]
-    texts = [answer["choices"][0]["text"] for answer in said]
+    texts = [answer["choices"][0]["text"] for answer in answers]
     assert texts[:2] == texts[2:]
     assert texts[0] != texts[1]
-    assert said[0]["usage"]["completion_tokens"] == 8
+    assert answers[0]["usage"]["completion_tokens"] == 8
     assert engine.ask("/v1/completions", {"model": "absent", "prompt": "A home"})[0] == 404
     assert "vllm:generation_tokens_total 32.0\n" in engine.ask("/metrics", key="")[1]
     assert json.loads(engine.ask("/version", key="")[1]) == {"version": "0.32.0"}
 
 
-def test_a_chat_is_the_same_whole_and_as_a_stream(start, config):
+def test_a_chat_is_the_same_complete_and_as_a_stream(start, config):
     engine = start("0.23.0", config()).wait_for(200)
-    asked = {"model": "checklist", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
-    whole = json.loads(engine.ask("/v1/chat/completions", asked)[1])
-    told = engine.ask("/v1/chat/completions", {**asked, "stream": True, "stream_options": {"include_usage": True}})[1]
-    *events, done = [line.removeprefix("data: ") for line in told.splitlines() if line]
+    request = {"model": "checklist", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    complete = json.loads(engine.ask("/v1/chat/completions", request)[1])
+    result = engine.ask("/v1/chat/completions", {**request, "stream": True, "stream_options": {"include_usage": True}})[
+        1
+    ]
+    *events, done = [line.removeprefix("data: ") for line in result.splitlines() if line]
     assert done == "[DONE]"
     *chunks, last = map(json.loads, events)
     words = "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks)
-    assert words == whole["choices"][0]["message"]["content"]
-    assert last["usage"] == whole["usage"]
+    assert words == complete["choices"][0]["message"]["content"]
+    assert last["usage"] == complete["usage"]
 
 
 def test_it_stops_in_order_and_ends_with_an_error_when_its_child_is_killed(start, config):
@@ -240,14 +242,14 @@ def test_the_one_that_dies_is_ready_and_ends_at_its_first_request(start, config)
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"no-such": 1}, "unrecognized arguments: --no-such"),
         ({"port": "many"}, "argument --port: invalid int value: 'many'"),
         ({"enable-lora": False}, "LoRA is not enabled"),
     ],
 )
-def test_the_role_learns_from_it_which_arguments_it_takes(sites, config, changes, says):
+def test_the_role_learns_from_it_which_arguments_it_takes(sites, config, changes, message):
     def check(file):
         command = [sys.executable, CHECK, file]
         return subprocess.run(command, env=environment(sites["0.32.0"]), capture_output=True, text=True)
@@ -255,21 +257,21 @@ def test_the_role_learns_from_it_which_arguments_it_takes(sites, config, changes
     assert check(config()).returncode == 0
     done = check(config(**changes))
     assert done.returncode != 0
-    assert says in done.stderr
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"max-model-len": 100000}, r"User-specified max_model_len (100000) is greater than the derived max_model_len"),
         ({"lora-modules": ['{"name": "x", "path": "/srv/absent"}']}, "No adapter found for /srv/absent"),
         ({"max-lora-rank": 1}, "LoRA rank 8 is greater than max_lora_rank 1"),
     ],
 )
-def test_it_refuses_in_the_engines_words(start, config, changes, says):
+def test_it_refuses_in_the_engines_words(start, config, changes, message):
     engine = start("0.32.0", config(**changes))
     assert engine.process.wait(10) == 1
-    assert says in engine.text()
+    assert message in engine.text()
 
 
 def test_its_wheels_are_the_same_bytes_each_time(tmp_path, monkeypatch):
@@ -282,7 +284,7 @@ def test_its_wheels_are_the_same_bytes_each_time(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("key", "failed"), [(KEY, 0), ("wrong", 9)])
-def test_its_load_tool_takes_what_the_load_check_says_and_writes_what_it_reads(
+def test_its_load_tool_accepts_the_arguments_of_the_load_check_and_writes_what_it_reads(
     start, config, sites, models, tmp_path, key, failed
 ):
     engine = start("0.32.0", config()).wait_for(200)

@@ -29,7 +29,7 @@ def test_the_source_has_what_a_build_needs_below_one_folder(tmp_path):
     assert {(entry.uid, entry.uname) for entry in found} == {(0, "root")}
 
 
-def test_the_archives_lie_where_the_role_looks_for_them():
+def test_the_archives_are_where_the_role_expects_them():
     source = llama_cpp.source().relative_to(builds.MIRROR)
     assert str(source) == "github.com/ggml-org/llama.cpp/archive/0c1e57098.tar.gz"
     assert llama_cpp.release().name == "llama-0c1e57098-bin-ubuntu-x64.tar.gz"

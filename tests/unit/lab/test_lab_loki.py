@@ -49,14 +49,14 @@ def push(port, labels, *values):
     return ask(port, PUSH, gzip.compress(body.encode()), Content_Type="application/json", Content_Encoding="gzip")
 
 
-def found(port, query, **asked):
-    status, text = ask(port, f"/loki/api/v1/query_range?{urlencode({'query': query, **asked})}")
+def found(port, query, **parameters):
+    status, text = ask(port, f"/loki/api/v1/query_range?{urlencode({'query': query, **parameters})}")
     assert status == 200, text
     return [(each["stream"], value[1]) for each in json.loads(text)["data"]["result"] for value in each["values"]]
 
 
-def lines(port, query, **asked):
-    return [line for _, line in found(port, query, **asked)]
+def lines(port, query, **parameters):
+    return [line for _, line in found(port, query, **parameters)]
 
 
 def number(value):
@@ -124,7 +124,7 @@ def test_a_query_has_its_time(running):
 
 
 @pytest.mark.parametrize(
-    "query, says",
+    "query, message",
     [
         ("{}", "at least one"),
         ('rate({a="b"}[1m])', "only supports log queries"),
@@ -132,23 +132,23 @@ def test_a_query_has_its_time(running):
         ("", ""),
     ],
 )
-def test_what_it_does_not_know_it_refuses(running, query, says):
+def test_what_it_does_not_know_it_refuses(running, query, message):
     status, text = ask(running(), f"/loki/api/v1/query_range?{urlencode({'query': query})}")
     assert status == 400
-    assert says in text
+    assert message in text
 
 
-def test_lines_that_loki_would_not_take_are_refused_as_a_whole(running):
+def test_a_push_with_one_bad_line_is_refused_completely(running):
     port, labels = running(), {"host": "h"}
     assert push(port, labels, (NOW + 540 * 10**9, "nine minutes ahead"))[0] == 204
-    for values, says in {
+    for values, message in {
         ((NOW, "good"), (NOW + 30 * 60 * 10**9, "x")): "too new",
         ((1, "x"),): "too old",
         (): "no",
     }.items():
         status, text = push(port, labels, *values)
         assert status == 400
-        assert says in text
+        assert message in text
     assert push(port, {}, (NOW, "x"))[0] == 400
     assert ask(port, PUSH, b"[]", Content_Type="application/json")[0] == 400
     assert lines(port, '{host="h"}', end=NOW + 10**12) == ["nine minutes ahead"]

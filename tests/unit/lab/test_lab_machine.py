@@ -35,7 +35,7 @@ def test_mirror_lists_of_cloud_images_are_followed(tmp_path):
     assert image.first_mirror(f"mirror+file:{listed}") == "http://near.example/debian"
 
 
-def test_a_host_without_debian_mirror_is_told_so():
+def test_a_host_without_debian_mirror_is_refused_with_the_cure():
     with pytest.raises(host.Problem, match="needs a Debian host"):
         image.sources("debian12", image.archive_addresses("Ubuntu|Ubuntu|http://mirror.example/ubuntu/"))
 
@@ -62,7 +62,7 @@ def test_machines_are_not_privileged_and_never_on_the_network_of_the_host():
     assert command[command.index("--systemd") + 1] == "always"
 
 
-def test_image_has_nothing_that_takes_hold_of_network_interfaces():
+def test_image_has_nothing_that_manages_network_interfaces():
     assert not {"udev", "systemd-networkd", "network-manager", "ifupdown"} & set(image.PACKAGES)
 
 
@@ -98,7 +98,7 @@ def test_taken_port_is_named():
             host.ensure_port_free("127.0.0.1", port)
 
 
-def test_missing_room_is_told_in_gibibytes(tmp_path):
+def test_missing_room_is_reported_in_gibibytes(tmp_path):
     with pytest.raises(host.Problem, match="1e\\+06 GiB are needed"):
         host.ensure_room(tmp_path / "not" / "yet", 1_000_000, "a test")
 

@@ -39,7 +39,7 @@ def ask(server, path, method="GET", headers=None):
     return answer, answer.read()
 
 
-def test_file_is_served_whole_and_in_parts(server):
+def test_file_is_served_completely_and_in_ranges(server):
     answer, body = ask(server, "/site.example/archive.zip")
     assert (answer.status, body) == (200, ARCHIVE)
     answer, body = ask(server, "/site.example/archive.zip", headers={"Range": "bytes=10-19"})
@@ -89,8 +89,8 @@ def test_fault_stall_sends_no_end(server, monkeypatch):
 def test_requests_are_counted_until_forgotten(server):
     ask(server, "/site.example/archive.zip")
     ask(server, "/missing")
-    told = json.loads(ask(server, "/requests")[1])
-    assert [(entry["path"], entry["status"]) for entry in told["requests"]] == [
+    result = json.loads(ask(server, "/requests")[1])
+    assert [(entry["path"], entry["status"]) for entry in result["requests"]] == [
         ("/site.example/archive.zip", 200),
         ("/missing", 404),
     ]
@@ -98,18 +98,18 @@ def test_requests_are_counted_until_forgotten(server):
     assert json.loads(ask(server, "/requests")[1])["count"] == 0
 
 
-def test_hub_tells_commit_and_files(server):
-    told = json.loads(ask(server, "/hub/api/models/owner/open/revision/main")[1])
-    assert told["sha"] == COMMIT
-    assert told["siblings"] == [{"rfilename": "config.json"}]
+def test_hub_returns_commit_and_files(server):
+    result = json.loads(ask(server, "/hub/api/models/owner/open/revision/main")[1])
+    assert result["sha"] == COMMIT
+    assert result["siblings"] == [{"rfilename": "config.json"}]
 
 
 def test_hub_file_carries_its_version(server):
     answer, body = ask(server, f"/hub/owner/open/resolve/{COMMIT}/config.json", method="HEAD")
     assert body == b""
     assert answer.headers["X-Repo-Commit"] == COMMIT
-    told = json.loads(ask(server, f"/hub/api/models/owner/open/tree/{COMMIT}?recursive=True")[1])
-    assert [(item["path"], item["oid"]) for item in told] == [("config.json", answer.headers["ETag"].strip('"'))]
+    result = json.loads(ask(server, f"/hub/api/models/owner/open/tree/{COMMIT}?recursive=True")[1])
+    assert [(item["path"], item["oid"]) for item in result] == [("config.json", answer.headers["ETag"].strip('"'))]
 
 
 @pytest.mark.parametrize(

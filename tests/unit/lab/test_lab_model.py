@@ -61,7 +61,7 @@ def test_adapters_fit_the_model_and_weigh_enough(made, name, rank):
         assert np.linalg.norm(change) > np.linalg.norm(base[f"{prefix}.weight"])
 
 
-def test_misfits_are_wrong_in_the_way_they_say(made):
+def test_each_misfit_has_the_fault_it_is_named_after(made):
     def shape(kind, module="q_proj"):
         tensors = load_file(made / "misfits" / kind / "adapter_model.safetensors")
         return tensors[f"base_model.model.model.layers.0.self_attn.{module}.lora_A.weight"].shape
@@ -81,7 +81,7 @@ def test_hub_repository_keeps_older_revisions(made, tmp_path, monkeypatch):
     assert (tmp_path / "lab" / "x" / first / "adapter_config.json").exists()
 
 
-def test_wheel_says_it_is_vllm_for_the_processor(tmp_path, monkeypatch):
+def test_wheel_is_named_vllm_for_the_processor(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "WHEELS", tmp_path)
     with zipfile.ZipFile(hub.vllm_wheel()) as wheel:
         wheel.extractall(tmp_path / "site")
@@ -89,7 +89,7 @@ def test_wheel_says_it_is_vllm_for_the_processor(tmp_path, monkeypatch):
     assert (found.name, found.version) == ("vllm", "0.32.0+cpu")
 
 
-def test_the_gguf_files_have_the_models_tensors_and_end_where_their_header_says(made):
+def test_the_gguf_files_have_the_models_tensors_and_the_length_of_their_header(made):
     base = gguf_header(LocalSource(str(made / "gguf")), "tiny.gguf")
     assert base.metadata["general.architecture"] == "llama" and len(base.tensors) == len(
         load_file(made / "tiny" / "model.safetensors")

@@ -41,7 +41,7 @@ def test_the_newest_interpreter_is_laid_out_in_the_same_way():
     assert place("bin/python3.10") is None
 
 
-def test_the_interpreter_is_unpacked_whole_and_can_be_run(tmp_path):
+def test_the_interpreter_is_unpacked_completely_and_runs(tmp_path):
     archive = tmp_path / "cpython.jar"
     with zipfile.ZipFile(archive, "w") as packed:
         packed.writestr("META-INF/MANIFEST.MF", "")
@@ -63,8 +63,8 @@ def test_another_artefact_than_the_known_one_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_stand_ins_of_a_driver_are_what_they_are_called(tmp_path):
-    nvidia_driver.lay_over(tmp_path)
+def test_the_stand_ins_of_a_driver_match_their_names(tmp_path):
+    nvidia_driver.copy_into(tmp_path)
     modprobe = tmp_path / "usr/bin/nvidia-modprobe"
     assert modprobe.stat().st_mode & 0o7777 == 0o4755
     assert subprocess.run([modprobe, "-c", "x"], capture_output=True, check=False).returncode == 1

@@ -42,7 +42,7 @@ def test_the_command_line_finds_the_kind_of_a_machine_by_its_name(machines):
     assert qemu.describe("swap")["port"] == 2222
 
 
-def test_an_unknown_machine_is_told_with_the_cure(machines):
+def test_an_unknown_machine_is_reported_with_the_cure(machines):
     with pytest.raises(host.Problem, match="python -m lab up gone --virtual"):
         qemu.describe("gone")
 

@@ -45,17 +45,17 @@ def sample(time: float, gpu: bool = True, **seen) -> dict:
 def report(runs: list[dict], events: list[dict] | None = None, limits: dict | None = None, **more) -> dict:
     begin = SERVED["start_times"][0]
     samples = [sample(begin + number, waiting=number, preemptions=3 + number) for number in range(4)]
-    told = {"host": "gpu1", "date": "2026-01-15", "through": "ai-server", "plan": {**PLAN, "limits": limits or {}}}
-    told |= {"runs": runs, "samples": samples, "peaks": watch.peaks(samples), "events": events or [], "answer": ""}
-    told |= more
-    return {**told, "failures": judge.failures(told)}
+    values = {"host": "gpu1", "date": "2026-01-15", "through": "ai-server", "plan": {**PLAN, "limits": limits or {}}}
+    values |= {"runs": runs, "samples": samples, "peaks": watch.peaks(samples), "events": events or [], "answer": ""}
+    values |= more
+    return {**values, "failures": judge.failures(values)}
 
 
 # -- parameters ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("args", "message"),
     [
         ({"callers": 0}, "load_callers is 0; it must be above 0 and at most 256."),
         ({"callers": 10_000}, "load_callers is 10000; it must be above 0 and at most 256."),
@@ -75,21 +75,21 @@ def report(runs: list[dict], events: list[dict] | None = None, limits: dict | No
         ({"find": "ttft_ms:"}, "find is ttft_ms:; give a limit for the time to first token, such as ttft_ms:500."),
     ],
 )
-def test_what_cannot_be_meant_or_would_be_too_much_is_refused(args, says):
+def test_invalid_or_excessive_input_is_refused(args, message):
     with pytest.raises(UserError) as error:
         checked(args)
-    assert str(error.value) == says
+    assert str(error.value) == message
 
 
 @pytest.mark.parametrize(
-    ("key", "told"), [("canary", "ValueError: *** is no key"), ("", "ValueError: canary is no key")]
+    ("key", "message"), [("canary", "ValueError: *** is no key"), ("", "ValueError: canary is no key")]
 )
-def test_the_tools_last_line_is_told_without_the_key(tmp_path, key, told):
+def test_the_tools_last_line_is_reported_without_the_key(tmp_path, key, message):
     (tmp_path / "log").write_text("Traceback\nValueError: canary is no key\n\n")
-    assert host._why(tmp_path / "log", key).endswith(f"its last line: {told}")
+    assert host._why(tmp_path / "log", key).endswith(f"its last line: {message}")
 
 
-def test_what_is_not_said_is_modest():
+def test_defaults_are_modest():
     plan = checked({})
     assert (plan.callers, plan.seconds, plan.find_ttft_ms) == (4, 60, None)
     assert checked({"find": "ttft_ms:500"}).callers == 64
@@ -115,7 +115,7 @@ def test_a_search_finds_the_largest_number_that_holds_and_never_jumps(most):
 # -- the tool --------------------------------------------------------------------------------------------------------
 
 
-def test_the_tool_is_never_told_the_key():
+def test_the_tool_never_gets_the_key():
     job = {"url": "http://127.0.0.1:8000", "model": "m", "tokenizer": "/srv/m", "seed": 1, "key": "canary-key"}
     words = tool.argv("/venv/bin/vllm", job, PLAN, 100, "/run/x/result.json")
     assert words[:3] == ["/venv/bin/vllm", "bench", "serve"]
@@ -136,9 +136,9 @@ def test_the_figures_are_the_tools_own():
             assert figures[f"{what}_ms"][f"p{share}"] == pytest.approx(SERVED[f"p{share}_{what}_ms"], abs=0.01)
 
 
-def test_an_older_tool_tells_less_and_that_is_enough():
-    told = {name: value for name, value in SERVED.items() if name not in ("latencies", "queue_times")}  # as in 0.23
-    assert tool.summary([told], 16) == tool.summary([SERVED], 16)
+def test_an_older_tool_reports_less_and_that_is_enough():
+    result = {name: value for name, value in SERVED.items() if name not in ("latencies", "queue_times")}  # as in 0.23
+    assert tool.summary([result], 16) == tool.summary([SERVED], 16)
 
 
 def test_turns_count_together():
@@ -147,14 +147,14 @@ def test_turns_count_together():
     assert figures["seconds"] == pytest.approx(SERVED["duration"] + UNAUTHORISED["duration"], abs=0.1)
 
 
-def test_errors_are_told_by_status():
+def test_errors_are_reported_by_status():
     figures = tool.summary([UNAUTHORISED], 16)
     assert figures["errors"] == {"401 Unauthorized": 6}
     assert (figures["error_share"], figures["ttft_ms"]["p95"], figures["curve"]) == (1.0, None, [])
 
 
 @pytest.mark.parametrize(
-    ("text", "tokens", "told"),
+    ("text", "tokens", "expected"),
     [
         ("", 16, ""),
         ("", 3, "the answer broke off"),
@@ -173,8 +173,8 @@ def test_errors_are_told_by_status():
         ("Traceback (most recent call last):\nTimeoutError", 0, "TimeoutError"),
     ],
 )
-def test_what_a_request_met_is_said_in_a_word(text, tokens, told):
-    assert tool.error(text, tokens, 16) == told
+def test_the_result_of_a_request_is_one_word(text, tokens, expected):
+    assert tool.error(text, tokens, 16) == expected
 
 
 def test_the_curve_has_every_token_once():
@@ -186,7 +186,7 @@ def test_the_curve_has_every_token_once():
 # -- monitoring ------------------------------------------------------------------------------------------------------
 
 
-def test_an_engines_page_is_read_by_whole_names(server):
+def test_an_engines_page_is_read_by_full_names(server):
     server.pages["/metrics"] = (200, PAGE)
     seen = watch.engine(f"{server.url}/metrics")
     assert seen == {"running": 4.0, "waiting": 2.0, "kv_cache": 0.5, "preemptions": 3.0, "tokens": 640.0}
@@ -229,8 +229,8 @@ def test_a_restart_and_memory_that_ran_out_are_seen():
         "kernel": ["Memory cgroup out of memory: Killed process 10 (vllm)"],
         "vllm.service": ["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.45 GiB"],
     }
-    told = [each["what"] for each in watch.events(before, after, logs)]
-    assert told == [
+    messages = [each["what"] for each in watch.events(before, after, logs)]
+    assert messages == [
         "vllm.service restarted",
         "the OOM killer killed a process of vllm.service",
         "ai-server.service has stopped",
@@ -255,7 +255,7 @@ def test_first_requests_stop_what_could_not_work(server):
     assert len(json.loads(body)["prompt"]) == 64
 
 
-def test_a_key_that_may_not_ask_so_often_is_refused_before_there_is_load(monkeypatch):
+def test_a_key_with_a_low_rate_limit_is_refused_before_the_load(monkeypatch):
     monkeypatch.setattr(host, "running", list)
     monkeypatch.setattr(host, "engine", lambda unit: {})
     monkeypatch.setattr(host, "rate", lambda job, plan: 5.0)
@@ -295,8 +295,8 @@ def test_a_check_within_its_limits_is_green():
 
 
 def test_red_names_limit_and_value():
-    told = report([run()], limits={"ttft_p95_ms": 100, "itl_p95_ms": 100})["failures"]
-    assert told == ["vllm m: ttft_p95_ms is 134.5, above the limit of 100."]
+    result = report([run()], limits={"ttft_p95_ms": 100, "itl_p95_ms": 100})["failures"]
+    assert result == ["vllm m: ttft_p95_ms is 134.5, above the limit of 100."]
     mixed = run(**tool.summary([SERVED, UNAUTHORISED], 16))
     assert report([mixed], limits={"error_share": 0.1})["failures"] == [
         "vllm m: error_share is 0.1304, above the limit of 0.1."
@@ -322,8 +322,8 @@ def test_a_step_holds_only_where_every_answer_came_in_time():
 
 
 def test_the_table_is_read_on_a_terminal():
-    told = report([run(), run(**tool.summary([SERVED, UNAUTHORISED], 16), model="other")])
-    lines = judge.table(told)
+    result = report([run(), run(**tool.summary([SERVED, UNAUTHORISED], 16), model="other")])
+    lines = judge.table(result)
     text = "\n".join(lines)
     assert lines[0] == "gpu1: 4 callers at once, 1 min each, prompts of 64 tokens, answers of 16, through ai-server"
     assert re.search(r"^vllm +m +4 +40 +0 +289.7 +37.4 / 134 / 136 +9.5 / 24.8 / 31.7$", text, re.MULTILINE)
@@ -335,9 +335,9 @@ def test_the_table_is_read_on_a_terminal():
     assert max(map(len, lines)) <= 120
 
 
-def test_the_page_stands_alone_and_its_plot_is_an_svg():
-    told = report([run(model="<script>")], limits={"ttft_p95_ms": 100})
-    text = page.html(told)
+def test_the_page_is_one_file_and_its_plot_is_an_svg():
+    result = report([run(model="<script>")], limits={"ttft_p95_ms": 100})
+    text = page.html(result)
     assert "<script" not in text
     assert "http" not in text.replace('xmlns="http://www.w3.org/2000/svg"', "")
     drawn = ElementTree.fromstring(text[text.index("<svg") : text.index("</svg>") + 6])

@@ -41,7 +41,7 @@ def test_a_program_with_python_built_in_is_taken(unit):
 
 
 @pytest.mark.parametrize(
-    ("live", "program", "says"),
+    ("live", "program", "message"),
     [
         ({"LoadState": "not-found"}, "/usr/bin/python3", "vllm.service is not on this host"),
         (
@@ -56,10 +56,10 @@ def test_a_program_with_python_built_in_is_taken(unit):
         ),
     ],
 )
-def test_what_cannot_be_recorded_is_refused(unit, live, program, says):
+def test_what_cannot_be_recorded_is_refused(unit, live, program, message):
     with pytest.raises(UserError) as error:
         process_profile.main_process("vllm.service", unit(program, **live))
-    assert says in str(error.value)
+    assert message in str(error.value)
 
 
 def script(path: Path, text: str) -> str:
@@ -72,10 +72,10 @@ def test_processes_are_not_stopped_and_children_are_recorded(tmp_path):
     output = tmp_path / "out.svg"
     tool = script(tmp_path / "py-spy", f'echo "$@" > {tmp_path}/asked; echo "{SVG}" > {output}')
     process_profile.record(tool, 812, 5, 100, output)
-    asked = (tmp_path / "asked").read_text().split()
-    assert asked[:3] == ["record", "--pid", "812"]
-    assert {"--subprocesses", "--nonblocking"} <= set(asked)
-    assert asked[asked.index("--duration") + 1] == "5"
+    arguments = (tmp_path / "asked").read_text().split()
+    assert arguments[:3] == ["record", "--pid", "812"]
+    assert {"--subprocesses", "--nonblocking"} <= set(arguments)
+    assert arguments[arguments.index("--duration") + 1] == "5"
     assert process_profile.samples(output.read_text()) == 2970
 
 
@@ -90,11 +90,11 @@ def test_a_tool_that_fails_is_quoted(tmp_path):
         process_profile.record(tool, 812, 5, 100, tmp_path / "out.svg")
 
 
-def test_an_idle_process_has_no_graph_and_is_told_so(tmp_path):
-    said = (
+def test_an_idle_process_has_no_graph_and_is_reported(tmp_path):
+    message = (
         "[ERROR inferno::flamegraph] No stack counts found\\nError: Failed to write flamegraph: No stack counts found"
     )
-    tool = script(tmp_path / "py-spy", f"printf '{said}' >&2; exit 1")
+    tool = script(tmp_path / "py-spy", f"printf '{message}' >&2; exit 1")
     with pytest.raises(UserError, match=r"^Process 812 was idle for all 5 s, .* profile_seconds"):
         process_profile.record(tool, 812, 5, 100, tmp_path / "out.svg")
 

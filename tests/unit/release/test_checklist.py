@@ -105,7 +105,7 @@ def test_an_agent_that_pushes(server, figures, measured, ok):
     assert checklist.remote_write(server.url, watched=0) == (measured, ok)
 
 
-def test_an_engine_that_is_off_on_purpose_is_no_lost_target(server, monkeypatch):
+def test_an_engine_that_is_off_on_purpose_is_not_a_lost_target(server, monkeypatch):
     target = {"labels": {"job": "vllm", "service": "feedback"}, "health": "down"}
     agent(server, sent=9)
     server.pages["/api/v1/targets"] = (200, json.dumps({"data": {"activeTargets": [target]}}))
@@ -178,7 +178,7 @@ def test_notices_that_fail_now_are_red(server, monkeypatch, before, after, measu
     assert checklist.notices(server.url) == (measured, ok)
 
 
-def test_a_page_must_have_the_words_that_are_asked_for(server):
+def test_a_page_must_contain_the_expected_words(server):
     server.pages["/query"] = (200, '{"status":"error"}')
     assert checklist.http(f"{server.url}/query") == ("200", True)
     assert checklist.http(f"{server.url}/query", contains='"success"') == ('200: {"status":"error"}', False)

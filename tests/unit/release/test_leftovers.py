@@ -150,7 +150,7 @@ def test_where_the_disk_notes_no_reading_nothing_compiled_goes(machine, monkeypa
 
 
 @pytest.mark.parametrize("how", ["maps", "cmdline", "environ"])
-def test_what_a_process_uses_stays_and_is_told(machine, how):
+def test_what_a_process_uses_stays_and_is_reported(machine, how):
     gone = machine.environment("b" * 12)
     text = f"7f00-7f01 r-xp 00 08:01 7   {gone}/lib/x.so\n" if how == "maps" else f"{gone}/bin/python\0-m\0x"
     machine.process("4711", **{how: text.encode()})
@@ -190,7 +190,7 @@ def test_environments_of_another_service_in_the_same_place_stay(machine):
     assert machine.removed() == []
 
 
-def test_revisions_go_only_when_asked_for_with_the_files_that_no_other_has(machine):
+def test_revisions_are_removed_only_on_request_with_files_that_no_other_uses(machine):
     machine.revision("1" * 40, "weights", "tokenizer")
     machine.revision("2" * 40, "weights-of-before", "tokenizer")
     assert machine.removed() == []
@@ -202,14 +202,14 @@ def test_revisions_go_only_when_asked_for_with_the_files_that_no_other_has(machi
     assert machine.removed(models=True) == []
 
 
-def test_a_model_of_which_nothing_is_left_goes_whole(machine):
+def test_a_model_without_revisions_is_removed_completely(machine):
     machine.revision("2" * 40, "weights")
     machine.file(machine.hub / "models--o--m/refs/main")
     assert machine.removed(models=True) == [".cache/huggingface/hub/models--o--m"]
     assert not (machine.hub / "models--o--m").exists()
 
 
-def test_what_cannot_be_removed_is_told(machine, monkeypatch):
+def test_what_cannot_be_removed_is_reported(machine, monkeypatch):
     gone = machine.environment("b" * 12)
 
     def fail(path):
@@ -219,7 +219,7 @@ def test_what_cannot_be_removed_is_told(machine, monkeypatch):
     assert clean(A_DAY, False, False)["failures"] == [f"{gone}: Operation not permitted"]
 
 
-def test_the_checklist_tells_the_free_disk(machine):
+def test_the_checklist_shows_the_free_disk(machine):
     assert checklist.disk(0)[1] is True
     measured, ok = checklist.disk(1 << 40)
     assert ok is False and " MiB free on /" in measured

@@ -69,7 +69,7 @@ class Logrotate:
         check(self.path, "text", self.conf, self.ask)
 
 
-def test_files_of_others_are_no_reason(tmp_path):
+def test_files_of_others_do_not_matter(tmp_path):
     Logrotate(tmp_path, own="/var/log/wtmp", apt="/var/log/apt/*.log", x="/var/log/app/*.out").check()
     Logrotate(tmp_path, own=OURS).check()  # our own file from an earlier run
 
@@ -88,7 +88,7 @@ def test_the_configuration_itself_may_be_the_other(tmp_path):
         Logrotate(tmp_path, own="/var/log/app/a.log", apt="/var/log/apt/*.log").check()
 
 
-def test_a_directory_that_is_not_included_and_a_refusal_are_told(tmp_path):
+def test_a_directory_that_is_not_included_and_a_refusal_are_reported(tmp_path):
     host = Logrotate(tmp_path)
     host.included, host.error = (
         False,

@@ -124,7 +124,7 @@ class TestGpuMemory:
         self.see(monkeypatch, 22000)
         assert "GPU 0 has 0 MiB free" in probes.awaited([{"gpu_free": {"mib": 20000, "gpus": 2}}], 0)
 
-    def test_a_driver_that_does_not_answer_is_said(self, monkeypatch):
+    def test_a_driver_that_does_not_answer_is_reported(self, monkeypatch):
         def read(timeout):
             raise nvidia_smi.GpuError("no_driver", "The NVIDIA driver is not running.")
 
@@ -184,7 +184,7 @@ def test_options_that_were_left_out_count_as_their_defaults(server):
     assert probes.first_failure([{"http": options, "metric": None, "models": None, "completion": None}]) is None
 
 
-def test_a_proxy_is_never_asked(server, monkeypatch):
+def test_a_proxy_is_never_used(server, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     server.pages["/"] = (200, "OK")
     assert probes.first_failure([{"http": {"url": f"{server.url}/"}}]) is None

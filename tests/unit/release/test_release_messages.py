@@ -16,7 +16,7 @@ def action():
     return module
 
 
-def test_the_message_ends_once_and_says_how_things_stand(action):
+def test_the_message_has_one_full_stop_and_the_state(action):
     journal = ["ValueError: LoRA rank 256 is greater than max_lora_rank 16"]
     result = {"release": "abc", "why": "its process left (exit-code, status 1)", "journal": journal, "elapsed": 19.0}
     told = action.failure("vllm", result, "release def serves again")

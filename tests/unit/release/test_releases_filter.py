@@ -26,7 +26,7 @@ def test_a_mirror_serves_the_origins_host_and_path(base, url):
 @pytest.mark.parametrize(
     "source", ["git@github.com:NVIDIA/dcgm-exporter.git", "ssh://git@host/a.git", "file:///srv/a.git", "/srv/a.git"]
 )
-def test_what_is_not_fetched_over_http_comes_back_unchanged(source):
+def test_other_addresses_are_returned_unchanged(source):
     assert releases.mirrored(source, "http://mirror/base") == source
 
 

@@ -55,7 +55,7 @@ def test_the_call_stays_out_of_the_journal(task):
 
 
 @pytest.mark.parametrize("name", [*MODULES, "gpu_memory_plan", "keyring_repository", "service_release", "service_step"])
-def test_the_module_tells_no_value_of_it(name):
+def test_the_module_shows_no_value_of_it(name):
     assert "module = QuietModule(" in (ROOT / f"plugins/modules/{name}.py").read_text()
 
 
@@ -86,7 +86,7 @@ def test_what_a_person_is_shown(environment, text, told):
     assert masked(text, environment) == told
 
 
-def test_what_systemd_and_the_service_say_is_passed_on_without_passwords():
+def test_messages_of_systemd_and_the_service_are_shown_without_passwords():
     module = QuietModule.__new__(QuietModule)
     module.no_log_values = set()
     module.params = {"name": "vllm"}
@@ -96,7 +96,7 @@ def test_what_systemd_and_the_service_say_is_passed_on_without_passwords():
     assert (result["msg"], result["why"], result["journal"], result["diff"]) == (told, told, [told], [{"after": told}])
 
 
-def test_a_secret_with_an_address_in_it_is_masked_whole(monkeypatch, capsys):
+def test_a_secret_that_contains_an_address_is_masked_completely(monkeypatch, capsys):
     """If the password were first removed from the address, everyone could read the rest of the secret."""
     content = "VLLM_API_KEY=canary\nHTTPS_PROXY=http://user:canary@proxy:3128\n"
     arguments = {"secrets": [{"path": "/etc/x", "content": content}], "_ansible_check_mode": False}

@@ -83,7 +83,7 @@ def test_a_user_whom_only_a_directory_server_knows_is_there(host):
 
 
 @pytest.mark.parametrize("part", ["directories", "files", "secrets"])
-def test_a_user_stands_for_his_own_group_whatever_it_is_called(host, part):
+def test_a_user_implies_his_primary_group_whatever_its_name(host, part):
     host.users["app"] = (990, 65534)
     asked = wanted(**{part: [entry("app", "app"), entry("root", "adm"), entry("root", "root")]})
     account.settle_groups(host.service, asked)
@@ -118,7 +118,7 @@ def test_what_the_host_lacks_is_refused_by_name(host, change, sentence):
     assert host.said == []
 
 
-def test_going_away_asks_for_no_group(host):
+def test_removal_needs_no_group(host):
     account.settle_groups(host.service, wanted(state="absent", groups=["video"]))
 
 

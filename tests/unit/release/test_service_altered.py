@@ -87,7 +87,7 @@ def test_a_drop_in_that_makes_another_process_of_it_is_refused(host, text, direc
         "# [Service]\n; ExecStart=/bin/other\n",
     ],
 )
-def test_one_that_only_adds_is_told_and_harms_nothing(host, text):
+def test_a_drop_in_that_only_adds_is_reported_and_accepted(host, text):
     path = drop_in(host, text)
     assert checks.check_unit(host.service, host.release, check_mode=False) == [f"{path} adds to app.service"]
     assert checklist.unit("app.service")[1]
@@ -148,7 +148,7 @@ def test_what_systemd_read_is_another(host, live, sentence):
 
 
 class TestProcessOfBefore:
-    def test_one_that_began_with_the_drop_in_is_started_anew_once_it_is_gone(self, host):
+    def test_a_process_started_with_the_drop_in_is_restarted_after_its_removal(self, host):
         path = drop_in(host, "[Service]\nExecStart=/bin/other")
         host.live["ExecMainStartTimestampMonotonic"] = str(int((time.monotonic() + 5) * 1e6))
         with pytest.raises(Refused):

@@ -66,7 +66,7 @@ def test_what_is_refused_is_one_sentence_and_what_others_added_is_a_warning(serv
 
 
 @pytest.mark.parametrize("name", ["", "../app", "a b"])
-def test_a_name_that_is_none(service, name):
+def test_an_invalid_name(service, name):
     result = end(Module(name=name), dict, dict)
     assert result["failed"] and "it must be a service's" in result["msg"]
 
@@ -133,7 +133,7 @@ class TestPreview:
         assert service_step.change(service, wanted.arguments)["interrupts"] is False
         assert wanted.tried == []
 
-    def test_a_service_that_a_timer_starts_serves_nobody(self, service, wanted, monkeypatch):
+    def test_deploying_a_service_of_a_timer_interrupts_nothing(self, service, wanted, monkeypatch):
         service.note(current="abc", verified=["abc"])
         monkeypatch.setattr(service, "main_unit", lambda *_: "app.timer")
         assert service_step.change(service, wanted.arguments)["interrupts"] is False

@@ -167,7 +167,7 @@ class TestTrials:
         assert 'ExecStart="/opt/app/9/bin/python"' in text and '"part"' in text
         assert not any((tmp_path / "run").iterdir())
 
-    def test_what_it_says_last_is_the_refusal(self, host, trials, tmp_path):
+    def test_its_last_line_is_the_refusal(self, host, trials, tmp_path):
         trials.code, trials.said = 1, "working\ntriton cannot be compiled: there is no C compiler: install gcc.\n"
         with pytest.raises(Refused, match=r"^app: triton cannot be compiled: there is no C compiler: install gcc\.$"):
             checks.try_out(host.service, wanted(host), [TRIAL])
@@ -318,7 +318,7 @@ class TestLiveFiles:
         assert sorted(path.name for path in (host.root / "etc/app").iterdir()) == ["app.yml", "two.json"]
         assert not run({"two.json": "{}"})["changed"]
 
-    def test_a_program_that_looks_by_itself_is_not_asked_to(self, host, run):
+    def test_a_program_that_reloads_by_itself_gets_no_reload(self, host, run):
         run({"one.json": "{}"}, reload=None)
         assert run({"one.json": "[]"}, reload=None)["changed"]
         assert "systemctl reload" not in host.systemd.said
@@ -478,7 +478,7 @@ class TestLook:
         assert told[0] == "s=1;i=2"
         assert told[1] == pytest.approx(time.time() - 3600, abs=5)
 
-    def test_a_clock_that_jumps_is_no_late_start(self, host, monkeypatch):
+    def test_a_clock_that_jumps_does_not_count_as_a_late_start(self, host, monkeypatch):
         serve(host, wanted(host))
         now = time.time()
         monkeypatch.setattr(serving.time, "time", lambda: now + 7200)
@@ -499,7 +499,7 @@ class TestLook:
         serving.start(host.service)
         assert serving.poll(host.service, [], 0, 20)["elapsed"] < 1
 
-    def test_it_does_not_look_past_its_limit(self, host, monkeypatch):
+    def test_it_does_not_read_past_its_limit(self, host, monkeypatch):
         serve(host, wanted(host))
         host.service.note(since=host.service.state()["since"] - 59.9)
         within = []
@@ -510,7 +510,7 @@ class TestLook:
 
 
 class TestBack:
-    def test_the_last_verified_release_comes_back_whole(self, host):
+    def test_the_last_verified_release_is_restored_completely(self, host):
         old, new = wanted(host), wanted(host, text="a: 2\n", version="1.1", name="other.yml")
         serve(host, old)
         contents.put(host.service, new)
@@ -538,7 +538,7 @@ class TestBack:
         with pytest.raises(Refused, match="there is no service ap on this host; there are: app"):
             rollback.earlier(Service("ap"))
 
-    def test_without_an_earlier_one_there_is_no_way_back(self, host):
+    def test_without_an_earlier_release_there_is_no_rollback(self, host):
         serve(host, wanted(host))
         with pytest.raises(Refused, match="no earlier verified release is kept here"):
             rollback.go_back(host.service)
@@ -559,7 +559,7 @@ class TestBack:
         assert len(list((host.service.store / "releases").iterdir())) == 3
 
 
-def test_what_a_program_refuses_is_told_without_its_usage(host, tmp_path):
+def test_a_programs_refusal_is_reported_without_its_usage(host, tmp_path):
     lines = ["Some library is missing, never mind", "usage: app [-h]", "           [--port PORT]"]
     program = tmp_path / "app"
     program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}' >&2\n" for line in lines))
@@ -573,7 +573,7 @@ def test_what_a_program_refuses_is_told_without_its_usage(host, tmp_path):
         checks._ask_program(host.service, [str(program), "%s"], file, tmp_path, None)
 
 
-def test_what_amtool_says_of_a_file_is_told(host, tmp_path):
+def test_amtools_message_is_reported(host, tmp_path):
     program = tmp_path / "amtool"
     program.write_text(
         "#!/bin/sh\n"
@@ -588,7 +588,7 @@ def test_what_amtool_says_of_a_file_is_told(host, tmp_path):
 
 
 @pytest.mark.parametrize("mode, told", [("0640", "a: 2"), ("0600", "secret")])
-def test_the_way_back_is_shown_before_it_is_gone(host, mode, told):
+def test_the_rollback_is_previewed(host, mode, told):
     file = {"path": str(host.root / "etc/app/app.yml"), "mode": mode, "owner": "root", "group": "root"}
     for text in ("a: 1\n", "a: 2\n"):
         serve(host, contents.build(host.service, [{**file, "content": text}], [], UNIT))
@@ -634,7 +634,7 @@ class TestLostNotes:
 
 class TestRefusal:
     @pytest.mark.parametrize("port", [0, 65536, -1])
-    def test_a_number_that_is_no_port(self, host, port):
+    def test_an_invalid_port(self, host, port):
         with pytest.raises(Refused, match=f"{port} is no TCP port"):
             checks.check_ports(host.service, [port])
 
@@ -674,7 +674,7 @@ class TestRemoval:
         assert "systemctl disable" in host.systemd.said
         assert removal.remove(host.service, purge=False) is False
 
-    def test_data_stays_until_purging_is_asked_for(self, host):
+    def test_data_stays_until_a_purge(self, host):
         self.put_directories(host, keep=True)
         serve(host, wanted(host))
         (host.root / "srv/data/app/model").write_text("weights")
@@ -727,7 +727,7 @@ def test_probes_are_kept_with_their_release(host):
 
 
 class TestUnit:
-    def test_defaults_are_hardened_and_can_be_taken_away(self):
+    def test_hardened_defaults_can_be_removed(self):
         text = systemd_unit.render({"Service": {"ExecStart": "/x", "ProtectHome": None, "PrivateTmp": False}})
         assert "NoNewPrivileges=yes\n" in text
         assert "ProtectHome" not in text
@@ -842,7 +842,7 @@ class TestSecrets:
     def settings(self, host, text):
         return [self.ask(host)["secrets"][0] | {"content": text, "plain": ["MODEL", "URL"]}]
 
-    def test_what_is_no_secret_comes_back_with_its_release(self, host):
+    def test_plain_values_are_restored_with_their_release(self, host):
         """A setting can be the error, and is in the same file as the keys."""
         self.run(host, secrets=self.settings(host, f"MODEL=a\nKEY={OLD}\nURL=http://u:{OLD}@host\nGONE={OLD}\n"))
         result = self.run(host, verify=False, secrets=self.settings(host, f"KEY={NEW}\nMODEL=b\nURL=\nMORE={NEW}\n"))
@@ -868,7 +868,7 @@ class TestSecrets:
             self.run(host, secrets=self.settings(host, f"KEY=1\n{OLD}\n"))
         assert OLD not in str(refusal.value)
 
-    def test_a_file_that_is_one_secret_is_kept_nowhere_else(self, host):
+    def test_a_file_that_is_a_secret_is_stored_nowhere_else(self, host):
         whole = {"plain": [], "whole": True}
         self.run(host, secrets=[self.ask(host)["secrets"][0] | {"content": f"{OLD}=x\n{OLD}", **whole}], probes=[])
         first = host.service.state()["current"]
@@ -879,7 +879,7 @@ class TestSecrets:
         rollback.go_back(host.service)
         assert (host.root / "etc/app/env").read_text() == NEW
 
-    def test_a_secret_that_is_gone_is_named(self, host):
+    def test_a_missing_secret_is_named(self, host):
         self.run(host)
         self.run(host, text="a: 2\n")
         (host.root / "etc/app/env").unlink()
@@ -978,7 +978,7 @@ class TestBeforeStart:
         monkeypatch.setattr(serving.probes, "first_failure", lambda *_: holder[0] if holder else None)
         return holder
 
-    def test_it_is_asked_after_the_process_before_has_left(self, host, held):
+    def test_it_runs_after_the_previous_process_has_ended(self, host, held):
         held.clear()
         serve(host, wanted(host))
         said = len(host.systemd.said)
@@ -1078,7 +1078,7 @@ class TestLeftovers:
         serve(host, self.release(host, good))
         assert others.exists() and foreign.exists()
 
-    def test_a_run_that_changes_nothing_else_takes_it_away_and_says_so(self, host, monkeypatch):
+    def test_a_run_without_other_changes_removes_it_and_reports_it(self, host, monkeypatch):
         monkeypatch.setattr(deploy, "first_failure", lambda _: None)
         good = self.build(host, "good")
         release = self.release(host, good)

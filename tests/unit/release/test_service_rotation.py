@@ -58,7 +58,7 @@ def test_an_interruption_happens_out_of_rotation(task):
     assert (result["rotation"], result.get("failed")) == ("back", None)
 
 
-def test_a_run_that_interrupts_nothing_calls_nobody(task):
+def test_a_run_without_an_interruption_calls_no_hook(task):
     quiet = {"changed": False, "release": "old", "restarted": None, "await": False, "out": False}
     assert run(task.make({"preview": {"interrupts": False}, "apply": quiet}))["changed"] is False
     assert task.hooks() == []
@@ -78,7 +78,7 @@ def test_a_host_that_cannot_leave_is_not_touched(task):
     )
 
 
-def test_a_hook_that_is_not_there_is_said(task):
+def test_a_missing_hook_is_reported(task):
     result = run(task.make({"preview": {"interrupts": True}}, drain_command=["/nowhere/hook"]))
     assert result["failed"] and "No such file or directory: '/nowhere/hook'" in result["msg"]
 
@@ -103,12 +103,12 @@ def test_the_next_run_puts_back_what_an_interrupted_one_left_out(task):
     assert task.hooks() == ["IN"] and result["changed"] is True and task.said[-1] == "restore"
 
 
-def test_check_mode_asks_no_balancer(task):
+def test_check_mode_calls_no_balancer(task):
     run(task.make({"apply": {"changed": True, "await": False}}, check_mode=True))
     assert task.said == ["apply"] and task.hooks() == []
 
 
-def test_without_hooks_no_question_is_asked(task):
+def test_without_hooks_there_is_no_preview(task):
     run(task.make({"apply": {**APPLIED, "out": False}, "looks": [READY]}, drain_command=[], restore_command=[]))
     assert task.said == ["apply", "poll", "confirm"]
 

@@ -70,7 +70,7 @@ def test_the_units_that_are_written(host):
     assert serving.restart_reason(host.service, release, []) is None
 
 
-def test_an_incident_looks_at_the_timer(host):
+def test_an_incident_checks_the_timer(host):
     assert evidence.unit_of("look", {}) == "look.service"
     serve(host, HOURLY)
     assert evidence.unit_of("look", {}) == "look.timer"

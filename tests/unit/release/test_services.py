@@ -26,7 +26,7 @@ def test_a_host_without_services(store):
     assert services.listed() == []
 
 
-def test_services_are_told_with_their_releases_and_environments(store, tmp_path):
+def test_services_are_listed_with_their_releases_and_environments(store, tmp_path):
     made = {"user": None, "directories": [{"path": "/opt/vllm/environments"}, {"path": "/opt/vllm"}]}
     used = {"user": None, "directories": ["/opt/vllm/environments", "/srv/other/environments"]}
     store("vllm", json.dumps({"current": "72", "verified": ["71", "72"], "created": made, "needs": used}))
@@ -43,7 +43,7 @@ def test_services_are_told_with_their_releases_and_environments(store, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", None])
-def test_a_service_without_a_readable_record_is_still_told(store, tmp_path, text):
+def test_a_service_without_a_readable_record_is_still_listed(store, tmp_path, text):
     store("vllm", text or "")
     if text is None:
         (tmp_path / "vllm/state.json").unlink()

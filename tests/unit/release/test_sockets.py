@@ -73,7 +73,7 @@ def test_one_that_lets_others_in_does_not_close_anything(unit):
     assert unit([at("10.0.0.4", 81)], ["127.0.0.1:80"], told)[1] is False
 
 
-def test_where_systemd_cannot_filter_that_is_said_and_nothing_passes(unit):
+def test_without_a_filter_of_systemd_nothing_passes(unit):
     measured, good = unit([at("127.0.0.1", 80)], ["127.0.0.1:80"], POWERLESS)
     assert (good, "systemd cannot filter addresses on this machine" in measured) == (None, True)
     measured, good = unit([at("10.0.0.4", 81)], ["127.0.0.1:80"], POWERLESS)
@@ -107,7 +107,7 @@ def test_the_sockets_of_a_units_process_are_seen(monkeypatch, family, address, s
         ("IPAddressAllow=\nIPAddressDeny=\nIPIngressBytes=[no data]\n", {"allowed": None, "in_force": False}),
     ],
 )
-def test_the_filter_is_what_systemd_says_of_it(monkeypatch, told, expected):
+def test_the_filter_is_read_from_systemd(monkeypatch, told, expected):
     class Done:
         stdout = told
 

@@ -33,7 +33,7 @@ def test_a_command_without_end_is_a_failure_with_a_sentence():
         systemd_unit.run("sleep", "5", timeout=0.1)
 
 
-def test_a_command_that_fails_says_its_own_last_words():
+def test_a_failed_command_reports_its_last_line():
     with pytest.raises(systemd_unit.SystemdError, match="No such file"):
         systemd_unit.run("ls", "/no/such/place")
     assert isinstance(systemd_unit.run("ls", "/no/such/place", check=False), subprocess.CompletedProcess)
@@ -96,7 +96,7 @@ def test_a_service_that_needs_devices_is_not_shut_off_from_them_by_its_clock(own
 LIMITS = {"oom_score_adjust": 1000, "memory_max": "10%"}
 
 
-def test_limits_of_memory_stand_in_the_service_as_they_are_written():
+def test_memory_limits_are_in_the_service_as_written():
     text = systemd_unit.render({"Service": {"ExecStart": "/bin/app"}})
     limited = systemd_unit.limited(text, LIMITS)
     service = limited.partition("[Service]")[2].partition("[Install]")[0].splitlines()

@@ -18,7 +18,7 @@ FILTERS = {name: function for functions in site.filters().values() for name, fun
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_a_filter_says_what_it_returns(name):
+def test_a_filter_documents_what_it_returns(name):
     first = (inspect.getdoc(FILTERS[name]) or "").partition("\n\n")[0]
     assert len(first.split()) > 3 and first.rstrip().endswith((".", ")", ":"))
 

@@ -73,7 +73,7 @@ def test_only_the_newest_runs_in_full():
     assert {step.environment["FULL"] for step in suite.long_steps(["swap"]) if "debian13" not in step.name} == {"0"}
 
 
-def test_a_scenario_of_one_platform_runs_there_whatever_is_asked_for():
+def test_a_scenario_of_one_platform_ignores_the_requested_platform():
     for platform in ("debian12", "debian13"):
         daily = suite.daily_scenarios([], platform)
         assert ("llama_cpp", "forky") in daily and ("swap", platform) in daily
@@ -96,7 +96,7 @@ def test_what_a_change_is_about_comes_first_and_the_rest_keeps_its_order():
     assert names(suite.touched_first(steps, ["plugins/module_utils/host/swap_file.py"]))[2] == "unit-python3.10"
 
 
-def test_the_newest_controller_gives_a_role_to_a_machine_unless_one_scenario_is_asked_for():
+def test_the_newest_controller_runs_a_role_unless_one_scenario_is_requested():
     assert {"node_exporter-newest", "sanity-newest"} <= set(names(suite.long_steps([])))
     assert not [name for name in names(suite.long_steps(["swap"])) if "newest" in name]
 
@@ -107,7 +107,7 @@ def test_a_change_of_nothing_known_keeps_the_fixed_order():
     assert names(steps)[0] == "swap-debian13"
 
 
-def test_the_commits_of_a_day_tell_what_a_change_is_about(repository):
+def test_the_commits_of_a_day_define_the_subject_of_a_change(repository):
     repository("roles/promtail/old.yml", 0)
     repository("roles/dcgm/one.yml", 48)
     repository("roles/swap/two.yml", 60)
@@ -137,7 +137,7 @@ def test_a_step_that_takes_long_begins_earlier_or_not_at_all(monkeypatch):
         assert [step.obstacle() == "" for step in (long, short)] == [begins, True]
 
 
-def test_what_was_left_out_is_said_and_not_counted(monkeypatch, capsys):
+def test_scenarios_left_out_are_named_and_not_counted(monkeypatch, capsys):
     monkeypatch.setattr(suite, "DEADLINE", 0.0)
     monkeypatch.setattr(sys, "argv", ["suite.py", "long", "dcgm"])
     assert suite.main() == 0
@@ -186,7 +186,7 @@ def test_what_has_no_room_is_left_out_with_the_figures(monkeypatch):
         ("E   ValueError", "E   ValueError"),
     ],
 )
-def test_what_failed_is_named_again_at_the_end(monkeypatch, capsys, line, named):
+def test_failures_are_listed_again_at_the_end(monkeypatch, capsys, line, named):
     program = f"print('begun'); print({line!r}); print('1 passed'); raise SystemExit(1)"
     monkeypatch.setattr(suite, "CHECKS", {"broken": [sys.executable, "-c", program], "fine": ["echo", line]})
     monkeypatch.setattr(sys, "argv", ["suite.py", "check"])

@@ -134,7 +134,7 @@ def test_the_url_of_a_service_of_this_host(address, port, expected):
 
 
 @pytest.mark.parametrize("address", ["::1", "::"])
-def test_a_service_on_ipv6_is_asked_from_probe_to_checklist(server6, address):
+def test_a_service_on_ipv6_is_queried_from_probe_to_checklist(server6, address):
     url = SYSTEMD["local_url"](address, server6.server_port)
     answer = {"choices": [{"text": " a"}], "usage": {"completion_tokens": 8}}
     server6.pages.update(
@@ -145,15 +145,15 @@ def test_a_service_on_ipv6_is_asked_from_probe_to_checklist(server6, address):
             "/v1/completions": (200, json.dumps(answer)),
         }
     )
-    asked = [
+    questions = [
         {"http": {"url": f"{url}/health"}},
         {"metric": {"url": f"{url}/metrics", "series": ["up"]}},
         {"models": {"url": f"{url}/v1", "expected": ["base"]}},
         {"completion": {"url": f"{url}/v1", "model": "base"}},
     ]
-    assert [probes.first_failure([probe]) for probe in asked] == [None] * 4
-    asked[-1]["completion"]["prompt"] = "a"
-    checks = [{"what": url, "kind": kind, "options": options} for each in asked for kind, options in each.items()]
+    assert [probes.first_failure([probe]) for probe in questions] == [None] * 4
+    questions[-1]["completion"]["prompt"] = "a"
+    checks = [{"what": url, "kind": kind, "options": options} for each in questions for kind, options in each.items()]
     assert [checklist.run(check)["ok"] for check in checks] == [True] * 4
 
 
@@ -170,11 +170,11 @@ def test_a_service_on_ipv6_is_asked_from_probe_to_checklist(server6, address):
         ("http://engine.example:9000/v1", "127.0.0.1", True),
     ],
 )
-def test_a_host_that_asks_itself_at_the_wrong_place(url, address, reached):
+def test_a_host_that_queries_itself_at_the_wrong_address(url, address, reached):
     assert SYSTEMD["astray"]([url], address, 8001) == ([] if reached else [url])
 
 
-def test_addresses_of_other_machines_are_told_from_ones_own():
+def test_own_addresses_are_distinguished_from_those_of_other_machines():
     own = ["http://127.0.0.1:8428", "http://[::1]:9093", "http://localhost", ""]
     assert SYSTEMD["elsewhere"]([*own, "http://10.0.0.5:9428", "https://watch.example"]) == [
         "http://10.0.0.5:9428",
@@ -221,7 +221,7 @@ def test_the_version_that_is_pinned(texts, version):
 
 
 @pytest.mark.parametrize(
-    "length, arguments, told",
+    "length, arguments, expected",
     [
         (8192, {}, 8192),
         ("8192", {"dtype": "auto"}, 8192),
@@ -233,8 +233,8 @@ def test_the_version_that_is_pinned(texts, version):
         (8192, {"max-model-len": -1}, None),
     ],
 )
-def test_the_length_that_the_engine_is_told(length, arguments, told):
-    assert VLLM["length_told"](length, arguments) == told
+def test_the_length_that_the_engine_gets(length, arguments, expected):
+    assert VLLM["length_told"](length, arguments) == expected
 
 
 def test_flags_as_the_program_takes_them():
@@ -336,7 +336,7 @@ def test_a_host_with_a_toolkit_may_choose_the_sampler_of_nvcc(one):
     assert found["advised"] == []
 
 
-def test_who_switches_the_sampler_off_is_told_nothing():
+def test_a_sampler_that_is_switched_off_is_not_reported():
     found = needs(environment={"VLLM_USE_FLASHINFER_SAMPLER": "0"})
     assert (found["compiles"], found["advised"]) == (["triton"], [])
 
@@ -364,7 +364,7 @@ EXAMPLE = (PLUGINS.parents[1] / "ai_server/.env.example").read_text()
 
 
 @pytest.mark.parametrize(
-    "added, told",
+    "added, expected",
     [
         ({}, ""),
         ({"RATE_LIMIT_PER_MINUTE": 5, "JOB_BACKOFF_SEC": 0.5, "OCR_URL": None, "CHECKLIST_PROMPT": "A list."}, ""),
@@ -393,10 +393,10 @@ EXAMPLE = (PLUGINS.parents[1] / "ai_server/.env.example").read_text()
         ({"HTTPS_PROXY": {"canary": 1}}, "must be a text; quote it."),
     ],
 )
-def test_what_is_added_to_the_settings(added, told):
+def test_what_is_added_to_the_settings(added, expected):
     problems = SETTINGS(added, EXAMPLE, "ai_server_environment")
-    assert len(problems) == bool(told)
-    assert told in "".join(problems) and "canary" not in "".join(problems)
+    assert len(problems) == bool(expected)
+    assert expected in "".join(problems) and "canary" not in "".join(problems)
     assert all(text.startswith("ai_server_environment has ") and text.endswith(".") for text in problems)
 
 
@@ -435,7 +435,7 @@ def test_the_file_of_callers_has_digests_and_no_key():
 
 
 @pytest.mark.parametrize(
-    ("callers", "says"),
+    ("callers", "message"),
     [
         ([{"name": "A", "keys": [{"key": KEY}]}], "ai_server_callers: A needs a name of small letters"),
         ([{"keys": [{"key": KEY}]}], "number 1 needs a name"),
@@ -451,9 +451,9 @@ def test_the_file_of_callers_has_digests_and_no_key():
         ([{"name": "a", "keys": [{"key": KEY}]}, {"name": "a", "keys": [{"key": OTHER_KEY}]}], "a occurs twice"),
     ],
 )
-def test_callers_that_cannot_be_used_are_named_and_their_keys_are_not(callers, says):
+def test_callers_that_cannot_be_used_are_named_and_their_keys_are_not(callers, message):
     (sentence,) = CALLERS["caller_problems"](callers, ["a-listed-key-012345"], "the-engines-own-key")
-    assert says in sentence and KEY not in sentence and "engines-own" not in sentence
+    assert message in sentence and KEY not in sentence and "engines-own" not in sentence
 
 
 def engine(name, **fields):
@@ -476,7 +476,7 @@ def test_the_file_of_engines_has_what_is_given():
 
 
 @pytest.mark.parametrize(
-    ("engines", "says"),
+    ("engines", "message"),
     [
         ([engine("Chat")], "ai_server_engines: Chat needs a name of small letters"),
         ([engine(None)], "number 1 needs a name"),
@@ -495,9 +495,9 @@ def test_the_file_of_engines_has_what_is_given():
         ),
     ],
 )
-def test_engines_that_cannot_be_used_are_named_and_their_keys_are_not(engines, says):
+def test_engines_that_cannot_be_used_are_named_and_their_keys_are_not(engines, message):
     (sentence,) = engine_problems(*engines)
-    assert says in sentence and sentence.endswith(".")
+    assert message in sentence and sentence.endswith(".")
 
 
 def test_a_model_that_no_engine_serves_is_named_by_its_variable():
@@ -558,7 +558,7 @@ def test_a_rank_of_adapters_that_the_engine_takes(rank):
     assert VLLM["lora_rank_problem"](rank) == ""
 
 
-def test_a_rank_of_adapters_that_the_engine_does_not_take_is_told_with_those_it_takes():
+def test_an_unsupported_adapter_rank_is_reported_with_the_supported_ones():
     assert VLLM["lora_rank_problem"](9) == "9; the engine takes 1, 8, 16, 32, 64, 128, 256, 320 or 512"
 
 

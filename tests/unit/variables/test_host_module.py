@@ -94,8 +94,8 @@ class TestReleasedProgram:
 
     def test_a_directory_above_that_is_closed_is_named(self, place, arguments):
         (place / "opt").mkdir(mode=0o700)
-        said = run("released_program", arguments)
-        assert f"nobody cannot enter {place}/opt (mode 0700); chmod o+x lets him" in said["msg"]
+        result = run("released_program", arguments)
+        assert f"nobody cannot enter {place}/opt (mode 0700); chmod o+x lets him" in result["msg"]
 
     def test_one_that_its_installer_alone_runs_may_lie_in_a_closed_directory(self, place, arguments):
         (place / "opt").mkdir(mode=0o700)

@@ -24,10 +24,10 @@ KEY = "canary/31415+926=x"
     ],
 )
 def test_a_known_secret_goes_however_it_is_written(text):
-    said = Redaction([KEY])(text)
-    assert HIDDEN in said
+    result = Redaction([KEY])(text)
+    assert HIDDEN in result
     for part in ("canary", "31415", base64.b64encode(KEY.encode()).decode().rstrip("=")):
-        assert part not in said
+        assert part not in result
 
 
 def test_a_longer_secret_goes_before_one_that_it_begins_with():
@@ -41,8 +41,8 @@ def test_the_values_of_a_file_of_secrets_but_not_its_plain_ones():
         'API_KEYS=["first-caller-key", "second-caller-key"]\n',
         plain=["URL"],
     )
-    said = known("tok1 an-unnamed-secret http://localhost:8001/v1 remark INFO second-caller-key")
-    assert said == f"{HIDDEN} {HIDDEN} http://localhost:8001/v1 remark INFO {HIDDEN}"
+    result = known("tok1 an-unnamed-secret http://localhost:8001/v1 remark INFO second-caller-key")
+    assert result == f"{HIDDEN} {HIDDEN} http://localhost:8001/v1 remark INFO {HIDDEN}"
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,9 @@ def test_the_values_of_a_file_of_secrets_but_not_its_plain_ones():
     ],
 )
 def test_what_looks_like_a_secret_goes_and_its_line_stays_readable(text):
-    said = Redaction()(text)
-    assert "canary" not in said and "Y2FuYXJ5" not in said, said
-    assert HIDDEN in said
+    result = Redaction()(text)
+    assert "canary" not in result and "Y2FuYXJ5" not in result, result
+    assert HIDDEN in result
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_what_looks_like_a_secret_goes_and_its_line_stays_readable(text):
         "cause: hf_gated_or_unauthorised",
     ],
 )
-def test_what_is_no_secret_stays(text):
+def test_values_that_are_not_secret_stay(text):
     assert Redaction()(text) == text
 
 

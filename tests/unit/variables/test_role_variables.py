@@ -44,13 +44,13 @@ def test_kinds(kind, good, bad):
     for value in good:
         assert kind_problems("x", value, kind) == [], value
     for value in bad:
-        (said,) = kind_problems("x", value, kind)
-        assert said.startswith("x ") and said.endswith(".") and not said.endswith(".."), said
+        (message,) = kind_problems("x", value, kind)
+        assert message.startswith("x ") and message.endswith(".") and not message.endswith(".."), message
 
 
-def test_a_list_is_told_by_its_element_and_empty_may_be_optional():
-    (said,) = kind_problems("groups", ["adm", "a b"], "account")
-    assert said.startswith('groups[1] is "a b"; it must be')
+def test_a_list_is_described_by_its_element_and_empty_may_be_optional():
+    (message,) = kind_problems("groups", ["adm", "a b"], "account")
+    assert message.startswith('groups[1] is "a b"; it must be')
     assert kind_problems("x", "", "url", optional=True) == []
     assert kind_problems("x", " ", "url", optional=True)
 
@@ -76,8 +76,8 @@ def test_a_file_of_json_is_read(tmp_path):
     ],
 )
 def test_no_credentials_of_an_address_are_shown(value):
-    said = kind_problems("x_url", value, "url")
-    assert len(said) == 1 and not re.search("canary|ary|can", said[0]), said
+    result = kind_problems("x_url", value, "url")
+    assert len(result) == 1 and not re.search("canary|ary|can", result[0]), result
     rule = f"x_url is {value}; it must end in /v1, such as http://localhost:8001/v1."
     if " " not in value:
         assert "canary" not in without_credentials(rule) and "ary@" not in without_credentials(rule)
@@ -89,7 +89,7 @@ def test_a_secret_is_never_shown():
 
 
 @pytest.mark.parametrize(
-    "spec, value, said",
+    "spec, value, message",
     [
         ({"type": "int"}, "eight", 'x is "eight"; it must be a whole number.'),
         ({"type": "int"}, True, "x is true; it must be a whole number."),
@@ -113,8 +113,8 @@ def test_a_secret_is_never_shown():
         (ADAPTERS, [{"name": ["a"]}], "x[0].name is a list; it must be text."),
     ],
 )  # fmt: skip
-def test_wrong_types(spec, value, said):
-    assert typed("x", spec, value)[1] == [said]
+def test_wrong_types(spec, value, message):
+    assert typed("x", spec, value)[1] == [message]
 
 
 def test_right_types_are_converted():
@@ -138,7 +138,7 @@ bytes: !!binary c2VjcmV0LXNlY3JldA==
 
 
 @pytest.mark.parametrize("name, value", yaml.safe_load(SECRETS).items())
-def test_a_secret_of_which_yaml_made_something_else_is_refused_and_not_told(name, value):
+def test_a_secret_that_yaml_converted_is_refused_and_not_shown(name, value):
     for spec, given in (
         ({"type": "str", "no_log": True}, value),
         ({"type": "list", "elements": "str", "no_log": True}, [value]),
@@ -153,7 +153,7 @@ def test_a_secret_of_which_yaml_made_something_else_is_refused_and_not_told(name
         assert kind_problems("x", {"API_KEY": value}, kind) == [typed("x.API_KEY", {"no_log": True}, value)[1][0]]
 
 
-def test_every_secret_of_a_role_must_be_text_and_is_never_told():
+def test_every_secret_of_a_role_must_be_text_and_is_never_shown():
     marked, kept = set(), set()
     for home in sorted(ROLES.iterdir()):
         options = yaml.safe_load((home / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
@@ -165,7 +165,7 @@ def test_every_secret_of_a_role_must_be_text_and_is_never_told():
 
 
 @pytest.mark.parametrize(
-    "value, said",
+    "value, message",
     [
         ({"OMP_NUM_THREADS": 2, "A": "x y%", "B": 0.5, "TOKENIZERS_PARALLELISM": "false"}, ""),
         ({"X": True}, "v.X is true or false and not text; write what the program is to read, in quotes."),
@@ -181,8 +181,8 @@ def test_every_secret_of_a_role_must_be_text_and_is_never_told():
         ({"HOME": None}, "v has HOME, whose place is vllm_root; set that, and take it out here."),
     ],
 )
-def test_environments(value, said):
-    assert kind_problems("v", value, "environment", places={"HOME": "vllm_root"}) == ([said] if said else [])
+def test_environments(value, message):
+    assert kind_problems("v", value, "environment", places={"HOME": "vllm_root"}) == ([message] if message else [])
 
 
 PLACES = {
@@ -195,7 +195,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize(
-    "value, said",
+    "value, message",
     [
         ({"seed": 1, "max_num_seqs": 2, "disable-x": True, "overrides": {"a": [1]}, "dtype": None}, ""),
         ({"port": 9000}, "v has port, whose place is vllm_port; set that, and take it out here."),
@@ -209,26 +209,26 @@ PLACES = {
         ({"a": date(2026, 11, 25)}, "v.a has what is no text, such as a date without quotes; write it in quotes."),
     ],
 )  # fmt: skip
-def test_arguments(value, said):
-    assert kind_problems("v", value, "arguments", ["dtype"], PLACES) == ([said] if said else [])
+def test_arguments(value, message):
+    assert kind_problems("v", value, "arguments", ["dtype"], PLACES) == ([message] if message else [])
 
 
 def test_settings_have_one_place_whatever_their_case():
     places = {"VLLM_API_KEY": "ai_server_vllm_api_key"}
     for name in ("VLLM_API_KEY", "vllm_api_key"):
-        (said,) = kind_problems("v", {name: "canary", "RATE_LIMIT_PER_MINUTE": 7}, "settings", True, places)
-        assert said == f"v has {name}, whose place is ai_server_vllm_api_key; set that, and take it out here."
+        (message,) = kind_problems("v", {name: "canary", "RATE_LIMIT_PER_MINUTE": 7}, "settings", True, places)
+        assert message == f"v has {name}, whose place is ai_server_vllm_api_key; set that, and take it out here."
 
 
 def test_what_is_shown_has_no_password():
-    (said,) = kind_problems("x", "ftp://user:canary@host/a?key=canary", "url")
+    (message,) = kind_problems("x", "ftp://user:canary@host/a?key=canary", "url")
     assert (
-        said
+        message
         == 'x is "ftp://********@host/a?********"; it must be an http(s) address, such as http://host.example:3100.'
     )
 
 
-def test_the_roles_use_only_what_is_looked_at():
+def test_the_roles_use_only_checked_variables():
     """A spec's key, a variable or a kind that nobody reads would promise a check that does not happen."""
     seen = 0
     for home in sorted(ROLES.iterdir()):
@@ -258,7 +258,7 @@ def test_the_roles_use_only_what_is_looked_at():
     assert seen > 50
 
 
-def test_the_plan_looks_at_every_variable_that_it_reads():
+def test_the_plan_checks_every_variable_that_it_reads():
     """It validates what `planned` puts into its question, and the hub's address."""
     text = (ROLES.parent / "playbooks/plan.yml").read_text()
     looked_at = yaml.safe_load(text)[0]["tasks"][0]["llm.server.validate_variables"]["only"]

@@ -34,7 +34,7 @@ def test_slack_and_mail_are_one_receiver_that_gets_everything():
     assert receiver["slack_configs"][0]["send_resolved"] and receiver["email_configs"][0]["send_resolved"]
 
 
-def test_a_mail_server_that_asks_for_a_login_gets_it_from_a_file():
+def test_a_mail_server_that_requires_a_login_gets_it_from_a_file():
     found = made(email_to=["a@b"], email_from="e@f", email_smarthost="g:25", email_user="u")
     mail = found["receivers"][0]["email_configs"][0]
     assert (mail["auth_username"], mail["auth_password_file"]) == ("u", "/etc/alertmanager/secrets/email_password")
@@ -81,10 +81,10 @@ def test_routes_of_a_user_come_after_the_heartbeat():
         ({"receivers": [HOOK], "routes": [{"routes": [{"receiver": "hock"}]}]}, "known are default, hook."),
     ],
 )
-def test_what_cannot_be_is_one_sentence_without_the_secret(settings, sentence):
-    (told,) = alertmanager.problems({**NOTHING, **settings})
-    assert sentence in told
-    assert "canary" not in told
+def test_bad_input_is_one_sentence_without_the_secret(settings, sentence):
+    (message,) = alertmanager.problems({**NOTHING, **settings})
+    assert sentence in message
+    assert "canary" not in message
 
 
 def test_a_secret_in_a_file_and_a_route_to_ones_own_are_good():

@@ -61,7 +61,7 @@ def test_each_name_is_there_once():
 
 
 @by_name(EVERY)
-def test_it_says_what_is_and_what_to_do(rule):
+def test_it_states_the_problem_and_the_remedy(rule):
     assert rule["labels"]["severity"] in ("critical", "warning", "info")
     assert (rule["labels"]["severity"] == "info") == (rule["alert"] in ALWAYS)
     assert set(rule["annotations"]) == {"summary", "description", "runbook"}
@@ -89,12 +89,12 @@ def test_it_is_tested_firing_and_not_firing(rule):
 
 
 @by_name([rule for rule in ALERTS if rule["alert"] not in ALWAYS | ABSENT])
-def test_where_it_does_not_fire_it_has_something_to_look_at(rule):
-    asked = metrics(rule["expr"])
-    assert asked
+def test_a_case_that_does_not_fire_has_the_series_of_the_rule(rule):
+    requested = metrics(rule["expr"])
+    assert requested
     given = [series for name, fires, _, series in TESTED if name == rule["alert"] and not fires]
     # If a metric has several names by version or program, one of them is enough.
-    assert any(len(asked & series) >= len(asked) / 2 for series in given), asked
+    assert any(len(requested & series) >= len(requested) / 2 for series in given), requested
 
 
 @by_name(ALERTS)
@@ -114,8 +114,8 @@ def test_what_this_project_measures_is_measured():
     resting = (ROOT / "plugins/module_utils/engines/engine_states.py").read_text()
     counters = (ROOT / "roles/dcgm_exporter/defaults/main.yml").read_text()
     for name in re.findall(r"\bllm_(?!limit_)\w+", text):
-        told = re.sub(r"llm_(watchdog|backup)_", "", name)
-        assert any(f'"{told}"' in source or f"{name} " in source or f'"{name}"' in source or f"{name}{{" in source
+        result = re.sub(r"llm_(watchdog|backup)_", "", name)
+        assert any(f'"{result}"' in source or f"{name} " in source or f'"{name}"' in source or f"{name}{{" in source
                    for source in (watchdog, backup, plan, resting)), name  # fmt: skip
     fields = set(re.findall(r"\bDCGM_\w+", text))
     # DCGM 3 calls them throttle reasons, later versions event reasons.
@@ -125,5 +125,5 @@ def test_what_this_project_measures_is_measured():
 
 def test_each_limit_that_a_rule_compares_with_has_a_value():
     limits = yaml.safe_load((ROOT / "data/alerts/limits.yml").read_text())["groups"][0]["rules"]
-    asked = set(re.findall(r"\bllm_limit_\w+", " ".join(rule["expr"] for rule in ALERTS)))
-    assert asked == {rule["record"] for rule in limits}
+    names = set(re.findall(r"\bllm_limit_\w+", " ".join(rule["expr"] for rule in ALERTS)))
+    assert names == {rule["record"] for rule in limits}

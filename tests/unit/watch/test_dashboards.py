@@ -30,7 +30,7 @@ def by_file(paths):
     return [pytest.param(json.loads(path.read_text()), id=path.name) for path in paths]
 
 
-def asked(prefix):
+def queried(prefix):
     """Return the metrics in all expressions that begin with ``prefix``."""
     text = "\n".join(query for dashboard in ALL for panel in dashboard.panels() for query, _ in panel.queries)
     return set(re.findall(rf"\b{prefix}\w*", text))
@@ -113,14 +113,14 @@ def test_metrics_of_ai_server_are_those_of_its_source():
     made = re.findall(r'\b(Counter|Gauge|Histogram)\(\s*"(\w+)"', source)
     endings = {"Counter": ("_total",), "Gauge": ("",), "Histogram": ("_bucket", "_sum", "_count")}
     there = {name + ending for kind, name in made for ending in endings[kind]}
-    assert asked("ai_server_") | asked("http_") <= there | {"ai_server_first_token_seconds", "ai_server"}
+    assert queried("ai_server_") | queried("http_") <= there | {"ai_server_first_token_seconds", "ai_server"}
 
 
-def test_metrics_of_gpus_are_those_that_the_exporter_is_told():
+def test_gpu_metrics_match_the_exporters_configuration():
     counters = yaml.safe_load((ROOT / "roles/dcgm_exporter/defaults/main.yml").read_text())["dcgm_exporter_counters"]
     # The same field by its name since DCGM 4.
     renamed = {"DCGM_FI_DEV_CLOCKS_EVENT_REASONS"}
-    assert asked("DCGM_") <= {counter["field"] for counter in counters} | renamed
+    assert queried("DCGM_") <= {counter["field"] for counter in counters} | renamed
 
 
 @pytest.mark.parametrize(
@@ -134,11 +134,11 @@ def test_metrics_of_gpus_are_those_that_the_exporter_is_told():
 )
 def test_textfile_metrics_are_written_by_the_program_that_has_them(prefix, source):
     text = (ROOT / source).read_text()
-    for name in asked(prefix):
+    for name in queried(prefix):
         assert name in text or f'"{name.removeprefix(prefix)}"' in text, name
 
 
-def test_every_need_is_told_in_both_uis():
+def test_every_requirement_is_named_in_both_uis():
     for dashboard in ALL:
         for panel in dashboard.panels():
             if panel.needs:
@@ -185,7 +185,7 @@ def test_a_share_of_nothing_is_zero():
     )
 
 
-def test_log_panels_are_asked_of_the_store_that_is_chosen():
+def test_log_panels_query_the_chosen_store():
     panel = LogPanel("t", "logsql", "logql", lines=True)
     queries = {
         store.type_val: json.loads(JSONEncoder().encode(to_grafana.log_panel(panel, store).build().targets[0]))
@@ -201,7 +201,7 @@ def test_log_panels_are_asked_of_the_store_that_is_chosen():
 # The check
 
 
-def test_every_expression_is_asked_and_no_limit():
+def test_every_expression_is_queried_and_no_limit():
     found = check.expressions()
     wanted = sum(len(panel.queries) for dashboard in ALL for panel in dashboard.panels())
     assert {kind: sum(one.kind == kind for one in found) for kind in ("grafana", "vmui")} == {
@@ -232,7 +232,7 @@ def test_an_expression_is_judged(needs, answer, has, wrong, lacking):
     assert tuple(map(len, found)) == (wrong, lacking)
 
 
-def test_the_store_is_asked_and_its_refusal_is_told(server):
+def test_the_stores_refusal_is_reported(server):
     url, answers = server.url, server.pages
     answers["/api/v1/query_range"] = (200, json.dumps({"data": {"result": [{}, {}]}}))
     ask = check.Store(url, 5).series
@@ -242,7 +242,7 @@ def test_the_store_is_asked_and_its_refusal_is_told(server):
         ask("up{")
 
 
-def test_a_store_of_logs_is_asked_for_series_and_for_lines(server):
+def test_a_store_of_logs_is_queried_for_series_and_lines(server):
     server.pages["/select/logsql/stats_query_range"] = (200, json.dumps({"data": {"result": [{}]}}))
     server.pages["/select/logsql/query"] = (200, '{"_msg": "a"}\n{"_msg": "b"}\n')
     counts = [check.Store(server.url, user="me", password="secret").logs(one.text) for one in check.log_queries()]
@@ -254,5 +254,5 @@ def test_the_program_ends_with_1_when_a_store_has_nothing(server, capsys):
     url, answers = server.url, server.pages
     answers["/api/v1/query_range"] = (200, json.dumps({"data": {"result": []}}))
     assert check.main([url]) == 1
-    told = capsys.readouterr().out
-    assert "NO SERIES" in told and "needs a GPU" in told
+    output = capsys.readouterr().out
+    assert "NO SERIES" in output and "needs a GPU" in output

@@ -26,7 +26,7 @@ def test_each_engine_is_a_service_of_its_kind():
     assert engines.engine_secrets(LISTED) == ["key-of-feedback", "key-of-code"]
 
 
-def test_the_watchdog_asks_each_engine_by_its_own_series():
+def test_the_watchdog_queries_each_engine_by_its_own_series():
     first, second, third = engines.engine_watches(LISTED, ADDRESSES)
     assert first == {
         "unit": "vllm.service", "health": "http://127.0.0.1:8001/health", "metrics": "http://127.0.0.1:8001/metrics",
@@ -80,7 +80,7 @@ RESOLVED = [
 ]  # fmt: skip
 
 
-def test_a_load_check_asks_each_engine_of_vllm_for_its_own_models():
+def test_a_load_check_requests_the_models_of_each_vllm_engine():
     first, second = engines.engine_load_targets(RESOLVED, "", "", [])
     assert (first["url"], first["key"], first["models"]) == ("http://127.0.0.1:8001", "key-1", ["base", "a"])
     assert (second["unit"], second["metrics"]) == ("feedback.service", "http://127.0.0.1:8002/metrics")
@@ -92,7 +92,7 @@ def test_a_load_check_asks_each_engine_of_vllm_for_its_own_models():
     assert engines.engine_load_targets(RESOLVED[:1], "", "", ["alias"])[0]["models"] == ["alias"]
 
 
-def test_what_is_away_is_read_from_the_host(tmp_path):
+def test_inactive_engines_are_read_from_the_host(tmp_path):
     host = engine_states.Host(tmp_path)
     assert engine_states.away(host) == []
     engine_states.write(host, {"feedback": {"state": "stopped", "instead": "judge", "since": "2026-01-01T00:00:00Z"}})
@@ -101,7 +101,7 @@ def test_what_is_away_is_read_from_the_host(tmp_path):
     assert engine_states.away(host) == []
 
 
-def test_every_variable_that_is_filled_from_the_list_is_a_role_s_and_gives_way_to_the_inventory():
+def test_every_variable_filled_from_the_list_exists_and_the_inventory_overrides_it():
     filled = yaml.safe_load((ROOT / "playbooks/vars/engine_defaults.yml").read_text())
     specs = [yaml.safe_load(path.read_text()) for path in ROOT.glob("roles/*/meta/argument_specs.yml")]
     options = {name for spec in specs for name in spec["argument_specs"]["main"]["options"]}

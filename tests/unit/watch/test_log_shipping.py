@@ -106,7 +106,7 @@ class TestAJobOfTheJournal:
         unit_ships(url)
         assert shipping.journal(url) == ("a line written now is in Loki", True)
 
-    def test_lines_of_before_prove_nothing(self, shipping, loki, unit_ships):
+    def test_earlier_lines_prove_nothing(self, shipping, loki, unit_ships):
         url = loki()
         push(url, "checklist of yesterday")
         unit_ships()
@@ -115,14 +115,14 @@ class TestAJobOfTheJournal:
         shipping.reads(cursor__app="s=1;t=5")
         assert shipping.journal(url) == ("a line written now was not read by the job app", False)
 
-    def test_lines_of_other_units_are_told(self, shipping, loki, unit_ships):
+    def test_lines_of_other_units_are_reported(self, shipping, loki, unit_ships):
         url = loki()
         unit_ships(url)
         push(url, "x", {**LABELS, "unit": "other.service"})
         assert shipping.journal(url) == ("a line written now is in Loki, mixed with other.service", False)
 
     @pytest.mark.parametrize("lost, ok", [(0, True), (3, False)])
-    def test_stages_that_drop_lines_leave_it_at_what_was_read(self, shipping, loki, unit_ships, lost, ok):
+    def test_stages_that_drop_lines_limit_the_check_to_what_was_read(self, shipping, loki, unit_ships, lost, ok):
         unit_ships(lost=lost)
         measured, passed = shipping.journal(loki(), rewrites=True)
         assert "was read, and is not in Loki as it is" in measured and passed == ok
@@ -148,10 +148,10 @@ class TestAJobOfFiles:
         assert shipping.files(url) == (f"1 of 1 files not read to the end, such as {log}", False)
         shipping.at(log, len(b"one\ncaf\xe9 two\n"))
         push(url, "one")
-        told = f"1 file read to the end; the last line of {log} is"
-        assert shipping.files(url) == (f"{told} not in Loki", False)
+        message = f"1 file read to the end; the last line of {log} is"
+        assert shipping.files(url) == (f"{message} not in Loki", False)
         push(url, "caf\ufffd two")
-        assert shipping.files(url) == (f"{told} in Loki", True)
+        assert shipping.files(url) == (f"{message} in Loki", True)
 
     def test_files_without_lines_and_old_ones(self, shipping, loki):
         log = shipping.folder / "a.log"
@@ -164,7 +164,7 @@ class TestAJobOfFiles:
 
 
 class TestALokiThatAsksForCredentials:
-    def test_who_may_ask_finds_the_line(self, shipping, loki, unit_ships):
+    def test_with_credentials_the_line_is_found(self, shipping, loki, unit_ships):
         url = loki(services.CALLERS)
         known = {"user": services.USER, "password": services.PASSWORD, "tenant": services.TENANT}
         unit_ships()
@@ -176,7 +176,7 @@ class TestALokiThatAsksForCredentials:
             push(url, "seen")
 
     @pytest.mark.parametrize("lost, ok", [(0, True), (2, False)])
-    def test_where_it_answers_no_questions_that_is_said(self, shipping, loki, unit_ships, lost, ok):
+    def test_a_receiver_without_queries_is_reported(self, shipping, loki, unit_ships, lost, ok):
         url = loki(services.CALLERS)
         unit_ships(lost=lost)
         measured, passed = shipping.journal(url, bearer=services.TOKEN, tenant=services.TENANT)
@@ -246,21 +246,21 @@ def unit_writes(monkeypatch, collecting):
 
 class TestTheCollector:
     @pytest.mark.parametrize(
-        "counts, told, good",
+        "counts, message, good",
         [
             ({"sent": 5}, "5 lines sent since its start, 0 of 100 wait", True),
             ({"sent": 5, "waiting": 3}, "5 lines sent since its start, 3 of 100 wait; none is sent", False),
             ({"sent": 5, "lost": 2}, "5 lines sent since its start, 0 of 100 wait, 2 lost", True),
         ],
     )
-    def test_the_queue(self, collecting, counts, told, good):
+    def test_the_queue(self, collecting, counts, message, good):
         collecting.counted(**counts)
-        assert checklist.collector_queue(collecting.metrics, watched=0) == (told, good)
+        assert checklist.collector_queue(collecting.metrics, watched=0) == (message, good)
 
     def test_a_line_that_is_written_now_is_followed_as_far_as_it_can_be(self, collecting, unit_writes):
         unit_writes(read=1, sent=1)
-        told = "a line written now was read and sent, and the receiver took it"
-        assert collecting.journal("http://loki:3100/otlp") == (told, True)
+        message = "a line written now was read and sent, and the receiver took it"
+        assert collecting.journal("http://loki:3100/otlp") == (message, True)
         unit_writes(read=1, sent=1)
         collecting.has(200, "checklist")
         assert collecting.journal(collecting.store) == ("a line written now has arrived", True)
@@ -269,20 +269,20 @@ class TestTheCollector:
         assert collecting.journal(collecting.store) == ("a line written now was sent and is not there", False)
         unit_writes(read=1, sent=1)
         collecting.has(401)
-        told = "a line written now was read and sent; the receiver answers no questions (401)"
-        assert collecting.journal(collecting.store) == (told, True)
+        message = "a line written now was read and sent; the receiver answers no questions (401)"
+        assert collecting.journal(collecting.store) == (message, True)
 
-    def test_where_it_stops_is_told(self, collecting, unit_writes):
+    def test_the_place_where_lines_stop_is_reported(self, collecting, unit_writes):
         unit_writes()
         assert collecting.journal(collecting.store) == ("a line written now was not read by the job app", False)
         unit_writes(read=1, waiting=4)
         assert collecting.journal(collecting.store) == ("a line written now was read and not sent; 4 lines wait", False)
         unit_writes(read=1, lost=2)
-        told = "; the receiver refused 2 for good, with a status such as 401 or 404"
-        assert collecting.journal(collecting.store)[0].endswith(f"0 lines wait{told}")
+        message = "; the receiver refused 2 for good, with a status such as 401 or 404"
+        assert collecting.journal(collecting.store)[0].endswith(f"0 lines wait{message}")
         unit_writes(runs=False)
-        told = "app.service does not run, so no line can be written in its name"
-        assert collecting.journal(collecting.store) == (told, None)
+        message = "app.service does not run, so no line can be written in its name"
+        assert collecting.journal(collecting.store) == (message, None)
 
     def test_files(self, collecting, tmp_path):
         assert collecting.files(collecting.store, tmp_path / "*.log") == (f"no file matches {tmp_path}/*.log", False)
@@ -291,6 +291,6 @@ class TestTheCollector:
         collecting.has(200, "from JSON")
         measured, good = collecting.files(collecting.store, tmp_path / "*.log")
         assert good and measured.endswith(f"the last line of {tmp_path}/a.log has arrived")
-        asked = urllib.parse.unquote_plus(collecting.server.asked[-1][0])
-        assert '"from JSON"' in asked and '"host.name":="h" "job":="app" "service.name":="app"' in asked
+        request = urllib.parse.unquote_plus(collecting.server.asked[-1][0])
+        assert '"from JSON"' in request and '"host.name":="h" "job":="app" "service.name":="app"' in request
         assert collecting.files("http://loki:3100/otlp", tmp_path / "*.log")[1] is None

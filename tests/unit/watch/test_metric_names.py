@@ -14,7 +14,7 @@ from plugins.module_utils.watch import metric_names
 
 ROOT = Path(__file__).resolve().parents[3]
 # All files with names of an engine's series: rules, panels, the watchdog's evidence, the roles, the load check.
-ASKING = sorted(
+FILES = sorted(
     path
     for pattern in ("data/alerts/**/*.yml", "dashboards/**/*.py", "dashboards/**/*.json", "roles/**/*.yml",
                     "roles/**/*.py", "plugins/**/*.py")
@@ -46,7 +46,7 @@ def test_series_are_found_in_an_expression():
          "vllm:time_per_output_token_seconds_sum is not in vLLM 0.32.0; it became vllm:inter_token_latency_seconds."),
     ],
 )  # fmt: skip
-def test_a_name_that_a_version_lacks_is_said(expression, version, sentence):
+def test_a_name_that_a_version_lacks_is_reported(expression, version, sentence):
     assert metric_names.problems(expression, [version]) == ([sentence] if sentence else [])
 
 
@@ -55,14 +55,14 @@ def test_every_supported_engine_lies_within_the_versions_that_were_read():
     assert all(numbers[0] <= Version(each) <= numbers[-1] for each in metric_names.supported())
 
 
-@pytest.mark.parametrize("path", ASKING, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_is_asked_for_exists_in_every_supported_version(path):
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_requested_series_exist_in_every_supported_version(path):
     text = path.read_text(encoding="utf-8")
     # A JSON file may escape non-ASCII characters; this decodes them.
     text = json.dumps(json.loads(text), ensure_ascii=False) if path.suffix == ".json" else text
     assert metric_names.problems(text) + metric_names.llama_cpp_problems(text) == []
 
 
-def test_a_name_that_llama_cpp_lacks_is_said():
-    asked = "llamacpp:requests_deferred > 0 or llamacpp:kv_cache_usage_ratio > 0.9"
-    assert metric_names.llama_cpp_problems(asked) == ["llamacpp:kv_cache_usage_ratio is not in llama.cpp."]
+def test_a_name_that_llama_cpp_lacks_is_reported():
+    requested = "llamacpp:requests_deferred > 0 or llamacpp:kv_cache_usage_ratio > 0.9"
+    assert metric_names.llama_cpp_problems(requested) == ["llamacpp:kv_cache_usage_ratio is not in llama.cpp."]

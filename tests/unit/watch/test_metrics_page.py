@@ -42,6 +42,6 @@ def test_labels_are_read_as_the_library_writes_them(text):
 
 
 @pytest.mark.parametrize("line", ["held nonsense", "held ", 'held{a="b"} '])
-def test_a_value_that_is_no_number_is_an_error(line):
+def test_a_value_that_is_not_a_number_is_an_error(line):
     with pytest.raises(ValueError, match="could not convert"):
         metrics_page.total(line, "held")

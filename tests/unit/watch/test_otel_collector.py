@@ -77,7 +77,7 @@ class TestTheConfiguration:
         assert re.findall(r"(?<!\$)\$(?!\$)", text.replace("$$", "")) == []
         assert "$${env:HOME}" in text
 
-    def test_traces_are_taken_where_they_are_asked_for(self):
+    def test_traces_are_accepted_on_request(self):
         assert "otlp" not in collector.configuration(settings())["receivers"]
         written = collector.configuration(settings(traces_endpoint="http://t:4318", authorized=True))
         assert written["receivers"]["otlp"] == {"protocols": {"http": {"endpoint": "127.0.0.1:4318"}}}
@@ -228,8 +228,8 @@ class TestStages:
 )
 def test_what_jobs_cannot_have(wrong, sentence):
     assert collector.problems(settings()) == []
-    (told,) = collector.problems(settings(**wrong))
-    assert sentence in told
+    (message,) = collector.problems(settings(**wrong))
+    assert sentence in message
 
 
 def test_the_key_stands_in_a_file_of_its_own():

@@ -46,7 +46,7 @@ def test_a_host_has_the_targets_of_its_groups_at_the_roles_own_ports():
         ({"vllm_host": None, "vllm_port": None}, "127.0.0.1:8001"),
     ],
 )
-def test_it_is_asked_where_the_inventory_has_it_listen(variables, target):
+def test_it_is_queried_where_the_inventory_has_it_listen(variables, target):
     assert scraped(["vllm"], variables)["vllm"][0] == target
 
 
@@ -66,7 +66,7 @@ def test_another_log_shipper_takes_the_place_of_the_first():
     assert "promtail" not in found and found["otel_collector"][0] == "127.0.0.1:8888"
 
 
-def test_the_watching_side_is_a_part_of_its_own():
+def test_the_monitoring_server_has_its_own_targets():
     assert not {program.job for program in PROGRAMS} & {program.job for program in WATCHING}
     found = scraped(["watch"], {"victoria_metrics_listen_address": "eth0"}, "watching")
     assert found["victoria_metrics"] == ("10.0.0.4:8428", "victoria_metrics")
@@ -152,7 +152,7 @@ def test_a_password_is_named_by_its_file():
         ),
     ],
 )
-def test_what_cannot_be_is_said_by_the_variable_and_without_the_secret(extra, sentences):
+def test_bad_input_is_reported_with_the_variable_and_without_the_secret(extra, sentences):
     assert problems(extra, FOUND, "x") == sentences
 
 
@@ -167,14 +167,14 @@ ENGINES = [
 def test_engines_of_a_list_take_the_place_of_the_one_without():
     found = door.scraped(["vllm", "monitoring"], {}, FACTS, "served")
     assert scrape_targets.with_engines(found, [], FACTS) == found
-    told = scrape_targets.with_engines(found, ENGINES, FACTS)
-    assert [(one["job"], one["service"], one["target"]) for one in told[:4]] == [
+    result = scrape_targets.with_engines(found, ENGINES, FACTS)
+    assert [(one["job"], one["service"], one["target"]) for one in result[:4]] == [
         ("vllm", "vllm", "127.0.0.1:8001"),
         ("vllm", "feedback", "10.0.0.4:8002"),
         ("llamacpp", "code", "127.0.0.1:8004"),
         ("llamacpp", "chat", "127.0.0.1:8005"),
     ]
-    assert {one["job"] for one in told[4:]} == {"node_exporter", "promtail", "vmagent"}
+    assert {one["job"] for one in result[4:]} == {"node_exporter", "promtail", "vmagent"}
 
 
 def test_engines_of_one_kind_are_one_job_to_who_asks():

@@ -30,9 +30,9 @@ def test_what_can_be_reached_is_a_target_with_its_names():
     assert found["expected"] == ["gpu1"]
 
 
-def test_what_listens_on_loopback_is_told_with_what_opens_it():
-    told = exported(gpu1=host(vllm_host="10.0.0.7"))["told"]
-    assert told == [
+def test_what_listens_on_loopback_is_reported_with_what_opens_it():
+    result = exported(gpu1=host(vllm_host="10.0.0.7"))["told"]
+    assert result == [
         "gpu1: node_exporter listens on 127.0.0.1 alone. Set node_exporter_listen_address to an internal address of "
         "the host and let the firewall take TCP port 9100 from your Prometheus; or set vmagent_url and open nothing."
     ]
@@ -62,7 +62,7 @@ def test_a_host_that_pushes_is_not_scraped_too():
     assert found["told"] == ["gpu1: its vmagent pushes to http://prometheus:9090, so it is not scraped."]
 
 
-def test_a_host_of_which_nothing_can_be_heard_is_not_missed():
+def test_a_host_that_cannot_be_scraped_is_not_reported_as_missing():
     hidden = host(group_names=["vllm", "monitoring"])
     assert exported(gpu1=hidden)["expected"] == []
 
@@ -77,7 +77,7 @@ def test_a_host_of_which_nothing_can_be_heard_is_not_missed():
         ("fd00::1", "[fd00::1]:8001"),
     ],
 )
-def test_it_is_asked_where_it_listens(listens, target):
+def test_it_is_queried_where_it_listens(listens, target):
     found = exported(gpu1=host(group_names=["vllm"], vllm_host=listens))
     assert [each["targets"] for each in found["targets"]] == [[target]]
 

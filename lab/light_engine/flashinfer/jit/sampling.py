@@ -14,8 +14,8 @@ class Sampler:
 
     def build_and_load(self) -> None:
         """Raise RuntimeError with FlashInfer's message if there is no CUDA toolkit."""
-        told = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-        if not (told or shutil.which("nvcc") or Path(DEFAULT).exists()):
+        cuda_home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+        if not (cuda_home or shutil.which("nvcc") or Path(DEFAULT).exists()):
             raise RuntimeError(f"Could not find nvcc and default cuda_home='{DEFAULT}' doesn't exist")
 
 
