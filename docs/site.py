@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -19,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 import generate
 
 ROOT = generate.ROOT
-sys.path.insert(0, str(ROOT))
 # Pages that are in the folder that they describe: path in the repository → path in the site.
 ELSEWHERE = {
     "README.md": "index.md",
@@ -47,10 +47,18 @@ def constants(body: list[ast.stmt]) -> dict[str, Any]:
     return {node.targets[0].id: node.value.value for node in assigned}
 
 
+def plugin(name: str) -> ModuleType:
+    """Return a module of plugins/, such as filter.engines."""
+    # mkdocs restores the search path once it has loaded this file.
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    return importlib.import_module(f"plugins.{name}")
+
+
 def fragment(name: str) -> dict[str, Any]:
     """Return the options of a documentation fragment such as llm.server.service.account."""
     file, *part = name.removeprefix("llm.server.").split(".")
-    holder = importlib.import_module(f"plugins.doc_fragments.{file}").ModuleDocFragment
+    holder = plugin(f"doc_fragments.{file}").ModuleDocFragment
     return yaml.safe_load(getattr(holder, "".join(part).upper() or "DOCUMENTATION"))["options"]
 
 
@@ -116,9 +124,9 @@ def filters() -> dict[str, dict[str, Callable]]:
     """Return the docstring of each file in plugins/filter, with the file's filter functions by full name."""
     found = {}
     for path in sorted((ROOT / "plugins/filter").glob("*.py")):
-        plugin = importlib.import_module(f"plugins.filter.{path.stem}")
-        named = sorted(plugin.FilterModule().filters().items())
-        found[inspect.getdoc(plugin)] = {f"llm.server.{name}": function for name, function in named}
+        module = plugin(f"filter.{path.stem}")
+        named = sorted(module.FilterModule().filters().items())
+        found[inspect.getdoc(module)] = {f"llm.server.{name}": function for name, function in named}
     return found
 
 

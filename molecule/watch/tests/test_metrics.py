@@ -329,7 +329,8 @@ def test_removal_keeps_the_data_until_it_is_purged(host, apply):
         skipped = "-path /var/lib/private -prune -o -path /opt/vmalert -prune"
         return host.check_output(f"find /etc /opt /usr/lib /var/lib {skipped} -o -print | sort")
 
-    begun = now(host) - 5
+    await_series(host, 'node_memory_MemTotal_bytes{host="machine"}')
+    begun = now(host)
     absent = {"victoria_metrics_state": "absent", "vmagent_state": "absent"}
     assert apply(absent, check=True).changed != []
     assert query(host, "count(up)")

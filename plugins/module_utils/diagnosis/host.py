@@ -521,8 +521,11 @@ def look(services: list[dict], gpu: bool = False, upstreams: list[dict] | None =
     named = {each["name"]: each for each in [*({"name": name} for name in sorted(known)), *services]}
     done, problems = side_by_side(_jobs(named, services, gpu, upstreams or []), LOOK_LIMIT)
     units = {name: done[f"the unit of {name}"] for name in named if f"the unit of {name}" in done}
-    jobs = {f"answers of {name}": (lambda name=name: _answers(name, units[name]["unit"], units[name]["running"]))
-             for name in units if name in known}  # fmt: skip
+    jobs = {
+        f"answers of {name}": (lambda name=name: _answers(name, units[name]["unit"], units[name]["running"]))
+        for name in units
+        if name in known
+    }
     answers, more = side_by_side(jobs, 5)
     for name, unit in units.items():
         unit["states"] += answers.get(f"answers of {name}", [])
