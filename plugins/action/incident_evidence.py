@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
-from ansible.errors import AnsibleConnectionFailure
+from ansible.errors import AnsibleConnectionFailure, AnsibleUndefinedVariable
 from ansible.plugins.action import ActionBase
 
 from ..module_utils.diagnosis import report
 from ..module_utils.incident import archive, summary
 from ..module_utils.redaction import Redaction
-from ..module_utils.role_variables import secrets
+from ..module_utils.role_variables import marked, secrets
 from ..plugin_utils.roles import SPECS
 
 
@@ -55,14 +56,12 @@ class ActionModule(ActionBase):
     def _of_roles(self, task_vars) -> list[str]:
         """Return the host's values of all variables that an argument spec of a role marks with no_log."""
         options = {name: spec for role in SPECS.values() for name, spec in role.items() if name in task_vars}
-        found = [
-            secrets(spec, self._templar.template(task_vars[name])) for name, spec in options.items() if _marked(spec)
-        ]
-        return [value for values in found for value in values if value]
-
-
-def _marked(spec: dict) -> bool:
-    return bool(spec.get("no_log")) or any(map(_marked, (spec.get("options") or {}).values()))
+        found: list[str] = []
+        for name in filter(lambda name: marked(options[name]), options):
+            # A variable of all hosts may refer to one that only the hosts of its role have.
+            with contextlib.suppress(AnsibleUndefinedVariable):
+                found += secrets(options[name], self._templar.template(task_vars[name]))
+        return [value for value in found if value]
 
 
 def made(host: str, seen: dict) -> dict:

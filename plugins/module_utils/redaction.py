@@ -87,6 +87,14 @@ class Redaction:
                 # A list of keys, such as those of callers.
                 self.add(*(part for part in re.split(r"[\s,\[\]\"']+", value) if len(part) >= UNNAMED))
 
+    def add_file(self, text: str) -> None:
+        """Add the text of a file that is one secret; of JSON, what stands under a name that says so."""
+        try:
+            content = json.loads(text)
+        except ValueError:
+            content = None
+        self.add(*(_named(content) if isinstance(content, (dict, list)) else [text.strip(), *text.split()]))
+
     def __call__(self, text: str) -> str:
         """Return ``text`` without secrets."""
         forms = sorted(self._forms, key=len, reverse=True)
@@ -98,6 +106,14 @@ class Redaction:
         for pattern in _FORMS:
             text = pattern.sub(lambda match: f"{match['kept']}{HIDDEN}", text)
         return _PAIR.sub(_pair, text)
+
+
+def _named(content: dict | list) -> list[str]:
+    """Return the texts in JSON under names that say that they are secrets."""
+    if isinstance(content, list):
+        return [text for each in content if isinstance(each, (dict, list)) for text in _named(each)]
+    own = [str(value) for name, value in content.items() if isinstance(value, str) and names_secret(name)]
+    return own + _named([value for value in content.values() if isinstance(value, (dict, list))])
 
 
 def _beginning(secret: str) -> str:

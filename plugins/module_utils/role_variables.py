@@ -314,12 +314,20 @@ def typed(name: str, spec: Mapping, value) -> tuple[object, list[str]]:
 
 
 def secrets(spec: Mapping, value) -> list[str]:
-    """Return the texts in ``value`` that ``spec``, the option of an argument spec, marks with ``no_log``."""
-    if spec.get("no_log"):
+    """Return the texts in ``value`` that ``spec``, the option of an argument spec, marks with ``no_log``.
+
+    If suboptions of a marked option are marked too, only these are secret, such as a caller's key without its last day.
+    """
+    if spec.get("no_log") and not any(map(marked, (spec.get("options") or {}).values())):
         return _texts(value)
     entries = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, Mapping)]
     options = (spec.get("options") or {}).items()
     return [text for name, one in options for entry in entries if name in entry for text in secrets(one, entry[name])]
+
+
+def marked(spec: Mapping) -> bool:
+    """Return whether ``spec`` or one of its suboptions is marked with ``no_log``."""
+    return bool(spec.get("no_log")) or any(map(marked, (spec.get("options") or {}).values()))
 
 
 def _texts(value) -> list[str]:

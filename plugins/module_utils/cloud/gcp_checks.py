@@ -443,7 +443,7 @@ class Checks:
 def exceeded(
     where: str, quotas: Mapping[str, dict], requested: Mapping[tuple[str, str], Mapping[str, int]]
 ) -> list[str]:
-    """Return a sentence for each quota that is too low; `asked`: {(metric, cure): {who: amount}}."""
+    """Return a sentence for each quota that is too low; `requested`: {(metric, cure): {who: amount}}."""
     problems = []
     for (metric, cure), amounts in requested.items():
         who = {name: amount for name, amount in amounts.items() if amount}

@@ -265,7 +265,7 @@ class Client:
         raise AssertionError("unreachable")
 
     def _sleep(self, attempt: int, retry_after: float = 0) -> None:
-        """Wait before the next attempt, at least the `asked` seconds of the API."""
+        """Wait before the next attempt, at least `retry_after` seconds, if the API says so."""
         pause = max(min(self.pause * 2 ** (attempt - 1), 60), retry_after)
         time.sleep(pause * random.uniform(1, 1 + JITTER))
 

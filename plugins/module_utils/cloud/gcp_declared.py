@@ -847,7 +847,7 @@ def cpu_metric(machine_type: str, spot: bool, quotas: Mapping[str, dict]) -> str
 def quota_problem(
     where: str, quotas: Mapping[str, dict], metric: str, requested: float, who: Iterable[str], cure: str
 ) -> str | None:
-    """Return a sentence where a quota is lower than its usage and `asked` together, else None.
+    """Return a sentence where a quota is lower than its usage and `requested` together, else None.
 
     `quotas`: {metric: {limit, usage}}, `who`: who asks for it, `cure`: a format string that may use {left}.
     """

@@ -89,7 +89,7 @@ def secrets_of_host(given: list[str] | None = None) -> Redaction:
             text = _text(Path(file["path"]))
             plain = PLAIN.get(file["path"]) or file.get("plain") or ()
             if file.get("whole"):
-                redaction.add(text.strip(), *text.split())
+                redaction.add_file(text)
             else:
                 redaction.add_lines(text, plain)
     # A host of an earlier version has no release of it.

@@ -107,6 +107,13 @@ def dropped(release: dict, but: dict) -> list[dict]:
     return [file for file in files if file.get("live") and file["path"] not in stay]
 
 
+def besides_live(service: Service, release: dict, differences: list[dict]) -> bool:
+    """Return whether ``differences`` has anything but live files and secrets, new, changed or removed ones."""
+    files = [*release["files"], *release["secrets"], *dropped(service.release(service.state()["current"]), release)]
+    live = {file["path"] for file in files if file.get("live")}
+    return not {difference["what"] for difference in differences} <= live
+
+
 def _text_of(path: Path) -> str | None:
     return path.read_text(errors="replace") if path.is_file() else None
 

@@ -45,13 +45,14 @@ def wanted_release(service: Service, wanted: dict) -> dict:
 def deploy(service: Service, wanted: dict, check_mode: bool) -> dict:
     """Write and start the wanted release; ``await`` in the result says whether to wait for the start."""
     files = [*wanted["files"], *wanted["secrets"]]
+    fixed = [file for file in files if not file.get("live")]
     release = wanted_release(service, wanted)
     besides = checks.check_unit(service, release, check_mode)
     reread = not check_mode and checks.reread(service)
     new_user = account.missing_user(wanted["user"])
     directories = account.wrong_directories(wanted["directories"])
     differences = contents.differences(service, release)
-    restart = serving.restart_reason(service, release, differences, digest_before(files, release))
+    restart = serving.restart_reason(service, release, differences, digest_before(fixed, release))
     unused = rollback.unused_builds(service, [release])
     installed = wanted.get("installed") or {"changed": False, "path": None, "diff": {}}
     changes = (installed["changed"], reread, new_user, directories, differences, restart, unused)
@@ -64,9 +65,13 @@ def deploy(service: Service, wanted: dict, check_mode: bool) -> dict:
         "diff": [*filter(None, [installed["diff"]]), *map(contents.shown, differences)],
     }
     if differences or restart:
-        checks.check_times(service, wanted.get("timer") or {}, wanted.get("schedule_variable"))
-        checks.check_ports(service, wanted["listens"])
-        checks.check_memory(service, release["limits"])
+        if restart or contents.besides_live(service, release, differences):
+            checks.check_times(service, wanted.get("timer") or {}, wanted.get("schedule_variable"))
+            checks.check_ports(service, wanted["listens"])
+            checks.check_memory(service, release["limits"])
+        else:
+            # A key that is taken back must not have to wait until something else is right.
+            files = [file for file in files if file["path"] in {difference["what"] for difference in differences}]
         if not check_mode:
             account.prepare(service, wanted, new_user, directories)
         checks.check(service, release, files, wanted["user"], check_mode)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import hmac
 import json
+import os
 import secrets
 import time
 from contextlib import contextmanager
@@ -129,7 +130,11 @@ class Service:
         """Store ``release`` under its digest."""
         if release["secrets"]:
             self.keep_key()
-        write(self.store / "releases" / f"{digest(release)}.json", json.dumps(release, indent=1), 0o600)
+        path = self.store / "releases" / f"{digest(release)}.json"
+        begun = path.stat().st_mtime if path.exists() else None
+        write(path, json.dumps(release, indent=1), 0o600)
+        if begun:  # other live files or limits do not make it a newer release; see `rollback.to_go_back_to`
+            os.utime(path, (begun, begun))
 
     def adopt(self, release: dict) -> None:
         """Record what runs as the current release; nothing has to be written or restarted."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -343,6 +344,29 @@ class TestLiveFiles:
         path.chmod(0o640)
         assert not run({"targets.yml": "one"})["changed"]
         assert run({})["changed"] and not path.exists()
+
+    def test_a_live_file_is_checked_alone_and_waits_for_nothing(self, host, run, monkeypatch):
+        run({"one.json": "{}", "two.json": "{}"})
+        done = []
+        monkeypatch.setattr(checks, "check", lambda *words: done.append([file["path"] for file in words[2]]))
+        monkeypatch.setattr(checks, "check_ports", lambda *_: done.append("ports"))
+        run({"one.json": "[]", "two.json": "{}"})
+        run({"one.json": "[]"})
+        assert done == [[str(host.root / "etc/app/one.json")], []]
+        run({"one.json": "{}"}, plain="a: 2\n")
+        assert done[2:] == ["ports", [str(host.root / "etc/app" / name) for name in ("app.yml", "one.json")]]
+
+    def test_other_live_files_do_not_make_the_release_newer(self, host, run):
+        run({"one.json": "{}"})
+        (record,) = (host.service.store / "releases").glob("*.json")
+        os.utime(record, (1, 1))
+        run({"one.json": "[]"})
+        assert record.stat().st_mtime == 1
+
+    def test_a_process_that_was_started_when_secrets_were_files_is_left_alone(self, host, run):
+        run({"one.json": "{}"}, plain="a: 1\n")
+        host.systemd.running = digest({**host.service.release(host.service.state()["current"]), "secrets": []})
+        assert run({"one.json": "{}"}, plain="a: 1\n")["restarted"] is None
 
 
 class TestLiveSecrets:

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from ansible.errors import AnsibleUndefinedVariable
 from jinja2.nativetypes import NativeEnvironment
 
 from plugins.action import incident_evidence
+from plugins.module_utils import role_variables
 from plugins.module_utils.watch.scrape_targets import ENGINES, PROGRAMS, SHIPPERS, WATCHING
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -46,17 +48,17 @@ UNITS = {
 def secret_variables() -> dict[str, dict]:
     """Return the secret variables of all roles with their options: those marked with no_log in an argument spec."""
 
-    def marked(option: dict) -> bool:
-        return bool(option.get("no_log")) or any(map(marked, (option.get("options") or {}).values()))
-
     specs = [yaml.safe_load(path.read_text()) for path in sorted(ROOT.glob("roles/*/meta/argument_specs.yml"))]
     options = {k: v for spec in specs for k, v in (spec["argument_specs"]["main"].get("options") or {}).items()}
-    return {name: option for name, option in sorted(options.items()) if marked(option)}
+    return {name: option for name, option in sorted(options.items()) if role_variables.marked(option)}
 
 
 def example(option: dict, secret: bool = False):
     """Return a value of an option in which every secret is ``canary`` and every other text ``seen``."""
+    inner = (option.get("options") or {}).values()
     secret = secret or bool(option.get("no_log"))
+    # Of a marked option with marked suboptions, only these are secret.
+    secret = secret and not any(map(role_variables.marked, inner))
     if option["type"] == "list":
         return [example({**option, "type": option.get("elements", "str")}, secret)]
     if option["type"] != "dict":
@@ -102,6 +104,17 @@ def test_an_archive_of_an_incident_has_no_secret(name):
     action._templar = SimpleNamespace(template=lambda text: text)
     found = action._of_roles({name: example(secret_variables()[name]), "vllm_port": 8001})
     assert set(found) == {"canary"}
+
+
+def test_a_secret_that_this_host_cannot_evaluate_is_none():
+    def template(text):
+        if text == "{{ vault_of_others }}":
+            raise AnsibleUndefinedVariable("'vault_of_others' is undefined")
+        return text
+
+    action = object.__new__(incident_evidence.ActionModule)
+    action._templar = SimpleNamespace(template=template)
+    assert action._of_roles({"alertmanager_slack_webhook": "{{ vault_of_others }}", "vllm_api_key": "key"}) == ["key"]
 
 
 @pytest.mark.parametrize("role", RELEASED)

@@ -30,6 +30,16 @@ def test_a_known_secret_goes_however_it_is_written(text):
         assert part not in result
 
 
+def test_of_a_file_in_json_only_what_is_named_as_a_secret_goes():
+    hide = Redaction()
+    engine = {"name": "chat", "url": "http://127.0.0.1:8001/v1", "api_key": "engine-key-0123", "models": ["base-model"]}
+    hide.add_file(json.dumps({"engines": [engine]}, indent=1))
+    line = '{"engine": "chat", "model": "base-model", "why": "%s was refused"}'
+    assert hide(line % "engine-key-0123") == line % "********"
+    hide.add_file("one password\n")
+    assert hide("one password, or a password alone") == "********, or a ******** alone"
+
+
 def test_a_longer_secret_goes_before_one_that_it_begins_with():
     assert Redaction(["canary", "canary-and-more"])("canary-and-more") == HIDDEN
 
