@@ -354,7 +354,10 @@ class TestLiveFiles:
         run({"one.json": "[]"})
         assert done == [[str(host.root / "etc/app/one.json")], []]
         run({"one.json": "{}"}, plain="a: 2\n")
-        assert done[2:] == ["ports", [str(host.root / "etc/app" / name) for name in ("app.yml", "one.json")]]
+        host.systemd.enabled = False
+        run({"one.json": "{}"}, plain="a: 2\n")
+        assert done[4] == "ports"
+        assert done[2:4] == ["ports", [str(host.root / "etc/app" / name) for name in ("app.yml", "one.json")]]
 
     def test_other_live_files_do_not_make_the_release_newer(self, host, run):
         run({"one.json": "{}"})
@@ -362,11 +365,6 @@ class TestLiveFiles:
         os.utime(record, (1, 1))
         run({"one.json": "[]"})
         assert record.stat().st_mtime == 1
-
-    def test_a_process_that_was_started_when_secrets_were_files_is_left_alone(self, host, run):
-        run({"one.json": "{}"}, plain="a: 1\n")
-        host.systemd.running = digest({**host.service.release(host.service.state()["current"]), "secrets": []})
-        assert run({"one.json": "{}"}, plain="a: 1\n")["restarted"] is None
 
 
 class TestLiveSecrets:
@@ -378,13 +376,13 @@ class TestLiveSecrets:
         monkeypatch.setattr(checks, "check", lambda *_: None)
         monkeypatch.setattr(checks, "check_unit", lambda *_: [])
 
-        def run(text, plain, serves=True):
+        def run(text, plain, serves=True, others=()):
             owned = {"mode": "0640", "owner": "root", "group": "root", "validate": None}
             file = {**owned, "path": str(host.root / "etc/app/app.yml"), "content": plain, "live": False}
             secret = {**owned, "path": str(host.root / "etc/app/keys"), "content": text, "plain": [], "whole": True}
             arguments = {
-                "files": [file], "secrets": [{**secret, "live": True}] if text else [], "links": [], "unit": UNIT,
-                "inputs": {}, "user": None, "directories": [], "listens": [], "trials": [], "probes": [],
+                "files": [file], "secrets": [*([{**secret, "live": True}] if text else []), *others], "links": [],
+                "unit": UNIT, "inputs": {}, "user": None, "directories": [], "listens": [], "trials": [], "probes": [],
                 "before_start": [], "start_timeout": 5,
             }  # fmt: skip
             result = deploy.deploy(host.service, arguments, check_mode=False)
@@ -408,6 +406,15 @@ class TestLiveSecrets:
         assert (host.root / "etc/app/keys").read_text() == "the-key"
         run("", "a: 2\n")
         assert not (host.root / "etc/app/keys").exists()
+
+    def test_a_process_that_was_started_when_secrets_were_files_is_left_alone(self, host, run):
+        owned = {"mode": "0600", "owner": "root", "group": "root"}
+        other = {**owned, "path": str(host.root / "etc/app/token"), "content": "the-token"}
+        secret = {**other, "plain": [], "whole": True, "validate": None}
+        run("the-key", "a: 1\n", others=[secret])
+        record = host.service.release(host.service.state()["current"])
+        host.systemd.running = digest({**record, "files": [*record["files"], other], "secrets": []})
+        assert run("the-key", "a: 1\n", others=[secret])["restarted"] is None
 
     def test_there_is_no_way_back_to_one_that_is_gone(self, host, run):
         run("the-key", "a: 1\n")
