@@ -29,8 +29,8 @@ KERNEL_LINES = 300
 LOG_BYTES = 200_000  # at the end of a log file
 LOGS = 4  # newest files of a pattern
 PAGE_BYTES = 1_000_000
-# Names in a service's file of secrets whose values help to understand the evidence.
-PLAIN = {"/etc/llm-backup/secrets.env": ("RESTIC_REPOSITORY",)}
+# Of a host that an earlier version set up, whose backup has no release.
+BACKUP_SECRETS = Path("/etc/llm-backup/secrets.env")
 CLIPPED = "\n… cut here\n"
 
 Piece = Callable[[], str]
@@ -87,14 +87,11 @@ def secrets_of_host(given: list[str] | None = None) -> Redaction:
             continue
         for file in files:
             text = _text(Path(file["path"]))
-            plain = PLAIN.get(file["path"]) or file.get("plain") or ()
             if file.get("whole"):
                 redaction.add_file(text)
             else:
-                redaction.add_lines(text, plain)
-    # A host of an earlier version has no release of it.
-    for path, plain in PLAIN.items():
-        redaction.add_lines(_text(Path(path)), plain)
+                redaction.add_lines(text, file.get("plain") or ())
+    redaction.add_lines(_text(BACKUP_SECRETS), ("RESTIC_REPOSITORY",))
     # A lost release store must not reveal secrets that are next to a unit.
     for unit in store.UNITS.glob("*.service"):
         for named in re.findall(r"^EnvironmentFile=-?(/\S+)$", _text(unit), re.MULTILINE):

@@ -125,11 +125,11 @@ def test_the_address_of_the_repository_is_shown_and_its_password_is_not(tmp_path
     store = tmp_path / "services"
     (store / "llm-backup" / "releases").mkdir(parents=True)
     if released:
-        release = {"secrets": [{"path": str(file), "plain": []}]}
+        release = {"secrets": [{"path": str(file), "plain": ["RESTIC_REPOSITORY"]}]}
         (store / "llm-backup" / "releases" / "one.json").write_text(json.dumps(release))
     monkeypatch.setattr(release_store, "STORE", store)
     monkeypatch.setattr(release_store, "UNITS", tmp_path / "units")
-    monkeypatch.setattr(evidence, "PLAIN", {str(file): ("RESTIC_REPOSITORY",)})
+    monkeypatch.setattr(evidence, "BACKUP_SECRETS", tmp_path / "none" if released else file)
     told = evidence.secrets_of_host()(f"/srv/a-repository {TOKEN}")
     assert told.startswith("/srv/a-repository ") and TOKEN not in told
 
