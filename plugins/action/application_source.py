@@ -5,33 +5,39 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+
+from ..module_utils.install.application_source import EXCLUDED, pack, tree_digest
+
+
+def with_digest(arguments: dict) -> dict:
+    """Return the module's arguments; if the source is a tree of the controller, with its digest.
+
+    Raises AnsibleActionFail if there is no such tree.
+    """
+    if not arguments.get("path"):
+        return dict(arguments)
+    tree = Path(arguments["path"])
+    if not tree.is_dir():
+        raise AnsibleActionFail(f"the application's source {tree}: there is no such directory here")
+    excluded = arguments.get("excluded") or EXCLUDED
+    return {**arguments, "path": str(tree.resolve()), "excluded": excluded, "digest": tree_digest(tree, excluded)}
 
 
 class ActionModule(ActionBase):
     """Run the module; a tree is hashed first, and packed and sent if the module asks for it."""
 
-    TRANSFERS_FILES = True
-
     def run(self, tmp=None, task_vars=None):
-        from ..module_utils.install.application_source import EXCLUDED, pack, tree_digest
-
         super().run(tmp, task_vars)
-        arguments = dict(self._task.args)
-        if not arguments.get("path"):
-            return self._module(arguments, task_vars)
-        tree = Path(arguments["path"])
-        if not tree.is_dir():
-            return {"failed": True, "msg": f"the application's source {tree}: there is no such directory here"}
-        excluded = arguments.get("excluded") or EXCLUDED
-        arguments.update(path=str(tree.resolve()), excluded=excluded, digest=tree_digest(tree, excluded))
+        arguments = with_digest(self._task.args)
         result = self._module(arguments, task_vars)
         if not result.pop("send", False):
             return result
         remote = self._make_tmp_path()
         try:
             with tempfile.TemporaryDirectory() as stage:
-                pack(tree, excluded, Path(stage) / "source.tar.gz")
+                pack(Path(arguments["path"]), arguments["excluded"], Path(stage) / "source.tar.gz")
                 file = self._transfer_file(
                     f"{stage}/source.tar.gz", self._connection._shell.join_path(remote, "source")
                 )

@@ -29,27 +29,7 @@ EXAMPLES = r"""
 
 RETURN = ""
 
-from ..module_utils.host_module import HostModule
-from ..module_utils.release import account, arguments, door
-from ..module_utils.release.store import Service
-
-
-def preview(service: Service, wanted: dict) -> dict:
-    account.settle_groups(service, wanted)
-    return {"changed": account.missing_user(wanted["user"]) or bool(account.wrong_directories(wanted["directories"]))}
-
-
-def change(service: Service, wanted: dict) -> dict:
-    account.settle_groups(service, wanted)
-    new_user, directories = account.missing_user(wanted["user"]), account.wrong_directories(wanted["directories"])
-    account.prepare(service, wanted, new_user, directories)
-    return {"changed": bool(new_user or directories)}
-
-
-def main() -> None:
-    module = HostModule(argument_spec={**arguments.NAME, **arguments.ACCOUNT}, supports_check_mode=True)
-    door.run(module, preview, change)
-
+from ..module_utils.doors.service_account import main
 
 if __name__ == "__main__":
     main()

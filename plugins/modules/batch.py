@@ -1,0 +1,104 @@
+#!/usr/bin/python
+"""Thin module over module_utils.batch; the action plugin runs the steps that differ."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: batch
+short_description: Run several of this collection's modules as one task
+description:
+  - Asks in one call of the host which steps would change something. If none would, the task ends there. Otherwise the
+    steps from the first that differs run one after the other, each by its own module, and their names are shown.
+  - The comparison is each module's own check mode, so a step that would change nothing alone changes nothing here.
+  - A call costs about 0.2 s before its module does anything, so a run without changes is faster by that for each step.
+author: The llm-server maintainers (@llm-server)
+options:
+  steps:
+    description: The steps in their order.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name: {description: What the step does; shown while it runs., type: str}
+      module:
+        description: The module.
+        type: str
+        choices:
+          - application_source
+          - logrotate_file
+          - model_files
+          - python_environment
+          - service_account
+          - system_packages
+      options: {description: Options of the module., type: dict}
+      options_from:
+        description: Options taken from results of earlier steps, as C({option: NAME.KEY}), where NAME is a
+          O(steps[].register).
+        type: dict
+        default: {}
+      register: {description: Name of the result in RV(steps)., type: str}
+      when: {description: Whether there is such a step., type: bool, default: true}
+      role:
+        description: Instead of the other options, the role whose steps belong here, C(__ROLE_steps) in its
+          C(vars/steps.yml).
+        type: str
+attributes:
+  check_mode: {description: Reports what the modules report in check mode; changes nothing., support: full}
+  diff_mode: {description: Shows what the modules show., support: full}
+"""
+
+EXAMPLES = r"""
+- name: Build the environment of a service
+  llm.server.batch:
+    steps:
+      - role: uv
+      - name: Create the service's user and directories
+        module: service_account
+        options: {name: app, user: app, directories: [{path: /opt/app, owner: app, group: app}]}
+      - name: Build its environment beside the running one
+        module: python_environment
+        register: environment
+        options: {root: /opt/app/environments, requirements: httpx==0.28.1, runs_as: app}
+  register: __app_installed
+"""
+
+RETURN = r"""
+steps:
+  description: The results of the steps with a name in O(steps[].register); without those that a failure kept from running.
+  type: dict
+  returned: always
+  sample: {environment: {changed: false, path: /opt/app/environments/3f2a9b01c4de}}
+changed_steps:
+  description: Names of the steps that changed something.
+  type: list
+  elements: str
+  returned: always
+step: {description: Name of the step that failed., type: str, returned: on failure}
+"""
+
+from ..module_utils.batch import DOORS, preview
+from ..module_utils.host_module import HostModule
+
+
+def main() -> None:
+    step = {
+        "name": {"type": "str"},
+        "module": {"type": "str", "choices": sorted(DOORS)},
+        "options": {"type": "dict"},
+        "options_from": {"type": "dict", "default": {}},
+        "register": {"type": "str"},
+        "when": {"type": "bool", "default": True},
+        "role": {"type": "str"},
+    }
+    module = HostModule(
+        argument_spec={"steps": {"type": "list", "elements": "dict", "required": True, "options": step}},
+        supports_check_mode=True,
+    )
+    steps = module.params["steps"]
+    # Each module hides its own secrets; here the options are not shown at all.
+    shown = {"module_args": {"steps": [each["name"] for each in steps]}}
+    module.exit_json(changed=False, compared=preview(steps), invocation=shown)
+
+
+if __name__ == "__main__":
+    main()
