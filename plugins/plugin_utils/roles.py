@@ -6,6 +6,7 @@ module is imported is read once in a run, and not once in a task.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import pkgutil
 import secrets
@@ -34,6 +35,8 @@ SPECS = _specs()
 # Filters, too, are imported once: Ansible looks for one in all files of the folder.
 for _file in pkgutil.iter_modules(filters.__path__):
     importlib.import_module(f"{filters.__name__}.{_file.name}")
+# What is there now stays until the end: the collector of each fork would look through it, and so copy it, for nothing.
+gc.freeze()
 
 
 def read(role: str, name: str, loader) -> dict:

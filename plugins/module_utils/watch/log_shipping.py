@@ -232,9 +232,10 @@ def _last_line(file: str) -> tuple[str, int]:
 
 
 def _until(holds, wait: float) -> bool:
-    deadline = time.monotonic() + wait
+    deadline, pause = time.monotonic() + wait, 0.1
     while not (held := holds()) and time.monotonic() < deadline:
-        time.sleep(0.5)
+        time.sleep(pause)
+        pause = min(pause * 1.1, 0.5)
     return bool(held)
 
 
