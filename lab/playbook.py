@@ -24,7 +24,7 @@ class Outcome:
     """The result of a run."""
 
     code: int
-    changed: list[str]  # names of the tasks that changed something, such as "vllm : Run vLLM"
+    changed: list[str]  # names of the tasks and steps that changed something, such as "vllm : Run vLLM"
     message: str  # the failed task's message; empty if none failed
     warnings: list[str]
     text: str  # the complete output
@@ -77,6 +77,12 @@ def interrupted(argv: list[str], cwd: Path, at: int, after: float, environment: 
     return killed
 
 
+def changes(task: str, result: dict) -> list[str]:
+    """Return the names of what a task changed: itself, or the steps of a batch, as ``ROLE : STEP``."""
+    role, colon, _ = task.rpartition(" : ")
+    return [f"{role}{colon}{step}" for step in result.get("changed_steps", [])] or [task]
+
+
 def read(code: int, text: str) -> Outcome:
     """Parse the events that ansible-playbook printed, one JSON object per line."""
     changed, warnings, message = [], [], ""
@@ -89,7 +95,7 @@ def read(code: int, text: str) -> Outcome:
             if event["_event"] in ("v2_runner_on_failed", "v2_runner_on_unreachable"):
                 message = str(result.get("msg", ""))
             elif event["_event"] == "v2_runner_on_ok" and result.get("changed"):
-                changed.append(event["task"]["name"].removeprefix(COLLECTION))
+                changed += changes(event["task"]["name"].removeprefix(COLLECTION), result)
     if code and not message:
         lines = [line for line in text.splitlines() if not line.startswith("{") and line.strip()]
         message = lines[-1] if lines else ""
