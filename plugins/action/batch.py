@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ansible.errors import AnsibleActionFail
+from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ..module_utils.batch import options
+from ..module_utils.batch import differs, options
 from ..plugin_utils import roles
 from .application_source import with_digest
 
@@ -14,47 +14,60 @@ display = Display()
 
 # What an action plugin of the controller adds to the options of its module.
 ADDED = {"application_source": with_digest}
+STEP = {"name", "module", "options"}
 
 
 class ActionModule(ActionBase):
     """Runs the module, which compares, and then the modules of the steps from the first that differs."""
 
     def run(self, tmp: str | None = None, task_vars: dict | None = None) -> dict:
-        """Return the result of the task: ``steps``, the result of each step that has a ``register``."""
+        """Return the result of the task; see the module's RETURN."""
         super().run(tmp, task_vars)
         # The host's journal must not have the arguments: they contain passwords of proxies and tokens of indexes.
         task_vars = {**(task_vars or {}), "ansible_no_target_syslog": True}
-        steps = [step for step in self._steps(task_vars) if step.pop("when", True)]
-        asked = [{**step, "options": ADDED.get(step["module"], dict)(step["options"])} for step in steps]
-        compared = self._execute_module("llm.server.batch", {"steps": asked}, task_vars=task_vars)
-        if "compared" not in compared:
-            return compared
-        results = compared["compared"]
+        if "compare" in self._task.args:
+            return {"changed": False, "differing": self._differing(self._task.args["compare"], task_vars)}
+        steps: list[dict] = []
+        for entry in self._task.args["steps"]:
+            steps += self._steps_of(entry["role"], task_vars) if "role" in entry else _wanted([entry])
+        results, failure = self._compare(steps, task_vars)
+        if failure:
+            return failure
         if not self._task.check_mode:
-            same = next((n for n, found in enumerate(results) if found.get("failed") or found["changed"]), len(results))
-            results = self._run_from(same, steps, results[:same], task_vars)
+            results = self._run_after([found for found in results if not differs(found)], steps, task_vars)
         return self._result(steps, results)
 
-    def _steps(self, task_vars: dict) -> list[dict]:
-        """Return the steps of the task; an entry with ``role`` stands for the steps of that role."""
-        found: list[dict] = []
-        for entry in self._task.args.get("steps") or []:
-            if "role" not in entry:
-                found.append(dict(entry))
-                continue
-            role = entry["role"]
-            scope = roles.scope(role, task_vars, self._loader) | roles.read(role, "vars/steps.yml", self._loader)
-            templar = self._templar.copy_with_new_env(available_variables=scope)
-            found += templar.template(scope[f"__{role}_steps"])
-        unnamed = [step for step in found if not {"name", "module", "options"} <= step.keys()]
-        if unnamed:
-            raise AnsibleActionFail("Each entry of steps needs name, module and options, or role alone.")
-        return found
+    def _differing(self, names: list[str], task_vars: dict) -> list[str]:
+        """Return the roles of which a run would change something, in their order."""
+        steps: list[dict] = []
+        found = set()
+        for role in names:
+            try:
+                steps += [{**step, "group": role} for step in self._steps_of(role, task_vars)]
+            except AnsibleError:
+                # A run of the role validates its variables and says what is wrong.
+                found.add(role)
+        results, failure = self._compare(steps, task_vars)
+        if failure:
+            raise AnsibleActionFail("The host could not be compared.", result=failure)
+        found |= {step["group"] for step, seen in zip(steps, results, strict=True) if seen and differs(seen)}
+        return [role for role in names if role in found]
 
-    def _run_from(self, first: int, steps: list[dict], results: list[dict], task_vars: dict) -> list[dict]:
-        """Run the steps from number ``first`` on; return the results of all up to the first that fails."""
-        results = list(results)
-        for step in steps[first:]:
+    def _compare(self, steps: list[dict], task_vars: dict) -> tuple[list, dict | None]:
+        """Return ``(the result of each step, failure)``; see `compare` of module_utils.batch."""
+        asked = [{**step, "options": ADDED.get(step["module"], dict)(step["options"])} for step in steps]
+        answer = self._execute_module("llm.server.batch", {"steps": asked}, task_vars=task_vars)
+        return (answer["compared"], None) if "compared" in answer else ([], answer)
+
+    def _steps_of(self, role: str, task_vars: dict) -> list[dict]:
+        """Return the steps of a role, with its variables as its own tasks see them."""
+        scope = roles.scope(role, task_vars, self._loader)
+        return _wanted(self._templar.copy_with_new_env(available_variables=scope).template(scope[f"__{role}_steps"]))
+
+    def _run_after(self, same: list[dict], steps: list[dict], task_vars: dict) -> list[dict]:
+        """Run the steps after those that are the ``same``; return the results of all up to the first that fails."""
+        results = list(same)
+        for step in steps[len(same) :]:
             display.display(f"  {task_vars['inventory_hostname']}: {step['name']}", color="cyan")
             results.append(self._run_step(step, _registered(steps, results), task_vars))
             if results[-1].get("failed"):
@@ -62,6 +75,7 @@ class ActionModule(ActionBase):
         return results
 
     def _run_step(self, step: dict, registered: dict[str, dict], task_vars: dict) -> dict:
+        """Run a step by its module, or by the action plugin of that name if there is one."""
         name = f"llm.server.{step['module']}"
         arguments = options(step, registered)
         if not self._shared_loader_obj.action_loader.has_plugin(name):
@@ -94,7 +108,15 @@ class ActionModule(ActionBase):
         return {**last, **result, "step": steps[len(results) - 1]["name"]} if last.get("failed") else result
 
 
+def _wanted(steps: list[dict]) -> list[dict]:
+    """Return the steps whose ``when`` is not false."""
+    if any(not step.keys() >= STEP for step in steps):
+        raise AnsibleActionFail("Each entry of steps needs name, module and options, or a role alone.")
+    return [{key: step[key] for key in step if key != "when"} for step in steps if step.get("when", True)]
+
+
 def _registered(steps: list[dict], results: list[dict]) -> dict[str, dict]:
+    """Return the results by the steps' ``register``; ``results`` may be fewer than ``steps``."""
     pairs = zip(steps, results, strict=False)
     return {step["register"]: found for step, found in pairs if step.get("register")}
 

@@ -49,6 +49,64 @@ def newest_version(table: dict) -> str:
         raise AnsibleFilterError(str(error)) from error
 
 
+# What a released program may give to its service's release; the roles that leave it out get the module's defaults.
+GIVEN = (
+    "purge", "groups", "conflicts", "directories", "links", "files", "secrets", "inputs", "limits", "trials", "peers",
+    "listens",
+)  # fmt: skip
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+START_TIMEOUT = 30  # seconds
+
+
+def goarch(machine: str) -> str:
+    """Return the name that releases have for a machine type, as in Go's GOARCH: ``amd64`` for ``x86_64``.
+
+    Raises an error for a type for which there are no releases.
+    """
+    if machine not in ARCHITECTURES:
+        raise AnsibleFilterError(f"There are no releases for {machine}; use a host with {' or '.join(ARCHITECTURES)}.")
+    return ARCHITECTURES[machine]
+
+
+def released_steps(program: dict, machine: str) -> list[dict]:
+    """Return the steps of a batch that run a released program, or remove it; ``machine`` is the fact ``architecture``.
+
+    ``program`` is described by the role released_service. Raises an error if its version has no checksum.
+    """
+    name, state = program["name"], program["state"]
+    options = {
+        "name": name,
+        "state": state,
+        "user": program.get("user") or name,
+        "unit": program["unit"],
+        "probes": program["probes"],
+        "start_timeout": program.get("start_timeout") or START_TIMEOUT,
+        **{key: program[key] for key in GIVEN if key in program},
+    }
+    service = {"name": f"Run {name}", "module": "service_release", "register": name, "options": options}
+    if state == "absent":
+        gone = {"name": name, "state": "absent"}
+        service["name"] = f"Remove {name}"
+        return [service, {"name": "Remove the program", "module": "released_program", "options": gone}]
+    archive = {
+        "version": program["version"],
+        "url": mirrored(program["url"], program.get("mirror")),
+        "checksum": checksum_of(
+            program["checksums"], program["version"], goarch(machine), f"{name}_version"
+        ),
+        "member": program.get("member"),
+        "ca_path": program.get("ca_path") or None,
+    }
+    options["program"] = archive
+    return [service]
+
+
 class FilterModule:
     def filters(self):
-        return {"mirrored": mirrored, "checksum_of": checksum_of, "newest_version": newest_version}
+        return {
+            "mirrored": mirrored,
+            "checksum_of": checksum_of,
+            "newest_version": newest_version,
+            "goarch": goarch,
+            "released_steps": released_steps,
+        }

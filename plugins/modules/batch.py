@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Thin module over module_utils.batch; the action plugin runs the steps that differ."""
+"""Thin module over module_utils.batch and module_utils.doors; the action plugin runs the steps that differ."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ options:
     description: The steps in their order.
     type: list
     elements: dict
-    required: true
+    default: []
     suboptions:
       name: {description: What the step does; shown while it runs., type: str}
       module:
@@ -28,20 +28,31 @@ options:
           - logrotate_file
           - model_files
           - python_environment
+          - released_program
           - service_account
+          - service_release
           - system_packages
       options: {description: Options of the module., type: dict}
       options_from:
-        description: Options taken from results of earlier steps, as C({option: NAME.KEY}), where NAME is a
-          O(steps[].register).
+        description: Options, or parts of them, taken from results of earlier steps, as C({links.0.target: NAME.KEY}),
+          where NAME is a O(steps[].register).
         type: dict
         default: {}
       register: {description: Name of the result in RV(steps)., type: str}
       when: {description: Whether there is such a step., type: bool, default: true}
       role:
         description: Instead of the other options, the role whose steps belong here, C(__ROLE_steps) in its
-          C(vars/steps.yml).
+          C(vars/main.yml).
         type: str
+      group:
+        description: What follows a difference is left out in its group only. The action sets it for O(compare).
+        type: str
+        default: ""
+  compare:
+    description: Instead of O(steps), roles whose C(__ROLE_steps) are only compared; RV(differing) has those that a run
+      would change. A service without differences is confirmed, as a run would do it.
+    type: list
+    elements: str
 attributes:
   check_mode: {description: Reports what the modules report in check mode; changes nothing., support: full}
   diff_mode: {description: Shows what the modules show., support: full}
@@ -73,10 +84,16 @@ changed_steps:
   type: list
   elements: str
   returned: always
+differing:
+  description: Roles with a step that differs or cannot be compared.
+  type: list
+  elements: str
+  returned: with O(compare)
 step: {description: Name of the step that failed., type: str, returned: on failure}
 """
 
-from ..module_utils.batch import DOORS, preview
+from ..module_utils.batch import compare
+from ..module_utils.doors.runner import DOORS, call
 from ..module_utils.host_module import HostModule
 
 
@@ -89,15 +106,19 @@ def main() -> None:
         "register": {"type": "str"},
         "when": {"type": "bool", "default": True},
         "role": {"type": "str"},
+        "group": {"type": "str", "default": ""},
     }
     module = HostModule(
-        argument_spec={"steps": {"type": "list", "elements": "dict", "required": True, "options": step}},
+        argument_spec={
+            "steps": {"type": "list", "elements": "dict", "default": [], "options": step},
+            "compare": {"type": "list", "elements": "str"},
+        },
         supports_check_mode=True,
     )
     steps = module.params["steps"]
     # Each module hides its own secrets; here the options are not shown at all.
     shown = {"module_args": {"steps": [each["name"] for each in steps]}}
-    module.exit_json(changed=False, compared=preview(steps), invocation=shown)
+    module.exit_json(changed=False, compared=compare(steps, module.check_mode, call), invocation=shown)
 
 
 if __name__ == "__main__":

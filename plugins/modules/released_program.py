@@ -50,45 +50,7 @@ RETURN = r"""
 path: {description: Directory of this version., type: str, returned: when present, sample: /opt/node_exporter/1.9.0}
 """
 
-import shutil
-from pathlib import Path
-
-from ..module_utils.errors import UserError
-from ..module_utils.install.program import provide
-from ..module_utils.quiet_module import QuietModule
-from ..module_utils.unprivileged import ANYONE
-
-
-def main() -> None:
-    module = QuietModule(
-        argument_spec={
-            "name": {"type": "str", "required": True},
-            "version": {"type": "str"},
-            "url": {"type": "str"},
-            "checksum": {"type": "str"},
-            "member": {"type": "str"},
-            "root": {"type": "path", "default": "/opt"},
-            "runs_as": {"type": "str", "default": ANYONE},
-            "ca_path": {"type": "path"},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-        },
-        required_if=[("state", "present", ("version", "url", "checksum"))],
-        supports_check_mode=True,
-    )
-    wanted = module.params
-    home = Path(wanted["root"]) / wanted["name"]
-    if wanted["state"] == "absent":
-        existed = home.exists()
-        if existed and not module.check_mode:
-            shutil.rmtree(home)
-        module.exit_json(changed=existed)
-    try:
-        # The service's user may be created only later, so any other user is checked by default.
-        result = provide(module, wanted, Path(wanted["root"]), wanted["runs_as"] or None)
-    except UserError as error:
-        module.fail_json(msg=str(error))
-    module.exit_json(**result)
-
+from ..module_utils.doors.released_program import main
 
 if __name__ == "__main__":
     main()

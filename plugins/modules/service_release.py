@@ -38,6 +38,11 @@ options:
     description: With O(state=absent), remove kept directories and the user too.
     type: bool
     default: false
+  confirm:
+    description: Do only what a run without changes does, such as asking the probes. If anything differs, report it like
+      check mode and leave it as it is.
+    type: bool
+    default: false
 attributes:
   check_mode: {description: Runs the checks and shows the differences; writes and starts nothing., support: full}
   diff_mode: {description: "Shows files and the unit; of secrets, only that they changed.", support: full}
@@ -82,41 +87,7 @@ rolled_back_to: {description: Release that serves again; null if there was none.
 rotation: {description: Whether the host was put back into rotation., type: str, returned: when hooks ran, sample: back}
 """
 
-from functools import partial
-
-from ..module_utils.quiet_module import QuietModule
-from ..module_utils.release import arguments, deploy, door, removal, secret_files
-from ..module_utils.release.store import Service
-
-ARGUMENTS = {
-    **arguments.NAME,
-    **arguments.START,
-    **arguments.ACCOUNT,
-    **arguments.PROGRAM,
-    **arguments.CONTENTS,
-    **arguments.ROTATION,
-    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-    "purge": {"type": "bool", "default": False},
-}
-
-
-def preview(service: Service, wanted: dict) -> dict:
-    if wanted["state"] == "absent":
-        return {"changed": removal.removable(service, wanted["purge"])}
-    return deploy.deploy(service, wanted, check_mode=True)
-
-
-def change(service: Service, wanted: dict) -> dict:
-    if wanted["state"] == "absent":
-        return {"changed": removal.remove(service, wanted["purge"])}
-    secret_files.clean(service, {secret["path"]: secret["plain"] for secret in wanted["secrets"]})
-    return deploy.deploy(service, wanted, check_mode=False)
-
-
-def main() -> None:
-    module = QuietModule(argument_spec=ARGUMENTS, supports_check_mode=True)
-    door.run(module, preview, change, before=partial(deploy.settle, module))
-
+from ..module_utils.doors.service_release import main
 
 if __name__ == "__main__":
     main()

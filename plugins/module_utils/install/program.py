@@ -14,8 +14,12 @@ from .released_program import install, installed_checksum, place
 ROOT = Path("/opt")
 
 
-def provide(module, wanted: dict, root: Path = ROOT, user: str | None = ANYONE) -> dict:
+def provide(
+    module, wanted: dict, root: Path = ROOT, user: str | None = ANYONE, check_mode: bool | None = None
+) -> dict:
     """Install a program, and return ``{changed, path, diff}``; in check mode, what would change.
+
+    ``check_mode`` is the module's unless it is given.
 
     ``wanted`` has ``name``, ``version``, ``url`` and ``checksum``, and ``member`` and ``ca_path``, which may be None.
     ``user`` must be able to run it; None is the user who installs it. Raises UserError.
@@ -26,7 +30,7 @@ def provide(module, wanted: dict, root: Path = ROOT, user: str | None = ANYONE) 
     home, member = root / name, wanted.get("member") or name
     directory = place(home, version, checksum)
     changed = installed_checksum(directory) != checksum or bool(barred(directory / member, user))
-    if changed and not module.check_mode:
+    if changed and not (module.check_mode if check_mode is None else check_mode):
         open_up(home)
         try:
             with tempfile.TemporaryDirectory(prefix=".download-", dir=home) as stage:

@@ -72,6 +72,11 @@ def reread(service: Service) -> bool:
     return True
 
 
+def outdated(service: Service) -> bool:
+    """Return whether the unit's files changed since systemd read them."""
+    return systemd_unit.show(service.unit).get("NeedDaemonReload") == "yes"
+
+
 def check_conflicts(conflicts: list[dict]) -> None:
     """Raise `Refused` if one of the services ``conflicts`` runs; each has a name and a reason."""
     for other in conflicts:

@@ -21,7 +21,8 @@ def settle(module, service: Service, wanted: dict) -> None:
     if not module.check_mode:
         checks.check_conflicts(wanted["conflicts"])
     if wanted["program"]:
-        installed = program.provide(module, {"name": service.name, **wanted["program"]})
+        looks = module.check_mode or wanted.get("confirm", False)
+        installed = program.provide(module, {"name": service.name, **wanted["program"]}, check_mode=looks)
         current = {"path": str(program.ROOT / service.name / "current"), "target": installed["path"]}
         wanted |= {"links": [current, *wanted["links"]], "installed": installed}
 
@@ -43,12 +44,16 @@ def wanted_release(service: Service, wanted: dict) -> dict:
 
 
 def deploy(service: Service, wanted: dict, check_mode: bool) -> dict:
-    """Write and start the wanted release; ``await`` in the result says whether to wait for the start."""
+    """Write and start the wanted release; ``await`` in the result says whether to wait for the start.
+
+    If ``wanted`` has ``confirm``, this does only what a run without changes does; it reports changes like check mode.
+    """
     files = [*wanted["files"], *wanted["secrets"]]
     fixed = [file for file in files if not file.get("live")]
     release = wanted_release(service, wanted)
     besides = checks.check_unit(service, release, check_mode)
-    reread = not check_mode and checks.reread(service)
+    confirm = wanted.get("confirm", False)
+    reread = not check_mode and (checks.outdated(service) if confirm else checks.reread(service))
     new_user = account.missing_user(wanted["user"])
     directories = account.wrong_directories(wanted["directories"])
     differences = contents.differences(service, release)
@@ -64,6 +69,8 @@ def deploy(service: Service, wanted: dict, check_mode: bool) -> dict:
         "besides": besides,
         "diff": [*filter(None, [installed["diff"]]), *map(contents.shown, differences)],
     }
+    if confirm and result["changed"]:
+        return {**result, "await": False}
     if differences or restart:
         if restart or contents.besides_live(service, release, differences):
             checks.check_times(service, wanted.get("timer") or {}, wanted.get("schedule_variable"))

@@ -1,0 +1,69 @@
+"""Run a module in this process, as it would run alone.
+
+A call of a module costs about 0.2 s before the module does anything, most of it for Python to compile what Ansible
+sends. For the modules of a batch that is paid once. Each runs in a fork of the process, so none sees what another
+changed in it, such as environment variables.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+
+from ansible.module_utils import basic
+
+from . import (
+    application_source,
+    logrotate_file,
+    model_files,
+    python_environment,
+    released_program,
+    service_account,
+    service_release,
+    system_packages,
+)
+
+DOORS: dict[str, Callable[[], None]] = {
+    "application_source": application_source.main,
+    "logrotate_file": logrotate_file.main,
+    "model_files": model_files.main,
+    "python_environment": python_environment.main,
+    "released_program": released_program.main,
+    "service_account": service_account.main,
+    "service_release": service_release.main,
+    "system_packages": system_packages.main,
+}
+
+
+def call(module: str, arguments: dict) -> dict:
+    """Return the result of a module with these arguments, and what Ansible gave this process besides."""
+    with tempfile.TemporaryFile() as output:
+        child = os.fork()
+        if not child:
+            _run(DOORS[module], arguments, output.fileno())
+        os.waitpid(child, 0)
+        output.seek(0)
+        return json.loads(output.read())
+
+
+def _run(main: Callable[[], None], arguments: dict, output: int) -> None:
+    """Run `main` and end this process. It must not return: the parent's clean-up would run twice."""
+    try:
+        os.dup2(output, 1)
+        given = json.loads(basic._ANSIBLE_ARGS)
+        own = {name: value for name, value in given["ANSIBLE_MODULE_ARGS"].items() if name.startswith("_ansible_")}
+        given["ANSIBLE_MODULE_ARGS"] = {**own, **arguments}
+        basic._ANSIBLE_ARGS = json.dumps(given).encode()
+        main()
+    except SystemExit:
+        pass  # The result is written.
+    except BaseException as error:
+        failed = {"failed": True, "msg": f"{type(error).__name__}: {error}", "exception": traceback.format_exc()}
+        os.write(1, json.dumps(failed).encode())
+    finally:
+        sys.stdout.flush()
+        os._exit(0)
