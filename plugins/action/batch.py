@@ -91,6 +91,7 @@ class ActionModule(ActionBase):
             templar=self._templar,
             shared_loader_obj=self._shared_loader_obj,
         )
+        action.compared = True
         return action.run(task_vars=task_vars)
 
     @staticmethod

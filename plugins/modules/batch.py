@@ -100,7 +100,7 @@ from ..module_utils.host_module import HostModule
 def main() -> None:
     step = {
         "name": {"type": "str"},
-        "module": {"type": "str", "choices": sorted(DOORS)},
+        "module": {"type": "str", "choices": list(DOORS)},
         "options": {"type": "dict"},
         "options_from": {"type": "dict", "default": {}},
         "register": {"type": "str"},

@@ -13,38 +13,44 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from ansible.module_utils import basic
 
-from . import (
-    application_source,
-    logrotate_file,
-    model_files,
-    python_environment,
-    released_program,
-    service_account,
-    service_release,
-    system_packages,
-)
+if TYPE_CHECKING:
+    # Never run: Ansible sends a host what is imported anywhere in a file. A call imports only what it needs.
+    from . import (  # noqa: F401
+        application_source,
+        logrotate_file,
+        model_files,
+        python_environment,
+        released_program,
+        service_account,
+        service_release,
+        system_packages,
+    )
 
-DOORS: dict[str, Callable[[], None]] = {
-    "application_source": application_source.main,
-    "logrotate_file": logrotate_file.main,
-    "model_files": model_files.main,
-    "python_environment": python_environment.main,
-    "released_program": released_program.main,
-    "service_account": service_account.main,
-    "service_release": service_release.main,
-    "system_packages": system_packages.main,
-}
+DOORS = (
+    "application_source",
+    "logrotate_file",
+    "model_files",
+    "python_environment",
+    "released_program",
+    "service_account",
+    "service_release",
+    "system_packages",
+)
 
 
 def call(module: str, arguments: dict) -> dict:
     """Return the result of a module with these arguments, and what Ansible gave this process besides."""
+    # Before the fork, so that the next module finds it imported.
+    main = import_module(f".{module}", __package__).main
     with tempfile.TemporaryFile() as output:
         child = os.fork()
         if not child:
-            _run(DOORS[module], arguments, output.fileno())
+            _run(main, arguments, output.fileno())
         os.waitpid(child, 0)
         output.seek(0)
         return json.loads(output.read())
