@@ -75,7 +75,9 @@ class ActionModule(ActionBase):
             result["ansible_facts"] = {VALIDATED: [*before, *self.valid][-KEPT:]}
         if not problems and "engines" in self._task.args:
             # The settings contain API keys, so this result is never shown.
-            result.update(engines=resolved, _ansible_no_log=True)
+            present = [each for each in resolved if each["state"] == "present"]
+            by_name = {each["name"]: each for each in resolved}
+            result.update(engines=resolved, present=present, by_name=by_name, _ansible_no_log=True)
         return result
 
     def _validated_before(self, task_vars: dict) -> bool:
