@@ -169,7 +169,9 @@ class Bed:
                 "ai_server_api_key": CALLER,
                 "backup_password": BACKUP_PASSWORD,
             }
-            always = {"demo": facts, "lab_directory": str(ROOT / "lab"), "promtail_host_label": each.name}
+            # Literal, as an inventory of real machines has them: Ansible templates the demo's for every task.
+            address = {f"ansible_{name}": each.reached[key] for name, key in REACHED.items()}
+            always = {**address, "demo": facts, "lab_directory": str(ROOT / "lab"), "promtail_host_label": each.name}
             variables[each.name] = {**always, **logs(offered), **self.variables, **self.own.get(each.name, {})}
         names = {name: {} for name in variables}
         groups = {group: {"hosts": names} for group in self.groups}
