@@ -20,6 +20,13 @@ WATCH = Path(__file__).parent / "drill" / "watch.py"
 HOME = "/run/drill"
 CALLER = "caller-of-the-drill-0123456789abcdef"
 ENGINE_KEY = "engine-of-the-drill-0123456789abcdef"
+# Variables of a connection, by what the laboratory calls them.
+REACHED = {
+    "ansible_host": "address",
+    "ansible_port": "port",
+    "ansible_user": "user",
+    "ansible_ssh_private_key_file": "key",
+}
 BACKUP_PASSWORD = "backups-of-the-drill-0123456789abcdef"  # shared by all machines: one restores another's backup
 
 # Runs on a machine and prints each service's process and releases as JSON; one that a timer starts has no process.
@@ -170,8 +177,8 @@ class Bed:
                 "backup_password": BACKUP_PASSWORD,
             }
             # Literal, as an inventory of real machines has them: Ansible templates the demo's for every task.
-            address = {f"ansible_{name}": each.reached[key] for name, key in REACHED.items()}
-            always = {**address, "demo": facts, "lab_directory": str(ROOT / "lab"), "promtail_host_label": each.name}
+            connection = {variable: each.reached[name] for variable, name in REACHED.items()}
+            always = {"demo": facts, "lab_directory": str(ROOT / "lab"), "promtail_host_label": each.name, **connection}
             variables[each.name] = {**always, **logs(offered), **self.variables, **self.own.get(each.name, {})}
         names = {name: {} for name in variables}
         groups = {group: {"hosts": names} for group in self.groups}

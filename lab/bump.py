@@ -45,7 +45,8 @@ def variables_of(program: str, roles: Path = ROLES) -> dict[str, Any]:
 def address(variables: dict[str, Any], template: str, program: str, version: str, architecture: str) -> str:
     """Return a URL from a template in a role's variables, for one version and architecture."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
-    values = {**variables, f"{program}_version": version, "__released_service_architecture": architecture}
+    environment.filters["llm.server.goarch"] = str  # the architecture already has Go's name
+    values = {**variables, f"{program}_version": version, "ansible_facts": {"architecture": architecture}}
     while "{{" in template:  # a template may contain another variable
         template = environment.from_string(template).render(values)
     return template.strip()

@@ -10,22 +10,27 @@ INTERNAL = ("await", "out", "may_roll_back", "new_secrets")
 
 
 class ActionModule(ServiceStart):
-    """Runs the module service_release and waits for the start."""
+    """Compares the release with the host; if it differs, runs the module service_release and waits for the start."""
 
     MODULE = "service_release"
     compared = False  # whether the action batch has compared this release with the host
 
     def run(self, tmp: str | None = None, task_vars: dict | None = None) -> dict:
-        """Return the result of the task. Without differences it is that of the comparison."""
-        task_vars = task_vars or {}
-        if not (self.compared or self._task.check_mode or self._task.args.get("state") == "absent"):
-            # By the module batch, which a run sends for other tasks too: to build a module takes longer than to run it.
-            step = {"name": "", "module": self.MODULE, "options": self._task.args}
-            result = self._quietly("batch", {"steps": [step]}, task_vars)
-            found = result["compared"][0] if "compared" in result else result
-            if not differs(found):
-                return {key: value for key, value in found.items() if key not in INTERNAL}
-        return super().run(tmp, task_vars)
+        """Return the result of the task."""
+        return self.same(task_vars or {}) or super().run(tmp, task_vars)
+
+    def same(self, task_vars: dict) -> dict:
+        """Return the result of the task if the host has nothing to change; otherwise an empty one.
+
+        The module batch compares, since other tasks of a run send it too: Ansible needs longer to build a module than
+        the host to run it.
+        """
+        if self.compared or self._task.check_mode or self._task.args.get("state") == "absent":
+            return {}
+        step = {"name": self._task.args["name"], "module": self.MODULE, "options": self._task.args}
+        answer = self._quietly("batch", {"steps": [step]}, task_vars)
+        found = answer["compared"][0] if "compared" in answer else answer
+        return {} if differs(found) else {key: value for key, value in found.items() if key not in INTERNAL}
 
     def to_preview(self) -> dict:
         """Return the arguments of the step ``preview``: those that describe the release."""

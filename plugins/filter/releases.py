@@ -91,9 +91,7 @@ def released_steps(program: dict, machine: str) -> list[dict]:
     archive = {
         "version": program["version"],
         "url": mirrored(program["url"], program.get("mirror")),
-        "checksum": checksum_of(
-            program["checksums"], program["version"], goarch(machine), f"{name}_version"
-        ),
+        "checksum": checksum_of(program["checksums"], program["version"], goarch(machine), f"{name}_version"),
         "member": program.get("member"),
         "ca_path": program.get("ca_path") or None,
     }

@@ -14,8 +14,8 @@ CONFIRMED = {"service_release"}
 def options(step: dict, results: dict[str, dict]) -> dict:
     """Return the options of a step, those of ``options_from`` taken from the results of earlier steps.
 
-    ``options_from`` is ``{PLACE: "NAME.KEY"}``. NAME is the ``register`` of an earlier step and KEY a key of its result.
-    PLACE is an option, or a part of one, such as ``links.0.target``.
+    ``options_from`` is ``{PLACE: "NAME.KEY"}``. NAME is the ``register`` of an earlier step, and KEY is a key of its
+    result. PLACE is an option, or a part of one, such as ``links.0.target``.
     """
     taken = copy.deepcopy(step["options"])
     for place, source in (step.get("options_from") or {}).items():

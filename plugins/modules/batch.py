@@ -75,7 +75,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 steps:
-  description: The results of the steps with a name in O(steps[].register); without those that a failure kept from running.
+  description: The results of the steps with a O(steps[].register), up to the first that failed.
   type: dict
   returned: always
   sample: {environment: {changed: false, path: /opt/app/environments/3f2a9b01c4de}}

@@ -47,7 +47,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 path: {description: The environment., type: str, returned: always, sample: /app/ai-server/environments/3f2a9b01c4de}
-python: {description: Its interpreter., type: str, returned: always, sample: /app/ai-server/environments/3f2a9b01c4de/bin/python}
+python: {description: Its interpreter., type: str, returned: always,
+  sample: /opt/vllm/environments/3f2a9b01c4de/bin/python}
 """
 
 from ..module_utils.doors.python_environment import main

@@ -1,1 +1,1 @@
-"""Modules that can also run in a batch, several in one process; see `..batch`. Each file has the `main` of one module."""
+"""Modules that can also be steps of a batch, several in one process. Each file has the `main` of one module."""

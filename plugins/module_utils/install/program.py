@@ -14,9 +14,7 @@ from .released_program import install, installed_checksum, place
 ROOT = Path("/opt")
 
 
-def provide(
-    module, wanted: dict, root: Path = ROOT, user: str | None = ANYONE, check_mode: bool | None = None
-) -> dict:
+def provide(module, wanted: dict, root: Path = ROOT, user: str | None = ANYONE, check_mode: bool | None = None) -> dict:
     """Install a program, and return ``{changed, path, diff}``; in check mode, what would change.
 
     ``check_mode`` is the module's unless it is given.

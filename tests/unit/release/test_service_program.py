@@ -21,8 +21,8 @@ def asked(monkeypatch):
     done: list = []
     monkeypatch.setattr(account, "settle_groups", lambda *_: done.append("groups"))
 
-    def provide(module, wanted):
-        done.append(wanted)
+    def provide(module, wanted, check_mode):
+        done.append(wanted if not check_mode else "looked at")
         return {"changed": True, "path": "/opt/app/1.1", "diff": {"before": "", "after": "app\n"}}
 
     monkeypatch.setattr(program, "provide", provide)
@@ -40,6 +40,11 @@ def test_it_is_installed_after_the_groups_were_checked_and_selected_by_the_first
     assert asked == ["groups", {"name": "app", **ARCHIVE}]
     assert wanted["links"] == [{"path": "/opt/app/current", "target": "/opt/app/1.1"}, OTHER]
     assert wanted["installed"]["changed"]
+
+
+def test_a_comparison_installs_nothing(asked):
+    assert settled(confirm=True)["installed"]["changed"] and settled(check_mode=True)["installed"]["changed"]
+    assert asked == ["groups", "looked at"] * 2
 
 
 @pytest.mark.parametrize("wanted", [{"state": "absent"}, {"program": None}])

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from plugins.module_utils.doors import service_release
 from plugins.module_utils.release import (
     account,
     checks,
@@ -25,7 +26,7 @@ from plugins.module_utils.release import (
 )
 from plugins.module_utils.release.description import Refused, digest
 from plugins.module_utils.release.store import Service
-from plugins.modules import service_release, service_rollback, service_step
+from plugins.modules import service_rollback, service_step
 
 UNIT = {"Service": {"User": "app", "ExecStart": "/opt/app/current/app"}}
 
