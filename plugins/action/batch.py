@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
@@ -25,20 +27,22 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         # The host's journal must not have the arguments: they contain passwords of proxies and tokens of indexes.
         task_vars = {**(task_vars or {}), "ansible_no_target_syslog": True}
-        if "compare" in self._task.args:
-            return {"changed": False, "differing": self._differing(self._task.args["compare"], task_vars)}
+        if self._task.args.get("compare") is not None:
+            return self._differing(self._task.args["compare"], task_vars)
         steps: list[dict] = []
         for entry in self._task.args["steps"]:
             steps += self._steps_of(entry["role"], task_vars) if "role" in entry else _wanted([entry])
         results, failure = self._compare(steps, task_vars)
         if failure:
             return failure
+        results = [found for found in results if found]
         if not self._task.check_mode:
-            results = self._run_after([found for found in results if not differs(found)], steps, task_vars)
+            same = list(takewhile(lambda found: not differs(found), results))
+            results = self._run_after(same, steps, task_vars)
         return self._result(steps, results)
 
-    def _differing(self, names: list[str], task_vars: dict) -> list[str]:
-        """Return the roles of which a run would change something, in their order."""
+    def _differing(self, names: list[str], task_vars: dict) -> dict:
+        """Return a result with the roles of which a run would change something, in their order."""
         steps: list[dict] = []
         found = set()
         for role in names:
@@ -48,10 +52,8 @@ class ActionModule(ActionBase):
                 # A run of the role validates its variables and says what is wrong.
                 found.add(role)
         results, failure = self._compare(steps, task_vars)
-        if failure:
-            raise AnsibleActionFail("The host could not be compared.", result=failure)
-        found |= {step["group"] for step, seen in zip(steps, results, strict=True) if seen and differs(seen)}
-        return [role for role in names if role in found]
+        found |= {step["group"] for step, seen in zip(steps, results, strict=False) if seen and differs(seen)}
+        return failure or {"changed": False, "differing": [role for role in names if role in found]}
 
     def _compare(self, steps: list[dict], task_vars: dict) -> tuple[list, dict | None]:
         """Return ``(the result of each step, failure)``; see `compare` of module_utils.batch."""
