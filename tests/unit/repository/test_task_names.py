@@ -32,14 +32,23 @@ def tasks() -> Iterator[tuple[str, str]]:
 
 
 def steps(entries: list[dict]) -> Iterator[str]:
-    """Yield the names of a batch's steps; an entry with ``role`` stands for the steps of that role."""
+    """Yield the names of a batch's steps; an entry with ``role``, or one with a template, stands for those of roles."""
     for entry in entries:
         if "role" in entry:
-            files = (ROOT / "roles" / entry["role"] / "vars").glob("*.yml")
-            variables = {key: value for path in files for key, value in (yaml.safe_load(path.read_text()) or {}).items()}
-            yield from steps(variables[f"__{entry['role']}_steps"])
+            role = "*" if "{{" in entry["role"] else entry["role"]
+            for path in sorted((ROOT / "roles").glob(f"{role}/vars/*.yml")):
+                yield from named(yaml.safe_load(path.read_text()))
         else:
             yield entry["name"]
+
+
+def named(content) -> Iterator[str]:
+    """Yield the names of the steps in a role's variables; those that a filter makes are not seen."""
+    for each in content.values() if isinstance(content, dict) else content or ():
+        if isinstance(each, dict) and {"name", "module", "options"} <= each.keys():
+            yield each["name"]
+        elif isinstance(each, dict | list):
+            yield from named(each)
 
 
 def texts(path: Path) -> Iterator[str]:
