@@ -77,10 +77,10 @@ def interrupted(argv: list[str], cwd: Path, at: int, after: float, environment: 
     return killed
 
 
-def changes(task: str, result: dict) -> list[str]:
-    """Return the names of what a task changed: itself, or the steps of a batch, as ``ROLE : STEP``."""
+def steps_changed(task: str, result: dict) -> list[str]:
+    """Return what a batch changed, as ``ROLE : STEP``; [] for other tasks."""
     role, colon, _ = task.rpartition(" : ")
-    return [f"{role}{colon}{step}" for step in result.get("changed_steps", [])] or [task]
+    return [f"{role}{colon}{step}" for step in result.get("changed_steps", [])]
 
 
 def read(code: int, text: str) -> Outcome:
@@ -94,8 +94,10 @@ def read(code: int, text: str) -> Outcome:
             warnings += [str(item) for item in result.get("warnings", [])]
             if event["_event"] in ("v2_runner_on_failed", "v2_runner_on_unreachable"):
                 message = str(result.get("msg", ""))
+                changed += steps_changed(event["task"]["name"].removeprefix(COLLECTION), result)
             elif event["_event"] == "v2_runner_on_ok" and result.get("changed"):
-                changed += changes(event["task"]["name"].removeprefix(COLLECTION), result)
+                name = event["task"]["name"].removeprefix(COLLECTION)
+                changed += steps_changed(name, result) or [name]
     if code and not message:
         lines = [line for line in text.splitlines() if not line.startswith("{") and line.strip()]
         message = lines[-1] if lines else ""

@@ -8,7 +8,8 @@ from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ..module_utils.batch import differs, options
+from ..module_utils.batch import MODULES, differs, options
+from ..module_utils.errors import UserError
 from ..plugin_utils import roles
 from .application_source import with_digest
 
@@ -32,14 +33,14 @@ class ActionModule(ActionBase):
         steps: list[dict] = []
         for entry in self._task.args["steps"]:
             steps += self._steps_of(entry["role"], task_vars) if "role" in entry else _wanted([entry])
-        results, failure = self._compare(steps, task_vars)
-        if failure:
-            return failure
+        results, answer = self._compare(steps, task_vars)
+        if not results and steps:
+            return answer
         results = [found for found in results if found]
         if not self._task.check_mode:
             same = list(takewhile(lambda found: not differs(found), results))
             results = self._run_after(same, steps, task_vars)
-        return self._result(steps, results)
+        return self._result(steps, results, answer.get("warnings") or [])
 
     def _differing(self, names: list[str], task_vars: dict) -> dict:
         """Return a result with the roles of which a run would change something, in their order."""
@@ -51,15 +52,20 @@ class ActionModule(ActionBase):
             except AnsibleError:
                 # A run of the role validates its variables and says what is wrong.
                 found.add(role)
-        results, failure = self._compare(steps, task_vars)
+        results, answer = self._compare(steps, task_vars)
+        if not results and steps:
+            return answer
         found |= {step["group"] for step, seen in zip(steps, results, strict=False) if seen and differs(seen)}
-        return failure or {"changed": False, "differing": [role for role in names if role in found]}
+        return {"changed": False, "differing": [role for role in names if role in found]}
 
-    def _compare(self, steps: list[dict], task_vars: dict) -> tuple[list, dict | None]:
-        """Return ``(the result of each step, failure)``; see `compare` of module_utils.batch."""
+    def _compare(self, steps: list[dict], task_vars: dict) -> tuple[list, dict]:
+        """Return ``(the result of each step, that of the module)``; see `compare` of module_utils.batch.
+
+        There are no results of steps if the module failed.
+        """
         asked = [{**step, "options": ADDED.get(step["module"], dict)(step["options"])} for step in steps]
         answer = self._execute_module("llm.server.batch", {"steps": asked}, task_vars=task_vars)
-        return (answer["compared"], None) if "compared" in answer else ([], answer)
+        return answer.get("compared") or [], answer
 
     def _steps_of(self, role: str, task_vars: dict) -> list[dict]:
         """Return the steps of a role, with its variables as its own tasks see them."""
@@ -79,7 +85,10 @@ class ActionModule(ActionBase):
     def _run_step(self, step: dict, registered: dict[str, dict], task_vars: dict) -> dict:
         """Run a step by its module, or by the action plugin of that name if there is one."""
         name = f"llm.server.{step['module']}"
-        arguments = options(step, registered)
+        try:
+            arguments = options(step, registered)
+        except UserError as error:
+            return {"failed": True, "changed": False, "msg": str(error)}
         if not self._shared_loader_obj.action_loader.has_plugin(name):
             return self._execute_module(name, arguments, task_vars=task_vars)
         task = self._task.copy()
@@ -97,7 +106,7 @@ class ActionModule(ActionBase):
         return action.run(task_vars=task_vars)
 
     @staticmethod
-    def _result(steps: list[dict], results: list[dict]) -> dict:
+    def _result(steps: list[dict], results: list[dict], warnings: list) -> dict:
         """Return the result of the task; a failed step's is its own, with the name of the step."""
         changed = [step["name"] for step, found in zip(steps, results, strict=False) if found.get("changed")]
         result = {
@@ -105,7 +114,7 @@ class ActionModule(ActionBase):
             "changed_steps": changed,
             "steps": _registered(steps, results),
             "diff": [each for found in results for each in _listed(found.get("diff")) if each],
-            "warnings": [each for found in results for each in found.get("warnings") or []],
+            "warnings": [*warnings, *(each for found in results for each in found.get("warnings") or [])],
         }
         last = results[-1] if results else {}
         return {**last, **result, "step": steps[len(results) - 1]["name"]} if last.get("failed") else result
@@ -115,6 +124,10 @@ def _wanted(steps: list[dict]) -> list[dict]:
     """Return the steps whose ``when`` is not false."""
     if any(not step.keys() >= STEP for step in steps):
         raise AnsibleActionFail("Each entry of steps needs name, module and options, or a role alone.")
+    # Here, since a module that refuses its parameters shows them all.
+    unknown = [str(step["module"]) for step in steps if step["module"] not in MODULES]
+    if unknown:
+        raise AnsibleActionFail(f"A batch cannot run {', '.join(unknown)}; use one of {', '.join(MODULES)}.")
     return [{key: step[key] for key in step if key != "when"} for step in steps if step.get("when", True)]
 
 

@@ -7,6 +7,19 @@ import functools
 import operator
 from collections.abc import Callable
 
+from .errors import UserError
+
+# The modules that can be steps; `doors` has their files.
+MODULES = (
+    "application_source",
+    "logrotate_file",
+    "model_files",
+    "python_environment",
+    "released_program",
+    "service_account",
+    "service_release",
+    "system_packages",
+)
 # A run of these has something to do even if nothing differs.
 CONFIRMED = {"service_release"}
 
@@ -15,13 +28,19 @@ def options(step: dict, results: dict[str, dict]) -> dict:
     """Return the options of a step, those of ``options_from`` taken from the results of earlier steps.
 
     ``options_from`` is ``{PLACE: "NAME.KEY"}``. NAME is the ``register`` of an earlier step, and KEY is a key of its
-    result. PLACE is an option, or a part of one, such as ``links.0.target``.
+    result. PLACE is an option, or a part of one, such as ``links.0.target``. Raises UserError if there is no such result
+    or place.
     """
     taken = copy.deepcopy(step["options"])
     for place, source in (step.get("options_from") or {}).items():
         name, _, key = source.partition(".")
         *path, last = (int(word) if word.isdigit() else word for word in place.split("."))
-        functools.reduce(operator.getitem, path, taken)[last] = results[name][key]
+        try:
+            functools.reduce(operator.getitem, path, taken)[last] = results[name][key]
+        except (LookupError, TypeError):
+            raise UserError(
+                f"{step['name']}: options_from has {place}: {source}, and one of the two is missing."
+            ) from None
     return taken
 
 
@@ -47,7 +66,10 @@ def compare(steps: list[dict], check_mode: bool, call: Callable[[str, dict], dic
             continue
         confirm = step["module"] in CONFIRMED and not check_mode
         mode = {"confirm": True} if confirm else {"_ansible_check_mode": True}
-        result = call(step["module"], {**options(step, named), **mode})
+        try:
+            result = call(step["module"], {**options(step, named), **mode})
+        except UserError as error:
+            result = {"failed": True, "changed": False, "msg": str(error)}
         found.append(result)
         if result.get("failed") or (differs(result) and not check_mode):
             over.add(step["group"])

@@ -34,7 +34,7 @@ options:
           - system_packages
       options: {description: Options of the module., type: dict}
       options_from:
-        description: Options, or parts of them, taken from results of earlier steps, as C({links.0.target: NAME.KEY}),
+        description: Options, or parts of them, taken from results of earlier steps, as C(links.0.target=NAME.KEY),
           where NAME is a O(steps[].register).
         type: dict
         default: {}
@@ -92,15 +92,15 @@ differing:
 step: {description: Name of the step that failed., type: str, returned: on failure}
 """
 
-from ..module_utils.batch import compare
-from ..module_utils.doors.runner import DOORS, call
+from ..module_utils.batch import MODULES, compare
+from ..module_utils.doors.runner import call
 from ..module_utils.host_module import HostModule
 
 
 def main() -> None:
     step = {
         "name": {"type": "str"},
-        "module": {"type": "str", "choices": list(DOORS)},
+        "module": {"type": "str", "choices": list(MODULES)},
         "options": {"type": "dict"},
         "options_from": {"type": "dict", "default": {}},
         "register": {"type": "str"},

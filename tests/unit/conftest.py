@@ -15,7 +15,7 @@ import pytest
 # What a controller has and a host does not: the rest of Ansible, its plugins, the laboratory, and libraries.
 CONTROLLER = (
     *("ansible.errors", "ansible.parsing", "ansible.plugins", "ansible.template"),
-    *("plugins.action", "plugins.filter", "lab", "dashboards"),
+    *("plugins.action", "plugins.filter", "lab", "dashboards", "docs.site"),
     "plugins.module_utils.cloud.gcp_updates",  # and its client, which needs google-auth
     *("cryptography", "dotenv", "numpy", "prometheus_client", "requests", "safetensors", "tokenizers"),
 )
@@ -25,7 +25,7 @@ ON_A_HOST = sys.version_info < (3, 11)  # see tests/on_host_python.py; a control
 def imports(source: str) -> set[str]:
     """Return the modules that a file imports, with their packages: a and a.b for `import a.b`.
 
-    A plugin that is loaded by its path counts too: plugins.filter for "plugins/filter/dcgm.py".
+    What is loaded by its path counts too: plugins.filter for "plugins/filter/dcgm.py".
     """
     found = set()
     for node in ast.walk(ast.parse(source)):
@@ -34,7 +34,7 @@ def imports(source: str) -> set[str]:
             names = [each.name for each in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
-        elif isinstance(node, ast.Constant) and str(node.value).startswith("plugins/"):
+        elif isinstance(node, ast.Constant) and str(node.value).startswith(("plugins/", "docs/")):
             names = [node.value.replace("/", ".")]
         for name in names:
             parts = name.split(".")

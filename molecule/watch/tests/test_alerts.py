@@ -328,7 +328,7 @@ def test_an_older_vmalert_and_the_way_back(host, converge, build):
     for url in (RULES, LOG_RULES):
         assert f"vmalert-v{older}" in ask(host, f"{url}/metrics")
     back = converge({"only": "vmalert"}, playbook="only.yml")
-    assert back.changed == ["released_service : Run vmalert", "vmalert : Run vmalert_logs"]
+    assert back.changed == ["released_service : Run vmalert", "released_service : Run vmalert_logs"]
     for url in (RULES, LOG_RULES):
         assert f"vmalert-v{builds.newest()['vmutils']}" in ask(host, f"{url}/metrics")
 
@@ -337,7 +337,7 @@ def test_an_older_vmalert_and_the_way_back(host, converge, build):
 def test_without_a_store_of_logs_there_is_no_service_for_them(host, converge):
     before = pids(host, "vmalert")
     outcome = converge({"vmalert_logs_url": "", "only": "vmalert"}, playbook="only.yml")
-    assert (outcome.code, outcome.changed) == (0, ["vmalert : Remove vmalert_logs"]), outcome.message
+    assert (outcome.code, outcome.changed) == (0, ["released_service : Remove vmalert_logs"]), outcome.message
     assert not host.file("/etc/systemd/system/vmalert_logs.service").exists
     assert pids(host, "vmalert") == before
     assert converge({"only": "vmalert"}, playbook="only.yml").code == 0

@@ -31,17 +31,6 @@ if TYPE_CHECKING:
         system_packages,
     )
 
-DOORS = (
-    "application_source",
-    "logrotate_file",
-    "model_files",
-    "python_environment",
-    "released_program",
-    "service_account",
-    "service_release",
-    "system_packages",
-)
-
 
 def call(module: str, arguments: dict) -> dict:
     """Return the result of a module with these arguments, and what Ansible gave this process besides."""
@@ -51,9 +40,13 @@ def call(module: str, arguments: dict) -> dict:
         child = os.fork()
         if not child:
             _run(main, arguments, output.fileno())
-        os.waitpid(child, 0)
+        _, status = os.waitpid(child, 0)
         output.seek(0)
-        return json.loads(output.read())
+        told = output.read()
+    if not told:
+        ended = os.waitstatus_to_exitcode(status)
+        return {"failed": True, "changed": False, "msg": f"{module} ended with {ended} and without a result"}
+    return json.loads(told)
 
 
 def _run(main: Callable[[], None], arguments: dict, output: int) -> None:

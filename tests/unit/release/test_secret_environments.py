@@ -13,7 +13,10 @@ from plugins.module_utils.quiet_module import QuietModule, masked
 
 ROOT = Path(__file__).resolve().parents[3]
 OPTION = '"environment": {"type": "dict"'
-MODULES = sorted(path.stem for path in (ROOT / "plugins/modules").glob("*.py") if OPTION in path.read_text())
+# A module that can run in a batch has its source in the package of doors.
+DOORS = ROOT / "plugins/module_utils/doors"
+SOURCES = {path.stem: path for place in (ROOT / "plugins/modules", DOORS) for path in place.glob("*.py")}
+MODULES = sorted(name for name, path in SOURCES.items() if OPTION in path.read_text())
 
 
 def tasks(content: list):
@@ -23,11 +26,26 @@ def tasks(content: list):
             yield from tasks(task.get(part))
 
 
+def steps(content):
+    """Yield the steps of batches, in a file of tasks or of a role's variables."""
+    for each in content.values() if isinstance(content, dict) else content or []:
+        if isinstance(each, dict | list):
+            yield from [each] if isinstance(each, dict) and {"module", "options"} <= each.keys() else steps(each)
+
+
 CALLS = [
     (f"{path.parents[1].name}: {task['name']}", task)
     for path in sorted((ROOT / "roles").glob("*/tasks/*.yml"))
     for task in tasks(yaml.safe_load(path.read_text()))
     if any("environment" in task.get(f"llm.server.{name}", {}) for name in MODULES)
+]
+# The action plugin of a batch keeps all its calls out of the journal; see test_batch_action.py.
+STEPS = [
+    step["name"]
+    for path in sorted((ROOT / "roles").glob("*/*/*.yml"))
+    if path.parent.name in ("tasks", "vars")
+    for step in steps(yaml.safe_load(path.read_text()))
+    if step["module"] in MODULES and "environment" in step["options"]
 ]
 
 
@@ -40,7 +58,7 @@ def test_the_modules_that_take_an_environment_are_known():
         "model_files",
         "python_environment",
     ]
-    assert len(CALLS) >= 7
+    assert len(CALLS) + len(STEPS) >= 7
 
 
 def test_no_task_has_an_environment_of_its_own():
@@ -56,7 +74,7 @@ def test_the_call_stays_out_of_the_journal(task):
 
 @pytest.mark.parametrize("name", [*MODULES, "gpu_memory_plan", "keyring_repository", "service_release", "service_step"])
 def test_the_module_shows_no_value_of_it(name):
-    assert "module = QuietModule(" in (ROOT / f"plugins/modules/{name}.py").read_text()
+    assert "module = QuietModule(" in SOURCES[name].read_text()
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from plugins.doc_fragments.service import ModuleDocFragment
-from plugins.module_utils.doors import service_release
+from plugins.module_utils.doors import service_account, service_release
 from plugins.module_utils.release import account, arguments, deploy, door, serving, store
 from plugins.module_utils.release.description import Refused
-from plugins.modules import service_account, service_drain, service_rollback, service_step
+from plugins.modules import service_drain, service_rollback, service_step
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The scenarios assert which tasks changed something: the tasks that they name are in the roles."""
+"""The scenarios assert which tasks and steps changed something: those that they name are in the roles."""
 
 from __future__ import annotations
 
@@ -12,20 +12,43 @@ import yaml
 ROOT = Path(__file__).resolve().parents[3]
 TESTS = sorted((ROOT / "molecule").glob("*/tests/*.py"))
 NAMED = re.compile(r"(\w+) : ([A-Z].*)")
+BATCH = "llm.server.batch"
 # A template in a task's name, escaped; and what stands for a field of a formatted text of Python.
 TEMPLATE = re.compile(r"\\\{\\\{.*?\\\}\\\}")
 FIELD = "\0"
 
 
 def tasks() -> Iterator[tuple[str, str]]:
+    """Yield the role and the name of each task, and of each step of a task that is a batch."""
     for path in sorted((ROOT / "roles").glob("*/tasks/*.yml")):
         pending = list(yaml.safe_load(path.read_text()) or ())
         while pending:
             task = pending.pop()
             if "name" in task:
                 yield path.parts[-3], task["name"]
+            yield from ((path.parts[-3], name) for name in steps((task.get(BATCH) or {}).get("steps", ())))
             for word in ("block", "rescue", "always"):
                 pending += task.get(word, ())
+
+
+def steps(entries: list[dict]) -> Iterator[str]:
+    """Yield the names of a batch's steps; an entry with ``role``, or one with a template, stands for those of roles."""
+    for entry in entries:
+        if "role" in entry:
+            role = "*" if "{{" in entry["role"] else entry["role"]
+            for path in sorted((ROOT / "roles").glob(f"{role}/vars/*.yml")):
+                yield from named(yaml.safe_load(path.read_text()))
+        else:
+            yield entry["name"]
+
+
+def named(content) -> Iterator[str]:
+    """Yield the names of the steps in a role's variables; those that a filter makes are not seen."""
+    for each in content.values() if isinstance(content, dict) else content or ():
+        if isinstance(each, dict) and {"name", "module", "options"} <= each.keys():
+            yield each["name"]
+        elif isinstance(each, dict | list):
+            yield from named(each)
 
 
 def texts(path: Path) -> Iterator[str]:

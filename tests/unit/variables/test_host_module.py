@@ -57,7 +57,9 @@ def run(module: str, arguments: dict, umask: int = 0o077) -> dict:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_every_module_begins_with_its_own_umask(path):
     """A module that only documents an action plugin has no such call."""
-    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    door = ROOT / "plugins/module_utils/doors" / path.name
+    source = (door if door.exists() else path).read_text()
+    calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     begun = {call.id for call in calls if isinstance(call, ast.Name) and call.id.endswith("Module")}
     assert begun <= {"HostModule", "QuietModule"}
     assert begun or path.stem == "validate_variables"

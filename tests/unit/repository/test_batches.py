@@ -1,0 +1,51 @@
+"""The steps of batches in roles: ansible-lint does not know that they are calls of modules, so these tests do."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+SPEC = importlib.util.spec_from_file_location("site_of_the_docs", ROOT / "docs/site.py")
+site = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(site)
+
+
+def steps(content) -> Iterator[dict]:
+    """Yield the steps in a file of tasks or of a role's variables; those that a filter makes are not seen."""
+    for each in content.values() if isinstance(content, dict) else content or []:
+        if isinstance(each, dict) and {"module", "options"} <= each.keys():
+            yield each
+        elif isinstance(each, dict | list):
+            yield from steps(each)
+
+
+STEPS = [
+    pytest.param(step, id=f"{path.parts[-3]}: {step['name']}")
+    for folder in ("tasks", "vars")
+    for path in sorted((ROOT / "roles").glob(f"*/{folder}/*.yml"))
+    for step in steps(yaml.safe_load(path.read_text()))
+]
+
+
+def options_of(module: str) -> dict[str, dict]:
+    return site.documentation(ROOT / f"plugins/modules/{module}.py")["DOCUMENTATION"]["options"]
+
+
+def test_there_are_steps():
+    assert len(STEPS) > 8
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_is_a_call_that_its_module_takes(step):
+    known = options_of("batch")["steps"]["suboptions"]
+    assert step.keys() <= known.keys() - {"role"} and step["module"] in known["module"]["choices"]
+    options = options_of(step["module"])
+    taken = {place.partition(".")[0] for place in step.get("options_from", {})}
+    given = step["options"].keys() | taken
+    assert given <= options.keys()
+    assert {name for name, option in options.items() if option.get("required")} <= given
