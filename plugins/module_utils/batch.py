@@ -28,8 +28,7 @@ def options(step: dict, results: dict[str, dict]) -> dict:
     """Return the options of a step, those of ``options_from`` taken from the results of earlier steps.
 
     ``options_from`` is ``{PLACE: "NAME.KEY"}``. NAME is the ``register`` of an earlier step, and KEY is a key of its
-    result. PLACE is an option, or a part of one, such as ``links.0.target``. Raises UserError if there is no such result
-    or place.
+    result. PLACE is an option, or a part of one, such as ``links.0.target``. Raises UserError if one is missing.
     """
     taken = copy.deepcopy(step["options"])
     for place, source in (step.get("options_from") or {}).items():

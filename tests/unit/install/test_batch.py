@@ -98,6 +98,19 @@ def test_a_step_has_the_result_of_an_earlier_one():
 
 
 @pytest.mark.parametrize(
+    "wanted", [{"a": "it.other"}, {"a": "its.path"}, {"links.1.target": "it.path"}, {"a.b": "it.path"}]
+)
+def test_a_missing_result_or_place_fails_the_step_by_its_name(wanted):
+    asked = [*steps("one", "two"), {"name": "Run it", **steps("three")[0], "options_from": wanted}]
+    asked[0]["register"] = "it"
+    asked[2]["options"] = {"a": 1, "links": [{}]}
+    found, calls = compared(asked, {**SAME, "path": "/venv"}, SAME)
+    place, source = next(iter(wanted.items()))
+    told = f"Run it: options_from has {place}: {source}, and one of the two is missing."
+    assert found[2] == {"failed": True, "changed": False, "msg": told} and len(calls) == 2
+
+
+@pytest.mark.parametrize(
     ("first", "check_mode", "ends"),
     [
         (SAME, False, False),
@@ -185,6 +198,12 @@ def test_a_secret_of_one_module_is_masked_in_its_own_result_only(own):
     hidden, shown = run("hides", {"token": "1234"}), run("shows")
     assert "with" in hidden["told"] and "1234" not in json.dumps(hidden)
     assert shown["told"] == "version 1234"
+
+
+def test_a_module_that_is_killed_is_a_failed_step(monkeypatch):
+    monkeypatch.setattr(runner, "_run", lambda *_: os.kill(os.getpid(), 9))
+    told = "service_account ended with -9 and without a result"
+    assert runner.call("service_account", {}) == {"failed": True, "changed": False, "msg": told}
 
 
 def test_the_result_of_the_batch_shows_no_options(capfd):

@@ -75,6 +75,28 @@ def test_without_a_difference_there_is_one_call(task):
     assert not result.get("failed")
 
 
+def test_what_ansible_warns_of_is_shown_once(task):
+    found = {"compared": [{**SAME, "warnings": ["an old drop-in"]}, SAME, SAME], "warnings": ["an old Python"]}
+    assert run(task.make(found))["warnings"] == ["an old Python", "an old drop-in"]
+
+
+def test_a_module_that_is_none_of_a_batch_is_refused_before_the_call(task):
+    """The module would show all its parameters, secrets too."""
+    action = task.make([], steps=[{"name": "Do it", "module": "swap_file", "options": {"token": "canary"}}])
+    with pytest.raises(
+        AnsibleActionFail, match=r"^A batch cannot run swap_file; use one of application_source, "
+    ) as it:
+        run(action)
+    assert "canary" not in str(it.value) and task.calls == []
+
+
+def test_a_missing_result_fails_the_step_before_it_runs(task):
+    asked = [STEPS[0], {**STEPS[2], "options_from": {"requirements": "source.requirements"}}]
+    result = run(task.make([OTHER, None], steps=asked))
+    assert result["failed"] and result["step"] == "Build" and task.names() == [BATCH, PACKAGES]
+    assert result["msg"].startswith("Build: options_from has requirements: source.requirements, and one")
+
+
 def test_the_steps_from_the_first_that_differs_run_in_order(task):
     built = {**OTHER, "path": "/opt/2"}
     result = run(task.make([SAME, OTHER, None], answers={ACCOUNT: {**SAME, "uid": 9}, BUILD: built}))
@@ -159,7 +181,7 @@ def test_the_steps_of_a_role_see_its_variables_and_the_hosts(task, role):
 
 
 def test_roles_are_compared_in_one_call_and_those_that_differ_are_named(task, role):
-    role("one", "[{name: Run, module: service_account, options: {user: one}}, {name: Then, module: x, options: {}}]")
+    role("one", "[{name: Run, module: service_account, options: {user: one}}, {name: Then, module: logrotate_file, options: {}}]")
     role("two", "[{name: Run, module: service_account, options: {user: two}}]")
     role("three", "[{name: Run, module: service_account, options: {user: '{{ three_user }}'}}]")
     role("off", "[{name: Run, module: service_account, options: {}, when: false}]")
