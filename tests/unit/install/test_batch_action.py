@@ -181,7 +181,11 @@ def test_the_steps_of_a_role_see_its_variables_and_the_hosts(task, role):
 
 
 def test_roles_are_compared_in_one_call_and_those_that_differ_are_named(task, role):
-    role("one", "[{name: Run, module: service_account, options: {user: one}}, {name: Then, module: logrotate_file, options: {}}]")
+    role(
+        "one",
+        "[{name: Run, module: service_account, options: {user: one}}, "
+        "{name: Then, module: logrotate_file, options: {}}]",
+    )
     role("two", "[{name: Run, module: service_account, options: {user: two}}]")
     role("three", "[{name: Run, module: service_account, options: {user: '{{ three_user }}'}}]")
     role("off", "[{name: Run, module: service_account, options: {}, when: false}]")

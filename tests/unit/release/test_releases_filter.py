@@ -47,3 +47,68 @@ def test_an_unknown_one_is_refused_with_the_known_ones_and_the_variable_that_add
     with pytest.raises(AnsibleFilterError) as raised:
         releases.checksum_of(TABLE, version, architecture, "x_version")
     assert sentence in str(raised.value) and "by x_checksums" in str(raised.value)
+
+
+PROGRAM = {
+    "name": "app",
+    "state": "present",
+    "version": "1.1",
+    "url": "https://h.example/app-1.1.tar.gz",
+    "checksums": {"1.1": {"amd64": "sha256:aa", "arm64": "sha256:bb"}},
+    "mirror": "http://mirror",
+    "ca_path": "",
+    "unit": {"Service": {"ExecStart": "/opt/app/current/app"}},
+    "probes": [{"http": {"url": "http://127.0.0.1:1/"}}],
+}
+
+
+@pytest.mark.parametrize(("machine", "checksum"), [("x86_64", "sha256:aa"), ("aarch64", "sha256:bb")])
+def test_a_released_program_is_one_step(machine, checksum):
+    (step,) = releases.released_steps(PROGRAM, machine)
+    assert (step["name"], step["module"], step["register"]) == ("Run app", "service_release", "app")
+    assert step["options"] == {
+        "name": "app",
+        "state": "present",
+        "user": "app",
+        "unit": PROGRAM["unit"],
+        "probes": PROGRAM["probes"],
+        "start_timeout": 30,
+        "program": {
+            "version": "1.1",
+            "url": "http://mirror/h.example/app-1.1.tar.gz",
+            "checksum": checksum,
+            "member": None,
+            "ca_path": None,
+        },
+    }
+
+
+@pytest.mark.parametrize("option", releases.GIVEN)
+def test_what_a_program_declares_reaches_its_release(option):
+    (step,) = releases.released_steps({**PROGRAM, option: ["declared"]}, "x86_64")
+    assert step["options"][option] == ["declared"]
+
+
+def test_a_program_has_its_own_user_member_and_time():
+    own = {"user": "other", "member": "app-prod", "start_timeout": 90, "ca_path": "/etc/ca.pem"}
+    (step,) = releases.released_steps({**PROGRAM, **own}, "x86_64")
+    assert (step["options"]["user"], step["options"]["start_timeout"]) == ("other", 90)
+    assert (step["options"]["program"]["member"], step["options"]["program"]["ca_path"]) == ("app-prod", "/etc/ca.pem")
+
+
+def test_a_removal_needs_no_checksum_and_removes_the_program_after_the_service():
+    service, program = releases.released_steps(
+        {**PROGRAM, "state": "absent", "purge": True, "checksums": {}}, "riscv64"
+    )
+    assert (service["name"], service["options"]["state"], service["options"]["purge"]) == ("Remove app", "absent", True)
+    assert "program" not in service["options"]
+    assert (program["module"], program["options"]) == ("released_program", {"name": "app", "state": "absent"})
+
+
+def test_a_version_or_machine_without_a_release_is_named():
+    with pytest.raises(AnsibleFilterError, match=r"^app_version: version 2 has no checksum \(known: 1\.1\)"):
+        releases.released_steps({**PROGRAM, "version": "2"}, "x86_64")
+    with pytest.raises(
+        AnsibleFilterError, match=r"^There are no releases for riscv64; use a host with x86_64 or aarch64"
+    ):
+        releases.released_steps(PROGRAM, "riscv64")

@@ -81,11 +81,30 @@ def test_the_programs_are_found():
 
 
 @pytest.mark.parametrize("role", RELEASED)
-def test_a_playbook_runs_it(role):
-    text = "".join((ROOT / f"playbooks/{name}.yml").read_text() for name in ("monitoring", "watch"))
-    assert re.search(rf"name: llm\.server\.{role}$", text, re.MULTILINE), (
-        "add it to playbooks/monitoring.yml or watch.yml"
+def test_a_playbook_compares_its_program_and_runs_it_if_it_differs(role):
+    plays = [play for name in ("monitoring", "watch") for play in read(f"playbooks/{name}.yml")]
+    running = [
+        (play, task)
+        for play in plays
+        for task in play["tasks"]
+        if f"llm.server.{role}" == task.get("ansible.builtin.include_role", {}).get("name")
+        and f"'{role}' in __programs.differing" in task["when"]
+    ]
+    assert len(running) == 1, "add it to playbooks/monitoring.yml or watch.yml"
+    play, task = running[0]
+    compare = play["pre_tasks"][0]
+    assert (
+        task["tags"] == [role] and role in compare["tags"] == compare["ansible.builtin.include_tasks"]["apply"]["tags"]
     )
+    group = re.fullmatch(r"\{\{ roles_of_groups\.(\w+) \}\}", compare["vars"]["compared_roles"])[1]
+    roles = read("playbooks/vars/groups.yml")["roles_of_groups"][group]
+    compared = [one for shipper in SHIPPERS for one in rendered(roles, log_shipper=shipper, **ON)]
+    assert group == play["hosts"] and role in compared
+
+
+@pytest.mark.parametrize("role", RELEASED)
+def test_its_steps_are_made_from_its_program(role):
+    assert f"__{role}_program | llm.server.released_steps(" in read(f"roles/{role}/vars/main.yml")[f"__{role}_steps"]
 
 
 @pytest.mark.parametrize("role", RELEASED)
