@@ -298,6 +298,31 @@ def test_a_password_is_required_and_clients_with_it_work(host, converge):
     assert lines(host, "* | limit 1") != []
 
 
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize(
+    ("change", "differing"),
+    [
+        ({}, []),
+        ({"vmalert_interval": "29s", "vmagent_oom_score_adjust": 7}, ["vmalert", "vmagent"]),
+        # A run of the role says what is wrong with its variables.
+        ({"alertmanager_version": "0.1.0"}, ["alertmanager"]),
+    ],
+)
+def test_one_call_finds_the_programs_that_differ(converge, change, differing, check):
+    outcome = converge({**change, "differing": differing}, playbook="compared.yml", check=check)
+    assert (outcome.code, outcome.changed) == (0, []), outcome.message
+
+
+def test_a_comparison_finds_a_stopped_service_and_leaves_it(host, converge):
+    host.check_output("systemctl stop vmalert_logs")
+    try:
+        outcome = converge({"differing": ["vmalert"]}, playbook="compared.yml")
+        assert outcome.code == 0, outcome.message
+        assert not host.service("vmalert_logs").is_running
+    finally:
+        host.check_output("systemctl start vmalert_logs")
+
+
 @pytest.mark.full
 def test_an_older_release_and_the_way_back(host, converge, build):
     """Alertmanager keeps its silences in both directions; 0.25 cannot read a heartbeat's address from a file."""
