@@ -34,17 +34,18 @@ class ActionModule(ActionBase):
         result = self._module(arguments, task_vars)
         if not result.pop("send", False):
             return result
-        remote = self._make_tmp_path()
+        shell = self._connection._shell
+        # A task that has called another module has a directory already, which Ansible removes at its end.
+        before, remote = shell.tmpdir, self._make_tmp_path()
         try:
             with tempfile.TemporaryDirectory() as stage:
                 pack(Path(arguments["path"]), arguments["excluded"], Path(stage) / "source.tar.gz")
-                file = self._transfer_file(
-                    f"{stage}/source.tar.gz", self._connection._shell.join_path(remote, "source")
-                )
+                file = self._transfer_file(f"{stage}/source.tar.gz", shell.join_path(remote, "source"))
             self._fixup_perms2((remote, file))
             return self._module({**arguments, "file": file}, task_vars)
         finally:
             self._remove_tmp_path(remote)
+            shell.tmpdir = before
 
     def _module(self, arguments, task_vars):
         return self._execute_module(

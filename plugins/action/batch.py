@@ -18,6 +18,8 @@ display = Display()
 # What an action plugin of the controller adds to the options of its module.
 ADDED = {"application_source": with_digest}
 STEP = {"name", "module", "options"}
+# Of a result: what Ansible shows or hides, and what is between a module and its action plugin.
+OWN = {"invocation", "diff", "warnings", "deprecations", "exception", "pending", "await", "out"}
 
 
 class ActionModule(ActionBase):
@@ -29,7 +31,7 @@ class ActionModule(ActionBase):
         # The host's journal must not have the arguments: they contain passwords of proxies and tokens of indexes.
         task_vars = {**(task_vars or {}), "ansible_no_target_syslog": True}
         if self._task.args.get("compare") is not None:
-            return self._differing(self._task.args["compare"], task_vars)
+            return self._same(self._task.args["compare"], task_vars)
         steps: list[dict] = []
         for entry in self._task.args["steps"]:
             steps += self._steps_of(entry["role"], task_vars) if "role" in entry else _wanted([entry])
@@ -40,23 +42,29 @@ class ActionModule(ActionBase):
         if not self._task.check_mode:
             same = list(takewhile(lambda found: not differs(found), results))
             results = self._run_after(same, steps, task_vars)
-        return self._result(steps, results, answer.get("warnings") or [])
+        return {**self._result(steps, results), "warnings": _warnings(answer, results)}
 
-    def _differing(self, names: list[str], task_vars: dict) -> dict:
-        """Return a result with the roles of which a run would change something, in their order."""
+    def _same(self, names: list[str], task_vars: dict) -> dict:
+        """Return a result with the roles of which a run would have nothing to do, in their order."""
+        unknown = [name for name in names if not (roles.ROLES / name).is_dir()]
+        if unknown:
+            raise AnsibleActionFail(f"compare has {', '.join(unknown)}; it takes names of roles.")
         steps: list[dict] = []
-        found = set()
+        differing = set()
         for role in names:
             try:
                 steps += [{**step, "group": role} for step in self._steps_of(role, task_vars)]
             except AnsibleError:
                 # A run of the role validates its variables and says what is wrong.
-                found.add(role)
+                differing.add(role)
         results, answer = self._compare(steps, task_vars)
         if not results and steps:
             return answer
-        found |= {step["group"] for step, seen in zip(steps, results, strict=False) if seen and differs(seen)}
-        return {"changed": False, "differing": [role for role in names if role in found]}
+        by_role = [(step["group"], found) for step, found in zip(steps, results, strict=True) if found]
+        differing |= {role for role, found in by_role if differs(found)}
+        # The other roles run, and warn themselves.
+        told = _warnings(answer, [found for role, found in by_role if role not in differing])
+        return {"changed": False, "same": [role for role in names if role not in differing], "warnings": told}
 
     def _compare(self, steps: list[dict], task_vars: dict) -> tuple[list, dict]:
         """Return ``(the result of each step, that of the module)``; see `compare` of module_utils.batch.
@@ -106,7 +114,7 @@ class ActionModule(ActionBase):
         return action.run(task_vars=task_vars)
 
     @staticmethod
-    def _result(steps: list[dict], results: list[dict], warnings: list) -> dict:
+    def _result(steps: list[dict], results: list[dict]) -> dict:
         """Return the result of the task; a failed step's is its own, with the name of the step."""
         changed = [step["name"] for step, found in zip(steps, results, strict=False) if found.get("changed")]
         result = {
@@ -114,7 +122,6 @@ class ActionModule(ActionBase):
             "changed_steps": changed,
             "steps": _registered(steps, results),
             "diff": [each for found in results for each in _listed(found.get("diff")) if each],
-            "warnings": [*warnings, *(each for found in results for each in found.get("warnings") or [])],
         }
         last = results[-1] if results else {}
         return {**last, **result, "step": steps[len(results) - 1]["name"]} if last.get("failed") else result
@@ -132,9 +139,21 @@ def _wanted(steps: list[dict]) -> list[dict]:
 
 
 def _registered(steps: list[dict], results: list[dict]) -> dict[str, dict]:
-    """Return the results by the steps' ``register``; ``results`` may be fewer than ``steps``."""
+    """Return the results by the steps' ``register``; ``results`` may be fewer than ``steps``.
+
+    Without what Ansible itself hides or shows of a result: its arguments, for one, may contain keys.
+    """
     pairs = zip(steps, results, strict=False)
-    return {step["register"]: found for step, found in pairs if step.get("register")}
+    return {
+        step["register"]: {key: value for key, value in found.items() if key not in OWN}
+        for step, found in pairs
+        if step.get("register")
+    }
+
+
+def _warnings(answer: dict, results: list[dict]) -> list:
+    """Return the warnings of the comparison and of the steps."""
+    return [each for found in (answer, *results) for each in found.get("warnings") or []]
 
 
 def _listed(diff: dict | list | None) -> list[dict]:

@@ -81,11 +81,11 @@ class ActionModule(ActionBase):
         return result
 
     def _validated_before(self, task_vars: dict) -> bool:
-        """Return whether this run has validated the task's only role with the same variables, as site.yml does."""
-        if set(self._task.args) != {"roles"} or len(self._task.args["roles"]) != 1:
+        """Return whether this run has validated the task's roles with the same variables, as site.yml does."""
+        if set(self._task.args) != {"roles"}:
             return False
         validated = task_vars.get("ansible_facts", {}).get(VALIDATED, [])
-        return self._fingerprint(self._task.args["roles"][0], task_vars) in validated
+        return all(self._fingerprint(role, task_vars) in validated for role in self._task.args["roles"])
 
     def _fingerprint(self, role: str, task_vars: dict) -> str:
         """Return a value for a role's variables as they are written, and for the facts that its rules may look at.

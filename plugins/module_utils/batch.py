@@ -44,8 +44,11 @@ def options(step: dict, results: dict[str, dict]) -> dict:
 
 
 def differs(result: dict) -> bool:
-    """Return whether a run of the step itself would change something, fail, or wait for a service."""
-    return bool(result.get("failed") or result["changed"] or result.get("await") or result.get("out"))
+    """Return whether a run of the step itself would have anything to do.
+
+    It would fail, change or record something, wait for a service, or put the host back into rotation.
+    """
+    return bool(result.get("failed") or result["changed"] or any(map(result.get, ("pending", "await", "out"))))
 
 
 def compare(steps: list[dict], check_mode: bool, call: Callable[[str, dict], dict]) -> list[dict | None]:

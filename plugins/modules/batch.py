@@ -49,8 +49,8 @@ options:
         type: str
         default: ""
   compare:
-    description: Instead of O(steps), roles whose C(__ROLE_steps) are only compared; RV(differing) has those that a run
-      would change. A service without differences is confirmed, as a run would do it.
+    description: Instead of O(steps), roles whose C(__ROLE_steps) are only compared; RV(same) has those of which a run
+      would have nothing to do. A service without differences is confirmed, as a run would do it.
     type: list
     elements: str
 attributes:
@@ -84,8 +84,8 @@ changed_steps:
   type: list
   elements: str
   returned: always
-differing:
-  description: Roles with a step that differs or cannot be compared.
+same:
+  description: Roles of which a run would have nothing to do.
   type: list
   elements: str
   returned: with O(compare)

@@ -304,13 +304,16 @@ def test_a_password_is_required_and_clients_with_it_work(host, converge):
     [
         ({}, []),
         ({"vmalert_interval": "29s", "vmagent_oom_score_adjust": 7}, ["vmalert", "vmagent"]),
-        # A run of the role says what is wrong with its variables.
-        ({"alertmanager_version": "0.1.0"}, ["alertmanager"]),
     ],
 )
 def test_one_call_finds_the_programs_that_differ(converge, change, differing, check):
     outcome = converge({**change, "differing": differing}, playbook="compared.yml", check=check)
     assert (outcome.code, outcome.changed) == (0, []), outcome.message
+
+
+def test_a_comparison_validates_the_variables(converge):
+    outcome = converge({"vmalert_intervall": "29s"}, playbook="compared.yml")
+    assert outcome.code != 0 and "vmalert_intervall; did you mean vmalert_interval?" in outcome.message
 
 
 def test_a_comparison_finds_a_stopped_service_and_leaves_it(host, converge):

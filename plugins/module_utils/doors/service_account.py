@@ -9,7 +9,8 @@ from ..release.store import Service
 
 def preview(service: Service, wanted: dict) -> dict:
     account.settle_groups(service, wanted)
-    return {"changed": account.missing_user(wanted["user"]) or bool(account.wrong_directories(wanted["directories"]))}
+    missing = account.missing_user(wanted["user"]) or bool(account.wrong_directories(wanted["directories"]))
+    return {"changed": missing, "pending": not account.recorded(service, wanted["user"], wanted["directories"])}
 
 
 def change(service: Service, wanted: dict) -> dict:

@@ -29,8 +29,9 @@ def preview(service: Service, wanted: dict) -> dict:
 
 def change(service: Service, wanted: dict) -> dict:
     if wanted["state"] == "absent":
-        if wanted.get("confirm"):
-            return preview(service, wanted)
+        if wanted.get("confirm") and removal.removable(service, wanted["purge"]):
+            return {"changed": True}
+        # Even if nothing is removable, an earlier run may have ended between the user and the release.
         return {"changed": removal.remove(service, wanted["purge"])}
     secret_files.clean(service, {secret["path"]: secret["plain"] for secret in wanted["secrets"]})
     return deploy.deploy(service, wanted, check_mode=False)

@@ -19,9 +19,17 @@ from .store import Service
 
 def need(service: Service, user: str | None, directories: list[dict]) -> None:
     """Record what the service uses, so that it stays when another service that created it is removed."""
-    needs = {"user": user, "directories": sorted({entry["path"] for entry in directories})}
-    if service.state()["needs"] != needs:
-        service.note(needs=needs)
+    if not recorded(service, user, directories):
+        service.note(needs=_needs(user, directories))
+
+
+def recorded(service: Service, user: str | None, directories: list[dict]) -> bool:
+    """Return whether the record has what the service uses."""
+    return service.state()["needs"] == _needs(user, directories)
+
+
+def _needs(user: str | None, directories: list[dict]) -> dict:
+    return {"user": user, "directories": sorted({entry["path"] for entry in directories})}
 
 
 def missing_user(user: str | None) -> bool:

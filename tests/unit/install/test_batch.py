@@ -118,6 +118,8 @@ def test_a_missing_result_or_place_fails_the_step_by_its_name(wanted):
         (OTHER, True, False),
         ({**SAME, "await": True}, False, True),
         ({**SAME, "out": True}, False, True),
+        ({**SAME, "pending": True}, False, True),
+        ({**SAME, "pending": False, "await": False, "out": False}, False, False),
         (REFUSED, False, True),
         (REFUSED, True, True),
     ],

@@ -90,6 +90,30 @@ def test_a_module_that_is_none_of_a_batch_is_refused_before_the_call(task):
     assert "canary" not in str(it.value) and task.calls == []
 
 
+def test_a_role_warns_once(task, role):
+    """By the comparison if it is the same, otherwise by its own run."""
+    role("one", "[{name: Run, module: service_account, options: {user: one}}]")
+    role("two", "[{name: Run, module: service_account, options: {user: two}}]")
+    found = {"compared": [{**SAME, "warnings": ["one"]}, {**OTHER, "warnings": ["two"]}], "warnings": ["an old Python"]}
+    assert run(task.make(found, compare=["one", "two"]))["warnings"] == ["an old Python", "one"]
+
+
+def test_a_comparison_of_what_is_no_role_is_refused(task):
+    with pytest.raises(AnsibleActionFail, match=r"^compare has promtial; it takes names of roles\.$"):
+        run(task.make([], compare=["promtial"]))
+
+
+def test_results_have_no_arguments(task):
+    """Callbacks hide those of the task, but not those below ``steps``."""
+    told = {
+        "invocation": {"module_args": {"drain_command": ["canary"]}},
+        "diff": {"before": "canary"},
+        "path": "/opt/2",
+    }
+    result = run(task.make([SAME, {**SAME, **told}, {**OTHER, **told}], answers={BUILD: {**OTHER, **told}}))
+    assert result["steps"] == {"account": {**SAME, "path": "/opt/2"}, "environment": {**OTHER, "path": "/opt/2"}}
+
+
 def test_a_missing_result_fails_the_step_before_it_runs(task):
     asked = [STEPS[0], {**STEPS[2], "options_from": {"requirements": "source.requirements"}}]
     result = run(task.make([OTHER, None], steps=asked))
@@ -193,16 +217,16 @@ def test_roles_are_compared_in_one_call_and_those_that_differ_are_named(task, ro
     assert [(step["group"], step["name"]) for step in task.asked()] == [
         ("two", "Run"), ("three", "Run"), ("one", "Run"), ("one", "Then"),
     ]  # fmt: skip
-    assert task.names() == [BATCH] and result == {"changed": False, "differing": ["two"]}
+    assert task.names() == [BATCH] and result == {"changed": False, "same": ["three", "one", "off"], "warnings": []}
     task.calls.clear()
     result = run(task.make([SAME, SAME, SAME, {"failed": True}], compare=["two", "three", "one"]), three_user="x")
-    assert result["differing"] == ["one"]
+    assert result["same"] == ["two", "three"]
 
 
 def test_a_role_whose_variables_are_wrong_differs(task, role):
     role("one", "[{name: Run, module: service_account, options: {user: '{{ one_user }}'}}]")
     role("two", "[{name: Run, module: service_account, options: {}}]")
-    assert run(task.make([SAME], compare=["two", "one"]))["differing"] == ["one"]
+    assert run(task.make([SAME], compare=["two", "one"]))["same"] == ["two"]
 
 
 @pytest.mark.parametrize("key", ["name", "module", "options"])

@@ -90,8 +90,30 @@ def test_user_and_directories_exist_before_a_release(service, tmp_path, monkeypa
     assert added == ["app"] and (tmp_path / "srv/app").stat().st_mode & 0o777 == 0o750
     assert service.state()["needs"] == {"user": "app", "directories": [here["path"]]}
     monkeypatch.setattr(account.contents, "attributes", lambda _: ("0750", "root", "root"))
-    assert not service_account.preview(service, wanted)["changed"]
+    assert service_account.preview(service, wanted) == {"changed": False, "pending": False}
     assert not service_account.change(service, wanted)["changed"]
+    # What exists already is recorded too, or the removal of another service would take it.
+    service.note(needs={"user": None, "directories": []})
+    assert service_account.preview(service, wanted) == {"changed": False, "pending": True}
+    assert not service_account.change(service, wanted)["changed"] and account.recorded(service, "app", [here])
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_comparison_removes_nothing_but_the_record_of_what_never_served(service, monkeypatch, left):
+    removed = []
+    monkeypatch.setattr(service_release.removal, "removable", lambda *_: left)
+    monkeypatch.setattr(service_release.removal, "remove", lambda *_: bool(removed.append("all")))
+    wanted = {"state": "absent", "purge": False, "confirm": True}
+    assert service_release.change(service, wanted) == {"changed": left}
+    assert removed == ([] if left else ["all"])
+
+
+def test_a_comparison_does_not_wait_for_another_run(service, monkeypatch):
+    waited = []
+    monkeypatch.setattr(store.time, "sleep", lambda seconds: waited.append(seconds) or monkeypatch.undo())
+    with store.Service("app").lock():
+        told = end(Module(confirm=True), None, lambda *_: {"changed": False})
+    assert told["failed"] and "another run is changing this service now" in told["msg"] and waited == []
 
 
 def test_a_drained_host_is_recorded_once(service):

@@ -88,10 +88,11 @@ def test_a_playbook_compares_its_program_and_runs_it_if_it_differs(role):
         for play in plays
         for task in play["tasks"]
         if f"llm.server.{role}" == task.get("ansible.builtin.include_role", {}).get("name")
-        and f"'{role}' in __programs.differing" in task["when"]
+        and f"'{role}' not in programs_same" in task["when"]
     ]
     assert len(running) == 1, "add it to playbooks/monitoring.yml or watch.yml"
     play, task = running[0]
+    assert play["vars"]["programs_same"] == "{{ (__programs | default({})).same | default([]) }}"
     compare = play["pre_tasks"][0]
     assert (
         task["tags"] == [role] and role in compare["tags"] == compare["ansible.builtin.include_tasks"]["apply"]["tags"]
