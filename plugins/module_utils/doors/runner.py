@@ -40,7 +40,7 @@ def call(module: str, arguments: dict) -> dict:
         child = os.fork()
         if not child:
             _run(main, arguments, output.fileno())
-        _, status = os.waitpid(child, 0)
+        status = os.waitpid(child, 0)[1]
         output.seek(0)
         told = output.read()
     if not told:
