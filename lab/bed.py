@@ -20,7 +20,7 @@ WATCH = Path(__file__).parent / "drill" / "watch.py"
 HOME = "/run/drill"
 CALLER = "caller-of-the-drill-0123456789abcdef"
 ENGINE_KEY = "engine-of-the-drill-0123456789abcdef"
-# Variables of a connection, by what the laboratory calls them.
+# {connection variable: the laboratory's name for it}
 REACHED = {
     "ansible_host": "address",
     "ansible_port": "port",
@@ -176,7 +176,7 @@ class Bed:
                 "ai_server_api_key": CALLER,
                 "backup_password": BACKUP_PASSWORD,
             }
-            # Literal, as an inventory of real machines has them: Ansible templates the demo's for every task.
+            # Literal, as in a real inventory; the demo's are templates, which Ansible evaluates for every task.
             connection = {variable: each.reached[name] for variable, name in REACHED.items()}
             always = {"demo": facts, "lab_directory": str(ROOT / "lab"), "promtail_host_label": each.name, **connection}
             variables[each.name] = {**always, **logs(offered), **self.variables, **self.own.get(each.name, {})}

@@ -35,7 +35,7 @@ class ActionModule(ActionBase):
         if not result.pop("send", False):
             return result
         shell = self._connection._shell
-        # A task that has called another module has a directory already, which Ansible removes at its end.
+        # Ansible removes the task's own temporary directory at its end, so its name must stay known.
         before, remote = shell.tmpdir, self._make_tmp_path()
         try:
             with tempfile.TemporaryDirectory() as stage:

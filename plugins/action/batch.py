@@ -1,4 +1,4 @@
-"""Compare several steps with the host in one call, and run those that differ, each by its own module."""
+"""Compare several steps with the host in one call, and run those from the first that differs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ..module_utils.batch import MODULES, differs, options
+from ..module_utils.batch import INTERNAL, MODULES, differs, options
 from ..module_utils.errors import UserError
 from ..plugin_utils import roles
 from .application_source import with_digest
 
 display = Display()
 
-# What an action plugin of the controller adds to the options of its module.
-ADDED = {"application_source": with_digest}
-STEP = {"name", "module", "options"}
-# Of a result: what Ansible shows or hides, and what is between a module and its action plugin.
-OWN = {"invocation", "diff", "warnings", "deprecations", "exception", "pending", "await", "out"}
+# Options that a module's action plugin adds on the controller.
+WITH_CONTROLLER_OPTIONS = {"application_source": with_digest}
+REQUIRED = {"name", "module", "options"}
+OPTIONAL = {"options_from", "register", "when"}
+# Keys of a result that Ansible treats itself; those of a step are part of the task's.
+SHOWN = ("warnings", "deprecations")
+NOT_REGISTERED = {"invocation", "diff", "exception", "ansible_facts", *SHOWN, *INTERNAL}
 
 
 class ActionModule(ActionBase):
@@ -28,60 +30,69 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict | None = None) -> dict:
         """Return the result of the task; see the module's RETURN."""
         super().run(tmp, task_vars)
-        # The host's journal must not have the arguments: they contain passwords of proxies and tokens of indexes.
+        # The host's journal must not contain the arguments: passwords of proxies and tokens of indexes are among them.
         task_vars = {**(task_vars or {}), "ansible_no_target_syslog": True}
-        if self._task.args.get("compare") is not None:
-            return self._same(self._task.args["compare"], task_vars)
+        args = self._task.args
+        given = [name for name in ("steps", "compare") if isinstance(args.get(name), list)]
+        if len(given) != 1:
+            raise AnsibleActionFail("A batch needs a list of steps, or a list of roles to compare.")
+        if given == ["compare"]:
+            return self._same(args["compare"], task_vars)
         steps: list[dict] = []
-        for entry in self._task.args["steps"]:
+        for entry in args["steps"]:
             steps += self._steps_of(entry["role"], task_vars) if "role" in entry else _wanted([entry])
         results, answer = self._compare(steps, task_vars)
-        if not results and steps:
+        if answer.get("failed"):
             return answer
         results = [found for found in results if found]
         if not self._task.check_mode:
             same = list(takewhile(lambda found: not differs(found), results))
             results = self._run_after(same, steps, task_vars)
-        return {**self._result(steps, results), "warnings": _warnings(answer, results)}
+        return {**self._result(steps, results), **_shown(answer, results)}
 
     def _same(self, names: list[str], task_vars: dict) -> dict:
-        """Return a result with the roles of which a run would have nothing to do, in their order."""
-        unknown = [name for name in names if not (roles.ROLES / name).is_dir()]
-        if unknown:
-            raise AnsibleActionFail(f"compare has {', '.join(unknown)}; it takes names of roles.")
+        """Return a result that lists the roles that need no run, in their order."""
         steps: list[dict] = []
         differing = set()
         for role in names:
+            self._scope(role, task_vars)
             try:
                 steps += [{**step, "group": role} for step in self._steps_of(role, task_vars)]
             except AnsibleError:
                 # A run of the role validates its variables and says what is wrong.
                 differing.add(role)
         results, answer = self._compare(steps, task_vars)
-        if not results and steps:
+        if answer.get("failed"):
             return answer
         by_role = [(step["group"], found) for step, found in zip(steps, results, strict=True) if found]
         differing |= {role for role, found in by_role if differs(found)}
-        # The other roles run, and warn themselves.
-        told = _warnings(answer, [found for role, found in by_role if role not in differing])
-        return {"changed": False, "same": [role for role in names if role not in differing], "warnings": told}
+        # The other roles run, and show their own warnings.
+        shown = _shown(answer, [found for role, found in by_role if role not in differing])
+        return {"changed": False, "same": [role for role in names if role not in differing], **shown}
 
     def _compare(self, steps: list[dict], task_vars: dict) -> tuple[list, dict]:
-        """Return ``(the result of each step, that of the module)``; see `compare` of module_utils.batch.
-
-        There are no results of steps if the module failed.
-        """
-        asked = [{**step, "options": ADDED.get(step["module"], dict)(step["options"])} for step in steps]
+        """Return ``(the result of each step, that of the module)``; see `compare` of module_utils.batch."""
+        asked = [
+            {**step, "options": WITH_CONTROLLER_OPTIONS.get(step["module"], dict)(step["options"])} for step in steps
+        ]
         answer = self._execute_module("llm.server.batch", {"steps": asked}, task_vars=task_vars)
-        return answer.get("compared") or [], answer
+        answer.pop("invocation", None)
+        return answer.pop("compared", []), answer
 
     def _steps_of(self, role: str, task_vars: dict) -> list[dict]:
         """Return the steps of a role, with its variables as its own tasks see them."""
-        scope = roles.scope(role, task_vars, self._loader)
+        scope = self._scope(role, task_vars)
         return _wanted(self._templar.copy_with_new_env(available_variables=scope).template(scope[f"__{role}_steps"]))
 
+    def _scope(self, role: str, task_vars: dict) -> dict:
+        """Return the variables of a role. Raises AnsibleActionFail if there is no such role, or if it has no steps."""
+        scope = roles.scope(role, task_vars, self._loader)
+        if f"__{role}_steps" not in scope:
+            raise AnsibleActionFail(f"There is no role {role} with steps; it would have __{role}_steps in its vars.")
+        return scope
+
     def _run_after(self, same: list[dict], steps: list[dict], task_vars: dict) -> list[dict]:
-        """Run the steps after those that are the ``same``; return the results of all up to the first that fails."""
+        """Run the steps that follow ``same``; return the results of all steps up to the first failure."""
         results = list(same)
         for step in steps[len(same) :]:
             display.display(f"  {task_vars['inventory_hostname']}: {step['name']}", color="cyan")
@@ -110,12 +121,13 @@ class ActionModule(ActionBase):
             templar=self._templar,
             shared_loader_obj=self._shared_loader_obj,
         )
-        action.compared = True
+        if hasattr(action, "compared"):
+            action.compared = True
         return action.run(task_vars=task_vars)
 
     @staticmethod
     def _result(steps: list[dict], results: list[dict]) -> dict:
-        """Return the result of the task; a failed step's is its own, with the name of the step."""
+        """Return the result of the task; if a step failed, its result with the name of the step."""
         changed = [step["name"] for step, found in zip(steps, results, strict=False) if found.get("changed")]
         result = {
             "changed": bool(changed),
@@ -128,10 +140,15 @@ class ActionModule(ActionBase):
 
 
 def _wanted(steps: list[dict]) -> list[dict]:
-    """Return the steps whose ``when`` is not false."""
-    if any(not step.keys() >= STEP for step in steps):
-        raise AnsibleActionFail("Each entry of steps needs name, module and options, or a role alone.")
-    # Here, since a module that refuses its parameters shows them all.
+    """Return the steps whose ``when`` is not false. Raises AnsibleActionFail for an entry that is no step.
+
+    Checked here: a module that refuses its parameters shows all of them.
+    """
+    if any(not REQUIRED <= step.keys() <= REQUIRED | OPTIONAL for step in steps):
+        raise AnsibleActionFail(
+            "Each entry of steps needs name, module and options, and may have options_from, register and when; or it "
+            "is a role alone."
+        )
     unknown = [str(step["module"]) for step in steps if step["module"] not in MODULES]
     if unknown:
         raise AnsibleActionFail(f"A batch cannot run {', '.join(unknown)}; use one of {', '.join(MODULES)}.")
@@ -141,19 +158,20 @@ def _wanted(steps: list[dict]) -> list[dict]:
 def _registered(steps: list[dict], results: list[dict]) -> dict[str, dict]:
     """Return the results by the steps' ``register``; ``results`` may be fewer than ``steps``.
 
-    Without what Ansible itself hides or shows of a result: its arguments, for one, may contain keys.
+    The arguments are left out: they may contain keys, and callbacks do not hide them there.
     """
     pairs = zip(steps, results, strict=False)
     return {
-        step["register"]: {key: value for key, value in found.items() if key not in OWN}
+        step["register"]: {key: value for key, value in found.items() if key not in NOT_REGISTERED}
         for step, found in pairs
         if step.get("register")
     }
 
 
-def _warnings(answer: dict, results: list[dict]) -> list:
-    """Return the warnings of the comparison and of the steps."""
-    return [each for found in (answer, *results) for each in found.get("warnings") or []]
+def _shown(answer: dict, results: list[dict]) -> dict:
+    """Return the warnings of the comparison and of the steps, and what Ansible found out about the host."""
+    shown = {name: [each for found in (answer, *results) for each in found.get(name) or []] for name in SHOWN}
+    return {name: each for name, each in {**shown, "ansible_facts": answer.get("ansible_facts")}.items() if each}
 
 
 def _listed(diff: dict | list | None) -> list[dict]:

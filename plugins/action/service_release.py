@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from ..module_utils.batch import differs
+from ..module_utils.batch import INTERNAL, differs
 from ..plugin_utils.service import ServiceStart
 
 NOT_PREVIEWED = ("name", "drain_command", "restore_command")
-INTERNAL = ("await", "out", "may_roll_back", "new_secrets")
 
 
 class ActionModule(ServiceStart):
     """Compares the release with the host; if it differs, runs the module service_release and waits for the start."""
 
     MODULE = "service_release"
-    compared = False  # whether the action batch has compared this release with the host
+    compared = False  # whether the action batch has done the comparison
 
     def run(self, tmp: str | None = None, task_vars: dict | None = None) -> dict:
         """Return the result of the task."""
-        return self.same(task_vars or {}) or super().run(tmp, task_vars)
+        same = self.same(task_vars or {})
+        return super().run(tmp, task_vars) if same is None else same
 
-    def same(self, task_vars: dict) -> dict:
-        """Return the result of the task if the host has nothing to change; otherwise an empty one.
+    def same(self, task_vars: dict) -> dict | None:
+        """Return the result of the task if a run would do nothing; otherwise None.
 
-        The module batch compares, since other tasks of a run send it too: Ansible needs longer to build a module than
-        the host to run it.
+        The module batch compares, since other tasks of a run use it too: packing a module takes longer than running it.
         """
         if self.compared or self._task.check_mode or self._task.args.get("state") == "absent":
-            return {}
+            return None
         step = {"name": self._task.args["name"], "module": self.MODULE, "options": self._task.args}
         answer = self._quietly("batch", {"steps": [step]}, task_vars)
         found = answer["compared"][0] if "compared" in answer else answer
-        return {} if differs(found) else {key: value for key, value in found.items() if key not in INTERNAL}
+        return None if differs(found) else {key: value for key, value in found.items() if key not in INTERNAL}
 
     def to_preview(self) -> dict:
         """Return the arguments of the step ``preview``: those that describe the release."""

@@ -15,7 +15,8 @@ from ..module_utils.quiet_module import without_credentials
 from ..module_utils.role_variables import RENAMED, SHARED, SHARED_RULES, kind_problems, typed
 from ..plugin_utils.roles import KEY, SPECS, read
 
-VALIDATED = "llm_server_validated"  # fact: fingerprints of what was validated in this run
+# Fact: fingerprints of the roles that were validated in this run, and the names of roles that were validated together.
+VALIDATED = "llm_server_validated"
 KEPT = 200  # of these, since a cache of facts may keep them from run to run
 SIMILARITY = 0.88  # an unknown name that is at least this similar counts as misspelt; the ratio of difflib, 0 to 1
 
@@ -27,6 +28,9 @@ class ActionModule(ActionBase):
         """Return the result of the task: `problems`, warnings, and the engines of the host if requested."""
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
+        unknown = [role for role in self._task.args.get("roles", []) if role not in SPECS]
+        if unknown:
+            raise AnsibleError(f"There is no role {', '.join(unknown)}; use one of {', '.join(SPECS)}.")
         problems: list[str] = []
         valid_roles: set[str] = set()
         defaults: dict = {}
@@ -72,7 +76,7 @@ class ActionModule(ActionBase):
             result.update(failed=True, msg=" ".join(numbered))
         else:
             before = task_vars.get("ansible_facts", {}).get(VALIDATED, [])
-            result["ansible_facts"] = {VALIDATED: [*before, *self.valid][-KEPT:]}
+            result["ansible_facts"] = {VALIDATED: [*before, *self.valid, ",".join(roles)][-KEPT:]}
         if not problems and "engines" in self._task.args:
             # The settings contain API keys, so this result is never shown.
             present = [each for each in resolved if each["state"] == "present"]
@@ -84,8 +88,11 @@ class ActionModule(ActionBase):
         """Return whether this run has validated the task's roles with the same variables, as site.yml does."""
         if set(self._task.args) != {"roles"}:
             return False
+        roles = set(self._task.args["roles"])
         validated = task_vars.get("ansible_facts", {}).get(VALIDATED, [])
-        return all(self._fingerprint(role, task_vars) in validated for role in self._task.args["roles"])
+        # Ports and misspelt names of several roles are checked together.
+        together = len(roles) == 1 or any(roles <= set(entry.split(",")) for entry in validated)
+        return bool(roles) and together and all(self._fingerprint(role, task_vars) in validated for role in roles)
 
     def _fingerprint(self, role: str, task_vars: dict) -> str:
         """Return a value for a role's variables as they are written, and for the facts that its rules may look at.

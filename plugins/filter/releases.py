@@ -1,4 +1,4 @@
-"""Filters that turn a version into a download."""
+"""Filters for released programs: downloads, checksums and the steps of a batch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def newest_version(table: dict) -> str:
         raise AnsibleFilterError(str(error)) from error
 
 
-# What a released program may give to its service's release; the roles that leave it out get the module's defaults.
+# Keys of a program that are passed to service_release if they are set.
 GIVEN = (
     "purge", "groups", "conflicts", "directories", "links", "files", "secrets", "inputs", "limits", "trials", "peers",
     "listens",

@@ -1,4 +1,4 @@
-"""The steps of a batch: where their options come from, and which of them a run would have to do."""
+"""The steps of a batch: where their options come from, and which of them a run must execute."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from .errors import UserError
 
-# The modules that can be steps; `doors` has their files.
+# The modules that can be steps; their code is in `doors`.
 MODULES = (
     "application_source",
     "logrotate_file",
@@ -20,8 +20,10 @@ MODULES = (
     "service_release",
     "system_packages",
 )
-# A run of these has something to do even if nothing differs.
-CONFIRMED = {"service_release"}
+# A run of these also asks the probes and keeps its records if nothing differs.
+WITH_COMPARE_ONLY = {"service_release"}
+# Keys of a result between a module and its action plugin.
+INTERNAL = {"pending", "await", "out", "may_roll_back", "new_secrets"}
 
 
 def options(step: dict, results: dict[str, dict]) -> dict:
@@ -38,13 +40,14 @@ def options(step: dict, results: dict[str, dict]) -> dict:
             functools.reduce(operator.getitem, path, taken)[last] = results[name][key]
         except (LookupError, TypeError):
             raise UserError(
-                f"{step['name']}: options_from has {place}: {source}, and one of the two is missing."
+                f"{step['name']}: options_from has {place}: {source}; there is no such option, or no earlier step "
+                "registered that result. Correct the name."
             ) from None
     return taken
 
 
 def differs(result: dict) -> bool:
-    """Return whether a run of the step itself would have anything to do.
+    """Return whether a run of the step itself would do anything.
 
     It would fail, change or record something, wait for a service, or put the host back into rotation.
     """
@@ -52,29 +55,29 @@ def differs(result: dict) -> bool:
 
 
 def compare(steps: list[dict], check_mode: bool, call: Callable[[str, dict], dict]) -> list[dict | None]:
-    """Return the result of each step in check mode; None if it was left out.
+    """Return the result of each step's comparison; None for a step that was left out.
 
-    ``call`` runs a module with arguments and returns its result. ``steps`` are dicts with ``module``, ``options`` and
-    ``group``, and if wanted ``options_from`` and ``register``. What follows a failed step in its group is left out. So
-    is what follows a change unless ``check_mode``, since a run begins there. A service without differences is
-    confirmed, as a run would do it, unless ``check_mode``.
+    ``call`` runs a module with arguments and returns its result. ``steps`` are dicts with ``name``, ``module``,
+    ``options`` and ``group``; ``options_from`` and ``register`` are optional. After a failure, the rest of the group is
+    left out; after a difference too, unless ``check_mode``, because a run starts there. A service is compared with
+    ``compare_only`` instead of check mode, unless ``check_mode``.
     """
     found: list[dict | None] = []
     named: dict[str, dict] = {}
-    over: set[str] = set()
+    ended: set[str] = set()
     for step in steps:
-        if step["group"] in over:
+        if step["group"] in ended:
             found.append(None)
             continue
-        confirm = step["module"] in CONFIRMED and not check_mode
-        mode = {"confirm": True} if confirm else {"_ansible_check_mode": True}
+        as_a_run = step["module"] in WITH_COMPARE_ONLY and not check_mode
+        mode = {"compare_only": True} if as_a_run else {"_ansible_check_mode": True}
         try:
             result = call(step["module"], {**options(step, named), **mode})
         except UserError as error:
             result = {"failed": True, "changed": False, "msg": str(error)}
         found.append(result)
         if result.get("failed") or (differs(result) and not check_mode):
-            over.add(step["group"])
+            ended.add(step["group"])
         if step.get("register"):
             named[step["register"]] = result
     return found

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Thin module over module_utils.batch and module_utils.doors; the action plugin runs the steps that differ."""
+"""Thin module over module_utils.batch and module_utils.doors; the action plugin runs the steps."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ DOCUMENTATION = r"""
 module: batch
 short_description: Run several of this collection's modules as one task
 description:
-  - Asks in one call of the host which steps would change something. If none would, the task ends there. Otherwise the
-    steps from the first that differs run one after the other, each by its own module, and their names are shown.
-  - The comparison is each module's own check mode, so a step that would change nothing alone changes nothing here.
+  - Compares all steps with the host in one call. If a run would do nothing, the task ends there. Otherwise the steps
+    from the first that differs run one after the other, each by its own module, and their names are shown.
+  - Each module is compared by its own check mode, and M(llm.server.service_release) by its option C(compare_only).
   - A call costs about 0.2 s before its module does anything, so a run without changes is faster by that for each step.
 author: The llm-server maintainers (@llm-server)
 options:
@@ -39,18 +39,18 @@ options:
         type: dict
         default: {}
       register: {description: Name of the result in RV(steps)., type: str}
-      when: {description: Whether there is such a step., type: bool, default: true}
+      when: {description: Whether the step belongs to the batch., type: bool, default: true}
       role:
         description: Instead of the other options, the role whose steps belong here, C(__ROLE_steps) in its
           C(vars/main.yml).
         type: str
       group:
-        description: What follows a difference is left out in its group only. The action sets it for O(compare).
+        description: A difference leaves out only later steps of the same group. The action sets it for O(compare).
         type: str
         default: ""
   compare:
-    description: Instead of O(steps), roles whose C(__ROLE_steps) are only compared; RV(same) has those of which a run
-      would have nothing to do. A service without differences is confirmed, as a run would do it.
+    description: Instead of O(steps), roles whose C(__ROLE_steps) are only compared; RV(same) lists those that need no
+      run. A service without differences is checked by its probes, as in a run.
     type: list
     elements: str
 attributes:
@@ -85,7 +85,7 @@ changed_steps:
   elements: str
   returned: always
 same:
-  description: Roles of which a run would have nothing to do.
+  description: Roles that need no run.
   type: list
   elements: str
   returned: with O(compare)

@@ -27,7 +27,12 @@ EXAMPLES = r"""
       - {path: /opt/vllm/environments, owner: vllm, group: vllm}
 """
 
-RETURN = ""
+RETURN = r"""
+pending:
+  description: Whether the release store does not yet record what the service uses.
+  type: bool
+  returned: in check mode
+"""
 
 from ..module_utils.doors.service_account import main
 

@@ -38,9 +38,12 @@ options:
     description: With O(state=absent), remove kept directories and the user too.
     type: bool
     default: false
-  confirm:
-    description: Do only what a run without changes does, such as asking the probes. If anything differs, report it like
-      check mode and leave it as it is.
+  compare_only:
+    description:
+      - Do only what a run without changes does, such as asking the probes. If anything differs, report it like check
+        mode and leave it as it is.
+      - It fails at once if another run holds the service's lock. With O(state=absent), what an interrupted removal left
+        is removed.
     type: bool
     default: false
 attributes:

@@ -22,6 +22,13 @@ description:
 author: The llm-server maintainers (@llm-server)
 options:
   roles: {description: Names of the host's roles., type: list, elements: str}
+  engines:
+    description: Entries of the list C(engines); each is validated with the variables of its kind's role.
+    type: list
+    elements: dict
+  engine_groups: {description: Groups of engines of which one serves at a time., type: dict}
+  services: {description: Names that an engine cannot have., type: list, elements: str}
+  only: {description: Variables to validate; others may be missing., type: list, elements: str}
   between:
     description: >-
       Name of a variable with rules between roles. Each rule names in C(roles) the roles that the host must have for
@@ -46,4 +53,15 @@ EXAMPLES = r"""
 
 RETURN = r"""
 problems: {description: One sentence each., type: list, elements: str, returned: always}
+engines:
+  description: Engines of the host with all variables of their roles; the result is hidden, since API keys are among them.
+  type: list
+  elements: dict
+  returned: with O(engines)
+present:
+  description: Those of RV(engines) whose state is present.
+  type: list
+  elements: dict
+  returned: with O(engines)
+by_name: {description: "RV(engines) by name, whatever their state.", type: dict, returned: with O(engines)}
 """

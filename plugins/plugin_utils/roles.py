@@ -35,7 +35,7 @@ SPECS = _specs()
 # Filters, too, are imported once: Ansible looks for one in all files of the folder.
 for _file in pkgutil.iter_modules(filters.__path__):
     importlib.import_module(f"{filters.__name__}.{_file.name}")
-# What is there now stays until the end: the collector of each fork would look through it, and so copy it, for nothing.
+# Objects loaded so far live until the end; without this, garbage collection in each fork would scan and copy them.
 gc.freeze()
 
 

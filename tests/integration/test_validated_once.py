@@ -55,3 +55,41 @@ def test_each_item_of_a_loop_is_validated(tmp_path):
     code, output, _ = run(tmp_path, {"name": "Each", "loop": ["1", "many"], **one})
     assert code == 2
     assert "housekeeping_free_mib" in output
+
+
+def together(*roles: str, **variables) -> dict:
+    return {"name": "Validate", "llm.server.validate_variables": {"roles": list(roles)}, "vars": variables}
+
+
+def test_several_roles_are_validated_again_unless_they_were_together(tmp_path):
+    both = ("housekeeping", "watchdog")
+    (tmp_path / "read").write_text("")
+    _, _, once = run(tmp_path, VALIDATE)
+    for tasks, times in (
+        ((together(*both), together(*both)), 1),
+        ((together(*both, "node_exporter"), together(*both)), 1),
+        # Their ports were not compared with each other.
+        ((VALIDATE, together("watchdog"), together(*both)), 2),
+    ):
+        (tmp_path / "read").write_text("")
+        code, output, again = run(tmp_path, *tasks)
+        assert (code, again) == (0, times * once), output
+
+
+def test_ports_of_roles_that_were_validated_alone_are_compared(tmp_path):
+    ports = {"node_exporter_port": 9999, "victoria_metrics_port": 9999}
+    alone = [together(role, **ports) for role in ("node_exporter", "victoria_metrics")]
+    code, output, _ = run(tmp_path, VALIDATE, *alone)
+    assert code == 0, output
+    code, output, _ = run(tmp_path, VALIDATE, *alone, together("node_exporter", "victoria_metrics", **ports))
+    assert code == 2 and "are both 9999" in output
+
+
+def test_variables_of_all_roles_are_validated_without_a_role(tmp_path):
+    code, output, _ = run(tmp_path, VALIDATE, together(download_mirror=7))
+    assert code == 2 and "download_mirror" in output
+
+
+def test_an_unknown_role_is_named(tmp_path):
+    code, output, _ = run(tmp_path, VALIDATE, together("node_exporter", "promtial"))
+    assert code == 2 and "There is no role promtial; use one of" in output

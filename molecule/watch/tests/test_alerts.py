@@ -271,9 +271,10 @@ def test_a_mail_names_the_alert(host, converge):
         host.check_output("systemctl stop node_exporter")
         subject = "Subject: FIRING (critical): TargetDown on machine"
         assert until(lambda: subject in host.run("cat /run/mailbox").stdout)
-        fired = host.check_output("cat /run/mailbox").partition(subject)[2]
-        assert "To: oncall@example.org" in fired
-        assert "node_exporter on machine does not answer" in fired
+        # Alertmanager writes the headers in any order.
+        mails = host.check_output("cat /run/mailbox")
+        assert "To: oncall@example.org" in mails
+        assert "node_exporter on machine does not answer" in mails.partition(subject)[2]
     finally:
         host.check_output("systemctl start node_exporter")
         host.run("systemctl stop mailbox; rm -f /run/mailbox")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from ansible.module_utils import basic
 
 if TYPE_CHECKING:
-    # Never run: Ansible sends a host what is imported anywhere in a file. A call imports only what it needs.
+    # Only for Ansible, which sends every module that a file imports, even here. A call imports only what it needs.
     from . import (  # noqa: F401
         application_source,
         logrotate_file,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def call(module: str, arguments: dict) -> dict:
-    """Return the result of a module with these arguments, and what Ansible gave this process besides."""
+    """Return the result of a module, run with these arguments and this process's settings of Ansible."""
     # Before the fork, so that the next module finds it imported.
     main = import_module(f".{module}", __package__).main
     with tempfile.TemporaryFile() as output:
@@ -42,11 +42,11 @@ def call(module: str, arguments: dict) -> dict:
             _run(main, arguments, output.fileno())
         status = os.waitpid(child, 0)[1]
         output.seek(0)
-        told = output.read()
-    if not told:
-        ended = os.waitstatus_to_exitcode(status)
-        return {"failed": True, "changed": False, "msg": f"{module} ended with {ended} and without a result"}
-    return json.loads(told)
+        text = output.read()
+    if not text:
+        code = os.waitstatus_to_exitcode(status)
+        return {"failed": True, "changed": False, "msg": f"{module} returned no result (exit code {code})"}
+    return json.loads(text)
 
 
 def _run(main: Callable[[], None], arguments: dict, output: int) -> None:

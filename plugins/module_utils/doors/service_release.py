@@ -17,7 +17,7 @@ ARGUMENTS = {
     **arguments.ROTATION,
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "purge": {"type": "bool", "default": False},
-    "confirm": {"type": "bool", "default": False},
+    "compare_only": {"type": "bool", "default": False},
 }
 
 
@@ -29,9 +29,9 @@ def preview(service: Service, wanted: dict) -> dict:
 
 def change(service: Service, wanted: dict) -> dict:
     if wanted["state"] == "absent":
-        if wanted.get("confirm") and removal.removable(service, wanted["purge"]):
+        if wanted.get("compare_only") and removal.removable(service, wanted["purge"]):
             return {"changed": True}
-        # Even if nothing is removable, an earlier run may have ended between the user and the release.
+        # An earlier run may have been interrupted after it created the user and before it wrote a release.
         return {"changed": removal.remove(service, wanted["purge"])}
     secret_files.clean(service, {secret["path"]: secret["plain"] for secret in wanted["secrets"]})
     return deploy.deploy(service, wanted, check_mode=False)

@@ -17,10 +17,9 @@ ROOT = Path("/opt")
 def provide(module, wanted: dict, root: Path = ROOT, user: str | None = ANYONE, check_mode: bool | None = None) -> dict:
     """Install a program, and return ``{changed, path, diff}``; in check mode, what would change.
 
-    ``check_mode`` is the module's unless it is given.
-
     ``wanted`` has ``name``, ``version``, ``url`` and ``checksum``, and ``member`` and ``ca_path``, which may be None.
-    ``user`` must be able to run it; None is the user who installs it. Raises UserError.
+    ``user`` must be able to run it; None is the user who installs it. ``check_mode`` defaults to the module's. Raises
+    UserError.
     """
     name, version, checksum = wanted["name"], wanted["version"], wanted["checksum"]
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", checksum):

@@ -21,8 +21,8 @@ def settle(module, service: Service, wanted: dict) -> None:
     if not module.check_mode:
         checks.check_conflicts(wanted["conflicts"])
     if wanted["program"]:
-        looks = module.check_mode or wanted.get("confirm", False)
-        installed = program.provide(module, {"name": service.name, **wanted["program"]}, check_mode=looks)
+        check_mode = module.check_mode or wanted.get("compare_only", False)
+        installed = program.provide(module, {"name": service.name, **wanted["program"]}, check_mode=check_mode)
         current = {"path": str(program.ROOT / service.name / "current"), "target": installed["path"]}
         wanted |= {"links": [current, *wanted["links"]], "installed": installed}
 
@@ -46,14 +46,15 @@ def wanted_release(service: Service, wanted: dict) -> dict:
 def deploy(service: Service, wanted: dict, check_mode: bool) -> dict:
     """Write and start the wanted release; ``await`` in the result says whether to wait for the start.
 
-    If ``wanted`` has ``confirm``, this does only what a run without changes does; it reports changes like check mode.
+    If ``wanted`` has ``compare_only``, this does only what a run without changes does, and reports changes like check
+    mode.
     """
     files = [*wanted["files"], *wanted["secrets"]]
     fixed = [file for file in files if not file.get("live")]
     release = wanted_release(service, wanted)
     besides = checks.check_unit(service, release, check_mode)
-    confirm = wanted.get("confirm", False)
-    reread = not check_mode and (checks.outdated(service) if confirm else checks.reread(service))
+    compare_only = wanted.get("compare_only", False)
+    reread = not check_mode and (checks.outdated(service) if compare_only else checks.reread(service))
     new_user = account.missing_user(wanted["user"])
     directories = account.wrong_directories(wanted["directories"])
     differences = contents.differences(service, release)
@@ -69,7 +70,7 @@ def deploy(service: Service, wanted: dict, check_mode: bool) -> dict:
         "besides": besides,
         "diff": [*filter(None, [installed["diff"]]), *map(contents.shown, differences)],
     }
-    if confirm and result["changed"]:
+    if compare_only and result["changed"]:
         return {**result, "await": False}
     if differences or restart:
         if restart or contents.besides_live(service, release, differences):

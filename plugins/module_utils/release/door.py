@@ -27,8 +27,8 @@ def run(module, preview: Work, change: Work, before: Callable[[Service, dict], o
         if module.check_mode:
             result = preview(service, wanted)
         else:
-            # A comparison does not wait for another run: the run itself will.
-            with service.lock(patience=0 if wanted.get("confirm") else None):
+            # A comparison does not wait for another run; the run that follows does.
+            with service.lock(patience=0 if wanted.get("compare_only") else None):
                 result = change(service, wanted)
     except (UserError, OSError) as error:
         module.fail_json(msg=str(error))

@@ -49,7 +49,7 @@ def test_a_tree_that_is_there_is_not_sent(task):
 
 
 def test_a_tree_is_sent_and_the_directory_of_the_task_stays_known(task):
-    """Ansible removes that one at the end of the task; a batch's has the arguments of all its steps in it."""
+    """Ansible removes the task's own directory at the end; that of a batch has the arguments of all its steps."""
     assert answers(task, {"changed": True, "send": True}, {"changed": True}) == {"changed": True}
     assert task.calls[1] == {**task.calls[0], "file": "/tmp/second/source"}
     assert task.removed == ["/tmp/second"] and task.shell.tmpdir == "/tmp/first"

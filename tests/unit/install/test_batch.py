@@ -1,4 +1,4 @@
-"""A batch on the host: which steps are compared, and each runs in check mode, alone in its process."""
+"""A batch on the host: which steps are compared; each module runs in its own process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from plugins.modules import batch as module
 COMMIT = "0" * 40
 SUM = f"sha256:{64 * '0'}"
 SAME, OTHER, REFUSED = {"changed": False}, {"changed": True}, {"failed": True, "msg": "no"}
-CHECK, CONFIRM = {"_ansible_check_mode": True}, {"confirm": True}
+CHECK, AS_A_RUN = {"_ansible_check_mode": True}, {"compare_only": True}
 
 
 @contextlib.contextmanager
@@ -106,8 +106,9 @@ def test_a_missing_result_or_place_fails_the_step_by_its_name(wanted):
     asked[2]["options"] = {"a": 1, "links": [{}]}
     found, calls = compared(asked, {**SAME, "path": "/venv"}, SAME)
     place, source = next(iter(wanted.items()))
-    told = f"Run it: options_from has {place}: {source}, and one of the two is missing."
-    assert found[2] == {"failed": True, "changed": False, "msg": told} and len(calls) == 2
+    told = f"Run it: options_from has {place}: {source}; there is no such option, or no earlier step registered"
+    assert (found[2]["failed"], found[2]["changed"], len(calls)) == (True, False, 2)
+    assert found[2]["msg"] == f"{told} that result. Correct the name."
 
 
 @pytest.mark.parametrize(
@@ -136,9 +137,9 @@ def test_a_difference_ends_the_comparison_of_its_group_only():
 
 
 @pytest.mark.parametrize("check_mode", [True, False])
-def test_only_a_service_is_confirmed_and_not_in_check_mode(check_mode):
+def test_only_a_service_is_compared_as_by_a_run_and_not_in_check_mode(check_mode):
     _, calls = compared(steps("system_packages", "service_release"), SAME, SAME, check_mode=check_mode)
-    assert calls == [("system_packages", CHECK), ("service_release", CHECK if check_mode else CONFIRM)]
+    assert calls == [("system_packages", CHECK), ("service_release", CHECK if check_mode else AS_A_RUN)]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_a_secret_of_one_module_is_masked_in_its_own_result_only(own):
 
 def test_a_module_that_is_killed_is_a_failed_step(monkeypatch):
     monkeypatch.setattr(runner, "_run", lambda *_: os.kill(os.getpid(), 9))
-    told = "service_account ended with -9 and without a result"
+    told = "service_account returned no result (exit code -9)"
     assert runner.call("service_account", {}) == {"failed": True, "changed": False, "msg": told}
 
 

@@ -75,12 +75,12 @@ def test_without_a_difference_there_is_one_call(task):
     assert not result.get("failed")
 
 
-def test_what_ansible_warns_of_is_shown_once(task):
+def test_warnings_are_shown_once(task):
     found = {"compared": [{**SAME, "warnings": ["an old drop-in"]}, SAME, SAME], "warnings": ["an old Python"]}
     assert run(task.make(found))["warnings"] == ["an old Python", "an old drop-in"]
 
 
-def test_a_module_that_is_none_of_a_batch_is_refused_before_the_call(task):
+def test_an_unknown_module_is_refused_before_the_call(task):
     """The module would show all its parameters, secrets too."""
     action = task.make([], steps=[{"name": "Do it", "module": "swap_file", "options": {"token": "canary"}}])
     with pytest.raises(
@@ -98,13 +98,40 @@ def test_a_role_warns_once(task, role):
     assert run(task.make(found, compare=["one", "two"]))["warnings"] == ["an old Python", "one"]
 
 
-def test_a_comparison_of_what_is_no_role_is_refused(task):
-    with pytest.raises(AnsibleActionFail, match=r"^compare has promtial; it takes names of roles\.$"):
-        run(task.make([], compare=["promtial"]))
+@pytest.mark.parametrize("given", [{"compare": ["promtial"]}, {"steps": [{"role": "promtial"}]}])
+def test_an_unknown_role_is_refused(task, given):
+    with pytest.raises(
+        AnsibleActionFail, match=r"^There is no role promtial with steps; it would have __promtial_steps"
+    ):
+        run(task.make([], **given))
+
+
+@pytest.mark.parametrize(
+    "given", [{"compare": "promtail"}, {"steps": "uv"}, {"steps": [], "compare": []}, {"step": []}]
+)
+def test_a_batch_needs_one_list(task, given):
+    with pytest.raises(AnsibleActionFail, match=r"^A batch needs a list of steps, or a list of roles to compare"):
+        run(task.make([], **given))
+
+
+def test_an_unknown_key_of_a_step_is_refused_before_the_call(task):
+    """The module would show all its parameters, secrets too."""
+    action = task.make([], steps=[{**STEPS[0], "option_from": {"token": "canary"}}])
+    with pytest.raises(
+        AnsibleActionFail, match=r"^Each entry of steps needs name, module and options, and may have"
+    ) as it:
+        run(action)
+    assert "canary" not in str(it.value) and task.calls == []
+
+
+def test_a_failed_comparison_shows_no_arguments(task):
+    failed = {"failed": True, "msg": "no Python", "invocation": {"module_args": "canary"}}
+    for given in ({"steps": STEPS}, {"compare": []}):
+        assert run(task.make(dict(failed), **given)) == {"failed": True, "msg": "no Python"}
 
 
 def test_results_have_no_arguments(task):
-    """Callbacks hide those of the task, but not those below ``steps``."""
+    """Callbacks hide the task's own arguments, but not arguments below ``steps``."""
     told = {
         "invocation": {"module_args": {"drain_command": ["canary"]}},
         "diff": {"before": "canary"},
@@ -118,7 +145,7 @@ def test_a_missing_result_fails_the_step_before_it_runs(task):
     asked = [STEPS[0], {**STEPS[2], "options_from": {"requirements": "source.requirements"}}]
     result = run(task.make([OTHER, None], steps=asked))
     assert result["failed"] and result["step"] == "Build" and task.names() == [BATCH, PACKAGES]
-    assert result["msg"].startswith("Build: options_from has requirements: source.requirements, and one")
+    assert result["msg"].startswith("Build: options_from has requirements: source.requirements; there is no")
 
 
 def test_the_steps_from_the_first_that_differs_run_in_order(task):
@@ -204,7 +231,7 @@ def test_the_steps_of_a_role_see_its_variables_and_the_hosts(task, role):
     assert task.asked()[0]["options"] == {"user": "app", "home": "/home/app"}
 
 
-def test_roles_are_compared_in_one_call_and_those_that_differ_are_named(task, role):
+def test_roles_are_compared_in_one_call_and_those_without_differences_are_named(task, role):
     role(
         "one",
         "[{name: Run, module: service_account, options: {user: one}}, "
@@ -217,7 +244,7 @@ def test_roles_are_compared_in_one_call_and_those_that_differ_are_named(task, ro
     assert [(step["group"], step["name"]) for step in task.asked()] == [
         ("two", "Run"), ("three", "Run"), ("one", "Run"), ("one", "Then"),
     ]  # fmt: skip
-    assert task.names() == [BATCH] and result == {"changed": False, "same": ["three", "one", "off"], "warnings": []}
+    assert task.names() == [BATCH] and result == {"changed": False, "same": ["three", "one", "off"]}
     task.calls.clear()
     result = run(task.make([SAME, SAME, SAME, {"failed": True}], compare=["two", "three", "one"]), three_user="x")
     assert result["same"] == ["two", "three"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import yaml
 from ansible.errors import AnsibleFilterError
 
 from plugins.filter import releases
 
+ROOT = Path(__file__).resolve().parents[3]
 TABLE = {"1.1-1": {"debian12-x86_64": "sha256:aa"}}
 
 
@@ -87,6 +91,12 @@ def test_a_released_program_is_one_step(machine, checksum):
 def test_what_a_program_declares_reaches_its_release(option):
     (step,) = releases.released_steps({**PROGRAM, option: ["declared"]}, "x86_64")
     assert step["options"][option] == ["declared"]
+
+
+def test_every_option_of_a_program_is_used():
+    spec = yaml.safe_load((ROOT / "roles/released_service/meta/argument_specs.yml").read_text())["argument_specs"]
+    options = spec["main"]["options"]["released_service_program"]["options"]
+    assert {*PROGRAM, *releases.GIVEN, "user", "member", "start_timeout"} == options.keys()
 
 
 def test_a_program_has_its_own_user_member_and_time():

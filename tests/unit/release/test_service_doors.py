@@ -99,11 +99,11 @@ def test_user_and_directories_exist_before_a_release(service, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("left", [True, False])
-def test_a_comparison_removes_nothing_but_the_record_of_what_never_served(service, monkeypatch, left):
+def test_a_comparison_only_finishes_an_interrupted_removal(service, monkeypatch, left):
     removed = []
     monkeypatch.setattr(service_release.removal, "removable", lambda *_: left)
     monkeypatch.setattr(service_release.removal, "remove", lambda *_: bool(removed.append("all")))
-    wanted = {"state": "absent", "purge": False, "confirm": True}
+    wanted = {"state": "absent", "purge": False, "compare_only": True}
     assert service_release.change(service, wanted) == {"changed": left}
     assert removed == ([] if left else ["all"])
 
@@ -112,7 +112,7 @@ def test_a_comparison_does_not_wait_for_another_run(service, monkeypatch):
     waited = []
     monkeypatch.setattr(store.time, "sleep", lambda seconds: waited.append(seconds) or monkeypatch.undo())
     with store.Service("app").lock():
-        told = end(Module(confirm=True), None, lambda *_: {"changed": False})
+        told = end(Module(compare_only=True), None, lambda *_: {"changed": False})
     assert told["failed"] and "another run is changing this service now" in told["msg"] and waited == []
 
 

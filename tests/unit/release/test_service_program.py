@@ -43,7 +43,7 @@ def test_it_is_installed_after_the_groups_were_checked_and_selected_by_the_first
 
 
 def test_a_comparison_installs_nothing(asked):
-    assert settled(confirm=True)["installed"]["changed"] and settled(check_mode=True)["installed"]["changed"]
+    assert settled(compare_only=True)["installed"]["changed"] and settled(check_mode=True)["installed"]["changed"]
     assert asked == ["groups", "looked at"] * 2
 
 

@@ -35,7 +35,7 @@ def task(tmp_path, monkeypatch):
 
         action.step = step
         action.apply = lambda task_vars: step("apply", task_vars)
-        action.same = lambda task_vars: {}
+        action.same = lambda task_vars: None
         return action
 
     monkeypatch.setattr(service.ActionBase, "run", lambda *_: {})
