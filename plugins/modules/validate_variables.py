@@ -54,7 +54,7 @@ EXAMPLES = r"""
 RETURN = r"""
 problems: {description: One sentence each., type: list, elements: str, returned: always}
 engines:
-  description: Engines of the host with all variables of their roles; the result is hidden, since API keys are among them.
+  description: Engines of the host with all variables of their roles. API keys are among them, so the result is hidden.
   type: list
   elements: dict
   returned: with O(engines)
