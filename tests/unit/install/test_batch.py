@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pkgutil
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +22,7 @@ from plugins.module_utils.doors import runner
 from plugins.module_utils.host_module import HostModule
 from plugins.modules import batch as module
 
+ROOT = Path(__file__).resolve().parents[3]
 COMMIT = "0" * 40
 SUM = f"sha256:{64 * '0'}"
 SAME, OTHER, REFUSED = {"changed": False}, {"changed": True}, {"failed": True, "msg": "no"}
@@ -201,6 +203,15 @@ def test_a_secret_of_one_module_is_masked_in_its_own_result_only(own):
     hidden, shown = run("hides", {"token": "1234"}), run("shows")
     assert "with" in hidden["told"] and "1234" not in json.dumps(hidden)
     assert shown["told"] == "version 1234"
+
+
+def test_a_module_ends_its_own_process_only():
+    program = (
+        "from types import SimpleNamespace; from plugins.module_utils.doors import runner; "
+        "runner.import_module = lambda *_: SimpleNamespace(main=lambda: None); runner.call('none', {}); print('end')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "end\n"
 
 
 def test_a_module_that_is_killed_is_a_failed_step(monkeypatch):

@@ -80,6 +80,14 @@ def test_warnings_are_shown_once(task):
     assert run(task.make(found))["warnings"] == ["an old Python", "an old drop-in"]
 
 
+def test_what_ansible_finds_out_is_passed_on(task):
+    """So that it does not look for the host's Python again, and says what is deprecated."""
+    python = {"discovered_interpreter_python": "/usr/bin/python3"}
+    found = {"compared": [{**SAME, "deprecations": ["old"]}, SAME, SAME], "ansible_facts": python}
+    result = run(task.make(found))
+    assert (result["ansible_facts"], result["deprecations"]) == (python, ["old"])
+
+
 def test_an_unknown_module_is_refused_before_the_call(task):
     """The module would show all its parameters, secrets too."""
     action = task.make([], steps=[{"name": "Do it", "module": "swap_file", "options": {"token": "canary"}}])
@@ -299,6 +307,13 @@ class TestTree:
         with pytest.raises(AnsibleActionFail, match="there is no such directory here"):
             run(task.make([SAME], steps=[step]))
         assert task.calls == []
+
+
+def test_a_service_is_not_compared_a_second_time(task):
+    service = {"name": "Run", "module": "service_release", "options": {"name": "app"}}
+    action = SimpleNamespace(compared=False, run=lambda task_vars: OTHER)
+    task.plugins["llm.server.service_release"] = lambda arguments: action
+    assert run(task.make([OTHER], steps=[service]))["changed"] and action.compared is True
 
 
 def test_no_call_writes_its_arguments_into_the_hosts_journal(task):

@@ -995,6 +995,46 @@ class TestSecrets:
         assert (result["changed"], result["restarted"], result["await"]) == (False, None, False)
         assert host.service.proof_of(result["release"])["start_timeout"] == 900
 
+    def compare(self, host, **change):
+        host.systemd.said.clear()
+        return self.run(host, verify=False, compare_only=True, **change)
+
+    def files(self, host):
+        return {str(path): path.read_bytes() for path in host.root.rglob("*") if path.is_file()}
+
+    @pytest.mark.parametrize("change", [{"text": "a: 2\n"}, {"key": NEW}, {"inputs": {"model": "b"}}])
+    def test_a_comparison_reports_a_difference_and_leaves_it(self, host, change):
+        self.run(host)
+        before = self.files(host)
+        result = self.compare(host, **change)
+        assert result["changed"] and not result["await"]
+        assert self.files(host) == before and set(host.systemd.said) <= {"systemctl show"}
+        assert self.run(host, **change)["restarted"] == result["restarted"] is not None
+
+    def test_a_comparison_of_a_new_service_leaves_nothing(self, host):
+        before = self.files(host)
+        assert self.compare(host)["changed"] and self.files(host) == before
+
+    def test_a_comparison_without_differences_is_a_run(self, host, monkeypatch):
+        """It keeps the probes for a rollback, and finds a service that does not serve."""
+        failing = []
+        monkeypatch.setattr(deploy, "first_failure", lambda _: next(iter(failing), None))
+        self.run(host)
+        result = self.compare(host, start_timeout=900)
+        assert (result["changed"], result["await"]) == (False, False)
+        assert host.service.proof_of(result["release"])["start_timeout"] == 900
+        failing.append("connection refused")
+        assert self.compare(host)["await"] is True
+
+    def test_a_comparison_leaves_it_to_the_run_that_systemd_reads_the_files_again(self, host, monkeypatch):
+        monkeypatch.setattr(deploy, "first_failure", lambda _: None)
+        self.run(host)
+        show = host.systemd.show
+        monkeypatch.setattr(systemd_unit, "show", lambda unit: {**show(unit), "NeedDaemonReload": "yes"})
+        monkeypatch.setattr(deploy.checks, "altered", lambda *_: ([], []))
+        assert self.compare(host)["changed"] is True
+        assert host.systemd.said == []
+
 
 CONDITION = [{"gpu_free": {"mib": 20000}}]
 

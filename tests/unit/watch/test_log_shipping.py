@@ -294,3 +294,11 @@ class TestTheCollector:
         request = urllib.parse.unquote_plus(collecting.server.asked[-1][0])
         assert '"from JSON"' in request and '"host.name":="h" "job":="app" "service.name":="app"' in request
         assert collecting.files("http://loki:3100/otlp", tmp_path / "*.log")[1] is None
+
+
+def test_it_asks_soon_at_first_and_never_waits_long(monkeypatch):
+    pauses: list[float] = []
+    answers = iter([False] * 30 + [True])
+    monkeypatch.setattr(log_shipping.time, "sleep", pauses.append)
+    assert log_shipping._until(lambda: next(answers), wait=60)
+    assert (pauses[0], max(pauses), len(pauses)) == (0.1, 0.5, 30) and pauses == sorted(pauses)
