@@ -211,7 +211,7 @@ def test_a_module_ends_its_own_process_only():
         "runner.import_module = lambda *_: SimpleNamespace(main=lambda: None); runner.call('none', {}); print('end')"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "end\n"
+    assert (done.stdout, done.stderr) == ("end\n", "")
 
 
 def test_a_module_that_is_killed_is_a_failed_step(monkeypatch):
