@@ -10,6 +10,7 @@ from ansible.plugins.action import ActionBase
 from ..module_utils.engines import engines
 from ..module_utils.release import checklist
 from ..plugin_utils import roles
+from ..plugin_utils.comparison import compare
 
 FACTS = ["!all", "!min", "distribution", "platform", "interfaces"]
 OUTSIDE = ("what", "kind", "options", "cure")
@@ -36,9 +37,7 @@ class ActionModule(ActionBase):
         ]
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             seen = pool.submit(checklist.rows, [{key: check.get(key, "") for key in OUTSIDE} for check in outside])
-            result = self._execute_module(
-                module_name="llm.server.checklist", module_args={"checks": inside}, task_vars=task_vars
-            )
+            result = compare(self, "checklist", {"checks": inside}, task_vars)
             if "rows" not in result:
                 return result
             rows = {True: iter(seen.result()), False: iter(result["rows"])}

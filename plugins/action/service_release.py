@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..module_utils.batch import INTERNAL, differs
+from ..module_utils.batch import differs
+from ..plugin_utils.comparison import compare, public
 from ..plugin_utils.service import ServiceStart
 
 NOT_PREVIEWED = ("name", "drain_command", "restore_command")
@@ -20,16 +21,11 @@ class ActionModule(ServiceStart):
         return super().run(tmp, task_vars) if same is None else same
 
     def same(self, task_vars: dict) -> dict | None:
-        """Return the result of the task if a run would do nothing; otherwise None.
-
-        The module batch compares, since other tasks of a run use it too: packing a module takes longer than running it.
-        """
+        """Return the result of the task if a run would do nothing; otherwise None."""
         if self.compared or self._task.check_mode or self._task.args.get("state") == "absent":
             return None
-        step = {"name": self._task.args["name"], "module": self.MODULE, "options": self._task.args}
-        answer = self._quietly("batch", {"steps": [step]}, task_vars)
-        found = answer["compared"][0] if "compared" in answer else answer
-        return None if differs(found) else {key: value for key, value in found.items() if key not in INTERNAL}
+        found = compare(self, self.MODULE, self._task.args, task_vars)
+        return None if differs(found) else public(found)
 
     def to_preview(self) -> dict:
         """Return the arguments of the step ``preview``: those that describe the release."""

@@ -12,6 +12,8 @@ from .errors import UserError
 # The modules that can be steps; their code is in `doors`.
 MODULES = (
     "application_source",
+    "checklist",
+    "engine_list",
     "logrotate_file",
     "model_files",
     "python_environment",

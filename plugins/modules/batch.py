@@ -25,6 +25,8 @@ options:
         type: str
         choices:
           - application_source
+          - checklist
+          - engine_list
           - logrotate_file
           - model_files
           - python_environment

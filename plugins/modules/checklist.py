@@ -70,36 +70,7 @@ rows:
   sample: [{what: node_exporter answers, measured: "1 series asked for, all there", ok: true, cure: ""}]
 """
 
-from ..module_utils.host_module import HostModule
-from ..module_utils.release.checklist import KINDS, rows
-
-
-def main() -> None:
-    module = HostModule(
-        argument_spec={
-            "roles": {"type": "list", "elements": "str", "default": []},
-            "engines": {"type": "list", "elements": "dict", "default": [], "no_log": True},
-            "checks": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "what": {"type": "str", "required": True},
-                    "kind": {"type": "str", "required": True, "choices": list(KINDS)},
-                    "options": {"type": "dict", "required": True},
-                    "bearer": {"type": "str", "no_log": True},
-                    "password": {"type": "str", "no_log": True},
-                    "cure": {"type": "str", "default": ""},
-                },
-            },
-        },
-        supports_check_mode=True,
-    )
-    checks = module.params["checks"]
-    for check in checks:
-        check["options"] |= {name: check[name] for name in ("bearer", "password") if check[name]}
-    module.exit_json(changed=False, rows=rows(checks))
-
+from ..module_utils.doors.checklist import main
 
 if __name__ == "__main__":
     main()

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     # Only for Ansible, which sends every module that a file imports, even here. A call imports only what it needs.
     from . import (  # noqa: F401
         application_source,
+        checklist,
+        engine_list,
         logrotate_file,
         model_files,
         python_environment,
