@@ -37,6 +37,8 @@ for _file in pkgutil.iter_modules(filters.__path__):
     importlib.import_module(f"{filters.__name__}.{_file.name}")
 # Objects loaded so far live until the end; without this, garbage collection in each fork would scan and copy them.
 gc.freeze()
+# A fork lives for one task.
+gc.set_threshold(50_000)
 
 
 def read(role: str, name: str, loader) -> dict:
