@@ -38,9 +38,7 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail("A batch needs a list of steps, or a list of roles to compare.")
         if given == ["compare"]:
             return self._same(args["compare"], task_vars)
-        steps: list[dict] = []
-        for entry in args["steps"]:
-            steps += self._steps_of(entry["role"], task_vars) if "role" in entry else _wanted([entry])
+        steps = self._expanded(args["steps"], task_vars)
         results, answer = self._compare(steps, task_vars)
         if answer.get("failed"):
             return answer
@@ -79,10 +77,21 @@ class ActionModule(ActionBase):
         answer.pop("invocation", None)
         return answer.pop("compared", []), answer
 
+    def _expanded(self, entries: list[dict], task_vars: dict) -> list[dict]:
+        """Return the steps; for an entry that names a role, those of the role."""
+        steps: list[dict] = []
+        for entry in entries:
+            if entry.keys() - {"vars"} == {"role"}:
+                steps += self._steps_of(entry["role"], {**task_vars, **entry.get("vars", {})})
+            else:
+                steps += _wanted([entry])
+        return steps
+
     def _steps_of(self, role: str, task_vars: dict) -> list[dict]:
         """Return the steps of a role, with its variables as its own tasks see them."""
         scope = self._scope(role, task_vars)
-        return _wanted(self._templar.copy_with_new_env(available_variables=scope).template(scope[f"__{role}_steps"]))
+        steps = self._templar.copy_with_new_env(available_variables=scope).template(scope[f"__{role}_steps"])
+        return self._expanded(steps, scope)
 
     def _scope(self, role: str, task_vars: dict) -> dict:
         """Return the variables of a role. Raises AnsibleActionFail if there is no such role, or if it has no steps."""
@@ -147,7 +156,7 @@ def _wanted(steps: list[dict]) -> list[dict]:
     if any(not REQUIRED <= step.keys() <= REQUIRED | OPTIONAL for step in steps):
         raise AnsibleActionFail(
             "Each entry of steps needs name, module and options, and may have options_from, register and when; or it "
-            "is a role alone."
+            "is a role, with or without vars."
         )
     unknown = [str(step["module"]) for step in steps if step["module"] not in MODULES]
     if unknown:
