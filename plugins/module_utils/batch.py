@@ -56,21 +56,42 @@ def differs(result: dict) -> bool:
     return bool(result.get("failed") or result["changed"] or any(map(result.get, ("pending", "await", "out"))))
 
 
-def compare(steps: list[dict], check_mode: bool, call: Callable[[str, dict], dict]) -> list[dict | None]:
+def one_by_one(works: list[Callable[[], list]]) -> list[list]:
+    """Return what each function returns."""
+    return [work() for work in works]
+
+
+def compare(
+    steps: list[dict],
+    check_mode: bool,
+    call: Callable[[str, dict], dict],
+    run_all: Callable[[list[Callable[[], list]]], list[list]] = one_by_one,
+) -> list[dict | None]:
     """Return the result of each step's comparison; None for a step that was left out.
 
-    ``call`` runs a module with arguments and returns its result. ``steps`` are dicts with ``name``, ``module``,
-    ``options`` and ``group``; ``options_from`` and ``register`` are optional. After a failure, the rest of the group is
-    left out; after a difference too, unless ``check_mode``, because a run starts there. A service is compared with
-    ``compare_only`` instead of check mode, unless ``check_mode``.
+    ``call`` runs a module with arguments and returns its result; ``run_all`` runs one function per group. ``steps`` are
+    dicts with ``name``, ``module``, ``options`` and ``group``; ``options_from`` and ``register`` are optional, and refer
+    to steps of the same group. After a failure, the rest of the group is left out; after a difference too, unless
+    ``check_mode``, because a run starts there. A service is compared with ``compare_only`` instead of check mode, unless
+    ``check_mode``.
     """
+    groups: dict[str, list[int]] = {}
+    for number, step in enumerate(steps):
+        groups.setdefault(step["group"], []).append(number)
+    works = [
+        functools.partial(_compare_group, [steps[number] for number in numbers], check_mode, call)
+        for numbers in groups.values()
+    ]
+    found = {}
+    for numbers, results in zip(groups.values(), run_all(works), strict=True):
+        found.update(zip(numbers, results, strict=True))
+    return [found[number] for number in range(len(steps))]
+
+
+def _compare_group(steps: list[dict], check_mode: bool, call: Callable[[str, dict], dict]) -> list[dict | None]:
     found: list[dict | None] = []
     named: dict[str, dict] = {}
-    ended: set[str] = set()
     for step in steps:
-        if step["group"] in ended:
-            found.append(None)
-            continue
         as_a_run = step["module"] in WITH_COMPARE_ONLY and not check_mode
         mode = {"compare_only": True} if as_a_run else {"_ansible_check_mode": True}
         try:
@@ -79,7 +100,7 @@ def compare(steps: list[dict], check_mode: bool, call: Callable[[str, dict], dic
             result = {"failed": True, "changed": False, "msg": str(error)}
         found.append(result)
         if result.get("failed") or (differs(result) and not check_mode):
-            ended.add(step["group"])
+            break
         if step.get("register"):
             named[step["register"]] = result
-    return found
+    return found + [None] * (len(steps) - len(found))

@@ -96,7 +96,7 @@ step: {description: Name of the step that failed., type: str, returned: on failu
 """
 
 from ..module_utils.batch import MODULES, compare
-from ..module_utils.doors.runner import call
+from ..module_utils.doors.runner import at_once, call, load
 from ..module_utils.host_module import HostModule
 
 
@@ -122,7 +122,8 @@ def main() -> None:
     steps = module.params["steps"]
     # Each module hides its own secrets; here the options are not shown at all.
     shown = {"module_args": {"steps": [each["name"] for each in steps]}}
-    module.exit_json(changed=False, compared=compare(steps, module.check_mode, call), invocation=shown)
+    load({each["module"] for each in steps})
+    module.exit_json(changed=False, compared=compare(steps, module.check_mode, call, at_once), invocation=shown)
 
 
 if __name__ == "__main__":
