@@ -95,7 +95,7 @@ class ActionModule(ActionBase):
 
     def _scope(self, role: str, task_vars: dict) -> dict:
         """Return the variables of a role. Raises AnsibleActionFail if there is no such role, or if it has no steps."""
-        scope = roles.scope(role, task_vars, self._loader)
+        scope = roles.scope(role, task_vars)
         if f"__{role}_steps" not in scope:
             raise AnsibleActionFail(f"There is no role {role} with steps; it would have __{role}_steps in its vars.")
         return scope

@@ -61,7 +61,7 @@ class ActionModule(ActionBase):
 
         Some entries are lists of checks. A check whose ``when`` is false is left out.
         """
-        variables = roles.scope(role, task_vars, self._loader) | roles.read(role, "vars/checklist.yml", self._loader)
+        variables = roles.scope(role, task_vars) | roles.read(role, "vars/checklist.yml")
         templar = self._templar.copy_with_new_env(available_variables=variables)
         if templar.template(variables.get(f"{role}_state", "present")) == "absent":
             return []

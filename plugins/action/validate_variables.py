@@ -61,7 +61,7 @@ class ActionModule(ActionBase):
         if resolved and not found:
             asked = engines.asked(resolved, str(values.get("ai_server_vllm_base_url", "")))
             valid_roles |= {engines.ROLES[asked["kind"]]}
-            defaults.update(read(engines.ROLES[asked["kind"]], "defaults/main.yml", self._loader))
+            defaults.update(read(engines.ROLES[asked["kind"]], "defaults/main.yml"))
             values.update(asked["settings"])
         between = [
             rule for rule in task_vars.get(self._task.args.get("between"), []) if valid_roles.issuperset(rule["roles"])
@@ -99,7 +99,7 @@ class ActionModule(ActionBase):
 
         It is made with a key of this run, so it says nothing about a secret and is worth nothing in another run.
         """
-        written = {**read(role, "defaults/main.yml", self._loader), **task_vars}
+        written = {**read(role, "defaults/main.yml"), **task_vars}
         variables = [(name, repr(written.get(name))) for name in sorted({*SPECS[role], *SHARED})]
         # The same text has another value in each item of a loop.
         item = repr(task_vars.get(task_vars.get("ansible_loop_var", "item")))
@@ -181,7 +181,7 @@ class ActionModule(ActionBase):
         # For a task that needs few variables: others may be missing; rules only for deployments become warnings.
         only = self._task.args.get("only")
         options = {name: spec for name, spec in SPECS[role].items() if only is None or name in only}
-        private, defaults = (read(role, name, self._loader) for name in ("vars/main.yml", "defaults/main.yml"))
+        private, defaults = (read(role, name) for name in ("vars/main.yml", "defaults/main.yml"))
         scope = {**defaults, **task_vars, **private}
         values, problems = self._typed(options, scope)
         rules = [rule for rule in private.get(f"__{role}_rules") or [] if rule["variable"] in options]

@@ -13,6 +13,7 @@ import secrets
 from pathlib import Path
 
 import yaml
+from ansible.parsing.dataloader import DataLoader
 
 from .. import filter as filters
 
@@ -30,8 +31,18 @@ def _specs() -> dict[str, dict[str, dict]]:
     return found
 
 
+def _load(path: Path) -> dict:
+    """Return a YAML file as a mapping, empty if there is none; templates in it are trusted, and errors name its lines."""
+    if not path.exists():
+        return {}
+    # Neither kept by the loader nor copied: nothing here changes it.
+    return DataLoader().load_from_file(str(path), cache="none", unsafe=True, trusted_as_template=True) or {}
+
+
 # The options of each role's argument spec: {role: {variable: option}}.
 SPECS = _specs()
+NAMES = ("defaults/main.yml", "vars/main.yml", "vars/checklist.yml")
+FILES = {path: _load(path) for name in NAMES for path in ROLES.glob(f"*/{name}")}
 # Filters, too, are imported once: Ansible looks for one in all files of the folder.
 for _file in pkgutil.iter_modules(filters.__path__):
     importlib.import_module(f"{filters.__name__}.{_file.name}")
@@ -41,15 +52,12 @@ gc.freeze()
 gc.set_threshold(50_000)
 
 
-def read(role: str, name: str, loader) -> dict:
-    """Return a YAML file of a role, such as ``vars/main.yml``, as a mapping; empty if there is no such file.
-
-    ``loader`` is the plugin's `DataLoader`, so that templates in the file are trusted and errors name its lines.
-    """
+def read(role: str, name: str) -> dict:
+    """Return a YAML file of a role, one of `NAMES`; an empty mapping if there is no such file. Do not change it."""
     path = ROLES / role / name
-    return (loader.load_from_file(str(path), trusted_as_template=True) or {}) if path.exists() else {}
+    return FILES[path] if path in FILES else _load(path)
 
 
-def scope(role: str, task_vars: dict, loader) -> dict:
+def scope(role: str, task_vars: dict) -> dict:
     """Return the variables as tasks of the role see them: its defaults, those of the host, its own."""
-    return {**read(role, "defaults/main.yml", loader), **task_vars, **read(role, "vars/main.yml", loader)}
+    return {**read(role, "defaults/main.yml"), **task_vars, **read(role, "vars/main.yml")}
