@@ -202,7 +202,7 @@ def test_every_variable_of_a_role_reaches_each_engine(kind):
     assert own == declared - {f"{role}_state", f"{role}_purge"}
     by_the_play = {f"{role}_{key}" for key in ("name", "memory_services", "earlier")}
     for name in own - by_the_play:
-        assert task["vars"][name] == f"{{{{ engine.settings.{name} }}}}"
+        assert task["vars"][name] == f"{{{{ __engines.by_name[engine_name].settings.{name} }}}}"
 
 
 def test_no_engine_can_have_the_name_of_a_service_of_another_role():
