@@ -11,6 +11,7 @@ from ansible.utils.display import Display
 from ..module_utils.batch import INTERNAL, MODULES, differs, options
 from ..module_utils.errors import UserError
 from ..plugin_utils import roles
+from ..plugin_utils.comparison import SHOWN, compare_steps, shown
 from .application_source import with_digest
 
 display = Display()
@@ -20,7 +21,6 @@ WITH_CONTROLLER_OPTIONS = {"application_source": with_digest}
 REQUIRED = {"name", "module", "options"}
 OPTIONAL = {"options_from", "register", "when"}
 # Keys of a result that Ansible treats itself; those of a step are part of the task's.
-SHOWN = ("warnings", "deprecations")
 NOT_REGISTERED = {"invocation", "diff", "exception", "ansible_facts", *SHOWN, *INTERNAL}
 
 
@@ -46,7 +46,7 @@ class ActionModule(ActionBase):
         if not self._task.check_mode:
             same = list(takewhile(lambda found: not differs(found), results))
             results = self._run_after(same, steps, task_vars)
-        return {**self._result(steps, results), **_shown(answer, results)}
+        return {**self._result(steps, results), **shown(answer, results)}
 
     def _same(self, names: list[str], task_vars: dict) -> dict:
         """Return a result that lists the roles that need no run, in their order."""
@@ -65,17 +65,15 @@ class ActionModule(ActionBase):
         by_role = [(step["group"], found) for step, found in zip(steps, results, strict=True) if found]
         differing |= {role for role, found in by_role if differs(found)}
         # The other roles run, and show their own warnings.
-        shown = _shown(answer, [found for role, found in by_role if role not in differing])
-        return {"changed": False, "same": [role for role in names if role not in differing], **shown}
+        warnings = shown(answer, [found for role, found in by_role if role not in differing])
+        return {"changed": False, "same": [role for role in names if role not in differing], **warnings}
 
     def _compare(self, steps: list[dict], task_vars: dict) -> tuple[list, dict]:
         """Return ``(the result of each step, that of the module)``; see `compare` of module_utils.batch."""
         asked = [
             {**step, "options": WITH_CONTROLLER_OPTIONS.get(step["module"], dict)(step["options"])} for step in steps
         ]
-        answer = self._execute_module("llm.server.batch", {"steps": asked}, task_vars=task_vars)
-        answer.pop("invocation", None)
-        return answer.pop("compared", []), answer
+        return compare_steps(self, asked, task_vars)
 
     def _expanded(self, entries: list[dict], task_vars: dict) -> list[dict]:
         """Return the steps; for an entry that names a role, those of the role."""
@@ -175,12 +173,6 @@ def _registered(steps: list[dict], results: list[dict]) -> dict[str, dict]:
         for step, found in pairs
         if step.get("register")
     }
-
-
-def _shown(answer: dict, results: list[dict]) -> dict:
-    """Return the warnings of the comparison and of the steps, and what Ansible found out about the host."""
-    shown = {name: [each for found in (answer, *results) for each in found.get(name) or []] for name in SHOWN}
-    return {name: each for name, each in {**shown, "ansible_facts": answer.get("ansible_facts")}.items() if each}
 
 
 def _listed(diff: dict | list | None) -> list[dict]:

@@ -70,10 +70,10 @@ def compare(
     """Return the result of each step's comparison; None for a step that was left out.
 
     ``call`` runs a module with arguments and returns its result; ``run_all`` runs one function per group. ``steps`` are
-    dicts with ``name``, ``module``, ``options`` and ``group``; ``options_from`` and ``register`` are optional, and refer
+    dicts with ``name``, ``module``, ``options`` and ``group``; ``options_from`` and ``register`` are optional and refer
     to steps of the same group. After a failure, the rest of the group is left out; after a difference too, unless
-    ``check_mode``, because a run starts there. A service is compared with ``compare_only`` instead of check mode, unless
-    ``check_mode``.
+    ``check_mode``, because a run starts there. Unless ``check_mode``, a service is compared with ``compare_only``
+    instead of check mode.
     """
     groups: dict[str, list[int]] = {}
     for number, step in enumerate(steps):

@@ -46,7 +46,10 @@ options:
         description: Instead of the other options, the role whose steps belong here, C(__ROLE_steps) in its
           C(vars/main.yml).
         type: str
-      vars: {description: Variables for the steps of O(steps[].role)., type: dict, default: {}}
+      vars:
+        description: Variables for the steps of O(steps[].role).
+        type: dict
+        default: {}
       group:
         description: A difference leaves out only later steps of the same group. The action sets it for O(compare).
         type: str

@@ -1,4 +1,7 @@
-"""Run a module by the module batch, which other tasks of a run use too: packing a module takes longer than running it."""
+"""Compare with the host by the module batch.
+
+Most tasks of a run without changes use that one module, because packing another one takes longer than running it.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,31 @@ from ansible.plugins.action import ActionBase
 
 from ..module_utils.batch import INTERNAL
 
+# Keys of a result that Ansible shows.
+SHOWN = ("warnings", "deprecations")
+
+
+def compare_steps(action: ActionBase, steps: list[dict], task_vars: dict) -> tuple[list, dict]:
+    """Return ``(the result of each step, that of the module)``; see `compare` of module_utils.batch."""
+    # The host's journal must not contain the arguments: keys and passwords of proxies are among them.
+    quiet = {**task_vars, "ansible_no_target_syslog": True}
+    answer = action._execute_module("llm.server.batch", {"steps": steps}, task_vars=quiet)
+    answer.pop("invocation", None)
+    return answer.pop("compared", []), answer
+
 
 def compare(action: ActionBase, module: str, arguments: dict, task_vars: dict) -> dict:
-    """Return the result of the module's comparison with the host; see `compare` of module_utils.batch.
-
-    It may have the keys `INTERNAL`; see `public`.
-    """
-    # The host's journal must not contain the arguments: keys are among them.
-    quiet = {**task_vars, "ansible_no_target_syslog": True}
-    steps = [{"name": module, "module": module, "options": arguments}]
-    answer = action._execute_module("llm.server.batch", {"steps": steps}, task_vars=quiet)
-    return answer["compared"][0] if "compared" in answer else answer
+    """Return the result of one module's comparison. It may have keys that are only for action plugins; see `public`."""
+    found, answer = compare_steps(action, [{"name": module, "module": module, "options": arguments}], task_vars)
+    return {**found[0], **shown(answer, found)} if found else answer
 
 
 def public(result: dict) -> dict:
     """Return the result without the keys that are only for action plugins."""
     return {key: value for key, value in result.items() if key not in INTERNAL}
+
+
+def shown(answer: dict, results: list[dict]) -> dict:
+    """Return the warnings of the module and of the steps, and what Ansible found out about the host."""
+    found = {name: [each for found in (answer, *results) for each in found.get(name) or []] for name in SHOWN}
+    return {name: each for name, each in {**found, "ansible_facts": answer.get("ansible_facts")}.items() if each}

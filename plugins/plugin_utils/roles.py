@@ -32,7 +32,7 @@ def _specs() -> dict[str, dict[str, dict]]:
 
 
 def _load(path: Path) -> dict:
-    """Return a YAML file as a mapping, empty if there is none; templates in it are trusted, and errors name its lines."""
+    """Return a YAML file as a mapping, empty if there is none. Templates in it are trusted; errors name its lines."""
     if not path.exists():
         return {}
     # Neither kept by the loader nor copied: nothing here changes it.

@@ -7,6 +7,7 @@ changed in it, such as environment variables.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -44,52 +45,56 @@ def load(modules: Iterable[str]) -> None:
 def call(module: str, arguments: dict) -> dict:
     """Return the result of a module, run with these arguments and this process's settings of Ansible."""
     main = import_module(f".{module}", __package__).main
-    text, code = _Fork(lambda output: _run(main, arguments, output)).end()
+    ((text, code),) = _forked([functools.partial(_run, main, arguments)])
     if not text:
         return {"failed": True, "changed": False, "msg": f"{module} returned no result (exit code {code})"}
     return json.loads(text)
 
 
 def at_once(works: list[Callable[[], list]]) -> list[list]:
-    """Return what each function returns, which must fit into JSON; each runs in its own process, all at the same time.
+    """Return what each function returns, which must fit into JSON. Several run at the same time, each in its process.
 
     Raises RuntimeError if a process ends without a result.
     """
     if len(works) < 2:
         return [work() for work in works]
-    forks = [_Fork(functools.partial(_write, work)) for work in works]
-    ends = [fork.end() for fork in forks]
+    ends = _forked([functools.partial(_write, work) for work in works])
     failed = [code for text, code in ends if not text]
     if failed:
         raise RuntimeError(f"a comparison returned no result (exit code {failed[0]})")
     return [json.loads(text) for text, _ in ends]
 
 
-class _Fork:
-    """A child of this process that calls ``work`` with the number of a file for its result."""
+def _forked(works: list[Callable[[int], None]]) -> list[tuple[bytes, int]]:
+    """Run each function in a child of this process, with the number of a file; return what it wrote and its exit code.
 
-    def __init__(self, work: Callable[[int], object]) -> None:
-        self.output = tempfile.TemporaryFile()
-        self.child = os.fork()
-        if not self.child:
-            # The child must not return: the parent's clean-up would run twice.
-            code = 1
-            try:
-                work(self.output.fileno())
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-
-    def end(self) -> tuple[bytes, int]:
-        """Wait for the child; return what it wrote, and its exit code."""
-        code = os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
-        with self.output as output:
+    The exit code is negative if a signal ended the child.
+    """
+    with contextlib.ExitStack() as stack:
+        outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in works]
+        children = [_fork(work, output.fileno()) for work, output in zip(works, outputs, strict=True)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        for output in outputs:
             output.seek(0)
-            return output.read(), code
+        return [(output.read(), code) for output, code in zip(outputs, codes, strict=True)]
+
+
+def _fork(work: Callable[[int], None], output: int) -> int:
+    """Start a child that runs a function; return its process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        work(output)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # The child must not return: the parent's clean-up would run twice.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _write(work: Callable[[], list], output: int) -> None:
@@ -98,6 +103,7 @@ def _write(work: Callable[[], list], output: int) -> None:
 
 
 def _run(main: Callable[[], None], arguments: dict, output: int) -> None:
+    """Run a module's `main` with its output in a file."""
     try:
         os.dup2(output, 1)
         given = json.loads(basic._ANSIBLE_ARGS)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pkgutil
+import select
 import subprocess
 import sys
 from importlib import import_module
@@ -136,6 +137,57 @@ def test_a_difference_or_a_failure_ends_the_comparison(first, check_mode, ends):
 def test_a_difference_ends_the_comparison_of_its_group_only():
     wanted = [*steps("one", "two", group="a"), *steps("three", "four", group="b")]
     assert compared(wanted, OTHER, SAME, SAME)[0] == [OTHER, None, SAME, SAME]
+
+
+def test_a_step_has_results_of_its_own_group_only():
+    wanted = [*steps("one", group="a"), *steps("two", group="b")]
+    wanted[0]["register"] = "it"
+    wanted[1] |= {"name": "Run it", "options_from": {"path": "it.path"}}
+    found, _ = compared(wanted, {**SAME, "path": "/venv"})
+    assert found[1]["failed"] and found[1]["msg"].startswith("Run it: options_from has path: it.path")
+
+
+def test_the_groups_are_compared_as_the_caller_wants_and_results_stay_in_order():
+    wanted = [*steps("one", group="a"), *steps("two", group="b"), *steps("three", group="a")]
+
+    def last_first(works):
+        return [work() for work in reversed(works)][::-1]
+
+    def call(name, _):
+        return {**SAME, "name": name}
+
+    found = batch.compare(wanted, False, call, last_first)
+    assert [each["name"] for each in found] == ["one", "two", "three"]
+
+
+def test_groups_run_at_the_same_time_each_in_its_own_process():
+    """Each waits until the other has begun, so one after the other would end by the timeout."""
+    read, write = os.pipe()
+    other_read, other_write = os.pipe()
+
+    def meet(own, other):
+        os.write(own, b"x")
+        ready, _, _ = select.select([other], [], [], 10)
+        return [bool(ready), os.getpid()]
+
+    (met, first), (met_too, second) = runner.at_once([lambda: meet(write, other_read), lambda: meet(other_write, read)])
+    assert met and met_too and len({first, second, os.getpid()}) == 3
+
+
+def test_one_group_needs_no_process():
+    assert runner.at_once([lambda: [os.getpid()]]) == [[os.getpid()]]
+
+
+def test_a_group_that_is_killed_ends_the_comparison():
+    with pytest.raises(RuntimeError, match=r"^a comparison returned no result \(exit code -9\)$"):
+        runner.at_once([lambda: [1], lambda: os.kill(os.getpid(), 9)])
+
+
+def test_a_module_is_imported_before_the_processes_that_run_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(runner, "import_module", lambda name, package: asked.append(name))
+    runner.load(["service_account"])
+    assert asked == [".service_account"]
 
 
 @pytest.mark.parametrize("check_mode", [True, False])

@@ -239,6 +239,24 @@ def test_the_steps_of_a_role_see_its_variables_and_the_hosts(task, role):
     assert task.asked()[0]["options"] == {"user": "app", "home": "/home/app"}
 
 
+@pytest.mark.parametrize("given", ["compare", "steps"])
+def test_a_roles_steps_may_contain_those_of_another_role(task, role, given):
+    role("tool", "[{name: Build, module: service_account, options: {home: '{{ tool_home }}'}}]", "tool_home: /tool\n")
+    nested = "{role: tool, vars: {tool_home: '{{ app_home }}'}}"
+    role("app", f"[{nested}, {{name: Run, module: service_account, options: {{}}}}]", "app_home: /srv\n")
+    entry = "app" if given == "compare" else {"role": "app"}
+    run(task.make([SAME, SAME], **{given: [entry]}))
+    assert [(step["name"], step["options"]) for step in task.asked()] == [("Build", {"home": "/srv"}), ("Run", {})]
+    assert {step.get("group") for step in task.asked()} == {"app" if given == "compare" else None}
+
+
+@pytest.mark.parametrize("entry", [{"role": "app", "options": {}}, {"role": "app", "name": "Run"}, {"vars": {}}])
+def test_an_entry_is_a_role_or_a_step(task, role, entry):
+    role("app", "[]")
+    with pytest.raises(AnsibleActionFail, match="or it is a role, with or without vars"):
+        run(task.make([], steps=[entry]))
+
+
 def test_roles_are_compared_in_one_call_and_those_without_differences_are_named(task, role):
     role(
         "one",

@@ -399,3 +399,21 @@ def test_a_repository_whose_index_never_came(apt):
 def test_a_repository_below_another_is_another_one(apt):
     (apt / "cuda.list").write_text(f"deb [signed-by=/k.gpg] {REPOSITORY}other/ /\n")
     assert not checklist.apt_repository(str(apt / "cuda.list"), REPOSITORY)[1]
+
+
+def test_checks_that_wait_start_first_and_the_rows_keep_their_order(monkeypatch):
+    """A log file is read before other checks add lines to it, which its shipper would have to read as well."""
+    started = []
+
+    def of_kind(kind):
+        return lambda: (started.append(kind) or kind, True)
+
+    kinds = ["http", "file_job", "unit", "journal_job"]
+    monkeypatch.setattr(checklist, "KINDS", {kind: of_kind(kind) for kind in kinds})
+    monkeypatch.setattr(checklist, "AT_ONCE", 1)
+    rows = checklist.rows([{"what": kind, "kind": kind, "options": {}} for kind in kinds])
+    assert started == ["file_job", "journal_job", "http", "unit"] and [row["what"] for row in rows] == kinds
+
+
+def test_kinds_that_wait_are_kinds():
+    assert set(checklist.KINDS) > checklist.WAITING

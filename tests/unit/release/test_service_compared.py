@@ -22,7 +22,7 @@ def deploy(monkeypatch):
         action = ActionModule.__new__(ActionModule)
         action._task = SimpleNamespace(args={"name": "app", "unit": {}, **args}, check_mode=check_mode)
         action.compared = compared
-        action._quietly = lambda module, arguments, _: calls.append((module, arguments)) or answer
+        action._execute_module = lambda module, arguments, **_: calls.append((module, arguments)) or answer
         return action.run(task_vars={"inventory_hostname": "gpu-1"})
 
     monkeypatch.setattr(ServiceStart, "run", lambda *_: dict(DEPLOYED))
@@ -31,8 +31,8 @@ def deploy(monkeypatch):
 
 def test_without_a_difference_the_result_is_that_of_the_comparison(deploy):
     assert deploy.run({"compared": [SAME]}) == {"changed": False, "release": "abc"}
-    step = {"name": "app", "module": "service_release", "options": {"name": "app", "unit": {}}}
-    assert deploy.calls == [("batch", {"steps": [step]})]
+    step = {"name": "service_release", "module": "service_release", "options": {"name": "app", "unit": {}}}
+    assert deploy.calls == [("llm.server.batch", {"steps": [step]})]
 
 
 @pytest.mark.parametrize(

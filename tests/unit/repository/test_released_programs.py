@@ -101,6 +101,34 @@ def test_a_playbook_compares_its_program_and_runs_it_if_it_differs(role):
     roles = read("playbooks/vars/groups.yml")["roles_of_groups"][group]
     compared = [one for shipper in SHIPPERS for one in rendered(roles, log_shipper=shipper, **ON)]
     assert group == play["hosts"] and role in compared
+    assert compare["when"] == "__programs is not defined"  # site.yml has compared it already
+
+
+@pytest.mark.parametrize("role", RELEASED)
+def test_site_compares_its_program_together_with_the_application(role):
+    (application,) = read("playbooks/application.yml")
+    (site,) = (
+        play for play in read("playbooks/site.yml") if play["ansible.builtin.import_playbook"] == "application.yml"
+    )
+    compare = application["pre_tasks"][-1]
+    assert compare["vars"]["compared_roles"] == "{{ programs_together | default(['ai_server']) }}"
+    assert site["vars"] == {"programs_together": "{{ programs_here }}"}
+    groups = re.search(r"\[.*?\]", read("playbooks/vars/programs.yml")["programs_here"])[0]
+    of_groups = read("playbooks/vars/groups.yml")["roles_of_groups"]
+    together = [
+        one
+        for group in yaml.safe_load(groups)
+        for shipper in SHIPPERS
+        for one in rendered(of_groups[group], log_shipper=shipper, **ON)
+    ]
+    assert {"ai_server", role} <= set(together)
+    # The same variables as where the roles run.
+    assert set(application["vars_files"]) >= {
+        file
+        for name in ("monitoring", "watch")
+        for play in read(f"playbooks/{name}.yml")
+        for file in play.get("vars_files", [])
+    }
 
 
 @pytest.mark.parametrize("role", RELEASED)

@@ -111,9 +111,18 @@ class TestAJobOfTheJournal:
         push(url, "checklist of yesterday")
         unit_ships()
         assert shipping.journal(url) == ("a line written now is not in Loki", False)
-        unit_ships(url, read=False)
+        unit_ships(read=False)
         shipping.reads(cursor__app="s=1;t=5")
         assert shipping.journal(url) == ("a line written now was not read by the job app", False)
+
+    def test_a_line_in_loki_was_read_whatever_the_positions_say(self, shipping, loki, unit_ships):
+        """They are written only once a second. With stages that change lines, only they say what was read."""
+        url = loki()
+        unit_ships(url, read=False)
+        shipping.reads(cursor__app="s=1;t=5")
+        assert shipping.journal(url) == ("a line written now is in Loki", True)
+        told = ("a line written now was not read by the job app", False)
+        assert shipping.journal(url, rewrites=True) == told
 
     def test_lines_of_other_units_are_reported(self, shipping, loki, unit_ships):
         url = loki()
