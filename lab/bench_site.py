@@ -1,9 +1,10 @@
 """Measure a run of site.yml without changes against a pyinfra deploy that checks the same things.
 
 Machines with the engine's light stand-in are converged once. Each round then runs in turn: a bare SSH command (the
-floor), site.yml, and pyinfra on one machine; the same with a round-trip time of 20 ms; and site.yml and pyinfra on all
-machines. The expected state for pyinfra is read from the finished machines: packages, the services' users and
-directories, files with owner, mode and content, links, programs by checksum, units, and addresses that answer.
+floor), site.yml, and pyinfra on one machine, and the same with a round-trip time of 20 ms. After that, site.yml and
+pyinfra run on all machines. The expected state for pyinfra is read from the finished machines: packages, the services'
+users and directories, files with owner, mode and content, links, programs by checksum, units, and addresses that
+answer.
 """
 
 from __future__ import annotations
@@ -220,16 +221,20 @@ def unchanged(output: str) -> bool:
 
 
 def run(repeats: int, hosts: int, writes: bool) -> str:
-    """Measure `repeats` rounds and return the table; `writes` also puts it into the page."""
+    """Measure `repeats` rounds and return the table; `writes` also puts it into the page.
+
+    One machine is measured while no other one runs here.
+    """
     seconds: dict[tuple[str, str], list[float]] = {}
-    with tempfile.TemporaryDirectory(prefix="bench-site-") as folder:
-        site = Site(Path(folder), hosts)
-        try:
-            for number in range(repeats):
-                host.say(f"Round {number + 1} of {repeats} …")
-                measure(site, seconds, hosts)
-        finally:
-            site.bed.down()
+    for count in (1, hosts) if hosts > 1 else (1,):
+        with tempfile.TemporaryDirectory(prefix="bench-site-") as folder:
+            site = Site(Path(folder), count)
+            try:
+                for number in range(repeats):
+                    host.say(f"Round {number + 1} of {repeats}, {count} machine{'s' * (count > 1)} …")
+                    measure(site, seconds, count)
+            finally:
+                site.bed.down()
     table = "\n".join(rows(seconds, hosts))
     if writes:
         write(part(table, repeats))
@@ -246,13 +251,14 @@ def measure(site: Site, seconds: dict[tuple[str, str], list[float]], hosts: int)
         one("site.yml", where, site.ansible(count, port))
         one("pyinfra", where, site.ask(count, {site.bed.one.name: port} if port else {}))
 
+    if hosts > 1:
+        both(f"{hosts} hosts", hosts, None)
+        return
     one("one bare SSH command", NEAR, site.floor(None))
     both(NEAR, 1, None)
     with site.far() as port:
         one("one bare SSH command", FAR, site.floor(port))
         both(FAR, 1, port)
-    if hosts > 1:
-        both(f"{hosts} hosts", hosts, None)
 
 
 def rows(seconds: dict[tuple[str, str], list[float]], hosts: int) -> list[str]:
@@ -277,7 +283,7 @@ def part(table: str, repeats: int) -> str:
         f"a deploy of pyinfra {version} (`lab/pyinfra`) that finds the same packages, users, directories, files,\n"
         "links, programs, units and answers over HTTP as they are wanted. It does less: no validation of variables,\n"
         "no plan, no preflights, no completions by the models, no checklist measured from outside. 20 ms is the round\n"
-        "trip of a link with that delay; all machines are on this host, which they share.\n\n"
+        "trip of a link with that delay. All machines are on this host, which they share; one is measured alone.\n\n"
         f"{f'Medians of {repeats} rounds' if repeats > 1 else '1 round'} on {load}.\n\n{table}\n{MITOGEN}"
     )
 
