@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import re
+import threading
 
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
@@ -31,6 +33,8 @@ class ActionModule(ActionBase):
         unknown = [role for role in self._task.args.get("roles", []) if role not in SPECS]
         if unknown:
             raise AnsibleError(f"There is no role {', '.join(unknown)}; use one of {', '.join(SPECS)}.")
+        if self._task.args.get("connect"):
+            threading.Thread(target=self._connect, daemon=True).start()
         problems: list[str] = []
         valid_roles: set[str] = set()
         defaults: dict = {}
@@ -83,6 +87,11 @@ class ActionModule(ActionBase):
             by_name = {each["name"]: each for each in resolved}
             result.update(engines=resolved, present=present, by_name=by_name, _ansible_no_log=True)
         return result
+
+    def _connect(self) -> None:
+        """Open the connection that the next task uses."""
+        with contextlib.suppress(AnsibleError):  # the next task says why the host cannot be reached
+            self._connection.exec_command("true", sudoable=False)
 
     def _validated_before(self, task_vars: dict) -> bool:
         """Return whether this run has validated the task's roles with the same variables, as site.yml does."""

@@ -18,7 +18,7 @@ description:
   - A variable of the inventory that is the default of several roles, such as C(download_mirror), is checked with every
     role and reported once.
   - A secret that cannot be decrypted is reported here instead of failing where it is first used.
-  - Runs on the controller; does not connect to the host.
+  - Runs on the controller. It uses the connection to the host only with O(connect).
 author: The llm-server maintainers (@llm-server)
 options:
   roles: {description: Names of the host's roles., type: list, elements: str}
@@ -28,6 +28,10 @@ options:
     elements: dict
   engine_groups: {description: Groups of engines of which one serves at a time., type: dict}
   services: {description: Names that an engine cannot have., type: list, elements: str}
+  connect:
+    description: Opens the connection to the host meanwhile, for the next task. It makes no difference whether that works.
+    type: bool
+    default: false
   only: {description: Variables to validate; others may be missing., type: list, elements: str}
   between:
     description: >-
