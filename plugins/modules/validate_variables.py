@@ -29,7 +29,7 @@ options:
   engine_groups: {description: Groups of engines of which one serves at a time., type: dict}
   services: {description: Names that an engine cannot have., type: list, elements: str}
   connect:
-    description: Opens the connection to the host meanwhile, for the next task. It makes no difference whether that works.
+    description: Opens the connection to the host meanwhile, for the next task. It does not matter if that fails.
     type: bool
     default: false
   only: {description: Variables to validate; others may be missing., type: list, elements: str}

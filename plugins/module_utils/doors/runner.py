@@ -62,7 +62,7 @@ def at_once(works: list[Callable[[], list]]) -> list[list]:
     failed = [code for text, code in ends if not text]
     if failed:
         raise RuntimeError(f"a comparison returned no result (exit code {failed[0]})")
-    return [json.loads(text) for text, _ in ends]
+    return [json.loads(end[0]) for end in ends]
 
 
 def _forked(works: list[Callable[[int], None]]) -> list[tuple[bytes, int]]:
@@ -71,7 +71,7 @@ def _forked(works: list[Callable[[int], None]]) -> list[tuple[bytes, int]]:
     The exit code is negative if a signal ended the child.
     """
     with contextlib.ExitStack() as stack:
-        outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in works]
+        outputs = [stack.enter_context(tempfile.TemporaryFile()) for work in works]
         children = [_fork(work, output.fileno()) for work, output in zip(works, outputs, strict=True)]
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         for output in outputs:
