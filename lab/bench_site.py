@@ -1,10 +1,10 @@
 """Measure a run of site.yml without changes against a pyinfra deploy that checks the same things.
 
-Machines with the engine's light stand-in are converged once. Each round then runs in turn: a bare SSH command (the
-floor), site.yml, and pyinfra on one machine, and the same with a round-trip time of 20 ms. After that, site.yml and
-pyinfra run on all machines. The expected state for pyinfra is read from the finished machines: packages, the services'
-users and directories, files with owner, mode and content, links, programs by checksum, units, and addresses that
-answer.
+One machine with the engine's light stand-in is converged. Each round then runs in turn: a bare SSH command (the floor),
+site.yml, and pyinfra, and the same with a round-trip time of 20 ms. Then that machine goes, all machines are converged,
+and site.yml and pyinfra run on them. The expected state for pyinfra is read from the finished machines: packages, the
+services' users and directories, files with owner, mode and content, links, programs by checksum, units, and addresses
+that answer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Collect the checks of a host's roles and engines, and measure them all by one call of the module of the same name."""
+"""Collect the checks of a host's roles and engines, and measure them all by one call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ansible.plugins.action import ActionBase
 from ..module_utils.engines import engines
 from ..module_utils.release import checklist
 from ..plugin_utils import roles
-from ..plugin_utils.comparison import compare
+from ..plugin_utils.comparison import ask_batch
 
 FACTS = ["!all", "!min", "distribution", "platform", "interfaces"]
 OUTSIDE = ("what", "kind", "options", "cure")
@@ -37,7 +37,7 @@ class ActionModule(ActionBase):
         ]
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             seen = pool.submit(checklist.rows, [{key: check.get(key, "") for key in OUTSIDE} for check in outside])
-            result = compare(self, "checklist", {"checks": inside}, task_vars)
+            result = ask_batch(self, "checklist", {"checks": inside}, task_vars)
             if "rows" not in result:
                 return result
             rows = {True: iter(seen.result()), False: iter(result["rows"])}

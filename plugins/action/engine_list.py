@@ -5,7 +5,7 @@ from __future__ import annotations
 from ansible.plugins.action import ActionBase
 
 from ..module_utils.batch import differs
-from ..plugin_utils.comparison import compare, public
+from ..plugin_utils.comparison import ask_batch, public
 
 
 class ActionModule(ActionBase):
@@ -14,7 +14,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict | None = None) -> dict:
         """Return the result of the task; see the module's RETURN."""
         super().run(tmp, task_vars)
-        found = compare(self, "engine_list", self._task.args, task_vars or {})
+        found = ask_batch(self, "engine_list", self._task.args, task_vars or {})
         if self._task.check_mode or not differs(found):
             return public(found)
         return self._execute_module("llm.server.engine_list", self._task.args, task_vars=task_vars)

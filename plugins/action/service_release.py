@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..module_utils.batch import differs
-from ..plugin_utils.comparison import compare, public
+from ..plugin_utils.comparison import ask_batch, public
 from ..plugin_utils.service import ServiceStart
 
 NOT_PREVIEWED = ("name", "drain_command", "restore_command")
@@ -24,7 +24,7 @@ class ActionModule(ServiceStart):
         """Return the result of the task if a run would do nothing; otherwise None."""
         if self.compared or self._task.check_mode or self._task.args.get("state") == "absent":
             return None
-        found = compare(self, self.MODULE, self._task.args, task_vars)
+        found = ask_batch(self, self.MODULE, self._task.args, task_vars)
         return None if differs(found) else public(found)
 
     def to_preview(self) -> dict:

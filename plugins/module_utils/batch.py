@@ -56,16 +56,11 @@ def differs(result: dict) -> bool:
     return bool(result.get("failed") or result["changed"] or any(map(result.get, ("pending", "await", "out"))))
 
 
-def one_by_one(works: list[Callable[[], list]]) -> list[list]:
-    """Return what each function returns."""
-    return [work() for work in works]
-
-
 def compare(
     steps: list[dict],
     check_mode: bool,
     call: Callable[[str, dict], dict],
-    run_all: Callable[[list[Callable[[], list]]], list[list]] = one_by_one,
+    run_all: Callable[[list[Callable[[], list]]], list[list]],
 ) -> list[dict | None]:
     """Return the result of each step's comparison; None for a step that was left out.
 

@@ -59,10 +59,6 @@ recorded:
   description: Whether the recorded list has exactly the engines that the host should have.
   returned: always
   type: bool
-pending:
-  description: Whether a run would write the list.
-  returned: in check mode
-  type: bool
 states:
   description: The engines that should not serve, as M(llm.server.engine_state) returns them.
   returned: with O(state=begun)

@@ -22,8 +22,11 @@ def compare_steps(action: ActionBase, steps: list[dict], task_vars: dict) -> tup
     return answer.pop("compared", []), answer
 
 
-def compare(action: ActionBase, module: str, arguments: dict, task_vars: dict) -> dict:
-    """Return the result of one module's comparison. It may have keys that are only for action plugins; see `public`."""
+def ask_batch(action: ActionBase, module: str, arguments: dict, task_vars: dict) -> dict:
+    """Return what one module answers through the module batch: in check mode, a service with compare_only.
+
+    It may have keys that are only for action plugins; see `public`.
+    """
     found, answer = compare_steps(action, [{"name": module, "module": module, "options": arguments}], task_vars)
     return {**found[0], **shown(answer, found)} if found else answer
 
@@ -35,5 +38,5 @@ def public(result: dict) -> dict:
 
 def shown(answer: dict, results: list[dict]) -> dict:
     """Return the warnings of the module and of the steps, and what Ansible found out about the host."""
-    found = {name: [each for found in (answer, *results) for each in found.get(name) or []] for name in SHOWN}
-    return {name: each for name, each in {**found, "ansible_facts": answer.get("ansible_facts")}.items() if each}
+    lists = {name: [each for result in (answer, *results) for each in result.get(name) or []] for name in SHOWN}
+    return {name: each for name, each in {**lists, "ansible_facts": answer.get("ansible_facts")}.items() if each}

@@ -32,9 +32,7 @@ def _specs() -> dict[str, dict[str, dict]]:
 
 
 def _load(path: Path) -> dict:
-    """Return a YAML file as a mapping, empty if there is none. Templates in it are trusted; errors name its lines."""
-    if not path.exists():
-        return {}
+    """Return a YAML file as a mapping. Templates in it are trusted; errors name its lines."""
     # Neither kept by the loader nor copied: nothing here changes it.
     return DataLoader().load_from_file(str(path), cache="none", unsafe=True, trusted_as_template=True) or {}
 
@@ -42,20 +40,19 @@ def _load(path: Path) -> dict:
 # The options of each role's argument spec: {role: {variable: option}}.
 SPECS = _specs()
 NAMES = ("defaults/main.yml", "vars/main.yml", "vars/checklist.yml")
-FILES = {path: _load(path) for name in NAMES for path in ROLES.glob(f"*/{name}")}
+FILES = {(path.parts[-3], name): _load(path) for name in NAMES for path in ROLES.glob(f"*/{name}")}
 # Filters, too, are imported once: Ansible looks for one in all files of the folder.
 for _file in pkgutil.iter_modules(filters.__path__):
     importlib.import_module(f"{filters.__name__}.{_file.name}")
 # Objects loaded so far live until the end; without this, garbage collection in each fork would scan and copy them.
 gc.freeze()
-# A fork lives for one task.
+# A fork lives for one task, so collecting its garbage seldom pays.
 gc.set_threshold(50_000)
 
 
 def read(role: str, name: str) -> dict:
     """Return a YAML file of a role, one of `NAMES`; an empty mapping if there is no such file. Do not change it."""
-    path = ROLES / role / name
-    return FILES[path] if path in FILES else _load(path)
+    return FILES.get((role, name), {})
 
 
 def scope(role: str, task_vars: dict) -> dict:

@@ -52,9 +52,9 @@ def call(module: str, arguments: dict) -> dict:
 
 
 def at_once(works: list[Callable[[], list]]) -> list[list]:
-    """Return what each function returns, which must fit into JSON. Several run at the same time, each in its process.
+    """Return what each function returns, which must fit into JSON.
 
-    Raises RuntimeError if a process ends without a result.
+    Several run at the same time, each in a process of its own. Raises RuntimeError if a process ends without a result.
     """
     if len(works) < 2:
         return [work() for work in works]
@@ -66,7 +66,7 @@ def at_once(works: list[Callable[[], list]]) -> list[list]:
 
 
 def _forked(works: list[Callable[[int], None]]) -> list[tuple[bytes, int]]:
-    """Run each function in a child of this process, with the number of a file; return what it wrote and its exit code.
+    """Run each function in a child of this process, with the descriptor of a file; return what it wrote and its exit code.
 
     The exit code is negative if a signal ended the child.
     """

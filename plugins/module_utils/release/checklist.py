@@ -24,6 +24,7 @@ from .description import unit_text
 from .store import Service
 
 AT_ONCE = 8
+# Kinds that wait start first, also because other checks add lines to the logs that they read.
 WAITING = {"journal_job", "file_job", "collector_journal", "collector_files", "remote_write", "watchdog"}
 LATELY = 10  # minutes
 CRASHES = 3

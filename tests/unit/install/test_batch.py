@@ -64,6 +64,10 @@ def steps(*modules: str, group: str = "") -> list[dict]:
     return [{"module": name, "options": {}, "group": group} for name in modules]
 
 
+def one_by_one(works: list) -> list[list]:
+    return [work() for work in works]
+
+
 def compared(wanted: list[dict], *results: dict, check_mode: bool = False) -> tuple[list[dict | None], list]:
     """Compare steps whose modules return ``results`` in this order; return what was found, and the calls."""
     calls, left = [], list(results)
@@ -72,7 +76,7 @@ def compared(wanted: list[dict], *results: dict, check_mode: bool = False) -> tu
         calls.append((name, arguments))
         return left.pop(0)
 
-    return batch.compare(wanted, check_mode, call), calls
+    return batch.compare(wanted, check_mode, call, one_by_one), calls
 
 
 def test_options_are_taken_from_results_of_earlier_steps():
@@ -183,7 +187,17 @@ def test_a_group_that_is_killed_ends_the_comparison():
         runner.at_once([lambda: [1], lambda: os.kill(os.getpid(), 9)])
 
 
-def test_a_module_is_imported_before_the_processes_that_run_it(monkeypatch):
+def test_modules_are_imported_before_the_processes_that_run_them(monkeypatch, capfd):
+    asked = []
+    monkeypatch.setattr(module, "load", lambda names: asked.append(sorted(names)))
+    monkeypatch.setattr(module, "compare", lambda *_: asked.append("compare") or [])
+    steps = [{"name": "a", "module": name, "options": {}} for name in ("system_packages", "service_account")]
+    with started(steps=steps), pytest.raises(SystemExit):
+        module.main()
+    assert asked == [["service_account", "system_packages"], "compare"]
+
+
+def test_load_imports_modules(monkeypatch):
     asked = []
     monkeypatch.setattr(runner, "import_module", lambda name, package: asked.append(name))
     runner.load(["service_account"])
@@ -212,7 +226,7 @@ def test_only_a_service_is_compared_as_by_a_run_and_not_in_check_mode(check_mode
 )
 def test_a_module_says_what_it_would_change_and_writes_nothing(tmp_path, name, options):
     here = json.loads(json.dumps(options).replace("HERE", str(tmp_path)))
-    (result,) = batch.compare([{"module": name, "options": here, "group": ""}], True, run)
+    (result,) = batch.compare([{"module": name, "options": here, "group": ""}], True, run, one_by_one)
     assert (result.get("msg"), result["changed"]) == (None, True)
     assert list(tmp_path.iterdir()) == []
 

@@ -218,12 +218,14 @@ def test_a_step_whose_condition_is_false_is_dropped(task):
 @pytest.fixture
 def role(tmp_path, monkeypatch):
     """A function that makes a role with steps."""
-    monkeypatch.setattr(roles, "ROLES", tmp_path)
+    files: dict = {}
+    monkeypatch.setattr(roles, "FILES", files)
 
     def make(name: str, steps: str, defaults: str = "") -> None:
         for file, text in {"defaults": defaults, "vars": f"__{name}_steps: {steps}\n"}.items():
-            (tmp_path / name / file).mkdir(parents=True)
-            (tmp_path / name / file / "main.yml").write_text(text)
+            path = tmp_path / f"{name}-{file}.yml"
+            path.write_text(text)
+            files[name, f"{file}/main.yml"] = roles._load(path)
 
     return make
 

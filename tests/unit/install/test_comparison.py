@@ -8,7 +8,7 @@ import pytest
 from ansible.plugins.action import ActionBase
 
 from plugins.action.engine_list import ActionModule
-from plugins.plugin_utils.comparison import compare, public
+from plugins.plugin_utils.comparison import ask_batch, public
 
 BATCH, LIST = "llm.server.batch", "llm.server.engine_list"
 SAME = {"changed": False, "recorded": True}
@@ -37,7 +37,7 @@ def task(monkeypatch):
 
 
 def test_a_comparison_is_one_call_that_leaves_nothing_in_the_journal(task):
-    assert compare(task.make({"compared": [SAME]}), "checklist", {"checks": ["key"]}, {}) == SAME
+    assert ask_batch(task.make({"compared": [SAME]}), "checklist", {"checks": ["key"]}, {}) == SAME
     assert task.calls == [
         (BATCH, {"steps": [{"name": "checklist", "module": "checklist", "options": {"checks": ["key"]}}]})
     ]
@@ -48,12 +48,12 @@ def test_what_ansible_says_and_finds_out_is_kept(task):
     """So that it does not look for the host's Python at each call."""
     python = {"discovered_interpreter_python": "/usr/bin/python3"}
     answer = {"compared": [{**SAME, "warnings": ["own"]}], "warnings": ["an old Python"], "ansible_facts": python}
-    found = compare(task.make({**answer, "invocation": "canary"}), "checklist", {}, {})
+    found = ask_batch(task.make({**answer, "invocation": "canary"}), "checklist", {}, {})
     assert found == {**SAME, "warnings": ["an old Python", "own"], "ansible_facts": python}
 
 
 def test_a_call_that_fails_is_the_result(task):
-    assert compare(task.make({"failed": True, "msg": "no Python"}), "checklist", {}, {}) == {
+    assert ask_batch(task.make({"failed": True, "msg": "no Python"}), "checklist", {}, {}) == {
         "failed": True,
         "msg": "no Python",
     }

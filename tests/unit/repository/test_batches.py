@@ -43,12 +43,44 @@ def test_there_are_steps():
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_is_a_call_that_its_module_takes(step):
     known = options_of("batch")["steps"]["suboptions"]
-    assert step.keys() <= known.keys() - {"role"} and step["module"] in known["module"]["choices"]
+    assert step.keys() <= known.keys() - {"role", "vars", "group"} and step["module"] in known["module"]["choices"]
     options = options_of(step["module"])
     taken = {place.partition(".")[0] for place in step.get("options_from", {})}
     given = step["options"].keys() | taken
     assert given <= options.keys()
     assert {name for name, option in options.items() if option.get("required")} <= given
+
+
+def entries(content) -> Iterator[dict]:
+    """Yield the entries that stand for the steps of a role."""
+    for each in content.values() if isinstance(content, dict) else content or []:
+        if isinstance(each, dict) and "role" in each and each.keys() <= {"role", "vars"}:
+            yield each
+        elif isinstance(each, dict | list):
+            yield from entries(each)
+
+
+ENTRIES = [
+    pytest.param(entry, id=f"{path.parts[-3]}: {entry['role']}")
+    for folder in ("tasks", "vars")
+    for path in sorted((ROOT / "roles").glob(f"*/{folder}/*.yml"))
+    for entry in entries(yaml.safe_load(path.read_text()))
+    if "{" not in entry["role"]
+]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_an_entry_is_a_role_with_steps_and_variables_that_it_has(entry):
+    role = ROOT / "roles" / entry["role"]
+    assert f"__{role.name}_steps" in yaml.safe_load((role / "vars/main.yml").read_text())
+    specs = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+    assert entry.get("vars", {}).keys() <= specs.keys()
+
+
+def test_roles_build_with_their_own_environment_for_uv():
+    assert {entry.values[0]["role"] for entry in ENTRIES} > {"uv"}
+    nested = [entry.values[0] for entry in ENTRIES if entry.values[0]["role"] == "uv" and "vars" in entry.values[0]]
+    assert [set(entry["vars"]) for entry in nested] == [{"uv_build_environment"}] * 2
 
 
 def at(options, place: str):
