@@ -52,14 +52,14 @@ options:
         default: {}
       group:
         description:
-          - The steps of one group are compared in their order. A difference leaves out only later steps of the same group,
-            and O(steps[].options_from) sees only results of the same group. Groups are compared at the same time.
+          - The steps of one group are compared in their order. A difference leaves out only later steps of the group, and
+            O(steps[].options_from) sees only results of the group. Groups are compared at the same time.
           - The action sets it for O(compare).
         type: str
         default: ""
   compare:
-    description: Instead of O(steps), roles whose C(__ROLE_steps) are only compared, all at the same time; RV(same) lists
-      those that need no run. A service without differences is checked by its probes, as in a run.
+    description: Instead of O(steps), roles whose C(__ROLE_steps) are only compared, all at the same time; RV(same)
+      lists those that need no run. A service without differences is checked by its probes, as in a run.
     type: list
     elements: str
 attributes:

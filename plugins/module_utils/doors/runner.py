@@ -66,9 +66,9 @@ def at_once(works: list[Callable[[], list]]) -> list[list]:
 
 
 def _forked(works: list[Callable[[int], None]]) -> list[tuple[bytes, int]]:
-    """Run each function in a child of this process, with the descriptor of a file; return what it wrote and its exit code.
+    """Run each function in a child of this process, with a file's descriptor; return what it wrote and its exit code.
 
-    The exit code is negative if a signal ended the child.
+    The code is negative if a signal ended the child.
     """
     with contextlib.ExitStack() as stack:
         outputs = [stack.enter_context(tempfile.TemporaryFile()) for work in works]

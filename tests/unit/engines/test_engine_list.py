@@ -24,9 +24,9 @@ def run(tmp_path, monkeypatch, capsys):
 
     def once(state: str, check_mode: bool = False) -> dict:
         monkeypatch.setattr(basic, "_ANSIBLE_ARGS", None)
-        with patch_module_args({"engines": ENGINES, "state": state, "_ansible_check_mode": check_mode}):
-            with pytest.raises(SystemExit):
-                engine_list.main()
+        arguments = {"engines": ENGINES, "state": state, "_ansible_check_mode": check_mode}
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            engine_list.main()
         return json.loads(capsys.readouterr().out)
 
     return once

@@ -85,7 +85,7 @@ def test_a_service_that_site_found_the_same_does_not_run(role):
         ),
     ],
 )
-def test_a_role_that_is_removed_is_not_compared_unless_its_steps_remove_it(groups, variables, found):
+def test_a_service_that_is_to_be_absent_is_left_to_its_role(groups, variables, found):
     files = ("groups", "compared")
     scope = {name: value for file in files for name, value in read(f"playbooks/vars/{file}.yml").items()}
     trusted = {name: trust(value) for name, value in scope.items()}
