@@ -66,7 +66,8 @@ class ActionModule(ActionBase):
         differing |= {role for role, found in by_role if differs(found)}
         # The other roles run, and show their own warnings.
         warnings = shown(answer, [found for role, found in by_role if role not in differing])
-        return {"changed": False, "same": [role for role in names if role not in differing], **warnings}
+        same = [role for role in names if role not in differing]
+        return {"changed": False, "compared": names, "same": same, **warnings}
 
     def _compare(self, steps: list[dict], task_vars: dict) -> tuple[list, dict]:
         """Return ``(the result of each step, that of the module)``; see `compare` of module_utils.batch."""

@@ -19,6 +19,7 @@ from ..plugin_utils.roles import KEY, SPECS, read
 
 # Fact: fingerprints of the roles that were validated in this run, and the names of roles that were validated together.
 VALIDATED = "llm_server_validated"
+CONNECTING = 10  # seconds
 KEPT = 200  # of these, since a cache of facts may keep them from run to run
 SIMILARITY = 0.88  # an unknown name that is at least this similar counts as misspelt; the ratio of difflib, 0 to 1
 
@@ -28,13 +29,24 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: str | None = None, task_vars: dict | None = None) -> dict:
         """Return the result of the task: `problems`, warnings, and the engines of the host if requested."""
-        result = super().run(tmp, task_vars)
-        task_vars = task_vars or {}
+        super().run(tmp, task_vars)
+        connecting = threading.Thread(target=self._connect, daemon=True)
+        if self._task.args.get("connect"):
+            connecting.start()
+        result = self._validate(task_vars or {})
+        if self._task.args.get("connect") and not result.get("failed"):
+            connecting.join(CONNECTING)  # otherwise the next task would open a second one
+        return result
+
+    def _connect(self) -> None:
+        """Open the connection that the next task uses."""
+        with contextlib.suppress(AnsibleError):  # the next task says why the host cannot be reached
+            self._connection.exec_command("true", sudoable=False)
+
+    def _validate(self, task_vars: dict) -> dict:
         unknown = [role for role in self._task.args.get("roles", []) if role not in SPECS]
         if unknown:
             raise AnsibleError(f"There is no role {', '.join(unknown)}; use one of {', '.join(SPECS)}.")
-        if self._task.args.get("connect"):
-            threading.Thread(target=self._connect, daemon=True).start()
         problems: list[str] = []
         valid_roles: set[str] = set()
         defaults: dict = {}
@@ -42,7 +54,7 @@ class ActionModule(ActionBase):
         self.advice: list[str] = []
         self.valid: list[str] = []
         if self._validated_before(task_vars):
-            return {**result, "changed": False, "problems": []}
+            return {"changed": False, "problems": []}
         if self._task.args.get("only") is None:
             found = self._option_problems(SHARED, SHARED_RULES, task_vars)
             problems += found
@@ -72,7 +84,7 @@ class ActionModule(ActionBase):
         ]
         problems += self._rule_violations(between, {**defaults, **task_vars, **values})
         problems = list(dict.fromkeys(without_credentials(text) for text in problems))
-        result.update(changed=False, problems=problems)
+        result: dict = {"changed": False, "problems": problems}
         if self.advice:
             result["warnings"] = [without_credentials(text) for text in self.advice]
         if problems:
@@ -87,11 +99,6 @@ class ActionModule(ActionBase):
             by_name = {each["name"]: each for each in resolved}
             result.update(engines=resolved, present=present, by_name=by_name, _ansible_no_log=True)
         return result
-
-    def _connect(self) -> None:
-        """Open the connection that the next task uses."""
-        with contextlib.suppress(AnsibleError):  # the next task says why the host cannot be reached
-            self._connection.exec_command("true", sudoable=False)
 
     def _validated_before(self, task_vars: dict) -> bool:
         """Return whether this run has validated the task's roles with the same variables, as site.yml does."""

@@ -52,8 +52,8 @@ options:
         default: {}
       group:
         description:
-          - The steps of one group are compared in their order. A difference leaves out only later steps of the group, and
-            O(steps[].options_from) sees only results of the group. Groups are compared at the same time.
+          - The steps of one group are compared in their order. A difference leaves out only later steps of the group,
+            and O(steps[].options_from) sees only results of the group. Groups are compared at the same time.
           - The action sets it for O(compare).
         type: str
         default: ""
@@ -93,6 +93,7 @@ changed_steps:
   type: list
   elements: str
   returned: always
+compared: {description: The roles that were compared., type: list, elements: str, returned: with O(compare)}
 same:
   description: Roles that need no run.
   type: list

@@ -92,9 +92,11 @@ def _fork(work: Callable[[int], None], output: int) -> int:
         traceback.print_exc()
     finally:
         # The child must not return: the parent's clean-up would run twice.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
 
 
 def _write(work: Callable[[], list], output: int) -> None:

@@ -197,6 +197,18 @@ def test_modules_are_imported_before_the_processes_that_run_them(monkeypatch, ca
     assert asked == [["service_account", "system_packages"], "compare"]
 
 
+def test_a_child_that_cannot_write_its_output_ends():
+    """It must not go on as its parent."""
+    program = (
+        "import os, sys; from plugins.module_utils.doors import runner\n"
+        "sys.stdout = open('/dev/full', 'w')\n"
+        "found = runner._forked([lambda output: print('text')])\n"
+        "os.write(2, repr((found, len(found))).encode())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr.count("[(b'', 0)], 1)") == 1
+
+
 def test_load_imports_modules(monkeypatch):
     asked = []
     monkeypatch.setattr(runner, "import_module", lambda name, package: asked.append(name))

@@ -272,7 +272,11 @@ def test_roles_are_compared_in_one_call_and_those_without_differences_are_named(
     assert [(step["group"], step["name"]) for step in task.asked()] == [
         ("two", "Run"), ("three", "Run"), ("one", "Run"), ("one", "Then"),
     ]  # fmt: skip
-    assert task.names() == [BATCH] and result == {"changed": False, "same": ["three", "one", "off"]}
+    assert task.names() == [BATCH] and result == {
+        "changed": False,
+        "compared": ["two", "three", "one", "off"],
+        "same": ["three", "one", "off"],
+    }
     task.calls.clear()
     result = run(task.make([SAME, SAME, SAME, {"failed": True}], compare=["two", "three", "one"]), three_user="x")
     assert result["same"] == ["two", "three"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.action import ActionBase
 from ansible.template import Templar
 
-from plugins.action.validate_variables import ActionModule
+from plugins.action import validate_variables
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def validate(monkeypatch):
     monkeypatch.setattr(ActionBase, "run", lambda *_: {})
 
     def run(exec_command, **args) -> dict:
-        action = ActionModule.__new__(ActionModule)
+        action = validate_variables.ActionModule.__new__(validate_variables.ActionModule)
         action._task = SimpleNamespace(args=args)
         action._loader = DataLoader()
         action._templar = Templar(action._loader)
@@ -30,16 +31,25 @@ def validate(monkeypatch):
     return run
 
 
-def test_the_connection_is_opened_without_root_and_the_result_does_not_wait_for_it(validate):
-    asked, opened, end = [], threading.Event(), threading.Event()
+def test_the_connection_is_open_before_the_next_task_needs_it(validate):
+    asked = []
 
     def slow(command, *, sudoable):
+        time.sleep(0.2)
         asked.append((command, sudoable))
-        opened.set()
-        end.wait(10)
 
     assert validate(slow, connect=True)["problems"] == []
-    assert opened.wait(10) and not end.is_set() and asked == [("true", False)]
+    assert asked == [("true", False)]
+
+
+@pytest.mark.parametrize("problem", [True, False])
+def test_the_result_waits_for_it_only_for_some_time_and_not_if_there_are_problems(validate, monkeypatch, problem):
+    end = threading.Event()
+    monkeypatch.setattr(validate_variables, "CONNECTING", 30 if problem else 0.1)
+    options = {"options": {"missing": {"type": "str", "required": True}}} if problem else {}
+    start = time.monotonic()
+    result = validate(lambda *_, **__: end.wait(60), connect=True, **options)
+    assert time.monotonic() - start < 10 and bool(result.get("failed")) is problem
     end.set()
 
 
@@ -59,5 +69,5 @@ def test_a_host_that_cannot_be_reached_makes_no_difference(validate, monkeypatch
 
 
 def test_otherwise_the_host_is_left_alone(validate, monkeypatch):
-    monkeypatch.setattr(threading, "Thread", lambda **_: pytest.fail("connected"))
+    monkeypatch.setattr(threading.Thread, "start", lambda _: pytest.fail("connected"))
     assert validate(None)["problems"] == []

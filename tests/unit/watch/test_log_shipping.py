@@ -124,6 +124,26 @@ class TestAJobOfTheJournal:
         told = ("a line written now was not read by the job app", False)
         assert shipping.journal(url, rewrites=True) == told
 
+    def test_an_earlier_equal_line_does_not_show_that_the_last_one_was_read(
+        self, shipping, loki, unit_ships, monkeypatch
+    ):
+        url = loki()
+        push(url, "good night")
+        unit_ships(runs=False, read=False)
+        shipping.reads(cursor__app="s=1;t=5")
+        monkeypatch.setattr(log_shipping, "last_of", lambda unit: ("good night", time.time()))
+        told = "the last line of app.service, which does not run, was not read by the job app"
+        assert shipping.journal(url) == (told, False)
+
+    def test_a_gateway_without_queries_is_asked_once_while_a_line_is_read(self, shipping, unit_ships, monkeypatch):
+        asked = []
+        monkeypatch.setattr(log_shipping.Loki, "ask", lambda *_: asked.append(1) or (403, ["no"]))
+        unit_ships(read=False)
+        shipping.reads(cursor__app="s=1;t=5")
+        monkeypatch.setattr(log_shipping.time, "sleep", lambda _: None)
+        assert shipping.journal("http://x", wait=0.2) == ("a line written now was not read by the job app", False)
+        assert len(asked) == 1
+
     def test_lines_of_other_units_are_reported(self, shipping, loki, unit_ships):
         url = loki()
         unit_ships(url)
