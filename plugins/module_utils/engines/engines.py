@@ -217,8 +217,8 @@ def resolved(entry: Mapping, settings: Mapping) -> dict:
     """Return one engine in the form that the playbooks use.
 
     It has ``name``, ``kind``, ``group`` ("" without one), ``unit``, ``port``, ``url`` (without a path), ``key``
-    (where its key is on the host), ``state`` (present, absent), ``served`` (names of its models), ``settings`` (all
-    variables of the role, with its secrets) and ``plan`` (see `planned`).
+    (where its key is on the host), ``state`` (present, absent), ``served`` (names of its models), ``memory_plan`` (the
+    role's variable), ``settings`` (all variables of the role, with its secrets) and ``plan`` (see `planned`).
     """
     kind, name = entry["kind"], entry["name"]
     address, port = (settings.get(f"{ROLES[kind]}_{key}", "") for key in ("host", "port"))
@@ -232,6 +232,7 @@ def resolved(entry: Mapping, settings: Mapping) -> dict:
         "state": settings.get(f"{ROLES[kind]}_state", "present"),
         "url": local_url(address, port),
         "served": _served(kind, settings),
+        "memory_plan": settings.get(f"{ROLES[kind]}_memory_plan", ""),
         "settings": dict(settings),
         "plan": planned(name, kind, settings) | _turns(entry, settings),
     }

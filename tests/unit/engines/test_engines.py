@@ -242,3 +242,13 @@ def test_the_application_gets_a_table_where_there_are_several():
     row = {"url": "http://127.0.0.1:8002/v1", "models": ["owner/model", "easycontract"], "api_key": "key"}
     assert engines.table(resolved) == [{**row, "name": "vllm"}, {**row, "name": "feedback", "group": "evaluation"}]
     assert engines.table(resolved[:1]) == []
+
+
+@pytest.mark.parametrize("kind", engines.ROLES)
+def test_an_engine_without_a_memory_plan_has_no_phase_for_it(kind):
+    for plan in ("off", "refuse"):
+        settings = {f"{engines.ROLES[kind]}_memory_plan": plan}
+        assert engines.resolved({"name": "a", "kind": kind}, settings)["memory_plan"] == plan
+    (play,) = yaml.safe_load((ROOT / "playbooks/engine.yml").read_text())
+    (phase,) = (task for task in play["tasks"] if task.get("vars") == {"engine_tasks": "memory.yml"})
+    assert phase["loop"] == "{{ engines_present | rejectattr('memory_plan', 'eq', 'off') | map(attribute='name') }}"
