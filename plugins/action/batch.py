@@ -90,7 +90,7 @@ class ActionModule(ActionBase):
         """Return the steps of a role, with its variables as its own tasks see them."""
         scope = self._scope(role, task_vars)
         steps = self._templar.copy_with_new_env(available_variables=scope).template(scope[f"__{role}_steps"])
-        return self._expanded(steps, scope)
+        return self._expanded(steps, task_vars)
 
     def _scope(self, role: str, task_vars: dict) -> dict:
         """Return the variables of a role. Raises AnsibleActionFail if there is no such role, or if it has no steps."""
