@@ -15,7 +15,7 @@ from ansible.utils.vars import load_extra_vars
 from ..module_utils.engines import engines
 from ..module_utils.quiet_module import without_credentials
 from ..module_utils.role_variables import RENAMED, SHARED, SHARED_RULES, kind_problems, typed
-from ..plugin_utils.roles import KEY, SPECS, read
+from ..plugin_utils.roles import KEY, RELEASED, SPECS, read
 
 # Fact: fingerprints of the roles that were validated in this run, and the names of roles that were validated together.
 VALIDATED = "llm_server_validated"
@@ -126,7 +126,7 @@ class ActionModule(ActionBase):
         """Return ``(the engines of the host with all variables of their roles, problems)``; see the module's RETURN."""
         listed = self._task.args.get("engines") or []
         specs = {kind: SPECS[role] for kind, role in engines.ROLES.items()}
-        problems = engines.list_problems(listed, specs, self._task.args.get("services") or [])
+        problems = engines.list_problems(listed, specs, [*RELEASED, *(self._task.args.get("services") or [])])
         if problems:
             return [], problems
         groups = self._task.args.get("engine_groups") or {}

@@ -27,7 +27,10 @@ options:
     type: list
     elements: dict
   engine_groups: {description: Groups of engines of which one serves at a time., type: dict}
-  services: {description: Names that an engine cannot have., type: list, elements: str}
+  services:
+    description: Names that an engine cannot have, besides those of released programs.
+    type: list
+    elements: str
   connect:
     description: Opens the connection to the host meanwhile, for the next task. It does not matter if that fails.
     type: bool

@@ -41,6 +41,8 @@ def _load(path: Path) -> dict:
 SPECS = _specs()
 NAMES = ("defaults/main.yml", "vars/main.yml", "vars/checklist.yml")
 FILES = {(path.parts[-3], name): _load(path) for name in NAMES for path in ROLES.glob(f"*/{name}")}
+# Roles of released programs; their services have the same names.
+RELEASED = sorted(role for role, name in FILES if "released_steps(" in str(FILES[role, name].get(f"__{role}_steps")))
 # Filters, too, are imported once: Ansible looks for one in all files of the folder.
 for _file in pkgutil.iter_modules(filters.__path__):
     importlib.import_module(f"{filters.__name__}.{_file.name}")

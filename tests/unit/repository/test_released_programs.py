@@ -14,6 +14,7 @@ from jinja2.nativetypes import NativeEnvironment
 from plugins.action import incident_evidence
 from plugins.module_utils import role_variables
 from plugins.module_utils.watch.scrape_targets import ENGINES, PROGRAMS, SHIPPERS, WATCHING
+from plugins.plugin_utils import roles
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -25,7 +26,9 @@ def read(name: str) -> dict:
 
 def rendered(template, **variables):
     """Return the value of a template in an inventory or in a playbook's variables."""
-    return NativeEnvironment().from_string(template).render(variables) if isinstance(template, str) else template
+    environment = NativeEnvironment()
+    environment.filters["community.general.dict_kv"] = lambda value, key: {key: value}
+    return environment.from_string(template).render(variables) if isinstance(template, str) else template
 
 
 RELEASED = sorted(
@@ -36,12 +39,14 @@ RELEASED = sorted(
 DEFAULTS = {role: read(f"roles/{role}/defaults/main.yml") for role in RELEASED}
 ON = {"vmagent_url": "http://here", "vmalert_logs_url": "http://here"}
 # Units of all groups except the engines, which are named in the inventory.
+GROUPS = read("playbooks/vars/groups.yml")["roles_of_groups"]
 UNITS = {
     service["name"]
     for group in read("playbooks/vars/services.yml")["services_of_groups"]
     if group["group"] != "engines"
     for shipper in SHIPPERS
-    for service in rendered(group["services"], log_shipper=shipper, **ON)
+    for of_groups in [{name: rendered(each, log_shipper=shipper, **ON) for name, each in GROUPS.items()}]
+    for service in rendered(group["services"], roles_of_groups=of_groups, **ON)
 }
 
 
@@ -98,8 +103,7 @@ def test_a_playbook_compares_its_program_and_runs_it_if_it_differs(role):
         task["tags"] == [role] and role in compare["tags"] == compare["ansible.builtin.include_tasks"]["apply"]["tags"]
     )
     group = re.fullmatch(r"\{\{ roles_of_groups\.(\w+) \}\}", compare["vars"]["compared_roles"])[1]
-    roles = read("playbooks/vars/groups.yml")["roles_of_groups"][group]
-    compared = [one for shipper in SHIPPERS for one in rendered(roles, log_shipper=shipper, **ON)]
+    compared = [one for shipper in SHIPPERS for one in rendered(GROUPS[group], log_shipper=shipper, **ON)]
     assert group == play["hosts"] and role in compared
     # In site.yml it has been compared already.
     assert compare["when"] == "compared_roles | difference(roles_compared) | length > 0"
@@ -111,13 +115,24 @@ def test_its_steps_are_made_from_its_program(role):
 
 
 @pytest.mark.parametrize("role", RELEASED)
-def test_diagnosis_incident_and_watchdog_know_its_unit(role):
-    assert role in UNITS, "add its unit to playbooks/vars/services.yml"
+def test_diagnosis_and_incident_know_its_unit(role):
+    assert role in UNITS
 
 
 def test_an_engine_cannot_have_the_name_of_a_unit():
     taken = set(read("playbooks/vars/engines.yml")["engine_names_taken"])
-    assert UNITS - taken == set(), "add them to engine_names_taken in playbooks/vars/engines.yml"
+    assert UNITS - taken - set(RELEASED) == set(), "add them to engine_names_taken in playbooks/vars/engines.yml"
+    assert RELEASED == roles.RELEASED and "promtail" in RELEASED
+
+
+@pytest.mark.parametrize("name", ["diagnose", "backup", "load", "incident"])
+def test_a_playbook_that_needs_the_services_has_the_groups(name):
+    files = [
+        play["vars_files"]
+        for play in read(f"playbooks/{name}.yml")
+        if "vars/services.yml" in play.get("vars_files", [])
+    ]
+    assert files and all(each.index("vars/groups.yml") < each.index("vars/services.yml") for each in files)
 
 
 @pytest.mark.parametrize("name", secret_variables())
