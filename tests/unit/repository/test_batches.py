@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,21 +15,28 @@ site = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(site)
 
 
-def steps(content) -> Iterator[dict]:
-    """Yield the steps in a file of tasks or of a role's variables; those that a filter makes are not seen."""
+def each_of(content, wanted: Callable[[dict], bool]) -> Iterator[dict]:
+    """Yield the wanted mappings in a file of tasks or of a role's variables; those that a filter makes are not seen."""
     for each in content.values() if isinstance(content, dict) else content or []:
-        if isinstance(each, dict) and {"module", "options"} <= each.keys():
+        if isinstance(each, dict) and wanted(each):
             yield each
         elif isinstance(each, dict | list):
-            yield from steps(each)
+            yield from each_of(each, wanted)
 
 
-STEPS = [
-    pytest.param(step, id=f"{path.parts[-3]}: {step['name']}")
-    for folder in ("tasks", "vars")
-    for path in sorted((ROOT / "roles").glob(f"*/{folder}/*.yml"))
-    for step in steps(yaml.safe_load(path.read_text()))
-]
+def in_roles(name: str, wanted: Callable[[dict], bool]) -> list:
+    """Return the wanted mappings in all roles as parameters, each with the value of ``name`` in its id."""
+    return [
+        pytest.param(each, id=f"{path.parts[-3]}: {each[name]}")
+        for folder in ("tasks", "vars")
+        for path in sorted((ROOT / "roles").glob(f"*/{folder}/*.yml"))
+        for each in each_of(yaml.safe_load(path.read_text()), wanted)
+    ]
+
+
+STEPS = in_roles("name", lambda each: {"module", "options"} <= each.keys())
+# Entries that stand for the steps of a role.
+ENTRIES = in_roles("role", lambda each: {"role"} == each.keys() - {"vars"} and "{" not in each["role"])
 
 
 def options_of(module: str) -> dict[str, dict]:
@@ -49,24 +56,6 @@ def test_a_step_is_a_call_that_its_module_takes(step):
     given = step["options"].keys() | taken
     assert given <= options.keys()
     assert {name for name, option in options.items() if option.get("required")} <= given
-
-
-def entries(content) -> Iterator[dict]:
-    """Yield the entries that stand for the steps of a role."""
-    for each in content.values() if isinstance(content, dict) else content or []:
-        if isinstance(each, dict) and "role" in each and each.keys() <= {"role", "vars"}:
-            yield each
-        elif isinstance(each, dict | list):
-            yield from entries(each)
-
-
-ENTRIES = [
-    pytest.param(entry, id=f"{path.parts[-3]}: {entry['role']}")
-    for folder in ("tasks", "vars")
-    for path in sorted((ROOT / "roles").glob(f"*/{folder}/*.yml"))
-    for entry in entries(yaml.safe_load(path.read_text()))
-    if "{" not in entry["role"]
-]
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
