@@ -115,21 +115,23 @@ def test_the_engines_are_resolved_before_the_application_needs_their_table(playb
 @pytest.mark.parametrize("playbook", ["engine", "switch", "one_after_another"])
 def test_the_engines_are_validated_before_a_role_relies_on_it(playbook):
     """With engine_tasks, a role does not validate its variables."""
-    plays = read(f"playbooks/{playbook}.yml")
-    included = [
-        name
-        for play in plays
-        for task in play.get("tasks", [])
-        for key, name in task.items()
-        if key.endswith(("include_tasks", "import_tasks"))
-    ]
-    resolving = [number for number, name in enumerate(included) if name == "tasks/resolve_engines.yml"]
+    names = [name for play in read(f"playbooks/{playbook}.yml") for name in included(play.get("tasks", []))]
     running = [
         number
-        for number, name in enumerate(included)
-        if "engine_{{" in str(name) or str(name).endswith(("switch.yml", "run_against_engine.yml"))
+        for number, name in enumerate(names)
+        if "engine_{{" in name or name.endswith(("/switch.yml", "/run_against_engine.yml"))
     ]
-    assert resolving and (not running or resolving[0] < running[0])
+    assert running and names.index("tasks/resolve_engines.yml") < running[0]
+
+
+def included(tasks: list) -> list[str]:
+    """Return the files of tasks that tasks include, in order, also in blocks."""
+    names = []
+    for task in tasks:
+        names += [name for key, name in task.items() if key.endswith(("include_tasks", "import_tasks"))]
+        for part in ("block", "rescue", "always"):
+            names += included(task.get(part, []))
+    return [name["file"] if isinstance(name, dict) else name for name in names]
 
 
 @pytest.mark.parametrize("kind", ["vllm", "llama_cpp"])
